@@ -1,0 +1,1 @@
+"""Tar shards and nothing else: schema, write, manifest, catalog, read, verify, order, stream."""
