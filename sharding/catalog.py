@@ -5,6 +5,7 @@ readers open a folder of a thousand shards through it without listing the folder
 """
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sharding.atomic import remove_stale, sha256_file, write_json
-from sharding.manifest import manifest_path, manifest_sha256, read_manifest
+from sharding.manifest import (
+    Manifest, manifest_path, parse_manifest, read_manifest_bytes
+)
 from sharding.schema import ShardError
 
 SCHEMA = "boxless/catalog/1"
@@ -89,7 +92,8 @@ def write_catalog(
 
 def _shard_entry(tar: Path, split: str) -> tuple[ShardEntry, list[str]]:
     """The catalog's line for a finished shard, and the keys of its samples."""
-    manifest = read_manifest(tar)
+    data = read_manifest_bytes(tar)
+    manifest = parse_manifest(data, tar)
     if not tar.is_file() or tar.stat().st_size != manifest.tar_bytes:
         raise ShardError(
             f"{tar}: got a tar that is missing or of another size than its manifest's "
@@ -99,7 +103,7 @@ def _shard_entry(tar: Path, split: str) -> tuple[ShardEntry, list[str]]:
         tar=tar.name,
         split=split,
         bytes=manifest.tar_bytes,
-        manifest_sha256=manifest_sha256(tar),
+        manifest_sha256=hashlib.sha256(data).hexdigest(),
         num_input=manifest.num_input,
         num_ok=manifest.num_ok,
         num_failed=manifest.num_failed,
@@ -140,6 +144,18 @@ def _check_entry(shard: ShardEntry) -> None:
         shard.num_input != shard.num_ok + shard.num_failed
     ):
         raise ValueError(f"counts {numbers} of shard {shard.tar!r}")
+
+
+def load_manifest(tar: Path, shard: ShardEntry) -> Manifest:
+    """The manifest of `tar`; ShardError if it is odd or not the one that the catalog saw."""
+    path = manifest_path(tar)
+    data = read_manifest_bytes(tar)
+    if (got := hashlib.sha256(data).hexdigest()) != shard.manifest_sha256:
+        raise ShardError(
+            f"{path}: got SHA-256 {got}, expected {shard.manifest_sha256} of {NAME}: the shard "
+            "has been written again since; run the stage that writes the folder to its end"
+        )
+    return parse_manifest(data, tar)
 
 
 def catalog_sha256(folder: Path) -> str:

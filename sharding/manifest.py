@@ -99,15 +99,19 @@ def read_manifest(tar: Path) -> Manifest:
 
     The tar itself is not touched, so that manifests can be read where the tars are far away.
     """
+    return parse_manifest(read_manifest_bytes(tar), tar)
+
+
+def read_manifest_bytes(tar: Path) -> bytes:
+    """The manifest file of `tar`, unread; ShardError if it is missing."""
     path = manifest_path(tar)
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ShardError(
             f"{path}: got no manifest ({error.strerror}), expected one beside the tar; "
             "the shard is unfinished or not ours: run the stage that writes it again"
         ) from error
-    return parse_manifest(data, tar)
 
 
 def parse_manifest(data: bytes, tar: Path) -> Manifest:
