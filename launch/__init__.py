@@ -1,0 +1,1 @@
+"""Where processes run: local, torchrun, deepspeed and slurm behind one interface."""

@@ -1,0 +1,54 @@
+"""What a launcher is given and what it gives back: the one interface of this folder.
+
+Each launcher is a module with two functions:
+
+    command(job, config) -> list[str]    pure: what will be run, for ``--dry-run`` and for tests
+    run(job, config) -> None             runs it to the end
+
+``run`` returns when every rank ended well, raises LaunchError when one did not, and raises Stopped
+when this process was told to stop and had passed that on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One stage's processes.
+
+    title: short, for queues and messages, as in ``toy-pretrain``.
+    module, args: every rank runs ``python -m MODULE ARGS...`` and learns its rank from RANK,
+        LOCAL_RANK and WORLD_SIZE in its environment (absent: it is alone).
+    env: variables laid over this process's own.
+    log_folder: ``rank-N.log`` of each rank and ``launcher.log`` stand here; the ranks learn it
+        from LOG_FOLDER_VARIABLE.
+    """
+
+    title: str
+    module: str
+    args: tuple[str, ...]
+    log_folder: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+
+class LaunchError(RuntimeError):
+    """A rank or the launcher itself failed: what state it ended in, and the end of its log."""
+
+    def __init__(self, state: str, log: Path, tail: str) -> None:
+        super().__init__(f"{state}\n{tail}\n(log: {log})" if tail else f"{state} (log: {log})")
+        self.state, self.log, self.tail = state, log, tail
+
+
+class UserError(ValueError):
+    """A rank ended because what it was asked cannot be done; the message says what to change."""
+
+
+class Stopped(Exception):
+    """This process got SIGTERM or SIGINT; its processes were told, and have ended."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number

@@ -1,0 +1,134 @@
+"""One child process, run to its end: signals are passed on, and it never outlives this process.
+
+Reached from the launchers. The child gets a session of its own, so that Ctrl-C in a terminal
+reaches it once, through here, and not a second time from the terminal.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from launch.job import Job, LaunchError, Stopped, UserError
+from launch.logs import (
+    LOG_FOLDER_VARIABLE,
+    clear_failures,
+    first_failure,
+    log_path,
+    tail,
+)
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def run_process(
+    command: list[str],
+    job: Job,
+    *,
+    started: Callable[[subprocess.Popen[bytes]], None] | None = None,
+    tell_to_stop: Callable[[], None] | None = None,
+) -> None:
+    """Run ``command`` with the environment of ``job``; its stderr goes to ``launcher.log``.
+
+    Its stdout is the screen, or a pipe for ``started(process)`` to read. SIGTERM or SIGINT here
+    becomes one SIGTERM to the child (or ``tell_to_stop()``), so that it can checkpoint; a second
+    one kills it. Raises Stopped after that, UserError when the command is not here or a rank blames
+    what it was asked, and LaunchError when the child ends with anything else but 0.
+    """
+    clear_failures(job.log_folder)
+    launcher_log = job.log_folder / "launcher.log"
+    env = os.environ | job.env | {LOG_FOLDER_VARIABLE: str(job.log_folder.resolve())}
+    sys.stdout.flush()
+    with launcher_log.open("wb") as log:
+        try:
+            process = subprocess.Popen(
+                command,
+                env=env,
+                stdout=subprocess.PIPE if started else None,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{command[0]} is not on this machine; `boxless doctor` tells what is, and "
+                "--launcher chooses another launcher."
+            ) from error
+    with _signals_passed_on(process, tell_to_stop) as received:
+        if started:
+            started(process)
+        process.wait()
+    if received:
+        raise Stopped(received[0])
+    if process.returncode != 0:
+        raise _what_went_wrong(job, process.returncode)
+
+
+def end_with_parent() -> None:
+    """Get SIGTERM when the parent process ends, however it ends (Linux; elsewhere nothing).
+
+    Without it, ``kill -9`` of a conductor would leave ranks that write beside their successors.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+@contextmanager
+def _signals_passed_on(
+    process: subprocess.Popen[bytes], tell_to_stop: Callable[[], None] | None
+) -> Iterator[list[int]]:
+    """The signals that came while inside, in order."""
+    received: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            os.killpg(process.pid, signal.SIGKILL)
+        elif tell_to_stop is not None:
+            tell_to_stop()
+        else:
+            process.send_signal(signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may have signal handlers
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _what_went_wrong(job: Job, returncode: int) -> Exception:
+    failure = first_failure(job.log_folder)
+    if failure is not None and failure.traceback is None:
+        return UserError(failure.message)
+    if failure is not None:
+        log = log_path(job.log_folder, failure.rank)
+        return LaunchError(f"{job.title}: rank {failure.rank} failed", log, failure.traceback or "")
+    log = job.log_folder / "launcher.log"
+    if not tail(log).strip():  # the rank was the child itself, and was killed without a word
+        log = log_path(job.log_folder, 0)
+    return LaunchError(f"{job.title}: {state_of(returncode)}", log, tail(log))
+
+
+def state_of(returncode: int) -> str:
+    """``ended with exit status 3`` or ``killed by SIGKILL (out of memory?)``."""
+    if returncode >= 0:
+        return f"ended with exit status {returncode}"
+    hint = " (out of memory?)" if returncode == -signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-returncode).name}{hint}"
+
+
+def worker_command(job: Job) -> list[str]:
+    """``python -m MODULE ARGS...``: what one rank runs."""
+    return [sys.executable, "-m", job.module, *job.args]

@@ -1,0 +1,228 @@
+"""Conducts a run: decides which stages are due and why, starts them, and records what they leave.
+
+The decision is ``plan_stage``, which only looks; ``conduct`` acts on it. Reached from
+``pipeline.command_line`` for every ``boxless STAGE`` and ``boxless run``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from rich.console import Console
+
+from launch.job import LaunchError, Stopped, UserError
+from pipeline import __version__
+from pipeline.figures import figures_of, in_words, seconds_in_words
+from pipeline.launching import Asked, command_text, launch_config, launch_stage
+from pipeline.recipe import Recipe, dump_recipe
+from pipeline.run_folder import RunError, RunFolder
+from pipeline.stage_kinds import StageKind, stage_kinds
+from pipeline.stage_records import (
+    StageRecord,
+    faults,
+    finished_record,
+    read_done,
+    read_started,
+    write_done,
+    write_started,
+)
+from sharding.atomic import write_text
+
+Action = Literal["skip", "start", "continue", "redo"]
+_UNKNOWN = "not made yet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be done about a stage, why, and all that will shape its output."""
+
+    kind: StageKind
+    action: Action
+    why: str
+    shaped_by: dict[str, Any]
+
+    @property
+    def sets_aside(self) -> bool:
+        """Whether what is there now is kept under another name."""
+        return self.action == "redo" and self.kind.is_dear
+
+
+def plan_stage(
+    run: RunFolder, recipe: Recipe, kind: StageKind, due: Sequence[str] = ()
+) -> Plan:
+    """What to do about ``kind``; ``due`` names stages that will run before it."""
+    shaped_by = _shaped_by(run, recipe, kind, due)
+    done, started = read_done(run, kind), read_started(run, kind)
+    last = done or started
+
+    def plan(action: Action, why: str) -> Plan:
+        return Plan(kind=kind, action=action, why=why, shaped_by=shaped_by)
+
+    if last is None:
+        return plan("start", "not started yet")
+    if last.shaped_by != shaped_by:
+        return plan("redo", _changes(last.shaped_by, shaped_by))
+    if done is None:
+        return plan("continue", "stopped part-way")
+    wrong = faults(run, kind, done)
+    if wrong:
+        return plan("continue", "; ".join(wrong[:3]) + (" ..." if wrong[3:] else ""))
+    return plan("skip", "complete, and nothing that shapes it changed")
+
+
+def conduct(
+    recipe: Recipe, run: RunFolder, names: Sequence[str], asked: Asked, *, dry_run: bool
+) -> None:
+    """Run the stages called ``names``, those that are due, in order.
+
+    Raises RunError when a stage's inputs are missing, UserError or LaunchError when it fails, and
+    Stopped after SIGTERM or SIGINT.
+    """
+    console = Console(highlight=False)
+    kinds = [kind for kind in stage_kinds(recipe) if kind.name in names]
+    if "finetune" in names and recipe.finetune.task is None:
+        console.print("finetune: skipped, as the recipe names no task (finetune.task).")
+    if dry_run:
+        _show_plans(recipe, run, kinds, asked, console)
+        return
+    run.make()
+    with run.conducted():
+        write_text(run.recipe, dump_recipe(recipe))
+        for kind in kinds:
+            _check_inputs(run, recipe, kind, console, alone=len(names) == 1)
+            plan = plan_stage(run, recipe, kind)
+            if plan.action == "skip":
+                console.print(f"[green]✓[/] [bold]{kind.name}[/] skipped: {plan.why}")
+                continue
+            console.print(f"[bold]▶ {kind.name}[/] ({plan.action}: {plan.why})", markup=True)
+            _run_stage(recipe, run, plan, asked, console, alone=len(names) == 1)
+
+
+def join(recipe: Recipe, run: RunFolder, name: str, asked: Asked) -> None:
+    """Add this node's ranks to a stage that the first node conducts (torchrun on several nodes)."""
+    (kind,) = (kind for kind in stage_kinds(recipe) if kind.name == name)
+    launch_stage(kind, recipe, run, launch_config(kind, recipe, asked, alone=True))
+
+
+def _run_stage(
+    recipe: Recipe, run: RunFolder, plan: Plan, asked: Asked, console: Console, *, alone: bool
+) -> None:
+    kind = plan.kind
+    config = launch_config(kind, recipe, asked, alone=alone)
+    if plan.sets_aside:
+        for old, new in _set_aside(run, kind):
+            console.print(f"  kept the earlier {old} as {new}")
+    before = read_started(run, kind) if plan.action == "continue" else None
+    started = StageRecord(
+        stage=kind.name, shaped_by=plan.shaped_by, seconds=before.seconds if before else 0.0
+    )
+    write_started(run, kind, started)
+    began = time.monotonic()
+    try:
+        launch_stage(kind, recipe, run, config)
+    except (LaunchError, Stopped, UserError):
+        # A killed conductor does not come by here; its seconds are the only thing that is lost.
+        write_started(run, kind, _later(started, began))
+        raise
+    try:
+        record = finished_record(run, kind, _later(started, began), figures_of(run, kind))
+    except FileNotFoundError as error:
+        raise RunError(f"{error}; the logs are in {run.logs(kind.name)}") from error
+    write_done(run, kind, record)
+    words = in_words(record.figures)
+    console.print(
+        f"[green]✓[/] [bold]{kind.name}[/] {seconds_in_words(record.seconds)}"
+        + (f": {words}" if words else "")
+    )
+
+
+def _later(started: StageRecord, began: float) -> StageRecord:
+    return replace(started, seconds=round(started.seconds + time.monotonic() - began, 3))
+
+
+def _show_plans(
+    recipe: Recipe, run: RunFolder, kinds: list[StageKind], asked: Asked, console: Console
+) -> None:
+    due: list[str] = []
+    for kind in kinds:
+        plan = plan_stage(run, recipe, kind, due)
+        console.print(f"[bold]{kind.name}[/]: {plan.action}: {plan.why}")
+        if plan.action == "skip":
+            continue
+        due.append(kind.name)
+        if plan.sets_aside:
+            console.print(f"  sets aside {', '.join(kind.folders)}")
+        config = launch_config(kind, recipe, asked, alone=len(kinds) == 1)
+        text = command_text(kind, recipe, run, config)
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def _check_inputs(
+    run: RunFolder, recipe: Recipe, kind: StageKind, console: Console, *, alone: bool
+) -> None:
+    """RunError unless every input is complete; a word where one is of other settings."""
+    for other in stage_kinds(recipe):
+        if other.name not in kind.inputs:
+            continue
+        if read_done(run, other) is None:
+            raise RunError(
+                f"{kind.name} reads what {other.name} leaves in {other.folder(run)}, and that is "
+                f"not complete; `boxless {other.name}` with the same recipe and --run makes it, "
+                "and `boxless run` makes all in order."
+            )
+        plan = plan_stage(run, recipe, other) if alone else None
+        if plan is not None and plan.action != "skip":
+            console.print(f"[yellow]note[/]: {other.name} is not as this recipe says: {plan.why}")
+
+
+def _shaped_by(
+    run: RunFolder, recipe: Recipe, kind: StageKind, due: Sequence[str]
+) -> dict[str, Any]:
+    inputs = {}
+    for other in stage_kinds(recipe):
+        if other.name in kind.inputs:
+            done = None if other.name in due else read_done(run, other)
+            inputs[other.name] = done.content if done else _UNKNOWN
+    return {"recipe": kind.recipe_parts(recipe), "inputs": inputs, "boxless": __version__}
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What changed, in words: ``pretrain.num_steps was 100, is 200``; the first few."""
+    changes = [
+        f"its input from {name} " + ("will change" if content == _UNKNOWN else "changed")
+        for name, content in new["inputs"].items()
+        if old["inputs"].get(name) != content
+    ]
+    before, after = _leaves(old["recipe"]), _leaves(new["recipe"])
+    for path in sorted(before.keys() | after.keys()):
+        was, now = before.get(path, "absent"), after.get(path, "absent")
+        if was != now:
+            changes.append(f"{path} was {was}, is {now}")
+    if old["boxless"] != new["boxless"]:
+        changes.append(f"boxless was {old['boxless']}, is {new['boxless']}")
+    return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if changes[4:] else "")
+
+
+def _leaves(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{above}{key}"
+        leaves |= _leaves(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return leaves
+
+
+def _set_aside(run: RunFolder, kind: StageKind) -> list[tuple[str, str]]:
+    """Rename the stage's folders to NAME.1, or the first number that none of them has yet."""
+    number = 1
+    while any((run.root / f"{name}.{number}").exists() for name in kind.folders):
+        number += 1
+    moved = []
+    for name in kind.folders:
+        if (run.root / name).exists():
+            shutil.move(run.root / name, run.root / f"{name}.{number}")
+            moved.append((name, f"{name}.{number}"))
+    return moved

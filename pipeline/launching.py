@@ -1,0 +1,115 @@
+"""How a stage is started: which launcher with how many ranks, and the job that it is given.
+
+By default only pretrain has the ranks of the recipe's ``launch``; the other stages are one process,
+here or, where the recipe says slurm, in a job of their own. What the command line asks for lies
+over the recipe; a stage that can share its work (distill) has several ranks only when asked there.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from types import ModuleType
+
+from launch import deepspeed, local, slurm, torchrun
+from launch.config import LaunchConfig, LauncherName
+from launch.job import Job
+from pipeline.recipe import Recipe
+from pipeline.recipe_values import RecipeError
+from pipeline.run_folder import RunFolder
+from pipeline.stage_calls import FINISH_DISTILL
+from pipeline.stage_kinds import StageKind
+
+LAUNCHERS: dict[LauncherName, ModuleType] = {
+    "local": local,
+    "torchrun": torchrun,
+    "deepspeed": deepspeed,
+    "slurm": slurm,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line says about launching; None where it says nothing."""
+
+    launcher: LauncherName | None = None
+    nodes: int | None = None
+    procs_per_node: int | None = None
+
+
+def launch_config(
+    kind: StageKind, recipe: Recipe, asked: Asked, *, alone: bool
+) -> LaunchConfig:
+    """How ``kind`` is launched; ``alone`` when it was asked for by its own name.
+
+    RecipeError when several ranks are asked for a stage that cannot share its work.
+    """
+    given, is_pretrain = recipe.launch, kind.name == "pretrain"
+    if not alone and not is_pretrain:
+        by_slurm = (asked.launcher or given.launcher) == "slurm"
+        asked = Asked(launcher="slurm" if by_slurm else "local")
+    default = given.procs_per_node if is_pretrain and asked.launcher != "local" else 1
+    procs_per_node = asked.procs_per_node or default
+    default = given.nodes if is_pretrain and asked.launcher != "local" else 1
+    nodes = asked.nodes or default
+    if nodes * procs_per_node > 1 and not kind.takes_ranks:
+        raise RecipeError(
+            f"{kind.name} is one process, got {nodes} nodes of {procs_per_node}; only distill and "
+            "pretrain take --nodes and --procs-per-node."
+        )
+    launcher = asked.launcher or given.launcher
+    if asked.launcher is None and launcher != "slurm" and not is_pretrain:
+        launcher = "local"
+    if asked.launcher is None and launcher == "local" and nodes * procs_per_node > 1:
+        launcher = "torchrun"
+    try:
+        return replace(
+            given,
+            launcher=launcher,
+            nodes=nodes,
+            procs_per_node=procs_per_node,
+            node_rank=given.node_rank if nodes > 1 else 0,
+        )
+    except ValueError as error:
+        raise RecipeError(f"launch.{error}") from error
+
+
+def launch_stage(kind: StageKind, recipe: Recipe, run: RunFolder, config: LaunchConfig) -> None:
+    """Run the stage's ranks to the end; raises as launch.job says."""
+    job = _job(kind, recipe, run, config)
+    LAUNCHERS[config.launcher].run(job, config)
+    if kind.name == "distill" and config.num_ranks > 1:
+        finish = replace(job, args=(FINISH_DISTILL, *job.args[1:]), env={})
+        local.run(finish, replace(config, launcher="local", nodes=1, procs_per_node=1))
+
+
+def command_text(kind: StageKind, recipe: Recipe, run: RunFolder, config: LaunchConfig) -> str:
+    """What ``launch_stage`` would run, as text for a shell; for Slurm, the script as well."""
+    job = _job(kind, recipe, run, config)
+    command = shlex.join(LAUNCHERS[config.launcher].command(job, config))
+    return f"{slurm.script(job, config)}\n# {command}" if config.launcher == "slurm" else command
+
+
+def _job(kind: StageKind, recipe: Recipe, run: RunFolder, config: LaunchConfig) -> Job:
+    root = run.root.resolve()
+    return Job(
+        title=f"{recipe.name}-{kind.name}",
+        module="pipeline.worker",
+        args=(kind.name, str(root)),
+        log_folder=RunFolder(root).logs(kind.name),
+        env=_environment(config),
+    )
+
+
+def _environment(config: LaunchConfig) -> dict[str, str]:
+    """One rank for itself takes PyTorch's own number of threads; several share the cores."""
+    if config.procs_per_node == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    if config.launcher == "slurm":
+        num_threads = config.cpus_per_proc
+    else:
+        num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        num_threads = max(1, num_cores // config.procs_per_node)
+    return {"OMP_NUM_THREADS": str(num_threads)}

@@ -1,0 +1,105 @@
+"""YAML as recipes mean it: YAML 1.2 scalars, and a key given twice is an error.
+
+PyYAML reads YAML 1.1, where ``1e-4`` is text, ``no`` is false and ``12:30`` is 750. Whoever writes
+``learning_rate: 1e-4`` means a number, so recipes are read with YAML 1.2's scalars instead.
+Reached from ``pipeline.recipe``, which turns what is read here into checked dataclasses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+# (tag, how such a scalar looks, the characters it can begin with): the YAML 1.2 core schema, and
+# underscores between digits, which keep large counts readable.
+_SCALARS = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9][0-9_]*", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+)
+
+
+class _Resolver(yaml.resolver.BaseResolver):
+    """Which plain scalar is of which type."""
+
+
+class _Constructor(yaml.constructor.SafeConstructor):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return int(self.construct_scalar(node).replace("_", ""))  # 010 is ten here, not octal
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yaml_int)
+
+
+class _Loader(
+    yaml.reader.Reader,
+    yaml.scanner.Scanner,
+    yaml.parser.Parser,
+    yaml.composer.Composer,
+    _Constructor,
+    _Resolver,
+):
+    def __init__(self, text: str) -> None:
+        yaml.reader.Reader.__init__(self, text)
+        yaml.scanner.Scanner.__init__(self)
+        yaml.parser.Parser.__init__(self)
+        yaml.composer.Composer.__init__(self)
+        _Constructor.__init__(self)
+        _Resolver.__init__(self)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.1 or 1.2 would take for something else; paragraphs stand as such."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = "|" if "\n" in text else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+for _tag, _pattern, _first in _SCALARS:
+    for _reads_or_writes in (_Resolver, _Dumper):
+        _reads_or_writes.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
+        )
+
+
+def read_yaml(text: str) -> Any:
+    """Plain Python values of one YAML document. Raises yaml.YAMLError with line and column."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def write_yaml(value: Any) -> str:
+    """YAML text that ``read_yaml`` turns back into the same plain values, keys in their order."""
+    style = None  # lists and mappings without any inside them stand on one line
+    return yaml.dump(
+        value,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=100,
+        default_flow_style=style,
+    )

@@ -1,0 +1,94 @@
+"""How each stage is called, with its part of the recipe and its folders. Reached from
+``pipeline.worker``; each function imports its stage itself, since stages are heavy to import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.recipe import Recipe
+from pipeline.run_folder import RunFolder
+
+FINISH_DISTILL = "finish-distill"
+"""One process, after the ranks that shared distill: it writes the catalog over their shards."""
+
+
+def _ingest(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+    from stages.ingest.run import ingest
+
+    ingest(recipe.ingest, seed=recipe.seed, out=run.images)
+
+
+def _teach(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+    from stages.distill.teach import teach
+
+    teach(recipe.teach, seed=recipe.seed, images=run.images, out=run.teacher)
+
+
+def _distill(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+    from stages.distill.run import distill
+    from stages.distill.teacher.folder import load_teacher
+
+    distill(
+        recipe.distill,
+        images=run.images,
+        teacher=load_teacher(run.teacher),
+        out=run.objects,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def _finish_distill(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+    from stages.distill.run import finish
+
+    finish(run.images, run.objects)
+
+
+def _pretrain(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+    from stages.pretrain.run import pretrain
+
+    pretrain(
+        recipe.pretrain,
+        student=recipe.student,
+        seed=recipe.seed,
+        objects=run.objects,
+        out=run.pretrain,
+        student_out=run.student,
+    )
+
+
+def _finetune(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+    from stages.transfer.finetune import finetune
+
+    finetune(
+        recipe.finetune,
+        seed=recipe.seed,
+        images=run.images,
+        student=run.student,
+        out=run.transfer / str(recipe.finetune.task),
+    )
+
+
+def _evaluate(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+    from stages.transfer.evaluate import evaluate
+
+    evaluate(
+        recipe.evaluate,
+        seed=recipe.seed,
+        images=run.images,
+        objects=run.objects,
+        teacher=run.teacher,
+        student=run.student,
+        out=run.transfer / "evaluate",
+    )
+
+
+CALLS: dict[str, Callable[[Recipe, RunFolder, int, int], None]] = {
+    "ingest": _ingest,
+    "teach": _teach,
+    "distill": _distill,
+    FINISH_DISTILL: _finish_distill,
+    "pretrain": _pretrain,
+    "finetune": _finetune,
+    "evaluate": _evaluate,
+}
