@@ -1,0 +1,57 @@
+"""One input becomes one sample, or the reason why not. Reached from `stages.ingest.run`."""
+
+from __future__ import annotations
+
+from sharding.schema import Failure, Note, Sample
+from stages.ingest.config import IngestConfig
+from stages.ingest.pictures import PictureFacts, inspect_picture
+from stages.ingest.source import Picture, PictureError
+from stages.ingest.truth import fit_truth, keep_captions
+
+
+def make_sample(
+    picture: Picture | Failure, config: IngestConfig
+) -> list[Sample | Failure | Note]:
+    """A sample and the notes on what was dropped from it, or a single Failure.
+
+    Reads and decodes the picture; the sample keeps the original bytes.
+    """
+    if isinstance(picture, Failure):
+        return [picture]
+    kept = [i for i, caption in enumerate(picture.captions) if caption.strip()]
+    if not kept:
+        blank = f": all {len(picture.captions)} are blank" if picture.captions else ""
+        told = "".join(f"; {note}" for note in picture.notes)
+        return [Failure(key=picture.key, reason=f"no captions{blank}{told}")]
+    try:
+        data = picture.read()
+        facts = inspect_picture(
+            data, max_megapixels=config.max_megapixels, min_side_px=config.min_side_px
+        )
+    except PictureError as error:
+        return [Failure(key=picture.key, reason=str(error))]
+    info, notes = _describe(picture, facts, kept)
+    sample = Sample(key=picture.key, image=data, extension=facts.extension, info=info)
+    return [sample, *(Note(key=picture.key, reason=note) for note in notes)]
+
+
+def _describe(
+    picture: Picture, facts: PictureFacts, kept: list[int]
+) -> tuple[dict[str, object], list[str]]:
+    """The sample's json, and what had to be dropped for it."""
+    notes = list(picture.notes)
+    notes += [f"blank caption: number {i}" for i in range(len(picture.captions)) if i not in kept]
+    info = {
+        **picture.fields,
+        "captions": [picture.captions[i] for i in kept],
+        "width": facts.width,
+        "height": facts.height,
+    }
+    if picture.truth is not None:
+        truth, truth_notes = fit_truth(
+            picture.truth, width=facts.width, height=facts.height, size_px=picture.size_px
+        )
+        notes += truth_notes
+        if truth is not None:
+            info["truth"] = keep_captions(truth, kept)
+    return info, notes

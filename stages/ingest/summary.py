@@ -1,0 +1,57 @@
+"""What an ingest took and what it refused, as tables on the screen. Reached from `run`."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sharding.manifest import Manifest
+from sharding.schema import Failure, Note
+
+EXAMPLE_CHARACTERS = 70
+
+
+def print_summary(shards: Sequence[tuple[str, Manifest]]) -> None:
+    """Print input = ok + failed for (split, manifest) pairs, then reasons of failures and notes."""
+    console = Console(highlight=False)
+    table = Table("split", title="ingest", title_justify="left")
+    for name in ("shards", "input", "ok", "failed"):
+        table.add_column(name, justify="right")
+    for split in ("train", "heldout", "total"):
+        manifests = [manifest for name, manifest in shards if split in (name, "total")]
+        counts = [
+            len(manifests),
+            sum(m.num_input for m in manifests),
+            sum(m.num_ok for m in manifests),
+            sum(m.num_failed for m in manifests),
+        ]
+        table.add_row(split, *map(str, counts))
+    console.print(table)
+    _print_reasons(console, "failed inputs", [f for _, m in shards for f in m.failures])
+    _print_reasons(console, "dropped from samples", [n for _, m in shards for n in m.notes])
+    if not any(m.num_ok for split, m in shards if split == "heldout"):
+        console.print("warning: nothing is held out, so there is nothing to evaluate on")
+
+
+def _print_reasons(
+    console: Console, title: str, findings: Iterable[Failure | Note]
+) -> None:
+    """A row a kind of reason (what stands before the colon), the most frequent first."""
+    by_kind: dict[str, list[Failure | Note]] = collections.defaultdict(list)
+    for finding in findings:
+        by_kind[finding.reason.partition(":")[0]].append(finding)
+    if not by_kind:
+        return
+    table = Table("reason", title=title, title_justify="left")
+    table.add_column("count", justify="right")
+    table.add_column("example")
+    for kind, found in sorted(by_kind.items(), key=lambda item: (-len(item[1]), item[0])):
+        detail = found[0].reason.partition(":")[2].strip()
+        example = f"{found[0].key}: {detail}" if detail else found[0].key
+        # Text, not str: names and captions may hold what rich takes for markup.
+        table.add_row(Text(kind), str(len(found)), Text(example[:EXAMPLE_CHARACTERS]))
+    console.print(table)
