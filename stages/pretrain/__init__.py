@@ -1,0 +1,1 @@
+"""Pretraining: object shards in, a student out. The objectives live here."""

@@ -1,0 +1,176 @@
+"""Pretraining as the recipe gives it. Reached as `recipe.pretrain`; every number the papers leave
+open is marked as ours. The formulas stand with the objectives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlmConfig:
+    """Masked language modelling."""
+
+    weight: float = 1.0
+    """Factor of the loss in the sum; 0 leaves the objective out."""
+    probability: float = 0.15
+    """Share of ordinary word pieces that are hidden."""
+    matched_only: bool = True
+    """Learn only from texts that belong to their picture (ours; SOHO's code takes all texts)."""
+
+    def __post_init__(self) -> None:
+        _check_share("mlm.probability", self.probability)
+        _check_weight("mlm.weight", self.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItmConfig:
+    """Image-text matching."""
+
+    weight: float = 1.0
+    """Factor of the loss in the sum; 0 leaves the objective out."""
+    mismatch: float = 0.5
+    """Share of pairs that get a strange text."""
+
+    def __post_init__(self) -> None:
+        _check_share("itm.mismatch", self.mismatch)
+        _check_weight("itm.weight", self.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OmvmConfig:
+    """Object-guided masked vision modelling."""
+
+    weight: float = 1.0
+    """Factor of the loss in the sum; 0 leaves the objective out."""
+    num_objects: int = 1
+    """Objects drawn for each pair (ours); fewer where the picture has fewer."""
+    hide: float = 0.5
+    """Share of drawn objects whose cells are really masked; the others are told in plain sight
+    (ours, after BERT's rule of leaving some words; the paper's masking is 1)."""
+    label_weight: float = 1.0
+    """Factor of the label loss within the objective (ours)."""
+    feature_weight: float = 1.0
+    """Factor of the feature loss within the objective (ours)."""
+    soft_label: bool = True
+    """Learn the teacher's K best classes with their scores, not only its first (ours)."""
+    matched_only: bool = True
+    """Learn only where the text belongs to the picture (ours)."""
+
+    def __post_init__(self) -> None:
+        if self.num_objects < 1:
+            raise ValueError(f"omvm.num_objects: got {self.num_objects}, expected at least 1")
+        _check_share("omvm.hide", self.hide)
+        for name in ("weight", "label_weight", "feature_weight"):
+            _check_weight(f"omvm.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PraConfig:
+    """Phrase-region alignment."""
+
+    weight: float = 1.0
+    """Factor of the loss in the sum; 0 leaves the objective out."""
+    target_temperature: float = 0.05
+    """Divides linguistic similarities (ours); low values make the target one-sided."""
+    region: str = "cell"
+    """`object` as the paper: regions are the teacher's objects; `cell` (ours): every cell is a
+    region, so that cells of no object count as wrong."""
+
+    def __post_init__(self) -> None:
+        if self.region not in ("object", "cell"):
+            raise ValueError(f"pra.region: got {self.region!r}, expected object or cell")
+        if self.target_temperature <= 0:
+            raise ValueError(
+                f"pra.target_temperature: got {self.target_temperature}, expected above 0"
+            )
+        _check_weight("pra.weight", self.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """The training run: objectives, batch, optimizer, schedule, engine, checkpoints."""
+
+    mlm: MlmConfig = field(default_factory=MlmConfig)
+    itm: ItmConfig = field(default_factory=ItmConfig)
+    omvm: OmvmConfig = field(default_factory=OmvmConfig)
+    pra: PraConfig = field(default_factory=PraConfig)
+    num_steps: int = 600
+    """Optimizer steps of the whole run."""
+    micro_batch_size: int = 32
+    """Pictures a forward pass; the unit of the sample order."""
+    micro_batches_per_step: int = 2
+    """Micro-batches a step over all ranks; ranks and accumulation share them, so the step is the
+    same whatever the number of ranks, which must divide it."""
+    captions_per_picture: int = 4
+    """Most captions used of a picture at a time, all on one pass of the CNN (SOHO's code: 4)."""
+    window_num_shards: int = 16
+    """Shards whose samples are mixed with each other."""
+    num_workers: int = 0
+    """Processes a rank that read and decode; 0 does it in the rank itself."""
+    lr_transformer: float = 1e-3
+    """Peak AdamW rate of everything but the CNN (both papers' full size: 1e-4)."""
+    lr_cnn: float = 0.1
+    """Peak SGD rate of the CNN (SOHO's code: 1e-2)."""
+    weight_decay: float = 0.01
+    """AdamW decay; norms and biases have none."""
+    weight_decay_cnn: float = 1e-4
+    """SGD decay; norms and biases have none."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW betas."""
+    warmup: float = 0.1
+    """Share of the steps in which the rates rise from 0 to their peaks."""
+    schedule: str = "cosine"
+    """`cosine` to a fiftieth of the peak, or `steps`: a tenth at each of `decay_at`."""
+    decay_at: tuple[float, ...] = (0.625, 0.875)
+    """Shares of the steps at which `steps` decays (SOHO: epochs 25 and 35 of 40)."""
+    clip_norm: float = 5.0
+    """Largest gradient norm; longer gradients are scaled to it."""
+    zero_stage: int = 1
+    """DeepSpeed ZeRO: 0, 1 or 2."""
+    precision: str = "fp32"
+    """`fp32` or `bf16`."""
+    checkpoint_steps: int = 100
+    """Steps from one checkpoint to the next."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
+    log_steps: int = 10
+    """Steps from one line of metrics to the next."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_steps",
+            "micro_batch_size",
+            "micro_batches_per_step",
+            "captions_per_picture",
+            "window_num_shards",
+            "checkpoint_steps",
+            "keep_checkpoints",
+            "log_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers: got {self.num_workers}, expected 0 or more")
+        if not (self.mlm.weight or self.itm.weight or self.omvm.weight or self.pra.weight):
+            raise ValueError("every objective's weight is 0, expected at least one above 0")
+        _check_choice("schedule", self.schedule, ("cosine", "steps"))
+        _check_choice("precision", self.precision, ("fp32", "bf16"))
+        _check_choice("zero_stage", self.zero_stage, (0, 1, 2))
+        _check_share("warmup", self.warmup)
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: got {value}, expected between 0 and 1")
+
+
+def _check_weight(name: str, value: float) -> None:
+    if value < 0:
+        raise ValueError(f"{name}: got {value}, expected 0 or more")
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(str, choices))}")

@@ -1,0 +1,105 @@
+"""DeepSpeed around the model: its settings, and checkpoints that survive kill -9.
+
+Reached from `stages.pretrain.run`. DeepSpeed's own `latest` file is not used: it is written in
+place. Ours is written after every rank's files are on disk, by rename.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+
+from sharding.atomic import write_text
+from stages.pretrain.config import PretrainConfig
+from stages.pretrain.model import PretrainModel
+from stages.pretrain.optimizer import make_optimizer
+
+LATEST = "latest"
+
+
+class SafeCheckpointEngine(TorchCheckpointEngine):
+    """DeepSpeed's checkpoint files, synced to disk, and read without running any pickled code."""
+
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        """Write beside, sync, rename."""
+        beside = f"{path}.tmp"
+        with open(beside, "wb") as file:
+            torch.save(state_dict, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+
+    def load(self, path: str, map_location: Any = None) -> dict[str, Any]:
+        """Tensors, containers and the three plain DeepSpeed classes that its states hold."""
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def make_engine(model: PretrainModel, config: PretrainConfig, world_size: int) -> Any:
+    """The DeepSpeed engine (deepspeed.DeepSpeedEngine, which has no types).
+
+    Raises ValueError when the ranks cannot share a step's micro-batches evenly.
+    """
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=make_optimizer(model.student, config),
+        config=engine_settings(config, world_size),
+    )
+    engine.checkpoint_engine = SafeCheckpointEngine()
+    return engine
+
+
+def engine_settings(config: PretrainConfig, world_size: int) -> dict[str, Any]:
+    """What `ds_config.json` would hold, from the recipe."""
+    if config.micro_batches_per_step % world_size:
+        raise ValueError(
+            f"pretrain.micro_batches_per_step: got {config.micro_batches_per_step} for "
+            f"{world_size} ranks, expected a multiple, so that every rank does the same"
+        )
+    return {
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": config.micro_batches_per_step // world_size,
+        "gradient_clipping": config.clip_norm,
+        "zero_optimization": {"stage": config.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "steps_per_print": 10**9,
+    }
+
+
+def save_checkpoint(engine: Any, folder: Path, state: dict[str, int], keep: int) -> None:
+    """Every rank writes its part; then `latest` names the new one; then old ones go."""
+    tag = f"step-{state['step']:08d}"
+    engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        write_text(folder / LATEST, tag)
+        for old in sorted(folder.glob("step-*"))[:-keep]:
+            shutil.rmtree(old)
+    torch.distributed.barrier()
+
+
+def load_checkpoint(engine: Any, folder: Path) -> dict[str, int] | None:
+    """Bring back weights and optimizer; the state given to `save_checkpoint`, None at the start.
+
+    Raises ValueError when the checkpoint is of another number of ranks or cannot be read.
+    """
+    if not (folder / LATEST).exists():
+        return None
+    tag = (folder / LATEST).read_text().strip()
+    path, state = engine.load_checkpoint(str(folder), tag=tag)
+    if path is None:
+        raise ValueError(
+            f"{folder / tag}: got no checkpoint that DeepSpeed can read, expected the one that "
+            f"{folder / LATEST} names; remove the pretrain folder to start anew"
+        )
+    return {name: state[name] for name in ("step", "position")}

@@ -1,0 +1,54 @@
+"""The student with its objectives, as the one module that DeepSpeed drives.
+
+Reached from `stages.pretrain.run`. The forward pass is the whole way from a batch to the loss.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from stages.pretrain.batch import Batch
+from stages.pretrain.config import PretrainConfig
+from stages.pretrain.objectives.itm import Itm
+from stages.pretrain.objectives.mlm import Mlm
+from stages.pretrain.objectives.objective import Objective, Scored
+from stages.pretrain.objectives.omvm import Omvm
+from stages.pretrain.objectives.pra import Pra
+from stages.student.network import Student
+
+
+class PretrainModel(nn.Module):
+    """`forward(batch)` -> (loss, {name: Scored}); loss = sum of weight x objective's loss."""
+
+    def __init__(self, student: Student, objectives: dict[str, tuple[float, Objective]]) -> None:
+        super().__init__()
+        self.student = student
+        self.objectives = objectives
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, dict[str, Scored]]:
+        """See every picture once, fuse every pair once, score every objective."""
+        cells = self.student.see(batch.pixels.to(self.student.dtype), batch.sizes_px)
+        hidden = self.student.fuse(
+            cells, picture=batch.picture, tokens=batch.tokens, masked_cells=batch.masked_cells
+        )
+        scores = {
+            name: objective.score(self.student, cells, hidden, batch)
+            for name, (_, objective) in self.objectives.items()
+        }
+        loss = torch.stack([self.objectives[name][0] * s.loss.float() for name, s in scores.items()])
+        return loss.sum(), scores
+
+
+def make_objectives(config: PretrainConfig) -> dict[str, tuple[float, Objective]]:
+    """The objectives with a weight, by name: (weight, objective).
+
+    The order matters: ITM deals out strange texts before MLM and OMVM hide parts of them.
+    """
+    every: tuple[tuple[float, Objective], ...] = (
+        (config.itm.weight, Itm(config.itm)),
+        (config.mlm.weight, Mlm(config.mlm)),
+        (config.omvm.weight, Omvm(config.omvm)),
+        (config.pra.weight, Pra(config.pra)),
+    )
+    return {objective.name: (weight, objective) for weight, objective in every if weight}

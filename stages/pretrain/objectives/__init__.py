@@ -1,0 +1,1 @@
+"""The pretext tasks, one file each, named as the papers name them."""

@@ -1,0 +1,57 @@
+"""Masked language modelling (BERT, arXiv 1810.04805; both papers). Settings: `pretrain.mlm`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
+
+from stages.pretrain.config import MlmConfig
+from stages.pretrain.objectives.objective import Scored, mean_loss, share
+from stages.student.network import Cells, Hidden, Student
+
+if TYPE_CHECKING:
+    from stages.pretrain.batch import Batch
+
+IGNORED = -100
+
+
+class Mlm:
+    """Hide word pieces, tell them from the rest of the text and the picture.
+
+    loss = mean over hidden pieces of -log softmax(E g(h) + b)[piece], with h [D] the fusion's
+    output at the piece, g BERT's transform and E [V, D] the word embeddings. Of the chosen pieces
+    80 % become [MASK], 10 % a random piece, 10 % stay. Logits are made for chosen pieces only
+    (SOHO's released code makes them for every token).
+    """
+
+    name = "mlm"
+
+    def __init__(self, config: MlmConfig) -> None:
+        self.config = config
+
+    def mask(
+        self, batch: Batch, tokenizer: PreTrainedTokenizerFast, random: np.random.Generator
+    ) -> None:
+        """Choose pieces, keep them in `batch.mlm_labels`, change `batch.tokens`."""
+        draw = torch.from_numpy(random.random(batch.tokens.shape, dtype=np.float32))
+        fate = torch.from_numpy(random.random(batch.tokens.shape, dtype=np.float32))
+        other = torch.from_numpy(random.integers(0, len(tokenizer), batch.tokens.shape))
+        chosen = batch.ordinary & (draw < self.config.probability)
+        # Strange texts are masked too, even if nothing is learned from them: if only matched
+        # texts held [MASK], ITM could tell the answer from that.
+        learned = chosen & batch.matched[:, None] if self.config.matched_only else chosen
+        batch.mlm_labels = torch.where(learned, batch.tokens, IGNORED)
+        hidden = torch.where(fate < 0.8, tokenizer.mask_token_id, other)
+        batch.tokens = torch.where(chosen & (fate < 0.9), hidden, batch.tokens)
+
+    def score(self, student: Student, cells: Cells, hidden: Hidden, batch: Batch) -> Scored:
+        """Cross-entropy and accuracy over the chosen pieces."""
+        chosen = batch.mlm_labels != IGNORED
+        logits = student.mlm_head(hidden.text[chosen], student.word_embeddings)
+        labels = batch.mlm_labels[chosen]
+        loss = mean_loss(F.cross_entropy(logits, labels, reduction="none"))
+        return Scored(loss=loss, metrics={"accuracy": share(logits.argmax(-1) == labels)})

@@ -1,0 +1,52 @@
+"""What every objective is: it masks a batch, and it scores what the student made of it.
+
+Reached from `stages.pretrain.run`, which adds up `weight x loss` by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from stages.student.network import Cells, Hidden, Student
+
+if TYPE_CHECKING:
+    from stages.pretrain.batch import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """An objective's loss (scalar, with a gradient even when nothing was labelled) and its
+    metrics: name -> (sum, count), which ranks add up before dividing."""
+
+    loss: torch.Tensor
+    metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+class Objective(Protocol):
+    """A pretext task; its settings are the part of the recipe that bears its name."""
+
+    name: str
+    """The paper's abbreviation, lower case: the key in recipe and metrics."""
+
+    def mask(
+        self, batch: Batch, tokenizer: PreTrainedTokenizerFast, random: np.random.Generator
+    ) -> None:
+        """Hide from `batch` what the student shall tell, and note the answer in it."""
+
+    def score(self, student: Student, cells: Cells, hidden: Hidden, batch: Batch) -> Scored:
+        """The loss of what the student made of the masked batch."""
+
+
+def mean_loss(losses: torch.Tensor) -> torch.Tensor:
+    """Mean over labelled rows; 0, still attached to the graph, where there are none."""
+    return losses.sum() / max(1, losses.numel())
+
+
+def share(hits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A metric from hits (bool, any shape): their number and how many there could be."""
+    return hits.sum().float(), torch.tensor(float(hits.numel()), device=hits.device)

@@ -1,0 +1,81 @@
+"""Object-guided masked vision modelling (KD-VLP, arXiv 2109.10504). Settings: `pretrain.omvm`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
+
+from stages.pretrain.config import OmvmConfig
+from stages.pretrain.objectives.objective import Scored, mean_loss, share
+from stages.student.heads import weighted_mean
+from stages.student.network import Cells, Hidden, Student
+
+if TYPE_CHECKING:
+    from stages.pretrain.batch import Batch
+
+
+class Omvm:
+    """Hide all cells of an object, tell what the teacher saw there.
+
+    v [D] = mean of the fusion's outputs over the object's cells.
+    loss = label_weight x (-sum_k q_k log softmax(W g(v))[k]) + feature_weight x |V g(v) - f|^2 / F,
+    mean over hidden objects; q is the teacher's label (one class, or its soft label over the K best
+    classes brought to sum 1), f [F] its feature. That whole objects are hidden, and both losses, are
+    of the paper; every number here is ours.
+    """
+
+    name = "omvm"
+
+    def __init__(self, config: OmvmConfig) -> None:
+        self.config = config
+
+    def mask(
+        self, batch: Batch, tokenizer: PreTrainedTokenizerFast, random: np.random.Generator
+    ) -> None:
+        """Draw objects into `batch.hidden_objects`, add their cells to `batch.masked_cells`."""
+        exists = (batch.label >= 0)[batch.picture]
+        ranks = torch.from_numpy(random.random(exists.shape)).masked_fill(~exists, 2.0)
+        rows = ranks.argsort(dim=1)[:, : self.config.num_objects]
+        rows = torch.where(exists.gather(1, rows), rows, -1)
+        hidden = torch.from_numpy(random.random(rows.shape)) < self.config.hide
+        cells = batch.regions[batch.picture[:, None], rows.clamp(min=0)]
+        cells = cells & (rows >= 0)[..., None] & hidden[..., None]
+        batch.masked_cells = batch.masked_cells | cells.any(dim=1)
+        # Strange pairs are masked too, even if nothing is learned from them: if only matched
+        # pictures had holes, ITM could tell the answer from that.
+        learned = batch.matched[:, None] if self.config.matched_only else torch.tensor(True)
+        batch.hidden_objects = torch.where(learned, rows, -1)
+
+    def score(self, student: Student, cells: Cells, hidden: Hidden, batch: Batch) -> Scored:
+        """Label and feature loss, and label accuracy, over the hidden objects."""
+        pair, column = (batch.hidden_objects >= 0).nonzero(as_tuple=True)
+        row, picture = batch.hidden_objects[pair, column], batch.picture[pair]
+        region = batch.regions[picture, row]
+        pooled = weighted_mean(region[:, None], hidden.cells[pair])[:, 0]
+        logits, feature = student.object_head(pooled)
+        label = batch.label[picture, row]
+        label_loss = mean_loss(self._label_losses(logits, batch, picture, row))
+        feature_losses = (feature - batch.feature[picture, row]).square().mean(dim=-1)
+        feature_loss = mean_loss(feature_losses)
+        count = torch.tensor(float(len(label)), device=label.device)
+        return Scored(
+            loss=self.config.label_weight * label_loss + self.config.feature_weight * feature_loss,
+            metrics={
+                "label_accuracy": share(logits.argmax(-1) == label),
+                "feature_loss": (feature_losses.detach().sum(), count),
+            },
+        )
+
+    def _label_losses(
+        self, logits: torch.Tensor, batch: Batch, picture: torch.Tensor, row: torch.Tensor
+    ) -> torch.Tensor:
+        if not self.config.soft_label:
+            return F.cross_entropy(logits, batch.label[picture, row], reduction="none")
+        score = batch.top_score[picture, row]
+        score = score / score.sum(dim=-1, keepdim=True).clamp(min=1e-6)
+        log_probability = logits.log_softmax(dim=-1)
+        return -(score * log_probability.gather(1, batch.top_label[picture, row])).sum(dim=-1)

@@ -1,0 +1,102 @@
+"""AdamW for the Transformer and SGD for the CNN, as one optimizer that ZeRO can partition.
+
+Reached from `stages.pretrain.engine`. Both papers train so (AdamwSGD in SOHO's released code); DeepSpeed
+takes one optimizer. The kernels are PyTorch's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from stages.pretrain.config import PretrainConfig
+from stages.student.network import Student
+
+
+class AdamwSgd(torch.optim.Optimizer):
+    """Steps each parameter group by the rule in its `rule`: "adamw" or "sgd"."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update from the gradients; parameters without a gradient stay as they are."""
+        loss = closure() if closure else None
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters and group["rule"] == "adamw":
+                self._adamw(group, parameters)
+            elif parameters:
+                self._sgd(group, parameters)
+        return loss
+
+    def _adamw(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p]["step"] = torch.tensor(0.0)
+                self.state[p]["exp_avg"] = torch.zeros_like(p)
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+        states = [self.state[p] for p in parameters]
+        adamw(
+            parameters,
+            [p.grad for p in parameters],
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [],
+            [s["step"] for s in states],
+            foreach=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=1e-6,
+            maximize=False,
+        )
+
+    def _sgd(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
+        for p in parameters:
+            if not self.state[p]:
+                # A zero buffer makes the first step the same as PyTorch's empty one (dampening 0).
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        sgd(
+            parameters,
+            [p.grad for p in parameters],
+            [self.state[p]["momentum_buffer"] for p in parameters],
+            foreach=True,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=0.0,
+            nesterov=True,
+            maximize=False,
+        )
+
+
+def make_optimizer(student: Student, config: PretrainConfig) -> AdamwSgd:
+    """Four groups: CNN and the rest, each with and without decay (norms and biases have none).
+
+    A group keeps its peak rate in `peak_lr`; the schedule writes `lr`.
+    """
+    cnn = {id(p) for p in student.grid.resnet.parameters()}
+    groups: list[dict[str, Any]] = []
+    for is_cnn in (False, True):
+        for decays in (True, False):
+            parameters = [
+                p
+                for p in student.parameters()
+                if (id(p) in cnn) == is_cnn and (p.dim() > 1) == decays
+            ]
+            rule = (
+                {"rule": "sgd", "peak_lr": config.lr_cnn, "momentum": config.momentum}
+                if is_cnn
+                else {"rule": "adamw", "peak_lr": config.lr_transformer, "betas": config.betas}
+            )
+            decay = config.weight_decay_cnn if is_cnn else config.weight_decay
+            groups.append({"params": parameters, "weight_decay": decays * decay, **rule})
+    return AdamwSgd(groups)

@@ -1,0 +1,24 @@
+"""The learning rate at a step, as a factor of the peak. Reached from `stages.pretrain.run`."""
+
+from __future__ import annotations
+
+import math
+
+from stages.pretrain.config import PretrainConfig
+
+COSINE_FLOOR = 0.02
+
+
+def rate_factor(step: int, config: PretrainConfig) -> float:
+    """Factor for step 0 .. num_steps - 1: a linear rise, then the recipe's schedule.
+
+    Arithmetic on shares of the run, so neither accumulation nor ranks change it (ViLT's users met
+    a schedule that accumulation condensed: ViLT#19).
+    """
+    warmup_steps = config.warmup * config.num_steps
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if config.schedule == "steps":
+        return 0.1 ** sum(step >= share * config.num_steps for share in config.decay_at)
+    progress = (step - warmup_steps) / max(1.0, config.num_steps - warmup_steps)
+    return COSINE_FLOOR + (1 - COSINE_FLOOR) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,1 @@
+"""The student: the CNN + Transformer that pretraining teaches and transfer uses."""

@@ -1,0 +1,68 @@
+"""Sizes of the student, as the recipe gives them. Reached as `recipe.student`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The student's parts. Defaults are the toy's: a network that learns in minutes on two cores.
+
+    The papers' sizes are ResNet-101 and BERT-base (KD-VLP) or ResNet-18 and 3 layers (SOHO's
+    released code); set `pretrained_cnn` and `pretrained_text` to start from published weights.
+    """
+
+    pretrained_cnn: str | None = None
+    """A ResNet by name or folder for transformers' `from_pretrained`; it then gives the CNN sizes."""
+    stem_width: int = 32
+    """Channels of the 7x7 stem (stride 4 with its pooling)."""
+    widths: tuple[int, ...] = (32, 64)
+    """Output channels of each ResNet stage; every stage after the first halves the map."""
+    depths: tuple[int, ...] = (1, 2)
+    """Blocks of each ResNet stage."""
+    block: str = "basic"
+    """`basic` (ResNet-18, 34) or `bottleneck` (ResNet-50 and deeper)."""
+    pretrained_text: str | None = None
+    """A BERT by name or folder; it then gives tokenizer, vocabulary and Transformer sizes."""
+    hidden_size: int = 128
+    """Width D of the fusion."""
+    num_layers: int = 3
+    """Transformer layers of the fusion; with `pretrained_text`, its first so many layers."""
+    num_heads: int = 4
+    """Attention heads a layer."""
+    ffn_size: int = 256
+    """Width of the feed-forward layers."""
+    dropout: float = 0.0
+    """Dropout on hidden states and attention (BERT's papers: 0.1; the toy sees little data often)."""
+    vocab_size: int = 1000
+    """Most WordPiece entries when the tokenizer is trained on the corpus."""
+    max_tokens: int = 32
+    """Longest text, in word pieces with [CLS] and [SEP]; longer captions are cut."""
+    shorter_px: int = 96
+    """Pictures are resized so that the shorter side has this many pixels ..."""
+    longer_px: int = 160
+    """... unless the longer one would exceed this."""
+    pra_temperature: float = 0.1
+    """Divides cosine similarities of phrase and region (ours: the paper's value is not known)."""
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != len(self.depths) or not self.widths:
+            raise ValueError(
+                f"student.widths and student.depths: got {len(self.widths)} and "
+                f"{len(self.depths)} entries, expected the same number, at least one"
+            )
+        if self.block not in ("basic", "bottleneck"):
+            raise ValueError(f"student.block: got {self.block!r}, expected basic or bottleneck")
+        if self.hidden_size % (4 * self.num_heads) and not self.pretrained_text:
+            raise ValueError(
+                f"student.hidden_size: got {self.hidden_size}, expected a multiple of "
+                f"4 x num_heads = {4 * self.num_heads}"
+            )
+        if not 0 < self.shorter_px <= self.longer_px:
+            raise ValueError(
+                f"student.shorter_px: got {self.shorter_px}, expected between 1 and longer_px "
+                f"= {self.longer_px}"
+            )
+        if self.max_tokens < 4:
+            raise ValueError(f"student.max_tokens: got {self.max_tokens}, expected at least 4")

@@ -1,0 +1,84 @@
+"""From pixels to cells: ResNet, 2x2 pooling, 1x1 projection, 2-D sine positions.
+
+Reached from `stages.student.network`. The grid of SOHO (arXiv 2104.03135, section 3.1) and KD-VLP
+(arXiv 2109.10504): one cell for 64 x 64 pixels with a full ResNet; fewer stages give finer cells.
+Letters: N pictures, R rows and S columns of the grid, C = R x S cells, D hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from transformers import ResNetConfig, ResNetModel
+
+
+class Grid(nn.Module):
+    """Pictures in, a row of cells each out."""
+
+    def __init__(self, resnet: ResNetConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.resnet = ResNetModel(resnet)
+        self.pool = nn.MaxPool2d(2)
+        self.project = nn.Conv2d(resnet.hidden_sizes[-1], hidden_size, 1)
+        self.cell_px = cell_size_px(resnet)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """pixels [N, 3, H, W], H and W multiples of `cell_px` -> features [N, R, S, D]."""
+        features = self.resnet(pixels).last_hidden_state
+        return self.project(self.pool(features)).permute(0, 2, 3, 1)
+
+
+def cell_size_px(resnet: ResNetConfig) -> int:
+    """Side of a cell in pixels of the resized picture: the CNN's stride times the pooling."""
+    first = 2 if resnet.downsample_in_first_stage else 1
+    return 4 * first * 2 ** (len(resnet.depths) - 1) * 2
+
+
+def cells_inside(sizes_px: torch.Tensor, rows: int, columns: int, cell_px: int) -> torch.Tensor:
+    """Which cells see the picture and not only padding: [N, 2] height, width -> bool [N, C].
+
+    A cell counts if its first pixel lies in the picture. Rows and columns have their own sizes
+    (SOHO's released code uses the height for both).
+    """
+    down = torch.arange(rows, device=sizes_px.device) * cell_px < sizes_px[:, :1]
+    across = torch.arange(columns, device=sizes_px.device) * cell_px < sizes_px[:, 1:]
+    return (down[:, :, None] & across[:, None, :]).flatten(1)
+
+
+def cells_of_boxes(boxes: torch.Tensor, rows: int, columns: int, cell_px: int) -> torch.Tensor:
+    """Box to grid: boxes [O, 4], xyxy in pixels of the resized picture -> bool [O, C].
+
+    A cell belongs to a box that holds its centre; a box that holds none gets the cell in which its
+    own centre lies (ours: neither paper says), so that every object has at least one cell.
+    """
+    x = (torch.arange(columns) + 0.5) * cell_px
+    y = (torch.arange(rows) + 0.5) * cell_px
+    in_x = (x >= boxes[:, 0:1]) & (x < boxes[:, 2:3])
+    in_y = (y >= boxes[:, 1:2]) & (y < boxes[:, 3:4])
+    cells = (in_y[:, :, None] & in_x[:, None, :]).flatten(1)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 / cell_px
+    column = centre[:, 0].long().clamp(0, columns - 1)
+    row = centre[:, 1].long().clamp(0, rows - 1)
+    own = nn.functional.one_hot(row * columns + column, rows * columns).bool()
+    return torch.where(cells.any(dim=1, keepdim=True), cells, own)
+
+
+def sine_positions(rows: int, columns: int, hidden_size: int) -> torch.Tensor:
+    """2-D sine position embedding of DETR (arXiv 2005.12872): float [C, D].
+
+    The first half of the channels codes the row, the second the column, each as sine and cosine
+    pairs of wavelengths 2 pi to 20 pi thousand, in cells.
+    """
+    quarter = hidden_size // 4
+    rate = torch.exp(-math.log(10_000) * torch.arange(quarter) / quarter)
+    angles = [torch.arange(n)[:, None] * rate for n in (rows, columns)]
+    row, column = (torch.cat([a.sin(), a.cos()], dim=1) for a in angles)
+    return torch.cat(
+        [
+            row[:, None, :].expand(rows, columns, 2 * quarter),
+            column[None, :, :].expand(rows, columns, 2 * quarter),
+        ],
+        dim=2,
+    ).flatten(0, 1)
