@@ -138,7 +138,9 @@ def _check_entry(shard: ShardEntry) -> None:
     """ValueError unless types and counts are sound and the tar's name stays in the folder."""
     texts = (shard.tar, shard.split, shard.manifest_sha256)
     numbers = (shard.bytes, shard.num_input, shard.num_ok, shard.num_failed)
-    if not all(isinstance(text, str) for text in texts) or Path(shard.tar).name != shard.tar:
+    if not all(isinstance(text, str) for text in texts) or (
+        not shard.tar.endswith(".tar") or Path(shard.tar).name != shard.tar
+    ):
         raise ValueError(f"shard {shard.tar!r} of split {shard.split!r}")
     if not all(type(number) is int and number >= 0 for number in numbers) or (
         shard.num_input != shard.num_ok + shard.num_failed

@@ -128,7 +128,9 @@ def _is_shard_folder(path: Path) -> bool:
 
 
 def _verify_folder(folder: Path, *, full: bool) -> list[Fault]:
+    # A manifest without its tar counts as well: the tar has been deleted.
     present = {tar.name for tar in folder.glob("*.tar")}
+    present |= {path.name.removesuffix(".json") for path in folder.glob("*.tar.json")}
     try:
         catalog = read_catalog(folder)
     except ShardError as error:
@@ -141,7 +143,7 @@ def _verify_folder(folder: Path, *, full: bool) -> list[Fault]:
         found = verify_shard(folder / shard.tar, full=full)
         faults += found or _catalog_faults(folder / shard.tar, shard, catalog)
     for name in sorted(present - {shard.tar for shard in catalog.shards}):
-        cause = f"got a tar that {catalogs.NAME} does not list, expected it there or removed"
+        cause = f"got a shard that {catalogs.NAME} does not list, expected it there or removed"
         faults.append(Fault(str(folder / name), None, cause))
     return faults
 

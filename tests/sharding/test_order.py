@@ -1,0 +1,183 @@
+"""Tests of sharding.order: exactly once an epoch, the same for everybody, from any position."""
+from __future__ import annotations
+
+import doctest
+import pickle
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sharding import order as order_module
+from sharding.order import Order
+
+Shapes = list[list[tuple[int, int]]]
+SHARDS = st.lists(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 2)), max_size=9), min_size=1, max_size=9
+).filter(any)
+SETTINGS = st.fixed_dictionaries({
+    "seed": st.integers(0, 2**70),
+    "micro_batch_size": st.integers(1, 6),
+    "window_num_shards": st.integers(1, 10),
+    "shape_step_px": st.integers(1, 6),
+})
+quick = settings(max_examples=150, deadline=None, derandomize=True)
+
+
+def _group(shapes: Shapes, sample: tuple[int, int], step: int) -> tuple[int, ...]:
+    return tuple(-(-side // step) for side in shapes[sample[0]][sample[1]])
+
+
+def _epoch(order: Order, epoch: int) -> list[tuple[tuple[int, int], ...]]:
+    first = epoch * order.num_micro_batches
+    return [order[first + place].samples for place in range(order.num_micro_batches)]
+
+
+@quick
+@given(shapes=SHARDS, config=SETTINGS, epoch=st.integers(0, 5))
+def test_every_epoch_has_every_sample_exactly_once(
+    shapes: Shapes, config: dict[str, int], epoch: int
+) -> None:
+    """Oracle: the set of all samples; and of each group at most one micro-batch is ragged."""
+    order = Order(shapes, **config)
+    everything = {(i, j) for i, shard in enumerate(shapes) for j in range(len(shard))}
+    batches = _epoch(order, epoch)
+    assert Counter(sample for batch in batches for sample in batch) == Counter(everything)
+    assert order.num_samples == len(everything)
+    ragged: Counter[tuple[int, ...]] = Counter()
+    for batch in batches:
+        groups = {_group(shapes, sample, config["shape_step_px"]) for sample in batch}
+        assert len(groups) == 1 and 1 <= len(batch) <= config["micro_batch_size"]
+        ragged[groups.pop()] += len(batch) < config["micro_batch_size"]
+    assert max(ragged.values()) <= 1
+
+
+def _permutation(num: int, seed: int, *purpose: int) -> list[int]:
+    words = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=purpose)).random_raw(num)
+    return sorted(range(num), key=lambda i: int(words[i]))
+
+
+def _obvious(shapes: Shapes, epoch: int, config: dict[str, int]) -> Iterator[Any]:
+    """An epoch as the module's docstring tells it, with real queues and from its beginning."""
+    seed, size = config["seed"], config["micro_batch_size"]
+    shards = _permutation(len(shapes), seed, epoch, 0, 0)
+    num_windows = -(-len(shapes) // config["window_num_shards"])
+    queues: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
+    for window in range(num_windows):
+        first, stop = (len(shapes) * i // num_windows for i in (window, window + 1))
+        samples = [(i, j) for i in shards[first:stop] for j in range(len(shapes[i]))]
+        for k in _permutation(len(samples), seed, epoch, 1, window):
+            queues[_group(shapes, samples[k], config["shape_step_px"])].append(samples[k])
+        leaving = []
+        for group in sorted(queues):
+            least = 1 if window == num_windows - 1 else size
+            while len(queues[group]) >= least:
+                leaving.append(tuple(queues[group][:size]))
+                del queues[group][:size]
+        for k in _permutation(len(leaving), seed, epoch, 2, window):
+            yield leaving[k]
+
+
+@quick
+@given(shapes=SHARDS, config=SETTINGS, epoch=st.integers(0, 5))
+def test_the_arithmetic_is_that_of_real_queues(
+    shapes: Shapes, config: dict[str, int], epoch: int
+) -> None:
+    """Oracle: a slow, obvious simulation that goes through the epoch from its beginning."""
+    assert _epoch(Order(shapes, **config), epoch) == list(_obvious(shapes, epoch, config))
+
+
+@quick
+@given(
+    shapes=SHARDS, config=SETTINGS,
+    worlds=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 5)), min_size=1, max_size=4),
+)
+def test_worlds_of_any_size_resume_from_any_position(
+    shapes: Shapes, config: dict[str, int], worlds: list[tuple[int, int]]
+) -> None:
+    """Oracle: one reader from position 0. Each world (size, steps) starts afresh where the one
+    before it stopped, its ranks asking in an order of their own.
+    """
+    position, got = 0, {}
+    for world_size, num_steps in worlds:
+        end = position + world_size * num_steps
+        for rank in reversed(range(world_size)):
+            order = Order(shapes, **config)
+            for mine in range(position + rank, end, world_size):
+                assert mine not in got
+                got[mine] = order[mine]
+        position = end
+    single = Order(shapes, **config)
+    assert [got[i] for i in range(position)] == [single[i] for i in range(position)]
+    assert all(got[i].position == i for i in got)
+    assert all(got[i].epoch == i // single.num_micro_batches for i in got)
+
+
+def test_order_does_not_change_from_release_to_release() -> None:
+    """Oracle: numbers written down once; a change would spoil the positions in checkpoints."""
+    shapes = [[(8, 8)] * 4, [(8, 8), (9, 9)], [(16, 16)] * 3]
+    order = Order(shapes, seed=5, micro_batch_size=2, window_num_shards=2, shape_step_px=8)
+    assert [order[position].samples for position in (0, 1, 5, 1_000_003)] == [
+        ((2, 0), (2, 1)), ((1, 0), (0, 3)), ((2, 1), (2, 2)), ((2, 2), (1, 1))]
+
+
+def test_epochs_and_seeds_differ_and_windows_mix() -> None:
+    """Oracle: 40 shards of 50: epochs share no order, a window's batches mix its 8 shards only."""
+    shapes = np.full((40, 50, 2), 64)
+    config = {"micro_batch_size": 25, "window_num_shards": 8, "shape_step_px": 64}
+    order = Order(list(shapes), seed=0, **config)
+    other = Order(list(shapes), seed=1, **config)
+    assert order.num_micro_batches == 80
+    assert _epoch(order, 0) != _epoch(order, 1) != _epoch(other, 1)
+    first_shards = set()
+    for epoch in range(5):
+        batches = _epoch(order, epoch)
+        for window in range(5):
+            inside = batches[16 * window:16 * window + 16]
+            assert len({shard for batch in inside for shard, _ in batch}) == 8
+            assert all(len({shard for shard, _ in batch}) >= 4 for batch in inside)
+        first_shards.add(frozenset(shard for batch in batches[:16] for shard, _ in batch))
+    assert len(first_shards) == 5
+
+
+def test_pictures_of_one_shape_give_one_ragged_micro_batch() -> None:
+    """Oracle: 2000 = 62 * 32 + 16."""
+    shapes = [np.full((250, 2), 96)] * 8
+    order = Order(shapes, seed=0, micro_batch_size=32, window_num_shards=8, shape_step_px=32)
+    sizes = Counter(len(samples) for samples in _epoch(order, 3))
+    assert sizes == {32: 62, 16: 1}
+
+
+def test_a_copy_by_pickle_is_small_and_says_the_same() -> None:
+    """Oracle: the original; bytes bounded so that no cache travels to spawned workers."""
+    order = Order([np.full((1000, 2), 64)] * 20, seed=0, micro_batch_size=8,
+                  window_num_shards=20, shape_step_px=64)
+    expected = [order[position] for position in range(50)]
+    data = pickle.dumps(order)
+    assert len(data) < 25_000
+    copy = pickle.loads(data)
+    assert [copy[position] for position in range(50)] == expected
+
+
+@pytest.mark.parametrize("name", [
+    "seed", "micro_batch_size", "window_num_shards", "shape_step_px",
+])
+def test_settings_out_of_range_are_refused(name: str) -> None:
+    """Oracle: the error names the setting; a set without samples and position -1 are refused."""
+    sound = {"seed": 0, "micro_batch_size": 1, "window_num_shards": 1, "shape_step_px": 1}
+    with pytest.raises(ValueError, match=f"^{name}: got -1, expected at least"):
+        Order([[(1, 1)]], **{**sound, name: -1})
+    with pytest.raises(ValueError, match="no sample in 2 shards"):
+        Order([[], []], **sound)
+    with pytest.raises(IndexError):
+        Order([[(1, 1)]], **sound)[-1]
+
+
+def test_the_worked_example_is_true() -> None:
+    """Oracle: the docstring's own numbers."""
+    result = doctest.testmod(order_module)
+    assert result.attempted == 6 and result.failed == 0

@@ -1,0 +1,187 @@
+"""Tests of sharding.stream, through PyTorch's DataLoader with workers and several fake ranks."""
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from sharding import stream as stream_module
+from sharding.catalog import read_catalog
+from sharding.manifest import manifest_path, read_manifest
+from sharding.read import iterate
+from sharding.schema import Sample, ShardError
+from sharding.stream import Stream, positions
+from sharding.write import write_shard
+
+MakeFolder = Callable[..., Path]
+COUNTS = [7, 0, 12, 3, 9]
+
+
+def _stream(folder: Path, **changes: Any) -> Stream:
+    config = {"seed": 3, "micro_batch_size": 4, "window_num_shards": 2, "shape_step_px": 16}
+    return Stream(folder, "train", **{**config, **changes})
+
+
+def _same(one: Sample, two: Sample) -> bool:
+    assert one.objects is not None and two.objects is not None
+    return (one.key, one.image, one.extension, one.info, one.objects.tobytes()) == (
+        two.key, two.image, two.extension, two.info, two.objects.tobytes())
+
+
+def _loader(stream: Stream, order: Any, num_workers: int, **settings: Any) -> DataLoader:
+    return DataLoader(stream, batch_size=None, sampler=order, num_workers=num_workers, **settings)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_is_what_was_written(
+    tmp_path: Path, make_folder: MakeFolder, make_sample: Callable[..., Sample], num_workers: int
+) -> None:
+    """Oracle: make_sample, every sample once; items are micro-batches, in order."""
+    stream = _stream(make_folder(tmp_path, COUNTS))
+    num = stream.num_micro_batches
+    batches = list(_loader(stream, positions(num, 0, 1, 2 * num), num_workers))
+    assert [len(batch) for batch in batches] == [
+        len(stream.order[position].samples) for position in range(num, 2 * num)]
+    got = {sample.key: sample for batch in batches for sample in batch}
+    assert sum(map(len, batches)) == len(got) == sum(COUNTS)
+    for index in range(sum(COUNTS)):
+        assert _same(got[f"picture-{index:05d}"], make_sample(index))
+
+
+def test_ranks_that_come_and_go_see_everything_once(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    """Oracle: keys of two epochs counted: 2 each. 3 ranks with 2 workers, then 1, then 2 ranks,
+    each world beginning at the position where the one before it stopped.
+    """
+    folder = make_folder(tmp_path, COUNTS)
+    end = 2 * _stream(folder).num_micro_batches
+    seen: Counter[str] = Counter()
+    start = 0
+    for world_size, num_workers, stop in ((3, 2, 6), (1, 1, 9), (2, 0, end)):
+        for rank in range(world_size):
+            order = positions(start, rank, world_size, stop)
+            for batch in _loader(_stream(folder), order, num_workers):
+                seen.update(sample.key for sample in batch)
+        start = stop
+    assert len(seen) == sum(COUNTS) and set(seen.values()) == {2}
+
+
+def test_copies_in_other_processes_open_their_own_files(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    """Oracle: the stream itself, after use, pickled, and in a spawned worker."""
+    stream = _stream(make_folder(tmp_path, COUNTS))
+    expected = [stream[position] for position in range(5)]
+    copy = pickle.loads(pickle.dumps(stream))
+    loader = _loader(stream, positions(0, 0, 1, 5), 1, multiprocessing_context="spawn")
+    for got in ([copy[position] for position in range(5)], list(loader)):
+        for one, two in zip(itertools.chain(*got), itertools.chain(*expected), strict=True):
+            assert _same(one, two)
+
+
+def test_few_files_are_open_at_once(
+    tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: /proc's list of this process, while an epoch over 12 shards goes by; none after."""
+    monkeypatch.setattr(stream_module, "_NUM_TARS_OPEN", 3)
+    stream = _stream(make_folder(tmp_path, [2] * 12))
+
+    def num_open() -> int:
+        links = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
+        return sum(os.path.realpath(link).startswith(str(tmp_path)) for link in links)
+
+    assert num_open() == 0
+    most = 0
+    for position in range(stream.num_micro_batches):
+        stream[position]
+        most = max(most, num_open())
+    assert most == 3
+    stream._make_caches()
+    assert num_open() == 0
+
+
+def _flip_a_bit(tar: Path) -> None:
+    data = bytearray(tar.read_bytes())
+    data[read_manifest(tar).samples[1].members["objects.npy"][0] + 140] ^= 4
+    tar.write_bytes(data)
+
+
+def _written_again(tar: Path) -> None:
+    samples = list(iterate(tar))
+    write_shard(tar, samples[::-1], fingerprint={})
+
+
+@pytest.mark.parametrize("damage, key, cause", [
+    (_flip_a_bit, "picture-00001", "got CRC-32"),
+    (lambda tar: os.truncate(tar, 2048), None, "cut short"),
+    (lambda tar: tar.unlink(), None, "No such file"),
+    (_written_again, None, "written again"),
+    (lambda tar: manifest_path(tar).unlink(), None, "no manifest"),
+], ids=["bit", "cut", "deleted", "rewritten", "no manifest"])
+def test_damage_during_training_is_named(
+    tmp_path: Path, make_folder: MakeFolder, damage: Callable[[Path], object], key: str | None,
+    cause: str,
+) -> None:
+    """Oracle: the shard, the key if one, and the cause in a ShardError."""
+    folder = make_folder(tmp_path, [5, 5])
+    stream = _stream(folder)
+    damage(folder / "train-000000.tar")
+    with pytest.raises(ShardError) as caught:
+        list(_loader(stream, positions(0, 0, 1, stream.num_micro_batches), 0))
+    text = str(caught.value)
+    assert "train-000000.tar" in text and cause in text and (key is None or key in text)
+
+
+def test_damage_is_named_out_of_a_worker_too(tmp_path: Path, make_folder: MakeFolder) -> None:
+    """Oracle: type, shard and key survive the way from the worker process."""
+    folder = make_folder(tmp_path, [5, 5])
+    stream = _stream(folder)
+    _flip_a_bit(folder / "train-000000.tar")
+    batches = iter(_loader(stream, positions(0, 0, 1, stream.num_micro_batches), 1))
+    with pytest.raises(ShardError, match="train-000000.tar: sample picture-00001: got CRC-32"):
+        list(batches)
+    # Left to the garbage collector after an error, torch's iterator waits 5 s for its workers.
+    batches.__del__()  # type: ignore[attr-defined]
+
+
+def test_other_bytes_of_the_right_size_are_noticed(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    """Oracle: a tar replaced by one of the same size; its samples are not handed out."""
+    folder = make_folder(tmp_path, [5])
+    tar = folder / "train-000000.tar"
+    stream = _stream(folder)
+    tar.write_bytes(np.random.default_rng(0).bytes(read_catalog(folder).shards[0].bytes))
+    with pytest.raises(ShardError, match="train-000000.tar: sample picture-0000. *: got CRC-32"):
+        stream[0]
+
+
+def test_an_unfinished_or_unknown_set_is_refused_at_once(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    """Oracle: no catalog; a split that is not there."""
+    with pytest.raises(ShardError, match="no catalog"):
+        _stream(tmp_path)
+    make_folder(tmp_path, [1])
+    with pytest.raises(ShardError, match="split"):
+        Stream(tmp_path, "heldout", seed=0, micro_batch_size=1, window_num_shards=1,
+               shape_step_px=1)
+
+
+def test_positions_deal_to_ranks_in_turn() -> None:
+    """Oracle: the lists spelled out."""
+    assert [list(positions(5, rank, 3, 14)) for rank in range(3)] == [
+        [5, 8, 11], [6, 9, 12], [7, 10, 13]]
+    assert list(itertools.islice(positions(5, 1, 3), 4)) == [6, 9, 12, 15]
+    for start, rank, world_size in ((-1, 0, 1), (0, 1, 1), (0, -1, 2), (0, 0, 0)):
+        with pytest.raises(ValueError, match="start, rank, world_size"):
+            positions(start, rank, world_size)
