@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 LOG_FOLDER_VARIABLE = "BOXLESS_LOG_FOLDER"
+LAUNCHER_LOG = "launcher.log"
 _NUM_TAIL_LINES = 40
 
 

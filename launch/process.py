@@ -18,6 +18,7 @@ from types import FrameType
 
 from launch.job import Job, LaunchError, Stopped, UserError
 from launch.logs import (
+    LAUNCHER_LOG,
     LOG_FOLDER_VARIABLE,
     clear_failures,
     first_failure,
@@ -43,7 +44,7 @@ def run_process(
     what it was asked, and LaunchError when the child ends with anything else but 0.
     """
     clear_failures(job.log_folder)
-    launcher_log = job.log_folder / "launcher.log"
+    launcher_log = job.log_folder / LAUNCHER_LOG
     env = os.environ | job.env | {LOG_FOLDER_VARIABLE: str(job.log_folder.resolve())}
     sys.stdout.flush()
     with launcher_log.open("wb") as log:
@@ -115,7 +116,7 @@ def _what_went_wrong(job: Job, returncode: int) -> Exception:
     if failure is not None:
         log = log_path(job.log_folder, failure.rank)
         return LaunchError(f"{job.title}: rank {failure.rank} failed", log, failure.traceback or "")
-    log = job.log_folder / "launcher.log"
+    log = job.log_folder / LAUNCHER_LOG
     if not tail(log).strip():  # the rank was the child itself, and was killed without a word
         log = log_path(job.log_folder, 0)
     return LaunchError(f"{job.title}: {state_of(returncode)}", log, tail(log))

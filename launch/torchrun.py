@@ -8,11 +8,13 @@ https://pytorch.org/docs/stable/elastic/run.html
 
 from __future__ import annotations
 
+import re
 import sys
 
 from launch.config import LaunchConfig
-from launch.job import Job
-from launch.process import run_process
+from launch.job import Job, LaunchError
+from launch.logs import LAUNCHER_LOG, log_path, tail
+from launch.process import run_process, state_of
 
 
 def command(job: Job, config: LaunchConfig) -> list[str]:
@@ -42,4 +44,21 @@ def command(job: Job, config: LaunchConfig) -> list[str]:
 
 def run(job: Job, config: LaunchConfig) -> None:
     """Run this node's ranks to the end; see launch.job."""
-    run_process(command(job, config), job)
+    try:
+        run_process(command(job, config), job)
+    except LaunchError as error:
+        killed = _first_killed(error.tail) if error.log.name == LAUNCHER_LOG else None
+        if killed is None:
+            raise
+        rank, exitcode = killed
+        log = log_path(job.log_folder, rank)
+        state = f"{job.title}: rank {rank} {state_of(exitcode)}"
+        raise LaunchError(state, log, tail(log)) from error
+
+
+def _first_killed(said: str) -> tuple[int, int] | None:
+    """Rank and exit code of the root cause in torchrun's summary of failures: the rank that had no
+    time for last words of its own."""
+    cause = said.rpartition("Root Cause")[2]
+    found = re.search(r"rank +: (\d+) .*?exitcode +: (-?\d+)", cause, re.DOTALL)
+    return (int(found[1]), int(found[2])) if found else None

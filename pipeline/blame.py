@@ -3,15 +3,23 @@ command line."""
 
 from __future__ import annotations
 
-import traceback
+import dis
 
 _OURS = ("launch", "pipeline", "sharding", "stages")
 
 
 def is_for_users(error: BaseException) -> bool:
-    """True for a ValueError that our own code raised: its message says what was got, what was
-    expected and what to do. One that a library raised under us is a bug, and wants a traceback."""
+    """True for a ValueError that a ``raise`` in our own code made: its message says what was got,
+    what was expected and what to do. One that a library raised under us, from Python or from C, is
+    a bug, and wants a traceback."""
     if not isinstance(error, ValueError):
         return False
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").split(".")[0] in _OURS
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    frame = trace.tb_frame
+    is_ours = frame.f_globals.get("__name__", "").split(".")[0] in _OURS
+    instruction = dis.opname[frame.f_code.co_code[trace.tb_lasti]]
+    return is_ours and instruction == "RAISE_VARARGS"

@@ -57,7 +57,7 @@ def _show_error(message: str, details: str = "") -> None:
 
     console = Console(stderr=True)
     if details:
-        console.print(Text(details))
+        console.print(Text(details), soft_wrap=True)
     if console.is_terminal:
         console.print(Panel(Text(message), border_style="red", title="boxless", title_align="left"))
     else:  # a frame would break lines that a log is searched for

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.markup import escape
 
 from launch.job import LaunchError, Stopped, UserError
 from pipeline import __version__
@@ -52,12 +53,25 @@ class Plan:
 
 
 def plan_stage(
-    run: RunFolder, recipe: Recipe, kind: StageKind, due: Sequence[str] = ()
+    run: RunFolder,
+    recipe: Recipe,
+    kind: StageKind,
+    *,
+    due: Sequence[str] = (),
+    look_at_corpus: bool = False,
 ) -> Plan:
-    """What to do about ``kind``; ``due`` names stages that will run before it."""
-    shaped_by = _shaped_by(run, recipe, kind, due)
+    """What to do about ``kind``; ``due`` names stages that will run before it.
+
+    Whether the corpus itself changed is only asked with ``look_at_corpus``: its folder is listed
+    for that, and SourceError says where it is not what the recipe says.
+    """
     done, started = read_done(run, kind), read_started(run, kind)
     last = done or started
+    shaped_by = _shaped_by(run, recipe, kind, due)
+    if kind.reads_corpus and look_at_corpus:
+        shaped_by["inputs"]["corpus"] = _corpus(recipe)
+    elif kind.reads_corpus and last is not None:
+        shaped_by["inputs"]["corpus"] = last.shaped_by["inputs"]["corpus"]
 
     def plan(action: Action, why: str) -> Plan:
         return Plan(kind=kind, action=action, why=why, shaped_by=shaped_by)
@@ -82,7 +96,7 @@ def conduct(
     Raises RunError when a stage's inputs are missing, UserError or LaunchError when it fails, and
     Stopped after SIGTERM or SIGINT.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     kinds = [kind for kind in stage_kinds(recipe) if kind.name in names]
     if "finetune" in names and recipe.finetune.task is None:
         console.print("finetune: skipped, as the recipe names no task (finetune.task).")
@@ -94,11 +108,12 @@ def conduct(
         write_text(run.recipe, dump_recipe(recipe))
         for kind in kinds:
             _check_inputs(run, recipe, kind, console, alone=len(names) == 1)
-            plan = plan_stage(run, recipe, kind)
+            plan = plan_stage(run, recipe, kind, look_at_corpus=True)
             if plan.action == "skip":
-                console.print(f"[green]✓[/] [bold]{kind.name}[/] skipped: {plan.why}")
+                console.print(f"[green]✓[/] [bold]{kind.name}[/] skipped: {escape(plan.why)}")
                 continue
-            console.print(f"[bold]▶ {kind.name}[/] ({plan.action}: {plan.why})", markup=True)
+            why = "" if plan.action == "start" else f": {plan.action}, {plan.why}"
+            console.print(f"[bold]▶ {kind.name}[/]{escape(why)}")
             _run_stage(recipe, run, plan, asked, console, alone=len(names) == 1)
 
 
@@ -136,7 +151,7 @@ def _run_stage(
     words = in_words(record.figures)
     console.print(
         f"[green]✓[/] [bold]{kind.name}[/] {seconds_in_words(record.seconds)}"
-        + (f": {words}" if words else "")
+        + (f": {escape(words)}" if words else "")
     )
 
 
@@ -149,8 +164,8 @@ def _show_plans(
 ) -> None:
     due: list[str] = []
     for kind in kinds:
-        plan = plan_stage(run, recipe, kind, due)
-        console.print(f"[bold]{kind.name}[/]: {plan.action}: {plan.why}")
+        plan = plan_stage(run, recipe, kind, due=due, look_at_corpus=True)
+        console.print(f"[bold]{kind.name}[/]: {plan.action}: {escape(plan.why)}")
         if plan.action == "skip":
             continue
         due.append(kind.name)
@@ -158,7 +173,7 @@ def _show_plans(
             console.print(f"  sets aside {', '.join(kind.folders)}")
         config = launch_config(kind, recipe, asked, alone=len(kinds) == 1)
         text = command_text(kind, recipe, run, config)
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text, markup=False)
 
 
 def _check_inputs(
@@ -176,7 +191,8 @@ def _check_inputs(
             )
         plan = plan_stage(run, recipe, other) if alone else None
         if plan is not None and plan.action != "skip":
-            console.print(f"[yellow]note[/]: {other.name} is not as this recipe says: {plan.why}")
+            note = f"{other.name} is not as this recipe says: {plan.why}"
+            console.print(f"[yellow]note[/]: {escape(note)}")
 
 
 def _shaped_by(
@@ -188,6 +204,13 @@ def _shaped_by(
             done = None if other.name in due else read_done(run, other)
             inputs[other.name] = done.content if done else _UNKNOWN
     return {"recipe": kind.recipe_parts(recipe), "inputs": inputs, "boxless": __version__}
+
+
+def _corpus(recipe: Recipe) -> str:
+    """Changes when anything changes that the samples are made of."""
+    from stages.ingest.run import open_source  # reads pictures: not needed to show a status
+
+    return open_source(recipe.ingest, seed=recipe.seed).fingerprint()
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:

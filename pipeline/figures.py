@@ -23,9 +23,7 @@ def figures_of(run: RunFolder, kind: StageKind) -> dict[str, Any]:
     folder = kind.folder(run)
     if kind.is_shards:
         return _counts(folder)
-    if (folder / "scores.json").is_file():
-        return _numbers(_read_json((folder / "scores.json").read_text("utf-8")))
-    return _last_metrics(folder / "metrics.jsonl")
+    return _scores(folder / "scores.json") or _last_metrics(folder / "metrics.jsonl")
 
 
 def in_words(figures: Mapping[str, Any]) -> str:
@@ -56,6 +54,21 @@ def _counts(folder: Path) -> dict[str, Any]:
     return counts | ({"failed": failed} if failed else {})
 
 
+def _scores(path: Path) -> dict[str, Any]:
+    """The value of each score; what stands beside it (chance, baseline) is for the report."""
+    try:
+        scores = _read_json(path.read_text("utf-8"))
+    except OSError:
+        return {}
+    entries = scores.items() if isinstance(scores, dict) else ()
+    values = {name: entry["value"] for name, entry in entries if _has_value(entry)}
+    return _numbers(values)
+
+
+def _has_value(entry: Any) -> bool:
+    return isinstance(entry, dict) and "value" in entry
+
+
 def _last_metrics(path: Path) -> dict[str, Any]:
     """The last whole line; a run that was killed may have left half of one."""
     try:
@@ -72,12 +85,8 @@ def _read_json(text: str) -> Any:
         return {}
 
 
-def _numbers(values: Any, above: str = "") -> dict[str, Any]:
-    """The numbers in nested mappings, by dotted name."""
-    numbers: dict[str, Any] = {}
-    for key, value in values.items() if isinstance(values, dict) else ():
-        if isinstance(value, dict):
-            numbers |= _numbers(value, f"{above}{key}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            numbers[f"{above}{key}"] = value
-    return numbers
+def _numbers(values: Any) -> dict[str, Any]:
+    """What is a number in a mapping; nothing of anything else."""
+    if not isinstance(values, dict):
+        return {}
+    return {name: value for name, value in values.items() if type(value) in (int, float)}

@@ -120,11 +120,15 @@ def _build_leaf(hint: Any, value: Any, path: str) -> Any:
 
 
 def _under(path: str, message: str, fields: typing.Container[str]) -> str:
-    """``message`` with the dotted path before the field that it begins with."""
+    """``message`` with the dotted path before the field that it begins with; part of the path may
+    stand there already."""
     first = message.split(" ", 1)[0].strip(":,'")
-    if not path or first.startswith(f"{path}."):
-        return message
-    return f"{path}.{message}" if first in fields else f"{path}: {message}"
+    above = first.rpartition(".")[0]
+    if above and f".{path}".endswith(f".{above}"):
+        return path.removesuffix(above) + message
+    if first in fields:
+        return _join(path, message)
+    return f"{path}: {message}" if path else message
 
 
 def _holds_dataclass(hint: Any) -> bool:

@@ -74,8 +74,13 @@ class _Dumper(yaml.SafeDumper):
         style = "|" if "\n" in text else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
+    def represent_items(self, items: list[Any]) -> yaml.SequenceNode:
+        flat = not any(isinstance(item, (list, dict)) for item in items)
+        return self.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=flat)
+
 
 _Dumper.add_representer(str, _Dumper.represent_text)
+_Dumper.add_representer(list, _Dumper.represent_items)
 for _tag, _pattern, _first in _SCALARS:
     for _reads_or_writes in (_Resolver, _Dumper):
         _reads_or_writes.add_implicit_resolver(
@@ -94,12 +99,4 @@ def read_yaml(text: str) -> Any:
 
 def write_yaml(value: Any) -> str:
     """YAML text that ``read_yaml`` turns back into the same plain values, keys in their order."""
-    style = None  # lists and mappings without any inside them stand on one line
-    return yaml.dump(
-        value,
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        width=100,
-        default_flow_style=style,
-    )
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

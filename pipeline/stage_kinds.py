@@ -31,6 +31,8 @@ class StageKind:
     """Whether its output is shards, each redone on its own when what shapes it has changed."""
     is_dear: bool = False
     """Whether its output took so long to compute that it is set aside, not overwritten."""
+    reads_corpus: bool = False
+    """Whether it reads the user's own files, which may change between runs."""
     takes_ranks: bool = False
     """Whether several ranks can share its work."""
 
@@ -40,7 +42,31 @@ class StageKind:
 
     def recipe_parts(self, recipe: Recipe) -> dict[str, Any]:
         """The part of the recipe that shapes its output, as plain values."""
-        return {part: plain(getattr(recipe, part)) for part in self.parts}
+        return _without_settings_of_the_machine(
+            {part: plain(getattr(recipe, part)) for part in self.parts}
+        )
+
+
+# Keys of any part that say how often, how fast or with how much memory a stage works, not what
+# comes of it: to change one is no reason to compute anything again.
+_SHAPES_NOTHING = {
+    "cache_bytes",
+    "checkpoint_every_steps",
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "log_every_steps",
+    "log_steps",
+    "num_threads",
+    "num_workers",
+}
+
+
+def _without_settings_of_the_machine(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_settings_of_the_machine(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in _SHAPES_NOTHING
+    }
 
 
 def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
@@ -54,13 +80,14 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
             folders=("images",),
             outputs=("images/catalog.json",),
             is_shards=True,
+            reads_corpus=True,
         ),
         StageKind(
             name="teach",
             parts=("seed", "teach"),
             inputs=("ingest",),
             folders=("teacher",),
-            outputs=("teacher/config.json", "teacher/*.safetensors"),
+            outputs=("teacher/config.json", "teacher/names.json", "teacher/*.safetensors"),
             is_dear=True,
         ),
         StageKind(

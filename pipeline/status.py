@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.figures import figures_of, in_words, seconds_in_words
-from pipeline.recipe import load_recipe
+from pipeline.conduct import plan_stage
+from pipeline.recipe import Recipe, load_recipe
 from pipeline.run_folder import RunError, RunFolder
 from pipeline.stage_kinds import StageKind, stage_kinds
-from pipeline.stage_records import faults, read_done, read_started
+from pipeline.stage_records import read_done, read_started
 
 
 def status_table(run: RunFolder) -> Table:
@@ -20,8 +22,13 @@ def status_table(run: RunFolder) -> Table:
     table = Table(title=f"{recipe.name} in {run.root}", title_justify="left")
     for column in ("stage", "state", "time", "figures"):
         table.add_column(column)
+    due: list[str] = []
     for kind in stage_kinds(recipe):
-        table.add_row(kind.name, *_row(run, kind, is_busy))
+        state = _state(run, recipe, kind, due, is_busy)
+        record = read_done(run, kind) or read_started(run, kind)
+        seconds = seconds_in_words(record.seconds) if record and record.seconds else ""
+        figures = figures_of(run, kind) if record else {}
+        table.add_row(kind.name, state, seconds, escape(in_words(figures)))
     return table
 
 
@@ -30,15 +37,18 @@ def show_status(run: RunFolder) -> None:
     Console().print(status_table(run))
 
 
-def _row(run: RunFolder, kind: StageKind, is_busy: bool) -> tuple[str, str, str]:
-    """State, time and figures."""
-    done, started = read_done(run, kind), read_started(run, kind)
-    if done is not None:
-        wrong = faults(run, kind, done)
-        state = f"[red]damaged: {wrong[0]}[/]" if wrong else "[green]done[/]"
-        return state, seconds_in_words(done.seconds), in_words(done.figures)
-    if started is None:
-        return "[dim]not started[/]", "", ""
-    state = "[cyan]running[/]" if is_busy else "[yellow]stopped part-way[/]"
-    seconds = seconds_in_words(started.seconds) if started.seconds else ""
-    return state, seconds, in_words(figures_of(run, kind))
+def _state(
+    run: RunFolder, recipe: Recipe, kind: StageKind, due: list[str], is_busy: bool
+) -> str:
+    """In a word or a line, with colours; a stage that is not done is added to ``due``."""
+    plan = plan_stage(run, recipe, kind, due=due)
+    if plan.action == "skip":
+        return "[green]done[/]"
+    due.append(kind.name)
+    is_done = read_done(run, kind) is not None
+    if plan.action == "start":
+        return "[dim]not started[/]"
+    if is_done:
+        kept = "out of date" if plan.action == "redo" else "damaged"
+        return f"[red]{kept}: {escape(plan.why)}[/]"
+    return "[cyan]running[/]" if is_busy else "[yellow]stopped part-way[/]"
