@@ -96,7 +96,7 @@ def split_of(group: str, *, seed: int, heldout_fraction: float) -> str:
     With u = first 8 bytes of SHA-256("seed/group") / 2^64, a group is held out where
     u < heldout_fraction.
     """
-    digest = hashlib.sha256(f"{seed}/{group}".encode("utf-8", "surrogateescape")).digest()
+    digest = hashlib.sha256(f"{seed}/{group}".encode("utf-8", "surrogatepass")).digest()
     held_out = int.from_bytes(digest[:8], "big") / 2**64 < heldout_fraction
     return "heldout" if held_out else "train"
 
@@ -110,7 +110,7 @@ def safe_key(name: str) -> str:
     if _PLAIN_KEY.fullmatch(name):
         return name
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[: MAX_PLAIN_KEY - 9]
-    return f"{plain}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+    return f"{plain}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 def clean_caption(caption: object) -> str:

@@ -1,0 +1,292 @@
+"""COCO's format: real folders with everything in them that breaks; oracle: counted by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ingest_corpora import (
+    captions_of,
+    encoded,
+    manifests,
+    notes,
+    png_header,
+    reasons,
+    samples,
+    write_json,
+)
+
+from sharding.catalog import Catalog
+from stages.ingest.coco import CocoSource
+from stages.ingest.config import IngestConfig
+from stages.ingest.run import ingest
+from stages.ingest.source import SourceError
+
+
+def run(tmp_path: Path, captions: str, **more: Any) -> Catalog:
+    fields = {"heldout_fraction": 0.0, "samples_per_shard": 4, "min_side_px": 2, **more}
+    config = IngestConfig(source="coco", root=str(tmp_path / "p"), captions=captions, **fields)
+    return ingest(config, seed=0, out=tmp_path / "out")
+
+
+def write_pictures(tmp_path: Path, pictures: dict[str, bytes]) -> None:
+    for name, data in pictures.items():
+        path = tmp_path / "p" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def test_every_kind_of_breakage_has_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pictures(
+        tmp_path,
+        {
+            "good.jpg": encoded(width=40, height=30),
+            "cmyk.jpg": encoded(mode="CMYK"),
+            "really_png.jpg": encoded("PNG"),
+            "two words.jpg": encoded(),
+            "deep/down.JPEG": encoded(),
+            "half.jpg": encoded()[:200],
+            "empty.jpg": b"",
+            "webp.jpg": encoded("WEBP"),
+            "dot.png": encoded("PNG", width=1, height=1),
+            "huge.png": png_header(20_000, 10_000),
+            "silent.jpg": encoded(),
+            "blank.jpg": encoded(),
+            "nobody.jpg": encoded(),
+            "nobody2.webp": encoded("WEBP"),
+            "notes.txt": b"no picture, not counted",
+            ".hidden.jpg": b"neither",
+        },
+    )
+    content = captions_of(
+        {
+            "good.jpg": [" a cat\n", "", "  \n", "a dog"],
+            "cmyk.jpg": ["printed"],
+            "really_png.jpg": ["a png"],
+            "two words.jpg": ["spaces"],
+            "./deep/down.JPEG": ["deep"],
+            "half.jpg": ["half"],
+            "empty.jpg": ["empty"],
+            "webp.jpg": ["webp"],
+            "dot.png": ["a dot"],
+            "huge.png": ["huge"],
+            "gone.jpg": ["gone"],
+            "../p/good.jpg": ["a way out"],
+            "/etc/hostname": ["another"],
+            "silent.jpg": [],
+            "blank.jpg": ["", " "],
+        }
+    )
+    content["images"].append({"id": 77, "file_name": "good.jpg"})
+    content["images"].append({"id": 1, "file_name": "other.jpg"})
+    content["annotations"].append({"id": 1, "image_id": 77, "caption": "the same file"})
+    content["annotations"].append({"id": 2, "image_id": 999, "caption": "of nothing"})
+    catalog = run(tmp_path, write_json(tmp_path / "c.json", content))
+
+    found = samples(tmp_path / "out", catalog)
+    by_name = {sample.info["file_name"]: sample for sample in found.values()}
+    assert sorted(by_name) == [
+        "./deep/down.JPEG", "cmyk.jpg", "good.jpg", "really_png.jpg", "two words.jpg"
+    ]
+    good = by_name["good.jpg"]
+    assert good.key == "good" and good.image == (tmp_path / "p/good.jpg").read_bytes()
+    assert good.info == {
+        "captions": ["a cat", "a dog"],
+        "width": 40,
+        "height": 30,
+        "image_id": 1,
+        "source": "coco",
+        "file_name": "good.jpg",
+    }
+    assert by_name["really_png.jpg"].extension == "png"
+    assert by_name["two words.jpg"].key.startswith("two_words-")
+
+    told = {reason for several in reasons(tmp_path / "out", catalog).values() for reason in several}
+    expected = (
+        "broken picture: ",
+        "not JPEG or PNG: it is an empty file",
+        "not JPEG or PNG: it is WebP",
+        "too small: 1 x 1 pixels; ingest.min_side_px is 2",
+        "too large: 200.0 megapixels; ingest.max_megapixels is 50",
+        "missing picture: gone.jpg is not in ingest.root",
+        "missing picture: 1 captions are of image id 999",
+        "outside of ingest.root: ../p/good.jpg",
+        "outside of ingest.root: /etc/hostname",
+        "no captions",
+        "no captions: all 2 are blank",
+        "no caption names this picture: nobody.jpg",
+        "no caption names this picture: nobody2.webp",
+        "duplicate key: good.jpg after good.jpg",
+        "duplicate image id: 1 is already good.jpg",
+    )
+    for start in expected:
+        assert any(reason.startswith(start) for reason in told), start
+    assert len(told) == len(expected)
+
+    # 17 entries of "images", one unlisted image id, two pictures that nobody names.
+    assert sum(manifest.num_input for manifest in manifests(tmp_path / "out", catalog)) == 20
+    assert sum(manifest.num_ok for manifest in manifests(tmp_path / "out", catalog)) == 5
+    assert notes(tmp_path / "out", catalog) == [
+        ("good", "blank caption: number 1"),
+        ("good", "blank caption: number 2"),
+    ]
+    screen = capsys.readouterr().out
+    for shown in ("20", "15", "missing picture", "too large", "blank caption"):
+        assert shown in screen
+
+
+def test_instances_become_truth(tmp_path: Path) -> None:
+    """x, y, width, height become corners; crowds go silently, faulty boxes with a note."""
+    write_pictures(tmp_path, {name: encoded(width=40, height=30) for name in ("a.jpg", "b.jpg")})
+    write_pictures(tmp_path, {"c.jpg": encoded(width=40, height=30)})
+    captions = captions_of({"a.jpg": ["a"], "b.jpg": ["b"], "c.jpg": ["c"]})
+
+    def box(bbox: object, category: object = 7, crowd: int = 0, image: int = 1) -> dict[str, Any]:
+        return {"image_id": image, "bbox": bbox, "category_id": category, "iscrowd": crowd}
+
+    instances = {
+        "images": [
+            {"id": 1, "file_name": "a.jpg", "width": 40, "height": 30},
+            {"id": 2, "file_name": "b.jpg", "width": 400, "height": 300},
+        ],
+        "categories": [{"id": 9, "name": "dog"}, {"id": 7, "name": "cat"}],
+        "annotations": [
+            box([1, 2, 10, 20]),
+            {**box([0, 0, 40, 30], category=9), "segmentation": [[0.0] * 8]},
+            box([0, 0, 5, 5], crowd=1),
+            box([3, 3, 0, 5]),
+            box([50, 3, 5, 5]),
+            box([3, 3, "5", 5]),
+            box([3, 3, float("nan"), 5]),
+            box([1, 1, 5, 5], category=1000),
+            box([1, 1, 5, 5], category=[7]),
+            box([10, 10, 50, 50], image=2),
+            {**box([1, 1, 5, 5]), "image_id": [1]},
+            box([1, 1, 5, 5], image=55),
+        ],
+    }
+    catalog = run(
+        tmp_path,
+        write_json(tmp_path / "c.json", captions),
+        instances=write_json(tmp_path / "i.json", instances),
+    )
+    found = samples(tmp_path / "out", catalog)
+    assert found["a"].info["truth"] == {
+        "boxes": [[1.0, 2.0, 11.0, 22.0], [0.0, 0.0, 40.0, 30.0]],
+        "labels": ["cat", "dog"],
+        "attributes": [None, None],
+    }
+    assert "truth" not in found["b"].info  # drawn on a picture of another size
+    assert "truth" not in found["c"].info  # not in the instances file
+    assert catalog.about == {"label_names": ["cat", "dog"], "attribute_names": [], "source": "coco"}
+    kinds = [reason.partition(":")[0] for _, reason in notes(tmp_path / "out", catalog)]
+    assert sorted(kinds) == sorted(
+        ["box without area", "box outside of the picture", "truth dropped"]
+        + 2 * ["unknown category"] + 2 * ["box is not four numbers"]
+    )
+
+
+SOUND = captions_of({"a.jpg": ["a"]})
+BOXES = {
+    "images": [{"id": 1, "file_name": "a.jpg"}],
+    "categories": [],
+    "annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1], "category_id": 1}],
+}
+
+
+@pytest.mark.parametrize(
+    ("captions", "told"),
+    [
+        ("no json", "is not JSON"),
+        ([1, 2], "holds a JSON list; expected an object"),
+        ({"photos": []}, "got keys photos; expected a list 'images'"),
+        ({"images": [], "annotations": {}}, "'annotations' is a dict; expected a list"),
+        ({"images": [], "annotations": []}, '"images" is empty'),
+        ({**SOUND, "images": [{"id": 1}]}, r'images\[0\] is .*expected an object with an "id"'),
+        ({**SOUND, "images": [{"id": [1], "file_name": "a"}]}, r"images\[0\] is"),
+        ({**SOUND, "images": [5]}, r"images\[0\] is 5"),
+        ({**SOUND, "annotations": [{"image_id": 1}]}, r"annotations\[0\] is .*\"caption\""),
+        ({**SOUND, "annotations": [{"image_id": {}, "caption": "a"}]}, r'has "image_id" \{\}'),
+        ({**SOUND, "annotations": [{"image_id": "1", "caption": "a"}]}, "not one of its 1 images"),
+        (BOXES, "looks like an instances file, which goes into ingest.instances"),
+    ],
+)
+def test_a_wrong_captions_file_stops_at_once(
+    tmp_path: Path, captions: object, told: str
+) -> None:
+    write_pictures(tmp_path, {"a.jpg": encoded()})
+    path = tmp_path / "c.json"
+    path.write_text(captions if isinstance(captions, str) else json.dumps(captions))
+    with pytest.raises(SourceError, match=told):
+        run(tmp_path, str(path))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("instances", "told"),
+    [
+        (SOUND, "got keys annotations, images; expected a list 'categories'"),
+        ({**SOUND, "categories": []}, "looks like a captions file, which goes into ingest.capt"),
+        ({**BOXES, "images": [{"id": 8}]}, "no image id in common with ingest.captions"),
+        ({**BOXES, "images": [{"id": 1, "file_name": "z.jpg"}]}, "image id 1 is 'z.jpg', but 'a.j"),
+        ({**BOXES, "images": [{"file_name": "a.jpg"}]}, r"images\[0\] is"),
+        ({**BOXES, "categories": ["cat"]}, r"categories\[0\] is cat"),
+    ],
+)
+def test_a_wrong_instances_file_stops_at_once(
+    tmp_path: Path, instances: object, told: str
+) -> None:
+    write_pictures(tmp_path, {"a.jpg": encoded()})
+    captions = write_json(tmp_path / "c.json", SOUND)
+    with pytest.raises(SourceError, match=told):
+        run(tmp_path, captions, instances=write_json(tmp_path / "i.json", instances))
+
+
+def test_wrong_paths_stop_at_once(tmp_path: Path) -> None:
+    """Each message says what was got and what was expected."""
+    captions = write_json(tmp_path / "c.json", SOUND)
+    with pytest.raises(SourceError, match="ingest.root is .*not there; expected the folder"):
+        run(tmp_path, captions)
+    write_pictures(tmp_path, {"a.jpg": encoded()})
+    with pytest.raises(SourceError, match=r"ingest.captions is .*not there.*it holds c.json, p"):
+        run(tmp_path, str(tmp_path / "typo.json"))
+    with pytest.raises(SourceError, match="ingest.captions is .*a folder"):
+        run(tmp_path, str(tmp_path))
+    with pytest.raises(SourceError, match="ingest.root is .*which is a file"):
+        CocoSource(
+            root=captions, captions=captions, instances=None, seed=0, heldout_fraction=0.0
+        )
+    with pytest.raises(SourceError, match="not one of the 1 pictures.*a.jpg; it holds c.json, p"):
+        CocoSource(
+            root=str(tmp_path), captions=captions, instances=None, seed=0, heldout_fraction=0.0
+        )
+
+
+def test_only_failures_stop_with_their_reasons(tmp_path: Path) -> None:
+    write_pictures(tmp_path, {"a.jpg": b"nothing"})
+    with pytest.raises(SourceError, match="no input of the train split gave a sample .*not JPEG"):
+        run(tmp_path, write_json(tmp_path / "c.json", SOUND))
+    assert not (tmp_path / "out" / "catalog.json").exists()
+
+
+def test_hostile_names_and_texts_are_written_safely(tmp_path: Path) -> None:
+    """Lone surrogates and markup reach manifests, catalog and screen without a crash."""
+    write_pictures(tmp_path, {"a.jpg": encoded()})
+    (tmp_path / "p" / "\udcff[red].jpg").write_bytes(encoded())
+    content = captions_of({"a.jpg": ["half a pair \ud800 [bold]"], "\ud800.jpg": ["x"]})
+    content["annotations"].append({"image_id": 1, "caption": None})
+    content["images"].append({"id": "\ud800", "file_name": "a\0b.jpg"})
+    catalog = run(tmp_path, write_json(tmp_path / "c.json", content))
+    assert samples(tmp_path / "out", catalog)["a"].info["captions"] == ["half a pair ? [bold]"]
+    assert sum(manifest.num_input for manifest in manifests(tmp_path / "out", catalog)) == 4
+
+
+def test_files_of_one_stem_in_two_folders_are_two_samples(tmp_path: Path) -> None:
+    write_pictures(tmp_path, {"x/1.jpg": encoded(), "y/1.jpg": encoded(), "1.jpg": encoded()})
+    content = captions_of({"x/1.jpg": ["a"], "y/1.jpg": ["b"], "1.jpg": ["c"]})
+    catalog = run(tmp_path, write_json(tmp_path / "c.json", content))
+    assert len(samples(tmp_path / "out", catalog)) == 3
