@@ -1,0 +1,80 @@
+# The one way to set up, check and run Boxless. `make` alone lists the targets.
+#
+# Options of the stage targets:
+#   RECIPE=toy             a built-in recipe's name, or a YAML file
+#   RUN=DIR                the run folder (default: runs/ and the recipe's name)
+#   LAUNCHER=local|torchrun|deepspeed|slurm  NODES=N  PROCS=P (ranks on each node)
+#   SET="a.b=c d.e=f"      values laid over the recipe
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+STAGES := ingest teach distill pretrain finetune evaluate
+RECIPE ?= toy
+BOXLESS := .venv/bin/boxless
+CODE := pipeline stages sharding launch $(wildcard benchmarks) tests
+
+settings = $(if $(RUN),--run $(RUN)) $(foreach setting,$(SET),--set $(setting))
+run_folder = $(or $(RUN),runs/$(notdir $(basename $(RECIPE))))
+launching = $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(NODES),--nodes $(NODES)) \
+	$(if $(PROCS),--procs-per-node $(PROCS))
+
+.PHONY: help demo test check lint types imports run report status ablation doctor clean $(STAGES)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk '/^# Options/, /^$$/' $(firstword $(MAKEFILE_LIST)) | sed 's/^# \{0,1\}//'
+
+demo: .venv/ready ## the whole idea in the toy world, in minutes: runs/toy/report/index.html
+	$(BOXLESS) run toy --run runs/toy
+	@echo "Done. Open in a browser: file://$(CURDIR)/runs/toy/report/index.html"
+
+test: .venv/ready ## all tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2
+
+check: lint types imports ## lint, types and the import rule
+
+lint: .venv/ready ## flake8
+	.venv/bin/python -m flake8 $(CODE)
+
+types: .venv/ready ## mypy
+	.venv/bin/python -m mypy
+
+imports: .venv/ready ## who may import whom
+	.venv/bin/python -m pytest -q tests/test_imports.py
+
+ingest: ## raw corpora -> image shards
+teach: ## image shards with boxes -> a Faster R-CNN teacher
+distill: ## image shards -> object shards, labelled by the teacher
+pretrain: ## object shards -> student
+finetune: ## student + task data -> task scores
+evaluate: ## student on held-out pictures -> scores, each beside chance
+run: ## all stages in order, each skipped when complete, and the report
+$(STAGES) run: .venv/ready
+	$(BOXLESS) $@ $(RECIPE) $(settings) $(launching)
+
+ablation: .venv/ready ## the same steps with and without distillation, over three seeds
+	$(BOXLESS) ablation $(RECIPE) $(settings)
+
+status: .venv/ready ## how far each stage of RUN is
+	$(BOXLESS) status $(run_folder)
+
+report: .venv/ready ## write the page of RUN again
+	$(BOXLESS) report $(run_folder)
+
+doctor: .venv/ready ## what is here, what is missing, and the cure
+	$(BOXLESS) doctor
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .hypothesis
+	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
+
+# Without its stamp a .venv was never finished, and is built anew. With it, only what changed in the
+# lists of packages is installed.
+.venv/ready: constraints.txt setup.cfg pyproject.toml
+	@test -e $@ || rm -rf .venv
+	@test -d .venv || { python=$$(.ci/find-python) && echo "Building .venv with $$python" && \
+		"$$python" -m venv .venv; }
+	.venv/bin/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
