@@ -62,7 +62,7 @@ def inspect_picture(data: bytes, *, max_megapixels: float, min_side_px: int) -> 
                 # Pillow clips these to white when it makes them RGB.
                 raise PictureError("16-bit greyscale: make it 8-bit")
             image.load()
-    except PictureError:
+    except (PictureError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly every kind on damaged bytes
         raise PictureError(f"broken picture: {str(error) or type(error).__name__}") from None

@@ -22,7 +22,7 @@ def picture(**fields: Any) -> Picture:
 
 
 def test_a_blank_caption_takes_its_truth_along() -> None:
-    truth = {
+    truth: dict[str, Any] = {
         "boxes": [[1.0, 2.0, 11.0, 12.0]],
         "labels": ["cat"],
         "attributes": ["black"],
