@@ -1,0 +1,337 @@
+"""`stages.distill.run` and `label`: what ends in the shards, what is skipped, what stops."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from distill_fakes import (
+    POISON,
+    SHARDS,
+    FakeTeacher,
+    make_sample,
+    picture_bytes,
+    plain_shards,
+    tree_of,
+    write_images,
+)
+from PIL import Image
+
+from sharding.catalog import read_catalog
+from sharding.manifest import read_manifest
+from sharding.schema import Failure, Sample, ShardError
+from sharding.verify import verify_paths
+from stages.distill import label
+from stages.distill.distill_config import DistillConfig
+from stages.distill.label import DistillError, select
+from stages.distill.run import distill, finish
+
+CONFIG = DistillConfig(batch_size=2, phrases="lexicon", score_threshold=0.4, min_objects=1)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    write_images(tmp_path / "images", plain_shards())
+    return tmp_path / "images"
+
+
+def read_raw(folder: Path) -> Iterator[dict[str, Any]]:
+    """Samples as stock webdataset groups them."""
+    for tar in sorted(folder.glob("*.tar")):
+        yield from webdataset.WebDataset(str(tar), shardshuffle=False)
+
+
+def poisoned(key: str) -> Sample:
+    """A picture that the fake teacher cannot look at."""
+    pixels = np.full((4, 4, 3), POISON, np.uint8)
+    info = {"captions": ["a circle"], "width": 4, "height": 4}
+    return Sample(key=key, image=picture_bytes(pixels, "png"), extension="png", info=info)
+
+
+def test_stock_webdataset_reads_what_teacher_and_captions_say(images: Path, tmp_path: Path) -> None:
+    """Oracle: the teacher called on each picture alone, and the selection spelled out; phrases are
+    slices of their captions, the rest of the sample is the image shard's."""
+    out = tmp_path / "objects"
+    distill(CONFIG, images=images, teacher=FakeTeacher(), out=out)
+    inputs = {s.key: s for samples in plain_shards().values() for s in samples}
+    num_phrases = 0
+    for raw in read_raw(out):
+        sample = inputs.pop(raw["__key__"])
+        assert raw[sample.extension] == sample.image
+        objects = np.load(io.BytesIO(raw["objects.npy"]), allow_pickle=False)
+        everything = FakeTeacher().look(np.asarray(Image.open(io.BytesIO(sample.image))))
+        assert np.array_equal(objects, everything[:3])  # 0.9, 0.7, 0.5; 0.3 is below 0.4
+        info = json.loads(raw["json"])
+        phrases = info.pop("phrases")
+        assert info == sample.info
+        for caption, found in zip(info["captions"], phrases, strict=True):
+            num_phrases += len(found)
+            for phrase in found:
+                assert caption[phrase["start"]:phrase["end"]] == phrase["text"]
+                assert len(phrase["similarity"]) == len(objects)
+    assert not inputs
+    assert num_phrases > 5
+
+
+def test_similarities_stand_in_the_order_of_the_objects(images: Path, tmp_path: Path) -> None:
+    """Oracle: cosines of {stop, light} with each object's words, worked out by hand."""
+    by_hand = {
+        (2, 0): 2 / 6**0.5,  # red stop light
+        (2, 1): 2 / 6**0.5,  # blue stop light
+        (2, 2): 2 / 6**0.5,  # light blue stop light: light counts once
+        (0, 2): 1 / 6**0.5,  # light blue circle
+        (1, 2): 1 / 6**0.5,
+    }
+    distill(CONFIG, images=images, teacher=FakeTeacher(), out=tmp_path / "objects")
+    seen = set()
+    for raw in read_raw(tmp_path / "objects"):
+        info = json.loads(raw["json"])
+        objects = np.load(io.BytesIO(raw["objects.npy"]), allow_pickle=False)
+        pairs = list(zip(objects["label"].tolist(), objects["attribute"].tolist()))
+        for caption, found in zip(info["captions"], info["phrases"]):
+            if caption == "Stop lights!":
+                (phrase,) = found
+                assert phrase["text"] == "Stop lights"
+                assert phrase["similarity"] == [round(by_hand.get(pair, 0.0), 4) for pair in pairs]
+                seen.update(pairs)
+    assert seen & set(by_hand) and seen - set(by_hand)
+
+
+def test_catalog_tells_what_readers_need(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "objects"
+    catalog = distill(CONFIG, images=images, teacher=FakeTeacher(), out=out)
+    assert catalog == read_catalog(out)
+    assert catalog.kind == "objects"
+    assert {shard.tar: shard.split for shard in catalog.shards} == SHARDS
+    assert catalog.about == {
+        "label_names": FakeTeacher.label_names,
+        "attribute_names": FakeTeacher.attribute_names,
+        "feature_size": 6,
+        "num_top": 2,
+        "teacher": "fake/1",
+        "chunker": "lexicon",
+        "source": "t",
+    }
+    assert not verify_paths([out], full=True)
+
+
+def test_bad_pictures_are_failures_with_reasons_and_take_nobody_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: the good pictures' arrays are those of a run without the bad ones; counts by hand."""
+    random = np.random.default_rng(1)
+    good = [make_sample(f"good-{i}", ["a circle"], random) for i in range(4)]
+    sized = replace(good[0], key="sized", info={**good[0].info, "width": 99})
+    cut = replace(good[1], key="cut", image=good[1].image[: len(good[1].image) // 2])
+    text = replace(good[2], key="text", image=b"no picture")
+    # In batches of two the poisoned one shares a batch with good-3.
+    samples = [sized, good[0], cut, good[1], good[2], text, poisoned("poison"), good[3]]
+    earlier = Failure(key="x", reason="y")  # of ingest: no input of this stage
+    write_images(tmp_path / "images", {"train-000000.tar": [earlier, *samples]})
+    write_images(tmp_path / "clean", {"train-000000.tar": good})
+    for source in ("images", "clean"):
+        distill(
+            CONFIG, images=tmp_path / source, teacher=FakeTeacher(), out=tmp_path / f"{source}-out"
+        )
+    manifest = read_manifest(tmp_path / "images-out" / "train-000000.tar")
+    assert (manifest.num_input, manifest.num_ok, manifest.num_failed) == (8, 4, 4)
+    reasons = {failure.key: failure.reason for failure in manifest.failures}
+    assert list(reasons) == ["sized", "cut", "text", "poison"]
+    assert "99" in reasons["sized"]
+    assert reasons["text"] == "decode: UnidentifiedImageError: cannot identify image file"
+    assert reasons["cut"].startswith("decode: ")
+    assert reasons["poison"] == "detect: RuntimeError: cannot look at"
+    clean = read_manifest(tmp_path / "clean-out" / "train-000000.tar")
+    assert [(s.key, s.crc32) for s in manifest.samples] == [(s.key, s.crc32) for s in clean.samples]
+    assert "1 x detect: RuntimeError: cannot look at" in capsys.readouterr().out
+
+
+def test_done_shards_are_skipped_and_others_are_not(images: Path, tmp_path: Path) -> None:
+    """Oracle: the teacher counts its calls."""
+    out = tmp_path / "objects"
+
+    def num_pictures_looked_at(config: DistillConfig = CONFIG, fingerprint: str = "fake/1") -> int:
+        teacher = FakeTeacher(fingerprint)
+        distill(config, images=images, teacher=teacher, out=out)
+        return sum(teacher.batch_sizes)
+
+    assert num_pictures_looked_at() == 3 + 4 + 5
+    before = tree_of(out)
+    assert num_pictures_looked_at() == 0
+    assert num_pictures_looked_at(replace(CONFIG, num_threads=1)) == 0
+    assert tree_of(out) == before
+    (out / "train-000000.tar").write_bytes(b"cut short")
+    assert num_pictures_looked_at() == 4
+    assert tree_of(out) == before
+    shards = plain_shards()
+    shards["heldout-000000.tar"] = shards["heldout-000000.tar"][:2]
+    write_images(images, shards)
+    assert num_pictures_looked_at() == 2
+    assert num_pictures_looked_at(fingerprint="fake/2") == 11
+    assert num_pictures_looked_at(replace(CONFIG, score_threshold=0.1), "fake/2") == 11
+    assert num_pictures_looked_at(replace(CONFIG, object_text="label"), "fake/2") == 11
+
+
+def test_any_number_of_ranks_ends_with_the_same_bytes(images: Path, tmp_path: Path) -> None:
+    distill(CONFIG, images=images, teacher=FakeTeacher(), out=tmp_path / "one")
+    out = tmp_path / "many"
+    for rank in (3, 1, 0):
+        many = distill(
+            CONFIG, images=images, teacher=FakeTeacher(), out=out, rank=rank, world_size=4
+        )
+        assert many is None
+    with pytest.raises(DistillError, match="1 of 3 .* first is train-000001.tar"):
+        finish(images, out)
+    assert not (out / "catalog.json").exists()
+    distill(CONFIG, images=images, teacher=FakeTeacher(), out=out, rank=2, world_size=4)
+    finish(images, out)
+    assert tree_of(out) == tree_of(tmp_path / "one")
+
+
+def test_finish_refuses_a_mix_of_settings(images: Path, tmp_path: Path) -> None:
+    """A rank that ran with another teacher must not end in one catalog with the rest."""
+    out = tmp_path / "objects"
+    distill(CONFIG, images=images, teacher=FakeTeacher(), out=out)
+    distill(CONFIG, images=images, teacher=FakeTeacher("b"), out=out, rank=0, world_size=2)
+    assert not (out / "catalog.json").exists()
+    with pytest.raises(DistillError, match="1 of 3"):
+        finish(images, out)
+    with pytest.raises(DistillError, match="about.json"):
+        finish(images, tmp_path / "nowhere")
+
+
+def test_wrong_input_folders_are_refused(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "objects"
+    with pytest.raises(ShardError, match="catalog"):
+        distill(CONFIG, images=tmp_path / "nothing", teacher=FakeTeacher(), out=out)
+    distill(CONFIG, images=images, teacher=FakeTeacher(), out=out)
+    with pytest.raises(DistillError, match="holds objects"):
+        distill(CONFIG, images=out, teacher=FakeTeacher(), out=tmp_path / "again")
+    manifest = images / "train-000000.tar.json"
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    with pytest.raises(ShardError, match="train-000000.tar"):
+        distill(CONFIG, images=images, teacher=FakeTeacher("b"), out=out)
+
+
+class UnsortedTeacher(FakeTeacher):
+    def look(self, picture: np.ndarray) -> np.ndarray:
+        objects = super().look(np.ones((8, 8, 3), np.uint8))
+        objects["score"] = np.linspace(0.4, 0.9, len(objects))
+        return objects
+
+
+class StrangeLabelTeacher(FakeTeacher):
+    def __init__(self, field: str, value: int) -> None:
+        super().__init__()
+        self.field, self.value = field, value
+
+    def look(self, picture: np.ndarray) -> np.ndarray:
+        objects = super().look(np.ones((8, 8, 3), np.uint8))
+        objects[self.field] = self.value
+        return objects
+
+
+class OtherSizeTeacher(FakeTeacher):
+    feature_size = 7
+
+    def look(self, picture: np.ndarray) -> np.ndarray:
+        return FakeTeacher().look(picture)
+
+
+class SilentTeacher(FakeTeacher):
+    def detect(self, pictures: object) -> list[np.ndarray]:
+        return []
+
+
+class FullTeacher(FakeTeacher):
+    def detect(self, pictures: object) -> list[np.ndarray]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    "teacher, error, text",
+    [
+        (UnsortedTeacher(), ShardError, "picture 0-0: .*score"),
+        (StrangeLabelTeacher("label", -1), ShardError, "picture 0-0: got a label below 0"),
+        (StrangeLabelTeacher("label", 3), ShardError, "got label 3, expected less than 3"),
+        (StrangeLabelTeacher("top_label", 3), ShardError, "got top_label 3, expected less than 3"),
+        (StrangeLabelTeacher("attribute", 3), ShardError, "got attribute 3, expected less than 3"),
+        (OtherSizeTeacher(), ShardError, r"\(6,\)\), .*expected .*\(7,\)\), "),
+        (SilentTeacher(), DistillError, "0 arrays for 2 pictures"),
+        (FullTeacher(), DistillError, "batch of 2 pictures; set distill.batch_size lower"),
+    ],
+)
+def test_a_teacher_at_fault_stops_the_stage(
+    images: Path, tmp_path: Path, teacher: FakeTeacher, error: type[Exception], text: str
+) -> None:
+    """Never a shard full of failures for a fault that is not the pictures'."""
+    with pytest.raises(error, match=text):
+        distill(CONFIG, images=images, teacher=teacher, out=tmp_path / "objects")
+    assert not list((tmp_path / "objects").glob("*.tar*"))
+
+
+def test_a_teacher_that_fails_on_everything_stops_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label, "MAX_FAILURES_IN_A_ROW", 5)
+    good = make_sample("good", ["a"], np.random.default_rng(0))
+    bad = [poisoned(f"bad-{i}") for i in range(8)]
+    write_images(tmp_path / "some", {"train-000000.tar": [*bad[:4], good, *bad[4:]]})
+    distill(CONFIG, images=tmp_path / "some", teacher=FakeTeacher(), out=tmp_path / "a")
+    assert read_manifest(tmp_path / "a" / "train-000000.tar").num_failed == 8
+    write_images(tmp_path / "all", {"train-000000.tar": bad})
+    with pytest.raises(DistillError, match="5 pictures in a row, last on bad-4"):
+        distill(CONFIG, images=tmp_path / "all", teacher=FakeTeacher(), out=tmp_path / "b")
+
+
+def test_a_data_set_without_any_sound_picture_is_finished(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", {"train-000000.tar": [poisoned("p")]})
+    catalog = distill(
+        CONFIG, images=tmp_path / "images", teacher=FakeTeacher(), out=tmp_path / "objects"
+    )
+    assert catalog is not None
+    assert catalog.shards[0].num_failed == 1
+
+
+@pytest.mark.parametrize(
+    "threshold, least, most, kept",
+    [
+        (0.4, 0, 9, 3),  # 0.9 0.7 0.5 | 0.3
+        (0.95, 0, 9, 0),
+        (0.95, 2, 9, 2),
+        (0.95, 9, 9, 4),
+        (0.0, 0, 2, 2),
+        (0.7, 0, 9, 2),  # equal reaches; 0.7 is not exact in half precision
+    ],
+)
+def test_select(threshold: float, least: int, most: int, kept: int) -> None:
+    """Counts by hand from the scores 0.9, 0.7, 0.5, 0.3."""
+    objects = FakeTeacher().look(np.full((2, 2, 3), (1, 0, 0), np.uint8))
+    config = DistillConfig(score_threshold=threshold, min_objects=least, max_objects=most)
+    assert np.array_equal(select(objects, config), objects[:kept])
+
+
+@pytest.mark.parametrize(
+    "fields, text",
+    [
+        ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
+        ({"min_objects": 5, "max_objects": 4}, "min_objects is 5; expected 0 to max_objects, 4"),
+        ({"score_threshold": 1.5}, "score_threshold is 1.5"),
+        ({"phrases": "magic"}, "phrases is 'magic'; expected 'auto', 'parser', 'lexicon'"),
+        ({"object_text": "name"}, "object_text is 'name'"),
+        ({"similarity": "bert"}, "similarity is 'bert'"),
+        ({"parser": ""}, "parser is empty"),
+        ({"num_threads": -1}, "num_threads is -1"),
+    ],
+)
+def test_config_is_checked(fields: dict[str, object], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        DistillConfig(**fields)  # type: ignore[arg-type]
