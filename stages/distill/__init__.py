@@ -1,0 +1,6 @@
+"""The stage that looks: image shards go in, object shards come out.
+
+`teach.py` trains a teacher where the pictures have boxes (`boxless teach`), `teacher/` is the
+network itself, `run.py` lets a teacher look at every picture once and writes what it sees
+(`boxless distill`). The stage before is `stages/ingest`, the one after `stages/pretrain`.
+"""

@@ -1,0 +1,95 @@
+"""Non-maximum suppression against the greedy loop that defines it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from stages.distill.teacher import nms as nms_file
+from stages.distill.teacher.boxes import iou
+from stages.distill.teacher.nms import nms
+
+
+def slow_nms(boxes: torch.Tensor, scores: torch.Tensor, group_of: torch.Tensor, threshold: float
+             ) -> list[int]:
+    """Take the best box left, drop those of its group that overlap it by more, go on."""
+    groups, by_score = group_of.tolist(), scores.tolist()
+    left = sorted(range(len(boxes)), key=lambda index: (-by_score[index], index))
+    overlap = iou(boxes, boxes).tolist()
+    kept = []
+    while left:
+        best = left.pop(0)
+        kept.append(best)
+        left = [other for other in left
+                if groups[other] != groups[best] or overlap[best][other] <= threshold]
+    return kept
+
+
+def crowd(num: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Boxes in clusters on a coarse lattice, so that overlaps, chains and ties are frequent."""
+    random = torch.Generator().manual_seed(seed)
+    centres = torch.randint(0, 60, (max(num // 8, 1), 2), generator=random)
+    corner = centres[torch.randint(0, len(centres), (num,), generator=random)]
+    corner = corner + torch.randint(-8, 9, (num, 2), generator=random)
+    sides = torch.randint(0, 20, (num, 2), generator=random)
+    boxes = torch.cat([corner, corner + sides], 1).float()
+    scores = torch.randint(0, 12, (num,), generator=random) / 12
+    return boxes, scores, torch.randint(0, 3, (num,), generator=random)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("num", [0, 1, 2, 17, 200])
+def test_keeps_what_the_greedy_loop_keeps(num: int, threshold: float) -> None:
+    """Oracle: `slow_nms`, in the same order, ties included."""
+    for seed in range(5):
+        boxes, scores, groups = crowd(num, seed)
+        kept = nms(boxes, scores, groups, threshold=threshold)
+        assert kept.tolist() == slow_nms(boxes, scores, groups, threshold)
+
+
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: `slow_nms`, whatever the size of the blocks; `max_kept` gives its first ones."""
+    monkeypatch.setattr(nms_file, "BLOCK_BOXES", block)
+    boxes, scores, groups = crowd(150, 9)
+    expected = slow_nms(boxes, scores, groups, 0.4)
+    assert nms(boxes, scores, groups, threshold=0.4).tolist() == expected
+    for most in (0, 1, 10, 1000):
+        kept = nms(boxes, scores, groups, threshold=0.4, max_kept=most)
+        assert kept.tolist() == expected[:most]
+
+
+def test_a_long_chain_settles() -> None:
+    """Oracle: by hand; each box overlaps only its neighbours, so every other one stays."""
+    start = torch.arange(40) * 5.0
+    boxes = torch.stack([start, torch.zeros(40), start + 10, torch.ones(40)], 1)
+    kept = nms(boxes, torch.arange(40, 0, -1).float(), torch.zeros(40), threshold=0.2)
+    assert kept.tolist() == list(range(0, 40, 2))
+
+
+def test_an_overlap_of_exactly_the_threshold_stays() -> None:
+    """Oracle: two boxes of IoU 1/2 by hand; a lower threshold parts them, as do two groups."""
+    boxes = torch.tensor([[0.0, 0, 2, 1], [0, 0, 1, 1]])
+    scores, same = torch.tensor([0.9, 0.8]), torch.tensor([0, 0])
+    assert nms(boxes, scores, same, threshold=0.5).tolist() == [0, 1]
+    assert nms(boxes, scores, same, threshold=0.49).tolist() == [0]
+    assert nms(boxes, scores, torch.tensor([0, 1]), threshold=0.49).tolist() == [0, 1]
+
+
+def test_torchvision_does_the_work_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: `slow_nms`. A stand-in with torchvision's signature (one group, strict threshold)
+    is asked, so what is tested is how groups and ties are handed over to it."""
+    calls = []
+
+    def stand_in(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+        calls.append(len(boxes))
+        return torch.tensor(slow_nms(boxes, scores, torch.zeros(len(boxes)), threshold))
+
+    monkeypatch.setattr(nms_file, "find_torchvision_ops", lambda: SimpleNamespace(nms=stand_in))
+    boxes, scores, groups = crowd(120, 4)
+    kept = nms(boxes, scores, groups, threshold=0.5, max_kept=30)
+    assert kept.tolist() == slow_nms(boxes, scores, groups, 0.5)[:30]
+    assert nms(boxes[:0], scores[:0], groups[:0], threshold=0.5).tolist() == []
+    assert calls == [120]

@@ -1,0 +1,178 @@
+"""RoIAlign, pooling over levels and anchors against loops that follow the definitions."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages.distill.teacher import pooler, roi_align as roi_align_file
+from stages.distill.teacher.anchors import cell_anchors, grid_anchors
+from stages.distill.teacher.pooler import Level, pick_levels, pool
+from stages.distill.teacher.roi_align import roi_align
+from stages.distill.teacher.torchvision_ops import find_torchvision_ops
+
+STRIDE = 4
+HEIGHT, WIDTH = 6, 9
+# Pixels of a map of 36 x 24: inside, all of it, across each border, outside, a line, a point,
+# within one cell of the border, tiny, far larger than the map, inside out.
+BOXES = torch.tensor([
+    [3.0, 5, 17, 20], [0, 0, 36, 24], [-9, -7, 8, 9], [30, 18, 50, 40], [60, 60, 80, 80],
+    [-40, 3, -20, 9], [10, 4, 10, 20], [4, 8, 20, 8], [7, 7, 7, 7], [-3, 4, -1, 9],
+    [37, 20, 39, 23], [12, 12, 12.5, 12.25], [-200, -150, 300, 260], [20, 18, 6, 4]])
+
+
+def bilinear(feature: Tensor, y: float, x: float) -> Tensor:
+    """A channel vector at (y, x) in cells, as Mask R-CNN's code defines it at the borders."""
+    height, width = feature.shape[1:]
+    if y < -1 or y > height or x < -1 or x > width:
+        return feature.new_zeros(len(feature))
+    y, x = min(max(y, 0.0), height - 1.0), min(max(x, 0.0), width - 1.0)
+    y0, x0 = math.floor(y), math.floor(x)
+    y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, width - 1)
+    top = feature[:, y0, x0] * (x0 + 1 - x) + feature[:, y0, x1] * (x - x0)
+    bottom = feature[:, y1, x0] * (x0 + 1 - x) + feature[:, y1, x1] * (x - x0)
+    return top * (y0 + 1 - y) + bottom * (y - y0)
+
+
+def slow_roi_align(feature: Tensor, boxes: Tensor, picture_index: Tensor, *, stride: int,
+                   num_bins: int, sampling_ratio: int) -> Tensor:
+    """One sample at a time; differentiable, so it is the oracle of the gradient too."""
+    boxes = boxes / stride - 0.5
+    out = []
+    for box, picture in zip(boxes.tolist(), picture_index.tolist()):
+        x0, y0, x1, y1 = box
+        for row in range(num_bins):
+            for column in range(num_bins):
+                total = feature.new_zeros(feature.shape[1])
+                for i in range(sampling_ratio):
+                    for j in range(sampling_ratio):
+                        y = y0 + (y1 - y0) * (row + (i + 0.5) / sampling_ratio) / num_bins
+                        x = x0 + (x1 - x0) * (column + (j + 0.5) / sampling_ratio) / num_bins
+                        total = total + bilinear(feature[picture], y, x)
+                out.append(total / sampling_ratio ** 2)
+    return torch.stack(out).view(len(boxes), num_bins, num_bins, -1).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("num_bins, sampling_ratio", [(1, 1), (3, 2), (2, 3)])
+def test_values_and_gradient_agree_with_the_loop(num_bins: int, sampling_ratio: int) -> None:
+    """Oracle: `slow_roi_align` and what autograd makes of it, in float64."""
+    random = torch.Generator().manual_seed(0)
+    feature = torch.randn(2, 3, HEIGHT, WIDTH, generator=random, dtype=torch.float64)
+    scattered = torch.rand(10, 4, generator=random, dtype=torch.float64) * 60 - 12
+    boxes = torch.cat([BOXES.double(), scattered])
+    index = torch.randint(0, 2, (len(boxes),), generator=random)
+    results = []
+    for function in (roi_align, slow_roi_align):
+        leaf = feature.clone().requires_grad_()
+        out = function(leaf, boxes, index, stride=STRIDE, num_bins=num_bins,
+                       sampling_ratio=sampling_ratio)
+        upstream = torch.linspace(-1, 2, out.numel(), dtype=torch.float64).view(out.shape)
+        (out * upstream).sum().backward()
+        results.append((out.detach(), leaf.grad))
+    torch.testing.assert_close(results[0], results[1])
+    assert results[0][0][4].abs().max() == 0, "a box far outside reads nothing"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 1)])
+def test_maps_of_one_cell_a_side(shape: tuple[int, int]) -> None:
+    """Oracle: `slow_roi_align` where there is no next cell to interpolate with."""
+    feature = torch.randn(1, 2, *shape, generator=torch.Generator().manual_seed(1))
+    index = torch.zeros(len(BOXES), dtype=torch.long)
+    how = dict(stride=STRIDE, num_bins=2, sampling_ratio=2)
+    torch.testing.assert_close(roi_align(feature, BOXES, index, **how),
+                               slow_roi_align(feature, BOXES, index, **how))
+
+
+def test_no_boxes_give_no_rows_and_a_gradient_of_zeros() -> None:
+    """Oracle: the shape [0, C, P, P]; training on a picture without proposals must go on."""
+    feature = torch.randn(1, 3, HEIGHT, WIDTH, requires_grad=True)
+    out = roi_align(feature, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), stride=STRIDE,
+                    num_bins=5, sampling_ratio=2)
+    assert out.shape == (0, 3, 5, 5)
+    out.sum().backward()
+    assert feature.grad is not None and not feature.grad.any()
+
+
+def test_torchvision_does_the_work_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: our own result; a stand-in checks that it is handed over in torchvision's terms."""
+    feature = torch.randn(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(2))
+    index = torch.arange(len(BOXES)) % 2
+    how = dict(stride=STRIDE, num_bins=3, sampling_ratio=2)
+    expected = slow_roi_align(feature, BOXES, index, **how)
+
+    def stand_in(given: Tensor, boxes: Tensor, output_size: tuple[int, int], spatial_scale: float,
+                 sampling_ratio: int, *, aligned: bool) -> Tensor:
+        assert aligned
+        return slow_roi_align(given, boxes[:, 1:], boxes[:, 0].long(), num_bins=output_size[0],
+                              stride=round(1 / spatial_scale), sampling_ratio=sampling_ratio)
+
+    ops = SimpleNamespace(roi_align=stand_in)
+    monkeypatch.setattr(roi_align_file, "find_torchvision_ops", lambda: ops)
+    torch.testing.assert_close(roi_align(feature, BOXES, index, **how), expected)
+
+
+@pytest.mark.parametrize("error", [ImportError, RuntimeError, OSError])
+def test_a_torchvision_that_does_not_import_is_no_torchvision(
+        error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: None for each way in which a torchvision of another torch fails to import."""
+    def fail(name: str) -> None:
+        raise error(name)
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    find_torchvision_ops.cache_clear()
+    try:
+        assert find_torchvision_ops() is None
+    finally:
+        find_torchvision_ops.cache_clear()
+
+
+def test_levels_follow_the_box_size() -> None:
+    """Oracle: equation 1 of the FPN paper by hand: 224 px read stride 16, 448 px stride 32, just
+    below one level finer; clipped to the levels there are; a point reads the finest."""
+    sides = torch.tensor([0.0, 50, 111.9, 112, 223.9, 224, 448, 2000])
+    boxes = torch.stack([sides * 0, sides * 0, sides, sides], 1)
+    assert pick_levels(boxes, [4, 8, 16, 32]).tolist() == [0, 0, 0, 1, 1, 2, 3, 3]
+    assert pick_levels(boxes, [8, 16]).tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+
+
+def test_pooling_over_levels_takes_each_box_from_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: `slow_roi_align` on the level that `pick_levels` names, box after box, over two
+    pictures with different numbers of boxes; gradients reach every level that was read."""
+    monkeypatch.setattr(pooler, "CANONICAL_BOX_PX", 16)
+    random = torch.Generator().manual_seed(3)
+    levels = [Level(torch.randn(2, 3, 32 // s, 48 // s, generator=random).requires_grad_(), s)
+              for s in (8, 16)]
+    corner = torch.rand(7, 2, generator=random) * 12
+    all_boxes = torch.cat([corner, corner + 2 + torch.rand(7, 2, generator=random) * 30], 1)
+    boxes = [all_boxes[:2], all_boxes[2:]]
+    how = dict(num_bins=2, sampling_ratio=2)
+    pooled = pool(levels, boxes, **how)
+    chosen = pick_levels(all_boxes, [8, 16])
+    assert set(chosen.tolist()) == {0, 1}
+    for row, (box, level) in enumerate(zip(all_boxes, chosen.tolist())):
+        picture = torch.tensor([int(row >= 2)])
+        expected = slow_roi_align(levels[level].feature, box[None], picture,
+                                  stride=levels[level].stride, **how)
+        torch.testing.assert_close(pooled[row], expected[0])
+    pooled.sum().backward()
+    assert all(level.feature.grad is not None and level.feature.grad.any() for level in levels)
+
+
+def test_anchors_are_laid_by_row_column_size_ratio() -> None:
+    """Oracle: loops; every anchor keeps the area of its size and the ratio height over width."""
+    sizes, ratios = (8.0, 16.0), (0.5, 1.0, 2.0)
+    anchors = grid_anchors(cell_anchors(sizes, ratios), (2, 3), 10)
+    expected = []
+    for row in range(2):
+        for column in range(3):
+            for size in sizes:
+                for ratio in ratios:
+                    width = math.sqrt(size * size / ratio)
+                    x, y, height = 10.0 * column, 10.0 * row, width * ratio
+                    expected.append([x - width / 2, y - height / 2,
+                                     x + width / 2, y + height / 2])
+    torch.testing.assert_close(anchors, torch.tensor(expected))
