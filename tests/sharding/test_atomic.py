@@ -51,6 +51,21 @@ def test_only_killed_writers_of_the_named_file_lose_their_temporary_files(tmp_pa
     assert (tmp_path / "mine").read_bytes() == b"alive"
 
 
+def test_a_temporary_file_is_locked_until_it_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: a sweep at the last moment before the rename takes nothing."""
+    real = os.replace
+
+    def sweep_first(source: Path, target: Path) -> None:
+        remove_stale(tmp_path, {"file"})
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", sweep_first)
+    write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
 def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
     """Oracle: what a plain open gives; temporary files of mkstemp would be unreadable to others."""
     write_bytes(tmp_path / "ours", b"")
