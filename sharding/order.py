@@ -53,6 +53,7 @@ Generator.permutation, so a checkpoint's position means the same samples under a
 """
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -177,31 +178,38 @@ class Order:
         samples = samples[self._permutation(len(samples), epoch, _SAMPLES, window)]
         return samples[np.argsort(self._group_of[samples], kind="stable")]
 
-    def _queue(self, epoch: int, group: int, first: int, stop: int) -> np.ndarray:
-        """The samples at places first..stop of a group's queue, whichever windows poured them."""
-        received = self._epoch(epoch).received
-        parts = []
-        while first < stop:
-            window = int(np.searchsorted(received[:, group], first, side="right")) - 1
-            before, after = received[window], received[window + 1]
-            # Groups lie one after the other in what a window pours.
-            start = int((after - before)[:group].sum())
-            until = min(stop, int(after[group]))
-            poured = self._poured(epoch, window)
-            parts.append(poured[start + first - before[group]:start + until - before[group]])
-            first = until
-        return np.concatenate(parts)
+    def _wanted(self, epoch: int, window: int) -> dict[int, list[tuple[int, int, int]]]:
+        """What leaves in a window, by the window that poured it: (group, first, stop) in its queue.
+        """
+        plan, size = self._epoch(epoch), self._micro_batch_size
+        last = window + 2 == len(plan.edges)
+        wanted: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        for group, (before, after) in enumerate(plan.received[window:window + 2].T.tolist()):
+            first, stop = before // size * size, after if last else after // size * size
+            while first < stop:
+                received = plan.received[:, group]
+                source = int(np.searchsorted(received, first, side="right")) - 1
+                until = min(stop, int(received[source + 1]))
+                wanted[source].append((group, first, until))
+                first = until
+        return wanted
 
     def _fill(self, epoch: int, window: int) -> list[np.ndarray]:
         """The micro-batches that belong to a window, permuted: steps 3 and 4."""
-        plan, size = self._epoch(epoch), self._micro_batch_size
-        last = window + 2 == len(plan.edges)
+        queues: dict[int, list[np.ndarray]] = defaultdict(list)
+        # One window after the other, for many rare groups may want samples of the same one.
+        for source, pieces in sorted(self._wanted(epoch, window).items()):
+            before, after = self._epoch(epoch).received[source:source + 2]
+            # Groups lie one after the other in what a window pours: from queue places to there.
+            shift = np.cumsum(after - before) - after
+            poured = self._poured(epoch, source)
+            for group, first, stop in pieces:
+                queues[group].append(poured[shift[group] + first:shift[group] + stop])
         full = []
-        for group, (before, after) in enumerate(plan.received[window:window + 2].T.tolist()):
-            first, stop = before // size * size, after if last else after // size * size
-            if first < stop:
-                queue = self._queue(epoch, group, first, stop)
-                full += [queue[start:start + size] for start in range(0, len(queue), size)]
+        for group in sorted(queues):
+            queue = np.concatenate(queues[group])
+            size = self._micro_batch_size
+            full += [queue[start:start + size] for start in range(0, len(queue), size)]
         return [full[i] for i in self._permutation(len(full), epoch, _MICRO_BATCHES, window)]
 
     def _permutation(self, num: int, epoch: int, purpose: int, window: int) -> np.ndarray:
