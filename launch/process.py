@@ -123,7 +123,9 @@ def _what_went_wrong(job: Job, returncode: int) -> Exception:
 
 
 def state_of(returncode: int) -> str:
-    """``ended with exit status 3`` or ``killed by SIGKILL (out of memory?)``."""
+    """``ended with exit status 3``, ``told to stop`` or ``killed by SIGKILL (out of memory?)``."""
+    if returncode == 128 + signal.SIGTERM:
+        return "told to stop, by another than this command"
     if returncode >= 0:
         return f"ended with exit status {returncode}"
     hint = " (out of memory?)" if returncode == -signal.SIGKILL else ""

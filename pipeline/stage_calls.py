@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Callable
 
 from pipeline.recipe import Recipe
@@ -46,15 +48,21 @@ def _finish_distill(recipe: Recipe, run: RunFolder, rank: int, world_size: int) 
 
 def _pretrain(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
     from stages.pretrain.run import pretrain
+    from stages.pretrain.stopping import Stopped
 
-    pretrain(
-        recipe.pretrain,
-        student=recipe.student,
-        seed=recipe.seed,
-        objects=run.objects,
-        out=run.pretrain,
-        student_out=run.student,
-    )
+    try:
+        pretrain(
+            recipe.pretrain,
+            student=recipe.student,
+            seed=recipe.seed,
+            objects=run.objects,
+            out=run.pretrain,
+            student_out=run.student,
+        )
+    except Stopped as stopped:
+        if rank == 0:
+            print(f"pretrain: {stopped}", flush=True)
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _finetune(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:

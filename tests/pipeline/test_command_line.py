@@ -1,0 +1,158 @@
+"""The command line as someone types it. Oracle: exit statuses and words that design.md promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import process
+from launch.job import Job, LaunchError, Stopped
+from pipeline import command_line
+from pipeline.command_line import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def exit_of(arguments: list[str]) -> int:
+    """Exit status, also where argparse leaves by itself."""
+    try:
+        return main(arguments)
+    except SystemExit as left:
+        return int(left.code or 0)
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_of(["--help"]) == 0
+    said = capsys.readouterr().out
+    for command in ("ingest teach distill pretrain finetune evaluate run status verify report "
+                    "ablation doctor").split():
+        assert f"\n    {command} " in said
+    assert "look" not in said and "export" not in said  # not there yet
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "toi"], "'toi' is not a recipe"),
+        (["run", "toy", "--set", "ingest.num_tran=3"], "Did you mean 'num_train'?"),
+        (["run", "coco"], "ingest.root is not set"),
+        (["teach", "toy", "--procs-per-node", "2", "--dry-run", "--run", "RUN"], "one process"),
+        (["status", "RUN"], "not a run folder"),
+        (["pretrain", "toy", "--run", "RUN"], "not complete"),
+        (["run", "toy", "--launcher", "magic"], "invalid choice: 'magic'"),
+        (["run", "toy", "--nodes", "0"], "got 0, expected 1 or more"),
+        (["nothing"], "invalid choice"),
+        ([], "required"),
+    ],
+)
+def test_what_cannot_be_is_told_in_words(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 2, the words, and no traceback."""
+    arguments = [str(tmp_path) if argument == "RUN" else argument for argument in arguments]
+    assert exit_of(arguments) == 2
+    said = capsys.readouterr().err
+    assert words in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (Stopped(signal.SIGTERM), 143, "Run the same command to continue"),
+        (Stopped(signal.SIGINT), 130, "Run the same command to continue"),
+        (KeyboardInterrupt(), 130, "Run the same command to continue"),
+        (LaunchError("rank 1 failed", Path("rank-1.log"), "Traceback: boom"), 1, "Traceback: boom"),
+    ],
+)
+def test_exit_statuses(
+    error: BaseException,
+    status: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def ends(args: object) -> int:
+        raise error
+
+    monkeypatch.setattr(command_line, "_doctor", ends)
+    assert main(["doctor"]) == status
+    assert words in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ValueError of a library is a bug of ours, not a word to users."""
+    monkeypatch.setattr(command_line, "_doctor", lambda args: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["doctor"])
+
+
+def test_a_users_error_of_a_rank_is_told_as_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The whole way from a rank's last words: the launcher raises what they say."""
+    failure = {"rank": 1, "message": "no such corpus", "traceback": None, "time_seconds": 1.0}
+    (tmp_path / "rank-1.failure.json").write_text(json.dumps(failure))
+    job = Job(title="t", module="m", args=(), log_folder=tmp_path)
+
+    def ends(args: object) -> int:
+        monkeypatch.setattr(process, "clear_failures", lambda folder: None)
+        process.run_process([sys.executable, "-c", "raise SystemExit(2)"], job)
+        return 0
+
+    monkeypatch.setattr(command_line, "_doctor", ends)
+    assert main(["doctor"]) == 2
+    assert "no such corpus" in capsys.readouterr().err
+
+
+def test_verify_finds_a_flipped_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Real shards: 0 on sound ones, 1 on a damaged one, and --json tells which."""
+    ingest = ["ingest", "toy", "--run", str(tmp_path), "--set", "ingest.num_train=4"]
+    ingest += ["--set", "ingest.num_heldout=2", "--set", "ingest.samples_per_shard=4"]
+    assert main(ingest) == 0
+    assert main(["verify", str(tmp_path)]) == 0
+    tar = tmp_path / "images/train-000000.tar"
+    damaged = bytearray(tar.read_bytes())
+    damaged[2000] ^= 1
+    tar.write_bytes(damaged)
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path), "--json"]) == 1
+    faults = json.loads(capsys.readouterr().out)["faults"]
+    assert {fault["tar"] for fault in faults} == {str(tar)}
+    assert main(["verify", "--fast", str(tmp_path)]) == 0  # every byte was not asked for
+    assert main(["status", str(tmp_path)]) == 0
+    assert "pictures 6, shards 2" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_wrong_path_in_a_stage_ends_in_words(tmp_path: Path) -> None:
+    """The whole way: process, worker, stage, its error, back to the screen."""
+    where = [f"ingest.root={tmp_path}/nowhere", f"ingest.captions={tmp_path}/none.json"]
+    command = [sys.executable, "-m", "pipeline.command_line", "run", "coco", "--run", f"{tmp_path}"]
+    command += [part for value in where for part in ("--set", value)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert ended.returncode == 2
+    assert "nowhere" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_sigterm_stops_the_stage_and_says_so(tmp_path: Path) -> None:
+    """A run told to stop while ingest works ends with 143, and the same command continues it."""
+    command = [sys.executable, "-m", "pipeline.command_line", "ingest", "toy", "--run"]
+    command += [str(tmp_path), "--set", "ingest.num_train=4000"]
+    boxless = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "logs/ingest/rank-0.log").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    boxless.send_signal(signal.SIGTERM)
+    _, said = boxless.communicate(timeout=60)
+    assert boxless.returncode == 143, said
+    assert "Run the same command to continue" in said
+    assert not (tmp_path / "images/stage.json").exists()

@@ -1,0 +1,342 @@
+"""Which stages run, why, and what is kept. Stages are replaced by ones that write the files that
+the real ones do, with a counter inside; oracle: which of them were called, and what lies there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch.config import LaunchConfig
+from launch.job import LaunchError, Stopped
+from pipeline import conduct as conducting
+from pipeline.conduct import conduct, plan_stage
+from pipeline.launching import Asked
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.recipe_values import RecipeError
+from pipeline.run_folder import RunError, RunFolder
+from pipeline.stage_kinds import STAGE_NAMES, StageKind, stage_kinds
+from pipeline.status import status_table
+from sharding.catalog import write_catalog
+from sharding.schema import Sample, object_dtype
+from sharding.write import write_shard
+
+RUN_ALL = ["ingest", "teach", "distill", "pretrain", "evaluate"]
+
+
+class FakeStages:
+    """Stands for pipeline.launching.launch_stage: writes what a stage would, notes that it ran."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.fails: dict[str, Exception] = {}
+        self.writes = 0
+
+    def __call__(
+        self, kind: StageKind, recipe: Recipe, run: RunFolder, config: LaunchConfig
+    ) -> None:
+        self.ran.append(kind.name)
+        if kind.name in self.fails:
+            (kind.folder(run) / "half-done").write_text("")
+            raise self.fails.pop(kind.name)
+        getattr(self, kind.name)(run, str(recipe.seed))
+
+    def _shard(self, folder: Path, key: str, objects: np.ndarray | None) -> None:
+        info = {"captions": ["a"], "width": 4, "height": 4, "image_id": key, "source": "test"}
+        sample = Sample(key=key, image=b"png", extension="png", info=info, objects=objects)
+        write_shard(folder / "train-000000.tar", [sample], fingerprint={"key": key})
+        kind = "images" if objects is None else "objects"
+        write_catalog(folder, kind=kind, splits={"train-000000.tar": "train"}, about={})
+
+    def ingest(self, run: RunFolder, content: str) -> None:
+        self._shard(run.images, f"seed{content}", None)
+
+    def teach(self, run: RunFolder, content: str) -> None:
+        self.writes += 1  # as a net trained twice, it is never twice the same
+        (run.teacher / "config.json").write_text("{}")
+        (run.teacher / "names.json").write_text("[]")
+        (run.teacher / "model.safetensors").write_text(f"weights {self.writes}")
+
+    def distill(self, run: RunFolder, content: str) -> None:
+        dtype = object_dtype(feature_size=2, num_top=2, attributes=False)
+        weights = (run.teacher / "model.safetensors").read_text().split()[1]
+        self._shard(run.objects, f"by{weights}", np.zeros(0, dtype))
+
+    def pretrain(self, run: RunFolder, content: str) -> None:
+        run.student.mkdir(exist_ok=True)
+        (run.student / "config.json").write_text("{}")
+        (run.student / "model.safetensors").write_text(content)
+        (run.pretrain / "metrics.jsonl").write_text('{"step": 3, "loss": 0.5}\n{"step": 4, "lo')
+
+    def finetune(self, run: RunFolder, content: str) -> None:
+        (run.transfer / "truth" / "scores.json").write_text('{"accuracy": {"value": 0.75}}')
+
+    def evaluate(self, run: RunFolder, content: str) -> None:
+        scores = {"r1": {"value": 0.5, "chance": 0.1}, "note": "words"}
+        (run.transfer / "evaluate" / "scores.json").write_text(json.dumps(scores))
+
+
+@pytest.fixture()
+def stages(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
+    fake = FakeStages()
+    monkeypatch.setattr(conducting, "launch_stage", fake)
+    return fake
+
+
+Go = Callable[..., list[str]]
+
+
+@pytest.fixture()
+def go(stages: FakeStages, tmp_path: Path) -> Go:
+    """Run stages of toy with some values laid over it; returns which ones ran."""
+
+    def run(*overrides: str, names: list[str] | None = None, dry_run: bool = False) -> list[str]:
+        stages.ran.clear()
+        recipe = load_recipe("toy", overrides)
+        folder = RunFolder(tmp_path / "run")
+        conduct(recipe, folder, names or list(STAGE_NAMES), Asked(), dry_run=dry_run)
+        return list(stages.ran)
+
+    return run
+
+
+def test_all_run_once_in_order_and_then_none(go: Go) -> None:
+    """finetune has no task in toy, so it is left out."""
+    assert go() == RUN_ALL
+    assert go() == []
+
+
+def test_finetune_runs_where_there_is_a_task(go: Go, tmp_path: Path) -> None:
+    assert go("finetune.task=truth") == list(STAGE_NAMES)
+    record = json.loads((tmp_path / "run/transfer/truth/stage.json").read_text())
+    assert record["figures"] == {"accuracy": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("override", "ran"),
+    [
+        ("ingest.num_train=77", ["ingest"]),  # the fake's shards stay the same: nothing follows
+        ("seed=5", RUN_ALL),
+        ("teach.num_steps=77", RUN_ALL[1:]),  # new weights, so all that sees them follows
+        ("distill.max_objects=7", ["distill"]),
+        ("student.num_layers=1", ["pretrain"]),
+        ("pretrain.num_steps=77", ["pretrain"]),
+        ("evaluate.num_pictures=7", ["evaluate"]),
+        ("pretrain.log_steps=7", []),
+        ("distill.num_threads=1", []),
+        ("launch.procs_per_node=1", []),
+        ("description=other", []),
+    ],
+)
+def test_what_a_change_of_the_recipe_redoes(go: Go, override: str, ran: list[str]) -> None:
+    """A stage whose own part changed, and those after it whose input came out different."""
+    go()
+    assert go(override) == ran
+
+
+def test_dear_output_is_set_aside_under_one_number(
+    go: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go()
+    run = tmp_path / "run"
+    go("seed=1", names=["ingest", "teach", "distill", "pretrain"])
+    assert (run / "student.1/model.safetensors").read_text() == "0"
+    assert (run / "student/model.safetensors").read_text() == "1"
+    assert (run / "pretrain.1").is_dir() and (run / "teacher.1").is_dir()
+    assert not (run / "images.1").exists()
+    assert "seed was 0, is 1" in capsys.readouterr().out
+    go("seed=2", names=["ingest", "teach", "distill", "pretrain"])
+    assert (run / "student.2/model.safetensors").read_text() == "1"
+
+
+@pytest.mark.parametrize("error", [Stopped(15), LaunchError("broke", Path("log"), "tail")])
+def test_a_stopped_stage_continues_where_it_was(
+    go: Go, stages: FakeStages, tmp_path: Path, error: Exception
+) -> None:
+    """What it left is still there, it is not called done, and what stands before it is skipped."""
+    stages.fails["pretrain"] = error
+    with pytest.raises(type(error)):
+        go()
+    assert (tmp_path / "run/pretrain/half-done").exists()
+    assert not (tmp_path / "run/pretrain/stage.json").exists()
+    assert go() == ["pretrain", "evaluate"]
+    assert (tmp_path / "run/pretrain/half-done").exists()
+
+
+def test_a_half_done_dear_stage_of_another_recipe_is_set_aside(
+    go: Go, stages: FakeStages, tmp_path: Path
+) -> None:
+    """Else training would go on from a checkpoint of other settings."""
+    stages.fails["pretrain"] = Stopped(15)
+    with pytest.raises(Stopped):
+        go()
+    go("pretrain.num_steps=77")
+    assert (tmp_path / "run/pretrain.1/half-done").exists()
+    assert not (tmp_path / "run/pretrain/half-done").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "ran"),
+    [
+        ("student/model.safetensors", ["pretrain"]),
+        ("images/train-000000.tar", ["ingest"]),
+        ("objects/train-000000.tar.json", ["distill"]),
+        ("objects/catalog.json", ["distill"]),
+        ("teacher/stage.json", RUN_ALL[1:]),
+        ("transfer/evaluate/scores.json", ["evaluate"]),
+    ],
+)
+@pytest.mark.parametrize("damage", ["remove", "cut"])
+def test_damaged_output_is_made_again(
+    go: Go, tmp_path: Path, path: str, ran: list[str], damage: str
+) -> None:
+    go()
+    damaged = tmp_path / "run" / path
+    if damage == "remove":
+        damaged.unlink()
+    else:
+        damaged.write_bytes(damaged.read_bytes()[:-2])
+    assert go() == ran
+    assert go() == []
+
+
+def test_a_stage_that_leaves_nothing_is_not_called_done(go: Go, stages: FakeStages) -> None:
+    stages.pretrain = lambda run, content: None  # type: ignore[method-assign]
+    with pytest.raises(RunError, match="pretrain ended and left no .*student/config.json"):
+        go()
+    assert go(names=["ingest"]) == []
+
+
+def test_a_single_stage_wants_its_inputs(go: Go) -> None:
+    with pytest.raises(RunError, match="teach reads what ingest leaves .* not complete"):
+        go(names=["teach"])
+
+
+def test_a_single_stage_says_when_its_input_is_of_other_settings(
+    go: Go, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go()
+    assert go("pretrain.num_steps=3", "evaluate.num_pictures=3", names=["evaluate"]) == ["evaluate"]
+    assert "pretrain is not as this recipe says" in capsys.readouterr().out
+
+
+def test_dry_run_tells_and_touches_nothing(
+    go: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go(dry_run=True) == []
+    assert not (tmp_path / "run").exists()
+    said = capsys.readouterr().out
+    assert said.count("not started yet") == 5
+    assert "torch.distributed.run" in said and "pipeline.worker pretrain" in said
+    go()
+    capsys.readouterr()
+    assert go("seed=9", dry_run=True) == []
+    said = capsys.readouterr().out
+    assert "teach: redo: its input from ingest will change; seed was 0, is 9" in said
+    assert "sets aside pretrain, student" in said
+
+
+def test_the_resolved_recipe_is_in_the_run_folder(go: Go, tmp_path: Path) -> None:
+    go("ingest.num_train=99", names=["ingest"])
+    assert load_recipe(tmp_path / "run/recipe.yaml").ingest.num_train == 99
+
+
+def test_one_conductor_at_a_time(go: Go, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.make()
+    assert not run.is_busy()
+    with run.conducted():
+        assert run.is_busy()
+        with pytest.raises(RunError, match="another boxless is at work"):
+            go()
+    assert go() == RUN_ALL
+
+
+def test_status_tells_each_state(go: Go, stages: FakeStages, tmp_path: Path) -> None:
+    """done, out of date, stopped part-way and not started, with the figures of each."""
+    run = RunFolder(tmp_path / "run")
+    stages.fails["pretrain"] = Stopped(15)
+    with pytest.raises(Stopped):
+        go()
+    assert _states(run) == ["done"] * 3 + ["stopped part-way", "not started"]
+    go()
+    (run.root / "student/model.safetensors").unlink()
+    assert _states(run)[3].startswith("damaged: student/model.safetensors is gone")
+    table = status_table(run)
+    figures = list(table.columns[3].cells)
+    assert figures == ["pictures 1, shards 1", "", "pictures 1, shards 1", "step 3, loss 0.5",
+                       "r1 0.5"]
+
+
+def _states(run: RunFolder) -> list[str]:
+    from rich.text import Text
+
+    return [Text.from_markup(str(cell)).plain for cell in status_table(run).columns[1].cells]
+
+
+def test_status_of_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not a run folder"):
+        status_table(RunFolder(tmp_path))
+
+
+def test_a_changed_corpus_is_seen(tmp_path: Path) -> None:
+    """Real files: one more picture in the folder makes ingest due, and only when asked to look."""
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/1.jpg").write_bytes(b"not looked into")
+    captions = {"images": [{"id": 1, "file_name": "1.jpg"}],
+                "annotations": [{"id": 1, "image_id": 1, "caption": "a"}]}
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    overrides = [f"ingest.root={tmp_path}/pictures", f"ingest.captions={tmp_path}/captions.json"]
+    recipe = load_recipe("coco", overrides)
+    run = RunFolder(tmp_path / "run")
+    kind = stage_kinds(recipe)[0]
+    before = plan_stage(run, recipe, kind, look_at_corpus=True).shaped_by
+    assert plan_stage(run, recipe, kind, look_at_corpus=True).shaped_by == before
+    (tmp_path / "pictures/1.jpg").write_bytes(b"changed, and longer")
+    assert plan_stage(run, recipe, kind, look_at_corpus=True).shaped_by != before
+
+
+@pytest.mark.parametrize(
+    ("stage", "asked", "alone", "launcher", "ranks"),
+    [
+        ("pretrain", Asked(), False, "torchrun", 2),
+        ("pretrain", Asked(), True, "torchrun", 2),
+        ("pretrain", Asked(procs_per_node=4), False, "torchrun", 4),
+        ("pretrain", Asked(launcher="local"), True, "local", 1),
+        ("pretrain", Asked(launcher="slurm", nodes=2), True, "slurm", 4),
+        ("teach", Asked(), False, "local", 1),
+        ("teach", Asked(procs_per_node=4), False, "local", 1),
+        ("teach", Asked(launcher="slurm", nodes=2), False, "slurm", 1),
+        ("teach", Asked(launcher="slurm"), True, "slurm", 1),
+        ("distill", Asked(procs_per_node=4), False, "local", 1),
+        ("distill", Asked(), True, "local", 1),
+        ("distill", Asked(procs_per_node=3), True, "torchrun", 3),
+        ("distill", Asked(procs_per_node=3, launcher="slurm", nodes=2), True, "slurm", 6),
+    ],
+)
+def test_how_a_stage_is_launched(
+    stage: str, asked: Asked, alone: bool, launcher: str, ranks: int
+) -> None:
+    """toy says torchrun with two ranks: they are pretrain's; others share only when asked."""
+    from pipeline.launching import launch_config
+
+    recipe = load_recipe("toy")
+    (kind,) = (kind for kind in stage_kinds(recipe) if kind.name == stage)
+    config = launch_config(kind, recipe, asked, alone=alone)
+    assert (config.launcher, config.num_ranks) == (launcher, ranks)
+
+
+def test_ranks_for_a_stage_that_cannot_share_are_refused() -> None:
+    from pipeline.launching import launch_config
+
+    recipe = load_recipe("toy")
+    teach = stage_kinds(recipe)[1]
+    with pytest.raises(RecipeError, match="teach is one process, got 1 nodes of 2"):
+        launch_config(teach, recipe, Asked(procs_per_node=2), alone=True)
+    with pytest.raises(RecipeError, match="launch.launcher is local with 2 ranks"):
+        launch_config(
+            stage_kinds(recipe)[3], recipe, Asked(launcher="local", procs_per_node=2), alone=True
+        )

@@ -1,0 +1,103 @@
+"""Recipes are found, laid over each other and resolved. Oracle: small YAML files of the test's own,
+and the dataclasses' own values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.recipe import (
+    RecipeError,
+    built_in_recipes,
+    dump_recipe,
+    load_recipe,
+    read_recipe,
+)
+
+NEEDS_PATHS = {
+    "nlvr": ["ingest.root=/data"],
+    "coco": ["ingest.root=/data", "ingest.captions=/data/c.json"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(built_in_recipes()))
+def test_built_in_recipes_are_sound_and_round_trip(name: str, tmp_path: Path) -> None:
+    """Every one loads, tells what it is for, and its resolved text is the same recipe again."""
+    recipe = load_recipe(name, NEEDS_PATHS.get(name, ()))
+    assert recipe.name == name
+    assert f"boxless run {name}" in recipe.description
+    resolved = tmp_path / "recipe.yaml"
+    resolved.write_text(dump_recipe(recipe))
+    assert load_recipe(resolved) == recipe
+
+
+def test_base_is_laid_under_and_overrides_over(tmp_path: Path) -> None:
+    """Grandparent, parent, file and --set: the nearest wins, key by key."""
+    (tmp_path / "old.yaml").write_text("base: toy\nseed: 3\ningest: {num_train: 7, num_heldout: 8}")
+    (tmp_path / "deep").mkdir()
+    young = tmp_path / "deep" / "young.yaml"
+    young.write_text("base: ../old.yaml\ningest: {num_train: 9}\n")
+    recipe = load_recipe(young, ["ingest.samples_per_shard=11", "seed=4"])
+    assert recipe.name == "young" and recipe.seed == 4
+    got = (recipe.ingest.num_train, recipe.ingest.num_heldout, recipe.ingest.samples_per_shard)
+    assert got == (9, 8, 11)
+
+
+def test_values_of_set_are_yaml() -> None:
+    values = read_recipe("toy", ["student.widths=[8, 16]", "teach.learning_rate=1e-3", "name=x=y"])
+    assert values["student"]["widths"] == [8, 16]
+    assert values["teach"]["learning_rate"] == 1e-3
+    assert values["name"] == "x=y"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("ingest.num_tran=3", "ingest.num_tran is not a key"),
+        ("ingest.num_train", "expected KEY.PATH=VALUE"),
+        ("=3", "expected KEY.PATH=VALUE"),
+        ("ingest..num_train=3", "expected KEY.PATH=VALUE"),
+        ("seed.x=3", "seed is a value without keys"),
+        ("seed=[1", "is not a YAML value"),
+        ("seed=-1", "seed is -1"),
+        ("ingest.num_train=0", "ingest.num_train"),
+        ("pretrain.pra.weight=-1", "pretrain.pra.weight"),
+        ("launch.nodes=2", "launch.master_address is null"),
+    ],
+)
+def test_a_wrong_set_is_refused(override: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("toy", [override])
+    assert words in str(caught.value)
+
+
+def test_a_name_that_is_none_tells_those_that_are() -> None:
+    with pytest.raises(RecipeError, match="toy-tiny.*Did you mean 'toy-tiny'"):
+        load_recipe("toy-tinny")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1", "not YAML that can be read"),
+        ("- a\n- b\n", "expected keys and values"),
+        ("base: 3\n", "expected the name or path"),
+        ("base: mine.yaml\n", "is its own base"),
+        ("base: absent.yaml\n", "cannot read the recipe"),
+        ("seed: 1\nseed: 2\n", "given twice"),
+        ("base: toy\nlaunch: {launcher: magic}\n", "launch.launcher is \"magic\"; expected one of"),
+    ],
+)
+def test_a_wrong_file_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert words in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(RecipeError, match="cannot read the recipe"):
+            load_recipe(f"{path}/" if path == tmp_path else path)

@@ -1,0 +1,145 @@
+"""The house's walls: who may import whom, and what nothing is called. Oracle: design.md's rule,
+read out of the sources with ast, whatever a module does when it runs."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HOUSE = ("pipeline", "stages", "sharding", "launch")
+MAY_IMPORT = {
+    "sharding": {"sharding"},
+    "launch": {"launch"},
+    "stages": {"stages", "sharding"},
+    "pipeline": {"pipeline", "stages", "sharding", "launch"},
+}
+SHARED_STAGE = "student"
+FORBIDDEN_NAMES = {"utils", "util", "common", "core", "helpers", "helper", "misc"}
+OPTIONAL = {"torchvision", "detectron2", "apex", "wandb"}
+PICKLES = {"pickle", "dill", "joblib", "cloudpickle"}
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imported(tree: ast.AST, path: Path) -> Iterator[tuple[str, int]]:
+    """Dotted names that the nodes of ``tree`` import, with their lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import hides where it leads"
+            assert node.module is not None
+            # `from stages import student` names a module too.
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def faults(source: str, path: Path) -> list[str]:
+    """What a module at ``path``, relative to the root, imports against the rule."""
+    folder, *rest = path.with_suffix("").parts
+    stage = rest[0] if len(rest) > 1 else None  # None: a file that lies in stages/ itself
+    found = []
+    for name, line in imported(ast.parse(source), path):
+        parts = name.split(".")
+        if parts[0] in (*HOUSE, "tests", "benchmarks") and parts[0] not in MAY_IMPORT[folder]:
+            found.append(f"{path}:{line}: {folder} imports {name}")
+        if folder == "stages" and parts[0] == "stages" and len(parts) > 1:
+            other = parts[1]
+            is_stage = (ROOT / "stages" / other).is_dir()
+            allowed = other == stage or (other == SHARED_STAGE and stage is not None)
+            if is_stage and not allowed:
+                found.append(f"{path}:{line}: stage {stage} imports {name}")
+    return found
+
+
+def heavy_faults(source: str, path: Path) -> list[str]:
+    """Optional packages that are imported when the module is, and pickles anywhere."""
+    tree = ast.parse(source)
+    inside: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            inside |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    found = []
+    for name, line in imported(tree, path):
+        first = name.split(".")[0]
+        if first in OPTIONAL and line not in inside:
+            found.append(f"{path}:{line}: {first} is optional; import it where it is used")
+        if first in PICKLES:
+            found.append(f"{path}:{line}: {first}: nothing here is pickled")
+    return found
+
+
+@pytest.mark.parametrize("folder", HOUSE)
+def test_who_imports_whom(folder: str) -> None:
+    found = [
+        fault
+        for path in modules(folder)
+        for fault in faults(path.read_text("utf-8"), path.relative_to(ROOT))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("folder", HOUSE)
+def test_optional_packages_and_pickles(folder: str) -> None:
+    found = [
+        fault
+        for path in modules(folder)
+        for fault in heavy_faults(path.read_text("utf-8"), path.relative_to(ROOT))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("folder", [*HOUSE, "tests", "benchmarks"])
+def test_names(folder: str) -> None:
+    """Nothing is named after being a place to put things."""
+    named = [p for p in (ROOT / folder).rglob("*") if p.stem.lower() in FORBIDDEN_NAMES]
+    assert not named
+
+
+@pytest.mark.parametrize("folder", HOUSE)
+def test_every_module_says_what_it_is(folder: str) -> None:
+    silent = [p for p in modules(folder) if not ast.get_docstring(ast.parse(p.read_text("utf-8")))]
+    assert not silent
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("sharding/read.py", "from stages.progress import Progress"),
+        ("launch/local.py", "def f():\n    import pipeline.recipe"),
+        ("stages/pretrain/run.py", "import stages.distill.teach"),
+        ("stages/pretrain/run.py", "from stages import distill"),
+        ("stages/pretrain/run.py", "from pipeline.recipe import Recipe"),
+        ("stages/student/network.py", "from stages.pretrain.config import PretrainConfig"),
+        ("stages/progress.py", "from stages.student.config import StudentConfig"),
+    ],
+)
+def test_the_rule_sees_what_is_wrong(path: str, source: str) -> None:
+    """The reader itself: each of these breaks the rule once."""
+    assert len(faults(source, Path(path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("stages/pretrain/run.py", "from stages.student.network import Student"),
+        ("stages/pretrain/run.py", "from stages.progress import Progress"),
+        ("stages/pretrain/run.py", "from sharding.stream import Stream"),
+        ("pipeline/conduct.py", "from launch.job import Job\nimport stages.ingest.run"),
+    ],
+)
+def test_the_rule_sees_what_is_right(path: str, source: str) -> None:
+    assert faults(source, Path(path)) == []
+
+
+def test_optional_imports_are_told_by_where_they_stand() -> None:
+    """Inside a function is right, at the top or in a try at the top is not."""
+    path = Path("stages/distill/x.py")
+    assert heavy_faults("def f():\n    import torchvision\n", path) == []
+    assert len(heavy_faults("import torchvision\n", path)) == 1
+    assert len(heavy_faults("try:\n    import apex\nexcept ImportError:\n    pass\n", path)) == 1
