@@ -46,7 +46,7 @@ def encode(references: Tensor, targets: Tensor, weights: tuple[float, float, flo
 def decode(references: Tensor, deltas: Tensor, weights: tuple[float, float, float, float]
            ) -> Tensor:
     """Boxes [N, K * 4] from `references` [N, 4] and `deltas` [N, K * 4] (K boxes a reference)."""
-    scaled = deltas.reshape(len(deltas), -1, 4) / deltas.new_tensor(weights)
+    scaled = deltas.unflatten(1, (-1, 4)) / deltas.new_tensor(weights)
     sides = (references[:, 2:] - references[:, :2])[:, None]
     centers = references[:, None, :2] + sides / 2
     centers = centers + scaled[..., :2] * sides

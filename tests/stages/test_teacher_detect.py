@@ -1,0 +1,184 @@
+"""A teacher at work: the objects it reports, whatever else is in the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from teacher_scenes import ATTRIBUTES, LABELS, NET, draw, random_model
+
+from sharding.schema import check_objects, object_dtype
+from stages.distill.teacher import faster_rcnn
+from stages.distill.teacher.detect import Teacher
+from stages.distill.teacher.faster_rcnn import FasterRCNN
+from stages.distill.teacher.pooler import Level
+from stages.distill.teacher.resize import resize, resized_size, stack
+from stages.distill.teacher.rpn import AnchorScores, ProposalNetwork, Proposals
+
+SIZES = [(48, 48), (48, 96), (100, 60), (48, 48), (30, 31), (96, 48), (24, 400), (48, 48)]
+
+
+def teacher_of(model: FasterRCNN, attributes: list[str] = ATTRIBUTES) -> Teacher:
+    return Teacher(model, label_names=LABELS, attribute_names=attributes, fingerprint="test")
+
+
+def pictures_of(sizes: list[tuple[int, int]]) -> list[torch.Tensor]:
+    random = np.random.default_rng(0)
+    pictures = []
+    for seed, (height, width) in enumerate(sizes):
+        if min(height, width) >= 48:
+            pictures.append(torch.from_numpy(draw(seed, height=height, width=width)[0]))
+        else:
+            noise = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            pictures.append(torch.from_numpy(noise))
+    return pictures
+
+
+def test_neighbours_change_nothing() -> None:
+    """Oracle: each picture alone. In other batches, orders and among other sizes it gives as many
+    objects of the same classes, boxes within 0.01 px, numbers within half precision."""
+    teacher = teacher_of(random_model(net=dataclasses.replace(NET, max_objects=40)))
+    pictures = pictures_of(SIZES)
+    alone = [teacher.detect([picture])[0] for picture in pictures]
+    assert min(map(len, alone)) > 0 and len({len(array) for array in alone}) > 1
+    backwards = teacher.detect(pictures[::-1])[::-1]
+    for some in (teacher.detect(pictures), backwards):
+        for got, expected in zip(some, alone):
+            assert got["label"].tolist() == expected["label"].tolist()
+            np.testing.assert_allclose(got["box"], expected["box"], atol=0.01)
+            for field in ("score", "feature", "top_score", "attribute_score"):
+                np.testing.assert_allclose(got[field], expected[field], rtol=2e-3, atol=1e-4)
+    again = teacher.detect(pictures)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(again, teacher.detect(pictures)))
+
+
+def test_rows_are_what_the_schema_says() -> None:
+    """Oracle: sharding's own check, and the docstring of detect.py: boxes inside the picture in
+    its own pixels, soft labels falling and no more than 1 in all, features of half precision."""
+    teacher = teacher_of(random_model())
+    for picture, array in zip(pictures_of(SIZES), teacher.detect(pictures_of(SIZES))):
+        check_objects(array)
+        assert array.dtype == object_dtype(feature_size=32, num_top=2, attributes=True)
+        height, width = picture.shape[:2]
+        assert (array["box"] >= 0).all() and (array["box"] <= [width, height] * 2).all()
+        assert array["box"].max() > 0.5 * max(height, width), "in pixels of the given picture"
+        assert (np.diff(array["top_score"].astype(float)) <= 0).all()
+        assert (array["top_score"].sum(1) <= 1.001).all()
+        assert ((array["label"] >= 0) & (array["label"] < 2)).all()
+        assert ((array["attribute_score"] >= 0.499) & (array["attribute_score"] <= 1)).all()
+    assert teacher.detect([]) == []
+
+
+def test_a_row_reports_the_proposal_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the net's own parts called one after the other on one picture: a row's soft label,
+    feature and attribute are found together at one proposal, where its score is its class's."""
+    model = random_model()
+    picture = pictures_of([(48, 48)])[0]
+    array = teacher_of(model).detect([picture])[0]
+    batch = stack([picture], NET, torch.device("cpu"))
+    with torch.no_grad():
+        levels = model.backbone(batch)
+        proposals = model.proposal_network.propose(model.proposal_network(levels), [(48, 48)])
+        features = model.features(levels, [proposals[0].boxes])
+        logits, _ = model.box_predictor(features)
+        assert model.attribute_predictor is not None
+        attributes = model.attribute_predictor(features, logits.argmax(1)).softmax(1)
+    probabilities = logits.softmax(1)[:, :-1]
+    for row in array:
+        source = int((features.half() - torch.from_numpy(row["feature"])).abs().sum(1).argmin())
+        np.testing.assert_allclose(features[source], row["feature"], rtol=1e-3, atol=1e-3)
+        expected, order = probabilities[source].sort(descending=True)
+        assert row["top_label"].tolist() == order.tolist()
+        np.testing.assert_allclose(row["top_score"], expected, rtol=1e-3)
+        np.testing.assert_allclose(row["score"], probabilities[source, row["label"]], rtol=1e-3)
+        np.testing.assert_allclose(row["attribute_score"], attributes[source].max(), rtol=1e-3)
+        assert row["attribute"] == attributes[source].argmax()
+
+
+def test_a_blind_teacher_gives_empty_arrays() -> None:
+    """Oracle: a threshold that no probability passes; and a net without attributes has no such
+    fields."""
+    net = dataclasses.replace(NET, score_threshold=1.0)
+    model = FasterRCNN(net, num_labels=2, num_attributes=0)
+    array = teacher_of(model, attributes=[]).detect(pictures_of([(48, 48)]))[0]
+    assert len(array) == 0 and "attribute" not in (array.dtype.names or ())
+    check_objects(array)
+
+
+@pytest.mark.parametrize("box_head", ["fc", "conv"])
+def test_a_picture_without_proposals_gives_an_empty_array(
+        box_head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: an empty array for it, and for its neighbour what it gives alone."""
+    teacher = teacher_of(random_model(net=dataclasses.replace(NET, box_head=box_head)))
+    first, second = pictures_of([(48, 48), (48, 48)])
+    expected = teacher.detect([second])[0]
+    propose = ProposalNetwork.propose
+
+    def blind(self: ProposalNetwork, scores: list[AnchorScores], sizes: list[tuple[int, int]]
+              ) -> list[Proposals]:
+        proposals = propose(self, scores, sizes)
+        return [Proposals(*(part[:0] for part in proposals[0])), *proposals[1:]]
+
+    monkeypatch.setattr(ProposalNetwork, "propose", blind)
+    nothing, got = teacher.detect([first, second])
+    assert len(nothing) == 0 and got["label"].tolist() == expected["label"].tolist()
+    assert len(teacher.detect([first])[0]) == 0
+
+
+@pytest.mark.parametrize("picture", [
+    torch.zeros(48, 48, 3), torch.zeros(3, 48, 48, dtype=torch.uint8),
+    torch.zeros(48, 48, dtype=torch.uint8), torch.zeros(0, 5, 3, dtype=torch.uint8)])
+def test_what_is_no_picture_is_refused(picture: torch.Tensor) -> None:
+    """Oracle: the message tells what was got."""
+    with pytest.raises(ValueError, match="picture: got torch"):
+        teacher_of(random_model()).detect([picture])
+
+
+def test_resized_sizes() -> None:
+    """Oracle: detectron2's ResizeShortestEdge by hand for 800 and at most 1333: rounding, the
+    longer side's limit, and a sliver that keeps one pixel."""
+    net = dataclasses.replace(NET, shorter_px=800, longer_px=1333)
+    expected = {(480, 640): (800, 1067), (640, 480): (1067, 800), (800, 800): (800, 800),
+                (400, 1000): (533, 1333), (1000, 300): (1333, 400), (1, 9000): (1, 1333)}
+    assert {size: resized_size(size, net) for size in expected} == expected
+    picture = pictures_of([(48, 96)])[0]
+    assert resize(picture, (48, 96)) is picture
+    assert resize(picture, (24, 60)).shape == (24, 60, 3)
+
+
+def test_padding_stands_right_and_below_after_normalisation() -> None:
+    """Oracle: zeros where there is no picture, (value - mean) / std where there is."""
+    net = dataclasses.replace(NET, pixel_mean=(10.0, 20.0, 30.0), pixel_std=(2.0, 4.0, 5.0))
+    small = torch.full((4, 3, 3), 50, dtype=torch.uint8)
+    batch = stack([small, torch.zeros(6, 5, 3, dtype=torch.uint8)], net, torch.device("cpu"))
+    assert batch.shape == (2, 3, 6, 5)
+    assert batch[0, :, :4, :3].flatten(1).unique(dim=1).flatten().tolist() == [20, 7.5, 4]
+    assert not batch[0, :, 4:].any() and not batch[0, :, :, 3:].any()
+
+
+def test_proposals_of_several_levels_are_ranked_together() -> None:
+    """Oracle: by hand; equal boxes suppress each other within a level but not across levels, and
+    the best of all levels come first, within the picture that is not padding."""
+    network = ProposalNetwork(4, dataclasses.replace(NET, num_proposals=3))
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 60, 60], [50, 0, 60, 9]])
+    levels = [AnchorScores(torch.tensor([logits]), torch.zeros(1, 4, 4), anchors)
+              for logits in ([3.0, 2.5, -1, 9], [2.0, 1.5, 4, 9])]
+    proposals = network.propose(levels, [(40, 40)])[0]
+    assert proposals.logits.tolist() == [4, 3, 2]
+    assert proposals.boxes.tolist() == [[20, 20, 40, 40], [0, 0, 10, 10], [0, 0, 10, 10]]
+
+
+def test_the_model_runs_on_a_pyramid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: it runs; a backbone of two levels needs no change in what stands behind it."""
+    class Pyramid(faster_rcnn.PlainBackbone):
+        def forward(self, pictures: torch.Tensor) -> list[Level]:
+            (level,) = super().forward(pictures)
+            return [level, Level(level.feature[:, :, ::2, ::2], level.stride * 2)]
+
+    monkeypatch.setattr(faster_rcnn, "PlainBackbone", Pyramid)
+    net = dataclasses.replace(NET)
+    object.__setattr__(net, "anchor_sizes_px", ((8.0, 12.0), (20.0, 28.0)))
+    arrays = teacher_of(random_model(net=net)).detect(pictures_of([(48, 48), (48, 96)]))
+    assert min(map(len, arrays)) > 0
