@@ -101,7 +101,10 @@ class Collate:
             for s in samples
         ]
         pictures = stack_pictures(arrays, multiple_px=self.cell_px)
-        grid = tuple(side // self.cell_px for side in pictures.pixels.shape[2:])
+        grid = (
+            pictures.pixels.shape[2] // self.cell_px,
+            pictures.pixels.shape[3] // self.cell_px,
+        )
         pairs = [
             (n, caption)
             for n, sample in enumerate(samples)
@@ -159,11 +162,17 @@ def _phrases_of(sample: Sample, caption: int) -> list[dict]:
     return sample.info["phrases"][caption]
 
 
+def _objects_of(sample: Sample) -> np.ndarray:
+    if sample.objects is None:
+        raise ValueError(f"{sample.key}: got an image shard's sample, expected an object shard's")
+    return sample.objects
+
+
 def _stack_objects(
-    samples: Sequence[Sample], sizes_px: torch.Tensor, grid: tuple[int, ...], cell_px: int
+    samples: Sequence[Sample], sizes_px: torch.Tensor, grid: tuple[int, int], cell_px: int
 ) -> dict[str, torch.Tensor]:
     """The samples' object arrays, padded to the largest number of rows (at least one)."""
-    arrays = [sample.objects for sample in samples]
+    arrays = [_objects_of(sample) for sample in samples]
     most = max(1, max(len(array) for array in arrays))
     dtype = arrays[0].dtype
     num_top, feature_size = dtype["top_label"].shape[0], dtype["feature"].shape[0]

@@ -94,9 +94,9 @@ class PretrainConfig:
     itm: ItmConfig = field(default_factory=ItmConfig)
     omvm: OmvmConfig = field(default_factory=OmvmConfig)
     pra: PraConfig = field(default_factory=PraConfig)
-    num_steps: int = 600
+    num_steps: int = 900
     """Optimizer steps of the whole run."""
-    micro_batch_size: int = 32
+    micro_batch_size: int = 16
     """Pictures a forward pass; the unit of the sample order."""
     micro_batches_per_step: int = 2
     """Micro-batches a step over all ranks; ranks and accumulation share them, so the step is the
@@ -107,7 +107,7 @@ class PretrainConfig:
     """Shards whose samples are mixed with each other."""
     num_workers: int = 0
     """Processes a rank that read and decode; 0 does it in the rank itself."""
-    lr_transformer: float = 1e-3
+    lr_transformer: float = 2e-3
     """Peak AdamW rate of everything but the CNN (both papers' full size: 1e-4)."""
     lr_cnn: float = 0.1
     """Peak SGD rate of the CNN (SOHO's code: 1e-2)."""

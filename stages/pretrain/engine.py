@@ -24,6 +24,7 @@ from stages.pretrain.model import PretrainModel
 from stages.pretrain.optimizer import make_optimizer
 
 LATEST = "latest"
+SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 
 class SafeCheckpointEngine(TorchCheckpointEngine):
@@ -42,6 +43,16 @@ class SafeCheckpointEngine(TorchCheckpointEngine):
         """Tensors, containers and the three plain DeepSpeed classes that its states hold."""
         with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
             return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def join_ranks() -> None:
+    """Start the process group: NCCL on GPUs, gloo on CPUs.
+
+    On CPUs DeepSpeed would first compile an all-reduce for inference, a minute of a C++ compiler
+    that a newcomer may not have; training never calls it.
+    """
+    deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
+    deepspeed.init_distributed(verbose=False)
 
 
 def make_engine(model: PretrainModel, config: PretrainConfig, world_size: int) -> Any:

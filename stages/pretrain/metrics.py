@@ -73,7 +73,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics file; [] where there is none. A last line cut by a kill is left out."""
+    """The lines of a metrics file, without a last one that a kill cut; [] where there is none."""
     if not path.exists():
         return []
     lines = []

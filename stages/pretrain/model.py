@@ -36,8 +36,8 @@ class PretrainModel(nn.Module):
             name: objective.score(self.student, cells, hidden, batch)
             for name, (_, objective) in self.objectives.items()
         }
-        loss = torch.stack([self.objectives[name][0] * s.loss.float() for name, s in scores.items()])
-        return loss.sum(), scores
+        weighted = [self.objectives[name][0] * s.loss.float() for name, s in scores.items()]
+        return torch.stack(weighted).sum(), scores
 
 
 def make_objectives(config: PretrainConfig) -> dict[str, tuple[float, Objective]]:

@@ -1,12 +1,12 @@
 """AdamW for the Transformer and SGD for the CNN, as one optimizer that ZeRO can partition.
 
-Reached from `stages.pretrain.engine`. Both papers train so (AdamwSGD in SOHO's released code); DeepSpeed
-takes one optimizer. The kernels are PyTorch's own.
+Reached from `stages.pretrain.engine`. Both papers train so (AdamwSGD in SOHO's released code);
+DeepSpeed takes one optimizer. The kernels are PyTorch's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,16 +24,19 @@ class AdamwSgd(torch.optim.Optimizer):
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update from the gradients; parameters without a gradient stay as they are."""
-        loss = closure() if closure else None
+    def step(self, closure: Any = None) -> Any:
+        """One update from the gradients; parameters without a gradient stay as they are.
+
+        Raises ValueError on a closure: neither rule evaluates the loss again.
+        """
+        if closure is not None:
+            raise ValueError("AdamwSgd.step: got a closure, expected none")
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters and group["rule"] == "adamw":
                 self._adamw(group, parameters)
             elif parameters:
                 self._sgd(group, parameters)
-        return loss
 
     def _adamw(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
         for p in parameters:
@@ -44,7 +47,7 @@ class AdamwSgd(torch.optim.Optimizer):
         states = [self.state[p] for p in parameters]
         adamw(
             parameters,
-            [p.grad for p in parameters],
+            _gradients(parameters),
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],
             [],
@@ -66,7 +69,7 @@ class AdamwSgd(torch.optim.Optimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         sgd(
             parameters,
-            [p.grad for p in parameters],
+            _gradients(parameters),
             [self.state[p]["momentum_buffer"] for p in parameters],
             foreach=True,
             weight_decay=group["weight_decay"],
@@ -76,6 +79,10 @@ class AdamwSgd(torch.optim.Optimizer):
             nesterov=True,
             maximize=False,
         )
+
+
+def _gradients(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def make_optimizer(student: Student, config: PretrainConfig) -> AdamwSgd:

@@ -22,7 +22,7 @@ from sharding.read import iterate
 from sharding.stream import Stream, positions
 from stages.pretrain.batch import Batch, Collate
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.engine import load_checkpoint, make_engine, save_checkpoint
+from stages.pretrain.engine import join_ranks, load_checkpoint, make_engine, save_checkpoint
 from stages.pretrain.metrics import MetricsLog, Tally
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.schedule import rate_factor
@@ -51,7 +51,7 @@ def pretrain(
     SIGTERM or SIGINT, FloatingPointError on every rank when a loss is not finite on any.
     """
     watch = Watch()
-    deepspeed.init_distributed(verbose=False)
+    join_ranks()
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     device = torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
     tokenizer = _tokenizer(student, objects, out / TOKENIZER, rank)

@@ -14,7 +14,7 @@ class StudentConfig:
     """
 
     pretrained_cnn: str | None = None
-    """A ResNet by name or folder for transformers' `from_pretrained`; it then gives the CNN sizes."""
+    """A ResNet by name or folder for transformers' `from_pretrained`; it gives the CNN's sizes."""
     stem_width: int = 32
     """Channels of the 7x7 stem (stride 4 with its pooling)."""
     widths: tuple[int, ...] = (32, 64)
@@ -34,7 +34,7 @@ class StudentConfig:
     ffn_size: int = 256
     """Width of the feed-forward layers."""
     dropout: float = 0.0
-    """Dropout on hidden states and attention (BERT's papers: 0.1; the toy sees little data often)."""
+    """Dropout on hidden states and attention (BERT: 0.1)."""
     vocab_size: int = 1000
     """Most WordPiece entries when the tokenizer is trained on the corpus."""
     max_tokens: int = 32

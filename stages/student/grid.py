@@ -21,7 +21,7 @@ class Grid(nn.Module):
         super().__init__()
         self.resnet = ResNetModel(resnet)
         self.pool = nn.MaxPool2d(2)
-        self.project = nn.Conv2d(resnet.hidden_sizes[-1], hidden_size, 1)
+        self.project = nn.Conv2d(list(resnet.hidden_sizes or ())[-1], hidden_size, 1)
         self.cell_px = cell_size_px(resnet)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -33,7 +33,7 @@ class Grid(nn.Module):
 def cell_size_px(resnet: ResNetConfig) -> int:
     """Side of a cell in pixels of the resized picture: the CNN's stride times the pooling."""
     first = 2 if resnet.downsample_in_first_stage else 1
-    return 4 * first * 2 ** (len(resnet.depths) - 1) * 2
+    return 4 * first * 2 ** (len(resnet.depths or ()) - 1) * 2
 
 
 def cells_inside(sizes_px: torch.Tensor, rows: int, columns: int, cell_px: int) -> torch.Tensor:

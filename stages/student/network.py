@@ -6,12 +6,20 @@ Letters: N pictures, B picture-text pairs, T word pieces, C cells, D hidden size
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedModel, ResNetConfig
+from transformers import (
+    BertConfig,
+    BertModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ResNetConfig,
+    initialization,
+)
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
 from stages.student.config import StudentConfig
@@ -50,6 +58,10 @@ class StudentNetConfig(PreTrainedConfig):
         self.label_names = label_names or []
         self.feature_size = feature_size
         self.pra_temperature = pra_temperature
+        # BERT's 0.02 suits its width of 768. A narrower network needs wider weights for the same
+        # activations, or its attention starts out flat and learns late.
+        width = self.bert.get("hidden_size", BERT_BASE_WIDTH)
+        self.initializer_range = 0.02 * math.sqrt(BERT_BASE_WIDTH / width)
         super().__init__(**kwargs)
 
 
@@ -95,19 +107,16 @@ class Student(PreTrainedModel):
         self.align_head = AlignHead(config.pra_temperature)
         self.post_init()
 
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """BERT's rule for the Transformer and the heads, He's for the CNN.
-
-        BERT's 0.02 suits its width of 768; a narrower network needs wider weights for the same
-        activations, or its attention starts out flat and learns late.
-        """
-        std = 0.02 * (BERT_BASE_WIDTH / self.config.bert.get("hidden_size", BERT_BASE_WIDTH)) ** 0.5
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=std)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+        """BERT's rule (`config.initializer_range`) for the Transformer and the heads, He's for the
+        CNN. Also fills the buffers that no checkpoint holds, as BERT's own models do."""
+        super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            initialization.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, BertEmbeddings):
+            initialization.copy_(module.position_ids, torch.arange(module.position_ids.shape[1]))
+            initialization.zeros_(module.token_type_ids)
 
     @property
     def word_embeddings(self) -> torch.Tensor:

@@ -28,7 +28,7 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int) -> PreTrainedTo
         vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False
     )
     tokenizer.train_from_iterator(sorted(captions), trainer)
-    cls, sep = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    cls, sep = (SPECIAL_TOKENS.index(token) for token in ("[CLS]", "[SEP]"))
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
     return wrap(tokenizer)
 
@@ -47,4 +47,6 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
     """A tokenizer by name or from a student folder. Raises OSError where it cannot be reached."""
-    return AutoTokenizer.from_pretrained(str(name_or_folder))
+    tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder))
+    assert isinstance(tokenizer, PreTrainedTokenizerFast), name_or_folder
+    return tokenizer

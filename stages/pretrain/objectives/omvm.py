@@ -23,9 +23,9 @@ class Omvm:
 
     v [D] = mean of the fusion's outputs over the object's cells.
     loss = label_weight x (-sum_k q_k log softmax(W g(v))[k]) + feature_weight x |V g(v) - f|^2 / F,
-    mean over hidden objects; q is the teacher's label (one class, or its soft label over the K best
-    classes brought to sum 1), f [F] its feature. That whole objects are hidden, and both losses, are
-    of the paper; every number here is ours.
+    mean over hidden objects; q is the teacher's label (one class, or its soft label over the K
+    best classes brought to sum 1), f [F] its feature. That whole objects are hidden, and both
+    losses, are of the paper; every number is ours.
     """
 
     name = "omvm"

@@ -23,8 +23,8 @@ class Pra:
     t [D] = mean of the fusion's outputs over the phrase's pieces, v_r [D] = mean over the cells of
     region r; p = softmax over r of cos(t, v_r) / student.pra_temperature; q = softmax over r of
     similarity(phrase, label_r) / target_temperature, both over the regions of the picture.
-    loss = mean over phrases of KL(q || p). Strange texts are left out: distillation stores similarities
-    of a picture's own phrases only.
+    loss = mean over phrases of KL(q || p). Strange texts are left out: distillation stores
+    similarities of a picture's own phrases only.
 
     `region` "object" is the paper's: regions are the teacher's objects. "cell" (ours): regions are
     the cells themselves, and an object's q is spread evenly over its cells. Cells of no object then

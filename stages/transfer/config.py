@@ -1,0 +1,53 @@
+"""Transfer as the recipe gives it. Reached as `recipe.finetune` and `recipe.evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Training a student on a task."""
+
+    task: str | None = None
+    """`truth` (is the sentence true of the picture? NLVR) or null for none."""
+    num_steps: int = 400
+    """Optimizer steps."""
+    batch_size: int = 32
+    """Picture-sentence pairs a step."""
+    lr: float = 3e-4
+    """Peak AdamW rate of all parameters; rises over a tenth of the steps, then falls linearly."""
+    weight_decay: float = 0.01
+    """AdamW decay."""
+    clip_norm: float = 2.0
+    """Largest gradient norm (VILLA's VCR recipe has 2)."""
+    num_threads: int = 0
+    """CPU threads; 0 leaves PyTorch's choice."""
+
+    def __post_init__(self) -> None:
+        if self.task not in (None, "truth"):
+            raise ValueError(f"task: got {self.task!r}, expected truth or null")
+        for name in ("num_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Scoring a student on held-out pictures."""
+
+    num_pictures: int = 200
+    """Most pictures taken; retrieval scores every picture with every text."""
+    captions_per_picture: int = 1
+    """Most captions taken of a picture, the first ones."""
+    pairs_per_batch: int = 256
+    """Picture-text pairs a forward pass."""
+    num_shown: int = 12
+    """Examples kept for the report."""
+    num_threads: int = 0
+    """CPU threads; 0 leaves PyTorch's choice."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_pictures", "captions_per_picture", "pairs_per_batch", "num_shown"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")

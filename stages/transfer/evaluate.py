@@ -1,0 +1,75 @@
+"""What the student understands of pictures it never saw: retrieval, grounding, labels.
+
+Reached through `boxless evaluate`. Writes `scores.json` (each score beside chance) and
+`examples.json` (what the report shows).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sharding.atomic import write_json
+from sharding.schema import Sample
+from stages.transfer.config import EvaluateConfig
+from stages.transfer.examples import Looker, read_split
+from stages.transfer.grounding import ground, label_objects
+from stages.transfer.retrieval import gallery, recalls, score_matrix
+
+
+@torch.no_grad()
+def evaluate(
+    config: EvaluateConfig,
+    *,
+    seed: int,
+    images: Path,
+    objects: Path,
+    teacher: Path,
+    student: Path,
+    out: Path,
+) -> None:
+    """Score the student folder on the held-out split of the object shards.
+
+    A score whose truth the source does not have is left out. `seed` and `images` are part of every
+    stage's call and not needed here: nothing is drawn, and object shards hold the pictures.
+    """
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    looker = Looker.load(student)
+    samples = read_split(objects, "heldout", config.num_pictures)
+    scores: dict[str, dict] = {}
+    shown: dict[str, list[dict]] = {}
+    texts, picture_of = _true_captions(samples, config.captions_per_picture)
+    if texts:
+        matrix = score_matrix(looker, samples, texts, pairs_per_batch=config.pairs_per_batch)
+        scores.update(recalls(matrix, picture_of))
+        shown["retrieval"] = gallery(matrix, picture_of, samples, texts, config.num_shown)
+    if all("phrases" in sample.info.get("truth", {}) for sample in samples):
+        scores["phrase_grounding"], shown["grounding"] = ground(looker, samples, config.num_shown)
+    scores["object_label"] = label_objects(looker, samples)
+    ap50 = _teacher_ap50(teacher)
+    if ap50 is not None:
+        scores["teacher_ap50"] = {"value": ap50, "chance": 0.0}
+    write_json(out / "examples.json", shown)
+    write_json(out / "scores.json", scores)
+
+
+def _true_captions(samples: Sequence[Sample], most: int) -> tuple[list[str], torch.Tensor]:
+    """The first captions of each sample that are true of it, and the row of each one's sample."""
+    texts, rows = [], []
+    for row, sample in enumerate(samples):
+        captions = sample.info["captions"]
+        truths = sample.info.get("truth", {}).get("captions", [True] * len(captions))
+        own = [caption for caption, true in zip(captions, truths) if true][:most]
+        texts += own
+        rows += [row] * len(own)
+    return texts, torch.tensor(rows, dtype=torch.long)
+
+
+def _teacher_ap50(teacher: Path) -> float | None:
+    """What `boxless teach` measured on held-out pictures; None for a teacher it did not train."""
+    scores = teacher / "scores.json"
+    return float(json.loads(scores.read_text())["ap50"]["value"]) if scores.exists() else None

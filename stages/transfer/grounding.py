@@ -1,0 +1,137 @@
+"""Phrase grounding and object labels, scored against the truth that the source knows.
+
+Reached from `stages.transfer.evaluate`. Grounding is a pointing game (Zhang et al.,
+arXiv 1608.00507): the student is given a picture and a caption, no boxes; it points to the cell
+most similar to a phrase; a hit is a point inside the true object's box.
+Letters: P phrases, C cells, T word pieces, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from sharding.schema import Sample
+from stages.progress import Progress
+from stages.student.grid import cells_of_boxes
+from stages.student.heads import weighted_mean
+from stages.student.pictures import fitted_size
+from stages.transfer.examples import Looker
+
+
+def ground(
+    looker: Looker, samples: Sequence[Sample], num_shown: int
+) -> tuple[dict[str, float], list[dict]]:
+    """The score over all true phrases of all captions, and examples with heat maps.
+
+    Chance is the mean share of the picture that a box covers.
+    """
+    hits, chances, num_phrases = 0, 0.0, 0
+    shown: list[dict] = []
+    with Progress("grounding", total=len(samples), unit="pictures") as progress:
+        for sample in samples:
+            found = _point(looker, sample)
+            hits += sum(phrase["hit"] for phrase in found)
+            chances += sum(phrase.pop("chance") for phrase in found)
+            num_phrases += len(found)
+            if len(shown) < num_shown:
+                shown.append({"key": sample.key, "phrases": found})
+            progress.advance()
+    count = max(1, num_phrases)
+    return {"value": hits / count, "chance": chances / count, "num": num_phrases}, shown
+
+
+def _point(looker: Looker, sample: Sample) -> list[dict]:
+    """Every true phrase of a sample: text, box, point (original pixels), hit, heat, chance."""
+    captions, truth = sample.info["captions"], sample.info["truth"]
+    tokens, offsets = looker.read(captions)
+    cells = looker.see([sample])
+    picture = torch.zeros(len(captions), dtype=torch.long)
+    hidden = looker.student.fuse(cells, picture=picture, tokens=tokens)
+    size_px = torch.tensor([sample.info["width"], sample.info["height"]])
+    # The picture fills the grid but for padding, which cells count in resized pixels.
+    scale = _pixels_per_cell(looker, sample)
+    found = []
+    for row, (caption, phrases) in enumerate(zip(captions, truth["phrases"])):
+        for phrase in phrases:
+            start, end = phrase["start"], phrase["end"]
+            pieces = (offsets[row, :, 0] < end) & (offsets[row, :, 1] > start)
+            vector = weighted_mean(pieces[None, None], hidden.text[row : row + 1])
+            heat = looker.student.align_head(vector, hidden.cells[row : row + 1])[0, 0]
+            heat = heat.masked_fill(~cells.inside[0], -torch.inf).softmax(dim=0)
+            best = int(heat.argmax())
+            point = (torch.tensor([best % cells.columns, best // cells.columns]) + 0.5) * scale
+            box = torch.tensor(truth["boxes"][phrase["object"]])
+            covered = (box[2:] - box[:2]).prod() / size_px.prod()
+            found.append(
+                {
+                    "caption": caption,
+                    "text": caption[start:end],
+                    "box": box.tolist(),
+                    "point": point.tolist(),
+                    "hit": bool(((point >= box[:2]) & (point < box[2:])).all()),
+                    "chance": float(covered),
+                    "heat": [round(v, 4) for v in heat.tolist()],
+                    "rows": cells.rows,
+                    "columns": cells.columns,
+                    "cell_px": scale.tolist(),
+                }
+            )
+    return found
+
+
+def _pixels_per_cell(looker: Looker, sample: Sample) -> torch.Tensor:
+    """Width and height of a cell in pixels of the original picture."""
+    width, height = _resized(looker, sample)
+    original = torch.tensor([sample.info["width"], sample.info["height"]])
+    return looker.student.grid.cell_px * original / torch.tensor([width, height])
+
+
+def _resized(looker: Looker, sample: Sample) -> tuple[int, int]:
+    config = looker.student.config
+    return fitted_size(
+        sample.info["width"],
+        sample.info["height"],
+        shorter_px=config.shorter_px,
+        longer_px=config.longer_px,
+    )
+
+
+def label_objects(looker: Looker, samples: Sequence[Sample]) -> dict[str, float]:
+    """Share of objects whose label the student tells from the picture and its captions.
+
+    The objects' cells are pooled in plain sight. Truth where the source has boxes, the teacher's
+    labels elsewhere (`against` says which). Chance is the share of the commonest label.
+    """
+    names = looker.student.config.label_names
+    hits, labels = 0, []
+    for sample in samples:
+        boxes, wanted = _objects(sample, names)
+        if not len(boxes):
+            continue
+        tokens, _ = looker.read(sample.info["captions"][:1] or [""])
+        cells = looker.see([sample])
+        hidden = looker.student.fuse(cells, picture=torch.zeros(1, dtype=torch.long), tokens=tokens)
+        scale = _pixels_per_cell(looker, sample) / looker.student.grid.cell_px
+        regions = cells_of_boxes(
+            boxes / scale.repeat(2), cells.rows, cells.columns, looker.student.grid.cell_px
+        )
+        logits, _ = looker.student.object_head(weighted_mean(regions[None], hidden.cells)[0])
+        hits += int((logits.argmax(dim=-1) == wanted).sum())
+        labels += wanted.tolist()
+    count = max(1, len(labels))
+    commonest = max((labels.count(label) for label in set(labels)), default=0)
+    return {"value": hits / count, "chance": commonest / count, "num": len(labels)}
+
+
+def _objects(sample: Sample, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes [O, 4] in original pixels and label rows [O] of a sample: true ones if known."""
+    truth = sample.info.get("truth", {})
+    if truth.get("boxes"):
+        boxes, labels = truth["boxes"], [names.index(label) for label in truth["labels"]]
+    elif sample.objects is not None:
+        boxes, labels = sample.objects["box"].tolist(), sample.objects["label"].tolist()
+    else:
+        boxes, labels = [], []
+    return torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels, dtype=torch.long)

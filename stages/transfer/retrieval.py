@@ -1,0 +1,102 @@
+"""Image-to-text and text-to-image retrieval: recall at 1, 5, 10.
+
+Reached from `stages.transfer.evaluate`. Every picture is scored with every text by the
+image-text matching head (a full cross-encoder matrix, as UNITER and ViLT do; no shortlist).
+Letters: N pictures, M texts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from sharding.schema import Sample
+from stages.progress import Progress
+from stages.transfer.examples import Looker
+
+KS = (1, 5, 10)
+
+
+def score_matrix(
+    looker: Looker, samples: Sequence[Sample], texts: Sequence[str], *, pairs_per_batch: int
+) -> torch.Tensor:
+    """How well each text fits each picture: float [N, M], the matching head's log odds.
+
+    A picture is seen alone and once, so its scores do not depend on other pictures' sizes.
+    """
+    tokens, _ = looker.read(texts)
+    rows = []
+    with Progress("retrieval", total=len(samples), unit="pictures") as progress:
+        for sample in samples:
+            cells = looker.see([sample])
+            parts = []
+            for part in tokens.split(pairs_per_batch):
+                picture = torch.zeros(len(part), dtype=torch.long)
+                hidden = looker.student.fuse(cells, picture=picture, tokens=part)
+                logits = looker.student.itm_head(hidden.text[:, 0])
+                parts.append(logits[:, 1] - logits[:, 0])
+            rows.append(torch.cat(parts))
+            progress.advance()
+    return torch.stack(rows)
+
+
+def recalls(scores: torch.Tensor, picture_of: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Recall at k both ways beside chance, from scores [N, M] and each text's picture [M].
+
+    The rank of an answer is the number of wrong ones that score as high or higher, so ties count
+    against. Image to text: the best of the picture's own texts counts.
+    """
+    num_pictures, num_texts = scores.shape
+    own = picture_of[None, :] == torch.arange(num_pictures)[:, None]
+    best_own = scores.masked_fill(~own, -math.inf).amax(dim=1, keepdim=True)
+    text_rank = ((scores >= best_own) & ~own).sum(dim=1)
+    true_score = scores[picture_of, torch.arange(num_texts)]
+    image_rank = ((scores >= true_score) & ~own).sum(dim=0)
+    found = {}
+    for k in KS:
+        texts_each = [int(n) for n in own.sum(dim=1)]
+        found[f"image_to_text_r{k}"] = {
+            "value": (text_rank < k).float().mean().item(),
+            "chance": sum(_chance(num_texts, n, k) for n in texts_each) / num_pictures,
+            "num": num_pictures,
+        }
+        found[f"text_to_image_r{k}"] = {
+            "value": (image_rank < k).float().mean().item(),
+            "chance": _chance(num_pictures, 1, k),
+            "num": num_texts,
+        }
+    return found
+
+
+def _chance(num_all: int, num_right: int, k: int) -> float:
+    """Probability that k drawn of `num_all` hold at least one of `num_right`."""
+    k = min(k, num_all)
+    return 1 - math.comb(num_all - num_right, k) / math.comb(num_all, k)
+
+
+def gallery(
+    scores: torch.Tensor,
+    picture_of: torch.Tensor,
+    samples: Sequence[Sample],
+    texts: Sequence[str],
+    num_shown: int,
+) -> list[dict]:
+    """For the report: the first texts with their five best pictures, right ones marked."""
+    shown = []
+    for text in range(min(num_shown, len(texts))):
+        ranked = scores[:, text].argsort(descending=True, stable=True).tolist()
+        right = int(picture_of[text])
+        shown.append(
+            {
+                "text": texts[text],
+                "right": samples[right].key,
+                "rank": ranked.index(right) + 1,
+                "pictures": [
+                    {"key": samples[n].key, "score": round(float(scores[n, text]), 4)}
+                    for n in ranked[:5]
+                ],
+            }
+        )
+    return shown
