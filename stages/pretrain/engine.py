@@ -6,6 +6,7 @@ place. Ours is written after every rank's files are on disk, by rename.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -52,6 +53,8 @@ def join_ranks() -> None:
     that a newcomer may not have; training never calls it.
     """
     deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
+    # It warns of any optimizer but its own; AdamwSgd's parity with PyTorch's is tested.
+    deepspeed.utils.logger.setLevel(logging.ERROR)
     deepspeed.init_distributed(verbose=False)
 
 

@@ -49,7 +49,9 @@ def evaluate(
         shown["retrieval"] = gallery(matrix, picture_of, samples, texts, config.num_shown)
     if all("phrases" in sample.info.get("truth", {}) for sample in samples):
         scores["phrase_grounding"], shown["grounding"] = ground(looker, samples, config.num_shown)
-    scores["object_label"] = label_objects(looker, samples)
+    labels = label_objects(looker, samples)
+    if labels["num"]:
+        scores["object_label"] = labels
     ap50 = _teacher_ap50(teacher)
     if ap50 is not None:
         scores["teacher_ap50"] = {"value": ap50, "chance": 0.0}

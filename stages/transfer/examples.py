@@ -30,7 +30,10 @@ def read_split(folder: Path, split: str, most: int | None = None) -> list[Sample
     every = (sample for tar in catalog.tars(folder, split) for sample in iterate(tar))
     samples = list(itertools.islice(every, most))
     if not samples:
-        raise ValueError(f"{folder}: got no sample in split {split!r}, expected at least one")
+        raise ValueError(
+            f"{folder}: got no sample in split {split!r}, expected at least one; a larger "
+            "ingest.heldout_fraction holds out more"
+        )
     return samples
 
 

@@ -102,7 +102,7 @@ def label_objects(looker: Looker, samples: Sequence[Sample]) -> dict[str, float]
     """Share of objects whose label the student tells from the picture and its captions.
 
     The objects' cells are pooled in plain sight. Truth where the source has boxes, the teacher's
-    labels elsewhere (`against` says which). Chance is the share of the commonest label.
+    labels elsewhere. Chance is the share of the commonest label.
     """
     names = looker.student.config.label_names
     hits, labels = 0, []
