@@ -19,7 +19,8 @@ from launch.logs import LOG_FOLDER_VARIABLE, first_failure, tail
 from launch.process import run_process
 
 _SECONDS_BEFORE_LIMIT = 120
-_JOB_LOG = "slurm-%j.log"
+_OUTPUT = "slurm-%j.out"  # what the first rank says: shown here as well
+_ERRORS = "slurm-%j.err"  # what torchrun and srun say
 
 
 def command(job: Job, config: LaunchConfig) -> list[str]:
@@ -35,7 +36,8 @@ def script(job: Job, config: LaunchConfig) -> str:
         "ntasks-per-node": 1,
         "cpus-per-task": config.cpus_per_proc * config.procs_per_node,
         "time": config.time_limit_minutes,
-        "output": job.log_folder / _JOB_LOG,
+        "output": job.log_folder / _OUTPUT,
+        "error": job.log_folder / _ERRORS,
         "open-mode": "append",
         # B: to this script only, which then tells the ranks and knows why they end.
         "signal": f"B:USR1@{_SECONDS_BEFORE_LIMIT}",
@@ -53,13 +55,14 @@ def script(job: Job, config: LaunchConfig) -> str:
     return "\n".join([*lines, _BODY.format(torchrun=_torchrun(job, config))])
 
 
-# srun passes SIGTERM on to its tasks. `wait` ends early at a trapped signal, hence the loop: the
-# ranks still have a checkpoint to write.
+# Signals go to the step by scancel: srun itself, told to end, kills its tasks before they can save.
+# `wait` ends early at a trapped signal, hence the loop, until srun is really gone.
 _BODY = """\
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 near_limit=0
-trap 'near_limit=1; kill -TERM "$ranks"' USR1
-trap 'kill -TERM "$ranks"' TERM
+tell_ranks() {{ scancel --signal=TERM "$SLURM_JOB_ID.0"; }}
+trap 'near_limit=1; tell_ranks' USR1
+trap tell_ranks TERM
 srun --kill-on-bad-exit=1 {torchrun} &
 ranks=$!
 wait "$ranks"; status=$?
@@ -103,9 +106,9 @@ def run(job: Job, config: LaunchConfig) -> None:
         if not job_id:
             return  # sbatch refused, and says why in launcher.log
         submitted.append(job_id)
-        log = _job_log(job, job_id)
-        print(f"Slurm job {job_id} ({job.title}), log: {log}", flush=True)
-        followers.append(threading.Thread(target=_show_as_it_grows, args=(log, ended)))
+        output = _log(job, _OUTPUT, job_id)
+        print(f"Slurm job {job_id} ({job.title}), output: {output}", flush=True)
+        followers.append(threading.Thread(target=_show_as_it_grows, args=(output, ended)))
         followers[0].start()
 
     try:
@@ -117,7 +120,7 @@ def run(job: Job, config: LaunchConfig) -> None:
         )
     except LaunchError as error:
         if submitted and first_failure(job.log_folder) is None:
-            log = _job_log(job, submitted[0])
+            log = _log(job, _ERRORS, submitted[0])
             state = f"{job.title}: Slurm job {submitted[0]} ended {state_of_job(submitted[0])}"
             raise LaunchError(state, log, tail(log)) from error
         raise
@@ -162,17 +165,17 @@ def _ask(query: list[str]) -> str:
         return ""
 
 
-def _job_log(job: Job, job_id: str) -> Path:
-    return job.log_folder / _JOB_LOG.replace("%j", job_id)
+def _log(job: Job, name: str, job_id: str) -> Path:
+    return job.log_folder / name.replace("%j", job_id)
 
 
-def _show_as_it_grows(log: Path, ended: threading.Event) -> None:
-    """Copy a job's log to the screen until the job ended and all of it was shown."""
+def _show_as_it_grows(output: Path, ended: threading.Event) -> None:
+    """Copy a job's output to the screen until the job ended and all of it was shown."""
     shown_bytes = 0
     while True:
         is_last = ended.wait(1.0)
-        if log.is_file():
-            with log.open("rb") as source:
+        if output.is_file():
+            with output.open("rb") as source:
                 source.seek(shown_bytes)
                 new = source.read()
             shown_bytes += len(new)

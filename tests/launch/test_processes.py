@@ -150,8 +150,7 @@ def test_a_signal_is_passed_on_and_waited_for(
     """Every rank gets to save before the launcher ends; the earlier handlers are back after."""
     module, config = (local, ONE) if launcher == "local" else (torchrun, TWO)
     before = signal.getsignal(number)
-    last = tmp_path / f"rank-{config.num_ranks - 1}.txt"
-    sender = threading.Thread(target=_signal_once_there, args=(last, number))
+    sender = threading.Thread(target=_signal_once_up, args=(tmp_path, config, number))
     sender.start()
     with pytest.raises(Stopped) as caught:
         module.run(make_job(tmp_path, "wait"), config)
@@ -162,15 +161,20 @@ def test_a_signal_is_passed_on_and_waited_for(
         assert (tmp_path / f"saved-{rank}.txt").exists()
 
 
-def _signal_once_there(path: Path, number: signal.Signals) -> None:
-    _wait_for(path)
+def _signal_once_up(folder: Path, config: LaunchConfig, number: signal.Signals) -> None:
+    _wait_for_ranks(folder, config)
     os.kill(os.getpid(), number)
 
 
-def _wait_for(path: Path) -> None:
+def _wait_for_ranks(folder: Path, config: LaunchConfig) -> list[int]:
+    """Until every rank is ready for a signal; their process ids."""
+    paths = [folder / f"rank-{rank}.txt" for rank in range(config.num_ranks)]
     deadline = time.monotonic() + 60
-    while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        if all(path.exists() and path.read_text() for path in paths):
+            break
         time.sleep(0.02)
+    return [int(path.read_text().split()[0]) for path in paths]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a parent's end")
@@ -190,17 +194,14 @@ def test_ranks_do_not_outlive_a_killed_conductor(launcher: str, tmp_path: Path) 
                                          procs_per_node={config.procs_per_node}))
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(conductor)], cwd=ROOT)
-    ranks = range(config.num_ranks)
-    for rank in ranks:
-        _wait_for(tmp_path / f"rank-{rank}.txt")
-    pids = [int((tmp_path / f"rank-{rank}.txt").read_text().split()[0]) for rank in ranks]
+    pids = _wait_for_ranks(tmp_path, config)
     process.kill()
     process.wait()
     deadline = time.monotonic() + 60
     while any(map(_is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(_is_alive, pids))
-    assert all((tmp_path / f"saved-{rank}.txt").exists() for rank in ranks)
+    assert all((tmp_path / f"saved-{rank}.txt").exists() for rank in range(config.num_ranks))
 
 
 def _is_alive(pid: int) -> bool:
@@ -219,8 +220,8 @@ def test_deepspeeds_launcher_starts_every_rank(tmp_path: Path) -> None:
         written = tmp_path / f"rank-{rank}.txt"
         assert written.read_text().split()[1:] == ["2", "red"]
         written.unlink()
-    arguments = (tmp_path / "rank-1.txt", signal.SIGTERM)
-    sender = threading.Thread(target=_signal_once_there, args=arguments)
+    arguments = (tmp_path, config, signal.SIGTERM)
+    sender = threading.Thread(target=_signal_once_up, args=arguments)
     sender.start()
     with pytest.raises(Stopped):
         deepspeed.run(make_job(tmp_path, "wait"), config)
