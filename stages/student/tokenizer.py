@@ -20,17 +20,44 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int) -> PreTrainedTo
 
     Deterministic: the same captions in any order give the same entries.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    captions = list(captions)
+    trained = _wordpiece({})
     trainer = WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS + _inner_letters(trained, captions),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(sorted(captions), trainer)
+    trained.train_from_iterator(captions, trainer)
+    tokenizer = _wordpiece(trained.get_vocab())
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
     cls, sep = (SPECIAL_TOKENS.index(token) for token in ("[CLS]", "[SEP]"))
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
     return wrap(tokenizer)
+
+
+def _wordpiece(vocab: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _inner_letters(tokenizer: Tokenizer, captions: Iterable[str]) -> list[str]:
+    """Every letter that stands within a word, as a piece ("##a"), sorted.
+
+    The trainer would number these in the order of a hash table, another one in every process, and
+    that number decides between pairs of equal count. Given as special pieces they have their
+    numbers before it counts.
+    """
+    words = (
+        word
+        for text in captions
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(
+            tokenizer.normalizer.normalize_str(text)
+        )
+    )
+    return sorted({f"##{letter}" for word in words for letter in word[1:]})
 
 
 def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
