@@ -28,7 +28,7 @@ class PretrainModel(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, dict[str, Scored]]:
         """See every picture once, fuse every pair once, score every objective."""
-        cells = self.student.see(batch.pixels.to(self.student.dtype), batch.sizes_px)
+        cells = self.student.see(batch.pixels, batch.sizes_px)
         hidden = self.student.fuse(
             cells, picture=batch.picture, tokens=batch.tokens, masked_cells=batch.masked_cells
         )

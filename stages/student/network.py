@@ -125,7 +125,7 @@ class Student(PreTrainedModel):
 
     def see(self, pixels: torch.Tensor, sizes_px: torch.Tensor) -> Cells:
         """Run the CNN: pixels [N, 3, H, W] and each picture's height, width [N, 2] -> cells."""
-        features = self.grid(pixels)
+        features = self.grid(pixels.to(self.dtype))
         rows, columns = features.shape[1:3]
         return Cells(
             features=features.flatten(1, 2),
