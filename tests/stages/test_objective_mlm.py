@@ -1,0 +1,132 @@
+"""Masked language modelling: the loss, its gradient, what is hidden and how."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain_fixtures import random_batch, tiny_student, toy_tokenizer
+from stages.pretrain.batch import Batch
+from stages.pretrain.config import MlmConfig
+from stages.pretrain.objectives.mlm import IGNORED, Mlm
+from stages.student.network import Cells, Hidden, Student
+
+NO_CELLS = cast(Cells, None)
+
+
+def _score(batch: Batch, text: torch.Tensor, student: Any) -> tuple[torch.Tensor, dict]:
+    hidden = Hidden(text=text, cells=torch.zeros(len(text), 1, text.shape[-1]))
+    scored = Mlm(MlmConfig()).score(cast(Student, student), NO_CELLS, hidden, batch)
+    return scored.loss, scored.metrics
+
+
+def test_the_loss_by_hand() -> None:
+    """Oracle: logits (0 0 0) and (ln 2 0 0) for piece 0 cost ln 3 and ln 2; other pieces nothing.
+    Both guesses are right (argmax takes the first of equals): 2 of 2."""
+    student = SimpleNamespace(mlm_head=lambda hidden, words: hidden, word_embeddings=None)
+    batch = random_batch(0, pictures=2, captions=1)
+    batch.mlm_labels = torch.tensor([[IGNORED, 0, IGNORED], [0, IGNORED, IGNORED]])
+    text = torch.full((2, 3, 3), 77.0)
+    text[0, 1] = 0.0
+    text[1, 0] = torch.tensor([math.log(2), 0, 0])
+    loss, metrics = _score(batch, text, student)
+    assert loss.item() == pytest.approx((math.log(3) + math.log(2)) / 2, rel=1e-6)
+    assert [float(v) for v in metrics["accuracy"]] == [2.0, 2.0]
+
+
+def test_loss_and_gradient_are_those_of_a_loop() -> None:
+    """Oracle: a loop over chosen pieces that takes BERT's head apart, term by term."""
+    student = tiny_student()
+    batch = random_batch(1, vocab=len(toy_tokenizer()))
+    Mlm(MlmConfig(probability=0.5)).mask(batch, toy_tokenizer(), np.random.default_rng(2))
+    text = torch.randn(*batch.tokens.shape, 32, requires_grad=True)
+    head, words = student.mlm_head, student.word_embeddings
+    losses = []
+    for b, row in enumerate(batch.mlm_labels.tolist()):
+        for t, label in enumerate(row):
+            if label == IGNORED:
+                continue
+            h = text[b, t] @ head.transform.weight.T + head.transform.bias
+            h = h * 0.5 * (1 + torch.erf(h / math.sqrt(2)))
+            h = (h - h.mean()) / torch.sqrt(((h - h.mean()) ** 2).mean() + head.norm.eps)
+            logits = words @ (h * head.norm.weight + head.norm.bias) + head.bias
+            losses.append(-(logits[label] - torch.log(torch.exp(logits).sum())))
+    assert len(losses) > 5
+    slow = torch.stack(losses).mean()
+    fast, _ = _score(batch, text, student)
+    torch.testing.assert_close(fast, slow)
+    wanted = [text, words, head.transform.weight, head.bias]
+    for got, expected in zip(
+        torch.autograd.grad(fast, wanted), torch.autograd.grad(slow, wanted)
+    ):
+        assert expected.abs().sum() > 0
+        torch.testing.assert_close(got, expected)
+
+
+def test_nothing_chosen_costs_nothing_and_keeps_the_graph() -> None:
+    """Oracle: the loss is 0, and its backward pass gives zeros everywhere."""
+    student = tiny_student()
+    batch = random_batch(3)
+    text = torch.randn(*batch.tokens.shape, 32, requires_grad=True)
+    loss, metrics = _score(batch, text, student)
+    loss.backward()
+    assert loss.item() == 0 and text.grad is not None and not text.grad.any()
+    assert [float(v) for v in metrics["accuracy"]] == [0.0, 0.0]
+
+
+def test_what_becomes_of_chosen_pieces() -> None:
+    """Oracle: BERT's shares. 15 % of ordinary pieces are chosen; of these 80 % become [MASK], a
+    tenth is drawn anew (of V pieces one is the same by chance and one is [MASK]), the rest stays.
+    Each within four standard errors of a binomial count."""
+    tokenizer = toy_tokenizer()
+    vocab = len(tokenizer)
+    batch = random_batch(4, pictures=2000, captions=4, objects=1, grid=(1, 1), vocab=vocab)
+    batch.matched[:] = True
+    before = batch.tokens.clone()
+    Mlm(MlmConfig()).mask(batch, tokenizer, np.random.default_rng(5))
+    chosen = batch.mlm_labels != IGNORED
+    assert torch.equal(batch.mlm_labels[chosen], before[chosen])
+    assert torch.equal(batch.tokens[~chosen], before[~chosen])
+    assert not (chosen & ~batch.ordinary).any()
+    num = int(chosen.sum())
+    assert num > 5000
+    _near(num, int(batch.ordinary.sum()), 0.15)
+    after, first = batch.tokens[chosen], before[chosen]
+    _near(int((after == tokenizer.mask_token_id).sum()), num, 0.8 + 0.1 / vocab)
+    _near(int((after == first).sum()), num, 0.1 + 0.1 / vocab)
+
+
+def _near(count: int, total: int, share: float) -> None:
+    error = math.sqrt(total * share * (1 - share))
+    assert abs(count - total * share) < 4 * error, (count / total, share)
+
+
+@pytest.mark.parametrize("matched_only", [True, False])
+def test_specials_are_never_chosen(matched_only: bool) -> None:
+    """Oracle: with probability 1 exactly the ordinary pieces are chosen, those of strange texts
+    only where all texts teach; [CLS], [SEP] and padding are as they were."""
+    batch = random_batch(6)
+    before = batch.tokens.clone()
+    config = MlmConfig(probability=1.0, matched_only=matched_only)
+    Mlm(config).mask(batch, toy_tokenizer(), np.random.default_rng(0))
+    chosen = batch.mlm_labels != IGNORED
+    learns = batch.matched[:, None] | torch.tensor(not matched_only)
+    assert not batch.matched.all() and torch.equal(chosen, batch.ordinary & learns)
+    assert torch.equal(batch.tokens[~batch.ordinary], before[~batch.ordinary])
+
+
+def test_masks_do_not_tell_which_texts_are_strange() -> None:
+    """Oracle: with the same draws the student sees the same pieces, whatever is matched."""
+    seen = []
+    for matched in (True, False):
+        batch = random_batch(7)
+        batch.matched[:] = matched
+        Mlm(MlmConfig()).mask(batch, toy_tokenizer(), np.random.default_rng(1))
+        seen.append(batch.tokens)
+    assert torch.equal(*seen)
+    assert not torch.equal(seen[0], random_batch(7).tokens)

@@ -1,0 +1,171 @@
+"""Phrase-region alignment: q, p and their divergence, for both kinds of region."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain_fixtures import random_batch, tiny_student, toy_tokenizer
+from stages.pretrain.batch import Batch
+from stages.pretrain.config import PraConfig
+from stages.pretrain.objectives.objective import Scored
+from stages.pretrain.objectives.pra import Pra
+from stages.student.heads import AlignHead
+from stages.student.network import Cells, Hidden, Student
+
+REGIONS = ["object", "cell"]
+TEMPERATURE = 0.05
+
+
+def _seen(batch: Batch, outside: int = 0) -> Cells:
+    """Cells of which the last `outside` of every picture are padding."""
+    num_cells = batch.regions.shape[-1]
+    inside = torch.arange(num_cells).expand(len(batch.keys), -1) < num_cells - outside
+    empty = torch.zeros(len(batch.keys), num_cells, 1)
+    return Cells(features=empty, inside=inside, rows=1, columns=num_cells)
+
+
+def _score(region: str, batch: Batch, hidden: Hidden, student: Student, seen: Cells) -> Scored:
+    return Pra(PraConfig(region=region, target_temperature=TEMPERATURE)).score(
+        student, seen, hidden, batch
+    )
+
+
+def _noise(batch: Batch) -> Hidden:
+    return Hidden(
+        text=torch.randn(*batch.tokens.shape, 32, requires_grad=True),
+        cells=torch.randn(*batch.masked_cells.shape, 32, requires_grad=True),
+    )
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_q_and_p_by_hand(region: str) -> None:
+    """Oracle: arithmetic. The phrase's pieces (2, 2) and (2, -2) have the mean (2, 0). Similarities
+    ln 3 and 0 over temperature 1 make q = (3/4, 1/4).
+
+    object: v = (1, 0) (mean of (2, 1) and (0, -1)) and (0, 5): cosines 1 and 0, over 0.5: 2 and 0.
+    cell: q = (3/8, 3/8, 1/4, 0), the fourth cell being of no object; the fifth is padding.
+    """
+    student = SimpleNamespace(align_head=AlignHead(0.5))
+    batch = random_batch(0, pictures=1, captions=1)
+    batch.matched[:], batch.label = True, torch.tensor([[4, 2, -1]])
+    batch.phrases = torch.tensor([[[False, True, True]]])
+    batch.similarity = torch.tensor([[[math.log(3), 0.0, 9.0]]])
+    batch.regions = torch.tensor([[[1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]]).bool()
+    hidden = Hidden(
+        text=torch.tensor([[[9.0, 9.0], [2.0, 2.0], [2.0, -2.0]]]),
+        cells=torch.tensor([[[2.0, 1.0], [0.0, -1.0], [0.0, 5.0], [-3.0, 0.0], [8.0, 0.0]]]),
+    )
+    pra = Pra(PraConfig(region=region, target_temperature=1.0))
+    scored = pra.score(cast(Student, student), _seen(batch, 1), hidden, batch)
+    q, logits = {
+        "object": ([3 / 4, 1 / 4], [2.0, 0.0]),
+        "cell": ([3 / 8, 3 / 8, 1 / 4, 0.0], [4 / math.sqrt(5), 0.0, 0.0, -2.0]),
+    }[region]
+    norm = math.log(sum(math.exp(v) for v in logits))
+    expected = sum(a * (math.log(a) - (v - norm)) for a, v in zip(q, logits) if a)
+    assert scored.loss.item() == pytest.approx(expected, rel=1e-5)
+    assert [float(v) for v in scored.metrics["accuracy"]] == [1.0, 1.0]
+
+
+def _slow(region: str, batch: Batch, hidden: Hidden, seen: Cells) -> torch.Tensor:
+    losses = []
+    for b, n in enumerate(batch.picture.tolist()):
+        objects = [o for o, label in enumerate(batch.label[n].tolist()) if label >= 0]
+        own = {o: batch.regions[n, o].nonzero()[:, 0].tolist() for o in objects}
+        for p in range(batch.phrases.shape[1]):
+            pieces = batch.phrases[b, p].nonzero()[:, 0].tolist()
+            if not pieces or not objects or not batch.matched[b]:
+                continue
+            t = sum(hidden.text[b, i] for i in pieces) / len(pieces)
+            raw = [math.exp(float(batch.similarity[b, p, o]) / TEMPERATURE) for o in objects]
+            q_object = {o: value / sum(raw) for o, value in zip(objects, raw)}
+            if region == "object":
+                q = list(q_object.values())
+                vectors = [sum(hidden.cells[b, c] for c in own[o]) / len(own[o]) for o in objects]
+            else:
+                real = seen.inside[n].nonzero()[:, 0].tolist()
+                q = [sum(q_object[o] / len(own[o]) for o in objects if c in own[o]) for c in real]
+                vectors = [hidden.cells[b, c] for c in real]
+            cosines = [(t @ v) / torch.sqrt((t @ t) * (v @ v)) for v in vectors]
+            p_all = torch.softmax(torch.stack(cosines) / 0.1, dim=0)
+            losses.append(
+                sum(a * (math.log(a) - torch.log(p_all[i])) for i, a in enumerate(q) if a > 1e-9)
+            )
+    return torch.stack([torch.as_tensor(loss) for loss in losses]).mean()
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_loss_and_gradient_are_those_of_a_loop(region: str) -> None:
+    """Oracle: loops over phrases, objects and cells in plain Python, on batches with strange
+    texts, pictures without objects, captions without phrases and padding of each kind."""
+    student = tiny_student()
+    for seed in range(3):
+        batch = random_batch(seed, pictures=4)
+        batch.regions[..., -3:] = False
+        batch.regions[..., 0] |= (batch.label >= 0) & ~batch.regions.any(dim=-1)
+        seen, hidden = _seen(batch, 3), _noise(batch)
+        assert not batch.phrases.any(dim=-1).any(dim=-1).all() and (batch.label[0] < 0).all()
+        fast = _score(region, batch, hidden, student, seen).loss
+        slow = _slow(region, batch, hidden, seen)
+        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+        wanted = [hidden.text, hidden.cells]
+        for got, expected in zip(
+            torch.autograd.grad(fast, wanted), torch.autograd.grad(slow, wanted)
+        ):
+            assert expected.abs().sum() > 0 and got.isfinite().all()
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_order_and_padding_do_not_matter(region: str) -> None:
+    """Oracle: the loss of the same objects in another order, with padding objects and padding
+    phrases after them; similarities of the padding are wild on purpose."""
+    student, batch = tiny_student(), random_batch(3, pictures=4)
+    hidden = _noise(batch)
+    expected = _score(region, batch, hidden, student, _seen(batch))
+    order = torch.tensor([3, 1, 0, 2])
+    for name in ("regions", "label"):
+        value = getattr(batch, name)[:, order]
+        setattr(batch, name, torch.cat([value, torch.full_like(value[:, :2], -1)], dim=1))
+    batch.regions[:, 4:] = False
+    wild = torch.full((len(batch.tokens), 3, 2), 1e4)
+    similarity = torch.cat([batch.similarity[..., order], wild], dim=2)
+    batch.similarity = torch.cat([similarity, torch.full_like(similarity[:, :1], 1e4)], dim=1)
+    batch.phrases = torch.cat([batch.phrases, torch.zeros_like(batch.phrases[:, :1])], dim=1)
+    got = _score(region, batch, hidden, student, _seen(batch))
+    torch.testing.assert_close(got.loss, expected.loss)
+    assert float(got.metrics["accuracy"][1]) == float(expected.metrics["accuracy"][1])
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("missing", ["phrases", "objects", "matched"])
+def test_nothing_to_align_costs_nothing_and_keeps_the_graph(region: str, missing: str) -> None:
+    """Oracle: the loss is 0 and finite zeros come back, whatever is missing."""
+    student, batch = tiny_student(), random_batch(4)
+    if missing == "phrases":
+        batch.phrases[:] = False
+    elif missing == "objects":
+        batch.label[:], batch.regions[:] = -1, False
+    else:
+        batch.matched[:] = False
+    hidden = _noise(batch)
+    scored = _score(region, batch, hidden, student, _seen(batch))
+    scored.loss.backward()
+    assert scored.loss.item() == 0
+    for part in (hidden.text, hidden.cells):
+        assert part.grad is not None and not part.grad.any()
+
+
+def test_nothing_is_hidden() -> None:
+    """Oracle: the batch after masking is the batch before."""
+    batch, before = random_batch(5), random_batch(5)
+    Pra(PraConfig()).mask(batch, toy_tokenizer(), np.random.default_rng(0))
+    for name, value in vars(before).items():
+        same = torch.equal if isinstance(value, torch.Tensor) else list.__eq__
+        assert same(getattr(batch, name), value), name
