@@ -26,7 +26,7 @@ class StageKind:
     folders: tuple[str, ...]
     """What it writes, in the run folder; its record stands in the first."""
     outputs: tuple[str, ...]
-    """Patterns of the files, in the run folder, that make it complete; each has to match."""
+    """Patterns of the files, in the run folder, that make it complete; the first has to match."""
     is_shards: bool = False
     """Whether its output is shards, each redone on its own when what shapes it has changed."""
     is_dear: bool = False
@@ -87,7 +87,7 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
             parts=("seed", "teach"),
             inputs=("ingest",),
             folders=("teacher",),
-            outputs=("teacher/config.json", "teacher/names.json", "teacher/*.safetensors"),
+            outputs=("teacher/config.json", "teacher/names.json", "teacher/model.safetensors"),
             is_dear=True,
         ),
         StageKind(
@@ -104,7 +104,7 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
             parts=("seed", "student", "pretrain"),
             inputs=("distill",),
             folders=("pretrain", "student"),
-            outputs=("student/config.json", "student/*.safetensors"),
+            outputs=("student/config.json", "student/*"),
             is_dear=True,
             takes_ranks=True,
         ),

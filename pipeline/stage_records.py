@@ -77,13 +77,12 @@ def finished_record(
     run: RunFolder, kind: StageKind, started: StageRecord, figures: dict[str, Any]
 ) -> StageRecord:
     """The record of a stage that just ended. FileNotFoundError when it left its output undone."""
-    outputs = {}
-    for pattern in kind.outputs:
-        paths = sorted(run.root.glob(pattern))
-        if not paths:
-            raise FileNotFoundError(f"{kind.name} ended and left no {run.root / pattern}")
-        for path in paths:
-            outputs[str(path.relative_to(run.root))] = (path.stat().st_size, sha256_file(path))
+    if not any(run.root.glob(kind.outputs[0])):
+        raise FileNotFoundError(f"{kind.name} ended and left no {run.root / kind.outputs[0]}")
+    paths = {path for pattern in kind.outputs for path in run.root.glob(pattern) if path.is_file()}
+    outputs = {
+        str(path.relative_to(run.root)): (path.stat().st_size, sha256_file(path)) for path in paths
+    }
     return StageRecord(
         stage=kind.name,
         shaped_by=started.shaped_by,

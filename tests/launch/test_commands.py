@@ -1,5 +1,5 @@
-"""What each launcher would run, without running it. Oracle: the options that torchrun's, DeepSpeed's
-and Slurm's documentation give for the case."""
+"""What each launcher would run, without running it. Oracle: the options that torchrun's,
+DeepSpeed's and Slurm's documentation give for the case."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The slurm launcher under a real Slurm: controller and node daemon on this machine's loopback, in a
-temporary folder. Skipped where Slurm is not installed or may not be started. Oracle: rank scripts
+"""The slurm launcher under a real Slurm: controller and node daemon on this machine's loopback, in
+a temporary folder. Skipped where Slurm is not installed or may not be started. Oracle: rank scripts
 that write down what they saw, and Slurm's own word on how a job ended.
 
 Debian: apt-get install slurm-wlm munge, and run as root.
