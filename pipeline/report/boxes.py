@@ -1,0 +1,133 @@
+"""A picture with the teacher's objects drawn on it: numbered boxes, and what each is below.
+
+Reached from `pipeline.report.teacher`. Letters: O objects, T true boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+from pipeline.report.markup import h
+from pipeline.report.pictures import thumbnail
+from sharding.schema import Sample
+
+_LONGEST_PX = 400
+_MOST_DRAWN = 8
+_SURE = 0.3
+_SAME_PLACE_IOU = 0.5
+_COLOURS = ("#ffd23f", "#3ddbff", "#ff7ab8", "#8cf26b", "#ffa14a", "#c9a2ff", "#ffffff", "#4df0c0")
+_NUMBER_PX, _DISC_PX = 14, 10.5
+
+
+def boxed_picture(sample: Sample, about: Mapping[str, Any]) -> Element | None:
+    """The figure; None where the picture cannot be decoded. `about` names labels and attributes."""
+    small = thumbnail(sample.image, longest_px=_LONGEST_PX)
+    if small is None or sample.objects is None:
+        return None
+    rows = drawn_rows(sample.objects)
+    truth = sample.info.get("truth", {})
+    names = [_name(sample.objects[row], about) for row in rows]
+    shapes: list[Element] = []
+    for box in truth.get("boxes", []):
+        shapes += outline(box, "true-under"), outline(box, "true")
+    pixel = max(small.width, small.height) / 320  # of the drawing as it is commonly seen
+    for number, row in enumerate(rows):
+        shapes += _box(sample.objects["box"][row].tolist(), number, pixel)
+    said = f"Teacher's boxes: {', '.join(names) or 'none'}"
+    figure = h(
+        "svg",
+        {"viewBox": f"0 0 {small.width} {small.height}", "role": "img", "aria-label": said},
+        picture_in_drawing(small.uri, small.width, small.height),
+        *shapes,
+    )
+    items = []
+    for number, (row, name) in enumerate(zip(rows, names)):
+        one = sample.objects[row]
+        true = is_true(one["box"].tolist(), _label(one, about), truth)
+        items.append(_item(number, name, float(one["score"]), true))
+    weaker = len(sample.objects) - len(rows)
+    rest = h("p", {"class": "note"}, f"and {weaker} weaker") if weaker else None
+    return h("figure", figure, h("figcaption", h("ol", {"class": "objects"}, *items), rest))
+
+
+def picture_in_drawing(uri: str, width: float, height: float) -> Element:
+    """A picture as the ground of an SVG drawing in its pixels."""
+    return h("image", {"href": uri, "width": width, "height": height})
+
+
+def outline(box: Sequence[float], name: str) -> Element:
+    """A rectangle around x0, y0, x1, y1 of that class of the style sheet."""
+    x0, y0, x1, y1 = (round(float(v), 1) for v in box)
+    size = {"width": round(x1 - x0, 1), "height": round(y1 - y0, 1)}
+    return h("rect", {"class": name, "x": x0, "y": y0, **size})
+
+
+def drawn_rows(objects: np.ndarray) -> list[int]:
+    """Rows worth drawing: the strongest of each place, if it is likely at all; at most eight."""
+    rows: list[int] = []
+    for row in range(len(objects)):
+        if objects["score"][row] < _SURE or len(rows) == _MOST_DRAWN:
+            break
+        if all(iou(objects["box"][row], objects["box"][r]) < _SAME_PLACE_IOU for r in rows):
+            rows.append(row)
+    return rows
+
+
+def iou(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of two boxes x0, y0, x1, y1."""
+    a, b = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
+    sides = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
+    shared = float(sides.prod())
+    union = float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - shared
+    return shared / union if union > 0 else 0.0
+
+
+def is_true(box: Sequence[float], label: str, truth: Mapping[str, Any]) -> bool | None:
+    """Whether a true object of that label is there; None where the truth is not known."""
+    if "boxes" not in truth:
+        return None
+    pairs = zip(truth["boxes"], truth["labels"])
+    return any(name == label and iou(box, own) >= _SAME_PLACE_IOU for own, name in pairs)
+
+
+def _label(row: np.void, about: Mapping[str, Any]) -> str:
+    return _entry(about.get("label_names"), int(row["label"]))
+
+
+def _name(row: np.void, about: Mapping[str, Any]) -> str:
+    label = _label(row, about)
+    if "attribute" not in (row.dtype.names or ()) or not about.get("attribute_names"):
+        return label
+    return f"{_entry(about['attribute_names'], int(row['attribute']))} {label}"
+
+
+def _entry(names: Sequence[str] | None, index: int) -> str:
+    return names[index] if names and 0 <= index < len(names) else f"class {index}"
+
+
+def _box(box: Sequence[float], number: int, pixel: float) -> list[Element]:
+    colour = _COLOURS[number % len(_COLOURS)]
+    x, y = max(box[0], _DISC_PX * pixel), max(box[1], _DISC_PX * pixel)
+    disc = {"cx": round(x, 1), "cy": round(y, 1), "r": round(_DISC_PX * pixel, 1), "fill": colour}
+    place = {"x": round(x, 1), "y": round(y + 5 * pixel, 1), "text-anchor": "middle"}
+    framed = outline(box, "box")
+    framed.set("stroke", colour)
+    size = {"class": "number", "font-size": round(_NUMBER_PX * pixel, 1)}
+    return [
+        outline(box, "box-under"),
+        framed,
+        h("circle", {"class": "disc", **disc}),
+        h("text", {**place, **size}, str(number + 1)),
+    ]
+
+
+def _item(number: int, name: str, score: float, true: bool | None) -> Element:
+    style = f"background:{_COLOURS[number % len(_COLOURS)]}"
+    wrong = h("span", {"class": "bad"}, " ✗\N{NO-BREAK SPACE}wrong") if true is False else None
+    share = h("b", f"{100 * score:.0f}\N{NO-BREAK SPACE}%")
+    said = h("span", {"dir": "auto"}, name, " ", share, wrong)
+    return h("li", h("i", {"style": style}, str(number + 1)), said)

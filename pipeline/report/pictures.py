@@ -1,0 +1,117 @@
+"""Pictures of the held-out split, found by key and made small enough for a page.
+
+Reached by the modules of the report that show pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from pipeline.run_folder import RunFolder
+from sharding.catalog import read_catalog
+from sharding.manifest import SampleEntry, read_manifest
+from sharding.read import read_sample
+from sharding.schema import Sample, ShardError
+
+_KEPT_BYTES = 16 * 1024
+_QUALITY = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thumbnail:
+    """A picture for the page: a data URI, and the size in pixels that it stands for (that of the
+    original, in which boxes count)."""
+
+    uri: str
+    width: int
+    height: int
+
+
+class Pictures:
+    """Held-out samples by key. Manifests are read one after the other, as far as is needed."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._unread = _heldout_tars(run)
+        self._found: dict[str, tuple[Path, SampleEntry]] = {}
+
+    def first(self, most: int) -> list[Sample]:
+        """The first samples of the split that can be read."""
+        while len(self._found) < most and self._read_on():
+            pass
+        samples = (self.find(key) for key in list(self._found)[:most])
+        return [sample for sample in samples if sample is not None]
+
+    def find(self, key: str) -> Sample | None:
+        """The sample with that key; None where there is none or it is damaged."""
+        while key not in self._found:
+            if not self._read_on():
+                return None
+        try:
+            return read_sample(*self._found[key])
+        except ShardError:
+            return None
+
+    def _read_on(self) -> bool:
+        for tar in self._unread:
+            try:
+                entries = read_manifest(tar).samples
+            except ShardError:
+                continue
+            for entry in entries:
+                self._found.setdefault(entry.key, (tar, entry))
+            return True
+        return False
+
+
+def _heldout_tars(run: RunFolder) -> Iterator[Path]:
+    """Of the object shards, then of the image shards (all there is before distill ends)."""
+    for folder in (run.objects, run.images):
+        try:
+            yield from read_catalog(folder).tars(folder, "heldout")
+        except ShardError:
+            continue
+
+
+def thumbnail(image: bytes, *, longest_px: int) -> Thumbnail | None:
+    """A picture of at most `longest_px` a side; None where it cannot be decoded.
+
+    Stored pixels, as boxes count in them: an EXIF orientation is taken off, lest the browser turns
+    the picture under its boxes.
+    """
+    try:
+        with Image.open(io.BytesIO(image)) as picture:
+            width, height = picture.size
+            kind = picture.format
+            is_small = max(picture.size) <= longest_px and len(image) <= _KEPT_BYTES
+            picture.draft("RGB", (2 * longest_px, 2 * longest_px))
+            has_exif = bool(picture.getexif())
+            picture.load()
+            if is_small and not has_exif and kind in ("JPEG", "PNG"):
+                return Thumbnail(uri=data_uri(image, str(kind)), width=width, height=height)
+            small = _flat(picture)
+            small.thumbnail((longest_px, longest_px))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=_QUALITY, optimize=True)
+    return Thumbnail(uri=data_uri(out.getvalue(), "JPEG"), width=width, height=height)
+
+
+def _flat(picture: Image.Image) -> Image.Image:
+    """RGB on white: JPEG knows no transparency."""
+    if "A" not in picture.getbands() and "transparency" not in picture.info:
+        return picture.convert("RGB")
+    seen = picture.convert("RGBA")
+    ground = Image.new("RGBA", seen.size, "white")
+    return Image.alpha_composite(ground, seen).convert("RGB")
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Bytes of a picture as a data URI; `kind` is "JPEG" or "PNG"."""
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode('ascii')}"
