@@ -79,7 +79,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line that stays, above the bar."""
         if self._show:
-            self._console.print(text)
+            self._console.print(text, markup=False, soft_wrap=True)
 
     def _rate(self) -> float:
         return (self.done - self.start) / max(time.monotonic() - self._began, 1e-9)
