@@ -51,12 +51,13 @@ def _suppresses(boxes: Tensor, groups: Tensor, better: Tensor, worse: Tensor, th
 
 def _settle(boxes: Tensor, groups: Tensor, block: Tensor, threshold: float) -> Tensor:
     """Mask [W] of the boxes of `block` (indices by falling score) that stay among themselves."""
-    suppresses = _suppresses(boxes, groups, block, block, threshold).triu_(diagonal=1)
-    stays = torch.ones(len(block), dtype=torch.bool, device=boxes.device)
+    suppresses = _suppresses(boxes, groups, block, block, threshold).triu_(diagonal=1).float()
+    stays = torch.ones(len(block), device=boxes.device)
     while True:
-        settled = ~(suppresses & stays[:, None]).any(0)
-        if bool((settled == stays).all()):
-            return stays
+        # A product counts, for each box, those that push it out; counts this small are exact.
+        settled = (stays @ suppresses == 0).float()
+        if torch.equal(settled, stays):
+            return stays.bool()
         stays = settled
 
 
