@@ -189,6 +189,8 @@ def _stack_objects(
         height, width = sizes_px[n].tolist()
         scale = np.array([width / sample.info["width"], height / sample.info["height"]] * 2)
         boxes = torch.from_numpy(array["box"] * scale.astype(np.float32))
+        # A foreign teacher's box may stick out. PRA wants no cell that attention leaves out.
+        boxes = boxes.minimum(torch.tensor([width - 1, height - 1, width, height]))
         stacked["regions"][n, : len(array)] = cells_of_boxes(boxes, *grid, cell_px)
         for name in ("label", "top_label", "top_score", "feature"):
             values = torch.from_numpy(np.ascontiguousarray(array[name]))
