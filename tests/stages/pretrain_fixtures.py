@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ NUM_TOP = 3
 SHARD_SIZE = 6
 TINY = StudentConfig(
     stem_width=8, widths=(8, 16), depths=(1, 1), hidden_size=32, num_layers=1, num_heads=2,
-    ffn_size=32, vocab_size=80, max_tokens=24, shorter_px=32, longer_px=64,
+    ffn_size=32, vocab_size=150, max_tokens=24, shorter_px=32, longer_px=64,
 )
 """Cells of 16 pixels; a square picture has 2 x 2 of them."""
 
@@ -77,6 +78,18 @@ def toy_samples(num_train: int, num_heldout: int, seed: int = 0) -> tuple[Sample
     """Labelled scenes, held-out ones first; treat them as read-only."""
     source = ToySource(num_train=num_train, num_heldout=num_heldout, seed=seed)
     return tuple(toy_object_sample(p) for p in source.pictures() if isinstance(p, Picture))
+
+
+def with_boxes(sample: Sample, boxes: Sequence[Sequence[float]]) -> Sample:
+    """The sample with its first objects only, moved to `boxes`, and phrases that know of these."""
+    assert sample.objects is not None
+    objects = sample.objects[:len(boxes)].copy()
+    objects["box"] = np.reshape(boxes, (-1, 4))
+    phrases = [
+        [{**p, "similarity": p["similarity"][:len(boxes)]} for p in rows]
+        for rows in sample.info["phrases"]
+    ]
+    return replace(sample, objects=objects, info={**sample.info, "phrases": phrases})
 
 
 def write_objects(folder: Path, samples: Sequence[Sample]) -> Path:
