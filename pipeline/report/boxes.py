@@ -5,6 +5,7 @@ Reached from `pipeline.report.teacher`. Letters: O objects, T true boxes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -34,7 +35,7 @@ def boxed_picture(sample: Sample, about: Mapping[str, Any]) -> Element | None:
     shapes: list[Element] = []
     for box in truth.get("boxes", []):
         shapes += outline(box, "true-under"), outline(box, "true")
-    pixel = max(small.width, small.height) / 320  # of the drawing as it is commonly seen
+    pixel = math.sqrt(small.width * small.height) / 260  # of the drawing as it is commonly seen
     for number, row in enumerate(rows):
         shapes += _box(sample.objects["box"][row].tolist(), number, pixel)
     said = f"Teacher's boxes: {', '.join(names) or 'none'}"

@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from pipeline.report.markup import h, shortened
-from pipeline.report.pictures import Pictures, thumbnail
+from pipeline.report.pictures import Pictures, grid_class, thumbnail
 from pipeline.report.sections import Section, count, missing
 from pipeline.report.traces import read_object
 from pipeline.run_folder import RunFolder
@@ -34,7 +34,8 @@ def gallery_section(run: RunFolder, pictures: Pictures) -> Section:
         "some of those are shown, then some it missed."
     )
     queries = [_query(example, pictures) for example in chosen(examples)]
-    content = (h("p", {"class": "note"}, note), h("div", {"class": "queries"}, *queries))
+    grid = h("div", {"class": grid_class("queries", pictures)}, *queries)
+    content = (h("p", {"class": "note"}, note), grid)
     return Section(name="gallery", title="What it finds", content=content)
 
 

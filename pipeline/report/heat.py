@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.report.boxes import outline, picture_in_drawing
 from pipeline.report.markup import h, shortened
-from pipeline.report.pictures import Pictures, data_uri, thumbnail
+from pipeline.report.pictures import Pictures, data_uri, grid_class, thumbnail
 from pipeline.report.sections import Section, missing
 from pipeline.report.traces import read_object
 from pipeline.run_folder import RunFolder
@@ -49,7 +49,10 @@ def heat_section(run: RunFolder, pictures: Pictures) -> Section:
     return Section(
         name="heat",
         title="Where it looks",
-        content=(h("p", {"class": "note"}, note), h("div", {"class": "heats"}, *drawn)),
+        content=(
+            h("p", {"class": "note"}, note),
+            h("div", {"class": grid_class("heats", pictures)}, *drawn),
+        ),
     )
 
 

@@ -21,6 +21,7 @@ from sharding.schema import Sample, ShardError
 
 _KEPT_BYTES = 16 * 1024
 _QUALITY = 80
+_NUM_LOOKED_AT = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,15 @@ class Pictures:
             pass
         samples = (self.find(key) for key in list(self._found)[:most])
         return [sample for sample in samples if sample is not None]
+
+    @property
+    def are_wide(self) -> bool:
+        """Whether most of the first are more than twice as wide as high, as NLVR's: such pictures
+        need more room in a row."""
+        while not self._found and self._read_on():
+            pass
+        entries = [entry for _, entry in list(self._found.values())[:_NUM_LOOKED_AT]]
+        return 2 * sum(entry.width > 2 * entry.height for entry in entries) > len(entries)
 
     def find(self, key: str) -> Sample | None:
         """The sample with that key; None where there is none or it is damaged."""
@@ -76,6 +86,11 @@ def _heldout_tars(run: RunFolder) -> Iterator[Path]:
             yield from read_catalog(folder).tars(folder, "heldout")
         except ShardError:
             continue
+
+
+def grid_class(name: str, pictures: Pictures) -> str:
+    """The style sheet's class of a grid of pictures, that of wide ones where they are."""
+    return f"{name} wide" if pictures.are_wide else name
 
 
 def thumbnail(image: bytes, *, longest_px: int) -> Thumbnail | None:

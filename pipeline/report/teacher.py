@@ -15,7 +15,7 @@ from pipeline.report.boxes import boxed_picture
 from pipeline.report.charts import Series, line_chart
 from pipeline.report.data import read_catalog_or_none
 from pipeline.report.markup import h
-from pipeline.report.pictures import Pictures
+from pipeline.report.pictures import Pictures, grid_class
 from pipeline.report.scores import score_bar
 from pipeline.report.sections import Section, count, figure_list, missing, percent
 from pipeline.report.traces import number, points, read_lines, read_object
@@ -105,10 +105,8 @@ def _boxes(run: RunFolder, pictures: Pictures) -> Sequence[Element]:
     )
     if knows_truth:
         note += " Dashed: the true boxes. A cross: no true object of that label is there."
-    wide = sum(s.info["width"] > 2 * s.info["height"] for s in samples) > len(samples) / 2
-    attributes = {"class": "pictures wide" if wide else "pictures"}
     return [
         h("h3", "Boxes on held-out pictures"),
         h("p", {"class": "note"}, note),
-        h("div", attributes, *drawn),
+        h("div", {"class": grid_class("pictures", pictures)}, *drawn),
     ]
