@@ -25,19 +25,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.console import Console
 
 from sharding.atomic import sha256_of, write_json, write_text
 from sharding.catalog import catalog_sha256, read_catalog
 from stages.distill.teach_config import TeachConfig
 from stages.distill.teacher.checkpoint import State, load_checkpoint, read_state, save_checkpoint
+from stages.distill.teacher.detect import Teacher
 from stages.distill.teacher.evaluate import score_teacher
 from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.folder import load_teacher, save_teacher
+from stages.distill.teacher.folder import (
+    copy_teacher,
+    load_teacher,
+    save_blind_teacher,
+    save_teacher,
+)
 from stages.distill.teacher.labelled import LabelledPictures
 from stages.distill.teacher.losses import detection_losses
 from stages.distill.teacher.training_set import TrainingSet, step_random
 from stages.progress import Progress
 
+NO_BOXES = (
+    "no picture has true boxes to train a teacher from, so the student will learn from captions "
+    "alone: OMVM and PRA have nothing to go by. A source with boxes (toy, nlvr, or coco with "
+    "ingest.instances) or a teacher from elsewhere (teach.given) changes that."
+)
 CHECKPOINT, METRICS, SCORES = "checkpoint.safetensors", "metrics.jsonl", "scores.json"
 
 
@@ -56,18 +68,24 @@ def teach(config: TeachConfig, *, seed: int, images: Path, out: Path) -> None:
     """Trains a teacher on the split "train" of `images` and writes it to `out`.
 
     A finished `out` of the same settings and pictures is left as it is; one of others is trained
-    anew. Raises TeachError where the pictures have no boxes or a loss is not finite, ShardError
-    where shards are missing or damaged.
+    anew. With `config.given`, that teacher is copied; where no picture has true boxes, the teacher
+    is a blind one, and a word on screen says so. Raises TeachError where a loss is not finite,
+    TeacherError where `given` is no teacher, ShardError where shards are missing or damaged.
     """
     fingerprint = _fingerprint(config, seed, images)
     if _is_finished(out, fingerprint):
+        return
+    (out / SCORES).unlink(missing_ok=True)
+    if config.given is not None:
+        copy_teacher(Path(config.given), out)
         return
     names = _read_names(images)
     labelled = LabelledPictures(images, "train", label_names=names.labels,
                                 attribute_names=names.attributes)
     if not any(len(labelled.truth(index).boxes) for index in range(len(labelled))):
-        raise _no_boxes(images)
-    (out / SCORES).unlink(missing_ok=True)
+        save_blind_teacher(out)
+        Console().print(f"[yellow]note[/]: {NO_BOXES}")
+        return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training_set = TrainingSet(labelled, config, seed=seed, device=device)
     model = build_model(config, names, seed).to(device)
@@ -212,21 +230,13 @@ def _is_finished(out: Path, fingerprint: str) -> bool:
 
 def _read_names(images: Path) -> Names:
     about = read_catalog(images).about
-    names = Names(list(about.get("label_names", [])), list(about.get("attribute_names", [])))
-    if not names.labels:
-        raise _no_boxes(images)
-    return names
-
-
-def _no_boxes(images: Path) -> TeachError:
-    return TeachError(
-        f"{images}: got no picture with true boxes, expected them in the `truth` of the samples: "
-        "ingest a source that has them (toy, nlvr, or coco with ingest.instances set), or leave "
-        "out teach and give a trained teacher")
+    return Names(list(about.get("label_names", [])), list(about.get("attribute_names", [])))
 
 
 def _score(images: Path, out: Path, names: Names, config: TeachConfig) -> dict[str, Any]:
     """Scores of the teacher in `out`, as it was written, on the held-out pictures."""
     labelled = LabelledPictures(images, "heldout", label_names=names.labels,
                                 attribute_names=names.attributes)
-    return score_teacher(load_teacher(out), labelled, batch_size=config.micro_batch_size)
+    teacher = load_teacher(out)
+    assert isinstance(teacher, Teacher), out
+    return score_teacher(teacher, labelled, batch_size=config.micro_batch_size)

@@ -100,6 +100,7 @@ class TeacherConfig:
 class TeachConfig:
     """Settings of `boxless teach`.
 
+    given: folder of a finished teacher to take instead of training one; null to train.
     net: the teacher's net.
     num_steps: optimizer steps. micro_batch_size: pictures a step.
     learning_rate: its peak; it rises over `warmup_steps` and falls to 0 as half a cosine.
@@ -119,6 +120,7 @@ class TeachConfig:
         thread gains a fifth where both cores are idle and loses several times that where not.
     """
 
+    given: str | None = None
     net: TeacherConfig = field(default_factory=TeacherConfig)
     num_steps: int = 700
     micro_batch_size: int = 8

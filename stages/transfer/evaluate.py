@@ -72,6 +72,6 @@ def _true_captions(samples: Sequence[Sample], most: int) -> tuple[list[str], tor
 
 
 def _teacher_ap50(teacher: Path) -> float | None:
-    """What `boxless teach` measured on held-out pictures; None for a teacher it did not train."""
+    """What `boxless teach` measured on held-out pictures; None where it could not."""
     scores = teacher / "scores.json"
-    return float(json.loads(scores.read_text())["ap50"]["value"]) if scores.exists() else None
+    return json.loads(scores.read_text())["ap50"]["value"] if scores.exists() else None

@@ -26,10 +26,11 @@ from teacher_scenes import (
     write_scenes,
 )
 
+from sharding.schema import check_objects
 from stages.distill import teach as teach_file
 from stages.distill.teach import TeachError, learning_rate, teach
+from stages.distill.teacher.folder import TeacherError, load_teacher
 from stages.distill.teach_config import TeachConfig, TeacherConfig
-from stages.distill.teacher.folder import load_teacher
 from stages.distill.teacher.labelled import NO_ATTRIBUTE, LabelledPictures
 from stages.distill.teacher.training_set import TrainingSet
 
@@ -190,13 +191,33 @@ def test_a_checkpoint_that_is_none_is_not_overwritten(images: Path, tmp_path: Pa
 @pytest.mark.parametrize("labels, truths", [
     ([], [None, None]), (LABELS, [None, None]),
     (LABELS, [{"boxes": [], "labels": [], "attributes": []}, None])])
-def test_pictures_without_boxes_are_refused(
-        labels: list[str], truths: list[Any], tmp_path: Path) -> None:
-    """Oracle: TeachError says what was expected and which sources have it."""
+def test_pictures_without_boxes_make_a_blind_teacher(
+        labels: list[str], truths: list[Any], tmp_path: Path,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: the screen says so and which sources have boxes; what is loaded sees nothing."""
     samples = [sample_of(f"p{i}", draw(i)[0], truth) for i, truth in enumerate(truths)]
     folder = write_samples(tmp_path / "images", {"train": [samples]}, label_names=labels)
-    with pytest.raises(TeachError, match="no picture with true boxes.*instances"):
-        teach(TEACH, seed=0, images=folder, out=tmp_path / "out")
+    teach(TEACH, seed=0, images=folder, out=tmp_path / "out")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no picture has true boxes" in said and "ingest.instances" in said
+    teacher = load_teacher(tmp_path / "out")
+    assert teacher.label_names == []
+    (objects,) = teacher.detect([torch.zeros(20, 30, 3, dtype=torch.uint8)])
+    assert len(objects) == 0
+    check_objects(objects)
+
+
+def test_a_given_teacher_is_taken_as_it_is(images: Path, tmp_path: Path) -> None:
+    """Oracle: the fingerprint of the teacher that was given; a folder without one is refused."""
+    few = dataclasses.replace(TEACH, num_steps=2)
+    teach(few, seed=0, images=images, out=tmp_path / "first")
+    given = dataclasses.replace(TEACH, given=str(tmp_path / "first"))
+    teach(given, seed=5, images=images, out=tmp_path / "second")
+    first, second = (load_teacher(tmp_path / name) for name in ("first", "second"))
+    assert first.fingerprint == second.fingerprint
+    nothing = dataclasses.replace(TEACH, given=str(tmp_path / "nothing"))
+    with pytest.raises(TeacherError, match="nothing.*boxless teach"):
+        teach(nothing, seed=0, images=images, out=tmp_path / "third")
 
 
 def test_a_loss_that_is_not_finite_stops_it(images: Path, tmp_path: Path) -> None:

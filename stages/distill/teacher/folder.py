@@ -2,7 +2,8 @@
 
 Reached from `stages/distill/teach.py` (writes) and by whoever wants a teacher (reads). A folder
 holds `model.safetensors` (weights), `names.json` (labels and attributes by number) and, written
-last, `config.json` (the net's sizes and the fingerprint of all three).
+last, `config.json` (the net's sizes and the fingerprint of all three). A blind teacher's folder has
+the same files, with no net, no names and no weights.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from sharding.atomic import sha256_file, sha256_of, write_bytes, write_json
 from stages.distill.teach_config import TeacherConfig
+from stages.distill.teacher.blind import BlindTeacher
 from stages.distill.teacher.detect import Teacher
 from stages.distill.teacher.faster_rcnn import FasterRCNN
 
@@ -45,7 +47,23 @@ def save_teacher(folder: Path, model: FasterRCNN, *, label_names: list[str],
     return fingerprint
 
 
-def load_teacher(folder: Path) -> Teacher:
+def save_blind_teacher(folder: Path) -> None:
+    """Writes the folder of a teacher that sees nothing."""
+    write_bytes(folder / WEIGHTS, safetensors.torch.save({}))
+    write_json(folder / NAMES, {"labels": [], "attributes": []})
+    fingerprint = _fingerprint(folder, {}, [], [])
+    write_json(folder / CONFIG, {"schema": SCHEMA, "net": None, "fingerprint": fingerprint})
+
+
+def copy_teacher(given: Path, folder: Path) -> None:
+    """Puts the teacher of folder `given` into `folder`. Raises TeacherError where it is none."""
+    load_teacher(given)
+    (folder / CONFIG).unlink(missing_ok=True)
+    for name in (WEIGHTS, NAMES, CONFIG):
+        write_bytes(folder / name, (given / name).read_bytes())
+
+
+def load_teacher(folder: Path) -> Teacher | BlindTeacher:
     """The teacher of `folder`, on the GPU where there is one.
 
     Raises TeacherError naming the file, what was got and what to do when a file is missing, odd,
@@ -53,6 +71,8 @@ def load_teacher(folder: Path) -> Teacher:
     """
     config = _read_json(folder / CONFIG)
     names = _read_json(folder / NAMES)
+    if isinstance(config, dict) and "net" in config and config["net"] is None:
+        return BlindTeacher(_fingerprint(folder, {}, [], []))
     try:
         labels, attributes = list(names["labels"]), list(names["attributes"])
         net = TeacherConfig(**{name: _tuples(value) for name, value in config["net"].items()})

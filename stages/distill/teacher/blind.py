@@ -1,0 +1,29 @@
+"""A teacher that sees nothing, for pictures that have no boxes to train one from.
+
+Reached from `folder.py`. A run goes through with it: its object arrays have no rows, so OMVM and
+PRA have nothing to go by, and the student learns from pictures and captions alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sharding.schema import object_dtype
+
+
+class BlindTeacher:
+    """Stands where a `Teacher` would; `detect` finds no object in any picture."""
+
+    label_names: list[str] = []
+    attribute_names: list[str] = []
+    feature_size = 1
+    num_top = 1
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+
+    def detect(self, pictures: list[torch.Tensor]) -> list[np.ndarray]:
+        """An array of no objects for each picture [H, W, 3]."""
+        dtype = object_dtype(feature_size=self.feature_size, num_top=self.num_top, attributes=False)
+        return [np.zeros(0, dtype) for _ in pictures]
