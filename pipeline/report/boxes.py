@@ -36,8 +36,11 @@ def boxed_picture(sample: Sample, about: Mapping[str, Any]) -> Element | None:
     for box in truth.get("boxes", []):
         shapes += outline(box, "true-under"), outline(box, "true")
     pixel = math.sqrt(small.width * small.height) / 260  # of the drawing as it is commonly seen
-    for number, row in enumerate(rows):
-        shapes += _box(sample.objects["box"][row].tolist(), number, pixel)
+    places = [sample.objects["box"][row].tolist() for row in rows]
+    for number, box in enumerate(places):
+        shapes += _frame(box, number)
+    for number, box in enumerate(places):  # over all frames, so that each can be read
+        shapes += _number(box, number, pixel)
     said = f"Teacher's boxes: {', '.join(names) or 'none'}"
     figure = h(
         "svg",
@@ -50,8 +53,8 @@ def boxed_picture(sample: Sample, about: Mapping[str, Any]) -> Element | None:
         one = sample.objects[row]
         true = is_true(one["box"].tolist(), _label(one, about), truth)
         items.append(_item(number, name, float(one["score"]), true))
-    weaker = len(sample.objects) - len(rows)
-    rest = h("p", {"class": "note"}, f"and {weaker} weaker") if weaker else None
+    undrawn = len(sample.objects) - len(rows)
+    rest = h("p", {"class": "note"}, f"and {undrawn} more, not drawn") if undrawn else None
     return h("figure", figure, h("figcaption", h("ol", {"class": "objects"}, *items), rest))
 
 
@@ -110,20 +113,23 @@ def _entry(names: Sequence[str] | None, index: int) -> str:
     return names[index] if names and 0 <= index < len(names) else f"class {index}"
 
 
-def _box(box: Sequence[float], number: int, pixel: float) -> list[Element]:
-    colour = _COLOURS[number % len(_COLOURS)]
-    x, y = max(box[0], _DISC_PX * pixel), max(box[1], _DISC_PX * pixel)
-    disc = {"cx": round(x, 1), "cy": round(y, 1), "r": round(_DISC_PX * pixel, 1), "fill": colour}
-    place = {"x": round(x, 1), "y": round(y + 5 * pixel, 1), "text-anchor": "middle"}
+def _frame(box: Sequence[float], number: int) -> tuple[Element, Element]:
     framed = outline(box, "box")
-    framed.set("stroke", colour)
+    framed.set("stroke", _COLOURS[number % len(_COLOURS)])
+    return outline(box, "box-under"), framed
+
+
+def _number(box: Sequence[float], number: int, pixel: float) -> tuple[Element, Element]:
+    # That of a small object is small too, lest it hides what it names.
+    pixel *= min(1.0, max(0.6, 0.3 * min(box[2] - box[0], box[3] - box[1]) / (_DISC_PX * pixel)))
+    x, y = max(box[0], _DISC_PX * pixel), max(box[1], _DISC_PX * pixel)
+    disc = {"cx": round(x, 1), "cy": round(y, 1), "r": round(_DISC_PX * pixel, 1)}
+    place = {"x": round(x, 1), "y": round(y + 5 * pixel, 1), "text-anchor": "middle"}
     size = {"class": "number", "font-size": round(_NUMBER_PX * pixel, 1)}
-    return [
-        outline(box, "box-under"),
-        framed,
-        h("circle", {"class": "disc", **disc}),
+    return (
+        h("circle", {"class": "disc", "fill": _COLOURS[number % len(_COLOURS)], **disc}),
         h("text", {**place, **size}, str(number + 1)),
-    ]
+    )
 
 
 def _item(number: int, name: str, score: float, true: bool | None) -> Element:

@@ -99,9 +99,9 @@ def _boxes(run: RunFolder, pictures: Pictures) -> Sequence[Element]:
         return [missing("No held-out picture can be drawn.")]
     knows_truth = any(sample.info.get("truth", {}).get("boxes") for sample in samples)
     note = (
-        "The first held-out pictures. Where the teacher sees several labels at one place, the "
-        "strongest is drawn; the student learns from all of them. The share is the teacher's own "
-        "certainty."
+        "The first held-out pictures, with the strongest eight objects at most. Where the teacher "
+        "sees several labels at one place, the strongest is drawn; the student learns from all of "
+        "them. The share is the teacher's own certainty."
     )
     if knows_truth:
         note += " Dashed: the true boxes. A cross: no true object of that label is there."
