@@ -1,4 +1,6 @@
-"""Progress of a long loop: a bar with rate and time left on a terminal, a line every ten seconds elsewhere.
+"""Progress of a long loop: a bar with rate and time left, or a line every ten seconds.
+
+The bar is for a terminal, the lines for a log.
 
 Reached from every stage as `with Progress("distill", total=n, unit="pictures") as progress:`.
 """
