@@ -55,13 +55,18 @@ def _counts(folder: Path) -> dict[str, Any]:
 
 
 def _scores(path: Path) -> dict[str, Any]:
-    """The value of each score; what stands beside it (chance, baseline) is for the report."""
+    """The value of each score; what stands beside it (chance, baseline), and recalls beyond the
+    first, are for the report."""
     try:
         scores = _read_json(path.read_text("utf-8"))
     except OSError:
         return {}
     entries = scores.items() if isinstance(scores, dict) else ()
-    values = {name: entry["value"] for name, entry in entries if _has_value(entry)}
+    values = {
+        name: entry["value"]
+        for name, entry in entries
+        if _has_value(entry) and not name.endswith(("_r5", "_r10"))
+    }
     return _numbers(values)
 
 
@@ -75,7 +80,8 @@ def _last_metrics(path: Path) -> dict[str, Any]:
         lines = path.read_text("utf-8").splitlines()
     except OSError:
         return {}
-    return next(filter(None, (_numbers(_read_json(line)) for line in reversed(lines))), {})
+    last = next(filter(None, (_numbers(_read_json(line)) for line in reversed(lines))), {})
+    return {name: last[name] for name in ("step", "loss", "pictures_per_second") if name in last}
 
 
 def _read_json(text: str) -> Any:
