@@ -17,6 +17,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from sharding.atomic import write_text
@@ -63,6 +64,9 @@ def make_engine(model: PretrainModel, config: PretrainConfig, world_size: int) -
 
     Raises ValueError when the ranks cannot share a step's micro-batches evenly.
     """
+    if config.precision == "bf16":
+        # DeepSpeed leaves buffers in fp32, and BatchNorm does not mix the two.
+        model.bfloat16()
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=make_optimizer(model.student, config),
@@ -97,7 +101,9 @@ def save_checkpoint(engine: Any, folder: Path, state: dict[str, int], keep: int)
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
         write_text(folder / LATEST, tag)
-        for old in sorted(folder.glob("step-*"))[:-keep]:
+        # A later one is half of a save that was killed: it must not count among the kept.
+        saved = sorted(path for path in folder.glob("step-*") if path.name <= tag)
+        for old in saved[:-keep]:
             shutil.rmtree(old)
     torch.distributed.barrier()
 
@@ -110,7 +116,14 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, int] | None:
     if not (folder / LATEST).exists():
         return None
     tag = (folder / LATEST).read_text().strip()
-    path, state = engine.load_checkpoint(str(folder), tag=tag)
+    try:
+        path, state = engine.load_checkpoint(str(folder), tag=tag)
+    except ZeRORuntimeException as error:
+        raise ValueError(
+            f"{folder / tag}: got a checkpoint that ZeRO has cut for another number of ranks "
+            f"({error}), expected one of {torch.distributed.get_world_size()}; start as many ranks "
+            "as wrote it, or remove the pretrain folder to start anew"
+        ) from error
     if path is None:
         raise ValueError(
             f"{folder / tag}: got no checkpoint that DeepSpeed can read, expected the one that "

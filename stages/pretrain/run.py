@@ -100,7 +100,7 @@ def _train(
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     loader = iter(batches.loader(config, state["position"], rank, world_size))
     log = MetricsLog(out, step=state["step"]) if rank == 0 else None
-    tally, began, waited = Tally(), time.monotonic(), 0.0
+    tally, began, waited, reported = Tally(), time.monotonic(), 0.0, state["step"]
     engine.train()
     with Progress(
         "pretrain", total=config.num_steps, unit="steps", start=state["step"], show=rank == 0
@@ -112,8 +112,10 @@ def _train(
             waited += _step(engine, loader, config, seed, state, watch, tally, device)
             state["step"] += 1
             state["position"] += config.micro_batches_per_step
-            if state["step"] % config.log_steps == 0:
-                seconds = (time.monotonic() - began) / config.log_steps
+            is_last = state["step"] == config.num_steps
+            if is_last or state["step"] % config.log_steps == 0:
+                num_steps = state["step"] - reported
+                seconds = (time.monotonic() - began) / num_steps
                 pictures = config.micro_batch_size * config.micro_batches_per_step
                 line = {
                     "step": state["step"],
@@ -121,20 +123,20 @@ def _train(
                     "pictures": state["position"] * config.micro_batch_size,
                     "step_seconds": seconds,
                     "pictures_per_second": pictures / seconds,
-                    "data_wait_share": waited / (seconds * config.log_steps),
+                    "data_wait_share": waited / (seconds * num_steps),
                     "lr_factor": factor,
                     "grad_norm": float(engine.get_global_grad_norm() or 0.0),
                     **tally.take(),
                 }
-                began, waited = time.monotonic(), 0.0
+                began, waited, reported = time.monotonic(), 0.0, state["step"]
                 if log:
                     log.write(line)
                 figures = {"pictures/s": line["pictures_per_second"], "loss": line["loss"]}
-                progress.advance(config.log_steps, **figures)
+                progress.advance(num_steps, **figures)
             ended = watch.everywhere(device)
-            if ended or state["step"] % config.checkpoint_steps == 0:
+            if ended or is_last or state["step"] % config.checkpoint_steps == 0:
                 save_checkpoint(engine, out, state, config.keep_checkpoints)
-            if ended and state["step"] < config.num_steps:
+            if ended and not is_last:
                 raise Stopped(f"stopped at step {state['step']} of {config.num_steps}, saved")
     if log:
         log.close()
@@ -158,7 +160,7 @@ def _step(
         waited += time.monotonic() - asked
         torch.manual_seed(seed * 1_000_003 + position)
         loss, scores = engine(batch.to(device))
-        watch.finite(loss, scores, batch.keys, state["step"])
+        watch.finite(loss, scores, batch.keys, state["step"] + 1)
         engine.backward(loss)
         engine.step()
         tally.add(loss, scores)
