@@ -1,0 +1,283 @@
+"""Pretraining under real DeepSpeed on one and two ranks: the same run however it is cut up."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pretrain_fixtures import SHARD_SIZE, TINY, read_lines, toy_samples, write_objects
+from pretrain_ranks import Ranks
+from stages.pretrain.config import PretrainConfig
+from stages.student.network import Student
+from stages.student.tokenizer import load_tokenizer
+
+NUM_TRAIN = 2 * SHARD_SIZE + 2
+RUN = PretrainConfig(
+    num_steps=6, micro_batch_size=3, micro_batches_per_step=2, captions_per_picture=2,
+    checkpoint_steps=2, log_steps=1, lr_transformer=1e-3, lr_cnn=0.01,
+)
+DONE = ["done", "done"]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Runs over 14 train scenes in three shards, with dropout, so that its draws are tested."""
+    objects = tmp_path_factory.mktemp("objects")
+    write_objects(objects, toy_samples(NUM_TRAIN, 4))
+    started = Ranks(objects, replace(TINY, dropout=0.1))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run on two ranks that nobody disturbed."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    assert ranks(RUN, root, world_size=2) == DONE
+    return root
+
+
+def _weights(root: Path) -> dict[str, torch.Tensor]:
+    return load_file(root / "student" / "model.safetensors")
+
+
+def _assert_same_run(root: Path, other: Path) -> None:
+    """Bit-equal weights and statistics, every step once in the metrics, with equal losses."""
+    mine, theirs = _weights(root), _weights(other)
+    assert mine.keys() == theirs.keys()
+    different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
+    assert not different
+    lines = read_lines(root / "pretrain" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, RUN.num_steps + 1))
+    for line, other_line in zip(lines, read_lines(other / "pretrain" / "metrics.jsonl")):
+        for name in ("loss", "omvm/loss", "mlm/accuracy", "grad_norm", "lr_factor"):
+            assert line.get(name) == other_line.get(name), (line["step"], name)
+
+
+def _trace(root: Path, world_size: int) -> list[tuple[int, tuple[str, ...]]]:
+    return sorted(
+        (line["position"], tuple(line["keys"]))
+        for rank in range(world_size)
+        for line in read_lines(root / f"trace-{rank}.jsonl")
+    )
+
+
+def test_the_student_folder_and_the_metrics(undisturbed: Path) -> None:
+    """Oracle: the design's layout; every step once; what a step has seen is arithmetic (2 micro-
+    batches of at most 3 pictures, 14 pictures are 5 micro-batches an epoch)."""
+    files = {p.name for p in (undisturbed / "student").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
+    student = Student.from_pretrained(undisturbed / "student")
+    assert len(load_tokenizer(undisturbed / "student")) == student.config.bert["vocab_size"]
+    lines = read_lines(undisturbed / "pretrain" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["pictures"] for line in lines] == [6, 12, 18, 24, 30, 36]
+    assert lines[-1]["epoch"] == pytest.approx(12 / 5)
+    for name in ("loss", "mlm/loss", "itm/loss", "omvm/loss", "pra/loss", "grad_norm"):
+        assert all(0 < line[name] < 100 for line in lines if name in line), name
+    assert sum("pra/accuracy" in line for line in lines) >= 4
+    assert list((undisturbed / "pretrain" / "tensorboard").iterdir())
+
+
+def test_every_sample_once_an_epoch(undisturbed: Path) -> None:
+    """Oracle: the keys of the split; positions 0 to 11 once, epochs of 5 hold each key once."""
+    trace = _trace(undisturbed, 2)
+    assert [position for position, _ in trace] == list(range(12))
+    wanted = sorted(s.key for s in toy_samples(NUM_TRAIN, 4) if "-train-" in s.key)
+    for epoch in range(2):
+        keys = [key for _, own in trace[5 * epoch:5 * epoch + 5] for key in own]
+        assert sorted(keys) == wanted
+
+
+def test_one_rank_does_what_two_do(ranks: Ranks, undisturbed: Path, tmp_path: Path) -> None:
+    """Oracle: two ranks. One rank that accumulates sees the same keys at the same positions and
+    ends with the same weights but for the order of sums; the loss of each step is the same. What
+    differs is known: BatchNorm's running statistics are those of the first rank's pictures."""
+    assert ranks(RUN, tmp_path, world_size=1) == ["done"]
+    assert _trace(tmp_path, 1) == _trace(undisturbed, 2)
+    mine, theirs = _weights(tmp_path), _weights(undisturbed)
+    for name in mine:
+        if "running_" not in name and not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=2e-5, msg=name)
+    counts = {
+        int(w[name]) for w in (mine,) for name in w if name.endswith("num_batches_tracked")
+    }
+    assert counts == {12}
+    one, two = (read_lines(r / "pretrain" / "metrics.jsonl") for r in (tmp_path, undisturbed))
+    for a, b in zip(one, two):
+        for name in ("loss", "pra/loss", "itm/accuracy", "grad_norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-3), name
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_every_zero_stage_trains_the_same(
+    ranks: Ranks, undisturbed: Path, tmp_path: Path, stage: int
+) -> None:
+    """Oracle: the run with stage 1, but for the order of sums. Reading in a worker process changes
+    nothing either, so one of them does."""
+    config = replace(RUN, zero_stage=stage, num_workers=stage // 2)
+    assert ranks(config, tmp_path, world_size=2) == DONE
+    mine, theirs = _weights(tmp_path), _weights(undisturbed)
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_a_run_in_half_precision_leaves_a_student_that_sees(ranks: Ranks, tmp_path: Path) -> None:
+    """Oracle: bfloat16 weights on disk that load and give finite scores to plain pixels."""
+    config = replace(RUN, precision="bf16", num_steps=2)
+    assert ranks(config, tmp_path, world_size=2) == DONE
+    student = Student.from_pretrained(tmp_path / "student").eval()
+    with torch.no_grad():
+        cells = student.see(torch.zeros(1, 3, 32, 32), torch.tensor([[32, 32]]))
+        hidden = student.fuse(cells, picture=torch.tensor([0]), tokens=torch.tensor([[2, 7, 3]]))
+        assert student.itm_head(hidden.text[:, 0]).isfinite().all()
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_killed_and_started_again(
+    ranks: Ranks, undisturbed: Path, tmp_path: Path, step: int
+) -> None:
+    """Oracle: the undisturbed run, bit for bit. SIGKILL strikes before any checkpoint, or two
+    steps' work after one."""
+    killed = ranks(RUN, tmp_path, world_size=2, spoil="kill", step=step)
+    assert killed[1] == "signal 9" and killed[0] != "done"
+    assert not (tmp_path / "student").exists()
+    assert ranks(RUN, tmp_path, world_size=2) == DONE
+    _assert_same_run(tmp_path, undisturbed)
+
+
+def test_told_to_stop_and_started_again(
+    ranks: Ranks, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Oracle: the undisturbed run, bit for bit; one rank has SIGTERM, all stop after the step, and
+    no micro-batch is seen twice."""
+    stopped = ranks(RUN, tmp_path, world_size=2, spoil="term", step=3)
+    assert stopped == ["Stopped: stopped at step 3 of 6, saved"] * 2
+    assert ranks(RUN, tmp_path, world_size=2) == DONE
+    _assert_same_run(tmp_path, undisturbed)
+    assert _trace(tmp_path, 2) == _trace(undisturbed, 2)
+
+
+def test_killed_while_saving_then_stopped_earlier(
+    ranks: Ranks, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Oracle: the undisturbed run, bit for bit. A checkpoint of step 4 that nothing names is left;
+    the next start goes on from 2, is stopped at 3, and must keep 3, not the orphan, though only
+    one is kept."""
+    config = replace(RUN, keep_checkpoints=1)
+    killed = ranks(config, tmp_path, world_size=2, spoil="kill-saving", step=4)
+    assert killed[0] == "signal 9" and killed[1] != "done"
+    assert (tmp_path / "pretrain" / "latest").read_text().strip() == "step-00000002"
+    assert (tmp_path / "pretrain" / "step-00000004").is_dir()
+    stopped = ranks(config, tmp_path, world_size=2, spoil="term", step=3)
+    assert stopped[0].startswith("Stopped")
+    assert (tmp_path / "pretrain" / "step-00000003").is_dir()
+    assert ranks(config, tmp_path, world_size=2) == DONE
+    _assert_same_run(tmp_path, undisturbed)
+    assert [p.name for p in (tmp_path / "pretrain").glob("step-*")] == ["step-00000006"]
+
+
+def test_a_loss_that_is_no_number_stops_all_ranks_before_the_optimizer(
+    ranks: Ranks, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Oracle: the rank that has it names step, objective and keys, the other says so too; step 5
+    stands nowhere, and without the fault the run goes on to the undisturbed end, bit for bit."""
+    first, last = ranks(RUN, tmp_path, world_size=2, spoil="nan", step=5)
+    assert first == "FloatingPointError: step 5: the loss is not finite on another rank"
+    assert last.startswith("FloatingPointError: step 5: the loss is not finite: itm nan, mlm ")
+    keys = read_lines(tmp_path / "trace-1.jsonl")[-1]["keys"]
+    assert f"on {', '.join(keys)}" in last
+    steps = [line["step"] for line in read_lines(tmp_path / "pretrain" / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4]
+    assert ranks(RUN, tmp_path, world_size=2) == DONE
+    _assert_same_run(tmp_path, undisturbed)
+
+
+def test_ranks_that_cannot_share_a_step_are_refused(ranks: Ranks, tmp_path: Path) -> None:
+    """Oracle: a ValueError with both numbers and what is expected."""
+    config = replace(RUN, micro_batches_per_step=3)
+    for outcome in ranks(config, tmp_path, world_size=2):
+        assert outcome.startswith("ValueError: pretrain.micro_batches_per_step: got 3 for 2 ranks")
+
+
+def test_a_checkpoint_of_other_ranks_is_refused(
+    ranks: Ranks, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Oracle: a ValueError that says how many ranks wrote it (ZeRO has cut the optimizer's state
+    among them), and the checkpoint still there."""
+    shutil.copytree(undisturbed / "pretrain", tmp_path / "pretrain")
+    (outcome,) = ranks(RUN, tmp_path, world_size=1)
+    assert outcome.startswith(f"ValueError: {tmp_path / 'pretrain' / 'step-00000006'}: got")
+    assert "world size of 2" in outcome and "expected one of 1;" in outcome
+    assert (tmp_path / "pretrain" / "step-00000006").is_dir()
+
+
+class Evil:
+    """Unpickled it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["torch", "plain"])
+def test_a_hostile_checkpoint_is_refused(
+    ranks: Ranks, undisturbed: Path, tmp_path: Path, kind: str
+) -> None:
+    """Oracle: the file that the pickle would write is not there, and the run ends in an error."""
+    shutil.copytree(undisturbed / "pretrain", tmp_path / "pretrain")
+    written = tmp_path / "written"
+    for path in (tmp_path / "pretrain" / "step-00000006").iterdir():
+        if kind == "torch":
+            torch.save({"module": Evil(written)}, path)
+        else:
+            path.write_bytes(pickle.dumps({"module": Evil(written)}))
+    outcomes = ranks(RUN, tmp_path, world_size=2)
+    assert not written.exists()
+    assert all("Unpickling" in o or "weights_only" in o.lower() for o in outcomes), outcomes
+
+
+def test_a_finished_run_only_saves_its_student_again(
+    ranks: Ranks, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Oracle: the last step has a checkpoint, so not a single micro-batch is seen again."""
+    shutil.copytree(undisturbed / "pretrain", tmp_path / "pretrain")
+    assert ranks(RUN, tmp_path, world_size=2) == DONE
+    assert _trace(tmp_path, 2) == []
+    _assert_same_run(tmp_path, undisturbed)
+
+
+def test_odd_numbers_of_steps(ranks: Ranks, tmp_path: Path) -> None:
+    """Oracle: 5 steps, checkpoints every 3, lines every 2: lines at 2, 4 and the last, checkpoints
+    at 3 and the end, and progress that ends at 5 of 5 though it was stopped at 1."""
+    config = replace(RUN, num_steps=5, checkpoint_steps=3, log_steps=2)
+    ranks(config, tmp_path, world_size=1, spoil="term", step=1)
+    assert ranks(config, tmp_path, world_size=1) == ["done"]
+    lines = read_lines(tmp_path / "pretrain" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    assert (tmp_path / "pretrain" / "latest").read_text().strip() == "step-00000005"
+    said = [t for t in (tmp_path / "log-0").read_text().splitlines() if t.startswith("pretrain: ")]
+    assert said[-1].startswith("pretrain: 5/5 steps")
+
+
+def test_a_cut_metrics_line_is_dropped(tmp_path: Path) -> None:
+    """Oracle: lines up to the step, without what a kill cut and what came after a checkpoint."""
+    from stages.pretrain.metrics import MetricsLog, read_metrics
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4, "lo')
+    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
+    log = MetricsLog(tmp_path, step=2)
+    log.write({"step": 3, "loss": 0.5})
+    log.close()
+    assert read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
