@@ -71,10 +71,10 @@ clean: ## remove .venv and caches; runs/ stays
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
 
 # Without its stamp a .venv was never finished, and is built anew. With it, only what changed in the
-# lists of packages is installed.
+# lists of packages is installed. --no-compile: Python compiles what is imported, a small part.
 .venv/ready: constraints.txt setup.cfg pyproject.toml
 	@test -e $@ || rm -rf .venv
 	@test -d .venv || { python=$$(.ci/find-python) && echo "Building .venv with $$python" && \
 		"$$python" -m venv .venv; }
-	.venv/bin/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	.venv/bin/python -m pip install --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
@@ -31,7 +32,7 @@ from pipeline.stage_records import (
     write_done,
     write_started,
 )
-from sharding.atomic import write_text
+from sharding.atomic import sha256_file, write_text
 
 Action = Literal["skip", "start", "continue", "redo"]
 _UNKNOWN = "not made yet"
@@ -58,20 +59,21 @@ def plan_stage(
     kind: StageKind,
     *,
     due: Sequence[str] = (),
-    look_at_corpus: bool = False,
+    look_outside: bool = False,
 ) -> Plan:
     """What to do about ``kind``; ``due`` names stages that will run before it.
 
-    Whether the corpus itself changed is only asked with ``look_at_corpus``: its folder is listed
-    for that, and SourceError says where it is not what the recipe says.
+    Whether files outside the run folder changed (the corpus, a teacher that was given) is only
+    asked with ``look_outside``: SourceError says where the corpus is not what the recipe says.
     """
     done, started = read_done(run, kind), read_started(run, kind)
     last = done or started
     shaped_by = _shaped_by(run, recipe, kind, due)
-    if kind.reads_corpus and look_at_corpus:
-        shaped_by["inputs"]["corpus"] = _corpus(recipe)
-    elif kind.reads_corpus and last is not None:
-        shaped_by["inputs"]["corpus"] = last.shaped_by["inputs"]["corpus"]
+    if look_outside:
+        shaped_by["inputs"] |= _outside(recipe, kind)
+    elif last is not None:
+        before = last.shaped_by["inputs"].items()
+        shaped_by["inputs"] |= {name: c for name, c in before if name not in kind.inputs}
 
     def plan(action: Action, why: str) -> Plan:
         return Plan(kind=kind, action=action, why=why, shaped_by=shaped_by)
@@ -108,7 +110,7 @@ def conduct(
         write_text(run.recipe, dump_recipe(recipe))
         for kind in kinds:
             _check_inputs(run, recipe, kind, console, alone=len(names) == 1)
-            plan = plan_stage(run, recipe, kind, look_at_corpus=True)
+            plan = plan_stage(run, recipe, kind, look_outside=True)
             if plan.action == "skip":
                 console.print(f"[green]✓[/] [bold]{kind.name}[/] skipped: {escape(plan.why)}")
                 continue
@@ -164,7 +166,7 @@ def _show_plans(
 ) -> None:
     due: list[str] = []
     for kind in kinds:
-        plan = plan_stage(run, recipe, kind, due=due, look_at_corpus=True)
+        plan = plan_stage(run, recipe, kind, due=due, look_outside=True)
         console.print(f"[bold]{kind.name}[/]: {plan.action}: {escape(plan.why)}")
         if plan.action == "skip":
             continue
@@ -206,11 +208,17 @@ def _shaped_by(
     return {"recipe": kind.recipe_parts(recipe), "inputs": inputs, "boxless": __version__}
 
 
-def _corpus(recipe: Recipe) -> str:
-    """Changes when anything changes that the samples are made of."""
-    from stages.ingest.run import open_source  # reads pictures: not needed to show a status
+def _outside(recipe: Recipe, kind: StageKind) -> dict[str, str]:
+    """The user's own files that the stage reads: a name for them, and a word that changes when they
+    do."""
+    if kind.name == "ingest":
+        from stages.ingest.run import open_source  # heavy; a status does without
 
-    return open_source(recipe.ingest, seed=recipe.seed).fingerprint()
+        return {"corpus": open_source(recipe.ingest, seed=recipe.seed).fingerprint()}
+    if kind.name == "teach" and recipe.teach.given is not None:
+        config = Path(recipe.teach.given) / "config.json"  # holds a hash of the whole teacher
+        return {"teach.given": sha256_file(config) if config.is_file() else "not there"}
+    return {}
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -28,14 +28,14 @@ _SCALARS = (
 )
 
 
-class _Resolver(yaml.resolver.BaseResolver):
-    """Which plain scalar is of which type."""
+class _Loader(yaml.SafeLoader):
+    """Reads with those scalars alone, and refuses a key that is given twice."""
 
+    yaml_implicit_resolvers: dict[Any, Any] = {}
 
-class _Constructor(yaml.constructor.SafeConstructor):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
-        for key, _ in node.value:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is given twice", key.start_mark
@@ -43,28 +43,11 @@ class _Constructor(yaml.constructor.SafeConstructor):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        return int(self.construct_scalar(node).replace("_", ""))  # 010 is ten here, not octal
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
+        return int(str(self.construct_scalar(node)).replace("_", ""))  # 010 is ten, not octal
 
 
-_Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yaml_int)
-
-
-class _Loader(
-    yaml.reader.Reader,
-    yaml.scanner.Scanner,
-    yaml.parser.Parser,
-    yaml.composer.Composer,
-    _Constructor,
-    _Resolver,
-):
-    def __init__(self, text: str) -> None:
-        yaml.reader.Reader.__init__(self, text)
-        yaml.scanner.Scanner.__init__(self)
-        yaml.parser.Parser.__init__(self)
-        yaml.composer.Composer.__init__(self)
-        _Constructor.__init__(self)
-        _Resolver.__init__(self)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -82,7 +65,7 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_representer(list, _Dumper.represent_items)
 for _tag, _pattern, _first in _SCALARS:
-    for _reads_or_writes in (_Resolver, _Dumper):
+    for _reads_or_writes in (_Loader, _Dumper):
         _reads_or_writes.add_implicit_resolver(
             f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
         )
@@ -90,11 +73,7 @@ for _tag, _pattern, _first in _SCALARS:
 
 def read_yaml(text: str) -> Any:
     """Plain Python values of one YAML document. Raises yaml.YAMLError with line and column."""
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader: plain values, no objects
 
 
 def write_yaml(value: Any) -> str:

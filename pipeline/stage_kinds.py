@@ -31,8 +31,6 @@ class StageKind:
     """Whether its output is shards, each redone on its own when what shapes it has changed."""
     is_dear: bool = False
     """Whether its output took so long to compute that it is set aside, not overwritten."""
-    reads_corpus: bool = False
-    """Whether it reads the user's own files, which may change between runs."""
     takes_ranks: bool = False
     """Whether several ranks can share its work."""
 
@@ -80,7 +78,6 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
             folders=("images",),
             outputs=("images/catalog.json",),
             is_shards=True,
-            reads_corpus=True,
         ),
         StageKind(
             name="teach",

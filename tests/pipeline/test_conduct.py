@@ -293,10 +293,21 @@ def test_a_changed_corpus_is_seen(tmp_path: Path) -> None:
     recipe = load_recipe("coco", overrides)
     run = RunFolder(tmp_path / "run")
     kind = stage_kinds(recipe)[0]
-    before = plan_stage(run, recipe, kind, look_at_corpus=True).shaped_by
-    assert plan_stage(run, recipe, kind, look_at_corpus=True).shaped_by == before
+    before = plan_stage(run, recipe, kind, look_outside=True).shaped_by
+    assert plan_stage(run, recipe, kind, look_outside=True).shaped_by == before
     (tmp_path / "pictures/1.jpg").write_bytes(b"changed, and longer")
-    assert plan_stage(run, recipe, kind, look_at_corpus=True).shaped_by != before
+    assert plan_stage(run, recipe, kind, look_outside=True).shaped_by != before
+
+
+def test_a_changed_given_teacher_is_seen(go: Go, tmp_path: Path) -> None:
+    """Only its config is looked at, which holds a hash of the rest."""
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given/config.json").write_text("{}")
+    override = f"teach.given={tmp_path}/given"
+    assert go(override) == RUN_ALL
+    assert go(override) == []
+    (tmp_path / "given/config.json").write_text('{"other": 1}')
+    assert go(override)[0] == "teach"
 
 
 @pytest.mark.parametrize(

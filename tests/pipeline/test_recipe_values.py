@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -162,6 +163,11 @@ def test_dataclasses_round_trip() -> None:
 def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
     """Oracle: the core schema of YAML 1.2, whose numbers and words these are."""
     assert read_yaml(text) == value and type(read_yaml(text)) is type(value)
+
+
+def test_a_key_that_is_a_list_is_refused() -> None:
+    with pytest.raises(yaml.YAMLError, match="unhashable key"):
+        read_yaml("? [a]\n: 1\n")
 
 
 def test_a_key_given_twice_is_refused() -> None:
