@@ -46,21 +46,22 @@ def recalls(scores: torch.Tensor, picture_of: torch.Tensor) -> dict[str, dict[st
     """Recall at k both ways beside chance, from scores [N, M] and each text's picture [M].
 
     The rank of an answer is the number of wrong ones that score as high or higher, so ties count
-    against. Image to text: the best of the picture's own texts counts.
+    against, and so does a score that is not a number. Image to text: the best of the picture's own
+    texts counts; a picture without one is only there to be confused with others.
     """
     num_pictures, num_texts = scores.shape
     own = picture_of[None, :] == torch.arange(num_pictures)[:, None]
     best_own = scores.masked_fill(~own, -math.inf).amax(dim=1, keepdim=True)
-    text_rank = ((scores >= best_own) & ~own).sum(dim=1)
+    text_rank = (~(scores < best_own) & ~own).sum(dim=1)[own.any(dim=1)]
     true_score = scores[picture_of, torch.arange(num_texts)]
-    image_rank = ((scores >= true_score) & ~own).sum(dim=0)
+    image_rank = (~(scores < true_score) & ~own).sum(dim=0)
     found = {}
     for k in KS:
-        texts_each = [int(n) for n in own.sum(dim=1)]
+        texts_each = [int(n) for n in own.sum(dim=1) if n]
         found[f"image_to_text_r{k}"] = {
             "value": (text_rank < k).float().mean().item(),
-            "chance": sum(_chance(num_texts, n, k) for n in texts_each) / num_pictures,
-            "num": num_pictures,
+            "chance": sum(_chance(num_texts, n, k) for n in texts_each) / len(texts_each),
+            "num": len(texts_each),
         }
         found[f"text_to_image_r{k}"] = {
             "value": (image_rank < k).float().mean().item(),
@@ -83,20 +84,21 @@ def gallery(
     texts: Sequence[str],
     num_shown: int,
 ) -> list[dict]:
-    """For the report: the first texts with their five best pictures, right ones marked."""
-    shown = []
-    for text in range(min(num_shown, len(texts))):
-        ranked = scores[:, text].argsort(descending=True, stable=True).tolist()
-        right = int(picture_of[text])
-        shown.append(
-            {
-                "text": texts[text],
-                "right": samples[right].key,
-                "rank": ranked.index(right) + 1,
-                "pictures": [
-                    {"key": samples[n].key, "score": round(float(scores[n, text]), 4)}
-                    for n in ranked[:5]
-                ],
-            }
-        )
-    return shown
+    """For the report: some texts with their five best pictures; up to half of them, the first ones
+    that went wrong, so that a good student's page still shows what it gets wrong."""
+    ranked = scores.argsort(dim=0, descending=True, stable=True)
+    wrong = (ranked[0] != picture_of).nonzero()[:, 0].tolist()
+    right = (ranked[0] == picture_of).nonzero()[:, 0].tolist()
+    wrong = wrong[: max(num_shown // 2, num_shown - len(right))]
+    return [
+        {
+            "text": texts[text],
+            "right": samples[int(picture_of[text])].key,
+            "rank": ranked[:, text].tolist().index(int(picture_of[text])) + 1,
+            "pictures": [
+                {"key": samples[n].key, "score": round(float(scores[n, text]), 4)}
+                for n in ranked[:5, text].tolist()
+            ],
+        }
+        for text in sorted(wrong + right[: num_shown - len(wrong)])
+    ]
