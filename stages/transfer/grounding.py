@@ -128,7 +128,7 @@ def label_objects(looker: Looker, samples: Sequence[Sample]) -> dict[str, float]
 def _objects(sample: Sample, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Boxes [O, 4] in original pixels and label rows [O] of a sample: true ones if known."""
     truth = sample.info.get("truth", {})
-    if truth.get("boxes"):
+    if truth.get("boxes") and set(truth["labels"]) <= set(names):
         boxes, labels = truth["boxes"], [names.index(label) for label in truth["labels"]]
     elif sample.objects is not None:
         boxes, labels = sample.objects["box"].tolist(), sample.objects["label"].tolist()
