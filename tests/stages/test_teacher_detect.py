@@ -71,16 +71,16 @@ def test_rows_are_what_the_schema_says() -> None:
     assert teacher.detect([]) == []
 
 
-def test_a_row_reports_the_proposal_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_reports_the_proposal_it_came_from() -> None:
     """Oracle: the net's own parts called one after the other on one picture: a row's soft label,
     feature and attribute are found together at one proposal, where its score is its class's."""
     model = random_model()
-    picture = pictures_of([(48, 48)])[0]
+    picture = pictures_of([(48, 96)])[0]
     array = teacher_of(model).detect([picture])[0]
     batch = stack([picture], NET, torch.device("cpu"))
     with torch.no_grad():
         levels = model.backbone(batch)
-        proposals = model.proposal_network.propose(model.proposal_network(levels), [(48, 48)])
+        proposals = model.proposal_network.propose(model.proposal_network(levels), [(48, 96)])
         features = model.features(levels, [proposals[0].boxes])
         logits, _ = model.box_predictor(features)
         assert model.attribute_predictor is not None

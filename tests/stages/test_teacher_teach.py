@@ -265,26 +265,26 @@ def test_batches_hold_pictures_with_their_boxes(images: Path) -> None:
 
 
 def test_boxes_are_scaled_with_their_picture(tmp_path: Path) -> None:
-    """Oracle: by hand for a picture of 96 x 144 that becomes 48 x 72, and one that stays; a batch
-    pads the smaller one. The cache's bound changes nothing."""
+    """Oracle: by hand for a picture of 30 x 200 that becomes 14 x 96, not quite in proportion, and
+    one that stays; a batch pads both. The cache's bound changes nothing."""
     big: dict[str, list[Any]] = {
-        "boxes": [[12.0, 24.0, 60.0, 90.0]], "labels": ["bar"], "attributes": [None]}
+        "boxes": [[50.0, 6.0, 100.0, 24.0]], "labels": ["bar"], "attributes": [None]}
     small: dict[str, list[Any]] = {
         "boxes": [[3.0, 4.0, 5.0, 9.0]], "labels": ["block"], "attributes": ["green"]}
     folder = write_samples(tmp_path / "images", {"train": [[
-        sample_of("big", draw(0, height=96, width=144)[0], big),
+        sample_of("big", draw(0, height=60, width=400)[0][:30, :200], big),
         sample_of("small", draw(1)[0], small)]]})
     config = dataclasses.replace(TEACH, flip=False, shape_step_px=1000)
     sets = [TrainingSet(labelled_of(folder), dataclasses.replace(config, cache_bytes=cache),
-                        seed=0, device=CPU) for cache in (0, 48 * 72 * 3, 1 << 20)]
+                        seed=0, device=CPU) for cache in (0, 14 * 96 * 3, 1 << 20)]
     for _ in range(2):  # the second time from memory, where there is room
         batches = [some.batch(0) for some in sets]
         assert all(torch.equal(batch.pictures, batches[0].pictures) for batch in batches)
     batch = batches[0]
     told = {key: (size, truth) for key, size, truth in zip(batch.keys, batch.sizes, batch.truths)}
-    assert batch.pictures.shape == (2, 3, 48, 72)
-    assert told["big"][0] == (48, 72) and told["small"][0] == (48, 48)
-    assert told["big"][1].boxes.tolist() == [[6, 12, 30, 45]]
+    assert batch.pictures.shape == (2, 3, 48, 96)
+    assert told["big"][0] == (14, 96) and told["small"][0] == (48, 48)
+    assert told["big"][1].boxes[0].tolist() == pytest.approx([24, 2.8, 48, 11.2])
     assert told["small"][1].boxes.tolist() == [[3, 4, 5, 9]]
     assert told["big"][1].attributes.tolist() == [NO_ATTRIBUTE]
     assert told["small"][1].labels.tolist() == [1]
