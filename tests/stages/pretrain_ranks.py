@@ -194,7 +194,7 @@ def _spoil(what: str, step: int, rank: int) -> None:
     if what == "kill-saving":
         engine.write_text = dying
     elif what and rank == int(os.environ["WORLD_SIZE"]) - 1:
-        run._step = spoiled
+        run._step = spoiled  # type: ignore[assignment]
 
 
 def _not_a_number(score: Callable[..., Any]) -> Callable[..., Any]:

@@ -82,12 +82,15 @@ def _slow(region: str, batch: Batch, hidden: Hidden, seen: Cells) -> torch.Tenso
             pieces = batch.phrases[b, p].nonzero()[:, 0].tolist()
             if not pieces or not objects or not batch.matched[b]:
                 continue
-            t = sum(hidden.text[b, i] for i in pieces) / len(pieces)
+            t = torch.stack([hidden.text[b, i] for i in pieces]).sum(dim=0) / len(pieces)
             raw = [math.exp(float(batch.similarity[b, p, o]) / TEMPERATURE) for o in objects]
             q_object = {o: value / sum(raw) for o, value in zip(objects, raw)}
             if region == "object":
                 q = list(q_object.values())
-                vectors = [sum(hidden.cells[b, c] for c in own[o]) / len(own[o]) for o in objects]
+                vectors = [
+                    torch.stack([hidden.cells[b, c] for c in own[o]]).sum(dim=0) / len(own[o])
+                    for o in objects
+                ]
             else:
                 real = seen.inside[n].nonzero()[:, 0].tolist()
                 q = [sum(q_object[o] / len(own[o]) for o in objects if c in own[o]) for c in real]

@@ -45,7 +45,7 @@ def _with_info(sample: Sample, **info: Any) -> Sample:
 
 def test_objects_are_stacked_with_padding() -> None:
     """Oracle: each sample's own array, row by row; label -1 and nothing else beyond it."""
-    samples = [SAMPLES[0], replace(SAMPLES[1], objects=SAMPLES[1].objects[:0]), SAMPLES[2]]
+    samples = [SAMPLES[0], with_boxes(SAMPLES[1], []), SAMPLES[2]]
     batch = _collate()(0, samples)
     for n, sample in enumerate(samples):
         assert sample.objects is not None

@@ -116,7 +116,8 @@ def test_cosine_falls_to_a_fiftieth() -> None:
 
 
 @pytest.mark.parametrize(
-    "step, factor", [(9, 10 / 11), (10, 1.0), (61, 1.0), (62, 1.0), (63, 0.1), (87, 0.1), (88, 0.01)]
+    "step, factor",
+    [(9, 10 / 11), (10, 1.0), (61, 1.0), (62, 1.0), (63, 0.1), (87, 0.1), (88, 0.01)],
 )
 def test_steps_by_hand(step: int, factor: float) -> None:
     """Oracle: SOHO's epochs 25 and 35 of 40 are 62.5 and 87.5 of 100 steps."""

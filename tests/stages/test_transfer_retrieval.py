@@ -1,0 +1,116 @@
+"""Retrieval: recalls, chance, and scores that do not depend on how they are batched."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pretrain_fixtures import tiny_student, toy_samples, toy_tokenizer
+from stages.transfer.examples import Looker
+from stages.transfer.retrieval import gallery, recalls, score_matrix
+
+
+def _value(found: dict[str, dict[str, float]], name: str) -> float:
+    return found[name]["value"]
+
+
+def test_recalls_by_hand() -> None:
+    """Oracle: three pictures, four texts (0 and 1 of picture 0), ranks on paper.
+
+    Texts of picture 0: best own 5, nothing wrong reaches it: rank 0. Picture 1: own 2, text 0 has
+    3: rank 1. Picture 2: own 4, text 1 ties with it: rank 1. Pictures of text 0: own 5, above 3 and
+    1: rank 0. Text 1: own 1, under 4: rank 1 (0 stays below). Texts 2 and 3: 2 over 0 and 1; 4 over
+    0 and 1: rank 0.
+    """
+    scores = torch.tensor([[5.0, 1, 0, 0], [3.0, 0, 2, 1], [1.0, 4, 1, 4]])
+    found = recalls(scores, torch.tensor([0, 0, 1, 2]))
+    assert _value(found, "image_to_text_r1") == pytest.approx(1 / 3)
+    assert _value(found, "text_to_image_r1") == pytest.approx(3 / 4)
+    assert found["image_to_text_r5"]["value"] == found["text_to_image_r10"]["value"] == 1
+    assert found["image_to_text_r1"]["chance"] == pytest.approx((2 + 1 + 1) / 4 / 3)
+    assert found["text_to_image_r1"]["chance"] == pytest.approx(1 / 3)
+    assert (found["image_to_text_r1"]["num"], found["text_to_image_r1"]["num"]) == (3, 4)
+
+
+def test_recalls_are_those_of_a_loop() -> None:
+    """Oracle: ranks by sorting in plain Python, on coarse random scores that tie often; a wrong
+    answer with an equal score stands before the right one."""
+    random = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        picture_of = torch.arange(8).repeat_interleave(2)[1:]
+        scores = torch.randint(0, 12, (8, 15), generator=random).float()
+        found = recalls(scores, picture_of)
+        for k in (1, 5, 10):
+            right = 0
+            for n in range(8):
+                order = sorted(
+                    range(15), key=lambda m: (-scores[n, m].item(), picture_of[m].item() == n)
+                )
+                right += any(picture_of[m] == n for m in order[:k])
+            assert _value(found, f"image_to_text_r{k}") == pytest.approx(right / 8)
+            right = 0
+            for m in range(15):
+                order = sorted(
+                    range(8), key=lambda n: (-scores[n, m].item(), n == picture_of[m].item())
+                )
+                right += int(picture_of[m]) in order[:k]
+            assert _value(found, f"text_to_image_r{k}") == pytest.approx(right / 15)
+
+
+def test_chance_is_what_random_scores_reach() -> None:
+    """Oracle: the mean over 300 matrices of noise, within four standard errors."""
+    random = torch.Generator().manual_seed(1)
+    picture_of = torch.tensor([0, 0, 0, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 11])
+    runs = [recalls(torch.rand(12, 16, generator=random), picture_of) for _ in range(300)]
+    for name, entry in runs[0].items():
+        values = torch.tensor([run[name]["value"] for run in runs])
+        error = max(values.std().item(), 1e-6) / math.sqrt(len(runs))
+        assert abs(values.mean().item() - entry["chance"]) < 4 * error + 1e-6, name
+
+
+def test_equal_scores_and_no_numbers_are_no_success() -> None:
+    """Oracle: a student that says the same of everything, or nan, finds nothing at rank 1."""
+    picture_of = torch.arange(20)
+    for value in (0.0, math.nan):
+        found = recalls(torch.full((20, 20), value), picture_of)
+        assert all(entry["value"] == 0 for entry in found.values())
+
+
+def test_a_picture_without_a_true_text_is_not_asked_for_one() -> None:
+    """Oracle: by hand. Pictures 1 and 2 have no text (NLVR's false sentences): image to text is
+    over picture 0 alone, and they still can be mistaken for it."""
+    found = recalls(torch.tensor([[1.0], [2.0], [0.0]]), torch.tensor([0]))
+    assert found["image_to_text_r1"] == {"value": 1.0, "chance": 1.0, "num": 1}
+    assert found["text_to_image_r1"] == {"value": 0.0, "chance": pytest.approx(1 / 3), "num": 1}
+
+
+@torch.no_grad()
+def test_scores_do_not_depend_on_batches_or_company() -> None:
+    """Oracle: each pair scored alone, with its text padded by nothing."""
+    looker = Looker(student=tiny_student(), tokenizer=toy_tokenizer())
+    samples = toy_samples(24, 6)[:3]
+    texts = [text for s in samples for text in s.info["captions"][:2]]
+    for pairs_per_batch in (1, 4, 100):
+        matrix = score_matrix(looker, samples, texts, pairs_per_batch=pairs_per_batch)
+        for n, sample in enumerate(samples):
+            for m, text in enumerate(texts):
+                tokens, _ = looker.read([text])
+                hidden = looker.student.fuse(
+                    looker.see([sample]), picture=torch.tensor([0]), tokens=tokens
+                )
+                no, yes = looker.student.itm_head(hidden.text[:, 0])[0]
+                assert matrix[n, m].item() == pytest.approx((yes - no).item(), abs=1e-4)
+
+
+def test_the_gallery_shows_what_was_found() -> None:
+    """Oracle: by hand: text 1 belongs to picture 1, which comes second to picture 2."""
+    samples = toy_samples(24, 6)[:3]
+    scores = torch.tensor([[3.0, 0.1], [1.0, 0.5], [2.0, 0.9]])
+    shown = gallery(scores, torch.tensor([0, 1]), samples, ["a", "b"], 5)
+    assert [(s["text"], s["right"], s["rank"]) for s in shown] == [
+        ("a", samples[0].key, 1), ("b", samples[1].key, 2)
+    ]
+    assert [p["key"] for p in shown[1]["pictures"]] == [samples[i].key for i in (2, 1, 0)]
+    assert shown[1]["pictures"][0]["score"] == 0.9
