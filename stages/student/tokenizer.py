@@ -74,6 +74,10 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
     """A tokenizer by name or from a student folder. Raises OSError where it cannot be reached."""
+    if (Path(name_or_folder) / "tokenizer.json").exists():
+        return PreTrainedTokenizerFast.from_pretrained(str(name_or_folder))
+    # A published name may need another class; AutoTokenizer knows, but warns at a student's
+    # config.json, whose model type it does not.
     tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder))
     assert isinstance(tokenizer, PreTrainedTokenizerFast), name_or_folder
     return tokenizer

@@ -24,7 +24,7 @@ class Mlm:
 
     loss = mean over hidden pieces of -log softmax(E g(h) + b)[piece], with h [D] the fusion's
     output at the piece, g BERT's transform and E [V, D] the word embeddings. Of the chosen pieces
-    80 % become [MASK], 10 % a random piece, 10 % stay. Logits are made for chosen pieces only
+    80 % become [MASK], 10 % a random ordinary piece, 10 % stay. Logits are made for chosen pieces only
     (SOHO's released code makes them for every token).
     """
 
@@ -39,7 +39,8 @@ class Mlm:
         """Choose pieces, keep them in `batch.mlm_labels`, change `batch.tokens`."""
         draw = torch.from_numpy(random.random(batch.tokens.shape, dtype=np.float32))
         fate = torch.from_numpy(random.random(batch.tokens.shape, dtype=np.float32))
-        other = torch.from_numpy(random.integers(0, len(tokenizer), batch.tokens.shape))
+        words = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+        other = torch.from_numpy(random.choice(words, batch.tokens.shape))
         chosen = batch.ordinary & (draw < self.config.probability)
         # Strange texts are masked too, even if nothing is learned from them: if only matched
         # texts held [MASK], ITM could tell the answer from that.
