@@ -24,8 +24,8 @@ class Mlm:
 
     loss = mean over hidden pieces of -log softmax(E g(h) + b)[piece], with h [D] the fusion's
     output at the piece, g BERT's transform and E [V, D] the word embeddings. Of the chosen pieces
-    80 % become [MASK], 10 % a random ordinary piece, 10 % stay. Logits are made for chosen pieces only
-    (SOHO's released code makes them for every token).
+    80 % become [MASK], 10 % a random ordinary piece, 10 % stay. Logits are made for chosen pieces
+    only (SOHO's released code makes them for every token).
     """
 
     name = "mlm"
