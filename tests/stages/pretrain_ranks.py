@@ -174,17 +174,18 @@ def _spoil(what: str, step: int, rank: int) -> None:
     kill: SIGKILL. term: SIGTERM. nan: from here on the loss of ITM is not a number.
     kill-saving: SIGKILL of rank 0 when the step's checkpoint is written, all but `latest`.
     """
-    from stages.pretrain import engine, run
+    from stages.pretrain import engine
+    from stages.pretrain.loop import Loop
     from stages.pretrain.objectives.itm import Itm
 
-    plain, write_text = run._step, engine.write_text
+    plain, write_text = Loop.step, engine.write_text
 
-    def spoiled(engine_: Any, loader: Any, config: Any, seed: Any, state: Any, *rest: Any) -> float:
-        if state["step"] + 1 == step and what == "nan":
+    def spoiled(self: Loop) -> None:
+        if self.state["step"] + 1 == step and what == "nan":
             Itm.score = _not_a_number(Itm.score)  # type: ignore[method-assign]
-        elif state["step"] + 1 == step:
+        elif self.state["step"] + 1 == step:
             os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[what])
-        return plain(engine_, loader, config, seed, state, *rest)
+        plain(self)
 
     def dying(path: Path, text: str) -> None:
         if text == f"step-{step:08d}":
@@ -194,7 +195,7 @@ def _spoil(what: str, step: int, rank: int) -> None:
     if what == "kill-saving":
         engine.write_text = dying
     elif what and rank == int(os.environ["WORLD_SIZE"]) - 1:
-        run._step = spoiled  # type: ignore[assignment]
+        Loop.step = spoiled  # type: ignore[method-assign]
 
 
 def _not_a_number(score: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,118 @@
+"""The training loop: steps from where the last checkpoint was, reports and checkpoints on the way.
+
+Reached from `stages.pretrain.run`, on every rank.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.pretrain.config import PretrainConfig
+from stages.pretrain.data import Batches
+from stages.pretrain.engine import save_checkpoint
+from stages.pretrain.metrics import MetricsLog, Tally
+from stages.pretrain.schedule import rate_factor
+from stages.pretrain.stopping import Stopped, Watch
+from stages.progress import Progress
+
+
+class Loop:
+    """One rank's training. `state` counts finished steps and the position after them."""
+
+    def __init__(
+        self,
+        engine: Any,
+        batches: Batches,
+        config: PretrainConfig,
+        *,
+        seed: int,
+        state: dict[str, int],
+        out: Path,
+        watch: Watch,
+        device: torch.device,
+    ) -> None:
+        self.engine, self.config, self.seed, self.device = engine, config, seed, device
+        self.state, self.out, self.watch = state, out, watch
+        self.rank = torch.distributed.get_rank()
+        self.num_positions_an_epoch = batches.stream.num_micro_batches
+        loader = batches.loader(
+            config, state["position"], self.rank, torch.distributed.get_world_size()
+        )
+        self.batches = iter(loader)
+        self.log = MetricsLog(out, step=state["step"]) if self.rank == 0 else None
+        self.tally, self.waited_seconds = Tally(), 0.0
+        self.reported_step, self.reported_at = state["step"], time.monotonic()
+
+    def run(self) -> None:
+        """Steps to the recipe's end, a checkpoint every so many and at the last.
+
+        Raises Stopped, after a checkpoint, when a rank was told to stop, and FloatingPointError,
+        on every rank, when a loss is not finite on any.
+        """
+        config, state = self.config, self.state
+        self.engine.train()
+        with Progress(
+            "pretrain",
+            total=config.num_steps,
+            unit="steps",
+            start=state["step"],
+            show=self.rank == 0,
+        ) as progress:
+            while state["step"] < config.num_steps:
+                self.step()
+                is_last = state["step"] == config.num_steps
+                if is_last or state["step"] % config.log_steps == 0:
+                    self.report(progress)
+                ended = self.watch.everywhere(self.device)
+                if ended or is_last or state["step"] % config.checkpoint_steps == 0:
+                    save_checkpoint(self.engine, self.out, state, config.keep_checkpoints)
+                if ended and not is_last:
+                    raise Stopped(f"stopped at step {state['step']} of {config.num_steps}, saved")
+        if self.log:
+            self.log.close()
+
+    def step(self) -> None:
+        """One optimizer step, over as many micro-batches as are this rank's share of it."""
+        factor = rate_factor(self.state["step"], self.config)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = factor * group["peak_lr"]
+        for _ in range(self.engine.gradient_accumulation_steps()):
+            asked = time.monotonic()
+            position, batch = next(self.batches)
+            self.waited_seconds += time.monotonic() - asked
+            torch.manual_seed(self.seed * 1_000_003 + position)
+            loss, scores = self.engine(batch.to(self.device))
+            self.watch.finite(loss, scores, batch.keys, self.state["step"] + 1)
+            self.engine.backward(loss)
+            self.engine.step()
+            self.tally.add(loss, scores)
+        self.state["step"] += 1
+        self.state["position"] += self.config.micro_batches_per_step
+
+    def report(self, progress: Progress) -> None:
+        """A line of metrics over the steps since the last one. A collective."""
+        state, config = self.state, self.config
+        num_steps = state["step"] - self.reported_step
+        seconds = time.monotonic() - self.reported_at
+        pictures = config.micro_batch_size * config.micro_batches_per_step
+        line = {
+            "step": state["step"],
+            "epoch": state["position"] / self.num_positions_an_epoch,
+            "pictures": state["position"] * config.micro_batch_size,
+            "step_seconds": seconds / num_steps,
+            "pictures_per_second": pictures * num_steps / seconds,
+            "data_wait_share": self.waited_seconds / seconds,
+            "lr_factor": rate_factor(state["step"] - 1, config),
+            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+            **self.tally.take(),
+        }
+        self.waited_seconds = 0.0
+        self.reported_step, self.reported_at = state["step"], time.monotonic()
+        if self.log:
+            self.log.write(line)
+        figures = {"pictures/s": line["pictures_per_second"], "loss": line["loss"]}
+        progress.advance(num_steps, **figures)
