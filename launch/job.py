@@ -23,8 +23,9 @@ class Job:
     module, args: every rank runs ``python -m MODULE ARGS...`` and learns its rank from RANK,
         LOCAL_RANK and WORLD_SIZE in its environment (absent: it is alone).
     env: variables laid over this process's own.
-    log_folder: ``rank-N.log`` of each rank and ``launcher.log`` stand here; the ranks learn it
-        from LOG_FOLDER_VARIABLE.
+    log_folder: ``rank-N.log`` of each rank and ``launcher-NODE.log`` of what started them stand
+        here; the ranks learn it from LOG_FOLDER_VARIABLE.
+    node_rank: which node starts this part of the job; the others share its log folder.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Job:
     args: tuple[str, ...]
     log_folder: Path
     env: dict[str, str] = field(default_factory=dict)
+    node_rank: int = 0
 
 
 class LaunchError(RuntimeError):

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 LOG_FOLDER_VARIABLE = "BOXLESS_LOG_FOLDER"
-LAUNCHER_LOG = "launcher.log"
 _NUM_TAIL_LINES = 40
 
 
@@ -49,6 +48,11 @@ def log_path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank}.log"
 
 
+def launcher_log_path(folder: Path, node_rank: int) -> Path:
+    """Where the log of what starts the ranks of a node stands."""
+    return folder / f"launcher-{node_rank}.log"
+
+
 def record_failure(folder: Path, rank: int, error: BaseException, *, is_users: bool) -> None:
     """Leave the last words of a rank. ``is_users``: the message alone says what to change."""
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
@@ -64,7 +68,6 @@ def record_failure(folder: Path, rank: int, error: BaseException, *, is_users: b
 
 def clear_failures(folder: Path) -> None:
     """Forget what an earlier start left; before ranks are started."""
-    folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("rank-*.failure.json"):
         path.unlink()
 

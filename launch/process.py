@@ -18,10 +18,10 @@ from types import FrameType
 
 from launch.job import Job, LaunchError, Stopped, UserError
 from launch.logs import (
-    LAUNCHER_LOG,
     LOG_FOLDER_VARIABLE,
     clear_failures,
     first_failure,
+    launcher_log_path,
     log_path,
     tail,
 )
@@ -29,47 +29,47 @@ from launch.logs import (
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def run_process(
-    command: list[str],
-    job: Job,
-    *,
-    started: Callable[[subprocess.Popen[bytes]], None] | None = None,
-    tell_to_stop: Callable[[], None] | None = None,
-) -> None:
-    """Run ``command`` with the environment of ``job``; its stderr goes to ``launcher.log``.
+def run_process(command: list[str], job: Job) -> None:
+    """Run ``command`` with the environment of ``job``; its stderr goes to ``launcher-NODE.log``.
 
-    Its stdout is the screen, or a pipe for ``started(process)`` to read. SIGTERM or SIGINT here
-    becomes one SIGTERM to the child (or ``tell_to_stop()``), so that it can checkpoint; a second
-    one kills it. Raises Stopped after that, UserError when the command is not here or a rank blames
+    SIGTERM or SIGINT here becomes one SIGTERM to the child, so that it can checkpoint; a second one
+    kills it. Raises Stopped after that, UserError when the command is not here or a rank blames
     what it was asked, and LaunchError when the child ends with anything else but 0.
     """
-    clear_failures(job.log_folder)
-    launcher_log = job.log_folder / LAUNCHER_LOG
+    prepare_logs(job)
     env = os.environ | job.env | {LOG_FOLDER_VARIABLE: str(job.log_folder.resolve())}
     sys.stdout.flush()
-    with launcher_log.open("wb") as log:
+    with launcher_log_path(job.log_folder, job.node_rank).open("wb") as log:
         try:
             process = subprocess.Popen(
-                command,
-                env=env,
-                stdout=subprocess.PIPE if started else None,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=end_with_parent,
+                command, env=env, stderr=log, start_new_session=True, preexec_fn=end_with_parent
             )
         except FileNotFoundError as error:
-            raise UserError(
-                f"{command[0]} is not on this machine; `boxless doctor` tells what is, and "
-                "--launcher chooses another launcher."
-            ) from error
-    with _signals_passed_on(process, tell_to_stop) as received:
-        if started:
-            started(process)
+            raise not_here(command[0]) from error
+    with signals_passed_on(
+        tell=lambda: process.send_signal(signal.SIGTERM),
+        insist=lambda: os.killpg(process.pid, signal.SIGKILL),
+    ) as received:
         process.wait()
     if received:
         raise Stopped(received[0])
     if process.returncode != 0:
-        raise _what_went_wrong(job, process.returncode)
+        raise last_words(job) or _silent_end(job, process.returncode)
+
+
+def prepare_logs(job: Job) -> None:
+    """Make the log folder, and forget the last words of an earlier start."""
+    job.log_folder.mkdir(parents=True, exist_ok=True)
+    if job.node_rank == 0:
+        clear_failures(job.log_folder)
+
+
+def not_here(command: str) -> UserError:
+    """A launcher's command is missing."""
+    return UserError(
+        f"{command} is not on this machine; `boxless doctor` tells what is, and --launcher chooses "
+        "another launcher."
+    )
 
 
 def end_with_parent() -> None:
@@ -82,20 +82,16 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def _signals_passed_on(
-    process: subprocess.Popen[bytes], tell_to_stop: Callable[[], None] | None
+def signals_passed_on(
+    *, tell: Callable[[], object], insist: Callable[[], object]
 ) -> Iterator[list[int]]:
-    """The signals that came while inside, in order."""
+    """While inside, the first SIGTERM or SIGINT calls ``tell`` and later ones ``insist``; gives the
+    numbers that came, in order."""
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if len(received) > 1:
-            os.killpg(process.pid, signal.SIGKILL)
-        elif tell_to_stop is not None:
-            tell_to_stop()
-        else:
-            process.send_signal(signal.SIGTERM)
+        (tell if len(received) == 1 else insist)()
 
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may have signal handlers
@@ -109,14 +105,19 @@ def _signals_passed_on(
             signal.signal(number, handler)
 
 
-def _what_went_wrong(job: Job, returncode: int) -> Exception:
+def last_words(job: Job) -> UserError | LaunchError | None:
+    """What the rank that failed first says of itself; None when none had the time."""
     failure = first_failure(job.log_folder)
-    if failure is not None and failure.traceback is None:
+    if failure is None:
+        return None
+    if failure.traceback is None:
         return UserError(failure.message)
-    if failure is not None:
-        log = log_path(job.log_folder, failure.rank)
-        return LaunchError(f"{job.title}: rank {failure.rank} failed", log, failure.traceback or "")
-    log = job.log_folder / LAUNCHER_LOG
+    log = log_path(job.log_folder, failure.rank)
+    return LaunchError(f"{job.title}: rank {failure.rank} failed", log, failure.traceback)
+
+
+def _silent_end(job: Job, returncode: int) -> LaunchError:
+    log = launcher_log_path(job.log_folder, job.node_rank)
     if not tail(log).strip():  # the rank was the child itself, and was killed without a word
         log = log_path(job.log_folder, 0)
     return LaunchError(f"{job.title}: {state_of(returncode)}", log, tail(log))

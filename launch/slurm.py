@@ -7,25 +7,39 @@ https://slurm.schedmd.com/sbatch.html
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
 
 from launch.config import LaunchConfig
-from launch.job import Job, LaunchError
-from launch.logs import LOG_FOLDER_VARIABLE, first_failure, tail
-from launch.process import run_process
+from launch.job import Job, LaunchError, Stopped
+from launch.logs import LOG_FOLDER_VARIABLE, tail
+from launch.process import last_words, not_here, prepare_logs, signals_passed_on
 
 _SECONDS_BEFORE_LIMIT = 120
 _OUTPUT = "slurm-%j.out"  # what the first rank says: shown here as well
 _ERRORS = "slurm-%j.err"  # what torchrun and srun say
+_SECONDS_BETWEEN_LOOKS = 5  # at the queue: controllers serve many users
+_FINAL_STATES = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+}  # squeue's names; https://slurm.schedmd.com/squeue.html#SECTION_JOB-STATE-CODES
 
 
 def command(job: Job, config: LaunchConfig) -> list[str]:
-    """``sbatch --parsable --wait SCRIPT``: ends when the job does, with the job's exit status."""
-    return ["sbatch", "--parsable", "--wait", str(job.log_folder / "job.sh")]
+    """``sbatch --parsable SCRIPT``, which prints the job's number."""
+    return ["sbatch", "--parsable", str(job.log_folder / "job.sh")]
 
 
 def script(job: Job, config: LaunchConfig) -> str:
@@ -94,40 +108,58 @@ def run(job: Job, config: LaunchConfig) -> None:
 
     What its first rank says appears here as it comes. SIGTERM or SIGINT here ends the job.
     """
-    job.log_folder.mkdir(parents=True, exist_ok=True)
+    prepare_logs(job)
     (job.log_folder / "job.sh").write_text(script(job, config), "utf-8")
-    submitted: list[str] = []
-    ended = threading.Event()
-    followers: list[threading.Thread] = []
+    job_id = _submit(job, config)
+    print(f"Slurm job {job_id} ({job.title}), logs: {job.log_folder}", flush=True)
+    with signals_passed_on(
+        tell=lambda: _tell_to_stop(job_id), insist=lambda: _ask(["scancel", job_id])
+    ) as received:
+        _follow(job_id, job.log_folder / _OUTPUT.replace("%j", job_id))
+    if received:
+        raise Stopped(received[0])
+    state = state_of_job(job_id)
+    if not state.startswith("COMPLETED"):
+        log = job.log_folder / _ERRORS.replace("%j", job_id)
+        said = f"{job.title}: Slurm job {job_id} ended {state}"
+        raise last_words(job) or LaunchError(said, log, tail(log))
 
-    def follow(process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        job_id = process.stdout.readline().decode().strip().split(";")[0]
-        if not job_id:
-            return  # sbatch refused, and says why in launcher.log
-        submitted.append(job_id)
-        output = _log(job, _OUTPUT, job_id)
-        print(f"Slurm job {job_id} ({job.title}), output: {output}", flush=True)
-        followers.append(threading.Thread(target=_show_as_it_grows, args=(output, ended)))
-        followers[0].start()
 
+def _submit(job: Job, config: LaunchConfig) -> str:
+    """The new job's number."""
     try:
-        run_process(
-            command(job, config),
-            job,
-            started=follow,
-            tell_to_stop=lambda: _tell_to_stop(submitted),
-        )
-    except LaunchError as error:
-        if submitted and first_failure(job.log_folder) is None:
-            log = _log(job, _ERRORS, submitted[0])
-            state = f"{job.title}: Slurm job {submitted[0]} ended {state_of_job(submitted[0])}"
-            raise LaunchError(state, log, tail(log)) from error
-        raise
-    finally:
-        ended.set()
-        for follower in followers:
-            follower.join()
+        sbatch = subprocess.run(command(job, config), capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise not_here("sbatch") from error
+    if sbatch.returncode != 0:
+        raise LaunchError(f"{job.title}: sbatch refused", job.log_folder / "job.sh", sbatch.stderr)
+    return sbatch.stdout.strip().split(";")[0]  # a federation appends the cluster's name
+
+
+def _follow(job_id: str, output: Path) -> None:
+    """Copy the job's output to the screen until the job ended.
+
+    Not by ``sbatch --wait``, which sleeps for half a minute at a time and lets nothing be shown
+    meanwhile. A job that is queued again may pass through a final state, so two looks in a row
+    have to agree.
+    """
+    shown_bytes, looks_that_say_ended = 0, 0
+    for seconds in itertools.count():
+        if seconds % _SECONDS_BETWEEN_LOOKS == 0:
+            looks_that_say_ended = looks_that_say_ended + 1 if _has_ended(job_id) else 0
+        shown_bytes = _show_from(output, shown_bytes)
+        if looks_that_say_ended == 2:
+            return
+        time.sleep(1)
+
+
+def _has_ended(job_id: str) -> bool:
+    """Whether the controller says so; when it does not answer, the job may well go on."""
+    query = ["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"]
+    said = subprocess.run(query, capture_output=True, text=True)
+    if said.returncode != 0:
+        return "Invalid job id" in said.stderr  # ended so long ago that it is forgotten
+    return said.stdout.strip() in _FINAL_STATES
 
 
 def state_of_job(job_id: str) -> str:
@@ -149,12 +181,11 @@ def state_of_job(job_id: str) -> str:
     return f"{words['JobState']}, exit status {words.get('ExitCode', '?')}{reason}"
 
 
-def _tell_to_stop(submitted: list[str]) -> None:
+def _tell_to_stop(job_id: str) -> None:
     """End the job: its script, when it runs, tells the ranks, so that they can checkpoint."""
-    for job_id in submitted:
-        is_running = _ask(["squeue", "--noheader", "--jobs", job_id, "--format=%T"]).strip()
-        how = ["--batch", "--signal=TERM"] if is_running == "RUNNING" else []
-        _ask(["scancel", *how, job_id])
+    state = _ask(["squeue", "--noheader", f"--jobs={job_id}", "--format=%T"]).strip()
+    how = ["--batch", "--signal=TERM"] if state == "RUNNING" else []
+    _ask(["scancel", *how, job_id])
 
 
 def _ask(query: list[str]) -> str:
@@ -165,21 +196,13 @@ def _ask(query: list[str]) -> str:
         return ""
 
 
-def _log(job: Job, name: str, job_id: str) -> Path:
-    return job.log_folder / name.replace("%j", job_id)
-
-
-def _show_as_it_grows(output: Path, ended: threading.Event) -> None:
-    """Copy a job's output to the screen until the job ended and all of it was shown."""
-    shown_bytes = 0
-    while True:
-        is_last = ended.wait(1.0)
-        if output.is_file():
-            with output.open("rb") as source:
-                source.seek(shown_bytes)
-                new = source.read()
-            shown_bytes += len(new)
-            sys.stdout.write(new.decode("utf-8", "replace"))
-            sys.stdout.flush()
-        if is_last:
-            return
+def _show_from(output: Path, shown_bytes: int) -> int:
+    """Copy what is new in a file to the screen; returns how much is shown now."""
+    if not output.is_file():
+        return shown_bytes
+    with output.open("rb") as source:
+        source.seek(shown_bytes)
+        new = source.read()
+    sys.stdout.write(new.decode("utf-8", "replace"))
+    sys.stdout.flush()
+    return shown_bytes + len(new)

@@ -13,7 +13,7 @@ import sys
 
 from launch.config import LaunchConfig
 from launch.job import Job, LaunchError
-from launch.logs import LAUNCHER_LOG, log_path, tail
+from launch.logs import launcher_log_path, log_path, tail
 from launch.process import run_process, state_of
 
 
@@ -47,7 +47,8 @@ def run(job: Job, config: LaunchConfig) -> None:
     try:
         run_process(command(job, config), job)
     except LaunchError as error:
-        killed = _first_killed(error.tail) if error.log.name == LAUNCHER_LOG else None
+        said_by_torchrun = error.log == launcher_log_path(job.log_folder, job.node_rank)
+        killed = _first_killed(error.tail) if said_by_torchrun else None
         if killed is None:
             raise
         rank, exitcode = killed

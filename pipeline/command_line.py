@@ -75,7 +75,7 @@ def _conduct(args: argparse.Namespace) -> int:
         launcher=args.launcher, nodes=args.nodes, procs_per_node=args.procs_per_node
     )
     if recipe.launch.node_rank > 0:
-        join(recipe, run, args.stages[-1], asked)
+        join(recipe, run, args.stages, asked)
         return 0
     conduct(recipe, run, args.stages, asked, dry_run=args.dry_run)
     if args.reports and not args.dry_run:

@@ -20,7 +20,7 @@ from launch.job import LaunchError, Stopped, UserError
 from pipeline import __version__
 from pipeline.figures import figures_of, in_words, seconds_in_words
 from pipeline.launching import Asked, command_text, launch_config, launch_stage
-from pipeline.recipe import Recipe, dump_recipe
+from pipeline.recipe import Recipe, RecipeError, dump_recipe
 from pipeline.run_folder import RunError, RunFolder
 from pipeline.stage_kinds import StageKind, stage_kinds
 from pipeline.stage_records import (
@@ -119,9 +119,15 @@ def conduct(
             _run_stage(recipe, run, plan, asked, console, alone=len(names) == 1)
 
 
-def join(recipe: Recipe, run: RunFolder, name: str, asked: Asked) -> None:
-    """Add this node's ranks to a stage that the first node conducts (torchrun on several nodes)."""
-    (kind,) = (kind for kind in stage_kinds(recipe) if kind.name == name)
+def join(recipe: Recipe, run: RunFolder, names: Sequence[str], asked: Asked) -> None:
+    """Add this node's ranks to the one stage of ``names``, which the first node conducts (torchrun
+    on several nodes, which share the run folder). RecipeError for a whole run."""
+    if len(names) > 1:
+        raise RecipeError(
+            f"launch.node_rank is {recipe.launch.node_rank}: only the first node runs all stages; "
+            "start `boxless pretrain` here, for the stage that nodes share."
+        )
+    (kind,) = (kind for kind in stage_kinds(recipe) if kind.name == names[0])
     launch_stage(kind, recipe, run, launch_config(kind, recipe, asked, alone=True))
 
 

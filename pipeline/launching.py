@@ -100,16 +100,22 @@ def _job(kind: StageKind, recipe: Recipe, run: RunFolder, config: LaunchConfig) 
         args=(kind.name, str(root)),
         log_folder=RunFolder(root).logs(kind.name),
         env=_environment(config),
+        node_rank=config.node_rank,
     )
 
 
 def _environment(config: LaunchConfig) -> dict[str, str]:
-    """One rank for itself takes PyTorch's own number of threads; several share the cores."""
+    """One rank for itself takes PyTorch's own number of threads; several share the cores.
+
+    Threads wait for each other asleep, not spinning: it costs nothing on idle cores, and where
+    another program has one of them, spinning makes a stage several times slower.
+    """
+    waiting = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
     if config.procs_per_node == 1 or "OMP_NUM_THREADS" in os.environ:
-        return {}
+        return waiting
     if config.launcher == "slurm":
         num_threads = config.cpus_per_proc
     else:
         num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         num_threads = max(1, num_cores // config.procs_per_node)
-    return {"OMP_NUM_THREADS": str(num_threads)}
+    return {**waiting, "OMP_NUM_THREADS": str(num_threads)}

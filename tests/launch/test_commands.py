@@ -75,7 +75,7 @@ def test_slurm_script() -> None:
     assert "--nnodes=2" in script and "--nproc-per-node=4" in script
     assert "-m pipeline.worker pretrain '/runs/a b'" in script
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
-    assert slurm.command(JOB, config)[:3] == ["sbatch", "--parsable", "--wait"]
+    assert slurm.command(JOB, config) == ["sbatch", "--parsable", "/runs/a b/logs/job.sh"]
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,30 @@ def test_torchrun_starts_every_rank(tmp_path: Path, capfd: pytest.CaptureFixture
     said = capfd.readouterr().out
     assert "out of rank 0" in said and "out of rank 1" not in said
     assert "out of rank 1" in (tmp_path / "logs/rank-1.log").read_text()
+
+
+def test_torchrun_on_two_nodes(tmp_path: Path) -> None:
+    """Both started by hand, here on one machine: four ranks know of each other."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    first = LaunchConfig(
+        launcher="torchrun",
+        nodes=2,
+        procs_per_node=2,
+        master_address="127.0.0.1",
+        master_port=port,
+    )
+    job = make_job(tmp_path, "end")
+    second = threading.Thread(
+        target=torchrun.run, args=(replace(job, node_rank=1), replace(first, node_rank=1))
+    )
+    second.start()
+    torchrun.run(job, first)
+    second.join()
+    for rank in range(4):
+        assert (tmp_path / f"rank-{rank}.txt").read_text().split()[1:] == ["4", "red"]
+    assert (tmp_path / "logs/launcher-1.log").exists()
 
 
 @pytest.mark.parametrize("launcher", ["local", "torchrun"])

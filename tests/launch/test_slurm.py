@@ -236,8 +236,9 @@ def test_near_its_time_limit_a_job_saves_and_is_queued_again(
         subprocess.run(["scancel", "--batch", "--signal=USR1", job_id], check=True)
         query = ["squeue", "--noheader", "--format=%T", f"--jobs={job_id}"]
         wait_until(lambda: "PENDING" in ask(query), "the job was not queued again")
-        # Slurm lets a job that was queued again wait two minutes, which this test does not.
-        subprocess.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"], check=True)
+        # Slurm lets a job that was queued again wait two minutes, until the credential of its
+        # first start has surely expired. Here a few seconds do.
+        subprocess.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now+4"], check=True)
 
     sender = once_up(tmp_path, signal_and_hurry)
     slurm.run(*make_job(tmp_path, "wait"))

@@ -44,6 +44,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "toy", "--set", "ingest.num_tran=3"], "Did you mean 'num_train'?"),
         (["run", "coco"], "ingest.root is not set"),
         (["teach", "toy", "--procs-per-node", "2", "--dry-run", "--run", "RUN"], "one process"),
+        (["run", "toy", "--set", "launch.node_rank=1", "--set", "launch.nodes=2",
+          "--set", "launch.master_address=node0"], "only the first node runs all stages"),
         (["status", "RUN"], "not a run folder"),
         (["pretrain", "toy", "--run", "RUN"], "not complete"),
         (["run", "toy", "--launcher", "magic"], "invalid choice: 'magic'"),

@@ -178,6 +178,15 @@ def test_a_half_done_dear_stage_of_another_recipe_is_set_aside(
     assert not (tmp_path / "run/pretrain/half-done").exists()
 
 
+def test_shards_half_redone_are_not_taken_for_those_before(go: Go, stages: FakeStages) -> None:
+    """There, to another recipe and half-way, and back: some shards are of the other recipe."""
+    go()
+    stages.fails["distill"] = Stopped(15)
+    with pytest.raises(Stopped):
+        go("distill.max_objects=7")
+    assert go() == ["distill"]
+
+
 @pytest.mark.parametrize(
     ("path", "ran"),
     [
