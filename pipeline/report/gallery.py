@@ -26,12 +26,10 @@ def gallery_section(run: RunFolder, pictures: Pictures) -> Section:
     if not examples:
         empty = missing("No gallery yet: evaluate has not run to its end.")
         return Section(name="gallery", title="What it finds", content=(empty,))
-    right = [example for example in examples if example["rank"] == 1]
     note = (
         "The student sorts all held-out pictures by how well they fit a text; here are its five "
         "best. Green frame: the picture that the text was written for. "
-        f"Of the first {len(examples)} texts it finds {len(right)} at once; "
-        "some of those are shown, then some it missed."
+        "First some that it finds at once, then some of those that it misses."
     )
     queries = [_query(example, pictures) for example in chosen(examples)]
     grid = h("div", {"class": grid_class("queries", pictures)}, *queries)

@@ -193,7 +193,8 @@ def _stack_objects(
         boxes = boxes.minimum(torch.tensor([width - 1, height - 1, width, height]))
         stacked["regions"][n, : len(array)] = cells_of_boxes(boxes, *grid, cell_px)
         for name in ("label", "top_label", "top_score", "feature"):
-            values = torch.from_numpy(np.ascontiguousarray(array[name]))
+            # A copy has strides that PyTorch takes; those of a field of one row need not be.
+            values = torch.from_numpy(array[name].copy())
             stacked[name][n, : len(array)] = values.to(stacked[name].dtype)
     return stacked
 

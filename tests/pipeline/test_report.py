@@ -89,7 +89,7 @@ def test_figures_are_those_of_the_run(page: Page) -> None:
         "60.5 %", "121 ×", "91.2 %",  # scores
         "In all 1 min 00 s of work",  # 10 + 11 + 12 + 13 + 14 seconds
         "62.0 %", "60.0 % to 64.0 %",  # the ablation's mean and range
-        "right one comes at place 8", "71.0 %", "Of the first 2 texts it finds 1 at once",
+        "right one comes at place 8", "71.0 %", "First some that it finds at once",
         "empty caption", "broken picture", "and 1 more, not drawn", "held-out pictures256",
     ):
         assert said in spaced, said

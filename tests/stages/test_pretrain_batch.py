@@ -15,7 +15,7 @@ from PIL import Image
 from pretrain_fixtures import (
     FEATURE_SIZE, TINY, tiny_student, toy_samples, toy_tokenizer, with_boxes
 )
-from sharding.schema import Sample
+from sharding.schema import Sample, object_dtype
 from stages.pretrain.batch import Batch, Collate
 from stages.pretrain.config import ItmConfig, PraConfig, PretrainConfig
 from stages.pretrain.model import PretrainModel, make_objectives
@@ -56,6 +56,23 @@ def test_objects_are_stacked_with_padding() -> None:
         assert (batch.label[n, rows:] == -1).all() and not batch.regions[n, rows:].any()
         assert batch.regions[n, :rows].any(dim=-1).all()
     assert batch.feature.shape[2] == FEATURE_SIZE and batch.keys == [s.key for s in samples]
+
+
+def test_a_single_object_comes_in_whole() -> None:
+    """Oracle: the array itself. A field of one row may have strides that PyTorch refuses, where
+    the row's bytes are no multiple of the field's."""
+    sample = toy_samples(1)[0]
+    wide = object_dtype(feature_size=5, num_top=3, attributes=False)
+    assert wide.itemsize % 4
+    objects = np.zeros(1, wide)
+    objects["box"], objects["label"], objects["top_label"] = (0, 0, 9, 9), 2, (2, 0, 1)
+    objects["feature"] = np.arange(5)
+    info = {**sample.info, "phrases": [[] for _ in sample.info["captions"]]}
+    one = np.frombuffer(objects.tobytes() * 2, wide)[1:]
+    batch = _collate()(0, [replace(sample, objects=one, info=info)])
+    assert batch.label.tolist() == [[2]]
+    assert batch.top_label.tolist() == [[[2, 0, 1]]]
+    assert batch.feature.tolist() == [[[0, 1, 2, 3, 4]]]
 
 
 def test_boxes_follow_the_resizing() -> None:
