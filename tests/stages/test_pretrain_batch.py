@@ -61,7 +61,7 @@ def test_objects_are_stacked_with_padding() -> None:
 def test_a_single_object_comes_in_whole() -> None:
     """Oracle: the array itself. A field of one row may have strides that PyTorch refuses, where
     the row's bytes are no multiple of the field's."""
-    sample = toy_samples(1)[0]
+    sample = SAMPLES[0]
     wide = object_dtype(feature_size=5, num_top=3, attributes=False)
     assert wide.itemsize % 4
     objects = np.zeros(1, wide)
