@@ -21,7 +21,7 @@ class Job:
 
     title: short, for queues and messages, as in ``toy-pretrain``.
     module, args: every rank runs ``python -m MODULE ARGS...`` and learns its rank from RANK,
-        LOCAL_RANK and WORLD_SIZE in its environment (absent: it is alone).
+        LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment.
     env: variables laid over this process's own.
     log_folder: ``rank-N.log`` of each rank and ``launcher-NODE.log`` of what started them stand
         here; the ranks learn it from LOG_FOLDER_VARIABLE.

@@ -16,6 +16,7 @@ from types import ModuleType
 from launch import deepspeed, local, slurm, torchrun
 from launch.config import LaunchConfig, LauncherName
 from launch.job import Job
+from launch.logs import LOG_FOLDER_VARIABLE
 from pipeline.recipe import Recipe
 from pipeline.recipe_values import RecipeError
 from pipeline.run_folder import RunFolder
@@ -89,7 +90,10 @@ def command_text(kind: StageKind, recipe: Recipe, run: RunFolder, config: Launch
     """What ``launch_stage`` would run, as text for a shell; for Slurm, the script as well."""
     job = _job(kind, recipe, run, config)
     command = shlex.join(LAUNCHERS[config.launcher].command(job, config))
-    return f"{slurm.script(job, config)}\n# {command}" if config.launcher == "slurm" else command
+    if config.launcher == "slurm":
+        return f"{slurm.script(job, config)}\n# {command}"
+    env = job.env | {LOG_FOLDER_VARIABLE: str(job.log_folder)}
+    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in env.items()), command])
 
 
 def _job(kind: StageKind, recipe: Recipe, run: RunFolder, config: LaunchConfig) -> Job:

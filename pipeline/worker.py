@@ -18,6 +18,7 @@ from pipeline.blame import is_for_users
 def main() -> int:
     """Run the stage; exit status 2 when what was asked cannot be done, 1 on any other failure."""
     stage, root = sys.argv[1:]
+    # Without a launcher, as from a --dry-run's line, it is alone.
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     logs = Path(os.environ[LOG_FOLDER_VARIABLE])
     open_log(logs, rank)

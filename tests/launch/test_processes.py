@@ -39,7 +39,7 @@ RANK_SCRIPT = """
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     (here / f"rank-{rank}.txt").write_text(
-        f"{os.getpid()} {os.environ.get('WORLD_SIZE', 1)} {os.environ.get('COLOUR')}"
+        f"{os.getpid()} {os.environ['WORLD_SIZE']} {os.environ.get('COLOUR')}"
     )
     print(f"out of rank {rank}")
     print(f"err of rank {rank}", file=sys.stderr)
