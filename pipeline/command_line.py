@@ -117,8 +117,9 @@ def _ablation(args: argparse.Namespace) -> int:
     from pipeline.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.set)
-    ablate(recipe, RunFolder(args.run or Path("runs") / recipe.name), num_seeds=args.seeds)
-    return 0
+    run = RunFolder(args.run or Path("runs") / recipe.name)
+    ablate(recipe, run, num_seeds=args.seeds)
+    return _report(argparse.Namespace(run=run.root))
 
 
 def _doctor(args: argparse.Namespace) -> int:
