@@ -174,7 +174,7 @@ def check_detectors() -> Iterator[Finding]:
             found = f"{_version('torchvision')} does not work: {_said(error)}"
             yield Finding(name="torchvision", state="note", found=found, cure=cure)
     if find_spec("detectron2") is None:
-        cure = "Optional. pip install git+https://github.com/facebookresearch/detectron2"
+        cure = "Optional. It is not on the index; its own documentation says how to install it."
         yield Finding(name="detectron2", state="note", found="not here", cure=cure)
     else:
         yield Finding(name="detectron2", state="ok", found=_version("detectron2") or "here")
