@@ -16,7 +16,8 @@ from sharding.catalog import read_catalog
 from sharding.read import iterate
 from sharding.stream import Stream, positions
 from stages.folders import replace_folder
-from stages.pretrain.batch import Batch, Collate
+from stages.pretrain.batch import Batch
+from stages.pretrain.collate import Collate
 from stages.pretrain.config import PretrainConfig
 from stages.student.config import StudentConfig
 from stages.student.tokenizer import load_tokenizer, train_tokenizer

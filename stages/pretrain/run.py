@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sharding.catalog import read_catalog
 from stages.folders import replace_folder
-from stages.pretrain.batch import Collate
+from stages.pretrain.collate import Collate
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data import Batches, make_tokenizer, open_stream
 from stages.pretrain.engine import join_ranks, load_checkpoint, make_engine

@@ -155,7 +155,7 @@ def _config(fields: dict[str, Any]) -> PretrainConfig:
 
 def _trace(path: Path) -> None:
     """Note every micro-batch that the rank trains on."""
-    from stages.pretrain.batch import Collate
+    from stages.pretrain.collate import Collate
 
     collate = Collate.__call__
 

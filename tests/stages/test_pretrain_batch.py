@@ -16,7 +16,8 @@ from pretrain_fixtures import (
     FEATURE_SIZE, TINY, tiny_student, toy_samples, toy_tokenizer, with_boxes
 )
 from sharding.schema import Sample, object_dtype
-from stages.pretrain.batch import Batch, Collate
+from stages.pretrain.batch import Batch
+from stages.pretrain.collate import Collate
 from stages.pretrain.config import ItmConfig, PraConfig, PretrainConfig
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.objectives.objective import Objective

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
+from stages.pretrain.batch import Batch
 from stages.pretrain.config import ItmConfig
 from stages.pretrain.objectives.objective import Scored, mean_loss, share
 from stages.student.network import Cells, Hidden, Student
-
-if TYPE_CHECKING:
-    from stages.pretrain.batch import Batch
 
 
 class Itm:

@@ -6,16 +6,14 @@ Reached from `stages.pretrain.run`, which adds up `weight x loss` by name.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from stages.pretrain.batch import Batch
 from stages.student.network import Cells, Hidden, Student
-
-if TYPE_CHECKING:
-    from stages.pretrain.batch import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
+from stages.pretrain.batch import Batch
 from stages.pretrain.config import OmvmConfig
 from stages.pretrain.objectives.objective import Scored, mean_loss, share
 from stages.student.heads import weighted_mean
 from stages.student.network import Cells, Hidden, Student
-
-if TYPE_CHECKING:
-    from stages.pretrain.batch import Batch
 
 
 class Omvm:

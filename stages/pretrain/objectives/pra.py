@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from stages.pretrain.batch import Batch
 from stages.pretrain.config import PraConfig
 from stages.pretrain.objectives.objective import Scored, mean_loss, share
 from stages.student.heads import weighted_mean
 from stages.student.network import Cells, Hidden, Student
-
-if TYPE_CHECKING:
-    from stages.pretrain.batch import Batch
 
 
 class Pra:

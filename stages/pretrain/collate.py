@@ -1,0 +1,167 @@
+"""From samples to the tensors of a micro-batch.
+
+Reached from `stages.pretrain.data` through the data loader: `sharding.stream` yields the samples of
+a position, `Collate` makes a `Batch` of them and lets each objective mask what it needs.
+Letters: N pictures, B picture-text pairs, T word pieces, C cells, O objects a picture (padded),
+P phrases a caption (padded), K classes of a soft label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from sharding.schema import Sample
+from stages.pretrain.batch import Batch
+from stages.pretrain.objectives.objective import Objective
+from stages.student.grid import cells_of_boxes
+from stages.student.pictures import load_picture, stack_pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collate:
+    """Makes the batch of a position. Everything random comes from (seed, position)."""
+
+    tokenizer: PreTrainedTokenizerFast
+    objectives: Sequence[Objective]
+    seed: int
+    captions_per_picture: int
+    max_tokens: int
+    shorter_px: int
+    longer_px: int
+    cell_px: int
+
+    def __call__(self, position: int, samples: Sequence[Sample]) -> Batch:
+        """The samples of `position` as a batch, masked by every objective in turn."""
+        random = np.random.default_rng([self.seed, position])
+        batch = self.collate(samples, random)
+        for objective in self.objectives:
+            objective.mask(batch, self.tokenizer, random)
+        return batch
+
+    def collate(self, samples: Sequence[Sample], random: np.random.Generator) -> Batch:
+        """The batch before any masking."""
+        arrays = [
+            load_picture(s.image, shorter_px=self.shorter_px, longer_px=self.longer_px)
+            for s in samples
+        ]
+        pictures = stack_pictures(arrays, multiple_px=self.cell_px)
+        grid = (
+            pictures.pixels.shape[2] // self.cell_px,
+            pictures.pixels.shape[3] // self.cell_px,
+        )
+        pairs = [
+            (n, caption)
+            for n, sample in enumerate(samples)
+            for caption in _draw_captions(sample, self.captions_per_picture, random)
+        ]
+        texts = [samples[n].info["captions"][caption] for n, caption in pairs]
+        encoded = self.tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
+        )
+        tokens = encoded["input_ids"]
+        objects = _stack_objects(samples, pictures.sizes_px, grid, self.cell_px)
+        phrases, similarity = _stack_phrases(
+            [_phrases_of(samples[n], caption) for n, caption in pairs],
+            encoded["offset_mapping"],
+            objects["label"].shape[1],
+        )
+        return Batch(
+            keys=[sample.key for sample in samples],
+            pixels=pictures.pixels,
+            sizes_px=pictures.sizes_px,
+            picture=torch.tensor([n for n, _ in pairs]),
+            tokens=tokens,
+            ordinary=encoded["special_tokens_mask"] == 0,
+            matched=torch.tensor([_is_true(samples[n], caption) for n, caption in pairs]),
+            masked_cells=torch.zeros(len(pairs), grid[0] * grid[1], dtype=torch.bool),
+            phrases=phrases,
+            similarity=similarity,
+            mlm_labels=torch.full_like(tokens, -100),
+            hidden_objects=torch.full((len(pairs), 1), -1),
+            **objects,
+        )
+
+
+def _draw_captions(sample: Sample, wanted: int, random: np.random.Generator) -> list[int]:
+    """Rows of the captions to use: all if there are no more than `wanted`, else a draw."""
+    have = len(sample.info["captions"])
+    if have <= wanted:
+        return list(range(have))
+    return sorted(int(row) for row in random.choice(have, size=wanted, replace=False))
+
+
+def _is_true(sample: Sample, caption: int) -> bool:
+    """False only where the source says that the caption is not true of the picture."""
+    truths = sample.info.get("truth", {}).get("captions")
+    return bool(truths[caption]) if truths else True
+
+
+def _phrases_of(sample: Sample, caption: int) -> list[dict]:
+    return sample.info["phrases"][caption]
+
+
+def _objects_of(sample: Sample) -> np.ndarray:
+    if sample.objects is None:
+        raise ValueError(f"{sample.key}: got an image shard's sample, expected an object shard's")
+    return sample.objects
+
+
+def _stack_objects(
+    samples: Sequence[Sample], sizes_px: torch.Tensor, grid: tuple[int, int], cell_px: int
+) -> dict[str, torch.Tensor]:
+    """The samples' object arrays, padded to the largest number of rows (at least one)."""
+    arrays = [_objects_of(sample) for sample in samples]
+    most = max(1, max(len(array) for array in arrays))
+    dtype = arrays[0].dtype
+    num_top, feature_size = dtype["top_label"].shape[0], dtype["feature"].shape[0]
+    stacked = {
+        "regions": torch.zeros(len(samples), most, grid[0] * grid[1], dtype=torch.bool),
+        "label": torch.full((len(samples), most), -1),
+        "top_label": torch.zeros(len(samples), most, num_top, dtype=torch.long),
+        "top_score": torch.zeros(len(samples), most, num_top),
+        "feature": torch.zeros(len(samples), most, feature_size),
+    }
+    for n, (sample, array) in enumerate(zip(samples, arrays)):
+        if not len(array):
+            continue
+        height, width = sizes_px[n].tolist()
+        scale = np.array([width / sample.info["width"], height / sample.info["height"]] * 2)
+        boxes = torch.from_numpy(array["box"] * scale.astype(np.float32))
+        # A foreign teacher's box may stick out. PRA wants no cell that attention leaves out.
+        boxes = boxes.minimum(torch.tensor([width - 1, height - 1, width, height]))
+        stacked["regions"][n, : len(array)] = cells_of_boxes(boxes, *grid, cell_px)
+        for name in ("label", "top_label", "top_score", "feature"):
+            # A copy has strides that PyTorch takes; those of a field of one row need not be.
+            values = torch.from_numpy(array[name].copy())
+            stacked[name][n, : len(array)] = values.to(stacked[name].dtype)
+    return stacked
+
+
+def _stack_phrases(
+    phrases: Sequence[list[dict]], offsets: torch.Tensor, num_objects: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Character spans to word pieces: bool [B, P, T] and similarities [B, P, O].
+
+    A piece belongs to a phrase if their characters overlap; a phrase cut off by `max_tokens` has
+    no piece left and counts as padding.
+    """
+    most = max(1, max((len(rows) for rows in phrases), default=1))
+    pieces = torch.zeros(len(phrases), most, offsets.shape[1], dtype=torch.bool)
+    similarity = torch.zeros(len(phrases), most, num_objects)
+    start, end = offsets[..., 0], offsets[..., 1]
+    for b, rows in enumerate(phrases):
+        for p, phrase in enumerate(rows):
+            pieces[b, p] = (start[b] < phrase["end"]) & (end[b] > phrase["start"])
+            similarity[b, p, : len(phrase["similarity"])] = torch.tensor(phrase["similarity"])
+    return pieces, similarity
