@@ -105,9 +105,13 @@ def _images_by_id(images: list[Any], path: str) -> dict[Any, ImageBoxes]:
 def _check_same_pictures(
     images: list[dict[str, Any]], captioned: Sequence[dict[str, Any]], path: str
 ) -> None:
-    """Ids join the two files, so an id that means another picture would mix up boxes in silence."""
+    """Ids join the two files, so an id that means another picture would mix up boxes in silence.
+
+    Of captioned images with one id only the first is looked at: the others fail as duplicates.
+    """
     name_of = {image["id"]: image.get("file_name") for image in images}
-    shared = [image for image in captioned if image["id"] in name_of]
+    first = {image["id"]: image for image in reversed(captioned)}
+    shared = [image for image in first.values() if image["id"] in name_of]
     if not shared:
         raise SourceError(
             f"ingest.instances ({path}) has no image id in common with ingest.captions; expected "

@@ -139,6 +139,24 @@ def test_every_kind_of_breakage_has_its_reason(
         assert shown in screen
 
 
+def test_an_id_that_comes_twice_with_instances_is_a_duplicate(tmp_path: Path) -> None:
+    """Oracle: as without instances: the first picture of the id is kept, with its boxes."""
+    write_pictures(tmp_path, {name: encoded(width=40, height=30) for name in ("a.jpg", "b.jpg")})
+    captions = captions_of({"a.jpg": ["a"], "b.jpg": ["b"]})
+    captions["images"].append({"id": 1, "file_name": "b.jpg"})
+    instances = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}],
+        "categories": [{"id": 7, "name": "cat"}],
+        "annotations": [{"image_id": 1, "bbox": [1, 2, 10, 20], "category_id": 7}],
+    }
+    catalog = run(
+        tmp_path,
+        write_json(tmp_path / "c.json", captions),
+        instances=write_json(tmp_path / "i.json", instances),
+    )
+    assert samples(tmp_path / "out", catalog)["a"].info["truth"]["labels"] == ["cat"]
+
+
 def test_instances_become_truth(tmp_path: Path) -> None:
     """x, y, width, height become corners; crowds go silently, faulty boxes with a note."""
     write_pictures(tmp_path, {name: encoded(width=40, height=30) for name in ("a.jpg", "b.jpg")})
