@@ -82,8 +82,6 @@ def _evaluate(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> Non
 
     evaluate(
         recipe.evaluate,
-        seed=recipe.seed,
-        images=run.images,
         objects=run.objects,
         teacher=run.teacher,
         student=run.student,

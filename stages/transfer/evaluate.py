@@ -24,8 +24,6 @@ from stages.transfer.retrieval import gallery, recalls, score_matrix
 def evaluate(
     config: EvaluateConfig,
     *,
-    seed: int,
-    images: Path,
     objects: Path,
     teacher: Path,
     student: Path,
@@ -33,8 +31,7 @@ def evaluate(
 ) -> None:
     """Score the student folder on the held-out split of the object shards.
 
-    A score whose truth the source does not have is left out. `seed` and `images` are part of every
-    stage's call and not needed here: nothing is drawn, and object shards hold the pictures.
+    A score whose truth the source does not have is left out. Nothing is drawn, so there is no seed.
     """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)

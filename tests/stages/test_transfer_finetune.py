@@ -107,8 +107,8 @@ def test_settings_that_cannot_be(settings: dict) -> None:
 def _evaluate(folder: Path, student: Path, samples: list[Sample]) -> dict[str, dict[str, float]]:
     objects = write_objects(folder / "objects", samples)
     evaluate(
-        EvaluateConfig(num_pictures=5, captions_per_picture=2, num_shown=2), seed=0,
-        images=folder, objects=objects, teacher=folder / "teacher", student=student,
+        EvaluateConfig(num_pictures=5, captions_per_picture=2, num_shown=2),
+        objects=objects, teacher=folder / "teacher", student=student,
         out=folder / "out",
     )
     return json.loads((folder / "out" / "scores.json").read_text())
