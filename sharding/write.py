@@ -11,22 +11,41 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tarfile
-import zlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
+
+from zlib_ng import zlib_ng
 
 from sharding.atomic import canonical_json, remove_stale, replacing, sync_folder, write_bytes
 from sharding.manifest import Manifest, SampleEntry, manifest_bytes, manifest_path
 from sharding.schema import (
-    JSON, OBJECTS, Failure, Note, Sample, ShardError, check_sample, encode_objects
+    JSON, OBJECTS, Failure, Note, Packed, Sample, ShardError, check_key, check_sample,
+    encode_objects,
 )
 
+HASHED_AT_ONCE_BYTES = 1 << 20
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 
 
+def _make_empty_header() -> bytes:
+    info = tarfile.TarInfo("")
+    info.mode = 0o644
+    return info.tobuf(format=tarfile.USTAR_FORMAT)
+
+
+# tarfile spells a header slower than a sample is written: name, size and checksum are put into this
+# one. The checksum counts its own eight bytes as spaces.
+_EMPTY_HEADER = _make_empty_header()
+_EMPTY_HEADER_SUM = sum(_EMPTY_HEADER[:148]) + 8 * ord(" ") + sum(_EMPTY_HEADER[156:])
+
+
 def write_shard(
-    tar: Path, results: Iterable[Sample | Failure | Note], *, fingerprint: Mapping[str, str]
+    tar: Path,
+    results: Iterable[Sample | Packed | Failure | Note],
+    *,
+    fingerprint: Mapping[str, str],
 ) -> Manifest:
     """Writes `tar` and its manifest from what a stage made of its inputs, in the given order.
 
@@ -38,8 +57,8 @@ def write_shard(
     samples: dict[str, SampleEntry] = {}
     failures: list[Failure] = []
     notes: list[Note] = []
-    with replacing(tar) as out:
-        tape = _Tape(out)
+    with ThreadPoolExecutor(1) as hasher, replacing(tar) as out:
+        tape = _Tape(out, hasher)
         for result in results:
             if isinstance(result, Failure):
                 failures.append(result)
@@ -50,12 +69,13 @@ def write_shard(
                     f"{tar}: got key {result.key!r} twice, expected every key once in the data set"
                 )
             else:
-                samples[result.key] = _write_sample(tape, result)
-        tape.write(END_OF_TAR)
+                packed = result if isinstance(result, Packed) else _pack(result)
+                samples[result.key] = _write_packed(tape, packed)
+        tape.write([END_OF_TAR])
         manifest = Manifest(
             tar=tar.name,
             tar_bytes=tape.position,
-            sha256=tape.digest.hexdigest(),
+            sha256=tape.sha256(),
             samples=tuple(samples.values()),
             failures=tuple(failures),
             notes=tuple(notes),
@@ -68,21 +88,45 @@ def write_shard(
 
 
 class _Tape:
-    """The tar being written: where it stands and the SHA-256 of all before."""
+    """The tar being written: where it stands and the SHA-256 of all before.
 
-    def __init__(self, out: BinaryIO) -> None:
-        self.out = out
+    Hashing takes longer than all else and leaves Python's lock free, so it has a thread of its
+    own, which gets a few samples at a time and is at most so many behind.
+    """
+
+    def __init__(self, out: BinaryIO, hasher: ThreadPoolExecutor) -> None:
         self.position = 0
-        self.digest = hashlib.sha256()
+        self._out, self._hasher = out, hasher
+        self._digest = hashlib.sha256()
+        self._unhashed: list[bytes] = []
+        self._unhashed_from = 0
+        self._hashing = hasher.submit(self._hash, [])
 
-    def write(self, data: bytes) -> None:
-        self.out.write(data)
-        self.digest.update(data)
-        self.position += len(data)
+    def write(self, pieces: list[bytes]) -> None:
+        self._out.writelines(pieces)
+        self.position += sum(map(len, pieces))
+        self._unhashed += pieces
+        if self.position - self._unhashed_from >= HASHED_AT_ONCE_BYTES:
+            self._hand_over()
+
+    def sha256(self) -> str:
+        """Of all that was written, in hex."""
+        self._hand_over()
+        self._hashing.result()
+        return self._digest.hexdigest()
+
+    def _hand_over(self) -> None:
+        self._hashing.result()
+        self._hashing = self._hasher.submit(self._hash, self._unhashed)
+        self._unhashed, self._unhashed_from = [], self.position
+
+    def _hash(self, pieces: list[bytes]) -> None:
+        for piece in pieces:
+            self._digest.update(piece)
 
 
-def _write_sample(tape: _Tape, sample: Sample) -> SampleEntry:
-    """Appends the members of one sample; ShardError if it breaks the schema."""
+def _pack(sample: Sample) -> Packed:
+    """The members of a sample, encoded; ShardError if it breaks the schema."""
     check_sample(sample)
     try:
         payloads = {sample.extension: sample.image, JSON: canonical_json(sample.info)}
@@ -91,23 +135,44 @@ def _write_sample(tape: _Tape, sample: Sample) -> SampleEntry:
     # Not only our own check: canonical_json refuses NaN, lone surrogates and unknown types.
     except (ValueError, TypeError, RecursionError) as error:
         raise ShardError(f"sample {sample.key}: {error}") from error
+    return Packed(
+        key=sample.key, width=sample.info["width"], height=sample.info["height"], payloads=payloads
+    )
+
+
+def _write_packed(tape: _Tape, packed: Packed) -> SampleEntry:
+    """Appends the members of one sample."""
+    check_key(packed.key)
+    pieces: list[bytes] = []
     members = {}
     crc32 = 0
-    for extension, payload in payloads.items():
-        tape.write(_header(f"{sample.key}.{extension}", len(payload)))
-        members[extension] = (tape.position, len(payload))
-        tape.write(payload)
-        tape.write(bytes(-len(payload) % tarfile.BLOCKSIZE))
-        crc32 = zlib.crc32(payload, crc32)
-    return SampleEntry(sample.key, sample.info["width"], sample.info["height"], crc32, members)
+    end = tape.position
+    for extension, payload in packed.payloads.items():
+        padding = bytes(-len(payload) % tarfile.BLOCKSIZE)
+        pieces += [_header(f"{packed.key}.{extension}", len(payload)), payload, padding]
+        members[extension] = (end + tarfile.BLOCKSIZE, len(payload))
+        end += tarfile.BLOCKSIZE + len(payload) + len(padding)
+        crc32 = zlib_ng.crc32(payload, crc32)
+    tape.write(pieces)
+    return SampleEntry(packed.key, packed.width, packed.height, crc32, members)
 
 
 def _header(name: str, num_bytes: int) -> bytes:
-    """A ustar header that says nothing of when, where and by whom: tarfile's other defaults."""
-    info = tarfile.TarInfo(name)
-    info.size = num_bytes
-    info.mode = 0o644
-    return info.tobuf(format=tarfile.USTAR_FORMAT)
+    """A ustar header that says nothing of when, where and by whom: tarfile's other defaults.
+
+    ShardError where ustar has no room for the name or the size.
+    """
+    if len(name) > 100 or num_bytes >= 8 << 30:
+        raise ShardError(
+            f"member {name}: got {num_bytes} bytes and a name of {len(name)} characters, expected "
+            "less than 8 GiB and at most 100: a tar's header has no room for more"
+        )
+    spelled, size = name.encode("ascii"), b"%011o" % num_bytes
+    checksum = _EMPTY_HEADER_SUM + sum(spelled) + sum(size) - 11 * ord("0")
+    return b"".join((
+        spelled.ljust(100, b"\0"), _EMPTY_HEADER[100:124], size, _EMPTY_HEADER[135:148],
+        b"%06o\0 " % checksum, _EMPTY_HEADER[156:],
+    ))
 
 
 def _remove_other_manifest(tar: Path, data: bytes) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -21,10 +22,10 @@ import numpy as np
 import pytest
 
 from sharding.manifest import is_done, manifest_path, manifest_sha256, read_manifest
-from sharding.read import iterate, read_sample
-from sharding.schema import Failure, Note, Sample, ShardError
+from sharding.read import OpenTar, iterate, read_sample
+from sharding.schema import Failure, Note, Packed, Sample, ShardError, encode_objects
 from sharding.verify import verify_shard
-from sharding.write import write_shard
+from sharding.write import _header, write_shard
 
 MakeSample = Callable[..., Sample]
 NAME = "train-000000.tar"
@@ -176,7 +177,7 @@ SUICIDE = """
 import os, signal, sys
 from pathlib import Path
 from sharding.schema import Sample
-from sharding.write import write_shard
+from sharding.write import _header, write_shard
 tar, moment, fingerprint = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 calls = 0
 def counted(name):
@@ -239,3 +240,48 @@ def test_a_killed_writer_leaves_nothing_that_counts(tmp_path: Path, older: bool)
         if finished:
             break
     assert finished and int(moment) > 5 and num_done >= 2
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "picture-00001.objects.npy", "k" * 80 + ".objects.npy"])
+@pytest.mark.parametrize("num_bytes", [0, 1, 511, 123_456_789, (8 << 30) - 1])
+def test_headers_are_those_of_tarfile(name: str, num_bytes: int) -> None:
+    """Oracle: tarfile's own spelling, byte for byte."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = num_bytes, 0o644
+    assert _header(name, num_bytes) == info.tobuf(format=tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize(("name", "num_bytes"), [("a.jpg", 8 << 30), ("k" * 101, 1)])
+def test_what_no_header_can_hold_is_refused(name: str, num_bytes: int) -> None:
+    """Oracle: the widths of ustar's fields, 100 characters and 11 octal digits."""
+    with pytest.raises(ShardError, match="no room"):
+        _header(name, num_bytes)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_objects_are_spelled_as_numpy_saves_them(make_sample: MakeSample, index: int) -> None:
+    """Oracle: numpy.save, byte for byte, for arrays of 0 to 3 rows; of every other row as well."""
+    objects = make_sample(index).objects
+    assert objects is not None
+    for array in (objects, objects[::2]):
+        out = io.BytesIO()
+        np.save(out, array, allow_pickle=False)
+        assert encode_objects(array) == out.getvalue()
+
+
+def test_packed_samples_go_in_as_they_are(tmp_path: Path, make_sample: MakeSample) -> None:
+    """Oracle: the shard that was written from the samples themselves."""
+    samples = [make_sample(index) for index in range(6)]
+    first = write_shard(tmp_path / "a" / NAME, samples, fingerprint={})
+    source = OpenTar(tmp_path / "a" / NAME)
+    packed = [
+        Packed(
+            key=entry.key,
+            width=entry.width,
+            height=entry.height,
+            payloads={name: source.read(*place) for name, place in entry.members.items()},
+        )
+        for entry in first.samples
+    ]
+    write_shard(tmp_path / "b" / NAME, packed, fingerprint={})
+    assert _bytes(tmp_path / "a" / NAME) == _bytes(tmp_path / "b" / NAME)
