@@ -114,6 +114,15 @@ def test_stock_webdataset_reads_the_new_shards(tmp_path: Path, make_folder: Make
     assert read(tmp_path / "out") == read(source)
 
 
+def test_a_tar_has_at_most_the_bytes_asked_for(tmp_path: Path, make_folder: MakeFolder) -> None:
+    """Oracle: the size of a tar of three samples holds three, a byte less holds two."""
+    source = make_folder(tmp_path / "source", [3, 3])
+    size = (source / "train-000000.tar").stat().st_size
+    for less, counts in ((0, [3, 3]), (1, [2, 2, 2])):
+        catalog = repack([source], tmp_path / str(less), RepackConfig(shard_bytes=size - less))
+        assert [shard.num_ok for shard in catalog.shards] == counts
+
+
 @settings(max_examples=25, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -195,6 +204,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, make_folder: MakeFolder) -
     before = _files(tmp_path / "done")
     with pytest.raises(ShardError, match="other settings or sources"):
         repack([source], tmp_path / "done", RepackConfig(samples_per_shard=3))
+    with pytest.raises(ShardError, match="other settings or sources"):
+        repack([twin], tmp_path / "done", config)
     with pytest.raises(ShardError, match="train-000000.tar, expected a new or empty folder"):
         repack([source], twin, config)
     assert _files(tmp_path / "done") == before
