@@ -3,12 +3,18 @@
 Written last by sharding.write: a shard is done when its manifest says so and for no other reason.
 Readers take the place of every member from here, never from the tar's own headers. A sample's
 CRC-32 (zlib, unsigned) runs over the payloads of its members, concatenated in the order in which
-they lie in the tar: picture, json, objects.
+they lie in the tar: picture, json, objects in the tars that sharding.write writes; any order in the
+tars of others, whose manifests sharding.index makes.
+
+A manifest may come from anybody: its length is bounded, and so is the memory that reading it takes,
+at some twenty times MAX_MANIFEST_BYTES.
 """
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import operator
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +25,23 @@ from sharding.schema import (
 )
 
 SCHEMA = "boxless/manifest/1"
+MAX_MANIFEST_BYTES = 64 << 20  # a sample takes some 160: as many as sharding.scan lets a tar have
+MAX_SAMPLE_BYTES = 1 << 30  # from its first to its last byte; a sample is read as one piece
+MAX_SIDE_PX = (1 << 31) - 1
+PICTURE_EXTENSIONS = (*IMAGE_EXTENSIONS, "jpeg", "webp")
+TEXT = "txt"
+_OURS = {
+    (image, JSON, *objects) for image in IMAGE_EXTENSIONS for objects in ((), (OBJECTS,))
+}
+_BY_PLACE = operator.itemgetter(1)
 
 
 @dataclass(frozen=True)
 class SampleEntry:
     """One sample: key, size in pixels, CRC-32, and {extension: (offset, length)} in the tar.
 
-    Offsets are those of the payloads, in bytes; members are in the order of the tar.
+    Offsets are those of the payloads, in bytes; members are in the order of the tar: one picture,
+    a json or a txt or both, and perhaps objects.npy. Ours have no txt.
     """
 
     key: str
@@ -36,8 +52,8 @@ class SampleEntry:
 
     @property
     def extension(self) -> str:
-        """"jpg" or "png": the extension of the picture, which is the first member."""
-        return next(iter(self.members))
+        """That of the picture, one of PICTURE_EXTENSIONS; in our own tars "jpg" or "png"."""
+        return next(extension for extension in self.members if extension in PICTURE_EXTENSIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +119,13 @@ def read_manifest(tar: Path) -> Manifest:
 
 
 def read_manifest_bytes(tar: Path) -> bytes:
-    """The manifest file of `tar`, unread; ShardError if it is missing."""
+    """The manifest file of `tar`, unread; ShardError if it is missing or too long to be one."""
     path = manifest_path(tar)
     try:
-        return path.read_bytes()
+        with open(path, "rb") as source:
+            file = os.fstat(source.fileno())
+            _check_length(file.st_size, path)
+            return source.read(file.st_size)
     except OSError as error:
         raise ShardError(
             f"{path}: got no manifest ({error.strerror}), expected one beside the tar; "
@@ -116,22 +135,34 @@ def read_manifest_bytes(tar: Path) -> bytes:
 
 def parse_manifest(data: bytes, tar: Path) -> Manifest:
     """The manifest of `tar` from the bytes of its file; ShardError if it is odd in any way."""
+    path = manifest_path(tar)
+    _check_length(len(data), path)
     try:
         return _manifest(json.loads(data), tar.name)
     except ShardError as error:
-        raise ShardError(f"{manifest_path(tar)}: {error}") from error
+        raise ShardError(f"{path}: {error}") from error
     # Whatever a damaged or hostile file makes the parser stumble over; deep nesting recurses.
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ShardError(
-            f"{manifest_path(tar)}: got {type(error).__name__}: {error}, expected a manifest of "
+            f"{path}: got {type(error).__name__}: {error}, expected a manifest of "
             f"schema {SCHEMA}; run the stage that writes the shard again"
         ) from error
+
+
+def _check_length(num_bytes: int, path: Path) -> None:
+    if num_bytes > MAX_MANIFEST_BYTES:
+        raise ShardError(
+            f"{path}: got {num_bytes} bytes, expected at most {MAX_MANIFEST_BYTES} for one shard; "
+            "split the shard into several"
+        )
 
 
 def _manifest(raw: dict[str, Any], name: str) -> Manifest:
     _expect("schema", raw["schema"], SCHEMA)
     _expect("tar", raw["tar"], name)
-    tar_bytes = _natural(raw["bytes"], "bytes")
+    tar_bytes = raw["bytes"]
+    if type(tar_bytes) is not int or tar_bytes < 0:
+        raise ShardError(f"bytes: got {tar_bytes!r}, expected an int >= 0")
     samples = tuple(_entry(entry) for entry in raw["samples"])
     _check_layout(samples, tar_bytes)
     fingerprint = raw["fingerprint"]
@@ -156,35 +187,55 @@ def _manifest(raw: dict[str, Any], name: str) -> Manifest:
 
 
 def _entry(raw: dict[str, Any]) -> SampleEntry:
-    key = raw["key"]
-    check_key(key)
-    members = {
-        extension: (_natural(offset, key), _natural(length, key))
-        for extension, (offset, length) in sorted(raw["members"].items(), key=lambda m: m[1])
-    }
-    extensions = tuple(members)
-    if extensions[:1] not in [(one,) for one in IMAGE_EXTENSIONS] or extensions[1:] not in [
-        (JSON,), (JSON, OBJECTS)
-    ]:
-        raise ShardError(f"sample {key}: got members {extensions}, expected picture, json, objects")
-    width, height = _natural(raw["width"], key), _natural(raw["height"], key)
-    crc32 = _natural(raw["crc32"], key)
-    if width < 1 or height < 1 or crc32 >= 1 << 32 or len(raw) != 5:
-        raise ShardError(f"sample {key}: got {raw}, expected a size in pixels and a CRC-32")
-    return SampleEntry(key, width, height, crc32, members)
+    """A sample of the file: types, bounds and members are sound; places are not looked at."""
+    entry = SampleEntry(
+        raw["key"], raw["width"], raw["height"], raw["crc32"],
+        # JSON has them sorted by name, the tar by place.
+        {name: (first, length)
+         for name, (first, length) in sorted(raw["members"].items(), key=_BY_PLACE)},
+    )
+    check_key(entry.key)
+    extensions = tuple(entry.members)
+    if extensions not in _OURS and not _are_sound(extensions):
+        raise ShardError(
+            f"sample {entry.key}: got members {extensions}, expected a picture with json or txt, "
+            f"and perhaps {OBJECTS}"
+        )
+    width, height, crc32 = entry.width, entry.height, entry.crc32
+    if not type(width) is type(height) is type(crc32) is int or len(raw) != 5 or not (
+        0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX and 0 <= crc32 < 1 << 32
+    ):
+        raise ShardError(f"sample {entry.key}: got {raw}, expected a size in pixels and a CRC-32")
+    return entry
+
+
+def _are_sound(extensions: Collection[str]) -> bool:
+    """Whether these may be the members of a sample, whoever wrote it."""
+    others = set(extensions).difference(PICTURE_EXTENSIONS)
+    return (
+        len(extensions) == len(others) + 1
+        and bool(others & {JSON, TEXT})
+        and others <= {JSON, TEXT, OBJECTS}
+    )
 
 
 def _check_layout(samples: tuple[SampleEntry, ...], tar_bytes: int) -> None:
     """ShardError unless keys are unique and members follow each other inside the tar."""
     end = 0
     for entry in samples:
-        for extension, (offset, length) in entry.members.items():
-            if offset < end or offset + length > tar_bytes:
+        places = entry.members.values()
+        for offset, length in places:
+            if not type(offset) is type(length) is int or offset < end or length < 0:
                 raise ShardError(
-                    f"sample {entry.key}: got {extension} at bytes {offset} to {offset + length}, "
-                    f"expected it after byte {end} in a tar of {tar_bytes} bytes"
+                    f"sample {entry.key}: got {length!r} bytes at byte {offset!r}, expected whole "
+                    f"numbers, and no member before byte {end}, where the last one ends"
                 )
             end = offset + length
+        if end > tar_bytes or end - next(iter(places))[0] > MAX_SAMPLE_BYTES:
+            raise ShardError(
+                f"sample {entry.key}: got {tuple(places)}, expected its members inside a tar of "
+                f"{tar_bytes} bytes and within {MAX_SAMPLE_BYTES} bytes of each other"
+            )
     if len({entry.key for entry in samples}) != len(samples):
         raise ShardError("samples: got a key twice, expected every key once")
 
@@ -192,12 +243,6 @@ def _check_layout(samples: tuple[SampleEntry, ...], tar_bytes: int) -> None:
 def _expect(what: str, got: object, expected: object) -> None:
     if got != expected:
         raise ShardError(f"{what}: got {got!r}, expected {expected!r}")
-
-
-def _natural(value: object, what: str) -> int:
-    if type(value) is not int or value < 0:
-        raise ShardError(f"{what}: got {value!r}, expected an int >= 0")
-    return value
 
 
 def _texts(raw: dict[str, Any]) -> dict[str, str]:

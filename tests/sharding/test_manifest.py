@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sharding import manifest as manifests
 from sharding.manifest import (
     Manifest, SampleEntry, is_done, manifest_bytes, manifest_path, parse_manifest, read_manifest
 )
@@ -65,10 +67,19 @@ def test_the_file_is_the_one_of_the_spec() -> None:
     (["samples", 0, "more"], 1),
     (["samples", 0, "members"], {"json": [1024, 9]}),
     (["samples", 0, "members", "exe"], [1200, 9]),
-    (["samples", 0, "members", "json"], [100, 9]),
+    (["samples", 0, "members", "json"], [504, 9]),
     (["samples", 0, "members", "json"], [520, 9]),
     (["samples", 0, "members", "json"], [4090, 9]),
+    (["samples", 0, "members", "json"], [1024, -9]),
+    (["samples", 0, "members", "json"], [1024.0, 9]),
     (["samples", 0, "members", "json"], [1024, 9, 1]),
+    (["samples", 0, "members", "jpg"], [1544, 9]),
+    (["samples", 0, "members"], {"png": [512, 10]}),
+    (["samples", 0, "members"], {"png": [512, 10], "objects.npy": [1200, 9]}),
+    (["samples", 0, "members"], {"png": [512, 10], "json": [1200, 9], "pyd": [1800, 9]}),
+    (["samples", 0, "width"], 4.0), (["samples", 0, "width"], True),
+    (["samples", 0, "height"], float("nan")), (["samples", 0, "height"], 1 << 31),
+    (["samples", 0, "crc32"], 10**4000), (["bytes"], float("inf")), (["bytes"], float("nan")),
     (["samples", 0, "members", "json"], ["1024", 9]),
     (["failures", 0, "reason"], 1), (["failures", 0, "more"], "x"), (["notes"], 3),
     (["fingerprint"], []), (["fingerprint", "teacher"], 1),
@@ -82,6 +93,43 @@ def test_odd_manifests_are_refused(path: list[Any], value: Any) -> None:
     inner[path[-1]] = value
     with pytest.raises(ShardError, match=r"train-000000\.tar\.json: "):
         _parse(raw)
+
+
+@pytest.mark.parametrize("members", [
+    {"json": (512, 9), "jpeg": (1536, 10), "txt": (2560, 4)},
+    {"txt": (512, 9), "webp": (1536, 10)},
+    {"jpg": (512, 9), "objects.npy": (1536, 10), "txt": (2560, 0)},
+], ids=str)
+def test_members_of_foreign_tars_are_read(members: dict[str, tuple[int, int]]) -> None:
+    """Oracle: a picture, a json or a txt, in any order, come back as they were written."""
+    entry = SampleEntry("a", 4, 3, 7, members)
+    data = manifest_bytes(replace(SOUND, samples=(entry,)))
+    (got,) = parse_manifest(data, TAR).samples
+    assert got == entry and list(got.members) == list(members)
+    assert got.extension == next(iter({"jpg", "jpeg", "webp"} & set(members)))
+
+
+def test_a_sample_is_of_one_piece_and_not_endless() -> None:
+    """Oracle: members a gibibyte apart, which a hole in a file gives for nothing, are refused."""
+    entry = SampleEntry("a", 4, 3, 7, {"jpg": (512, 9), "json": (1 << 30, 512)})
+    sound = replace(SOUND, tar_bytes=1 << 40, samples=(entry,))
+    assert parse_manifest(manifest_bytes(sound), TAR).samples == (entry,)
+    entry.members["json"] = (1 << 30, 513)
+    with pytest.raises(ShardError, match="within 1073741824 bytes"):
+        parse_manifest(manifest_bytes(sound), TAR)
+
+
+def test_a_manifest_is_not_endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: one byte over the bound, as bytes and as file; at the bound it is read."""
+    data = manifest_bytes(SOUND)
+    tar = tmp_path / TAR.name
+    manifest_path(tar).write_bytes(data)
+    monkeypatch.setattr(manifests, "MAX_MANIFEST_BYTES", len(data))
+    assert parse_manifest(data, tar) == read_manifest(tar) == SOUND
+    monkeypatch.setattr(manifests, "MAX_MANIFEST_BYTES", len(data) - 1)
+    for read in (lambda: parse_manifest(data, tar), lambda: read_manifest(tar)):
+        with pytest.raises(ShardError, match="split the shard"):
+            read()
 
 
 @pytest.mark.parametrize("data", [
