@@ -22,12 +22,18 @@ BUFFER_BYTES = 1 << 20
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9]+-[0-9a-f]{16}\.tmp")
 
 
+class Displaced(FileNotFoundError):
+    """A temporary file was gone before its writer was done: others took the writer for dead."""
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file open for writing that becomes `path` when the block ends well.
 
     If the block raises, whatever it raises, the temporary file is removed and `path` stays as it
-    was. Missing folders are made. Raises OSError when the disk says so.
+    was. Missing folders are made. Raises OSError when the disk says so, and Displaced when somebody
+    removed the temporary file meanwhile (remove_temporary, or remove_stale on another machine
+    whose locks do not reach here).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temp, out = _create_locked(path)
@@ -37,7 +43,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             out.flush()
             os.fsync(out.fileno())
             # Renamed before it is closed: the lock is held until the temporary name is gone.
-            os.replace(temp, path)
+            _rename(temp, path)
     except BaseException:
         temp.unlink(missing_ok=True)
         raise
@@ -57,6 +63,16 @@ def _create_locked(path: Path) -> tuple[Path, BinaryIO]:
         out.close()
 
 
+def _rename(temp: Path, path: Path) -> None:
+    try:
+        os.replace(temp, path)
+    except FileNotFoundError as error:
+        raise Displaced(
+            f"{path}: got no {temp.name} any more, expected to rename it: another worker took this "
+            "one for dead and removed it; nothing is lost, what it wrote is written again"
+        ) from error
+
+
 def remove_stale(folder: Path, names: Collection[str]) -> None:
     """Removes what killed writers of the files `names` left in `folder`; the living keep theirs."""
     if not folder.is_dir():
@@ -69,6 +85,17 @@ def remove_stale(folder: Path, names: Collection[str]) -> None:
         with contextlib.suppress(OSError), open(temp, "rb+") as left:
             fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
             temp.unlink()
+
+
+def remove_temporary(folder: Path, names: Collection[str]) -> None:
+    """Removes every temporary file of the files `names` in `folder`, locked or not.
+
+    For when all of them are finished: whoever still writes one gets Displaced at its end.
+    """
+    for temp in folder.iterdir():
+        match = TEMPORARY.fullmatch(temp.name)
+        if match is not None and match["name"] in names:
+            temp.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

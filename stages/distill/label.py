@@ -77,6 +77,10 @@ class Labeller:
         while batch := list(itertools.islice(rest, self._config.batch_size)):
             yield from self._label_batch(batch)
 
+    def kept(self) -> None:
+        """Take note that a sample was kept as the teacher saw it before, and so not badly."""
+        self._failures_in_a_row = 0
+
     def _label_batch(self, batch: list[Sample]) -> list[Sample | Failure]:
         pictures: dict[str, torch.Tensor] = {}
         results: dict[str, Sample | Failure] = {}

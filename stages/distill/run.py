@@ -1,16 +1,17 @@
 """`boxless distill`: a teacher looks at every picture once and writes what it sees into shards.
 
-Reached from the pipeline: on each rank `distill`, and after all ranks ended `finish`, which writes
-the catalog. Every image shard becomes the object shard of the same name, whole or not at all;
-killed at any moment and started again, the stage goes on behind the last finished shard and ends
-with the same bytes.
+Reached from the pipeline, on as many workers as are started. Every image shard becomes the object
+shard of the same name, whole or not at all. The workers share the shards by claims
+(`sharding.claims`); killed at any moment and started again, the stage goes on with what is not
+finished and ends with the same bytes.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,19 @@ import numpy as np
 import PIL
 import torch
 
-from sharding.atomic import remove_stale, sha256_of, write_json
-from sharding.catalog import NAME, Catalog, ShardEntry, load_manifest, read_catalog, write_catalog
-from sharding.manifest import is_done, read_manifest
+from sharding.account import check_account
+from sharding.atomic import remove_temporary, sha256_of, write_json
+from sharding.catalog import Catalog, ShardEntry, load_manifest, read_catalog, write_catalog
+from sharding.claims import Worker
+from sharding.earlier import Earlier
+from sharding.head import read_head
+from sharding.heartbeat import LEASE_SECONDS
+from sharding.manifest import is_done, manifest_path, read_manifest
 from sharding.read import iterate
-from sharding.schema import Failure, Sample
+from sharding.schema import Failure, Packed, Sample
 from sharding.write import write_shard
 from stages.distill.distill_config import DistillConfig
+from stages.distill.keep import label_or_keep
 from stages.distill.label import Detector, DistillError, Labeller
 from stages.distill.phrases import Chunker, make_chunker
 from stages.progress import Progress
@@ -33,7 +40,7 @@ from stages.progress import Progress
 VERSION = "distill/1"
 """Names the rules of this stage in fingerprints; a change that moves any output raises it."""
 ABOUT = "about.json"
-"""What `finish` has to know of teacher and settings; each rank writes the same bytes."""
+"""What `finish` has to know of teacher and settings; each worker would write the same bytes."""
 # Their effect is in the chunker's fingerprint, or (threads) they belong to the machine.
 _OUTSIDE_THE_FINGERPRINT = ("phrases", "parser", "num_threads")
 _NUM_REASONS_SHOWN = 8
@@ -45,76 +52,108 @@ def distill(
     images: Path,
     teacher: Detector,
     out: Path,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Catalog | None:
-    """Label the image shards of this rank: those at `rank`, `rank` + `world_size`, ... of the
-    catalog in folder `images`, both splits. Shards in `out` that are done are skipped.
+    show: bool = True,
+    lease_seconds: float = LEASE_SECONDS,
+) -> Catalog:
+    """Label the image shards of the catalog in folder `images`, both splits; returns the catalog.
 
-    A picture that cannot be decoded or detected is a Failure in the manifest. A single rank ends
-    with `finish` and gives the catalog; several give None, and the caller calls `finish` once all
-    have ended. Raises DistillError and ShardError.
+    Any number of processes may do so at once, each returns when all is done. Shards in `out` that
+    are done are skipped. A picture that cannot be decoded or detected is a Failure in the manifest.
+    With `show` progress, counts and reasons are printed. Raises DistillError, and ShardError, also
+    where others make shards of other settings in `out`.
     """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    first = rank == 0
+    say = functools.partial(print, flush=True)
     chunker = make_chunker(
         config,
         teacher.label_names,
         teacher.attribute_names,
-        say=print if first else lambda text: None,
+        say=say if show else lambda text: None,
     )
     fingerprint = _fingerprint(config, teacher, chunker)
-    mine = _image_catalog(images).shards[rank::world_size]
-    todo = [
-        shard for shard in mine
-        if not is_done(out / shard.tar, _with_input(fingerprint, shard))
-    ]
-    _begin(out, _about(teacher, chunker), fingerprint, fresh=bool(todo))
-    labeller, tally = Labeller(config, teacher, chunker), Tally()
-    total = sum(shard.num_ok for shard in mine)
-    start = total - sum(shard.num_ok for shard in todo)
-    with Progress("distill", total=total, unit="pictures", start=start, show=first) as progress:
-        for shard in todo:
-            load_manifest(images / shard.tar, shard)  # ShardError where it changed since
-            results = labeller.label(iterate(images / shard.tar))
-            write_shard(
-                out / shard.tar,
-                tally.count(results, progress),
-                fingerprint=_with_input(fingerprint, shard),
-            )
-        num_before = len(mine) - len(todo)
-        progress.say(f"distill: {num_before} of {len(mine)} shards were done before. {tally}")
-    return finish(images, out) if world_size == 1 else None
+    shards = {shard.tar: shard for shard in _image_catalog(images).shards}
+    with Worker(
+        out,
+        {tar: shard.num_ok for tar, shard in shards.items()},
+        fingerprint=fingerprint,
+        inputs=sha256_of({tar: shard.manifest_sha256 for tar, shard in shards.items()}),
+        is_done=lambda tar: is_done(out / tar, _with_input(fingerprint, shards[tar])),
+        say=say,
+        lease_seconds=lease_seconds,
+    ) as worker:
+        labeller = Labeller(config, teacher, chunker)
+        _label_shards(worker, shards, labeller, fingerprint, images=images, out=out, show=show)
+        with worker.closing() as is_last:
+            if is_last:
+                _write_about(out, _about(teacher, chunker), fingerprint)
+                finish(images, out)
+    catalog = read_catalog(out)
+    if show:
+        _say_counts(catalog, out)
+    return catalog
+
+
+def _label_shards(
+    worker: Worker,
+    shards: Mapping[str, ShardEntry],
+    labeller: Labeller,
+    fingerprint: dict[str, str],
+    *,
+    images: Path,
+    out: Path,
+    show: bool,
+) -> None:
+    """Write object shards until all are done, by this worker or by others."""
+    total, start = sum(shard.num_ok for shard in shards.values()), worker.num_inputs_before
+    num_before, tally = worker.num_shards_before, Tally()
+    with Progress("distill", total=total, unit="pictures", start=start, show=show) as progress:
+        for claim in worker.take(progress.advance):
+            with claim:
+                load_manifest(images / claim.tar, shards[claim.tar])  # ShardError where it changed
+                results = label_or_keep(
+                    iterate(images / claim.tar), labeller, Earlier(out / claim.tar, fingerprint)
+                )
+                write_shard(
+                    out / claim.tar,
+                    claim.through(tally.count(results, progress)),
+                    fingerprint=_with_input(fingerprint, shards[claim.tar]),
+                )
+        progress.say(f"distill: {num_before} of {len(shards)} shards were done before. {tally}")
 
 
 def finish(images: Path, out: Path) -> Catalog:
-    """Write the catalog of `out` when every shard of `images` is done, and say the counts.
+    """Write the catalog of `out` when every shard of `images` is done.
 
     The catalog tells, beside what the images' catalog tells: label_names, attribute_names,
     feature_size, num_top (the length of a soft label), teacher (its fingerprint) and chunker.
-    Raises DistillError where shards are missing or of other settings.
+    Raises DistillError where shards are missing or of other settings, and ShardError where one
+    lost a picture.
     """
     pictures = _image_catalog(images)
     try:
         run = json.loads((out / ABOUT).read_bytes())
     except FileNotFoundError as error:
         raise DistillError(f"{out} has no {ABOUT}; run boxless distill first.") from error
-    missing = [
-        shard.tar for shard in pictures.shards
-        if not is_done(out / shard.tar, _with_input(run["fingerprint"], shard))
-    ]
+    missing = []
+    for shard in pictures.shards:
+        if is_done(out / shard.tar, _with_input(run["fingerprint"], shard)):
+            inputs = load_manifest(images / shard.tar, shard).samples
+            keys = (sample.key for sample in inputs)
+            check_account(out / shard.tar, keys, read_manifest(out / shard.tar))
+        else:
+            missing.append(shard.tar)
     if missing:
         raise DistillError(
             f"{len(missing)} of {len(pictures.shards)} object shards in {out} are not done, the "
             f"first is {missing[0]}. Run boxless distill again: it writes only those."
         )
-    tars = [out / shard.tar for shard in pictures.shards]
+    tars = [shard.tar for shard in pictures.shards]
+    names = {name for tar in tars for name in (tar, manifest_path(Path(tar)).name)}
+    remove_temporary(out, {ABOUT, *names})
     about = {**pictures.about, **run["about"]}
     splits = {shard.tar: shard.split for shard in pictures.shards}
-    catalog = write_catalog(out, kind="objects", splits=splits, about=about)
-    _say_counts(catalog, tars)
-    return catalog
+    return write_catalog(out, kind="objects", splits=splits, about=about)
 
 
 @dataclass
@@ -122,14 +161,15 @@ class Tally:
     """What this process has made so far."""
 
     num_pictures: int = 0
+    num_kept: int = 0
     num_failed: int = 0
     num_objects: int = 0
     num_captions: int = 0
     num_phrases: int = 0
 
     def count(
-        self, results: Iterable[Sample | Failure], progress: Progress
-    ) -> Iterator[Sample | Failure]:
+        self, results: Iterable[Sample | Packed | Failure], progress: Progress
+    ) -> Iterator[Sample | Packed | Failure]:
         """Hand the results on, counted and shown."""
         for result in results:
             if isinstance(result, Sample):
@@ -138,6 +178,8 @@ class Tally:
                 self.num_objects += len(result.objects)
                 self.num_captions += len(result.info["phrases"])
                 self.num_phrases += sum(map(len, result.info["phrases"]))
+            elif isinstance(result, Packed):
+                self.num_kept += 1
             else:
                 self.num_failed += 1
             progress.advance()
@@ -146,9 +188,10 @@ class Tally:
     def __str__(self) -> str:
         objects = self.num_objects / max(self.num_pictures, 1)
         phrases = self.num_phrases / max(self.num_captions, 1)
+        kept = f" {self.num_kept} unchanged ones were kept." if self.num_kept else ""
         return (
             f"Labelled {self.num_pictures} pictures: {objects:.1f} objects a picture, "
-            f"{phrases:.1f} phrases a caption; {self.num_failed} failed."
+            f"{phrases:.1f} phrases a caption; {self.num_failed} failed.{kept}"
         )
 
 
@@ -186,27 +229,20 @@ def _about(teacher: Detector, chunker: Chunker) -> dict[str, Any]:
     }
 
 
-def _begin(
-    out: Path, about: dict[str, Any], fingerprint: dict[str, str], *, fresh: bool
-) -> None:
-    """Leave word for `finish`; where shards will be written an older catalog goes first, as it
-    would speak of shards that are no more."""
-    out.mkdir(parents=True, exist_ok=True)
-    if fresh:
-        (out / NAME).unlink(missing_ok=True)
-    remove_stale(out, {ABOUT})
+def _write_about(out: Path, about: dict[str, Any], fingerprint: dict[str, str]) -> None:
+    """Leave word for `finish`."""
     write_json(out / ABOUT, {"about": about, "fingerprint": fingerprint})
 
 
-def _say_counts(catalog: Catalog, tars: list[Path]) -> None:
+def _say_counts(catalog: Catalog, out: Path) -> None:
     num_ok = sum(shard.num_ok for shard in catalog.shards)
     num_failed = sum(shard.num_failed for shard in catalog.shards)
     print(
-        f"distill: {len(tars)} shards, {num_ok + num_failed} pictures in, {num_ok} labelled, "
-        f"{num_failed} failed.",
+        f"distill: {len(catalog.shards)} shards, {num_ok + num_failed} pictures in, {num_ok} "
+        f"labelled, {num_failed} failed.",
         flush=True,
     )
-    if num_failed:
-        reasons = Counter(f.reason for tar in tars for f in read_manifest(tar).failures)
-        for reason, count in reasons.most_common(_NUM_REASONS_SHOWN):
-            print(f"  {count} x {reason}", flush=True)
+    tars = [out / shard.tar for shard in catalog.shards if shard.num_failed]
+    reasons = Counter(failure.reason for tar in tars for failure in read_head(tar).failures)
+    for reason, count in reasons.most_common(_NUM_REASONS_SHOWN):
+        print(f"  {count} x {reason}", flush=True)

@@ -1,9 +1,10 @@
 """From a corpus to image shards: every input is a sample or a recorded failure.
 
-Reached from `pipeline` as `boxless ingest`. Input i of a split goes into its shard
-i // samples_per_shard, so names and contents of shards are fixed before any picture is read: a
-shard whose manifest has the right fingerprint is left alone, and a run that was stopped goes on
-with the next.
+Reached from `pipeline` as `boxless ingest`, on as many workers as are started. Input i of a split
+goes into its shard i // samples_per_shard, so names and contents of shards are fixed before any
+picture is read, and are the same for every worker. They share the shards by claims
+(`sharding.claims`): a shard whose manifest has the right fingerprint is left alone, and a run that
+was stopped goes on with the next.
 """
 
 from __future__ import annotations
@@ -11,27 +12,34 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import PIL
 
-from sharding.catalog import NAME, Catalog, write_catalog
+from sharding.account import check_account
+from sharding.atomic import remove_temporary, sha256_of
+from sharding.catalog import NAME, Catalog, read_catalog, write_catalog
+from sharding.claims import Worker
+from sharding.earlier import Earlier
+from sharding.head import read_head
+from sharding.heartbeat import LEASE_SECONDS
 from sharding.manifest import is_done, manifest_path, read_manifest
-from sharding.schema import Failure, Note, Sample, ShardError
+from sharding.schema import Failure, Note, Packed, Sample, ShardError
 from sharding.write import write_shard
 from stages.ingest.coco import CocoSource
 from stages.ingest.config import IngestConfig
 from stages.ingest.nlvr import NlvrSource
 from stages.ingest.sample import make_sample
-from stages.ingest.source import Picture, Source, SourceError, shown
+from stages.ingest.source import Picture, Source, SourceError, inputs_fingerprint, shown
 from stages.ingest.summary import print_summary
 from stages.ingest.toy import ToySource
 from stages.ingest.webdataset import WebdatasetSource
 from stages.progress import Progress
 
-STAGE = "ingest/1"  # the number rises when the same inputs would give other samples
+# The number rises when the same inputs would give other samples; also when the toy is drawn anew.
+STAGE = "ingest/1"
 PATHS = ("root", "captions", "instances")
 MAX_THREADS = 16
 AHEAD_PER_THREAD = 8
@@ -46,30 +54,68 @@ class PlannedShard:
     inputs: Sequence[Picture | Failure]
 
 
-def ingest(config: IngestConfig, *, seed: int, out: Path) -> Catalog:
+def ingest(
+    config: IngestConfig,
+    *,
+    seed: int,
+    out: Path,
+    show: bool = True,
+    lease_seconds: float = LEASE_SECONDS,
+) -> Catalog:
     """Write the corpus as image shards into the folder `out`, catalog last; returns the catalog.
 
-    Done shards are left as they are; tars of an earlier ingest that are no part of this one are
-    removed. Counts and reasons are printed. Raises SourceError (a ValueError) where the corpus is
-    not what `config` says, or holds nothing to train on.
+    Any number of processes may do so at once, each returns when all is done. Done shards are left
+    as they are; tars of an earlier ingest that are no part of this one are removed. With `show`
+    progress, counts and reasons are printed. Raises SourceError (a ValueError) where the corpus is
+    not what `config` says, or holds nothing to train on, and ShardError where others make shards
+    of other settings in `out`.
     """
     source = open_source(config, seed=seed)
     plan = plan_shards(source.pictures(), samples_per_shard=config.samples_per_shard)
-    trained_on = [i for shard in plan if shard.split == "train" for i in shard.inputs]
-    if not any(isinstance(i, Picture) for i in trained_on):
+    _check_something_to_train_on(plan, config)
+    fingerprints = {shard.tar: fingerprint_of(config, shard, seed=seed) for shard in plan}
+    with Worker(
+        out,
+        {shard.tar: len(shard.inputs) for shard in plan},
+        fingerprint=settings_of(config, seed=seed),
+        inputs=sha256_of(fingerprints),
+        is_done=lambda tar: is_done(out / tar, fingerprints[tar]),
+        say=functools.partial(print, flush=True),
+        lease_seconds=lease_seconds,
+    ) as worker:
+        _write_shards(worker, plan, config, fingerprints=fingerprints, out=out, show=show)
+        if show:
+            print_summary([(shard.split, read_head(out / shard.tar)) for shard in plan])
+        with worker.closing() as is_last:
+            if is_last:
+                finish(plan, config, source, out=out)
+    return read_catalog(out)
+
+
+def finish(
+    plan: Sequence[PlannedShard], config: IngestConfig, source: Source, *, out: Path
+) -> Catalog:
+    """Write the catalog of `out`, once every shard of the plan is done.
+
+    Raises ShardError where one is not, or lost an input, and SourceError where there is nothing to
+    train on.
+    """
+    trained_on: list[Failure] = []
+    num_ok = 0
+    for shard in plan:
+        manifest = read_manifest(out / shard.tar)
+        check_account(out / shard.tar, (i.key for i in shard.inputs), manifest)
+        if shard.split == "train":
+            num_ok += manifest.num_ok
+            trained_on += manifest.failures[:1]
+    if not num_ok:
         raise SourceError(
-            f"source {config.source!r} gives no picture to train on ({_first_reasons(trained_on)})"
-            f"; expected some that ingest.heldout_fraction = {config.heldout_fraction:g} leaves"
-        )
-    write_shards(plan, config, fingerprint=fingerprint_of(config, source, seed=seed), out=out)
-    manifests = [read_manifest(out / shard.tar) for shard in plan]
-    print_summary([(shard.split, manifest) for shard, manifest in zip(plan, manifests)])
-    of_train = [m for shard, m in zip(plan, manifests) if shard.split == "train"]
-    if not any(manifest.num_ok for manifest in of_train):
-        raise SourceError(
-            f"no input of the train split gave a sample ({_first_reasons(of_train[0].failures)}); "
+            f"no input of the train split gave a sample ({_first_reasons(trained_on)}); "
             f"each one's reason is in {out}/train-*.tar.json"
         )
+    tars = [shard.tar for shard in plan]
+    _remove_strangers(out, set(tars))
+    remove_temporary(out, {name for tar in tars for name in (tar, manifest_path(Path(tar)).name)})
     return write_catalog(
         out,
         kind="images",
@@ -135,56 +181,84 @@ def plan_shards(
     ]
 
 
-def fingerprint_of(config: IngestConfig, source: Source, *, seed: int) -> dict[str, str]:
-    """Everything that shapes the shards, by name: recipe part, corpus and versions.
+def settings_of(config: IngestConfig, *, seed: int) -> dict[str, str]:
+    """What shapes every shard, by name: recipe part and versions.
 
-    Not the paths, as what lies there is in the source's own fingerprint. Pillow draws the toy
+    Not the paths, as what lies there is in the fingerprint of the inputs. Pillow draws the toy
     pictures and decides which other ones are whole.
     """
     recipe = {k: v for k, v in dataclasses.asdict(config).items() if k not in PATHS}
     return {
         "stage": STAGE,
         "seed": str(seed),
-        "corpus": source.fingerprint(),
         "pillow": PIL.__version__,
         **{f"ingest.{name}": str(value) for name, value in recipe.items()},
     }
 
 
-def write_shards(
-    plan: Sequence[PlannedShard], config: IngestConfig, *, fingerprint: dict[str, str], out: Path
+def fingerprint_of(config: IngestConfig, shard: PlannedShard, *, seed: int) -> dict[str, str]:
+    """Everything that shapes one shard, by name. Of the corpus only the shard's own inputs, so
+    that a picture that changed or came back leaves the other shards as they are."""
+    return {**settings_of(config, seed=seed), "corpus": inputs_fingerprint(shard.inputs)}
+
+
+def _write_shards(
+    worker: Worker,
+    plan: Sequence[PlannedShard],
+    config: IngestConfig,
+    *,
+    fingerprints: Mapping[str, dict[str, str]],
+    out: Path,
+    show: bool,
 ) -> None:
-    """Write the shards that are not done, and remove those that are no part of the plan."""
-    missing = [shard for shard in plan if not is_done(out / shard.tar, fingerprint)]
-    strangers = _strangers(out, {shard.tar for shard in plan})
-    if missing or strangers:
-        # A catalog says that a folder is complete, which it is not until the end.
-        (out / NAME).unlink(missing_ok=True)
+    """Write shards until all of the plan are done, by this worker or by others."""
+    by_tar = {shard.tar: shard for shard in plan}
     total = sum(len(shard.inputs) for shard in plan)
-    start = total - sum(len(shard.inputs) for shard in missing)
-    with Progress("ingest", total=total, unit="pictures", start=start) as progress:
-        for shard in missing:
-            results = _results(shard.inputs, config, progress)
-            write_shard(out / shard.tar, results, fingerprint=fingerprint)
-    for tar in strangers:
-        # The manifest first, so that a tar without one is never taken for done.
-        manifest_path(tar).unlink(missing_ok=True)
-        tar.unlink(missing_ok=True)
+    start = worker.num_inputs_before
+    with Progress("ingest", total=total, unit="pictures", start=start, show=show) as progress:
+        for claim in worker.take(progress.advance):
+            with claim:
+                earlier = Earlier(out / claim.tar, fingerprints[claim.tar])
+                results = _results(by_tar[claim.tar].inputs, config, earlier, progress)
+                write_shard(
+                    out / claim.tar, claim.through(results), fingerprint=fingerprints[claim.tar]
+                )
 
 
 def _results(
-    inputs: Sequence[Picture | Failure], config: IngestConfig, progress: Progress
-) -> Iterator[Sample | Failure | Note]:
+    inputs: Sequence[Picture | Failure],
+    config: IngestConfig,
+    earlier: Earlier,
+    progress: Progress,
+) -> Iterator[Sample | Packed | Failure | Note]:
     """What the inputs became, in their order. Pillow decodes outside of Python's lock, so threads
     use all cores; a bounded number of pictures is in memory."""
     num_threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
     ahead = num_threads * AHEAD_PER_THREAD
     with ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, len(inputs), ahead):
-            make = functools.partial(make_sample, config=config)
+            make = functools.partial(_result, config=config, earlier=earlier)
             for results in pool.map(make, inputs[start:start + ahead]):
                 yield from results
                 progress.advance()
+
+
+def _result(
+    picture: Picture | Failure, config: IngestConfig, earlier: Earlier
+) -> Sequence[Sample | Packed | Failure | Note]:
+    """The sample that the shard has of it already, with its notes; else what is made of it now."""
+    if isinstance(picture, Picture) and (kept := earlier.sample(picture.key)) is not None:
+        return [kept, *earlier.notes(picture.key)]
+    return make_sample(picture, config)
+
+
+def _remove_strangers(out: Path, planned: set[str]) -> None:
+    """Remove what an earlier ingest wrote and this one does not; the catalog, which may name it,
+    goes first, and each manifest before its tar, so that no tar without one is taken for done."""
+    for tar in _strangers(out, planned):
+        (out / NAME).unlink(missing_ok=True)
+        manifest_path(tar).unlink(missing_ok=True)
+        tar.unlink(missing_ok=True)
 
 
 def _strangers(out: Path, planned: set[str]) -> list[Path]:
@@ -200,6 +274,15 @@ def _strangers(out: Path, planned: set[str]) -> list[Path]:
         if stage.startswith("ingest/"):
             strangers.append(tar)
     return strangers
+
+
+def _check_something_to_train_on(plan: Sequence[PlannedShard], config: IngestConfig) -> None:
+    trained_on = [i for shard in plan if shard.split == "train" for i in shard.inputs]
+    if not any(isinstance(i, Picture) for i in trained_on):
+        raise SourceError(
+            f"source {config.source!r} gives no picture to train on ({_first_reasons(trained_on)})"
+            f"; expected some that ingest.heldout_fraction = {config.heldout_fraction:g} leaves"
+        )
 
 
 def _first_reasons(inputs: Sequence[Picture | Failure]) -> str:

@@ -9,25 +9,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sharding.manifest import Manifest
+from sharding.head import Head
 from sharding.schema import Failure, Note
 
 EXAMPLE_CHARACTERS = 70
 
 
-def print_summary(shards: Sequence[tuple[str, Manifest]]) -> None:
-    """Print input = ok + failed for (split, manifest) pairs, then reasons of failures and notes."""
+def print_summary(shards: Sequence[tuple[str, Head]]) -> None:
+    """Print input = ok + failed for (split, head of manifest) pairs, then reasons and notes."""
     console = Console(highlight=False)
     table = Table("split", title="ingest", title_justify="left")
     for name in ("shards", "input", "ok", "failed"):
         table.add_column(name, justify="right")
     for split in ("train", "heldout", "total"):
-        manifests = [manifest for name, manifest in shards if split in (name, "total")]
+        heads = [head for name, head in shards if split in (name, "total")]
         counts = [
-            len(manifests),
-            sum(m.num_input for m in manifests),
-            sum(m.num_ok for m in manifests),
-            sum(m.num_failed for m in manifests),
+            len(heads),
+            sum(head.num_input for head in heads),
+            sum(head.num_ok for head in heads),
+            sum(head.num_failed for head in heads),
         ]
         table.add_row(split, *map(str, counts))
     console.print(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ from distill_fakes import (
 )
 from PIL import Image
 
-from sharding.catalog import read_catalog
+from sharding.catalog import Catalog, read_catalog
 from sharding.manifest import read_manifest
+from sharding.read import iterate
 from sharding.schema import Failure, Sample, ShardError
 from sharding.verify import verify_paths
+from sharding.write import write_shard
 from stages.distill import label
 from stages.distill.distill_config import DistillConfig
 from stages.distill.label import DistillError, select
@@ -174,38 +177,66 @@ def test_done_shards_are_skipped_and_others_are_not(images: Path, tmp_path: Path
     shards = plain_shards()
     shards["heldout-000000.tar"] = shards["heldout-000000.tar"][:2]
     write_images(images, shards)
-    assert num_pictures_looked_at() == 2
+    assert num_pictures_looked_at() == 0  # its pictures are as they were, there are fewer
+    assert read_manifest(out / "heldout-000000.tar").num_ok == 2
     assert num_pictures_looked_at(fingerprint="fake/2") == 11
     assert num_pictures_looked_at(replace(CONFIG, score_threshold=0.1), "fake/2") == 11
     assert num_pictures_looked_at(replace(CONFIG, object_text="label"), "fake/2") == 11
 
 
-def test_any_number_of_ranks_ends_with_the_same_bytes(images: Path, tmp_path: Path) -> None:
+def test_any_number_of_workers_ends_with_the_same_bytes(images: Path, tmp_path: Path) -> None:
+    """Oracle: the folder of one worker; and every picture was looked at once, by whomever."""
     distill(CONFIG, images=images, teacher=FakeTeacher(), out=tmp_path / "one")
-    out = tmp_path / "many"
-    for rank in (3, 1, 0):
-        many = distill(
-            CONFIG, images=images, teacher=FakeTeacher(), out=out, rank=rank, world_size=4
-        )
-        assert many is None
-    with pytest.raises(DistillError, match="1 of 3 .* first is train-000001.tar"):
-        finish(images, out)
-    assert not (out / "catalog.json").exists()
-    distill(CONFIG, images=images, teacher=FakeTeacher(), out=out, rank=2, world_size=4)
-    finish(images, out)
+    out, teachers = tmp_path / "many", [FakeTeacher() for _ in range(4)]
+
+    def work(teacher: FakeTeacher) -> Catalog:
+        return distill(CONFIG, images=images, teacher=teacher, out=out, show=False)
+
+    with ThreadPoolExecutor(len(teachers)) as pool:
+        catalogs = list(pool.map(work, teachers))
+    assert catalogs == [read_catalog(tmp_path / "one")] * len(teachers)
+    assert tree_of(out) == tree_of(tmp_path / "one")
+    assert sum(sum(teacher.batch_sizes) for teacher in teachers) == 3 + 4 + 5
+    assert finish(images, out) == catalogs[0]
     assert tree_of(out) == tree_of(tmp_path / "one")
 
 
 def test_finish_refuses_a_mix_of_settings(images: Path, tmp_path: Path) -> None:
-    """A rank that ran with another teacher must not end in one catalog with the rest."""
+    """A shard of another teacher, or one that lost a picture, must not end in a catalog."""
     out = tmp_path / "objects"
     distill(CONFIG, images=images, teacher=FakeTeacher(), out=out)
-    distill(CONFIG, images=images, teacher=FakeTeacher("b"), out=out, rank=0, world_size=2)
-    assert not (out / "catalog.json").exists()
-    with pytest.raises(DistillError, match="1 of 3"):
+    distill(CONFIG, images=images, teacher=FakeTeacher("b"), out=tmp_path / "other")
+    sound = tree_of(out)
+    for name in ("train-000001.tar", "train-000001.tar.json"):
+        (out / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    with pytest.raises(DistillError, match="1 of 3 .* first is train-000001.tar"):
+        finish(images, out)
+    short = [replace(sample, objects=None) for sample in iterate(images / "train-000001.tar")]
+    fingerprint = json.loads(sound["train-000001.tar.json"])["fingerprint"]
+    write_shard(out / "train-000001.tar", short[1:], fingerprint=fingerprint)
+    with pytest.raises(ShardError, match=r"train-000001.tar: got 4 .* 5 inputs: 1 are lost \(2-0"):
         finish(images, out)
     with pytest.raises(DistillError, match="about.json"):
         finish(images, tmp_path / "nowhere")
+
+
+def test_only_what_changed_goes_to_the_teacher(tmp_path: Path) -> None:
+    """One picture, one caption and one new input of eight; oracle: the teacher's calls, and the
+    bytes of a run from nothing."""
+    random = np.random.default_rng(2)
+    before = [make_sample(str(i), ["a circle"], random) for i in range(8)]
+    after = list(before)
+    after[1] = make_sample("1", ["a circle"], random)
+    after[4] = replace(before[4], info={**before[4].info, "captions": ["a square"]})
+    after.insert(6, make_sample("new", ["a circle"], random))
+    for name, samples in (("before", before), ("after", after)):
+        write_images(tmp_path / name, {"train-000000.tar": samples})
+    teacher = FakeTeacher()
+    distill(CONFIG, images=tmp_path / "before", teacher=FakeTeacher(), out=tmp_path / "out")
+    distill(CONFIG, images=tmp_path / "after", teacher=teacher, out=tmp_path / "out")
+    distill(CONFIG, images=tmp_path / "after", teacher=FakeTeacher(), out=tmp_path / "new")
+    assert sum(teacher.batch_sizes) == 3
+    assert tree_of(tmp_path / "out") == tree_of(tmp_path / "new")
 
 
 def test_wrong_input_folders_are_refused(images: Path, tmp_path: Path) -> None:
