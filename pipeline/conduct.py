@@ -1,7 +1,8 @@
 """Conducts a run: decides which stages are due and why, starts them, and records what they leave.
 
 The decision is ``plan_stage``, which only looks; ``conduct`` acts on it. Reached from
-``pipeline.command_line`` for every ``boxless STAGE`` and ``boxless run``.
+``pipeline.command_line`` for every ``boxless STAGE`` and ``boxless run``, and from
+``pipeline.retry``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rich.markup import escape
 from launch.job import LaunchError, Stopped, UserError
 from pipeline import __version__
 from pipeline.figures import figures_of, in_words, seconds_in_words
-from pipeline.launching import Asked, command_text, launch_config, launch_stage
+from pipeline.launching import Asked, command_text, launch_config, launch_joined, launch_stage
 from pipeline.recipe import Recipe, RecipeError, dump_recipe
 from pipeline.run_folder import RunError, RunFolder
 from pipeline.stage_kinds import StageKind, stage_kinds
@@ -116,7 +117,7 @@ def conduct(
                 continue
             why = "" if plan.action == "start" else f": {plan.action}, {plan.why}"
             console.print(f"[bold]▶ {kind.name}[/]{escape(why)}")
-            _run_stage(recipe, run, plan, asked, console, alone=len(names) == 1)
+            run_stage(recipe, run, plan, asked, console, alone=len(names) == 1)
 
 
 def join(recipe: Recipe, run: RunFolder, names: Sequence[str], asked: Asked) -> None:
@@ -131,9 +132,33 @@ def join(recipe: Recipe, run: RunFolder, names: Sequence[str], asked: Asked) -> 
     launch_stage(kind, recipe, run, launch_config(kind, recipe, asked, alone=True))
 
 
-def _run_stage(
+def join_work(recipe: Recipe, run: RunFolder, names: Sequence[str], asked: Asked) -> None:
+    """Add workers to the one stage of ``names``, which another command conducts, perhaps on another
+    machine that sees the same run folder. They share its shards until all are done.
+
+    RecipeError for a stage that is not made of shards, RunError unless it is under way there with
+    just the settings of this recipe.
+    """
+    kinds = [kind for kind in stage_kinds(recipe) if kind.name in names]
+    if len(kinds) != 1 or not kinds[0].is_shards:
+        raise RecipeError("--join adds workers to a stage that makes shards: ingest or distill.")
+    (kind,) = kinds
+    plan = plan_stage(run, recipe, kind, look_outside=True)
+    if plan.action == "skip":
+        print(f"{kind.name} is complete: there is nothing to join.", flush=True)
+        return
+    if plan.action != "continue" or read_started(run, kind) is None:
+        raise RunError(
+            f"{kind.name} is not under way in {run.root} as this recipe says: {plan.why}. Start "
+            f"`boxless {kind.name}` there first, and join with the same recipe and settings."
+        )
+    launch_joined(kind, recipe, run, launch_config(kind, recipe, asked, alone=True))
+
+
+def run_stage(
     recipe: Recipe, run: RunFolder, plan: Plan, asked: Asked, console: Console, *, alone: bool
 ) -> None:
+    """Run one stage as planned, to its end, and write its record. Raises as ``conduct``."""
     kind = plan.kind
     config = launch_config(kind, recipe, asked, alone=alone)
     if plan.sets_aside:

@@ -2,13 +2,15 @@
 
 By default only pretrain has the ranks of the recipe's ``launch``; the other stages are one process,
 here or, where the recipe says slurm, in a job of their own. What the command line asks for lies
-over the recipe; a stage that can share its work (distill) has several ranks only when asked there.
+over the recipe; stages that share out shards (ingest, distill) have several ranks only when asked
+there, and more join from other machines (``join``).
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import socket
 import sys
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -20,8 +22,8 @@ from launch.logs import LOG_FOLDER_VARIABLE
 from pipeline.recipe import Recipe
 from pipeline.recipe_values import RecipeError
 from pipeline.run_folder import RunFolder
-from pipeline.stage_calls import FINISH_DISTILL
 from pipeline.stage_kinds import StageKind
+from pipeline.worker import JOINED
 
 LAUNCHERS: dict[LauncherName, ModuleType] = {
     "local": local,
@@ -57,8 +59,8 @@ def launch_config(
     nodes = asked.nodes or default
     if nodes * procs_per_node > 1 and not kind.takes_ranks:
         raise RecipeError(
-            f"{kind.name} is one process, got {nodes} nodes of {procs_per_node}; only distill and "
-            "pretrain take --nodes and --procs-per-node."
+            f"{kind.name} is one process, got {nodes} nodes of {procs_per_node}; only ingest, "
+            "distill and pretrain take --nodes and --procs-per-node."
         )
     launcher = asked.launcher or given.launcher
     if asked.launcher is None and launcher != "slurm" and not is_pretrain:
@@ -79,11 +81,16 @@ def launch_config(
 
 def launch_stage(kind: StageKind, recipe: Recipe, run: RunFolder, config: LaunchConfig) -> None:
     """Run the stage's ranks to the end; raises as launch.job says."""
+    LAUNCHERS[config.launcher].run(_job(kind, recipe, run, config), config)
+
+
+def launch_joined(kind: StageKind, recipe: Recipe, run: RunFolder, config: LaunchConfig) -> None:
+    """Run ranks that others conduct no more than they know of: beside those of a stage under way,
+    with logs of their own. Raises as launch.job says."""
     job = _job(kind, recipe, run, config)
+    name = f"joined-{socket.gethostname()}-{os.getpid()}"
+    job = replace(job, args=(*job.args, JOINED), log_folder=job.log_folder / name)
     LAUNCHERS[config.launcher].run(job, config)
-    if kind.name == "distill" and config.num_ranks > 1:
-        finish = replace(job, args=(FINISH_DISTILL, *job.args[1:]), env={})
-        local.run(finish, replace(config, launcher="local", nodes=1, procs_per_node=1))
 
 
 def command_text(kind: StageKind, recipe: Recipe, run: RunFolder, config: LaunchConfig) -> str:

@@ -10,14 +10,12 @@ from collections.abc import Callable
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 
-FINISH_DISTILL = "finish-distill"
-"""One process, after the ranks that shared distill: it writes the catalog over their shards."""
-
 
 def _ingest(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
     from stages.ingest.run import ingest
 
-    ingest(recipe.ingest, seed=recipe.seed, out=run.images)
+    _end_at_sigterm()
+    ingest(recipe.ingest, seed=recipe.seed, out=run.images, show=rank == 0)
 
 
 def _teach(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
@@ -30,20 +28,19 @@ def _distill(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None
     from stages.distill.run import distill
     from stages.distill.teacher.folder import load_teacher
 
+    _end_at_sigterm()
     distill(
         recipe.distill,
         images=run.images,
         teacher=load_teacher(run.teacher),
         out=run.objects,
-        rank=rank,
-        world_size=world_size,
+        show=rank == 0,
     )
 
 
-def _finish_distill(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
-    from stages.distill.run import finish
-
-    finish(run.images, run.objects)
+def _end_at_sigterm() -> None:
+    """Leave by an exception when told to stop, so that claims are given back at once."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def _pretrain(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
@@ -93,7 +90,6 @@ CALLS: dict[str, Callable[[Recipe, RunFolder, int, int], None]] = {
     "ingest": _ingest,
     "teach": _teach,
     "distill": _distill,
-    FINISH_DISTILL: _finish_distill,
     "pretrain": _pretrain,
     "finetune": _finetune,
     "evaluate": _evaluate,

@@ -78,6 +78,7 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
             folders=("images",),
             outputs=("images/catalog.json",),
             is_shards=True,
+            takes_ranks=True,
         ),
         StageKind(
             name="teach",

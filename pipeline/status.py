@@ -1,40 +1,132 @@
-"""``boxless status RUN``: how far each stage of a run is, in a table."""
+"""``boxless status RUN``: how far each stage of a run is, in a table; live while shards are made.
+
+Below the table stands who is making shards: every worker, on whatever machine, with its shard.
+"""
 
 from __future__ import annotations
 
-from rich.console import Console
+import contextlib
+import time
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from pipeline.figures import figures_of, in_words, seconds_in_words
 from pipeline.conduct import plan_stage
+from pipeline.figures import figures_of, in_words, seconds_in_words
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.run_folder import RunError, RunFolder
 from pipeline.stage_kinds import StageKind, stage_kinds
 from pipeline.stage_records import read_done, read_started
+from sharding.survey import Survey, Surveyor
+
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def status_table(run: RunFolder) -> Table:
-    """The table. RunError when there is no run in that folder."""
-    if not run.recipe.is_file():
-        raise RunError(f"{run.root} is not a run folder: it has no {run.recipe.name}.")
-    recipe, is_busy = load_recipe(run.recipe), run.is_busy()
+    """A row a stage. RunError when there is no run in that folder."""
+    recipe, is_busy = _recipe(run), run.is_busy()
+    surveys = {name: surveyor.look() for name, surveyor in surveyors(run).items()}
     table = Table(title=f"{recipe.name} in {run.root}", title_justify="left")
     for column in ("stage", "state", "time", "figures"):
         table.add_column(column)
     due: list[str] = []
     for kind in stage_kinds(recipe):
-        state = _state(run, recipe, kind, due, is_busy)
+        survey = surveys.get(kind.name)
+        state = _state(run, recipe, kind, due, is_busy or bool(survey and survey.alive))
         record = read_done(run, kind) or read_started(run, kind)
         seconds = seconds_in_words(record.seconds) if record and record.seconds else ""
-        figures = figures_of(run, kind) if record else {}
-        table.add_row(kind.name, state, seconds, escape(in_words(figures)))
+        figures = in_words(figures_of(run, kind)) if record else ""
+        table.add_row(kind.name, state, seconds, escape(in_short(survey) if survey else figures))
     return table
 
 
+def surveyors(run: RunFolder) -> dict[str, Surveyor]:
+    """{stage: who looks at its folder} of the stages that make shards."""
+    kinds = stage_kinds(_recipe(run))
+    return {kind.name: Surveyor(kind.folder(run)) for kind in kinds if kind.is_shards}
+
+
 def show_status(run: RunFolder) -> None:
-    """Print the table."""
-    Console().print(status_table(run))
+    """Print the table and the workers. In a terminal the workers are looked at again every second
+    for as long as shards are made; Ctrl-C ends it."""
+    console, looking = Console(), surveyors(run)
+    console.print(status_table(run))
+    work = _work(looking)
+    if not console.is_terminal or not work.is_alive:
+        for name, survey in work.surveys.items():
+            if survey.workers:
+                console.print(workers_table(name, survey))
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        with Live(work, console=console, auto_refresh=False) as live:
+            while work.is_alive:
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                work = _work(looking)
+                live.update(work, refresh=True)
+        console.print(status_table(run))
+
+
+def in_short(survey: Survey) -> str:
+    """``shards 3 done, 2 running, 7 not begun; pictures 1400 ok, 3 failed; 41.2/s, 4 min left``."""
+    waiting = max(0, survey.num_shards - survey.num_done - survey.num_running)
+    num_ok = survey.num_input_done - survey.num_failed
+    parts = [
+        f"shards {survey.num_done} done, {survey.num_running} running, {waiting} not begun",
+        f"pictures {num_ok} ok, {survey.num_failed} failed",
+    ]
+    if survey.seconds_left is not None:
+        parts.append(f"{survey.rate:.3g}/s, {seconds_in_words(survey.seconds_left)} left")
+    return "; ".join(parts)
+
+
+def workers_table(name: str, survey: Survey) -> Table:
+    """A row a worker of the stage ``name``, those that fell silent too."""
+    table = Table(title=f"workers of {name}", title_justify="left")
+    for column in ("worker", "shard", "pictures", "for", "pictures/s", "heartbeat"):
+        table.add_column(column)
+    for worker in survey.workers:
+        heartbeat = f"{worker.silent_seconds:.0f} s ago"
+        table.add_row(
+            escape(worker.name),
+            worker.tar or "[dim]none[/]",
+            f"{worker.num_done}/{worker.num_inputs}" if worker.tar else "",
+            seconds_in_words(worker.seconds) if worker.tar else "",
+            f"{worker.rate:.3g}",
+            heartbeat if worker.is_alive else f"[red]dead, {heartbeat}[/]",
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What `show_status` keeps up to date below its table."""
+
+    surveys: dict[str, Survey]
+
+    @property
+    def is_alive(self) -> bool:
+        return any(survey.alive for survey in self.surveys.values())
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for name, survey in self.surveys.items():
+            yield Text(f"{name}: {in_short(survey)}")
+            if survey.workers:
+                yield workers_table(name, survey)
+
+
+def _work(looking: dict[str, Surveyor]) -> _Work:
+    looks = {name: surveyor.look() for name, surveyor in looking.items()}
+    return _Work({name: survey for name, survey in looks.items() if survey is not None})
+
+
+def _recipe(run: RunFolder) -> Recipe:
+    if not run.recipe.is_file():
+        raise RunError(f"{run.root} is not a run folder: it has no {run.recipe.name}.")
+    return load_recipe(run.recipe)
 
 
 def _state(
