@@ -150,9 +150,9 @@ def test_folders_are_held_against_their_catalog(tmp_path: Path, make_folder: Mak
     assert fault.tar.endswith("train-000009.tar") and "does not list" in fault.cause
     write_shard(folder / NAME, list(iterate(folder / NAME))[:2], fingerprint={})
     causes = [fault.cause for fault in verify_paths([tmp_path], full=False)]
-    assert len(causes) == 2 and "written again" in causes[0]
+    assert len(causes) == 2 and "written again" in causes[1]
     (folder / NAME).unlink()
-    assert "No such file" in verify_paths([folder], full=False)[0].cause
+    assert "No such file" in verify_paths([folder], full=False)[1].cause
     (folder / "catalog.json").unlink()
     faults = verify_paths([folder], full=False)
     assert "no catalog" in faults[0].cause and "No such file" in faults[1].cause
