@@ -1,18 +1,27 @@
 """Reads samples out of a tar by the offsets of its manifest, checked by CRC-32.
 
-Reached by the stages that go through shards in order (iterate) and by sharding.stream, which jumps
-(OpenTar, read_entry). The tar's own headers are never asked.
+Reached by the stages that go through shards in order (iterate) and through sharding.shards by those
+that jump. The tar's own headers are never asked.
 """
 from __future__ import annotations
 
+import functools
 import json
 import os
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from sharding.manifest import Manifest, SampleEntry, read_manifest
+import numpy as np
+from zlib_ng import zlib_ng
+
+from sharding.manifest import TEXT, Manifest, SampleEntry, read_manifest
 from sharding.schema import JSON, OBJECTS, Sample, ShardError, decode_objects
+
+# What the json of every sample of ours has; where one is missing, others wrote it.
+_OUR_FIELDS = {"captions", "width", "height"}
+# Magic, version and the header's length, a short, come before the header of a .npy file.
+_NPY_PREFIX_BYTES = 10
 
 
 class OpenTar:
@@ -51,21 +60,25 @@ class OpenTar:
     def read(self, offset: int, num_bytes: int) -> bytes:
         """Exactly `num_bytes` from `offset`; ShardError if the file ends before or cannot be read.
         """
-        pieces: list[bytes] = []
-        missing = num_bytes
-        while missing:
+        data = np.empty(num_bytes, np.uint8)
+        self.read_into(data, offset)
+        return data.tobytes()
+
+    def read_into(self, data: np.ndarray, offset: int) -> None:
+        """Fills `data` (uint8) with the bytes from `offset` on; ShardError as read."""
+        rest = data.data
+        while rest:
+            at = offset + len(data) - len(rest)
             try:
-                piece = os.pread(self._descriptor, missing, offset + num_bytes - missing)
+                num_read = os.preadv(self._descriptor, [rest], at)
             except OSError as error:
-                raise ShardError(f"{self.path}: got {error.strerror} at byte {offset}") from error
-            if not piece:
+                raise ShardError(f"{self.path}: got {error.strerror} at byte {at}") from error
+            if not num_read:
                 raise ShardError(
-                    f"{self.path}: got its end {missing} bytes short of byte {offset + num_bytes}:"
-                    " cut short; run the stage that writes it again"
+                    f"{self.path}: got its end {len(rest)} bytes short of byte "
+                    f"{offset + len(data)}: cut short; run the stage that writes it again"
                 )
-            pieces.append(piece)
-            missing -= len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            rest = rest[num_read:]
 
 
 def read_sample(tar: Path, entry: SampleEntry, *, check: bool = True) -> Sample:
@@ -88,33 +101,52 @@ def iterate(tar: Path) -> Iterator[Sample]:
 def read_entry(source: OpenTar, entry: SampleEntry, *, check: bool = True) -> Sample:
     """One sample of an open tar; ShardError naming tar and key if it is damaged."""
     try:
-        payloads = read_payloads(source, entry)
+        members = read_members(source, entry)
         if check:
-            check_crc32(payloads, entry)
-        return _sample(payloads, entry)
+            check_crc32(members, entry)
+        return make_sample(members, entry)
     except ShardError as error:
         raise ShardError(f"{source.path}: sample {entry.key}: {error}") from error
 
 
 def read_payloads(source: OpenTar, entry: SampleEntry) -> dict[str, bytes]:
-    """{extension: payload} of a sample, in the order of the tar.
+    """{extension: payload} of a sample, in the order of the tar, not checked."""
+    members = read_members(source, entry)
+    return {extension: payload.tobytes() for extension, payload in members.items()}
 
-    Its members lie side by side, so one read fetches them all, the headers between them too.
+
+def read_members(source: OpenTar, entry: SampleEntry) -> dict[str, np.ndarray]:
+    """As read_payloads, the payloads being views (uint8) of one array."""
+    offset, num_bytes = span_of(entry)
+    span = np.empty(num_bytes, np.uint8)
+    source.read_into(span, offset)
+    return split_span(span, entry)
+
+
+def span_of(entry: SampleEntry) -> tuple[int, int]:
+    """Offset and length of a sample: its members and the headers between, which lie side by side.
+
+    So one read fetches them all.
     """
     places = list(entry.members.values())
-    first = places[0][0]
-    span = source.read(first, sum(places[-1]) - first)
+    offset = places[0][0]
+    return offset, sum(places[-1]) - offset
+
+
+def split_span(span: np.ndarray, entry: SampleEntry) -> dict[str, np.ndarray]:
+    """{extension: payload}, views of the bytes (uint8) that span_of says."""
+    first = next(iter(entry.members.values()))[0]
     return {
         extension: span[offset - first:offset - first + length]
         for extension, (offset, length) in entry.members.items()
     }
 
 
-def check_crc32(payloads: dict[str, bytes], entry: SampleEntry) -> None:
+def check_crc32(members: Mapping[str, np.ndarray | bytes], entry: SampleEntry) -> None:
     """ShardError unless the payloads, concatenated, have the CRC-32 of the manifest."""
     crc32 = 0
-    for payload in payloads.values():
-        crc32 = zlib.crc32(payload, crc32)
+    for payload in members.values():
+        crc32 = zlib_ng.crc32(payload, crc32)
     if crc32 != entry.crc32:
         raise ShardError(
             f"got CRC-32 {crc32:08x}, expected {entry.crc32:08x} of the manifest: the bytes have "
@@ -122,18 +154,62 @@ def check_crc32(payloads: dict[str, bytes], entry: SampleEntry) -> None:
         )
 
 
-def _sample(payloads: dict[str, bytes], entry: SampleEntry) -> Sample:
+def make_sample(members: Mapping[str, np.ndarray], entry: SampleEntry) -> Sample:
+    """The sample that members (views, uint8) are of; ShardError if json or objects are not sound.
+
+    What others wrote is brought into our form: captions from the json's "captions" or "caption",
+    or from the txt member; size and image_id from the manifest; extension jpeg is jpg.
+    The objects array is a view of what it was read into, and may be written to.
+    """
+    info = _parse(members[JSON]) if JSON in members else {}
+    if not _OUR_FIELDS <= info.keys():
+        info |= {"captions": _captions(info, members), "image_id": entry.key,
+                 "width": entry.width, "height": entry.height}
+    extension = entry.extension
+    return Sample(
+        key=entry.key,
+        image=members[extension].tobytes(),
+        extension="jpg" if extension == "jpeg" else extension,
+        info=info,
+        objects=_objects(members[OBJECTS]) if OBJECTS in members else None,
+    )
+
+
+def _parse(payload: np.ndarray) -> dict[str, Any]:
     try:
-        info = json.loads(payloads[JSON])
+        info = json.loads(payload.tobytes())
     except (ValueError, RecursionError) as error:
         raise ShardError(f"json: got {error}, expected an object") from error
     if not isinstance(info, dict):
         raise ShardError(f"json: got {type(info).__name__}, expected an object")
-    objects = decode_objects(payloads[OBJECTS]) if OBJECTS in payloads else None
-    return Sample(
-        key=entry.key,
-        image=payloads[entry.extension],
-        extension=entry.extension,
-        info=info,
-        objects=objects,
-    )
+    return info
+
+
+def _captions(info: dict[str, Any], members: Mapping[str, np.ndarray]) -> list[str]:
+    """The captions of a sample that others wrote, none if it has none."""
+    captions = info.get("captions", info.get("caption"))
+    try:
+        if captions is None and TEXT in members:
+            captions = members[TEXT].tobytes().decode("utf-8")
+    except ValueError as error:
+        raise ShardError(f"txt: got {error}, expected a caption in UTF-8") from error
+    captions = [captions] if isinstance(captions, str) else captions or []
+    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+        raise ShardError(f"captions: got {captions!r:.80}, expected a list of str")
+    return captions
+
+
+def _objects(data: np.ndarray) -> np.ndarray:
+    """The objects array over the bytes [n] uint8 of its .npy file, without a copy."""
+    begin = data[:_NPY_PREFIX_BYTES].tobytes()
+    header = data[:_NPY_PREFIX_BYTES + int.from_bytes(begin[8:], "little")].tobytes()
+    return data[len(header):].view(_objects_dtype(header, len(data) - len(header)))
+
+
+@functools.lru_cache(maxsize=256)
+def _objects_dtype(header: bytes, num_bytes: int) -> np.dtype:
+    """The dtype of objects that a .npy header says of `num_bytes`; ShardError as decode_objects.
+
+    It takes longer to parse than a picture's objects take to read, and many are the same.
+    """
+    return decode_objects(header + bytes(num_bytes)).dtype

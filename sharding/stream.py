@@ -2,107 +2,192 @@
 
 Reached by the training stages:
 
-    stream = Stream(folder, "train", seed=0, micro_batch_size=32, window_num_shards=8,
+    stream = Stream([Source("objects")], seed=0, micro_batch_size=32, window_num_shards=8,
                     shape_step_px=64)
     order = positions(start, rank, world_size)
     loader = DataLoader(stream, batch_size=None, sampler=order, num_workers=4, collate_fn=collate)
 
 Each item is a list of samples, still encoded; collate_fn runs in the workers and decodes them. The
-state to save is the position of the next step, start + steps * world_size, and nothing else.
+state to save is `stream.state(position)`, of the position of the next step, and nothing else; it is
+good for any later number of ranks and workers, and `stream.position(state)` refuses it where shards
+or settings are others. Stages of stock webdataset go on from here in sharding.samples.
 """
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from typing import TypeVar
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-from sharding.catalog import load_manifest, read_catalog
-from sharding.manifest import Manifest
+from sharding.activity import Board
+from sharding.atomic import sha256_of
+from sharding.cache import Cache
+from sharding.mixture import Mixture
 from sharding.order import Order
-from sharding.read import OpenTar, read_entry
-from sharding.schema import Sample
+from sharding.read import make_sample
+from sharding.schema import Sample, ShardError
+from sharding.shards import RawSample, Shards, sound
+from sharding.source import OpenSource, Source, open_source
+from sharding.verify import Fault
 
-# File descriptors a process holds; carried samples reach back beyond the current window.
-_NUM_TARS_OPEN = 64
+T = TypeVar("T")
+# How soon a worker notices that the process which started it is gone.
+_ORPHAN_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What came of a position: its epoch, the samples that are sound, and what is wrong with the
+    others, which are left out."""
+
+    position: int
+    epoch: int
+    samples: list[Sample]
+    faults: tuple[Fault, ...]
 
 
 class Stream(Dataset[list[Sample]]):
-    """stream[position] is the list of samples of order[position], each checked by its CRC-32.
+    """stream[position] is the list of samples of plan[position], each checked by its CRC-32.
 
-    folder, split: a folder of finished shards and the split of its catalog to read.
+    sources: folders of finished shards, see Source.
     seed, micro_batch_size, window_num_shards, shape_step_px: of the order, see sharding.order.
+    cache_bytes: disk that a rank and its workers use, in all, for what lies behind URLs; it is for
+        sets that are gone through several times by few ranks. 0 for none.
+    board: where the workers say what they do; see sharding.activity.
 
-    Opens every manifest of the split once, for the shapes. Tars are opened when first needed, in
-    the process that needs them; pickled or forked copies share nothing. Raises ShardError naming
-    tar and key when a shard is missing, replaced since its catalog was written, cut or damaged.
+    `plan` is the Order, or the Mixture of several. Opening reads catalogs and shapes; manifests and
+    tars are opened when first needed, in the process that needs them. Raises ShardError naming
+    shard, key and cause for what is missing, replaced since its catalog was written, cut or
+    damaged. Workers end by themselves when the process that started them is killed.
     """
 
     def __init__(
         self,
-        folder: Path,
-        split: str,
+        sources: Sequence[Source],
         *,
         seed: int,
         micro_batch_size: int,
         window_num_shards: int,
         shape_step_px: int,
+        cache_bytes: int = 1 << 30,
+        board: Board | None = None,
     ) -> None:
-        self._folder = folder
-        self._shards = read_catalog(folder).of_split(split)
-        self._num_manifests_kept = 2 * window_num_shards
-        self.order = Order(
-            [self._shapes(shard) for shard in range(len(self._shards))],
-            seed=seed,
-            micro_batch_size=micro_batch_size,
-            window_num_shards=window_num_shards,
-            shape_step_px=shape_step_px,
+        settings = {"seed": seed, "micro_batch_size": micro_batch_size,
+                    "window_num_shards": window_num_shards, "shape_step_px": shape_step_px}
+        self.board = Board() if board is None else board
+        is_far = any("://" in str(source.folder) for source in sources)
+        cache = Cache(cache_bytes) if cache_bytes and is_far else None
+        opened = [open_source(source, cache) for source in sources]
+        self.plan, self._first_shards = _make_plan(opened, settings)
+        self._shards = Shards(
+            [(one.store, entry) for one in opened for entry in one.entries],
+            num_manifests=2 * window_num_shards * len(opened),
+            board=self.board,
         )
-        self._make_caches()
+        self._order_sha256 = sha256_of([settings, [one.content for one in opened]])
+        self._guarded_process = os.getpid()
 
     @property
     def num_micro_batches(self) -> int:
-        """Positions an epoch; epoch e begins at position e * num_micro_batches."""
-        return self.order.num_micro_batches
+        """Positions after which the plan comes round: an epoch, or a cycle of weighted sources."""
+        return self.plan.num_micro_batches
 
     def __getitem__(self, position: int) -> list[Sample]:
         """The samples at `position`; ShardError on damage, IndexError below 0."""
-        return [
-            read_entry(self._tar(shard), self._manifest(shard).samples[sample])
-            for shard, sample in self.order[position].samples
-        ]
+        return [sound(result) for result in self.results(position, _as_sample)[1]]
 
-    def _load(self, shard: int) -> Manifest:
-        entry = self._shards[shard]
-        return load_manifest(self._folder / entry.tar, entry)
+    def read(self, position: int) -> Reading:
+        """The sound samples at `position` and the faults of the others; IndexError below 0."""
+        epoch, results = self.results(position, _as_sample)
+        return Reading(
+            position=position,
+            epoch=epoch,
+            samples=[result for result in results if not isinstance(result, Fault)],
+            faults=tuple(result for result in results if isinstance(result, Fault)),
+        )
 
-    def _open(self, shard: int) -> OpenTar:
-        source = OpenTar(self._folder / self._shards[shard].tar)
-        source.check_size(self._manifest(shard))
-        return source
+    def results(
+        self, position: int, make: Callable[[RawSample], T]
+    ) -> tuple[int, list[T | Fault]]:
+        """The epoch of `position`, and what `make` gives for each of its samples, or its fault."""
+        self._leave_with_parent()
+        self.board.begin(position)
+        micro_batch = self.plan[position]
+        first = self._first_shards[micro_batch.source]
+        places = [(first + shard, sample) for shard, sample in micro_batch.samples]
+        results = self._shards.read(places, make)
+        self.board.rest()
+        return micro_batch.epoch, results
 
-    def _shapes(self, shard: int) -> np.ndarray:
-        """Width and height in pixels of a shard's samples, [n, 2]."""
-        entries = self._load(shard).samples
-        return np.array([(entry.width, entry.height) for entry in entries]).reshape(-1, 2)
+    def state(self, position: int) -> dict[str, int | str]:
+        """What to save in a checkpoint, `position` being that of the next step."""
+        return {"position": position, "order": self._order_sha256}
 
-    def _make_caches(self) -> None:
-        self._manifest = lru_cache(maxsize=self._num_manifests_kept)(self._load)
-        self._tar = lru_cache(maxsize=_NUM_TARS_OPEN)(self._open)
+    def position(self, state: Mapping[str, int | str]) -> int:
+        """The position of a saved state; ShardError where it is not one of this very order."""
+        position = state.get("position")
+        if type(position) is not int or position < 0:
+            raise ShardError(f"state: got {dict(state)}, expected what Stream.state gave")
+        if state.get("order") != self._order_sha256:
+            raise ShardError(
+                f"state: got position {position} of order {state.get('order')}, expected one of "
+                f"{self._order_sha256}: shards, splits, weights, seed, micro_batch_size, "
+                "window_num_shards or shape_step_px are others than when it was saved; go on with "
+                "those, or begin at position 0"
+            )
+        return position
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without open files and manifests: the process that unpickles opens its own."""
-        return {
-            name: value for name, value in vars(self).items() if name not in ("_manifest", "_tar")
-        }
+    def _leave_with_parent(self) -> None:
+        """In a DataLoader's worker: a thread that ends it when the process that started it dies.
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._make_caches()
+        PyTorch's own watch does not help a worker that waits for the store, or for room in a pipe
+        that its siblings hold open.
+        """
+        if self._guarded_process == os.getpid() or get_worker_info() is None:
+            return
+        self._guarded_process = os.getpid()
+        parent = parent_process()
+        assert parent is not None and parent.pid is not None, "a worker has a parent"
+        threading.Thread(target=_end_without, args=(parent.pid,), daemon=True).start()
+
+
+def _make_plan(
+    sources: Sequence[OpenSource], settings: Mapping[str, int]
+) -> tuple[Order | Mixture, list[int]]:
+    """The plan, and for each set of it the number of its first shard among those of all sources."""
+    weights = [one.source.weight for one in sources if one.source.weight is not None]
+    if not weights:
+        shapes = [one.shapes for one in sources]
+        sizes = [entry.num_ok for one in sources for entry in one.entries]
+        # One source's shapes may be a memory map, which stays one.
+        every = shapes[0] if len(shapes) == 1 else np.concatenate(shapes)
+        return Order(every, sizes, **settings), [0]
+    if len(weights) != len(sources):
+        raise ShardError(
+            f"sources: got {len(weights)} of {len(sources)} with a weight, expected all or none"
+        )
+    orders = [
+        Order(one.shapes, [entry.num_ok for entry in one.entries], **settings) for one in sources
+    ]
+    first = [0, *itertools.accumulate(len(one.entries) for one in sources)]
+    return Mixture(orders, weights, settings["seed"]), first[:-1]
+
+
+def _as_sample(raw: RawSample) -> Sample:
+    return make_sample(raw.members, raw.entry)
+
+
+def _end_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_ORPHAN_SECONDS)
+    os._exit(1)
 
 
 def positions(
@@ -110,7 +195,8 @@ def positions(
 ) -> Iterator[int]:
     """The positions of one rank: start + rank, then every world_size-th, below `end` if given.
 
-    Without an end it never ends. Ranks take equally many when world_size divides end - start.
+    Without an end it never ends. Ranks take equally many when world_size divides end - start;
+    sharding.order.turns deals in equal numbers always.
     Raises ValueError unless 0 <= rank < world_size and start >= 0.
     """
     if start < 0 or not 0 <= rank < world_size:

@@ -7,7 +7,6 @@ the manifests, and kept as small arrays; pictures are read when asked for.
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import math
@@ -19,12 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sharding.catalog import load_manifest, read_catalog
-from sharding.manifest import Manifest, SampleEntry
-from sharding.read import OpenTar, read_entry
+from sharding.activity import Board
+from sharding.catalog import read_catalog
+from sharding.read import OpenTar, make_sample
+from sharding.shards import Shards, sound
+from sharding.store import LocalStore
 
 NO_ATTRIBUTE = -1  # of a box whose attribute is unknown
-NUM_SHARDS_OPEN = 64
+NUM_MANIFESTS = 64
 
 
 class Truth(NamedTuple):
@@ -55,16 +56,16 @@ class LabelledPictures:
         Raises ShardError where shards are missing or damaged, ValueError where a truth names a
         label or attribute that the names do not hold.
         """
-        self._folder = images
         self._labels = {name: index for index, name in enumerate(label_names)}
         self._attributes = {name: index for index, name in enumerate(attribute_names)}
-        self._shards = [shard for shard in read_catalog(images).shards if shard.split == split]
-        self._manifest = functools.lru_cache(maxsize=NUM_SHARDS_OPEN)(self._load)
-        self._tar = functools.lru_cache(maxsize=NUM_SHARDS_OPEN)(self._open)
+        store = LocalStore(images)
+        entries = [shard for shard in read_catalog(images).shards if shard.split == split]
+        self._shards = Shards(
+            [(store, entry) for entry in entries], num_manifests=NUM_MANIFESTS, board=Board())
         self.places: list[Place] = []
         self._truths: list[Truth] = []
-        for shard in range(len(self._shards)):
-            self._read_truths(shard)
+        for shard, entry in enumerate(entries):
+            self._read_truths(shard, OpenTar(images / entry.tar))
 
     def __len__(self) -> int:
         return len(self.places)
@@ -76,7 +77,8 @@ class LabelledPictures:
 
     def key(self, index: int) -> str:
         """The key of a picture."""
-        return self._entry(index).key
+        place = self.places[index]
+        return self._shards.manifest(place.shard).samples[place.sample].key
 
     def truth(self, index: int) -> Truth:
         """The true objects of a picture, in its own pixels."""
@@ -84,18 +86,17 @@ class LabelledPictures:
 
     def picture(self, index: int) -> Tensor:
         """A picture, uint8 RGB [H, W, 3]. Raises ShardError where its bytes have changed."""
-        sample = read_entry(self._tar(self.places[index].shard), self._entry(index))
-        with Image.open(io.BytesIO(sample.image)) as image:
+        place = self.places[index]
+        result, = self._shards.read(
+            [(place.shard, place.sample)], lambda raw: make_sample(raw.members, raw.entry))
+        with Image.open(io.BytesIO(sound(result).image)) as image:
             return torch.from_numpy(np.array(image.convert("RGB")))
 
-    def _entry(self, index: int) -> SampleEntry:
-        place = self.places[index]
-        return self._manifest(place.shard).samples[place.sample]
-
-    def _read_truths(self, shard: int) -> None:
-        source = self._tar(shard)
-        for number, entry in enumerate(self._manifest(shard).samples):
-            truth = json.loads(source.read(*entry.members["json"])).get("truth")
+    def _read_truths(self, shard: int, tar: OpenTar) -> None:
+        manifest = self._shards.manifest(shard)
+        tar.check_size(manifest)
+        for number, entry in enumerate(manifest.samples):
+            truth = json.loads(tar.read(*entry.members["json"])).get("truth")
             if truth is not None:
                 self._truths.append(self._parse(truth, entry.key))
                 self.places.append(Place(shard, number, entry.width, entry.height))
@@ -113,15 +114,6 @@ class LabelledPictures:
         return Truth(torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
                      torch.tensor(labels, dtype=torch.long),
                      torch.tensor(attributes, dtype=torch.long))
-
-    def _load(self, shard: int) -> Manifest:
-        entry = self._shards[shard]
-        return load_manifest(self._folder / entry.tar, entry)
-
-    def _open(self, shard: int) -> OpenTar:
-        source = OpenTar(self._folder / self._shards[shard].tar)
-        source.check_size(self._manifest(shard))
-        return source
 
 
 def _number(name: str, numbers: dict[str, int], what: str, key: str) -> int:

@@ -52,7 +52,7 @@ class TrainingSet:
             shards[place.shard].append(index)
         self._shards = shards
         self._order = Order(
-            [[self._sizes[index][::-1] for index in shard] for shard in shards], seed=seed,
+            [size[::-1] for size in self._sizes], [len(shard) for shard in shards], seed=seed,
             micro_batch_size=config.micro_batch_size, shape_step_px=config.shape_step_px,
             window_num_shards=config.window_num_shards)
 
