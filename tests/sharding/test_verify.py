@@ -5,13 +5,14 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sharding.manifest import manifest_path, read_manifest
-from sharding.read import iterate
+from sharding.manifest import manifest_path, manifest_sha256, read_manifest
+from sharding.read import OpenTar, iterate
 from sharding.schema import Sample, ShardError
 from sharding.verify import verify_paths, verify_shard
 from sharding.write import write_shard
@@ -51,6 +52,31 @@ def _append(tar: Path) -> None:
     _rewrite_manifest(tar, lambda raw: raw.update(sha256=sha256, bytes=raw["bytes"] + 512))
 
 
+def _put(tar: Path, at: int) -> None:
+    """A member more at a byte, and a manifest that fits but says nothing of it."""
+    info = tarfile.TarInfo("evil.pyd")
+    info.size = 512
+    member = info.tobuf() + bytes(512)
+    data = tar.read_bytes()
+    tar.write_bytes(data[:at] + member + data[at:])
+
+    def fit(raw: dict) -> None:
+        raw.update(bytes=raw["bytes"] + len(member),
+                   sha256=hashlib.sha256(tar.read_bytes()).hexdigest())
+        for place in (place for one in raw["samples"] for place in one["members"].values()):
+            place[0] += len(member) if place[0] >= at else 0
+
+    _rewrite_manifest(tar, fit)
+
+
+def _put_in(tar: Path) -> None:
+    _put(tar, _place(tar, "json") - 512)
+
+
+def _put_at_end(tar: Path) -> None:
+    _put(tar, tar.stat().st_size - 1024)
+
+
 def _wrong_size_in_manifest(tar: Path) -> None:
     _rewrite_manifest(tar, lambda raw: raw["samples"][2].update(width=5))
 
@@ -80,8 +106,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], bool, str | None, str]] = {
     "bit of a header": (lambda tar: _flip(tar, _place(tar, "json") - 512), False, THIRD, "header"),
     "header destroyed, manifest made to fit": (_swallow_a_header, False, THIRD, "header"),
     "bit of padding": (lambda tar: _flip(tar, _place(tar, "json") - 513), False, None, "SHA-256"),
-    "bit of the end": (lambda tar: _flip(tar, tar.stat().st_size - 1), False, None, "end of the"),
-    "appended, manifest made to fit": (_append, False, None, "after byte"),
+    "bit of the end": (lambda tar: _flip(tar, tar.stat().st_size - 1), False, None,
+                       "data behind the end mark"),
+    "appended, manifest made to fit": (_append, False, None, "data behind the end mark"),
+    "member put in, manifest made to fit": (_put_in, False, THIRD, "'evil.pyd' before it"),
+    "member put at the end, manifest made to fit": (_put_at_end, False, None, "'evil.pyd' after"),
     "size in pixels wrong": (_wrong_size_in_manifest, False, THIRD, "px in the json"),
 }
 
@@ -176,3 +205,77 @@ def test_paths_without_shards_are_faults(tmp_path: Path) -> None:
     """Oracle: an empty folder and a missing path must not pass for sound."""
     faults = verify_paths([tmp_path, tmp_path / "missing.tar"], full=False)
     assert [fault.tar for fault in faults] == [str(tmp_path), str(tmp_path / "missing.tar")]
+
+
+def test_a_tar_of_another_size_tells_what_its_headers_say(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    """Oracle: cut after the second sample, then another sound tar in its place."""
+    folder = make_folder(tmp_path, [4, 5])
+    os.truncate(folder / NAME, _place(folder / NAME, "jpg") - 512)
+    (fault,) = verify_shard(folder / NAME, full=True)
+    assert "after 'picture-00005.objects.npy'" in fault.cause and "cut between" in fault.cause
+    shutil.copy(folder / "train-000000.tar", folder / NAME)
+    (fault,) = verify_shard(folder / NAME, full=True)
+    assert "its headers are sound, 12 members: the tar is not the one" in fault.cause
+
+
+def test_a_key_in_two_shards_is_found(
+    tmp_path: Path, make_folder: MakeFolder, make_sample: Callable[..., Sample]
+) -> None:
+    """Oracle: two keys of the first shard written into the third, which the catalog then lists."""
+    folder = make_folder(tmp_path, [4, 5, 3])
+    third = folder / "train-000002.tar"
+    write_shard(third, [make_sample(9), make_sample(2), make_sample(1)], fingerprint={})
+    raw = json.loads((folder / "catalog.json").read_text())
+    raw["shards"][2].update(
+        bytes=third.stat().st_size, manifest_sha256=manifest_sha256(third),
+        num_input=3, num_failed=0,
+    )
+    raw["shapes_sha256"] = None
+    (folder / "catalog.json").write_text(json.dumps(raw))
+    for full in (False, True):
+        for paths in ([folder], sorted(folder.glob("*.tar"))):
+            (fault,) = verify_paths(paths, full=full)
+            assert (fault.tar, fault.key) == (str(third), "picture-00002")
+            assert "got 2 keys" in fault.cause and "train-000000.tar as well" in fault.cause
+
+
+def test_the_file_of_shapes_is_held_against_the_manifests(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    """Oracle: a flipped bit, and a file that says another size with a catalog that names it."""
+    folder = make_folder(tmp_path, [4, 5])
+    shapes = folder / "catalog.shapes.npy"
+    _flip(shapes, shapes.stat().st_size - 1)
+    (fault,) = verify_paths([folder], full=False)
+    assert fault.tar == str(folder) and "got SHA-256" in fault.cause
+    raw = json.loads((folder / "catalog.json").read_text())
+    raw["shapes_sha256"] = hashlib.sha256(shapes.read_bytes()).hexdigest()
+    (folder / "catalog.json").write_text(json.dumps(raw))
+    (fault,) = verify_paths([folder], full=False)
+    assert fault.tar == str(folder / NAME) and "other sizes of its pictures" in fault.cause
+    shapes.unlink()
+    (fault,) = verify_paths([folder], full=False)
+    assert fault.tar == str(folder) and "No such file" in fault.cause
+
+
+def test_every_byte_is_read_once_and_every_shard_told(
+    tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the bytes that are asked for, but for headers, of 512 bytes each."""
+    folder = make_folder(tmp_path, [40, 5, 1])
+    asked: list[int] = []
+    read = OpenTar.read
+
+    def counting(source: OpenTar, offset: int, num_bytes: int) -> bytes:
+        asked.append(num_bytes)
+        return read(source, offset, num_bytes)
+
+    monkeypatch.setattr(OpenTar, "read", counting)
+    told: list[tuple[int, int]] = []
+    assert verify_paths([folder], full=True, on_shard=lambda *done: told.append(done)) == []
+    in_all = sum(tar.stat().st_size for tar in folder.glob("*.tar"))
+    # The zeros at the end of a tar are looked at once more.
+    assert in_all <= sum(size for size in asked if size != 512) <= in_all + 3 * 1024
+    assert told == [(1, 3), (2, 3), (3, 3)]
