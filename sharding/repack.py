@@ -30,7 +30,7 @@ from sharding.atomic import canonical_json, remove_stale, sha256_of, write_bytes
 from sharding.catalog import NAME, Catalog, ShardEntry, load_manifest, read_catalog, write_catalog
 from sharding.manifest import Manifest, SampleEntry, is_done
 from sharding.read import OpenTar, check_crc32, read_payloads
-from sharding.schema import Failure, Note, Packed, ShardError
+from sharding.schema import Failure, Note, Packed, ShardError, check_key
 from sharding.write import END_OF_TAR, write_shard
 
 VERSION = "repack/1"
@@ -177,6 +177,7 @@ def _plan(index: _Index, config: RepackConfig) -> list[_Shard]:
     """The new shards by name; the failures of a split are spread evenly over its shards."""
     shards = []
     for split in index.splits():
+        check_key(split)  # it becomes the name of a file, and a catalog may come from anybody
         samples, failures = index.of_split(split)
         if config.seed is not None:
             samples = samples[_permutation(len(samples), split, config.seed)]

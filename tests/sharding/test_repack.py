@@ -1,11 +1,10 @@
 """Tests of sharding.repack: the same samples in other shards, after any disturbance."""
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sharding.catalog import read_catalog, write_catalog
-from sharding.manifest import read_manifest
+from sharding.manifest import manifest_path, read_manifest
 from sharding.read import OpenTar, read_payloads
 from sharding.repack import RepackConfig, repack
 from sharding.schema import Failure, Note, Sample, ShardError
@@ -210,6 +209,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, make_folder: MakeFolder) -
         repack([source], twin, config)
     assert _files(tmp_path / "done") == before
     catalog = read_catalog(twin)
+    write_catalog(twin, kind="objects", splits={"train-000000.tar": "../x"}, about=catalog.about)
+    with pytest.raises(ShardError, match="got '../x'"):
+        repack([twin], tmp_path / "split", config)
     for kind, about in (("images", catalog.about), ("objects", {"label_names": ["b", "a"]})):
         write_catalog(twin, kind=kind, splits={"train-000000.tar": "train"}, about=about)
         with pytest.raises(ShardError, match="kind: got 'images'|label_names: got"):
@@ -252,47 +254,43 @@ def test_samples_are_never_all_in_memory(tmp_path: Path, make_sample: MakeSample
         tracemalloc.stop()
 
 
-# A repack that kills itself before the n-th call that changes the disk: argv = source, out, n.
-SUICIDE = """
-import os, signal, sys
-from pathlib import Path
-from sharding.repack import RepackConfig, repack
-calls = 0
-def counted(name):
-    real = getattr(os, name)
-    def call(*args, **kwargs):
-        global calls
-        calls += 1
-        if str(calls) == sys.argv[3]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **kwargs)
-    setattr(os, name, call)
-for name in ("fsync", "replace"):
-    counted(name)
-repack([Path(sys.argv[1])], Path(sys.argv[2]), RepackConfig(samples_per_shard=4, seed=3))
-print(calls)
-"""
+def _repack_until(source: Path, out: Path, moment: int) -> None:
+    """A repack that kills itself before the `moment`-th call that changes the disk."""
+    num_calls = 0
+
+    def counted(real: Callable) -> Callable:
+        def call(*args: object, **kwargs: object) -> object:
+            nonlocal num_calls
+            num_calls += 1
+            if num_calls == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+        return call
+
+    for name in ("fsync", "replace"):
+        setattr(os, name, counted(getattr(os, name)))
+    repack([source], out, RepackConfig(samples_per_shard=4, seed=3))
 
 
 def test_a_killed_repack_goes_on_where_it_was(tmp_path: Path, make_folder: MakeFolder) -> None:
     """Oracle: an undisturbed run's bytes; finished shards keep their inodes; no file besides."""
     source = make_folder(tmp_path / "source", [3, 2, 1, 4])
-
-    def run(out: Path, moment: int) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", SUICIDE, str(source), str(out), str(moment)]
-        return subprocess.run(command, capture_output=True, text=True)
-
     lone = tmp_path / "lone"
-    num_calls = int(run(lone, 0).stdout)
-    assert len(list(lone.glob("*.tar"))) == 3 and num_calls > 20
-    for moment in (3, *range(5, num_calls + 1, 4)):
+    repack([source], lone, RepackConfig(samples_per_shard=4, seed=3))
+    fork = multiprocessing.get_context("fork")
+    for moment in range(1, 100):
         out = tmp_path / str(moment)
-        assert run(out, moment).returncode == -signal.SIGKILL
+        process = fork.Process(target=_repack_until, args=(source, out, moment))
+        process.start()
+        process.join()
         done = {
-            tar: tar.stat().st_ino for tar in out.glob("*.tar")
-            if tar.with_name(tar.name + ".json").exists()
+            tar: tar.stat().st_ino for tar in out.glob("*.tar") if manifest_path(tar).exists()
         }
         repack([source], out, RepackConfig(samples_per_shard=4, seed=3))
         assert {tar: tar.stat().st_ino for tar in done} == done
         assert _files(out) == _files(lone)
         shutil.rmtree(out)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+    assert moment > 20 and len(done) == 3
