@@ -37,6 +37,7 @@ PLAN = "plan.json"
 CLAIM = ".claim"
 SCHEMA = "boxless/claims/1"
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.02, 2.0
+_TOLD_AFTER_SECONDS = 3.0
 
 Result = TypeVar("Result")
 
@@ -147,9 +148,8 @@ class Worker:
                 yield claim
                 wait = _Wait(self._lease_seconds)
             elif self._pending.left:
-                if wait.is_first:
+                if wait():
                     self._say(f"Waiting for {_counted(self._pending.left)} of other workers.")
-                wait()
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[bool]:
@@ -369,15 +369,15 @@ class _Wait:
     def __init__(self, lease_seconds: float) -> None:
         self._longest = min(_LONGEST_WAIT_SECONDS, lease_seconds / 4)
         self._next = _FIRST_WAIT_SECONDS
+        self._waited = 0.0
 
-    def __call__(self) -> None:
+    def __call__(self) -> bool:
+        """Wait; whether it is just now long enough to be told."""
         time.sleep(self._next)
+        self._waited += self._next
+        is_long = self._waited >= _TOLD_AFTER_SECONDS > self._waited - self._next
         self._next = min(self._next * 1.5, self._longest)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether nothing has been waited for yet."""
-        return self._next == _FIRST_WAIT_SECONDS
+        return is_long
 
 
 def read_plan(out: Path) -> dict[str, Any] | None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sharding.atomic import (
-    canonical_json, remove_stale, replacing, sha256_file, sha256_of, write_bytes, write_json,
-    write_text
+    Displaced, canonical_json, remove_stale, remove_temporary, replacing, sha256_file, sha256_of,
+    write_bytes, write_json, write_text
 )
 
 KILLED_WRITER = """
@@ -64,6 +64,19 @@ def test_a_temporary_file_is_locked_until_it_is_renamed(
     monkeypatch.setattr(os, "replace", sweep_first)
     write_bytes(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_writer_whose_temporary_file_was_removed_is_told_so(tmp_path: Path) -> None:
+    """Oracle: of two living writers the one of the named file; the old file stays as it was."""
+    write_bytes(tmp_path / "mine", b"old")
+    with replacing(tmp_path / "other") as other:
+        with pytest.raises(Displaced, match="mine: got no .* took this one for dead"):
+            with replacing(tmp_path / "mine") as out:
+                out.write(b"new")
+                remove_temporary(tmp_path, {"mine"})
+        other.write(b"done")
+    assert (tmp_path / "mine").read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["mine", "other"]
 
 
 def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:

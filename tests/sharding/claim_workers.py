@@ -1,0 +1,93 @@
+"""Workers for the tests of sharding.claims and sharding.survey: they share six small shards."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sharding.catalog import write_catalog
+from sharding.claims import Worker
+from sharding.manifest import is_done
+from sharding.schema import Sample
+from sharding.write import write_shard
+
+TARS = {f"train-{number:06d}.tar": 2 for number in range(6)}
+SETTINGS = {"rule": "a", "weights": "1"}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def samples(tar: str) -> list[Sample]:
+    info = {"captions": ["a"], "width": 1, "height": 1}
+    stem = tar.removesuffix(".tar")
+    return [Sample(key=f"{stem}-{i}", image=b"x", extension="png", info=info) for i in range(2)]
+
+
+def make_worker(out: Path, settings: Mapping[str, str] = SETTINGS, **changes: Any) -> Worker:
+    options: dict[str, Any] = {
+        "fingerprint": settings,
+        "inputs": "i",
+        "is_done": lambda tar: is_done(out / tar, settings),
+        "say": lambda text: None,
+    }
+    return Worker(out, TARS, **{**options, **changes})
+
+
+def work(
+    out: Path,
+    settings: Mapping[str, str] = SETTINGS,
+    *,
+    before_each: Callable[[str], object] = lambda tar: None,
+    **changes: Any,
+) -> list[str]:
+    """One worker from its first look to the catalog; the tars that it wrote."""
+    wrote = []
+    with make_worker(out, settings, **changes) as worker:
+        for claim in worker.take():
+            with claim:
+                before_each(claim.tar)
+                results = claim.through(samples(claim.tar))
+                write_shard(out / claim.tar, results, fingerprint=settings)
+                wrote.append(claim.tar)
+        with worker.closing() as is_last:
+            if is_last:
+                write_catalog(out, kind="images", splits=dict.fromkeys(TARS, "train"), about={})
+    return wrote
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file with its bytes; fails on a folder, which is what claims would be."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# A worker that claims the first shard, says so, and waits to be killed.
+HOLDER = """
+import sys, time
+from pathlib import Path
+from sharding import heartbeat
+out, machine, lease = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+if machine:
+    heartbeat.this_machine = lambda: machine
+sys.path[:0] = [sys.argv[4]]
+from claim_workers import make_worker
+with make_worker(out, lease_seconds=lease) as worker:
+    for claim in worker.take():
+        print(claim.tar, flush=True)
+        time.sleep(600)
+"""
+
+
+def killed_holder(out: Path, machine: str = "", lease_seconds: float = 60.0) -> str:
+    """The tar that a process claimed before it was killed with SIGKILL."""
+    arguments = [str(out), machine, str(lease_seconds), str(Path(__file__).parent)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, *arguments], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    tar = process.stdout.readline().strip()
+    process.kill()
+    process.communicate()
+    return tar

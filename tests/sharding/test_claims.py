@@ -1,0 +1,277 @@
+"""Tests of sharding.claims: workers in threads of this process, each with a file and a lock of its
+own as in processes; who dies is a process of its own."""
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from claim_workers import SETTINGS, TARS, killed_holder, make_worker, samples, tree, work
+
+from sharding import heartbeat
+from sharding.atomic import remove_temporary
+from sharding.catalog import write_catalog
+from sharding.manifest import is_done
+from sharding.pending import FOLDER, ask_again, asked_again
+from sharding.schema import Sample, ShardError
+from sharding.write import write_shard
+
+@pytest.fixture
+def whole(tmp_path: Path) -> dict[str, bytes]:
+    """The files that one worker alone leaves."""
+    work(tmp_path / "alone")
+    return tree(tmp_path / "alone")
+
+
+def test_one_worker_makes_all_and_leaves_nothing_else(whole: dict[str, bytes]) -> None:
+    """Oracle: the folder's listing, spelled out."""
+    names = {name for tar in TARS for name in (tar, f"{tar}.json")}
+    assert {name for name in whole if not name.startswith("catalog.")} == names
+
+
+def test_workers_share_and_none_makes_what_another_made(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    """Oracle: the tars that each says it wrote, together every one once; the bytes of one worker
+    alone."""
+    with ThreadPoolExecutor(4) as pool:
+        wrote = list(pool.map(
+            lambda _: work(tmp_path / "out", before_each=lambda tar: time.sleep(0.02)), range(4)
+        ))
+    assert sorted(tar for some in wrote for tar in some) == sorted(TARS)
+    assert tree(tmp_path / "out") == whole
+
+
+def test_a_worker_killed_on_this_machine_is_replaced_at_once(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    """Its lease would last ten minutes more, beyond any patience of a test run."""
+    out, said = tmp_path / "out", list[str]()
+    tar = killed_holder(out, lease_seconds=600.0)
+    assert (out / FOLDER / f"{tar}.claim").exists()
+    assert work(out, say=said.append)[-1:] and tree(out) == whole
+    assert len(said) == 1 and said[0].startswith(f"Took over {tar} from ")
+    assert "whose process has ended" in said[0]
+
+
+def test_of_another_machine_only_the_heartbeat_counts(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    """A free lock from elsewhere says nothing. Oracle: the claim stays while the heartbeat is
+    young, and goes once it is set back beyond its lease; nothing sleeps here."""
+    out = tmp_path / "out"
+    tar = killed_holder(out, machine="elsewhere", lease_seconds=600.0)
+    claim = out / FOLDER / f"{tar}.claim"
+    with make_worker(out) as worker:
+        assert not worker._claim(tar)
+    long_ago = claim.stat().st_mtime - 601
+    os.utime(claim, (long_ago, long_ago))
+    assert len(work(out)) == len(TARS)
+    assert tree(out) == whole
+
+
+def test_a_claim_that_changed_hands_while_it_was_judged_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between judging a dead worker's claim and renaming it, another one takes it. Oracle: the
+    other one has it afterwards."""
+    tar = killed_holder(tmp_path)
+    claim, real = tmp_path / FOLDER / f"{tar}.claim", os.rename
+    with make_worker(tmp_path) as other, make_worker(tmp_path) as slow:
+
+        def change_hands(source: Any, target: Any) -> None:
+            monkeypatch.setattr(os, "rename", real)
+            claim.unlink()
+            os.link(other._heart.path, claim)
+            real(source, target)
+
+        monkeypatch.setattr(os, "rename", change_hands)
+        assert not slow._claim(tar)
+        assert other._is_held(tar)
+        assert not list((tmp_path / FOLDER).glob(f".{tar}*"))
+
+
+def test_a_worker_that_was_taken_for_dead_gives_up_and_goes_on(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    """In the middle of its shard its claim passes to another worker. Oracle: it renames nothing,
+    says so, and makes the rest."""
+    out, said = tmp_path / "out", list[str]()
+    with make_worker(out) as other:
+
+        def lose(tar: str) -> None:
+            if tar == min(TARS):
+                claim = out / FOLDER / f"{tar}.claim"
+                if not other._is_held(tar) and not said:
+                    claim.unlink()
+                    assert other._claim(tar)
+                    threading.Timer(0.2, other._release, [tar]).start()
+
+        wrote = work(out, before_each=lose, say=said.append)
+    assert said == [
+        f"Gave up {min(TARS)}: this worker was silent for so long that another took it over."
+    ]
+    assert wrote[-1] == min(TARS) and sorted(wrote) == sorted(TARS)
+    assert tree(out) == whole
+
+
+def test_a_writer_whose_temporary_file_is_gone_goes_on(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    """As when the others finished while it was stopped, and tidied up. Oracle: the whole folder."""
+    out, seen = tmp_path / "out", list[str]()
+
+    def displaced(tar: str) -> list[Sample]:
+        if not seen:
+            remove_temporary(out, {tar})
+        seen.append(tar)
+        return samples(tar)
+
+    with make_worker(out) as worker:
+        for claim in worker.take():
+            with claim:
+                results = (one for _ in range(1) for one in displaced(claim.tar))
+                write_shard(out / claim.tar, claim.through(results), fingerprint=SETTINGS)
+    assert seen[0] == seen[-1] and len(seen) == len(TARS) + 1
+    assert work(out) == []
+    assert tree(out) == whole
+
+
+def test_an_error_gives_the_shard_back(tmp_path: Path) -> None:
+    """Oracle: no claim is left, and another worker gets the same shard."""
+    with pytest.raises(RuntimeError, match="broke"):
+        with make_worker(tmp_path) as worker:
+            for claim in worker.take():
+                with claim:
+                    raise RuntimeError("broke")
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["plan.json"]
+    assert len(work(tmp_path)) == len(TARS)
+
+
+def test_living_workers_of_other_settings_are_refused_and_dead_ones_replaced(
+    tmp_path: Path
+) -> None:
+    """Oracle: the error names what differs; after the first has gone the second makes all anew."""
+    other = {**SETTINGS, "weights": "2"}
+    with make_worker(tmp_path):
+        with pytest.raises(ShardError, match=r"other settings \(weights\) .*heartbeat"):
+            work(tmp_path, other)
+        with pytest.raises(ShardError, match=r"other settings \(inputs\)"):
+            work(tmp_path, inputs="j")
+    killed_holder(tmp_path)
+    assert len(work(tmp_path, other)) == len(TARS)
+    assert all(is_done(tmp_path / tar, other) for tar in TARS)
+
+
+def test_a_worker_that_slept_through_a_change_of_settings_stops(tmp_path: Path) -> None:
+    """Oracle: it writes nothing over what the others of new settings made or make."""
+    other = {**SETTINGS, "weights": "2"}
+    with make_worker(tmp_path) as slept:
+        taking = slept.take()
+        with next(taking) as claim:
+            write_shard(tmp_path / claim.tar, samples(claim.tar), fingerprint=SETTINGS)
+        os.utime(slept._heart.path, (0, 0))
+        with make_worker(tmp_path, other):
+            with pytest.raises(ShardError, match=r"\(weights\).* others that came after it"):
+                next(taking)
+    with make_worker(tmp_path) as slept:
+        os.utime(slept._heart.path, (0, 0))
+        work(tmp_path, other)
+        with pytest.raises(ShardError, match="5 shards .* not as this worker makes them"):
+            next(slept.take())
+    assert all(is_done(tmp_path / tar, other) for tar in TARS)
+
+
+def test_what_is_asked_for_again_is_made_again_and_only_that(tmp_path: Path) -> None:
+    """Oracle: the tars written; the asking ends when it is done, not when a worker takes it up."""
+    work(tmp_path)
+    tar = "train-000004.tar"
+    ask_again(tmp_path, [tar])
+    with pytest.raises(RuntimeError):
+        def broken(tar: str) -> None:
+            raise RuntimeError
+
+        work(tmp_path, before_each=broken)
+    assert asked_again(tmp_path) == {tar}
+    assert work(tmp_path) == [tar]
+    assert work(tmp_path) == []
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_the_catalog_goes_before_the_first_shard_and_stays_if_none_is_written(
+    tmp_path: Path
+) -> None:
+    """Oracle: whether it is there when a shard is begun."""
+    work(tmp_path)
+    before = (tmp_path / "catalog.json").stat().st_ino
+    with make_worker(tmp_path) as worker:
+        assert not list(worker.take())
+    assert (tmp_path / "catalog.json").stat().st_ino == before
+    (tmp_path / "train-000002.tar.json").unlink()
+    seen = []
+    assert work(
+        tmp_path, before_each=lambda tar: seen.append((tmp_path / "catalog.json").exists())
+    ) == ["train-000002.tar"]
+    assert seen == [False] and (tmp_path / "catalog.json").exists()
+
+
+def test_each_manifest_is_looked_at_once(tmp_path: Path) -> None:
+    """Oracle: calls of is_done, over many rounds of waiting for a shard that another holds."""
+    work(tmp_path)
+    (tmp_path / "train-000003.tar.json").unlink()
+    calls: list[str] = []
+
+    def counted(tar: str) -> bool:
+        calls.append(tar)
+        return is_done(tmp_path / tar, SETTINGS)
+
+    with make_worker(tmp_path) as other:
+        with next(other.take()) as claim:
+            waiting = threading.Thread(target=work, args=(tmp_path,), kwargs={"is_done": counted})
+            waiting.start()
+            time.sleep(0.3)
+            write_shard(tmp_path / claim.tar, samples(claim.tar), fingerprint=SETTINGS)
+        waiting.join()
+    assert sorted(calls) == sorted(TARS)
+
+
+def test_one_worker_closes_and_the_others_wait_for_it(tmp_path: Path) -> None:
+    """Oracle: how many are told to write the catalog, and that it is there when the others go."""
+    came = threading.Barrier(3)
+
+    def close(_: int) -> bool:
+        with make_worker(tmp_path) as worker:
+            for claim in worker.take():
+                with claim:
+                    write_shard(tmp_path / claim.tar, samples(claim.tar), fingerprint=SETTINGS)
+            came.wait()
+            with worker.closing() as is_last:
+                if is_last:
+                    time.sleep(0.2)
+                    write_catalog(
+                        tmp_path, kind="images", splits=dict.fromkeys(TARS, "train"), about={}
+                    )
+                return is_last or not (tmp_path / "catalog.json").exists()
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sorted(pool.map(close, range(3))) == [False, False, True]
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_a_heartbeat_tells_shard_progress_and_time(tmp_path: Path) -> None:
+    """Oracle: the file, read back as others read it; and that the lock is seen as held."""
+    heart = heartbeat.Heart(tmp_path, settings="s", lease_seconds=60.0)
+    heart.begin("a.tar", 7)
+    heart.advance()
+    now = heart.beat()
+    seen = heartbeat.look(heart.path)
+    assert seen is not None and seen.record is not None
+    assert (seen.record.tar, seen.record.num_done, seen.record.num_inputs) == ("a.tar", 1, 7)
+    assert seen.record.name.endswith(f":{os.getpid()}") and seen.heartbeat == now
+    assert not seen.has_ended and not seen.is_dead(now + 59) and seen.is_dead(now + 61)
+    heart.stop()
+    assert heartbeat.look(heart.path) is None and not list(tmp_path.iterdir())

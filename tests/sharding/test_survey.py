@@ -1,0 +1,53 @@
+"""Tests of sharding.survey: the work in a folder as it is seen from outside."""
+from __future__ import annotations
+
+from pathlib import Path
+
+from claim_workers import SETTINGS, TARS, killed_holder, make_worker, samples, work
+
+from sharding.manifest import is_done
+from sharding.pending import ask_again
+from sharding.schema import Failure
+from sharding.survey import Surveyor
+from sharding.write import write_shard
+
+
+def test_no_work_is_no_survey(tmp_path: Path) -> None:
+    assert Surveyor(tmp_path / "nothing").look() is None
+    work(tmp_path)
+    assert Surveyor(tmp_path).look() is None
+
+
+def test_done_running_failed_and_progress_are_counted(tmp_path: Path) -> None:
+    """One shard done by another with a failure, one of other settings, one half-way, one worker
+    that was killed. Oracle: counted by hand."""
+    tars, whole = sorted(TARS), {**SETTINGS, "input": "x"}
+    killed_holder(tmp_path)
+    results = [samples(tars[0])[0], Failure(key="b", reason="r")]
+    write_shard(tmp_path / tars[0], results, fingerprint=whole)
+    write_shard(tmp_path / tars[1], samples(tars[1]), fingerprint={"rule": "other"})
+    surveyor = Surveyor(tmp_path)
+    with make_worker(tmp_path, is_done=lambda tar: is_done(tmp_path / tar, whole)) as worker:
+        with next(worker.take()) as claim:
+            results = claim.through(samples(claim.tar))
+            next(results)
+            worker._heart.beat()
+            survey = surveyor.look()
+            assert survey is not None
+            assert (survey.num_shards, survey.num_inputs) == (6, 12)
+            assert (survey.num_done, survey.num_input_done, survey.num_failed) == (1, 2, 1)
+            assert (survey.num_running, survey.num_under_way) == (1, 1)
+            (alive,) = survey.alive
+            assert (alive.tar, alive.num_done, alive.num_inputs) == (claim.tar, 1, 2)
+            assert len(survey.workers) == 2
+            assert survey.seconds_left is not None
+            assert abs(survey.seconds_left * survey.rate - (12 - 2 - 1)) < 1e-6
+            list(results)
+            write_shard(tmp_path / claim.tar, samples(claim.tar), fingerprint=whole)
+    survey = surveyor.look()
+    assert survey is not None
+    assert (survey.num_done, survey.num_running, survey.alive) == (2, 0, ())
+    assert survey.seconds_left is None
+    ask_again(tmp_path, [tars[0]])
+    survey = surveyor.look()
+    assert survey is not None and survey.num_done == 1 and survey.num_failed == 0
