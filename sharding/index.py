@@ -216,9 +216,9 @@ def index_folder(
     if there is no sample, if only some have objects, if a key is in two tars, or if the folder has
     a catalog that a stage wrote.
     """
-    tars = sorted(folder.glob("*.tar"))
-    if not tars:
-        raise ShardError(f"{folder}: got no tars, expected a folder of shards")
+    tars = sorted(tar for tar in folder.glob("*.tar") if tar.is_file())
+    if not tars or not all(tar.name.isprintable() for tar in tars):
+        raise ShardError(f"{folder}: got no tars, or odd names, expected shards as 00000.tar")
     if (folder / NAME).exists() and read_catalog(folder).about != ABOUT:
         raise ShardError(
             f"{folder}: got the {NAME} of a stage, expected tars that others wrote; to mend a "

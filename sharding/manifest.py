@@ -7,7 +7,7 @@ they lie in the tar: picture, json, objects in the tars that sharding.write writ
 tars of others, whose manifests sharding.index makes.
 
 A manifest may come from anybody: its length is bounded, and so is the memory that reading it takes,
-at some twenty times MAX_MANIFEST_BYTES.
+at some twenty-five times MAX_MANIFEST_BYTES.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sharding.schema import (
 )
 
 SCHEMA = "boxless/manifest/1"
-MAX_MANIFEST_BYTES = 64 << 20  # a sample takes some 160: as many as sharding.scan lets a tar have
+MAX_MANIFEST_BYTES = 32 << 20  # for as many samples as sharding.scan lets a tar have
 MAX_SAMPLE_BYTES = 1 << 30  # from its first to its last byte; a sample is read as one piece
 MAX_SIDE_PX = (1 << 31) - 1
 PICTURE_EXTENSIONS = (*IMAGE_EXTENSIONS, "jpeg", "webp")
