@@ -26,7 +26,7 @@ from torch.utils.data import get_worker_info
 from sharding.nameless import Nameless
 
 T = TypeVar("T")
-_IDLE = "idle"
+_RESTING = "resting"
 _NUM_LINES = 257
 _LINE_BYTES = 512
 # Position; then seconds (of the machine's monotonic clock, the same in all processes), stage, shard
@@ -80,19 +80,19 @@ class Board:
 
     def rest(self) -> None:
         """This worker has handed its samples over and waits for the next position."""
-        self.doing(_IDLE)
+        self.doing(_RESTING)
 
-    def activities(self) -> list[Activity]:
-        """What the workers do that do not rest, the one that is longest at it first."""
+    def lines(self) -> list[Activity]:
+        """What every worker that has ever written does now, the one that is longest at it first."""
         now = time.monotonic()
         found = []
-        for line in range(_NUM_LINES):
-            at = line * _LINE_BYTES
+        for number in range(_NUM_LINES):
+            at = number * _LINE_BYTES
             position, = _POSITION.unpack_from(self._lines.memory, at)
             since, *texts = _DOING.unpack_from(self._lines.memory, at + _POSITION.size)
-            stage, shard, key = (_text(field) for field in texts)
-            if since and stage != _IDLE:
-                worker = line - 1 if line else None
+            if since:
+                stage, shard, key = (_text(field) for field in texts)
+                worker = number - 1 if number else None
                 found.append(Activity(worker, stage, shard, key, position, now - since))
         return sorted(found, key=lambda activity: -activity.seconds)
 
@@ -156,5 +156,6 @@ class StallWatch:
                 seconds *= 2
 
     def _text(self, waited_seconds: float) -> str:
-        told = "; ".join(map(str, self._board.activities())) or "no worker is at anything"
+        busy = [activity for activity in self._board.lines() if activity.stage != _RESTING]
+        told = "; ".join(map(str, busy)) or "no worker is at anything"
         return f"no data for {waited_seconds:.0f} s: {told}"

@@ -240,14 +240,15 @@ class FarStore:
         return f"{self.where}/{asked.name} {asked.offset} {asked.num_bytes} {wanted.entry.crc32}"
 
     def _ask_for_ranges(self, ranges: Sequence[_Range]) -> list[bytes | Exception]:
-        """_ask, with a single byte first: a server that does not know ranges answers with all of a
-        shard, and would do so once a sample."""
-        if ranges and not self._serves_ranges:
-            answer, = self._ask([ranges[0]._replace(num_bytes=1)])
-            if isinstance(answer, _NoRanges):
-                return [answer] * len(ranges)
-            self._serves_ranges = isinstance(answer, bytes)
-        return self._ask(ranges)
+        """_ask, the very first alone: a server that does not know ranges answers with all of a
+        shard, and would do so for each of them."""
+        if self._serves_ranges or not ranges:
+            return self._ask(ranges)
+        first, = self._ask(ranges[:1])
+        if isinstance(first, _NoRanges):
+            return [first] * len(ranges)
+        self._serves_ranges = isinstance(first, bytes)
+        return [first, *self._ask(ranges[1:])]
 
     def _ask(self, ranges: Sequence[_Range]) -> list[bytes | Exception]:
         """The bytes of each range, of the right number, or why they cannot be had."""
