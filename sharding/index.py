@@ -236,6 +236,22 @@ def index_folder(
     return write_catalog(folder, kind=kind, splits=splits, about=ABOUT)
 
 
+def catalog_lines(catalog: Catalog) -> Iterator[str]:
+    """What a folder of shards holds, for people."""
+    num_input = sum(shard.num_input for shard in catalog.shards)
+    num_failed = num_input - catalog.num_ok
+    yield (
+        f"{len(catalog.shards)} shards of {catalog.kind}: {num_input} inputs = {catalog.num_ok} ok "
+        f"+ {num_failed} failed"
+    )
+    for split in sorted({shard.split for shard in catalog.shards}):
+        shards = catalog.of_split(split)
+        num_samples = sum(shard.num_ok for shard in shards)
+        yield f"  {split}: {num_samples} samples in {len(shards)} shards"
+    if num_failed:
+        yield "why inputs failed, and what was left out, stands in each NAME.tar.json"
+
+
 def _index_tars(tars: Sequence[Path], on_shard: Callable[[int, int], None]) -> tuple[int, int]:
     """How many samples the tars have, and how many of these with objects; writes the manifests."""
     num_samples = num_with_objects = 0

@@ -21,7 +21,7 @@ from PIL import Image
 
 from sharding import index
 from sharding.catalog import read_catalog
-from sharding.index import index_folder, index_tar, split_of_name
+from sharding.index import catalog_lines, index_folder, index_tar, split_of_name
 from sharding.manifest import Manifest, manifest_bytes, manifest_path, parse_manifest, read_manifest
 from sharding.picture import MAX_PIXELS, picture_size
 from sharding.read import iterate
@@ -76,6 +76,11 @@ def test_img2dataset_reads_as_webdataset_reads_it(tmp_path: Path) -> None:
     (tmp_path / "00000_stats.json").write_text("{}")
     catalog = index_folder(tmp_path)
     assert (catalog.kind, catalog.num_ok, read_catalog(tmp_path)) == ("images", 18, catalog)
+    assert list(catalog_lines(catalog)) == [
+        "2 shards of images: 24 inputs = 18 ok + 6 failed",
+        "  train: 18 samples in 2 shards",
+        "why inputs failed, and what was left out, stands in each NAME.tar.json",
+    ]
     assert verify_paths([tmp_path], full=True) == []
     for tar in tars:
         manifest = read_manifest(tar)
