@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import parent_process
+from multiprocessing.util import get_temp_dir
 from typing import TypeVar
 
 import numpy as np
@@ -187,6 +189,8 @@ def _as_sample(raw: RawSample) -> Sample:
 def _end_without(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_ORPHAN_SECONDS)
+    # Tensors are handed over through a socket in a folder that only an orderly exit removes.
+    shutil.rmtree(get_temp_dir(), ignore_errors=True)
     os._exit(1)
 
 

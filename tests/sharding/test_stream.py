@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import os
 import pickle
 import re
@@ -176,6 +177,100 @@ def test_other_bytes_of_the_right_size_are_noticed(
     tar.write_bytes(np.random.default_rng(0).bytes(read_catalog(folder).shards[0].bytes))
     with pytest.raises(ShardError, match="train-000000.tar: sample picture-0000. *: got CRC-32"):
         stream[0]
+
+
+def test_a_lenient_reader_names_what_it_leaves_out(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    """Oracle: one sample flipped, one shard gone, one whole: what is read and what is named make
+    up the epoch, at every position as many as the order says."""
+    folder = make_folder(tmp_path, [5, 4, 6])
+    stream = _stream(folder)
+    _flip_a_bit(folder / "train-000000.tar")
+    manifest_path(folder / "train-000001.tar").unlink()
+    keys, faults = [], []
+    for position in range(stream.num_micro_batches):
+        reading = stream.read(position)
+        assert (reading.position, reading.epoch) == (position, 0)
+        num = len(reading.samples) + len(reading.faults)
+        assert num == len(stream.plan[position].samples)
+        keys += [sample.key for sample in reading.samples]
+        faults += reading.faults
+    assert sorted(keys) == [f"picture-{index:05d}" for index in (0, 2, 3, 4, *range(9, 15))]
+    named = Counter((Path(fault.tar).name, fault.key) for fault in faults)
+    assert named == {("train-000000.tar", "picture-00001"): 1, ("train-000001.tar", None): 4}
+    assert all(str(tmp_path) not in fault.cause.partition("expected")[0] or fault.key is None
+               for fault in faults)
+
+
+def test_the_state_is_the_position_and_the_order_it_belongs_to(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    """Oracle: it is given back by the same settings over the same shards wherever they lie, and
+    refused by any others, and so is anything that is not a state."""
+    folder = make_folder(tmp_path / "a", COUNTS)
+    state = _stream(folder).state(1234)
+    assert state["position"] == 1234 and len(state) == 2
+    assert json.loads(json.dumps(state)) == state
+    folder = folder.rename(tmp_path / "b")
+    assert _stream(folder).position(state) == 1234
+    others = [
+        _stream(folder, seed=4), _stream(folder, micro_batch_size=5),
+        _stream(folder, window_num_shards=3), _stream(folder, shape_step_px=32),
+        _stream(make_folder(tmp_path / "c", COUNTS[::-1])),
+        _of([Source(folder, weight=1)]), _of([Source(folder), Source(folder)]),
+    ]
+    for other in others:
+        with pytest.raises(ShardError, match="state: got position 1234 of order"):
+            other.position(state)
+    for broken in ({}, {"position": -1, **{"order": state["order"]}}, {"position": True}):
+        with pytest.raises(ShardError, match="expected what Stream.state gave"):
+            _stream(folder).position(broken)
+
+
+def _of(sources: list[Source]) -> Stream:
+    return Stream(sources, seed=3, micro_batch_size=4, window_num_shards=2, shape_step_px=64)
+
+
+@pytest.fixture
+def two_sets(tmp_path: Path, make_folder: MakeFolder) -> tuple[Path, Path]:
+    """12 and 8 samples, of the same keys as far as they go, told apart by their folders."""
+    return make_folder(tmp_path / "large", [6, 6]), make_folder(tmp_path / "small", [4, 4])
+
+
+def test_weighted_sources_come_in_their_ratio_each_once_an_epoch(
+    two_sets: tuple[Path, Path]
+) -> None:
+    """Oracle: micro-batches of a cycle counted; the keys of three epochs of each set: 3 each."""
+    large, small = two_sets
+    stream = _of([Source(large, weight=1), Source(str(small), weight=2)])
+    assert stream.num_micro_batches == 3
+    seen: dict[int, Counter[str]] = {0: Counter(), 1: Counter()}
+    for cycle in range(9):
+        sources = []
+        for position in range(3 * cycle, 3 * cycle + 3):
+            sources.append(stream.plan[position].source)
+            seen[sources[-1]].update(sample.key for sample in stream[position])
+        assert sorted(sources) == [0, 1, 1]
+    # 9 of the large one's micro-batches are 3 epochs of 3, 18 of the small one's 9 of 2.
+    assert set(seen[0].values()) == {3} and len(seen[0]) == 12
+    assert set(seen[1].values()) == {9} and len(seen[1]) == 8
+
+
+def test_sources_without_weights_are_one_set(two_sets: tuple[Path, Path]) -> None:
+    """Oracle: keys counted over an epoch; the shard that a fault names is that of its folder."""
+    large, small = two_sets
+    stream = _of([Source(large), Source(small)])
+    assert stream.num_micro_batches == 5
+    seen = Counter(sample.key for position in range(5) for sample in stream[position])
+    assert seen == Counter({f"picture-{index:05d}": 1 + (index < 8) for index in range(12)})
+    (small / "train-000001.tar").unlink()
+    faults = [fault for position in range(5) for fault in _of([Source(large), Source(small)])
+              .read(position).faults]
+    assert {fault.tar for fault in faults} == {str(small / "train-000001.tar")}
+    assert {fault.key for fault in faults} == {f"picture-{index:05d}" for index in range(4, 8)}
+    with pytest.raises(ShardError, match="1 of 2 with a weight"):
+        _of([Source(large, weight=3), Source(small)])
 
 
 def test_an_unfinished_or_unknown_set_is_refused_at_once(
