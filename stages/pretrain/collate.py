@@ -1,18 +1,20 @@
 """From samples to the tensors of a micro-batch.
 
 Reached from `stages.pretrain.data` through the data loader: `sharding.stream` yields the samples of
-a position, `Collate` makes a `Batch` of them and lets each objective mask what it needs.
+a position, `Collate` decodes them, makes a `Batch` and lets each objective mask what it needs.
 Letters: N pictures, B picture-text pairs, T word pieces, C cells, O objects a picture (padded),
 P phrases a caption (padded), K classes of a soft label.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from sharding.schema import Sample
@@ -36,19 +38,43 @@ class Collate:
     cell_px: int
 
     def __call__(self, position: int, samples: Sequence[Sample]) -> Batch:
-        """The samples of `position` as a batch, masked by every objective in turn."""
+        """The samples of `position` as a batch, masked by every objective in turn.
+
+        Raises what `decode` raises.
+        """
+        return self.batch(position, samples, [self.decode(sample) for sample in samples])
+
+    def decode(self, sample: Sample) -> np.ndarray:
+        """The picture, resized: uint8 [H, W, 3].
+
+        Raises ValueError where its size is not the one in its json (its boxes would be wrong, and
+        its memory not what the shard says), and what Pillow raises on bytes that it cannot read.
+        """
+        said = (sample.info["width"], sample.info["height"])
+        with Image.open(io.BytesIO(sample.image)) as image:
+            if image.size != said:
+                raise ValueError(f"the picture has {image.size} pixels, its json says {said}")
+        return load_picture(
+            sample.image, shorter_px=self.shorter_px, longer_px=self.longer_px
+        )
+
+    def batch(
+        self, position: int, samples: Sequence[Sample], arrays: Sequence[np.ndarray]
+    ) -> Batch:
+        """The samples of `position` with their decoded pictures as a batch, masked."""
         random = np.random.default_rng([self.seed, position])
-        batch = self.collate(samples, random)
+        batch = self._collate(samples, arrays, random)
         for objective in self.objectives:
             objective.mask(batch, self.tokenizer, random)
         return batch
 
-    def collate(self, samples: Sequence[Sample], random: np.random.Generator) -> Batch:
+    def _collate(
+        self,
+        samples: Sequence[Sample],
+        arrays: Sequence[np.ndarray],
+        random: np.random.Generator,
+    ) -> Batch:
         """The batch before any masking."""
-        arrays = [
-            load_picture(s.image, shorter_px=self.shorter_px, longer_px=self.longer_px)
-            for s in samples
-        ]
         pictures = stack_pictures(arrays, multiple_px=self.cell_px)
         grid = (
             pictures.pixels.shape[2] // self.cell_px,

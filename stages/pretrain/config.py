@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from stages.pretrain.data_config import DataConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class MlmConfig:
@@ -88,8 +90,9 @@ class PraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """The training run: objectives, batch, optimizer, schedule, engine, checkpoints."""
+    """The training run: data, objectives, batch, optimizer, schedule, engine, checkpoints."""
 
+    data: DataConfig = field(default_factory=DataConfig)
     mlm: MlmConfig = field(default_factory=MlmConfig)
     itm: ItmConfig = field(default_factory=ItmConfig)
     omvm: OmvmConfig = field(default_factory=OmvmConfig)
@@ -100,7 +103,7 @@ class PretrainConfig:
     """Pictures a forward pass; the unit of the sample order."""
     micro_batches_per_step: int = 2
     """Micro-batches a step over all ranks; ranks and accumulation share them, so the step is the
-    same whatever the number of ranks, which must divide it."""
+    same whatever the number of ranks. One that does not divide it has turns that count nothing."""
     captions_per_picture: int = 4
     """Most captions used of a picture at a time, all on one pass of the CNN (SOHO's code: 4)."""
     window_num_shards: int = 16

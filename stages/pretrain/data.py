@@ -1,20 +1,27 @@
-"""What a rank trains on: its share of the positions, each made into a masked batch.
+"""What a rank trains on: its turns at the positions, each made into a masked batch.
 
 Reached from `stages.pretrain.run` and `stages.pretrain.loop`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
-from sharding.catalog import read_catalog
-from sharding.read import iterate
-from sharding.stream import Stream, positions
+from sharding.activity import Board
+from sharding.order import Turn, turns
+from sharding.read import make_sample
+from sharding.schema import Sample, ShardError
+from sharding.shards import RawSample, Shards
+from sharding.source import OpenSource, Source
+from sharding.stream import Stream
+from sharding.verify import Fault
 from stages.folders import replace_folder
 from stages.pretrain.batch import Batch
 from stages.pretrain.collate import Collate
@@ -22,70 +29,148 @@ from stages.pretrain.config import PretrainConfig
 from stages.student.config import StudentConfig
 from stages.student.tokenizer import load_tokenizer, train_tokenizer
 
+ONE_TEACHER = ("label_names", "attribute_names", "feature_size", "num_top", "teacher")
+"""What the catalogs of sources that are mixed must agree on."""
+SAMPLES_AT_ONCE = 64
 
-class Batches(Dataset[tuple[int, Batch]]):
-    """`batches[position]` is (position, its batch), masked and ready."""
 
-    def __init__(self, stream: Stream, collate: Collate) -> None:
-        self.stream, self.collate = stream, collate
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """What a turn brought: its batch, None if no sample of it could be read, and what could not."""
 
-    def __getitem__(self, position: int) -> tuple[int, Batch]:
-        """Read, decode, collate and mask the samples of `position`."""
-        return position, self.collate(position, self.stream[position])
+    turn: Turn
+    batch: Batch | None
+    faults: tuple[Fault, ...]
+
+
+class Batches(Dataset[Delivery]):
+    """`batches[turn]` is the turn's delivery: samples read, decoded, collated and masked."""
+
+    def __init__(self, stream: Stream, collate: Collate, board: Board) -> None:
+        self.stream, self.collate, self.board = stream, collate, board
+
+    def __getitem__(self, turn: Turn) -> Delivery:
+        """Samples that are damaged, gone or cannot be decoded are left out and named."""
+        reading = self.stream.read(turn.position)
+        samples, arrays, faults = [], [], list(reading.faults)
+        for sample in reading.samples:
+            self.board.doing("decode", key=sample.key)
+            try:
+                arrays.append(self.collate.decode(sample))
+            except Exception as error:  # Pillow raises nearly everything on broken bytes
+                faults.append(_undecodable(sample, error))
+            else:
+                samples.append(sample)
+        self.board.doing("collate")
+        batch = self.collate.batch(turn.position, samples, arrays) if samples else None
+        self.board.rest()
+        return Delivery(turn=turn, batch=batch, faults=tuple(faults))
 
     def loader(
         self, config: PretrainConfig, start: int, rank: int, world_size: int
-    ) -> DataLoader[tuple[int, Batch]]:
-        """This rank's share of the positions from `start` to the end of the run, in order."""
+    ) -> DataLoader[Delivery]:
+        """This rank's turns from position `start` to the end of the run, in order."""
         end = config.num_steps * config.micro_batches_per_step
         return DataLoader(
             self,
             batch_size=None,
-            sampler=_Positions(start, rank, world_size, end),
+            sampler=_Turns(start, rank, world_size, config.micro_batches_per_step, end),
             num_workers=config.num_workers,
         )
 
 
-class _Positions:
-    """An iterable of positions that can be asked again (DataLoader's samplers must be)."""
+class _Turns:
+    """Turns that can be asked for again (DataLoader's samplers must be)."""
 
-    def __init__(self, start: int, rank: int, world_size: int, end: int) -> None:
-        self._arguments = (start, rank, world_size, end)
+    def __init__(
+        self, start: int, rank: int, world_size: int, step_size: int, end: int
+    ) -> None:
+        self._share = (start, rank, world_size)
+        self._step_size, self._end = step_size, end
 
-    def __iter__(self) -> Iterator[int]:
-        return positions(*self._arguments)
+    def __iter__(self) -> Iterator[Turn]:
+        return turns(*self._share, step_size=self._step_size, end=self._end)
 
 
-def open_stream(objects: Path, config: PretrainConfig, *, seed: int, cell_px: int) -> Stream:
-    """The train split in the run's order.
+def _undecodable(sample: Sample, error: Exception) -> Fault:
+    cause = f"got {type(error).__name__} ({error}), expected a picture that can be decoded"
+    return Fault("a whole shard", sample.key, cause)
+
+
+def sources_of(objects: Path, config: PretrainConfig) -> list[Source]:
+    """The sets of shards to train on: those of the recipe, else the run's own."""
+    return [
+        Source(folder=source.folder, split=source.split, weight=source.weight)
+        for source in config.data.sources
+    ] or [Source(folder=objects)]
+
+
+def open_stream(
+    sources: Sequence[Source], config: PretrainConfig, *, seed: int, cell_px: int, board: Board
+) -> Stream:
+    """The sources in the run's order.
 
     Pictures whose sides round up to the same two cells share micro-batches.
     """
     return Stream(
-        objects,
-        "train",
+        sources,
         seed=seed,
         micro_batch_size=config.micro_batch_size,
         window_num_shards=config.window_num_shards,
         shape_step_px=2 * cell_px,
+        cache_bytes=config.data.cache_bytes,
+        board=board,
     )
 
 
-def make_tokenizer(student: StudentConfig, objects: Path, folder: Path) -> PreTrainedTokenizerFast:
-    """The published tokenizer, or one trained on the train captions: by rank 0, for all ranks.
+def about_of(opened: Sequence[OpenSource]) -> dict[str, Any]:
+    """What the catalogs tell of their whole sets: label_names, feature_size and the like.
+
+    Raises ShardError where two sources are of different teachers.
+    """
+    first, *others = opened
+    for other in others:
+        for name in ONE_TEACHER:
+            if other.about.get(name) != first.about.get(name):
+                raise ShardError(
+                    f"pretrain.data.sources: got another {name} in {other.store.where} than in "
+                    f"{first.store.where}, expected shards of one teacher; distil both with it"
+                )
+    return first.about
+
+
+def make_tokenizer(
+    student: StudentConfig, opened: Sequence[OpenSource], folder: Path
+) -> PreTrainedTokenizerFast:
+    """The published tokenizer, or one trained on the captions: by rank 0, for all ranks.
 
     A collective where it is trained; an earlier start of the same run left it in `folder`.
     """
     if student.pretrained_text:
         return load_tokenizer(student.pretrained_text)
     if torch.distributed.get_rank() == 0 and not (folder / "tokenizer.json").exists():
-        captions = [
-            caption
-            for tar in read_catalog(objects).tars(objects, "train")
-            for sample in iterate(tar)
-            for caption in sample.info["captions"]
-        ]
-        tokenizer = train_tokenizer(captions, vocab_size=student.vocab_size)
+        tokenizer = train_tokenizer(captions_of(opened), vocab_size=student.vocab_size)
         replace_folder(folder, tokenizer.save_pretrained)
     torch.distributed.barrier()
     return load_tokenizer(folder)
+
+
+def captions_of(opened: Sequence[OpenSource]) -> Iterator[str]:
+    """Every caption of every source, in the order of the shards; damaged samples are left out."""
+    shards = Shards(
+        [(one.store, entry) for one in opened for entry in one.entries],
+        num_manifests=1,
+        board=Board(),
+    )
+    for shard in range(len(shards)):
+        num_samples = shards.manifest(shard).num_ok
+        for start in range(0, num_samples, SAMPLES_AT_ONCE):
+            stop = min(start + SAMPLES_AT_ONCE, num_samples)
+            wanted = [(shard, sample) for sample in range(start, stop)]
+            for captions in shards.read(wanted, _captions):
+                if not isinstance(captions, Fault):
+                    yield from captions
+
+
+def _captions(raw: RawSample) -> list[str]:
+    return make_sample(raw.members, raw.entry).info["captions"]

@@ -17,15 +17,17 @@ import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from sharding.atomic import write_text
 from stages.pretrain.config import PretrainConfig
+from stages.pretrain.elastic import load_parts, num_parts
 from stages.pretrain.model import PretrainModel
 from stages.pretrain.optimizer import make_optimizer
 
 LATEST = "latest"
+STATE = ("step", "skipped", "data")
+"""What a checkpoint says beside the weights: steps done, samples skipped, `Stream.state`."""
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 
@@ -60,10 +62,7 @@ def join_ranks() -> None:
 
 
 def make_engine(model: PretrainModel, config: PretrainConfig, world_size: int) -> Any:
-    """The DeepSpeed engine (deepspeed.DeepSpeedEngine, which has no types).
-
-    Raises ValueError when the ranks cannot share a step's micro-batches evenly.
-    """
+    """The DeepSpeed engine (deepspeed.DeepSpeedEngine, which has no types)."""
     if config.precision == "bf16":
         # DeepSpeed leaves buffers in fp32, and BatchNorm does not mix the two.
         model.bfloat16()
@@ -77,15 +76,14 @@ def make_engine(model: PretrainModel, config: PretrainConfig, world_size: int) -
 
 
 def engine_settings(config: PretrainConfig, world_size: int) -> dict[str, Any]:
-    """What `ds_config.json` would hold, from the recipe."""
-    if config.micro_batches_per_step % world_size:
-        raise ValueError(
-            f"pretrain.micro_batches_per_step: got {config.micro_batches_per_step} for "
-            f"{world_size} ranks, expected a multiple, so that every rank does the same"
-        )
+    """What `ds_config.json` would hold, from the recipe.
+
+    Every rank takes the same number of turns a step; where the ranks do not share its micro-batches
+    evenly, some turns count nothing (`sharding.order.turns`, `turn_weight`).
+    """
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": config.micro_batches_per_step // world_size,
+        "gradient_accumulation_steps": -(-config.micro_batches_per_step // world_size),
         "gradient_clipping": config.clip_norm,
         "zero_optimization": {"stage": config.zero_stage},
         "zero_allow_untested_optimizer": True,
@@ -94,9 +92,13 @@ def engine_settings(config: PretrainConfig, world_size: int) -> dict[str, Any]:
     }
 
 
-def save_checkpoint(engine: Any, folder: Path, state: dict[str, int], keep: int) -> None:
+def save_checkpoint(engine: Any, folder: Path, state: dict[str, Any], keep: int) -> None:
     """Every rank writes its part; then `latest` names the new one; then old ones go."""
     tag = f"step-{state['step']:08d}"
+    if torch.distributed.get_rank() == 0 and (folder / tag).exists():
+        # Half of a save that was killed, perhaps by more ranks than there are now.
+        shutil.rmtree(folder / tag)
+    torch.distributed.barrier()
     engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
@@ -108,25 +110,29 @@ def save_checkpoint(engine: Any, folder: Path, state: dict[str, int], keep: int)
     torch.distributed.barrier()
 
 
-def load_checkpoint(engine: Any, folder: Path) -> dict[str, int] | None:
+def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
     """Bring back weights and optimizer; the state given to `save_checkpoint`, None at the start.
 
-    Raises ValueError when the checkpoint is of another number of ranks or cannot be read.
+    The checkpoint may be of another number of ranks. Raises ValueError when it cannot be read.
     """
     if not (folder / LATEST).exists():
         return None
     tag = (folder / LATEST).read_text().strip()
-    try:
-        path, state = engine.load_checkpoint(str(folder), tag=tag)
-    except ZeRORuntimeException as error:
-        raise ValueError(
-            f"{folder / tag}: got a checkpoint that ZeRO has cut for another number of ranks "
-            f"({error}), expected one of {torch.distributed.get_world_size()}; start as many ranks "
-            "as wrote it, or remove the pretrain folder to start anew"
-        ) from error
+    is_cut_otherwise = num_parts(folder / tag) not in (0, torch.distributed.get_world_size())
+    path, state = engine.load_checkpoint(
+        str(folder), tag=tag, load_module_only=is_cut_otherwise
+    )
     if path is None:
         raise ValueError(
             f"{folder / tag}: got no checkpoint that DeepSpeed can read, expected the one that "
             f"{folder / LATEST} names; remove the pretrain folder to start anew"
         )
-    return {name: state[name] for name in ("step", "position")}
+    if is_cut_otherwise:
+        load_parts(engine, folder / tag)
+        engine.global_steps, engine.skipped_steps = state["global_steps"], state["skipped_steps"]
+    if "data" not in state:
+        raise ValueError(
+            f"{folder / tag}: got a checkpoint of an older Boxless, expected one that knows the data "
+            "it was trained on; remove the pretrain folder to start anew"
+        )
+    return {name: state[name] for name in STATE}

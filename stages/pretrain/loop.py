@@ -11,17 +11,22 @@ from typing import Any
 
 import torch
 
+from sharding.activity import StallWatch
+from sharding.schema import ShardError
+from stages.pretrain.batch import Batch
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.data import Batches
+from stages.pretrain.data import Batches, Delivery
 from stages.pretrain.engine import save_checkpoint
 from stages.pretrain.metrics import MetricsLog, Tally
 from stages.pretrain.schedule import rate_factor
+from stages.pretrain.skipping import Skipped
 from stages.pretrain.stopping import Stopped, Watch
 from stages.progress import Progress
 
 
 class Loop:
-    """One rank's training. `state` counts finished steps and the position after them."""
+    """One rank's training. `state` counts finished steps and has the position after them, and the
+    samples that all ranks have skipped."""
 
     def __init__(
         self,
@@ -38,11 +43,15 @@ class Loop:
         self.engine, self.config, self.seed, self.device = engine, config, seed, device
         self.state, self.out, self.watch = state, out, watch
         self.rank = torch.distributed.get_rank()
-        self.num_positions_an_epoch = batches.stream.num_micro_batches
-        loader = batches.loader(
-            config, state["position"], self.rank, torch.distributed.get_world_size()
+        self.world_size = torch.distributed.get_world_size()
+        self.stream = batches.stream
+        self.stalls = StallWatch(
+            batches.board, after_seconds=config.data.stall_seconds, say=self._say
         )
-        self.batches = iter(loader)
+        loader = batches.loader(config, state["position"], self.rank, self.world_size)
+        self.deliveries = self.stalls.fed(loader)
+        self.skipped = Skipped(config.data, state["skipped"], self._say)
+        self.last_batch: Batch | None = None
         self.log = MetricsLog(out, step=state["step"]) if self.rank == 0 else None
         self.tally, self.waited_seconds = Tally(), 0.0
         self.reported_step, self.reported_at = state["step"], time.monotonic()
@@ -55,7 +64,7 @@ class Loop:
         """
         config, state = self.config, self.state
         self.engine.train()
-        with Progress(
+        with self.stalls, Progress(
             "pretrain",
             total=config.num_steps,
             unit="steps",
@@ -69,7 +78,7 @@ class Loop:
                     self.report(progress)
                 ended = self.watch.everywhere(self.device)
                 if ended or is_last or state["step"] % config.checkpoint_steps == 0:
-                    save_checkpoint(self.engine, self.out, state, config.keep_checkpoints)
+                    self.save()
                 if ended and not is_last:
                     raise Stopped(f"stopped at step {state['step']} of {config.num_steps}, saved")
         if self.log:
@@ -82,31 +91,69 @@ class Loop:
             group["lr"] = factor * group["peak_lr"]
         for _ in range(self.engine.gradient_accumulation_steps()):
             asked = time.monotonic()
-            position, batch = next(self.batches)
+            delivery = next(self.deliveries)
             self.waited_seconds += time.monotonic() - asked
-            torch.manual_seed(self.seed * 1_000_003 + position)
+            self.skipped.add(delivery)
+            batch, counts = self._batch_of(delivery)
+            torch.manual_seed(self.seed * 1_000_003 + delivery.turn.position)
             loss, scores = self.engine(batch.to(self.device))
             self.watch.finite(loss, scores, batch.keys, self.state["step"] + 1)
-            self.engine.backward(loss)
+            self.engine.backward(loss * self._weight if counts else loss * 0.0)
             self.engine.step()
-            self.tally.add(loss, scores)
+            self.tally.add(loss, scores, counts=counts)
         self.state["step"] += 1
         self.state["position"] += self.config.micro_batches_per_step
 
+    def save(self) -> None:
+        """A checkpoint of this step. A collective."""
+        state = {
+            "step": self.state["step"],
+            "skipped": self.state["skipped"],
+            "data": self.stream.state(self.state["position"]),
+        }
+        save_checkpoint(self.engine, self.out, state, self.config.keep_checkpoints)
+
+    @property
+    def _weight(self) -> float:
+        """Of a turn's loss: DeepSpeed divides by all turns of a step, real or not."""
+        num_turns = self.engine.gradient_accumulation_steps() * self.world_size
+        return num_turns / self.config.micro_batches_per_step
+
+    def _batch_of(self, delivery: Delivery) -> tuple[Batch, bool]:
+        """The batch to go through, and whether it counts. Where nothing of a turn could be read the
+        last batch is gone through again for nothing, as every rank has to."""
+        if delivery.batch is not None:
+            self.last_batch = delivery.batch
+            return delivery.batch, delivery.turn.real
+        if self.last_batch is None:
+            raise ShardError(
+                f"position {delivery.turn.position}: no sample of this rank's first micro-batch "
+                f"could be read; {delivery.faults[0].cause}"
+            )
+        return self.last_batch, False
+
+    def _say(self, text: str) -> None:
+        print(f"pretrain: rank {self.rank}: {text}", flush=True)
+
     def report(self, progress: Progress) -> None:
-        """A line of metrics over the steps since the last one. A collective."""
+        """A line of metrics over the steps since the last one. A collective.
+
+        Raises ShardError on every rank when more samples were skipped than the recipe allows.
+        """
         state, config = self.state, self.config
+        state["skipped"] = self.skipped.everywhere(self.device)
         num_steps = state["step"] - self.reported_step
         seconds = time.monotonic() - self.reported_at
         pictures = config.micro_batch_size * config.micro_batches_per_step
         line = {
             "step": state["step"],
-            "epoch": state["position"] / self.num_positions_an_epoch,
+            "epoch": self.stream.plan.epochs(state["position"])[0],
             "pictures": state["position"] * config.micro_batch_size,
             "step_seconds": seconds / num_steps,
             "pictures_per_second": pictures * num_steps / seconds,
             "data_wait_share": self.waited_seconds / seconds,
             "lr_factor": rate_factor(state["step"] - 1, config),
+            "skipped": state["skipped"],
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
             **self.tally.take(),
         }

@@ -22,14 +22,15 @@ class Tally:
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
 
-    def add(self, loss: torch.Tensor, scores: dict[str, Scored]) -> None:
-        """Count one micro-batch."""
-        one = torch.ones((), device=loss.device)
-        self._add("loss", loss, one)
+    def add(self, loss: torch.Tensor, scores: dict[str, Scored], *, counts: bool) -> None:
+        """Count one micro-batch. One that does not count adds zeros, for `take` needs the same
+        names on every rank."""
+        one = torch.full((), float(counts), device=loss.device)
+        self._add("loss", loss * one, one)
         for name, scored in scores.items():
-            self._add(f"{name}/loss", scored.loss, one)
+            self._add(f"{name}/loss", scored.loss * one, one)
             for metric, (total, count) in scored.metrics.items():
-                self._add(f"{name}/{metric}", total, count)
+                self._add(f"{name}/{metric}", total * one, count * one)
 
     def _add(self, name: str, total: torch.Tensor, count: torch.Tensor) -> None:
         entry = torch.stack([total.detach().float(), count.float()])

@@ -8,16 +8,25 @@ random comes from (seed, position): a run that was stopped goes on as if it had 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from sharding.catalog import read_catalog
+from sharding.activity import Board
+from sharding.source import open_source
+from sharding.stream import Stream
 from stages.folders import replace_folder
 from stages.pretrain.collate import Collate
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.data import Batches, make_tokenizer, open_stream
+from stages.pretrain.data import (
+    Batches,
+    about_of,
+    make_tokenizer,
+    open_stream,
+    sources_of,
+)
 from stages.pretrain.engine import join_ranks, load_checkpoint, make_engine
 from stages.pretrain.loop import Loop
 from stages.pretrain.model import PretrainModel, make_objectives
@@ -44,9 +53,11 @@ def pretrain(
     """
     watch = Watch()
     join_ranks()
-    tokenizer = make_tokenizer(student, objects, out / TOKENIZER)
+    sources, board = sources_of(objects, config), Board()
+    opened = [open_source(source, cache=None) for source in sources]
+    tokenizer = make_tokenizer(student, opened, out / TOKENIZER)
     torch.manual_seed(seed)
-    net = _new_student(student, tokenizer, objects)
+    net = _new_student(student, tokenizer, about_of(opened))
     model = PretrainModel(net, make_objectives(config))
     engine = make_engine(model, config, torch.distributed.get_world_size())
     collate = Collate(
@@ -59,13 +70,13 @@ def pretrain(
         longer_px=student.longer_px,
         cell_px=net.grid.cell_px,
     )
-    stream = open_stream(objects, config, seed=seed, cell_px=net.grid.cell_px)
+    stream = open_stream(sources, config, seed=seed, cell_px=net.grid.cell_px, board=board)
     Loop(
         engine,
-        Batches(stream, collate),
+        Batches(stream, collate, board),
         config,
         seed=seed,
-        state=load_checkpoint(engine, out) or {"step": 0, "position": 0},
+        state=_state(load_checkpoint(engine, out), stream),
         out=out,
         watch=watch,
         device=torch.device(deepspeed.accelerator.get_accelerator().current_device_name()),
@@ -75,10 +86,20 @@ def pretrain(
     torch.distributed.barrier()
 
 
+def _state(saved: dict[str, Any] | None, stream: Stream) -> dict[str, int]:
+    """Where to go on: steps done, the next position, samples skipped so far.
+
+    Raises ShardError when the checkpoint was trained on other data or in another order.
+    """
+    if saved is None:
+        return {"step": 0, "position": 0, "skipped": 0}
+    position = stream.position(saved["data"])
+    return {"step": saved["step"], "position": position, "skipped": saved["skipped"]}
+
+
 def _new_student(
-    student: StudentConfig, tokenizer: PreTrainedTokenizerFast, objects: Path
+    student: StudentConfig, tokenizer: PreTrainedTokenizerFast, about: dict[str, Any]
 ) -> Student:
-    about = read_catalog(objects).about
     return make_student(
         student,
         vocab_size=len(tokenizer),

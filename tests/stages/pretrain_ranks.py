@@ -31,7 +31,7 @@ class Ranks:
     """Starts pretraining runs over one folder of object shards."""
 
     def __init__(self, objects: Path, student: StudentConfig) -> None:
-        self._objects, self._student = objects, student
+        self.objects, self._student = objects, student
         self._server = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
@@ -50,7 +50,7 @@ class Ranks:
         root.mkdir(exist_ok=True)
         job = {
             "config": asdict(config), "student": asdict(self._student), "root": str(root),
-            "objects": str(self._objects), "world_size": world_size, "spoil": spoil, "step": step,
+            "objects": str(self.objects), "world_size": world_size, "spoil": spoil, "step": step,
         }
         assert self._server.stdin and self._server.stdout
         self._server.stdin.write(json.dumps(job) + "\n")
@@ -146,26 +146,33 @@ def _run_rank(job: dict[str, Any], rank: int) -> str:
 
 
 def _config(fields: dict[str, Any]) -> PretrainConfig:
+    from stages.pretrain.data_config import DataConfig, SourceConfig
     from stages.pretrain.config import ItmConfig, MlmConfig, OmvmConfig, PraConfig
 
-    kinds = {"mlm": MlmConfig, "itm": ItmConfig, "omvm": OmvmConfig, "pra": PraConfig}
+    kinds = {
+        "data": DataConfig, "mlm": MlmConfig, "itm": ItmConfig, "omvm": OmvmConfig, "pra": PraConfig
+    }
+    sources = tuple(SourceConfig(**source) for source in fields["data"]["sources"])
+    fields["data"]["sources"] = sources
     parts = {name: kind(**fields[name]) for name, kind in kinds.items()}
     return PretrainConfig(**{**fields, **parts})
 
 
 def _trace(path: Path) -> None:
-    """Note every micro-batch that the rank trains on."""
-    from stages.pretrain.collate import Collate
+    """Note every micro-batch that the rank trains on, turns that count nothing apart."""
+    from stages.pretrain.data import Batches, Delivery
 
-    collate = Collate.__call__
+    plain = Batches.__getitem__
 
-    def traced(self: Collate, position: int, samples: Any) -> Any:
-        with path.open("a") as file:
-            keys = [sample.key for sample in samples]
-            file.write(json.dumps({"position": position, "keys": keys}) + "\n")
-        return collate(self, position, samples)
+    def traced(self: Batches, turn: Any) -> Delivery:
+        delivery = plain(self, turn)
+        if delivery.turn.real:
+            keys = delivery.batch.keys if delivery.batch else []
+            with path.open("a") as file:
+                file.write(json.dumps({"position": turn.position, "keys": keys}) + "\n")
+        return delivery
 
-    Collate.__call__ = traced  # type: ignore[method-assign]
+    Batches.__getitem__ = traced  # type: ignore[method-assign]
 
 
 def _spoil(what: str, step: int, rank: int) -> None:

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 
 from pretrain_fixtures import SHARD_SIZE, TINY, read_lines, toy_samples, write_objects
 from pretrain_ranks import Ranks
+from sharding.manifest import read_manifest
 from stages.pretrain.config import PretrainConfig
+from stages.pretrain.data_config import DataConfig, SourceConfig
 from stages.student.network import Student
 from stages.student.tokenizer import load_tokenizer
 
@@ -201,23 +203,92 @@ def test_a_loss_that_is_no_number_stops_all_ranks_before_the_optimizer(
     _assert_same_run(tmp_path, undisturbed)
 
 
-def test_ranks_that_cannot_share_a_step_are_refused(ranks: Ranks, tmp_path: Path) -> None:
-    """Oracle: a ValueError with both numbers and what is expected."""
+def test_ranks_that_cannot_share_a_step_evenly(ranks: Ranks, tmp_path: Path) -> None:
+    """Oracle: one rank with three micro-batches a step. Two ranks see the same keys at the same
+    positions, once, and end with its weights but for the order of sums: the turn that fills the
+    second rank's round counts nothing."""
     config = replace(RUN, micro_batches_per_step=3)
-    for outcome in ranks(config, tmp_path, world_size=2):
-        assert outcome.startswith("ValueError: pretrain.micro_batches_per_step: got 3 for 2 ranks")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert ranks(config, one, world_size=1) == ["done"]
+    assert ranks(config, two, world_size=2) == DONE
+    assert _trace(two, 2) == _trace(one, 1)
+    assert [position for position, _ in _trace(one, 1)] == list(range(18))
+    _assert_close_runs(two, one)
 
 
-def test_a_checkpoint_of_other_ranks_is_refused(
-    ranks: Ranks, undisturbed: Path, tmp_path: Path
+@pytest.mark.parametrize("stage", [0, 1])
+def test_killed_and_continued_on_other_numbers_of_ranks(
+    ranks: Ranks, undisturbed: Path, tmp_path: Path, stage: int
 ) -> None:
-    """Oracle: a ValueError that says how many ranks wrote it (ZeRO has cut the optimizer's state
-    among them), and the checkpoint still there."""
-    shutil.copytree(undisturbed / "pretrain", tmp_path / "pretrain")
-    (outcome,) = ranks(RUN, tmp_path, world_size=1)
-    assert outcome.startswith(f"ValueError: {tmp_path / 'pretrain' / 'step-00000006'}: got")
-    assert "world size of 2" in outcome and "expected one of 1;" in outcome
-    assert (tmp_path / "pretrain" / "step-00000006").is_dir()
+    """Oracle: the undisturbed run on two ranks. Killed on two, continued and killed on one, ended
+    on three, which two micro-batches a step leave one turn without; weights, optimizer states and
+    position go along, or the losses of the last steps would be others."""
+    config = replace(RUN, zero_stage=stage)
+    assert "signal 9" in ranks(config, tmp_path, world_size=2, spoil="kill", step=3)
+    assert ranks(config, tmp_path, world_size=1, spoil="kill", step=5) == ["signal 9"]
+    assert ranks(config, tmp_path, world_size=3) == ["done"] * 3
+    _assert_close_runs(tmp_path, undisturbed)
+
+
+def _assert_close_runs(root: Path, other: Path) -> None:
+    """The same weights and losses but for the order of sums. BatchNorm's running statistics are
+    those of the first rank's pictures, so they are left out."""
+    mine, theirs = _weights(root), _weights(other)
+    for name in mine:
+        if "running_" not in name and not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=3e-5, msg=name)
+    lines, others = (read_lines(r / "pretrain" / "metrics.jsonl") for r in (root, other))
+    assert [line["step"] for line in lines] == [line["step"] for line in others]
+    for line, other_line in zip(lines, others):
+        assert line["loss"] == pytest.approx(other_line["loss"], rel=1e-4), line["step"]
+
+
+def _damage(objects: Path, copy: Path) -> str:
+    """A copy of the shards in which one sample has a flipped bit; its key."""
+    shutil.copytree(objects, copy)
+    tar = copy / "train-000001.tar"
+    entry = read_manifest(tar).samples[2]
+    with tar.open("rb+") as file:
+        file.seek(entry.members["jpg"][0] + 100)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    return entry.key
+
+
+def test_a_damaged_sample_stops_the_run(ranks: Ranks, tmp_path: Path) -> None:
+    """Oracle: the error names shard, key and cause, and what to do."""
+    key = _damage(ranks.objects, tmp_path / "objects")
+    source = SourceConfig(folder=str(tmp_path / "objects"))
+    config = replace(RUN, data=DataConfig(sources=(source,)))
+    (outcome,) = ranks(config, tmp_path / "run", world_size=1)
+    assert outcome.startswith("ShardError: ") and "train-000001.tar" in outcome
+    assert key in outcome and "CRC-32" in outcome and "on_fault=skip" in outcome
+
+
+@pytest.mark.parametrize(("max_skipped", "ends"), [(3, True), (1, False)])
+def test_a_damaged_sample_is_skipped_and_counted(
+    ranks: Ranks, tmp_path: Path, max_skipped: int, ends: bool
+) -> None:
+    """Oracle: three epochs of 5 positions hold the damaged sample three times; every other sample
+    is trained on once an epoch; beyond the budget all ranks stop."""
+    key = _damage(ranks.objects, tmp_path / "objects")
+    source = SourceConfig(folder=str(tmp_path / "objects"))
+    data = DataConfig(sources=(source,), on_fault="skip", max_skipped=max_skipped)
+    config = replace(RUN, data=data, num_steps=5, micro_batches_per_step=3)
+    outcomes = ranks(config, tmp_path / "run", world_size=2)
+    trace = _trace(tmp_path / "run", 2)
+    epochs = [[k for p, keys in trace for k in keys if p // 5 == epoch] for epoch in range(3)]
+    if not ends:
+        assert all(o.startswith("ShardError: skipped 2 samples, expected at") for o in outcomes)
+        return
+    assert outcomes == DONE
+    for keys in epochs:
+        assert len(keys) == len(set(keys)) == NUM_TRAIN - 1 and key not in keys
+    skipped = [line["skipped"] for line in read_lines(tmp_path / "run/pretrain/metrics.jsonl")]
+    assert skipped == sorted(skipped) and skipped[-1] == 3
+    said = "".join((tmp_path / "run" / f"log-{rank}").read_text() for rank in range(2))
+    assert said.count(f"sample {key}: got CRC-32") == 3
 
 
 class Evil:
