@@ -7,7 +7,6 @@ that cannot be; 130 and 143 stopped by Ctrl-C and SIGTERM, to be continued by th
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from launch.job import LaunchError, Stopped
 from pipeline import __version__
 from pipeline.blame import is_for_users
 from pipeline.run_folder import RunFolder
+from pipeline.shard_commands import add_shard_commands
 
 STAGES = {
     "ingest": "raw corpora -> image shards",
@@ -65,7 +65,7 @@ def _show_error(message: str, details: str = "") -> None:
 
 
 def _conduct(args: argparse.Namespace) -> int:
-    from pipeline.conduct import conduct, join
+    from pipeline.conduct import conduct, join, join_work
     from pipeline.launching import Asked
     from pipeline.recipe import load_recipe
 
@@ -74,6 +74,9 @@ def _conduct(args: argparse.Namespace) -> int:
     asked = Asked(
         launcher=args.launcher, nodes=args.nodes, procs_per_node=args.procs_per_node
     )
+    if args.join:
+        join_work(recipe, run, args.stages, asked)
+        return 0
     if recipe.launch.node_rank > 0:
         join(recipe, run, args.stages, asked)
         return 0
@@ -90,18 +93,12 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(args: argparse.Namespace) -> int:
-    from sharding.verify import verify_paths
+def _retry(args: argparse.Namespace) -> int:
+    from pipeline.launching import Asked
+    from pipeline.retry import lines, retry_failed
 
-    faults = verify_paths(args.paths, full=not args.fast)
-    if args.json:
-        found = [{"tar": f.tar, "key": f.key, "cause": f.cause} for f in faults]
-        print(json.dumps({"faults": found}, indent=1))
-    else:
-        for fault in faults:
-            print(": ".join(filter(None, (fault.tar, fault.key, fault.cause))))
-        print(f"{len(faults)} faults" if faults else "No faults.")
-    return 1 if faults else 0
+    print("\n".join(lines(retry_failed(RunFolder(args.run), Asked(), stage=args.stage))))
+    return 0
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -141,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     whole = "all stages in order, each skipped when complete and unchanged, and the report"
     _add_recipe_command(commands, "run", whole, stages=list(STAGES))
     _add_looking_commands(commands)
+    add_shard_commands(commands)
     return parser
 
 
@@ -157,6 +155,11 @@ def _add_recipe_command(
     command.add_argument("--launcher", choices=["local", "torchrun", "deepspeed", "slurm"])
     command.add_argument("--nodes", type=_count, metavar="N")
     command.add_argument("--procs-per-node", type=_count, metavar="P")
+    command.add_argument(
+        "--join",
+        action="store_true",
+        help="add workers to ingest or distill, which another command has begun in the run folder",
+    )
     command.add_argument(
         "--dry-run", action="store_true", help="say what would be run and why, and run nothing"
     )
@@ -181,13 +184,14 @@ def _add_looking_commands(commands: argparse._SubParsersAction[argparse.Argument
     status.add_argument("run", type=Path, help="a run folder")
     status.set_defaults(command=_status)
 
-    verify = commands.add_parser("verify", help="check shards; exit status 1 on any fault")
-    verify.add_argument(
-        "paths", type=Path, nargs="+", help="tars, folders of shards, or run folders"
+    retry = commands.add_parser(
+        "retry", help="make again what failed in a run's shards, and only that"
     )
-    verify.add_argument("--fast", action="store_true", help="manifests and sizes, not every byte")
-    verify.add_argument("--json", action="store_true", help="for programs")
-    verify.set_defaults(command=_verify)
+    retry.add_argument("run", type=Path, help="a run folder")
+    retry.add_argument(
+        "--stage", choices=["ingest", "distill"], help="default: every one that has failures"
+    )
+    retry.set_defaults(command=_retry)
 
     report = commands.add_parser("report", help="write a run's report/index.html")
     report.add_argument("run", type=Path, help="a run folder")

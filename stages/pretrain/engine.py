@@ -132,7 +132,7 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
         engine.global_steps, engine.skipped_steps = state["global_steps"], state["skipped_steps"]
     if "data" not in state:
         raise ValueError(
-            f"{folder / tag}: got a checkpoint of an older Boxless, expected one that knows the data "
-            "it was trained on; remove the pretrain folder to start anew"
+            f"{folder / tag}: got a checkpoint of an older Boxless, expected one that knows its "
+            "data; remove the pretrain folder to start anew"
         )
     return {name: state[name] for name in STATE}
