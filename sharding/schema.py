@@ -151,15 +151,16 @@ def _check_dtype(dtype: np.dtype) -> None:
 def check_objects(array: np.ndarray) -> None:
     """ShardError unless `array` [O] is of object_dtype, in order and finite.
 
-    Boxes must be finite with x0 <= x1 and y0 <= y1, scores and features finite (half precision
-    overflows above 65504), rows by falling score.
+    Boxes must be finite with x0 <= x1 and y0 <= y1, features and scores of every kind finite (half
+    precision overflows above 65504), rows by falling score.
     """
     if not isinstance(array, np.ndarray) or array.ndim != 1:
         raise ShardError(f"objects: got {type(array).__name__}, expected a 1-d structured array")
     _check_dtype(array.dtype)
     if not np.isfinite(array["box"]).all():
         raise ShardError("objects: got a box that is not finite, expected finite numbers")
-    for field in ("score", "feature"):
+    halves = ("score", "feature", "top_score", "attribute_score")
+    for field in [name for name in halves if name in (array.dtype.names or ())]:
         # numpy looks at half precision one by one. Its bits without the sign, as a number, are
         # below those of infinity, and NaN's are above.
         if (array[field].view("<u2") & 0x7FFF).max(initial=0) >= 0x7C00:

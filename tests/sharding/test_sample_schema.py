@@ -81,6 +81,8 @@ def _retyped(change: Callable[[list[Any]], list[Any]], **settings: Any) -> np.nd
     _changed("score", 0.95),
     _changed("score", np.nan),
     _changed("feature", np.inf),
+    _changed("top_score", np.nan),
+    _changed("attribute_score", -np.inf),
 ], ids=lambda array: str(getattr(array, "dtype", "list"))[:40])
 def test_other_arrays_are_refused(array: Any) -> None:
     """Oracle: each array breaks one rule of the schema; the sound one passes."""
