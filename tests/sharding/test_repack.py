@@ -1,6 +1,7 @@
 """Tests of sharding.repack: the same samples in other shards, after any disturbance."""
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import shutil
@@ -15,8 +16,10 @@ import pytest
 import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from sharding.catalog import read_catalog, write_catalog
+from sharding.index import index_folder
 from sharding.manifest import manifest_path, read_manifest
 from sharding.read import OpenTar, read_payloads
 from sharding.repack import RepackConfig, repack
@@ -120,6 +123,34 @@ def test_a_tar_has_at_most_the_bytes_asked_for(tmp_path: Path, make_folder: Make
     for less, counts in ((0, [3, 3]), (1, [2, 2, 2])):
         catalog = repack([source], tmp_path / str(less), RepackConfig(shard_bytes=size - less))
         assert [shard.num_ok for shard in catalog.shards] == counts
+
+
+def test_tars_that_others_wrote_are_repacked(tmp_path: Path) -> None:
+    """Oracle: webdataset's reading of the tars that its own writer wrote, without what the index
+    leaves out; a failed input and what was left out are still known of."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    picture = io.BytesIO()
+    Image.new("RGB", (12, 9)).save(picture, "JPEG")
+    for shard in range(2):
+        with webdataset.TarWriter(str(source / f"{shard:05d}.tar")) as writer:
+            for number in range(3):
+                key = f"{shard:05d}{number:04d}"
+                writer.write({"__key__": key, "jpeg": picture.getvalue() + key.encode(),
+                              "txt": f"picture {key}", "cls": b"7"})
+            writer.write({"__key__": f"failed-{shard}", "json": {"status": "failed"}})
+    index_folder(source)
+    repack([source], out, RepackConfig(samples_per_shard=5, seed=0))
+
+    def read(folder: Path) -> dict[str, tuple]:
+        tars = [str(tar) for tar in sorted(folder.glob("*.tar"))]
+        return {sample["__key__"]: (sample.get("jpeg"), sample.get("txt"))
+                for sample in webdataset.WebDataset(tars, shardshuffle=False)}
+
+    assert read(out) == {key: members for key, members in read(source).items() if all(members)}
+    assert _remarks(out) == _remarks(source)
+    assert Counter(type(remark) for _, remark in _remarks(out)) == {Failure: 2, Note: 6}
+    assert verify_paths([out], full=True) == []
 
 
 @settings(max_examples=25, deadline=None, derandomize=True,
