@@ -5,7 +5,7 @@
 Each run fills a folder with 1 to 8 worker processes. They are killed one by one and all at once,
 stopped (SIGSTOP) for longer than their lease and continued later, and others started, at random
 moments that the seed decides; some pretend to be on another machine, so that only their lease can
-tell that they are dead. Then one more worker is started and all run to their end. Held against the
+tell that they are dead. Then a few more are started and all run to their end. Held against the
 folder of an undisturbed run are the bytes of every file, the names (so that no temporary file,
 claim or heartbeat is left) and the sets of samples as `tarfile` sees them. Without --stage nine of
 ten runs are of ingest. Exit status 1 on any difference; the folder is then kept.
@@ -181,9 +181,11 @@ class Crew:
         self.stopped.append(pid)
 
     def finish(self) -> int:
-        """Let one that starts now, and all that run, come to their end; then wake those that are
+        """Let some that start now, and all that run, come to their end; then wake those that are
         stopped. Returns how many ended badly."""
-        self.start()
+        for _ in range(self.random.randint(1, 3)):
+            self.start()
+            time.sleep(self.random.uniform(0, 0.1))
         num_failed = _wait_for_all(self.running)
         for pid in self.stopped:
             os.kill(pid, signal.SIGCONT)

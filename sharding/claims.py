@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 
 from sharding.atomic import Displaced, canonical_json, sha256_of
 from sharding.catalog import NAME as CATALOG
-from sharding.heartbeat import LEASE_SECONDS, PREFIX, Heart, Seen, look, workers_in
+from sharding.heartbeat import LEASE_SECONDS, Heart, Seen, look, workers_in
 from sharding.pending import AGAIN, FOLDER, Pending
 from sharding.schema import Note, ShardError
 
@@ -93,22 +93,9 @@ class Worker:
 
     def __enter__(self) -> Worker:
         while True:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # tidied up at this moment: once more
-                self._heart = Heart(
-                    self._folder,
-                    settings=self._plan["settings"],
-                    lease_seconds=self._lease_seconds,
-                )
-                break
-        try:
-            is_alone = self._agree()
-            # Workers that begin at different places seldom meet.
-            self._pending.begin(0 if is_alone else int(self._heart.record.token, 16))
-        except BaseException:
-            self._leave()
-            raise
-        return self
+            with contextlib.suppress(_Gone):  # others tidied up at this moment: once more
+                self._enter()
+                return self
 
     def __exit__(
         self,
@@ -144,6 +131,7 @@ class Worker:
                         found(self._tars[tar])
                 if self._pending.left:
                     raise self._cleared() from None
+                return
             if claim is not None:
                 yield claim
                 wait = _Wait(self._lease_seconds)
@@ -164,6 +152,7 @@ class Worker:
                 if self._claim(CATALOG):
                     break
             except _Gone:
+                self._tidy_up_after_others()
                 yield False
                 return
             wait()
@@ -173,6 +162,23 @@ class Worker:
                 self._clear()
         finally:
             self._release(CATALOG)
+
+    def _enter(self) -> None:
+        """Come in among the others; _Gone if they tidy up at this moment."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._heart = Heart(
+                self._folder, settings=self._plan["settings"], lease_seconds=self._lease_seconds
+            )
+        except FileNotFoundError as error:
+            raise _Gone from error
+        try:
+            is_alone = self._agree()
+            # Workers that begin at different places seldom meet.
+            self._pending.begin(0 if is_alone else int(self._token, 16))
+        except BaseException:
+            self._leave()
+            raise
 
     def _next(self, found: Callable[[int], object]) -> Claim | None:
         """The next shard that nobody has, claimed; None where others have all that are left."""
@@ -225,9 +231,9 @@ class Worker:
         moved = look(aside)
         if moved is not None and moved.token != holder.token:
             # Another one was quicker and claimed it: give it back, unless a third has it by now.
-            with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
                 os.link(aside, claim)
-            aside.unlink()
+            aside.unlink(missing_ok=True)
             return False
         aside.unlink(missing_ok=True)
         try:
@@ -242,7 +248,7 @@ class Worker:
     def _is_held(self, name: str) -> bool:
         """Whether the claim of that name is there and this worker's."""
         seen = look(self._folder / (name + CLAIM))
-        return seen is not None and seen.token == self._heart.record.token
+        return seen is not None and seen.token == self._token
 
     def _release(self, name: str) -> None:
         if self._is_held(name):
@@ -266,10 +272,15 @@ class Worker:
             if seen.record is not None and seen.record.settings != self._plan["settings"]:
                 raise self._other_settings(read_plan(self._out), _described(seen, now))
         if read_plan(self._out) != self._plan:
-            hidden = self._folder / f".{PLAN}.{self._heart.record.token}"
-            with contextlib.suppress(FileNotFoundError):  # tidied up meanwhile: take() will see
+            hidden = self._folder / f".{PLAN}.{self._token}"
+            try:
                 hidden.write_bytes(canonical_json(self._plan) + b"\n")
                 os.replace(hidden, self._folder / PLAN)
+            except FileNotFoundError as error:
+                raise _Gone from error
+        # Who tidies up removes workers' files before the plan: while ours is there, a plan stays.
+        if not self._heart.path.exists():
+            raise _Gone
         return len(alive) <= 1
 
     def _other_settings(self, there: Mapping[str, Any] | None, who: str) -> ShardError:
@@ -290,28 +301,41 @@ class Worker:
         )
 
     def _clear(self) -> None:
-        """Remove everything in the hidden folder, this worker's own files last: to the end they
-        say to newcomers of other settings that somebody is at work."""
+        """Remove everything in the hidden folder: others' files first, then the plan, this worker's
+        own files last, as to the end they say to newcomers that somebody is at work."""
         ours = {self._heart.path.name, CATALOG + CLAIM}
         names = set(os.listdir(self._folder)) - ours
-        # Workers' files after the plan: whoever still has one of them can do this again.
-        for name in sorted(names, key=lambda name: (name.startswith(PREFIX), name == PLAN)):
+        for name in sorted(names, key=lambda name: name == PLAN):
             (self._folder / name).unlink(missing_ok=True)
+
+    def _tidy_up_after_others(self) -> None:
+        """Wait for the one that closes and tidies up; finish what it left if it dies over that."""
+        wait = _Wait(self._lease_seconds)
+        while (holder := look(self._folder / (CATALOG + CLAIM))) is not None:
+            if holder.is_dead(self._heart.beat()):
+                break
+            wait()
+        plan = read_plan(self._out)
+        if plan is not None and plan["settings"] != self._plan["settings"]:
+            return  # others have begun something else since
+        now = self._heart.beat()
+        others = [seen for seen in workers_in(self._folder) if seen.token != self._token]
+        is_alone = all(seen.is_dead(now) for seen in others)
+        with contextlib.suppress(FileNotFoundError):
+            for path in list(self._folder.iterdir()):
+                seen = look(path)
+                if path.suffix != AGAIN and seen is not None and (is_alone or seen.has_ended):
+                    path.unlink(missing_ok=True)
 
     def _leave(self) -> None:
         """Take away this worker's file; the hidden folder too when nothing is left in it."""
         self._heart.stop()
         with contextlib.suppress(OSError):
-            if not (self._folder / PLAN).exists():
-                self._sweep()
             os.rmdir(self._folder)
 
-    def _sweep(self) -> None:
-        """Remove what workers left that were killed while they tidied up."""
-        for path in self._folder.iterdir():
-            seen = look(path)
-            if path.suffix != AGAIN and seen is not None and seen.has_ended:
-                path.unlink(missing_ok=True)
+    @property
+    def _token(self) -> str:
+        return self._heart.record.token
 
 
 class Claim:

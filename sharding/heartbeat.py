@@ -171,8 +171,12 @@ class Heart:
         self._descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         with contextlib.suppress(OSError):  # a file system without locks: then leases alone count
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        self.beat()
-        os.rename(hidden, self.path)
+        try:
+            self.beat()
+            os.rename(hidden, self.path)
+        except OSError:
+            os.close(self._descriptor)
+            raise
         self._thread = threading.Thread(target=self._go_on, name="heartbeat", daemon=True)
         self._thread.start()
 

@@ -331,6 +331,8 @@ def test_a_changed_given_teacher_is_seen(go: Go, tmp_path: Path) -> None:
         ("teach", Asked(procs_per_node=4), False, "local", 1),
         ("teach", Asked(launcher="slurm", nodes=2), False, "slurm", 1),
         ("teach", Asked(launcher="slurm"), True, "slurm", 1),
+        ("ingest", Asked(procs_per_node=2), True, "torchrun", 2),
+        ("ingest", Asked(procs_per_node=2), False, "local", 1),
         ("distill", Asked(procs_per_node=4), False, "local", 1),
         ("distill", Asked(), True, "local", 1),
         ("distill", Asked(procs_per_node=3), True, "torchrun", 3),

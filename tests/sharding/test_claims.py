@@ -20,6 +20,7 @@ from sharding.pending import FOLDER, ask_again, asked_again
 from sharding.schema import Sample, ShardError
 from sharding.write import write_shard
 
+
 @pytest.fixture
 def whole(tmp_path: Path) -> dict[str, bytes]:
     """The files that one worker alone leaves."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,11 @@ from ingest_corpora import captions_of, encoded, samples, write_json
 
 from sharding.catalog import Catalog, read_catalog
 from sharding.manifest import manifest_path, read_manifest
-from sharding.schema import check_key
+from sharding.pending import ask_again
+from sharding.read import iterate
+from sharding.schema import ShardError, check_key
+from sharding.write import write_shard
+from stages.ingest import run
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest, plan_shards
 from stages.ingest.source import Failure, Picture, SourceError, safe_key, split_of
@@ -38,10 +43,10 @@ def times(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar*")}
 
 
-def coco(tmp_path: Path, count: int) -> Catalog:
-    """Ingest `count` pictures made by hand, into `out`."""
+def coco(tmp_path: Path, count: int, *, write: bool = True) -> Catalog:
+    """Ingest `count` pictures made by hand, into `out`; those that lie there without `write`."""
     (tmp_path / "p").mkdir(exist_ok=True)
-    for number in range(count):
+    for number in range(count if write else 0):
         (tmp_path / "p" / f"{number:03d}.jpg").write_bytes(encoded(seed=number))
     content = captions_of({f"{number:03d}.jpg": [f"caption {number}"] for number in range(count)})
     captions = write_json(tmp_path / "c.json", content)
@@ -122,6 +127,81 @@ def test_kill_9_at_several_moments_ends_in_the_same_bytes(tmp_path: Path) -> Non
     assert num_killed == 3
     ingest(TOY, seed=1, out=out)
     assert digests(out) == digests(tmp_path / "calm")
+
+
+def test_several_processes_share_and_end_in_the_same_bytes(tmp_path: Path) -> None:
+    """One of three is killed on the way; oracle: the folder of one that was alone."""
+    ingest(TOY, seed=1, out=tmp_path / "calm")
+    code = (
+        "import sys; from pathlib import Path; from stages.ingest.run import ingest;"
+        "from stages.ingest.config import IngestConfig;"
+        "ingest(IngestConfig(num_train=60, num_heldout=10, samples_per_shard=8), seed=1,"
+        " out=Path(sys.argv[1]), show=False)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    out = tmp_path / "shared"
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(out)], cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        for _ in range(3)
+    ]
+    while len(list(out.glob("*.tar"))) < 2:
+        time.sleep(0.001)
+    workers[0].kill()
+    assert [worker.wait() for worker in workers][1:] == [0, 0]
+    assert digests(out) == digests(tmp_path / "calm")
+
+
+def test_only_what_failed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pictures are broken and mended, byte for byte as long as before. Oracle: the inputs that
+    are read again, and the bytes of an ingest that saw no broken one."""
+    coco(tmp_path, 9)
+    expected = digests(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    for number in (2, 7):
+        path = tmp_path / "p" / f"{number:03d}.jpg"
+        path.write_bytes(bytes(path.stat().st_size))
+    broken = coco(tmp_path, 9, write=False)
+    failed = [shard.tar for shard in broken.shards if shard.num_failed]
+    assert sum(shard.num_failed for shard in broken.shards) == 2
+    for number in (2, 7):
+        (tmp_path / "p" / f"{number:03d}.jpg").write_bytes(encoded(seed=number))
+    made: list[str] = []
+    real = run.make_sample
+
+    def counted(picture: Picture, config: IngestConfig) -> object:
+        made.append(picture.key)
+        return real(picture, config)
+
+    monkeypatch.setattr(run, "make_sample", counted)
+    coco(tmp_path, 9, write=False)
+    assert made == []
+    ask_again(tmp_path / "out", failed)
+    coco(tmp_path, 9, write=False)
+    assert sorted(made) == ["002", "007"]
+    assert digests(tmp_path / "out") == expected
+
+
+def test_a_changed_picture_leaves_other_shards_alone(tmp_path: Path) -> None:
+    """One picture of another size. Oracle: times of the shards."""
+    coco(tmp_path, 9)
+    before = times(tmp_path / "out")
+    (tmp_path / "p/002.jpg").write_bytes(encoded(seed=99, width=50))
+    coco(tmp_path, 9, write=False)
+    changed = {name for name, time_ns in times(tmp_path / "out").items() if time_ns != before[name]}
+    assert len(changed) == 2 and len(before) > 4
+
+
+def test_an_input_that_a_shard_lost_is_named(tmp_path: Path) -> None:
+    """Oracle: a shard of the right fingerprint that one input is missing from."""
+    ingest(TOY, seed=1, out=tmp_path)
+    tar = tmp_path / "train-000002.tar"
+    fingerprint = read_manifest(tar).fingerprint
+    write_shard(tar, list(iterate(tar))[1:], fingerprint=fingerprint)
+    with pytest.raises(ShardError, match=r"train-000002.tar: got 7 .* 8 inputs: 1 are lost \(toy-"):
+        ingest(TOY, seed=1, out=tmp_path)
 
 
 def test_another_recipe_rewrites_and_clears_what_it_does_not_know(tmp_path: Path) -> None:
@@ -251,5 +331,6 @@ def test_keys_are_safe_and_never_meet() -> None:
 def test_manifest_lies_beside_its_tar(tmp_path: Path) -> None:
     catalog = ingest(TOY, seed=1, out=tmp_path)
     files = {shard.tar for shard in catalog.shards}
-    expected = files | {manifest_path(Path(tar)).name for tar in files} | {"catalog.json"}
+    expected = files | {manifest_path(Path(tar)).name for tar in files}
+    expected |= {"catalog.json", "catalog.shapes.npy"}
     assert {path.name for path in tmp_path.iterdir()} == expected

@@ -1,0 +1,160 @@
+"""Workers that come to a stage under way, and what `boxless status` says of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline import conduct as conducting
+from pipeline.conduct import conduct, join_work, plan_stage
+from pipeline.launching import Asked
+from pipeline.recipe import Recipe, dump_recipe, load_recipe
+from pipeline.recipe_values import RecipeError
+from pipeline.run_folder import RunError, RunFolder
+from pipeline.stage_kinds import stage_kinds
+from pipeline.stage_records import StageRecord, write_started
+from pipeline.status import show_status, status_table
+from sharding.claims import Worker
+from sharding.pending import FOLDER
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["ingest.num_train=12", "ingest.num_heldout=4", "ingest.samples_per_shard=4"]
+
+
+def recipe_of(*overrides: str) -> Recipe:
+    return load_recipe("toy", [*SMALL, *overrides])
+
+
+@pytest.fixture
+def under_way(tmp_path: Path) -> RunFolder:
+    """A run in which ingest was begun, as a conductor on another machine leaves it."""
+    run, recipe = RunFolder(tmp_path / "run"), recipe_of()
+    run.make()
+    run.recipe.write_text(dump_recipe(recipe))
+    kind = stage_kinds(recipe)[0]
+    shaped_by = plan_stage(run, recipe, kind, look_outside=True).shaped_by
+    write_started(run, kind, StageRecord(stage="ingest", shaped_by=shaped_by))
+    return run
+
+
+@pytest.fixture
+def lone_worker(under_way: RunFolder) -> Iterator[Worker]:
+    """A worker in that run that has claimed a shard and made one of its four inputs."""
+    tars = {f"train-{number:06d}.tar": 4 for number in range(3)}
+    with Worker(
+        under_way.images, tars, fingerprint={"a": "b"}, inputs="", is_done=lambda tar: False
+    ) as worker:
+        with next(worker.take()) as claim:
+            next(claim.through(range(4)))
+            worker._heart.beat()
+            yield worker
+
+
+def test_a_joined_worker_makes_what_is_left_without_a_conductor(under_way: RunFolder) -> None:
+    """Real processes. Oracle: the catalog is there, logs of its own too, and the conductor that
+    comes later has nothing to do but say so."""
+    join_work(recipe_of(), under_way, ["ingest"], Asked(procs_per_node=2))
+    assert (under_way.images / "catalog.json").exists()
+    assert not (under_way.images / FOLDER).exists()
+    assert not list(under_way.logs("ingest").glob("*.log"))
+    (own,) = under_way.logs("ingest").glob("joined-*")
+    assert {"rank-0.log", "rank-1.log"} <= {path.name for path in own.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in under_way.images.glob("*.tar*")}
+    conduct(recipe_of(), under_way, ["ingest"], Asked(), dry_run=False)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_joined_workers_outlive_the_conductor(tmp_path: Path) -> None:
+    """A conductor is killed with SIGKILL while a worker has joined. Oracle: the joined one ends
+    well and leaves a whole folder; the next conductor completes at once."""
+    overrides = ["ingest.num_train=900", "ingest.samples_per_shard=10"]
+    run = RunFolder(tmp_path / "run")
+    command = [sys.executable, "-m", "pipeline.command_line", "ingest", "toy", "--run"]
+    command += [str(run.root), *(part for value in overrides for part in ("--set", value))]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    conductor = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+    while not list(run.images.glob("*.tar")):
+        assert conductor.poll() is None
+        time.sleep(0.01)
+    joining = (
+        "from pathlib import Path; from pipeline.conduct import join_work;"
+        "from pipeline.launching import Asked; from pipeline.recipe import load_recipe;"
+        "from pipeline.run_folder import RunFolder;"
+        f"join_work(load_recipe('toy', {overrides}), RunFolder(Path({str(run.root)!r})),"
+        " ['ingest'], Asked())"
+    )
+    joined = subprocess.Popen(
+        [sys.executable, "-c", joining], cwd=ROOT, env=env, stdout=subprocess.DEVNULL
+    )
+    while not list(run.logs("ingest").glob("joined-*/rank-0.log")):
+        assert joined.poll() is None
+        time.sleep(0.01)
+    conductor.kill()
+    conductor.wait()
+    assert joined.wait(timeout=120) == 0
+    assert (run.images / "catalog.json").exists()
+    assert not (run.images / "stage.json").exists()
+    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert "pictures 1156" in ended.stdout
+    left = {path.name for path in run.images.iterdir() if path.name.startswith(".")}
+    assert not left
+
+
+@pytest.mark.parametrize(
+    ("names", "overrides", "error", "words"),
+    [
+        (["pretrain"], [], RecipeError, "ingest or distill"),
+        (["ingest", "distill"], [], RecipeError, "ingest or distill"),
+        (["distill"], [], RunError, "distill is not under way in .*: not started yet"),
+        (["ingest"], ["ingest.min_side_px=9"], RunError, "ingest.min_side_px was 16, is 9"),
+    ],
+)
+def test_what_cannot_be_joined_is_told(
+    under_way: RunFolder, names: list[str], overrides: list[str], error: type, words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        join_work(recipe_of(*overrides), under_way, names, Asked())
+
+
+def test_nothing_is_left_to_join_in_a_complete_stage(
+    under_way: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: no process is launched."""
+    conduct(recipe_of(), under_way, ["ingest"], Asked(), dry_run=False)
+    monkeypatch.delattr(conducting, "launch_joined")
+    join_work(recipe_of(), under_way, ["ingest"], Asked())
+    assert "nothing to join" in capsys.readouterr().out
+
+
+def test_status_counts_shards_and_names_workers(
+    under_way: RunFolder, lone_worker: Worker, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No conductor holds the run here, yet the stage is running: its worker is on another machine
+    as far as the locks tell. Oracle: words spelled out."""
+    console = Console(width=200, file=open(os.devnull, "w"), record=True)
+    console.print(status_table(under_way))
+    said = console.export_text()
+    assert "running" in said and "shards 0 done, 1 running, 2 not begun" in said
+    monkeypatch.setenv("COLUMNS", "200")
+    show_status(under_way)
+    said = capsys.readouterr().out
+    assert f":{os.getpid()}" in said and "1/4" in said and "train-000000.tar" in said
+    assert "workers of ingest" in said
+
+
+def test_status_of_a_stopped_stage(under_way: RunFolder, lone_worker: Worker) -> None:
+    """The worker is dead and its folder left. Oracle: words spelled out."""
+    os.utime(lone_worker._heart.path, (0, 0))
+    console = Console(width=200, file=open(os.devnull, "w"), record=True)
+    console.print(status_table(under_way))
+    said = console.export_text()
+    assert "stopped part-way" in said and "0 done, 0 running, 3 not begun" in said
