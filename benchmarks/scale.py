@@ -105,7 +105,8 @@ def measure(folder: Path) -> dict[str, float | list[float]]:
         num_samples = sum(len(stream.plan[position + i].samples) for i in range(num))
         us_a_sample.append((time.process_time() - began) / num_samples * 1e6)
     return {"start_s": start_s, "worked_s": worked_s, "seek_s": seek_s,
-            "us_a_sample": us_a_sample, "own_mb": watch.stop() - before, "mapped_mb": _memory_mb()["RssFile"]}
+            "us_a_sample": us_a_sample, "own_mb": watch.stop() - before,
+            "mapped_mb": _memory_mb()["RssFile"]}
 
 
 class _Watch:
