@@ -52,6 +52,17 @@ def _append(tar: Path) -> None:
     _rewrite_manifest(tar, lambda raw: raw.update(sha256=sha256, bytes=raw["bytes"] + 512))
 
 
+def _rename(tar: Path) -> None:
+    """The header of a json replaced by that of another file, and the SHA-256 made to fit."""
+    offset, length = read_manifest(tar).samples[2].members["json"]
+    info = tarfile.TarInfo("picture-00006.exe")
+    info.size = length
+    data = tar.read_bytes()
+    tar.write_bytes(data[:offset - 512] + info.tobuf() + data[offset:])
+    sha256 = hashlib.sha256(tar.read_bytes()).hexdigest()
+    _rewrite_manifest(tar, lambda raw: raw.update(sha256=sha256))
+
+
 def _put(tar: Path, at: int) -> None:
     """A member more at a byte, and a manifest that fits but says nothing of it."""
     info = tarfile.TarInfo("evil.pyd")
@@ -105,6 +116,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], bool, str | None, str]] = {
                        "CRC-32"),
     "bit of a header": (lambda tar: _flip(tar, _place(tar, "json") - 512), False, THIRD, "header"),
     "header destroyed, manifest made to fit": (_swallow_a_header, False, THIRD, "header"),
+    "header of another file, manifest made to fit": (_rename, False, THIRD, "picture-00006.exe"),
     "bit of padding": (lambda tar: _flip(tar, _place(tar, "json") - 513), False, None, "SHA-256"),
     "bit of the end": (lambda tar: _flip(tar, tar.stat().st_size - 1), False, None,
                        "data behind the end mark"),
