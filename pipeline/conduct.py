@@ -33,7 +33,7 @@ from pipeline.stage_records import (
     write_done,
     write_started,
 )
-from sharding.atomic import sha256_file, write_text
+from sharding.atomic import sha256_file, sha256_of, write_text
 
 Action = Literal["skip", "start", "continue", "redo"]
 _UNKNOWN = "not made yet"
@@ -249,6 +249,14 @@ def _outside(recipe: Recipe, kind: StageKind) -> dict[str, str]:
     if kind.name == "teach" and recipe.teach.given is not None:
         config = Path(recipe.teach.given) / "config.json"  # holds a hash of the whole teacher
         return {"teach.given": sha256_file(config) if config.is_file() else "not there"}
+    if kind.name == "pretrain" and recipe.pretrain.data.sources:
+        from sharding.source import Source, open_source
+
+        contents = [
+            open_source(Source(one.folder, one.split, one.weight), cache=None).content
+            for one in recipe.pretrain.data.sources
+        ]
+        return {"pretrain.data.sources": sha256_of(contents)}
     return {}
 
 

@@ -54,8 +54,11 @@ _SHAPES_NOTHING = {
     "keep_checkpoints",
     "log_every_steps",
     "log_steps",
+    "max_skipped",
     "num_threads",
     "num_workers",
+    "on_fault",
+    "stall_seconds",
 }
 
 
@@ -100,7 +103,8 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
         StageKind(
             name="pretrain",
             parts=("seed", "student", "pretrain"),
-            inputs=("distill",),
+            # Shards from elsewhere are none of the run's: the conductor looks at them itself.
+            inputs=() if recipe.pretrain.data.sources else ("distill",),
             folders=("pretrain", "student"),
             outputs=("student/config.json", "student/*"),
             is_dear=True,

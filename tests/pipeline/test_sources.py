@@ -1,0 +1,76 @@
+"""Pretraining on shards from elsewhere: what it then depends on, and what shapes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.conduct import plan_stage
+from pipeline.recipe import Recipe, RecipeError, load_recipe
+from pipeline.run_folder import RunFolder
+from pipeline.stage_kinds import StageKind, stage_kinds
+from pipeline.stage_records import StageRecord, write_done
+from sharding.catalog import write_catalog
+from sharding.schema import Sample, object_dtype
+from sharding.write import write_shard
+
+
+def _recipe(folder: Path, *values: str) -> Recipe:
+    source = f'{{"folder": "{folder}"}}'
+    return load_recipe("toy", [f"pretrain.data.sources=[{source}]", *values])
+
+
+def _pretrain(recipe: Recipe) -> StageKind:
+    return next(kind for kind in stage_kinds(recipe) if kind.name == "pretrain")
+
+
+def _write(folder: Path, key: str) -> None:
+    objects = np.zeros(1, object_dtype(feature_size=2, num_top=1, attributes=False))
+    info = {"captions": [], "width": 8, "height": 8, "phrases": []}
+    sample = Sample(key=key, image=b"x", extension="jpg", info=info, objects=objects)
+    write_shard(folder / "train-000000.tar", [sample], fingerprint={})
+    write_catalog(folder, kind="objects", splits={"train-000000.tar": "train"}, about={})
+
+
+def test_shards_from_elsewhere_stand_in_for_distill(tmp_path: Path) -> None:
+    """Oracle: no stage's output is an input; without sources it is distill's."""
+    assert _pretrain(_recipe(tmp_path)).inputs == ()
+    assert _pretrain(load_recipe("toy", [])).inputs == ("distill",)
+
+
+def test_other_shards_are_a_reason_to_train_again(tmp_path: Path) -> None:
+    """Oracle: the same bytes give the same plan, other bytes another one; another policy for
+    damaged samples none, for a run that stopped must go on with it."""
+    folder, run = tmp_path / "shards", RunFolder(tmp_path / "run")
+    _write(folder, "one")
+    recipe = _recipe(folder)
+    kind = _pretrain(recipe)
+    plan = plan_stage(run, recipe, kind, look_outside=True)
+    (run.root / "pretrain").mkdir(parents=True)
+    write_done(run, kind, StageRecord(stage="pretrain", shaped_by=plan.shaped_by))
+    assert plan_stage(run, recipe, kind, look_outside=True).action == "skip"
+    lenient = _recipe(folder, "pretrain.data.on_fault=skip", "pretrain.data.max_skipped=5")
+    assert plan_stage(run, lenient, _pretrain(lenient), look_outside=True).action == "skip"
+    _write(folder, "two")
+    again = plan_stage(run, recipe, kind, look_outside=True)
+    assert again.action == "redo" and "pretrain.data.sources" in again.why
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ('pretrain.data.sources=[{"folder": ""}]', "pretrain.data.sources[0].folder"),
+        ('pretrain.data.sources=[{"folder": "a", "weight": 0}]', "sources[0].weight"),
+        ('pretrain.data.sources=[{"folder": "a", "weight": 1}, {"folder": "b"}]', "all alike"),
+        ("pretrain.data.on_fault=go-on", "pretrain.data.on_fault"),
+        ("pretrain.data.max_skipped=-1", "pretrain.data.max_skipped"),
+        ("pretrain.data.stall_seconds=0", "pretrain.data.stall_seconds"),
+    ],
+)
+def test_settings_that_cannot_be_meant(value: str, named: str) -> None:
+    """Oracle: the error names the field."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("toy", [value])
+    assert named in str(caught.value)
