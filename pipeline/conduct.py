@@ -250,10 +250,12 @@ def _outside(recipe: Recipe, kind: StageKind) -> dict[str, str]:
         config = Path(recipe.teach.given) / "config.json"  # holds a hash of the whole teacher
         return {"teach.given": sha256_file(config) if config.is_file() else "not there"}
     if kind.name == "pretrain" and recipe.pretrain.data.sources:
-        from sharding.source import Source, open_source
+        from sharding import source
 
         contents = [
-            open_source(Source(one.folder, one.split, one.weight), cache=None).content
+            source.open_source(
+                source.Source(one.folder, one.split, one.weight), cache=None
+            ).content
             for one in recipe.pretrain.data.sources
         ]
         return {"pretrain.data.sources": sha256_of(contents)}

@@ -137,16 +137,11 @@ def _add_index(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from sharding.index import index_folder
+    from sharding.index import catalog_lines, index_folder
 
     with _progress("index") as on_shard:
         catalog = index_folder(args.folder, on_shard=on_shard)
-    num_ok = sum(shard.num_ok for shard in catalog.shards)
-    num_failed = sum(shard.num_failed for shard in catalog.shards)
-    print(
-        f"{args.folder}: {len(catalog.shards)} tars, {num_ok} samples of kind {catalog.kind}, "
-        f"{num_failed} failed; each reason is in NAME.tar.json."
-    )
+    print("\n".join(catalog_lines(catalog)))
     return 0
 
 
