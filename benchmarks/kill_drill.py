@@ -94,7 +94,7 @@ def main() -> int:
     torch.set_num_threads(1)
     tally, began = Tally(), time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="kill-drill-"))
-    works = _works(root)
+    works = {name: make(root) for name, make in WORKS.items() if options.stage in (None, name)}
     expected = {name: _undisturbed(root / f"{name}-undisturbed", work)
                 for name, work in works.items()}
     for number in range(options.runs):
@@ -110,24 +110,25 @@ def main() -> int:
     return 0 if tally.is_clean else 1
 
 
-def _works(root: Path) -> dict[str, Work]:
-    """The two stages as functions of the folder to fill."""
+def _ingest(root: Path) -> Work:
+    """Ingest as a function of the folder to fill."""
+    return lambda out: ingest(INGEST, seed=0, out=out, show=False, lease_seconds=LEASE_SECONDS)
+
+
+def _distill(root: Path) -> Work:
+    """Distill, of other pictures and by an untrained teacher."""
     images = root / "images"
     _wait_for_all([_forked(lambda: ingest(INGEST, seed=1, out=images, show=False), None)])
     torch.manual_seed(0)
-    net = FasterRCNN(NET, num_labels=3, num_attributes=2)
-    save_teacher(root / "teacher", net, **NAMES)
+    save_teacher(root / "teacher", FasterRCNN(NET, num_labels=3, num_attributes=2), **NAMES)
     teacher = load_teacher(root / "teacher")
     assert isinstance(teacher, Teacher)
+    return lambda out: distill(
+        DISTILL, images=images, teacher=teacher, out=out, show=False, lease_seconds=LEASE_SECONDS
+    )
 
-    def ingest_into(out: Path) -> object:
-        return ingest(INGEST, seed=0, out=out, show=False, lease_seconds=LEASE_SECONDS)
 
-    def distill_into(out: Path) -> object:
-        return distill(DISTILL, images=images, teacher=teacher, out=out, show=False,
-                       lease_seconds=LEASE_SECONDS)
-
-    return {"ingest": ingest_into, "distill": distill_into}
+WORKS = {"ingest": _ingest, "distill": _distill}
 
 
 @dataclass

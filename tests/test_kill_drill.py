@@ -1,4 +1,4 @@
-"""The kill drill in small: that it comes out clean, and that it would not if something were wrong."""
+"""The kill drill in small: that it comes out clean, and that it sees what would be wrong."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""`boxless retry`: what failed is made again, and only that. Real stages on a small corpus, called in
-this process; the teacher is untrained and small."""
+"""`boxless retry`: what failed is made again, and only that. Real stages on a small corpus, called
+in this process; the teacher is untrained and small."""
 
 from __future__ import annotations
 

@@ -76,6 +76,9 @@ with make_worker(out, lease_seconds=lease) as worker:
     for claim in worker.take():
         print(claim.tar, flush=True)
         time.sleep(600)
+    with worker.closing():
+        print("catalog.json", flush=True)
+        time.sleep(600)
 """
 
 
@@ -91,3 +94,8 @@ def killed_holder(out: Path, machine: str = "", lease_seconds: float = 60.0) -> 
     process.kill()
     process.communicate()
     return tar
+
+
+def killed_holder_of_catalog(out: Path) -> None:
+    """A process that was closing a folder, all of whose shards are done, when it was killed."""
+    assert killed_holder(out) == "catalog.json"

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from claim_workers import SETTINGS, TARS, killed_holder, make_worker, samples, tree, work
+from claim_workers import (
+    SETTINGS, TARS, killed_holder, killed_holder_of_catalog, make_worker, samples, tree, work
+)
 
 from sharding import heartbeat
 from sharding.atomic import remove_temporary
 from sharding.catalog import write_catalog
+from sharding.claims import Worker
 from sharding.manifest import is_done
 from sharding.pending import FOLDER, ask_again, asked_again
 from sharding.schema import Sample, ShardError
@@ -198,6 +201,11 @@ def test_what_is_asked_for_again_is_made_again_and_only_that(tmp_path: Path) -> 
 
         work(tmp_path, before_each=broken)
     assert asked_again(tmp_path) == {tar}
+    with make_worker(tmp_path) as worker:
+        with next(worker.take()) as claim:
+            write_shard(tmp_path / claim.tar, samples(claim.tar), fingerprint=SETTINGS)
+    assert claim.tar == tar and asked_again(tmp_path) == set()
+    ask_again(tmp_path, [tar])
     assert work(tmp_path) == [tar]
     assert work(tmp_path) == []
     assert not (tmp_path / FOLDER).exists()
@@ -220,10 +228,63 @@ def test_the_catalog_goes_before_the_first_shard_and_stays_if_none_is_written(
     assert seen == [False] and (tmp_path / "catalog.json").exists()
 
 
-def test_each_manifest_is_looked_at_once(tmp_path: Path) -> None:
-    """Oracle: calls of is_done, over many rounds of waiting for a shard that another holds."""
+def test_a_shard_finished_while_it_was_being_claimed_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at a shard and its claim another one finishes it. Oracle: what is taken."""
+    tars, real, found = sorted(TARS), Worker._claim, list[int]()
+
+    def late(self: Worker, name: str) -> bool:
+        if name == tars[0]:
+            write_shard(tmp_path / name, samples(name), fingerprint=SETTINGS)
+        return real(self, name)
+
+    monkeypatch.setattr(Worker, "_claim", late)
+    with make_worker(tmp_path) as worker:
+        assert next(worker.take(found.append)).tar == tars[1]
+        assert found == [2]
+        assert not worker._is_held(tars[0])
+
+
+def test_a_worker_that_came_while_another_tidied_up_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is done; between its coming in and its look at the plan everything is removed. Oracle:
+    the folder."""
     work(tmp_path)
-    (tmp_path / "train-000003.tar.json").unlink()
+    real, removed = Worker._agree, list[str]()
+
+    def tidied(self: Worker) -> bool:
+        if not removed:
+            for path in (tmp_path / FOLDER).iterdir():
+                removed.append(path.name)
+                path.unlink()
+        return real(self)
+
+    monkeypatch.setattr(Worker, "_agree", tidied)
+    assert work(tmp_path) == []
+    assert removed and not (tmp_path / FOLDER).exists()
+
+
+def test_what_one_left_that_was_killed_while_it_tidied_up_is_removed(tmp_path: Path) -> None:
+    """The other worker's file is gone already, the killed one's and its claim are not. Oracle: the
+    folder, which stays where a shard is asked for again."""
+    work(tmp_path)
+    with make_worker(tmp_path) as worker:
+        killed_holder_of_catalog(tmp_path)
+        worker._heart.path.unlink()
+        (tmp_path / FOLDER / "plan.json").unlink()
+        with worker.closing() as is_last:
+            assert not is_last
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_each_manifest_is_looked_at_once(tmp_path: Path) -> None:
+    """Oracle: calls of is_done, over many rounds of waiting for a shard that another holds; that
+    shard has a manifest of other settings before, and a new one then."""
+    work(tmp_path)
+    tar = "train-000003.tar"
+    write_shard(tmp_path / tar, samples(tar), fingerprint={"rule": "other"})
     calls: list[str] = []
 
     def counted(tar: str) -> bool:
@@ -237,7 +298,7 @@ def test_each_manifest_is_looked_at_once(tmp_path: Path) -> None:
             time.sleep(0.3)
             write_shard(tmp_path / claim.tar, samples(claim.tar), fingerprint=SETTINGS)
         waiting.join()
-    assert sorted(calls) == sorted(TARS)
+    assert sorted(calls) == sorted([*TARS, tar])
 
 
 def test_one_worker_closes_and_the_others_wait_for_it(tmp_path: Path) -> None:

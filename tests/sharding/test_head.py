@@ -39,6 +39,25 @@ def test_a_head_says_what_the_manifest_says(tar: Path) -> None:
     assert heads(tar.parent) == {"a.tar": head}
 
 
+@pytest.mark.parametrize("over", [-20, -12, -6, -1, 0])
+def test_the_end_of_a_head_is_found_wherever_it_falls(
+    tmp_path: Path, make_sample: Make, over: int
+) -> None:
+    """Between two pieces, too: the samples begin `over` bytes after a piece's end. Oracle: the
+    full reader is not asked, as a manifest that is broken behind its head shows."""
+    tar = tmp_path / "a.tar"
+
+    def samples_begin(padding: int) -> int:
+        failure = Failure(key="bad", reason="x" * padding)
+        write_shard(tar, [failure, make_sample(0)], fingerprint={})
+        return manifest_path(tar).read_bytes().index(b',"samples":[')
+
+    assert samples_begin((1 << 16) + over - samples_begin(0)) == (1 << 16) + over
+    with open(manifest_path(tar), "r+b") as broken:
+        broken.truncate(manifest_path(tar).stat().st_size - 10)
+    assert read_head(tar).num_input == 2
+
+
 def test_a_manifest_in_another_order_is_read_too_and_a_broken_one_refused(tar: Path) -> None:
     """Oracle: the head before; the full reader's own error."""
     before = read_head(tar)
