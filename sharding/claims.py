@@ -278,9 +278,6 @@ class Worker:
                 os.replace(hidden, self._folder / PLAN)
             except FileNotFoundError as error:
                 raise _Gone from error
-        # Who tidies up removes workers' files before the plan: while ours is there, a plan stays.
-        if not self._heart.path.exists():
-            raise _Gone
         return len(alive) <= 1
 
     def _other_settings(self, there: Mapping[str, Any] | None, who: str) -> ShardError:
