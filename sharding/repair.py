@@ -178,8 +178,13 @@ def _look(
 
 
 def _reason(tar: Path, causes: Sequence[str]) -> str:
-    """The causes in a line, without the folder, which the reader knows."""
-    return "; ".join(dict.fromkeys(causes)).replace(f"{tar.parent}/", "")
+    """The causes in a line, each once, without folder and tar, which stand beside it."""
+    told: list[str] = []
+    for cause in causes:
+        cause = cause.replace(f"{tar.parent}/", "").removeprefix(f"{tar.name}: ")
+        if not any(cause in before for before in told):
+            told.append(cause)
+    return "; ".join(told)
 
 
 def _rebuilt(tar: Path, entry: ShardEntry | None) -> Manifest:

@@ -10,8 +10,10 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -166,6 +168,12 @@ def seeds(reader: str, folder: Path) -> list[bytes]:
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 
 
+ODD: tuple[Any, ...] = (
+    None, True, -1, 0, 0.5, 1e400, 1 << 31, 1 << 63, 10**400, "", "a\nb", "../x", "\ud800", "é" * 9,
+    [], {}, [0, 1], {"a": [1]},
+)
+
+
 def mended(data: bytes) -> bytes:
     """A tar with true checksums in all that look like headers, so that readers see further in."""
     mended = bytearray(data)
@@ -175,6 +183,36 @@ def mended(data: bytes) -> bytes:
             header[148:156] = b" " * 8
             mended[start + 148:start + 156] = b"%06o\0 " % sum(header)
     return bytes(mended)
+
+
+def changed(data: bytes, random: Random) -> bytes:
+    """JSON with a value somewhere in it replaced by another kind, left out or doubled; other bytes
+    as they are."""
+    try:
+        tree = json.loads(data)
+    except (ValueError, RecursionError):
+        return data
+    *_, (parent, name) = [(None, None), *_walk(tree, random)]
+    if parent is None:
+        return data
+    how = random.randrange(4)
+    if how == 0:
+        del parent[name]
+    elif how == 1 and isinstance(parent, list):
+        parent.append(parent[name])
+    else:
+        parent[name] = random.choice(ODD)
+    return json.dumps(tree).encode()
+
+
+def _walk(tree: Any, random: Random) -> Iterator[tuple[Any, Any]]:
+    """(container, index or name) on a random way into a tree."""
+    while isinstance(tree, (dict, list)) and tree:
+        name = random.choice(sorted(tree) if isinstance(tree, dict) else range(len(tree)))
+        yield tree, name
+        if random.randrange(4) == 0:
+            return
+        tree = tree[name]
 
 
 def _folder_of_one(folder: Path) -> Path:
