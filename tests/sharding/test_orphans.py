@@ -83,7 +83,10 @@ def test_nothing_is_left_of_a_rank_that_is_killed(tmp_path: Path, server: RangeS
         os.kill(rank.pid, signal.SIGKILL)
         rank.wait()
         rank.stdout.close()
-        assert _wait_until(lambda: not any(map(_lives, workers)))
+        ended = _wait_until(lambda: not any(map(_lives, workers)))
+        for worker in filter(_lives, workers):
+            os.kill(worker, signal.SIGKILL)
+        assert ended
     stalling.close()
     assert not os.listdir(temporary)
     # Other tests may use it too, but nothing that is there now may stay.
