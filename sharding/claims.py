@@ -53,18 +53,18 @@ class _Gone(Exception):
 class Worker:
     """One of the workers that fill the folder `out`; a context, left when its work is over.
 
-        with Worker(out, tars, fingerprint=..., is_done=...) as worker:
+        with Worker(out, num_inputs, fingerprints) as worker:
             for claim in worker.take():
                 with claim:
-                    write_shard(out / claim.tar, claim.through(results), fingerprint=...)
+                    results = claim.through(...)
+                    write_shard(out / claim.tar, results, fingerprint=fingerprints[claim.tar])
             with worker.closing() as is_last:
                 if is_last:
                     write_catalog(...)
 
-    tars: {tar: number of inputs}, the same for all workers. fingerprint: what shapes the shards and
-    is the same for all of them, by name. inputs: digest of what differs from shard to shard.
-    is_done: whether a tar is finished and of these settings; asked once for each version of a
-    manifest. say: gets a line when others' claims are taken over, lost or waited for.
+    num_inputs: {tar: number of its inputs}, and fingerprints: {tar: what shapes it, by name}, are
+    the same for all workers. say: gets a line when others' claims are taken over, lost or long
+    waited for.
 
     Raises ShardError where living workers of other settings are in the folder.
     """
@@ -72,24 +72,23 @@ class Worker:
     def __init__(
         self,
         out: Path,
-        tars: Mapping[str, int],
+        num_inputs: Mapping[str, int],
+        fingerprints: Mapping[str, Mapping[str, str]],
         *,
-        fingerprint: Mapping[str, str],
-        inputs: str,
-        is_done: Callable[[str], bool],
         say: Callable[[str], None] = print,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        self._out, self._folder, self._tars, self._say = out, out / FOLDER, dict(tars), say
+        self._out, self._folder, self._say = out, out / FOLDER, say
+        self._num_inputs, self._counted = num_inputs, set[str]()
         self._plan: dict[str, Any] = {
             "schema": SCHEMA,
-            "settings": sha256_of([dict(fingerprint), inputs]),
-            "fingerprint": dict(fingerprint),
-            "num_shards": len(tars),
-            "num_inputs": sum(tars.values()),
+            "settings": sha256_of({tar: dict(one) for tar, one in fingerprints.items()}),
+            "fingerprint": _shared(fingerprints.values()),
+            "num_shards": len(num_inputs),
+            "num_inputs": sum(num_inputs.values()),
         }
         self._lease_seconds = lease_seconds
-        self._pending = Pending(out, self._tars, is_done)
+        self._pending = Pending(out, fingerprints)
 
     def __enter__(self) -> Worker:
         while True:
@@ -105,15 +104,11 @@ class Worker:
     ) -> None:
         self._leave()
 
-    @property
-    def num_shards_before(self) -> int:
-        """Shards that were done when this worker came."""
-        return len(self._tars) - len(self._pending.left)
-
-    @property
-    def num_inputs_before(self) -> int:
-        """Inputs of the shards that were done when this worker came."""
-        return sum(self._tars.values()) - sum(self._tars[tar] for tar in self._pending.left)
+    def before(self) -> tuple[int, int]:
+        """Shards, and inputs in them, that were done when this worker came; to be asked before
+        `take`, which then tells of the others only."""
+        self._counted = self._pending.seem_done()
+        return len(self._counted), sum(self._num_inputs[tar] for tar in self._counted)
 
     def take(self, found: Callable[[int], object] = lambda num_inputs: None) -> Iterator[Claim]:
         """One claimed shard after the other, until all shards are done, by whomever.
@@ -127,8 +122,7 @@ class Worker:
                 claim = self._next(found)
             except _Gone:
                 for tar in self._pending.in_turn():
-                    if self._pending.is_done(tar):
-                        found(self._tars[tar])
+                    self._is_done(tar, found)
                 if self._pending.left:
                     raise self._cleared() from None
                 return
@@ -183,21 +177,23 @@ class Worker:
     def _next(self, found: Callable[[int], object]) -> Claim | None:
         """The next shard that nobody has, claimed; None where others have all that are left."""
         for tar in self._pending.in_turn():
-            if self._pending.is_done(tar):
-                found(self._tars[tar])
-                continue
-            if not self._claim(tar):
+            if self._is_done(tar, found) or not self._claim(tar):
                 continue
             # Opened, the folder shows its present state over a network too.
             os.close(os.open(self._out, os.O_RDONLY | os.O_DIRECTORY))
-            if self._pending.is_done(tar):  # finished and released since we looked
+            if self._is_done(tar, found):  # finished and released since we looked
                 self._release(tar)
-                found(self._tars[tar])
                 continue
             (self._out / CATALOG).unlink(missing_ok=True)
-            self._heart.begin(tar, self._tars[tar])
+            self._heart.begin(tar, self._num_inputs[tar])
             return Claim(self, tar)
         return None
+
+    def _is_done(self, tar: str, found: Callable[[int], object]) -> bool:
+        done = self._pending.is_done(tar)
+        if done and tar not in self._counted:
+            found(self._num_inputs[tar])
+        return done
 
     def _claim(self, name: str) -> bool:
         """Whether the claim of that name is this worker's now; _Gone if its own file is not there.
@@ -409,6 +405,14 @@ def read_plan(out: Path) -> dict[str, Any] | None:
         return plan if plan["schema"] == SCHEMA else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _shared(fingerprints: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """What all the fingerprints say alike."""
+    shared: set[tuple[str, str]] | None = None
+    for fingerprint in fingerprints:
+        shared = set(fingerprint.items()) & (fingerprint.items() if shared is None else shared)
+    return dict(shared or ())
 
 
 def _described(seen: Seen, now: float) -> str:

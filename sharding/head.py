@@ -15,7 +15,7 @@ from sharding.schema import Failure, Note, ShardError
 
 # Inside a JSON text the quotes would stand behind backslashes.
 _SAMPLES = b',"samples":['
-_PIECE_BYTES = 1 << 16
+_PIECE_BYTES = 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)

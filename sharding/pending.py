@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from sharding.manifest import manifest_path
+from sharding.head import read_head
+from sharding.manifest import is_done, manifest_path
+from sharding.schema import ShardError
 
 FOLDER = ".claims"
 AGAIN = ".again"
@@ -34,39 +36,46 @@ def asked_again(out: Path) -> set[str]:
 
 
 class Pending:
-    """The shards of a folder that are not known to be done.
+    """The shards of a folder that are not known to be done, each with the fingerprint that its
+    manifest has to have; left: their tars.
 
-    `is_done` says whether a tar is finished and of the right settings; it is asked once for each
-    version of a manifest. left: the tars not known to be done.
+    To know that a shard is done its whole manifest is read: once for each version of the file, and
+    only when nothing is left that has none, so that work begins at once in a folder of thousands.
     """
 
-    def __init__(self, out: Path, tars: Collection[str], is_done: Callable[[str], bool]) -> None:
-        self._out, self._is_done = out, is_done
-        self._line, self.left = deque(tars), set(tars)
+    def __init__(self, out: Path, fingerprints: Mapping[str, Mapping[str, str]]) -> None:
+        self._out, self._fingerprints = out, fingerprints
+        self._line, self.left = deque(fingerprints), set(fingerprints)
         self._again: set[str] = set()
         self._looked_at: dict[str, tuple[int, int]] = {}
 
     def begin(self, number: int) -> None:
-        """A first look at all, from place `number` of the line on (round and round)."""
+        """Take place `number` in the line (round and round), and see what is asked for again."""
         self._again = asked_again(self._out)
         self._line.rotate(-(number % max(len(self._line), 1)))
-        for tar in self.in_turn():
-            self.is_done(tar)
+
+    def seem_done(self) -> set[str]:
+        """Those that are done as far as the heads of their manifests tell, which is quick."""
+        return {tar for tar in self.left if not self._is_asked(tar) and self._has_right_head(tar)}
 
     def in_turn(self) -> Iterator[str]:
-        """Each that is left, once; the next call goes on behind the last one that was taken."""
+        """Each that is left, once, those without a manifest first; the next call goes on behind
+        the last one that was taken."""
+        with_manifest = []
         for _ in range(len(self._line)):
             tar = self._line.popleft()
             if tar in self.left:
                 self._line.append(tar)
-                yield tar
+                if manifest_path(self._out / tar).exists():
+                    with_manifest.append(tar)
+                else:
+                    yield tar
+        yield from with_manifest
 
     def is_done(self, tar: str) -> bool:
         """Whether it is done now; then it is no longer left."""
-        if tar in self._again:
-            if (self._out / FOLDER / (tar + AGAIN)).exists():
-                return False
-            self._again.remove(tar)
+        if self._is_asked(tar):
+            return False
         try:
             found = os.stat(manifest_path(self._out / tar))
         except FileNotFoundError:
@@ -75,7 +84,19 @@ class Pending:
         if self._looked_at.get(tar) == version:
             return False
         self._looked_at[tar] = version
-        done = self._is_done(tar)
+        done = is_done(self._out / tar, self._fingerprints[tar])
         if done:
             self.left.discard(tar)
         return done
+
+    def _is_asked(self, tar: str) -> bool:
+        """Whether it is asked for once more and nobody has made it since."""
+        if tar in self._again and not (self._out / FOLDER / (tar + AGAIN)).exists():
+            self._again.remove(tar)
+        return tar in self._again
+
+    def _has_right_head(self, tar: str) -> bool:
+        try:
+            return read_head(self._out / tar).fingerprint == self._fingerprints[tar]
+        except ShardError:
+            return False

@@ -76,9 +76,7 @@ def distill(
     with Worker(
         out,
         {tar: shard.num_ok for tar, shard in shards.items()},
-        fingerprint=fingerprint,
-        inputs=sha256_of({tar: shard.manifest_sha256 for tar, shard in shards.items()}),
-        is_done=lambda tar: is_done(out / tar, _with_input(fingerprint, shards[tar])),
+        {tar: _with_input(fingerprint, shard) for tar, shard in shards.items()},
         say=say,
         lease_seconds=lease_seconds,
     ) as worker:
@@ -105,8 +103,8 @@ def _label_shards(
     show: bool,
 ) -> None:
     """Write object shards until all are done, by this worker or by others."""
-    total, start = sum(shard.num_ok for shard in shards.values()), worker.num_inputs_before
-    num_before, tally = worker.num_shards_before, Tally()
+    total = sum(shard.num_ok for shard in shards.values())
+    (num_before, start), tally = worker.before(), Tally()
     with Progress("distill", total=total, unit="pictures", start=start, show=show) as progress:
         for claim in worker.take(progress.advance):
             with claim:

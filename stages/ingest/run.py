@@ -19,13 +19,13 @@ from pathlib import Path
 import PIL
 
 from sharding.account import check_account
-from sharding.atomic import remove_temporary, sha256_of
+from sharding.atomic import remove_temporary
 from sharding.catalog import NAME, Catalog, read_catalog, write_catalog
 from sharding.claims import Worker
 from sharding.earlier import Earlier
 from sharding.head import read_head
 from sharding.heartbeat import LEASE_SECONDS
-from sharding.manifest import is_done, manifest_path, read_manifest
+from sharding.manifest import manifest_path, read_manifest
 from sharding.schema import Failure, Note, Packed, Sample, ShardError
 from sharding.write import write_shard
 from stages.ingest.coco import CocoSource
@@ -77,9 +77,7 @@ def ingest(
     with Worker(
         out,
         {shard.tar: len(shard.inputs) for shard in plan},
-        fingerprint=settings_of(config, seed=seed),
-        inputs=sha256_of(fingerprints),
-        is_done=lambda tar: is_done(out / tar, fingerprints[tar]),
+        fingerprints,
         say=functools.partial(print, flush=True),
         lease_seconds=lease_seconds,
     ) as worker:
@@ -181,25 +179,21 @@ def plan_shards(
     ]
 
 
-def settings_of(config: IngestConfig, *, seed: int) -> dict[str, str]:
-    """What shapes every shard, by name: recipe part and versions.
+def fingerprint_of(config: IngestConfig, shard: PlannedShard, *, seed: int) -> dict[str, str]:
+    """Everything that shapes one shard, by name: recipe part, its inputs and versions.
 
-    Not the paths, as what lies there is in the fingerprint of the inputs. Pillow draws the toy
-    pictures and decides which other ones are whole.
+    Not the paths, as what lies there is in the fingerprint of the inputs. Of the corpus only the
+    shard's own inputs, so that a picture that changed or came back leaves the other shards as they
+    are. Pillow draws the toy pictures and decides which other ones are whole.
     """
     recipe = {k: v for k, v in dataclasses.asdict(config).items() if k not in PATHS}
     return {
         "stage": STAGE,
         "seed": str(seed),
+        "corpus": inputs_fingerprint(shard.inputs),
         "pillow": PIL.__version__,
         **{f"ingest.{name}": str(value) for name, value in recipe.items()},
     }
-
-
-def fingerprint_of(config: IngestConfig, shard: PlannedShard, *, seed: int) -> dict[str, str]:
-    """Everything that shapes one shard, by name. Of the corpus only the shard's own inputs, so
-    that a picture that changed or came back leaves the other shards as they are."""
-    return {**settings_of(config, seed=seed), "corpus": inputs_fingerprint(shard.inputs)}
 
 
 def _write_shards(
@@ -214,7 +208,7 @@ def _write_shards(
     """Write shards until all of the plan are done, by this worker or by others."""
     by_tar = {shard.tar: shard for shard in plan}
     total = sum(len(shard.inputs) for shard in plan)
-    start = worker.num_inputs_before
+    _, start = worker.before()
     with Progress("ingest", total=total, unit="pictures", start=start, show=show) as progress:
         for claim in worker.take(progress.advance):
             with claim:

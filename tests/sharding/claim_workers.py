@@ -10,7 +10,6 @@ from typing import Any
 
 from sharding.catalog import write_catalog
 from sharding.claims import Worker
-from sharding.manifest import is_done
 from sharding.schema import Sample
 from sharding.write import write_shard
 
@@ -26,13 +25,8 @@ def samples(tar: str) -> list[Sample]:
 
 
 def make_worker(out: Path, settings: Mapping[str, str] = SETTINGS, **changes: Any) -> Worker:
-    options: dict[str, Any] = {
-        "fingerprint": settings,
-        "inputs": "i",
-        "is_done": lambda tar: is_done(out / tar, settings),
-        "say": lambda text: None,
-    }
-    return Worker(out, TARS, **{**options, **changes})
+    options: dict[str, Any] = {"say": lambda text: None, **changes}
+    return Worker(out, TARS, dict.fromkeys(TARS, settings), **options)
 
 
 def work(

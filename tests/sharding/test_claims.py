@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from claim_workers import (
     SETTINGS, TARS, killed_holder, killed_holder_of_catalog, make_worker, samples, tree, work
 )
 
-from sharding import heartbeat
+from sharding import heartbeat, pending
 from sharding.atomic import remove_temporary
 from sharding.catalog import write_catalog
 from sharding.claims import Worker
@@ -165,7 +166,8 @@ def test_living_workers_of_other_settings_are_refused_and_dead_ones_replaced(
         with pytest.raises(ShardError, match=r"other settings \(weights\) .*heartbeat"):
             work(tmp_path, other)
         with pytest.raises(ShardError, match=r"other settings \(inputs\)"):
-            work(tmp_path, inputs="j")
+            with Worker(tmp_path, TARS, {tar: {**SETTINGS, "input": tar} for tar in TARS}):
+                pass
     killed_holder(tmp_path)
     assert len(work(tmp_path, other)) == len(TARS)
     assert all(is_done(tmp_path / tar, other) for tar in TARS)
@@ -185,7 +187,7 @@ def test_a_worker_that_slept_through_a_change_of_settings_stops(tmp_path: Path) 
     with make_worker(tmp_path) as slept:
         os.utime(slept._heart.path, (0, 0))
         work(tmp_path, other)
-        with pytest.raises(ShardError, match="5 shards .* not as this worker makes them"):
+        with pytest.raises(ShardError, match="6 shards .* not as this worker makes them"):
             next(slept.take())
     assert all(is_done(tmp_path / tar, other) for tar in TARS)
 
@@ -279,26 +281,59 @@ def test_what_one_left_that_was_killed_while_it_tidied_up_is_removed(tmp_path: P
     assert not (tmp_path / FOLDER).exists()
 
 
-def test_each_manifest_is_looked_at_once(tmp_path: Path) -> None:
+def test_each_manifest_is_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Oracle: calls of is_done, over many rounds of waiting for a shard that another holds; that
     shard has a manifest of other settings before, and a new one then."""
     work(tmp_path)
     tar = "train-000003.tar"
     write_shard(tmp_path / tar, samples(tar), fingerprint={"rule": "other"})
     calls: list[str] = []
+    waiting = threading.Thread(target=work, args=(tmp_path,))
 
-    def counted(tar: str) -> bool:
-        calls.append(tar)
-        return is_done(tmp_path / tar, SETTINGS)
+    def counted(tar: Path, fingerprint: Mapping[str, str]) -> bool:
+        if threading.current_thread() is waiting:
+            calls.append(tar.name)
+        return is_done(tar, fingerprint)
 
+    monkeypatch.setattr(pending, "is_done", counted)
     with make_worker(tmp_path) as other:
         with next(other.take()) as claim:
-            waiting = threading.Thread(target=work, args=(tmp_path,), kwargs={"is_done": counted})
             waiting.start()
             time.sleep(0.3)
             write_shard(tmp_path / claim.tar, samples(claim.tar), fingerprint=SETTINGS)
         waiting.join()
     assert sorted(calls) == sorted([*TARS, tar])
+
+
+def test_what_was_done_before_is_told_at_once_and_what_others_do_later(tmp_path: Path) -> None:
+    """Oracle: two shards there, one asked for again, one of another rule; one made by another
+    worker meanwhile."""
+    tars = sorted(TARS)
+    for tar in tars[:3]:
+        write_shard(tmp_path / tar, samples(tar), fingerprint=SETTINGS)
+    write_shard(tmp_path / tars[3], samples(tars[3]), fingerprint={"rule": "other"})
+    ask_again(tmp_path, [tars[0]])
+    found: list[int] = []
+    with make_worker(tmp_path) as worker:
+        assert worker.before() == (2, 4)
+        for claim in worker.take(found.append):
+            with claim:
+                write_shard(tmp_path / claim.tar, samples(claim.tar), fingerprint=SETTINGS)
+                if not found and claim.tar != tars[5]:
+                    write_shard(tmp_path / tars[5], samples(tars[5]), fingerprint=SETTINGS)
+    assert found == [2]
+
+
+def test_shards_without_a_manifest_come_first(tmp_path: Path) -> None:
+    """So that work begins before thousands of manifests are read. Oracle: the first claim, and no
+    manifest looked at."""
+    work(tmp_path)
+    (tmp_path / "train-000004.tar.json").unlink()
+    with make_worker(tmp_path) as worker:
+        assert next(worker.take()).tar == "train-000004.tar"
+        assert not worker._pending._looked_at
 
 
 def test_one_worker_closes_and_the_others_wait_for_it(tmp_path: Path) -> None:

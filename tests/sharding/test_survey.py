@@ -5,7 +5,6 @@ from pathlib import Path
 
 from claim_workers import SETTINGS, TARS, killed_holder, make_worker, samples, work
 
-from sharding.manifest import is_done
 from sharding.pending import ask_again
 from sharding.schema import Failure
 from sharding.survey import Surveyor
@@ -25,9 +24,9 @@ def test_done_running_failed_and_progress_are_counted(tmp_path: Path) -> None:
     killed_holder(tmp_path)
     results = [samples(tars[0])[0], Failure(key="b", reason="r")]
     write_shard(tmp_path / tars[0], results, fingerprint=whole)
-    write_shard(tmp_path / tars[1], samples(tars[1]), fingerprint={"rule": "other"})
+    write_shard(tmp_path / tars[1], samples(tars[1]), fingerprint={**whole, "rule": "other"})
     surveyor = Surveyor(tmp_path)
-    with make_worker(tmp_path, is_done=lambda tar: is_done(tmp_path / tar, whole)) as worker:
+    with make_worker(tmp_path, whole) as worker:
         with next(worker.take()) as claim:
             results = claim.through(samples(claim.tar))
             next(results)
