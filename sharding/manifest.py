@@ -168,6 +168,7 @@ def _manifest(raw: dict[str, Any], name: str) -> Manifest:
     fingerprint = raw["fingerprint"]
     if not all(isinstance(value, str) for value in fingerprint.values()):
         raise ShardError(f"fingerprint: got {fingerprint}, expected names and texts")
+    "".join([*fingerprint, *fingerprint.values()]).encode()
     sha256 = raw["sha256"]
     if len(bytes.fromhex(sha256)) != 32:
         raise ShardError(f"sha256: got {sha256!r}, expected 64 hex digits")
@@ -248,6 +249,7 @@ def _expect(what: str, got: object, expected: object) -> None:
 def _texts(raw: dict[str, Any]) -> dict[str, str]:
     if not all(isinstance(value, str) for value in raw.values()):
         raise ShardError(f"failures, notes: got {raw}, expected a key and a reason")
+    "".join(raw.values()).encode()  # half of a surrogate pair could not be written again
     return raw
 
 

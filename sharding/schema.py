@@ -161,9 +161,10 @@ def check_objects(array: np.ndarray) -> None:
         raise ShardError("objects: got a box that is not finite, expected finite numbers")
     halves = ("score", "feature", "top_score", "attribute_score")
     for field in [name for name in halves if name in (array.dtype.names or ())]:
-        # numpy looks at half precision one by one. Its bits without the sign, as a number, are
-        # below those of infinity, and NaN's are above.
-        if (array[field].view("<u2") & 0x7FFF).max(initial=0) >= 0x7C00:
+        # numpy looks at half precision one by one. As whole numbers, the bits of infinities and
+        # NaNs are the largest of their sign.
+        bits = array[field]
+        if bits.view("<i2").max(initial=0) >= 0x7C00 or bits.view("<u2").max(initial=0) >= 0xFC00:
             raise ShardError(f"objects: got a {field} that is not finite, expected finite numbers")
     box = array["box"]
     if (box[:, :2] > box[:, 2:]).any():

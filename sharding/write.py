@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import tarfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,8 @@ from sharding.schema import (
     encode_objects,
 )
 
-HASHED_AT_ONCE_BYTES = 1 << 20
+AT_ONCE_BYTES = 1 << 20
+MOST_PIECES = 500  # of one call, which takes 1024; a sample has at most a dozen
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 
 
@@ -75,7 +77,7 @@ def write_shard(
         manifest = Manifest(
             tar=tar.name,
             tar_bytes=tape.position,
-            sha256=tape.sha256(),
+            sha256=tape.close(),
             samples=tuple(samples.values()),
             failures=tuple(failures),
             notes=tuple(notes),
@@ -91,38 +93,49 @@ class _Tape:
     """The tar being written: where it stands and the SHA-256 of all before.
 
     Hashing takes longer than all else and leaves Python's lock free, so it has a thread of its
-    own, which gets a few samples at a time and is at most so many behind.
+    own. A few samples at a time go to the disk, past the file's buffer, and to that thread.
     """
 
     def __init__(self, out: BinaryIO, hasher: ThreadPoolExecutor) -> None:
         self.position = 0
         self._out, self._hasher = out, hasher
         self._digest = hashlib.sha256()
-        self._unhashed: list[bytes] = []
-        self._unhashed_from = 0
+        self._held: list[bytes] = []
+        self._num_bytes_held = 0
         self._hashing = hasher.submit(self._hash, [])
 
     def write(self, pieces: list[bytes]) -> None:
-        self._out.writelines(pieces)
-        self.position += sum(map(len, pieces))
-        self._unhashed += pieces
-        if self.position - self._unhashed_from >= HASHED_AT_ONCE_BYTES:
+        num_bytes = sum(map(len, pieces))
+        self._held += pieces
+        self._num_bytes_held += num_bytes
+        self.position += num_bytes
+        if self._num_bytes_held >= AT_ONCE_BYTES or len(self._held) > MOST_PIECES:
             self._hand_over()
 
-    def sha256(self) -> str:
-        """Of all that was written, in hex."""
+    def close(self) -> str:
+        """Hand over what is held; the SHA-256 of all that was written, in hex."""
         self._hand_over()
         self._hashing.result()
         return self._digest.hexdigest()
 
     def _hand_over(self) -> None:
         self._hashing.result()
-        self._hashing = self._hasher.submit(self._hash, self._unhashed)
-        self._unhashed, self._unhashed_from = [], self.position
+        self._hashing = self._hasher.submit(self._hash, self._held)
+        _write_all(self._out.fileno(), self._held, self._num_bytes_held)
+        self._held, self._num_bytes_held = [], 0
 
     def _hash(self, pieces: list[bytes]) -> None:
         for piece in pieces:
             self._digest.update(piece)
+
+
+def _write_all(descriptor: int, pieces: list[bytes], num_bytes: int) -> None:
+    """Writes the pieces, one after the other; OSError when the disk says so."""
+    written = os.writev(descriptor, pieces)
+    if written < num_bytes:  # a signal, or a disk that is nearly full
+        rest = memoryview(b"".join(pieces))[written:]
+        while rest:
+            rest = rest[os.write(descriptor, rest):]
 
 
 def _pack(sample: Sample) -> Packed:

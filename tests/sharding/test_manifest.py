@@ -193,3 +193,17 @@ def test_any_change_parses_or_is_a_shard_error(place: int, value: Any, remove: b
         _parse(raw)
     except ShardError:
         pass
+
+
+@pytest.mark.parametrize(
+    "where", [("failures", 0, "reason"), ("notes", 0, "key"), ("fingerprint", "teacher")]
+)
+def test_texts_can_be_written_again(where: tuple[str | int, ...]) -> None:
+    """Oracle: half of a surrogate pair, which JSON can spell and UTF-8 cannot, is refused."""
+    raw = json.loads(manifest_bytes(SOUND))
+    place = raw
+    for step in where[:-1]:
+        place = place[step]
+    place[where[-1]] = "\ud800"
+    with pytest.raises(ShardError, match="surrogates not allowed"):
+        _parse(raw)
