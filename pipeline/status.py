@@ -24,6 +24,7 @@ from pipeline.stage_records import read_done, read_started
 from sharding.survey import Survey, Surveyor
 
 _SECONDS_BETWEEN_LOOKS = 1.0
+_MAX_LOOKS_IN_VAIN = 30
 
 
 def status_table(run: RunFolder) -> Table:
@@ -56,18 +57,34 @@ def show_status(run: RunFolder) -> None:
     console, looking = Console(), surveyors(run)
     console.print(status_table(run))
     work = _work(looking)
-    if not console.is_terminal or not work.is_alive:
-        for name, survey in work.surveys.items():
-            if survey.workers:
-                console.print(workers_table(name, survey))
+    if console.is_terminal and (work.is_alive or (_is_making_shards(run) and run.is_busy())):
+        with contextlib.suppress(KeyboardInterrupt):
+            _show_live(run, looking, work, console)
+            console.print(status_table(run))
         return
-    with contextlib.suppress(KeyboardInterrupt):
-        with Live(work, console=console, auto_refresh=False) as live:
-            while work.is_alive:
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
-                work = _work(looking)
-                live.update(work, refresh=True)
-        console.print(status_table(run))
+    for name, survey in work.surveys.items():
+        if survey.workers:
+            console.print(workers_table(name, survey))
+
+
+def _show_live(
+    run: RunFolder, looking: dict[str, Surveyor], work: _Work, console: Console
+) -> None:
+    """Until the stage is done, or nobody has been at work for a while: workers take some seconds to
+    come, and a conductor that is about to end leaves none."""
+    num_looks_in_vain = 0
+    with Live(work, console=console, auto_refresh=False) as live:
+        while _is_making_shards(run) and num_looks_in_vain < _MAX_LOOKS_IN_VAIN:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            work = _work(looking)
+            num_looks_in_vain = 0 if work.is_alive else num_looks_in_vain + 1
+            live.update(work, refresh=True)
+
+
+def _is_making_shards(run: RunFolder) -> bool:
+    """Whether a stage that makes shards was begun and has not ended."""
+    kinds = stage_kinds(_recipe(run))
+    return any(kind.is_shards and read_started(run, kind) is not None for kind in kinds)
 
 
 def in_short(survey: Survey) -> str:
