@@ -20,7 +20,8 @@ run_folder = $(or $(RUN),runs/$(notdir $(basename $(RECIPE))))
 launching = $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(NODES),--nodes $(NODES)) \
 	$(if $(PROCS),--procs-per-node $(PROCS))
 
-.PHONY: help demo test check lint types imports run report status ablation doctor clean $(STAGES)
+.PHONY: help demo test check lint types imports run report status ablation doctor clean $(STAGES) \
+	drill elastic positions damages scale bench fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +66,27 @@ report: .venv/ready ## write the page of RUN again
 
 doctor: .venv/ready ## what is here, what is missing, and the cure
 	$(BOXLESS) doctor
+
+drill: .venv/ready ## 100 runs of 1 to 8 workers, killed -9 at random: is every byte the same?
+	.venv/bin/python -m benchmarks.kill_drill --runs 100
+
+elastic: .venv/ready ## real training killed on 2 ranks, on 1, ended on 3: is every sample seen once?
+	.venv/bin/python -m benchmarks.elastic_training
+
+positions: .venv/ready ## simulated worlds of 24, 16, 7 and 48 ranks: is every sample seen once?
+	.venv/bin/python -m benchmarks.positions
+
+damages: .venv/ready ## damaged shards: what stock webdataset does, what ours does
+	.venv/bin/python -m benchmarks.damages
+
+scale: .venv/ready ## start, seek, memory and cost a sample, up to a million shards (4 GB of disk)
+	.venv/bin/python -m benchmarks.scale
+
+bench: .venv/ready ## shards written and read, beside stock webdataset, Energon and mosaic streaming
+	.venv/bin/python -m benchmarks.shards
+
+fuzz: .venv/ready ## what reads bytes from anybody, ten minutes of it (pip install atheris first)
+	.venv/bin/python -m tests.fuzz.fuzz_readers --seconds 60
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .hypothesis

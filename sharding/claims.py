@@ -206,6 +206,11 @@ class Worker:
                 return False
         except FileNotFoundError as error:
             raise _Gone from error
+        except OSError as error:
+            raise ShardError(
+                f"{claim}: got {error.strerror} for a hard link, by which workers claim shards; "
+                "expected a file system that has them, with room: write the folder to another one"
+            ) from error
         there = read_plan(self._out)
         if there is None or there["settings"] != self._plan["settings"]:
             self._release(name)

@@ -2,6 +2,7 @@
 own as in processes; who dies is a process of its own."""
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -155,6 +156,20 @@ def test_an_error_gives_the_shard_back(tmp_path: Path) -> None:
                     raise RuntimeError("broke")
     assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["plan.json"]
     assert len(work(tmp_path)) == len(TARS)
+
+
+def test_a_file_system_without_hard_links_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the error says what was asked for and what to do; nothing is left behind."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(ShardError, match="not permitted for a hard link"):
+        work(tmp_path / "out")
+    assert not any((tmp_path / "out").rglob("worker-*"))
 
 
 def test_living_workers_of_other_settings_are_refused_and_dead_ones_replaced(
