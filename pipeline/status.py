@@ -25,6 +25,7 @@ from sharding.survey import Survey, Surveyor
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _MAX_LOOKS_IN_VAIN = 30
+_NUM_NOTICES = 5
 
 
 def status_table(run: RunFolder) -> Table:
@@ -65,6 +66,18 @@ def show_status(run: RunFolder) -> None:
     for name, survey in work.surveys.items():
         if survey.workers:
             console.print(workers_table(name, survey))
+    for line in notices(run):
+        console.print(f"pretrain: {line}", markup=False, soft_wrap=True)
+
+
+def notices(run: RunFolder) -> list[str]:
+    """The last words of ranks that train now, or were when they stopped: samples that they skipped,
+    and who was at what when no data came. None once training is complete."""
+    path = run.pretrain / "notices.log"
+    kinds = {kind.name: kind for kind in stage_kinds(_recipe(run))}
+    if not path.is_file() or read_done(run, kinds["pretrain"]) is not None:
+        return []
+    return path.read_text("utf-8", errors="replace").splitlines()[-_NUM_NOTICES:]
 
 
 def _show_live(

@@ -23,6 +23,8 @@ from stages.pretrain.skipping import Skipped
 from stages.pretrain.stopping import Stopped, Watch
 from stages.progress import Progress
 
+NOTICES = "notices.log"
+
 
 class Loop:
     """One rank's training. `state` counts finished steps and has the position after them, and the
@@ -42,6 +44,7 @@ class Loop:
     ) -> None:
         self.engine, self.config, self.seed, self.device = engine, config, seed, device
         self.state, self.out, self.watch = state, out, watch
+        out.mkdir(parents=True, exist_ok=True)
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
         self.stream = batches.stream
@@ -133,7 +136,11 @@ class Loop:
         return self.last_batch, False
 
     def _say(self, text: str) -> None:
-        print(f"pretrain: rank {self.rank}: {text}", flush=True)
+        """To this rank's own log, and to the notices of all ranks, which `boxless status` shows."""
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {self.rank}: {text}"
+        print(f"pretrain: {line}", flush=True)
+        with open(self.out / NOTICES, "a", encoding="utf-8") as notices:
+            notices.write(line + "\n")
 
     def report(self, progress: Progress) -> None:
         """A line of metrics over the steps since the last one. A collective.

@@ -19,7 +19,7 @@ from pipeline.recipe import Recipe, dump_recipe, load_recipe
 from pipeline.recipe_values import RecipeError
 from pipeline.run_folder import RunError, RunFolder
 from pipeline.stage_kinds import stage_kinds
-from pipeline.stage_records import StageRecord, write_started
+from pipeline.stage_records import StageRecord, write_done, write_started
 from pipeline.status import show_status, status_table
 from sharding.claims import Worker
 from sharding.pending import FOLDER
@@ -158,3 +158,20 @@ def test_status_of_a_stopped_stage(under_way: RunFolder, lone_worker: Worker) ->
     console.print(status_table(under_way))
     said = console.export_text()
     assert "stopped part-way" in said and "0 done, 0 running, 3 not begun" in said
+
+
+def test_status_tells_the_last_notices_of_training(
+    under_way: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: the last five lines of the ranks' own, while training is not complete."""
+    under_way.pretrain.mkdir()
+    lines = [f"2026-01-01 00:00:0{second} rank 3: no data for 60 s" for second in range(7)]
+    (under_way.pretrain / "notices.log").write_text("\n".join(lines) + "\n")
+    show_status(under_way)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pretrain: ")]
+    assert said == [f"pretrain: {line}" for line in lines[-5:]]
+    kind = next(kind for kind in stage_kinds(recipe_of()) if kind.name == "pretrain")
+    shaped_by = plan_stage(under_way, recipe_of(), kind).shaped_by
+    write_done(under_way, kind, StageRecord(stage="pretrain", shaped_by=shaped_by))
+    show_status(under_way)
+    assert "no data" not in capsys.readouterr().out

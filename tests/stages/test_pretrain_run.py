@@ -289,6 +289,8 @@ def test_a_damaged_sample_is_skipped_and_counted(
     assert skipped == sorted(skipped) and skipped[-1] == 3
     said = "".join((tmp_path / "run" / f"log-{rank}").read_text() for rank in range(2))
     assert said.count(f"sample {key}: got CRC-32") == 3
+    notices = (tmp_path / "run" / "pretrain" / "notices.log").read_text().splitlines()
+    assert len(notices) == 3 and all(f"sample {key}: got CRC-32" in line for line in notices)
 
 
 class Evil:
