@@ -5,6 +5,7 @@ Reached from `stages.pretrain.run` and `stages.pretrain.loop`.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from stages.student.tokenizer import load_tokenizer, train_tokenizer
 ONE_TEACHER = ("label_names", "attribute_names", "feature_size", "num_top", "teacher")
 """What the catalogs of sources that are mixed must agree on."""
 SAMPLES_AT_ONCE = 64
+LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,17 @@ class Batches(Dataset[Delivery]):
     def loader(
         self, config: PretrainConfig, start: int, rank: int, world_size: int
     ) -> DataLoader[Delivery]:
-        """This rank's turns from position `start` to the end of the run, in order."""
+        """This rank's turns from position `start` to the end of the run, in order.
+
+        Raises ValueError where PyTorch's workers could not hand a tensor over: they would drop it
+        without a word, and the rank would wait for ever.
+        """
+        if config.num_workers and len(tempfile.gettempdir()) > LONGEST_TMPDIR:
+            raise ValueError(
+                f"TMPDIR: got {tempfile.gettempdir()}, expected at most {LONGEST_TMPDIR} letters, "
+                "as PyTorch's workers hand tensors over through a socket in it, whose path may not "
+                "be longer; set TMPDIR to another folder, or pretrain.num_workers=0"
+            )
         end = config.num_steps * config.micro_batches_per_step
         return DataLoader(
             self,

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,13 +62,27 @@ def _wait_until(holds: Callable[[], bool]) -> bool:
     return holds()
 
 
-def test_nothing_is_left_of_a_rank_that_is_killed(tmp_path: Path, server: RangeServer) -> None:
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A TMPDIR with a short path: PyTorch's workers hand tensors over through a socket in it, whose
+    path may have 107 characters; tmp_path alone may have more."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def _first_line(rank: subprocess.Popen[str]) -> str:
+    assert rank.stdout is not None
+    assert select.select([rank.stdout], [], [], 60)[0], "the rank has no first batch"
+    return rank.stdout.readline()
+
+
+def test_nothing_is_left_of_a_rank_that_is_killed(
+    temporary: Path, server: RangeServer
+) -> None:
     """Oracle: the kernel's list of processes, and the folders before and after. When two ranks get
     SIGKILL, the workers of one wait for room in a pipe, those of the other for a stalled store."""
     stalling = RangeServer(server.folder)
     stalling.misbehave = lambda name, number: "stall" if ".tar" in name and number > 8 else None
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
     shared = set(os.listdir("/dev/shm"))
     ranks = [
         subprocess.Popen(
@@ -75,14 +91,14 @@ def test_nothing_is_left_of_a_rank_that_is_killed(tmp_path: Path, server: RangeS
         ) for url in (server.url, stalling.url)
     ]
     for rank in ranks:
-        assert rank.stdout is not None
-        workers = [int(word) for word in rank.stdout.readline().split()]
+        workers = [int(word) for word in _first_line(rank).split()]
         assert len(workers) == 2 and all(map(_lives, workers))
         time.sleep(1.0)
         assert rank.poll() is None
         os.kill(rank.pid, signal.SIGKILL)
         rank.wait()
-        rank.stdout.close()
+        if rank.stdout is not None:
+            rank.stdout.close()
         ended = _wait_until(lambda: not any(map(_lives, workers)))
         for worker in filter(_lives, workers):
             os.kill(worker, signal.SIGKILL)

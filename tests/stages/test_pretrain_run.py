@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import shutil
+import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +20,7 @@ from pretrain_fixtures import SHARD_SIZE, TINY, read_lines, toy_samples, write_o
 from pretrain_ranks import Ranks
 from sharding.manifest import read_manifest
 from stages.pretrain.config import PretrainConfig
+from stages.pretrain.data import LONGEST_TMPDIR, Batches
 from stages.pretrain.data_config import DataConfig, SourceConfig
 from stages.student.network import Student
 from stages.student.tokenizer import load_tokenizer
@@ -141,6 +145,23 @@ def test_a_run_in_half_precision_leaves_a_student_that_sees(ranks: Ranks, tmp_pa
         cells = student.see(torch.zeros(1, 3, 32, 32), torch.tensor([[32, 32]]))
         hidden = student.fuse(cells, picture=torch.tensor([0]), tokens=torch.tensor([[2, 7, 3]]))
         assert student.itm_head(hidden.text[:, 0]).isfinite().all()
+
+
+def test_a_folder_too_long_for_sockets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: binding a socket in a folder of that length works, in one a character longer not."""
+    for num_characters, fits in ((LONGEST_TMPDIR, True), (LONGEST_TMPDIR + 1, False)):
+        folder = Path("/tmp/" + "x" * (num_characters - 5)) / "pymp-12345678"
+        folder.mkdir(parents=True)
+        try:
+            with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as fails:
+                if not fits:
+                    fails.enter_context(pytest.raises(OSError, match="too long"))
+                listener.bind(str(folder / "listener-12345678"))
+        finally:
+            shutil.rmtree(folder.parent)
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * (LONGEST_TMPDIR - 4))
+    with pytest.raises(ValueError, match="TMPDIR: got /tmp/xxx"):
+        Batches(None, None, None).loader(replace(RUN, num_workers=1), 0, 0, 1)  # type: ignore
 
 
 @pytest.mark.parametrize("step", [1, 4])
