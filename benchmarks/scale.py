@@ -13,13 +13,15 @@ process opens a Stream on it, as training does. Printed are
               middle and at the end of epoch 1000: which samples they are made of, not reading them
     own MB    memory of the process's own, the most that was met, without what was there before
               (Python and torch); mapped MB: of the file of shapes, shared by all processes and
-              given back when memory is short
+              given back when memory is short; process MB: all that the process ever had at once,
+              Python, torch and mapped files too
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -50,7 +52,7 @@ def main() -> None:
         print(json.dumps(measure(options.measure)))
         return
     print("    shards       samples  start s  (worked)   seek s  us a sample: first, middle, last"
-          "  own MB  mapped MB")
+          "  own MB  mapped MB  process MB")
     for num_shards in options.shards:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             make_set(Path(folder), num_shards)
@@ -59,7 +61,7 @@ def main() -> None:
         costs = "".join(f"{cost:8.2f}" for cost in got["us_a_sample"])
         print(f"{num_shards:10,}{num_shards * SAMPLES_A_SHARD:14,}{got['start_s']:9.2f}"
               f"{got['worked_s']:10.2f}{got['seek_s']:9.3f}{costs:>36}{got['own_mb']:8.0f}"
-              f"{got['mapped_mb']:11.0f}", flush=True)
+              f"{got['mapped_mb']:11.0f}{got['process_mb']:12.0f}", flush=True)
 
 
 def make_set(folder: Path, num_shards: int) -> None:
@@ -106,7 +108,8 @@ def measure(folder: Path) -> dict[str, float | list[float]]:
         us_a_sample.append((time.process_time() - began) / num_samples * 1e6)
     return {"start_s": start_s, "worked_s": worked_s, "seek_s": seek_s,
             "us_a_sample": us_a_sample, "own_mb": watch.stop() - before,
-            "mapped_mb": _memory_mb()["RssFile"]}
+            "mapped_mb": _memory_mb()["RssFile"],
+            "process_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 class _Watch:

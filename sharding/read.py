@@ -18,6 +18,9 @@ from zlib_ng import zlib_ng
 from sharding.manifest import TEXT, Manifest, SampleEntry, read_manifest
 from sharding.schema import JSON, OBJECTS, Sample, ShardError, decode_objects
 
+# A sample's members by extension: views (uint8) of what was read, or bytes.
+Members = Mapping[str, np.ndarray | bytes]
+
 # What the json of every sample of ours has; where one is missing, others wrote it.
 _OUR_FIELDS = {"captions", "width", "height"}
 # Magic, version and the header's length, a short, come before the header of a .npy file.
@@ -60,9 +63,15 @@ class OpenTar:
     def read(self, offset: int, num_bytes: int) -> bytes:
         """Exactly `num_bytes` from `offset`; ShardError if the file ends before or cannot be read.
         """
-        data = np.empty(num_bytes, np.uint8)
-        self.read_into(data, offset)
-        return data.tobytes()
+        try:
+            data = os.pread(self._descriptor, num_bytes, offset)
+        except OSError as error:
+            raise ShardError(f"{self.path}: got {error.strerror} at byte {offset}") from error
+        if len(data) == num_bytes:
+            return data
+        rest = np.empty(num_bytes - len(data), np.uint8)
+        self.read_into(rest, offset + len(data))
+        return data + rest.tobytes()
 
     def read_into(self, data: np.ndarray, offset: int) -> None:
         """Fills `data` (uint8) with the bytes from `offset` on; ShardError as read."""
@@ -112,10 +121,10 @@ def read_entry(source: OpenTar, entry: SampleEntry, *, check: bool = True) -> Sa
 def read_payloads(source: OpenTar, entry: SampleEntry) -> dict[str, bytes]:
     """{extension: payload} of a sample, in the order of the tar, not checked."""
     members = read_members(source, entry)
-    return {extension: payload.tobytes() for extension, payload in members.items()}
+    return {extension: as_bytes(payload) for extension, payload in members.items()}
 
 
-def read_members(source: OpenTar, entry: SampleEntry) -> dict[str, np.ndarray]:
+def read_members(source: OpenTar, entry: SampleEntry) -> Members:
     """As read_payloads, the payloads being views (uint8) of one array."""
     offset, num_bytes = span_of(entry)
     span = np.empty(num_bytes, np.uint8)
@@ -133,7 +142,7 @@ def span_of(entry: SampleEntry) -> tuple[int, int]:
     return offset, sum(places[-1]) - offset
 
 
-def split_span(span: np.ndarray, entry: SampleEntry) -> dict[str, np.ndarray]:
+def split_span(span: np.ndarray, entry: SampleEntry) -> Members:
     """{extension: payload}, views of the bytes (uint8) that span_of says."""
     first = next(iter(entry.members.values()))[0]
     return {
@@ -142,7 +151,21 @@ def split_span(span: np.ndarray, entry: SampleEntry) -> dict[str, np.ndarray]:
     }
 
 
-def check_crc32(members: Mapping[str, np.ndarray | bytes], entry: SampleEntry) -> None:
+def split_off_picture(entry: SampleEntry) -> tuple[str, tuple[int, int], SampleEntry] | None:
+    """The picture's extension and place and an entry of the members behind it; None unless it is
+    the first of several, as in shards of ours.
+
+    Read by itself a picture is bytes at once, and needs not be copied out of a larger array.
+    """
+    extension = next(iter(entry.members))
+    if extension != entry.extension or len(entry.members) == 1:
+        return None
+    rest = dict(entry.members)
+    place = rest.pop(extension)
+    return extension, place, SampleEntry(entry.key, entry.width, entry.height, entry.crc32, rest)
+
+
+def check_crc32(members: Members, entry: SampleEntry) -> None:
     """ShardError unless the payloads, concatenated, have the CRC-32 of the manifest."""
     crc32 = 0
     for payload in members.values():
@@ -154,8 +177,13 @@ def check_crc32(members: Mapping[str, np.ndarray | bytes], entry: SampleEntry) -
         )
 
 
-def make_sample(members: Mapping[str, np.ndarray], entry: SampleEntry) -> Sample:
-    """The sample that members (views, uint8) are of; ShardError if json or objects are not sound.
+def as_bytes(payload: np.ndarray | bytes) -> bytes:
+    """A member's payload as bytes, copied only if it has to be."""
+    return payload if isinstance(payload, bytes) else payload.tobytes()
+
+
+def make_sample(members: Members, entry: SampleEntry) -> Sample:
+    """The sample that members are of; ShardError if json or objects are not sound.
 
     What others wrote is brought into our form: captions from the json's "captions" or "caption",
     or from the txt member; size and image_id from the manifest; extension jpeg is jpg.
@@ -168,16 +196,16 @@ def make_sample(members: Mapping[str, np.ndarray], entry: SampleEntry) -> Sample
     extension = entry.extension
     return Sample(
         key=entry.key,
-        image=members[extension].tobytes(),
+        image=as_bytes(members[extension]),
         extension="jpg" if extension == "jpeg" else extension,
         info=info,
         objects=_objects(members[OBJECTS]) if OBJECTS in members else None,
     )
 
 
-def _parse(payload: np.ndarray) -> dict[str, Any]:
+def _parse(payload: np.ndarray | bytes) -> dict[str, Any]:
     try:
-        info = json.loads(payload.tobytes())
+        info = json.loads(as_bytes(payload))
     except (ValueError, RecursionError) as error:
         raise ShardError(f"json: got {error}, expected an object") from error
     if not isinstance(info, dict):
@@ -185,12 +213,12 @@ def _parse(payload: np.ndarray) -> dict[str, Any]:
     return info
 
 
-def _captions(info: dict[str, Any], members: Mapping[str, np.ndarray]) -> list[str]:
+def _captions(info: dict[str, Any], members: Members) -> list[str]:
     """The captions of a sample that others wrote, none if it has none."""
     captions = info.get("captions", info.get("caption"))
     try:
         if captions is None and TEXT in members:
-            captions = members[TEXT].tobytes().decode("utf-8")
+            captions = as_bytes(members[TEXT]).decode("utf-8")
     except ValueError as error:
         raise ShardError(f"txt: got {error}, expected a caption in UTF-8") from error
     captions = [captions] if isinstance(captions, str) else captions or []
@@ -199,8 +227,9 @@ def _captions(info: dict[str, Any], members: Mapping[str, np.ndarray]) -> list[s
     return captions
 
 
-def _objects(data: np.ndarray) -> np.ndarray:
-    """The objects array over the bytes [n] uint8 of its .npy file, without a copy."""
+def _objects(payload: np.ndarray | bytes) -> np.ndarray:
+    """The objects array over its .npy file, without a copy where that is an array [n] uint8."""
+    data = np.frombuffer(bytearray(payload), np.uint8) if isinstance(payload, bytes) else payload
     begin = data[:_NPY_PREFIX_BYTES].tobytes()
     header = data[:_NPY_PREFIX_BYTES + int.from_bytes(begin[8:], "little")].tobytes()
     return data[len(header):].view(_objects_dtype(header, len(data) - len(header)))

@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.compat import FluidInterface
 from webdataset.pipeline import DataPipeline
 
+from sharding.read import as_bytes
 from sharding.shards import RawSample, sound
 from sharding.stream import Stream, positions
 
@@ -56,5 +57,5 @@ class _Dealt(IterableDataset):
 
 
 def _as_dict(raw: RawSample) -> dict[str, Any]:
-    members = {extension: payload.tobytes() for extension, payload in raw.members.items()}
+    members = {extension: as_bytes(payload) for extension, payload in raw.members.items()}
     return {"__key__": raw.entry.key, "__url__": raw.shard, **members}

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 from sharding.activity import Board
 from sharding.catalog import ShardEntry
 from sharding.manifest import Manifest, SampleEntry, manifest_path, parse_manifest
+from sharding.read import Members
 from sharding.schema import ShardError
-from sharding.store import Members, Store, Unreachable, Wanted
+from sharding.store import Store, Unreachable, Wanted
 from sharding.verify import Fault
 
 T = TypeVar("T")

@@ -22,11 +22,10 @@ from fsspec.asyn import sync
 
 from sharding.cache import Cache
 from sharding.manifest import Manifest, SampleEntry
-from sharding.read import OpenTar, check_crc32, span_of, split_span
+from sharding.read import (
+    Members, OpenTar, check_crc32, span_of, split_off_picture, split_span
+)
 from sharding.schema import ShardError
-
-# A sample's members as views (uint8) of what was read, by extension.
-Members = dict[str, np.ndarray]
 
 # File descriptors a process holds; carried samples reach back beyond the current window.
 NUM_TARS_OPEN = 64
@@ -106,12 +105,15 @@ class LocalStore:
             raise ShardError(f"{self.where}/{name}: got {error.strerror}") from error
 
     def read_samples(self, wanted: Sequence[Wanted]) -> Iterator[Members | ShardError]:
-        """See Store. One after the other, as they are taken, into one array.
+        """See Store. One after the other, as they are taken; all but the pictures into one array.
 
         One array, because a process that asks for and frees much memory in small pieces spends more
         time on getting it from the kernel, page by page, than on reading.
         """
-        spans = [span_of(entry) for _, entry in wanted]
+        parted = [split_off_picture(entry) for _, entry in wanted]
+        spans = [
+            span_of(parts[2] if parts else entry) for parts, (_, entry) in zip(parted, wanted)
+        ]
         tars: dict[str, OpenTar | ShardError] = {}
         for manifest, _ in wanted:
             if manifest.tar not in tars:
@@ -120,7 +122,7 @@ class LocalStore:
             num_bytes for (manifest, _), (_, num_bytes) in zip(wanted, spans)
             if isinstance(tars[manifest.tar], OpenTar)
         ), np.uint8)
-        for (manifest, entry), (offset, num_bytes) in zip(wanted, spans):
+        for (manifest, entry), parts, (offset, num_bytes) in zip(wanted, parted, spans):
             tar = tars[manifest.tar]
             if isinstance(tar, ShardError):
                 yield tar
@@ -128,7 +130,13 @@ class LocalStore:
             span, array = array[:num_bytes], array[num_bytes:]
             try:
                 tar.read_into(span, offset)
-                yield _checked(span, entry)
+                if parts is None:
+                    yield _checked(span, entry)
+                    continue
+                extension, place, rest = parts
+                members = {extension: tar.read(*place), **split_span(span, rest)}
+                check_crc32(members, entry)
+                yield members
             except ShardError as error:
                 yield error
 

@@ -1,0 +1,41 @@
+"""How well samples are mixed: several windows of ours, webdataset's buffers, a full permutation.
+
+    python -m benchmarks.mixing [--shards 600] [--windows 8 16 64] [--out FOLDER]
+
+A set of so many shards of 1000 samples, by its catalog alone; eight ranks of four workers, 32
+samples a micro-batch, webdataset's shuffle buffer of 1000 samples. `boxless mixing FOLDER` does it
+for shards of your own; what the figures mean stands in `sharding.mixing.Quality`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.scale import make_set
+from sharding.mixing import lines, measure
+from sharding.passage import MixingConfig
+
+
+def main() -> None:
+    """Print a table, and draw a picture for each window if a folder is given."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shards", type=int, default=600)
+    parser.add_argument("--windows", type=int, nargs="+", default=[8, 16, 64])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        make_set(Path(folder), options.shards)
+        for window in options.windows:
+            config = MixingConfig(window_num_shards=window)
+            picture = options.out / f"mixing-{window}.png" if options.out else None
+            ours, *others = measure(Path(folder), config, picture=picture)
+            found.append(replace(ours, name=f"window {window}"))
+    print("\n".join(lines([*found, *others])))
+
+
+if __name__ == "__main__":
+    main()
