@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import operator
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Manifest:
     tar: str
     tar_bytes: int
     sha256: str
-    samples: tuple[SampleEntry, ...]
+    samples: Sequence[SampleEntry]
     failures: tuple[Failure, ...]
     notes: tuple[Note, ...]
     fingerprint: dict[str, str]
@@ -133,12 +133,16 @@ def read_manifest_bytes(tar: Path) -> bytes:
         ) from error
 
 
-def parse_manifest(data: bytes, tar: Path) -> Manifest:
-    """The manifest of `tar` from the bytes of its file; ShardError if it is odd in any way."""
+def parse_manifest(data: bytes, tar: Path, *, lazily: bool = False) -> Manifest:
+    """The manifest of `tar` from the bytes of its file; ShardError if it is odd in any way.
+
+    lazily: for bytes whose hash the catalog knows. Each sample is looked at when it is asked for,
+    and ShardError comes then: one of many workers needs few of them.
+    """
     path = manifest_path(tar)
     _check_length(len(data), path)
     try:
-        return _manifest(json.loads(data), tar.name)
+        return _manifest(json.loads(data), tar.name, lazily)
     except ShardError as error:
         raise ShardError(f"{path}: {error}") from error
     # Whatever a damaged or hostile file makes the parser stumble over; deep nesting recurses.
@@ -157,14 +161,16 @@ def _check_length(num_bytes: int, path: Path) -> None:
         )
 
 
-def _manifest(raw: dict[str, Any], name: str) -> Manifest:
+def _manifest(raw: dict[str, Any], name: str, lazily: bool) -> Manifest:
     _expect("schema", raw["schema"], SCHEMA)
     _expect("tar", raw["tar"], name)
     tar_bytes = raw["bytes"]
     if type(tar_bytes) is not int or tar_bytes < 0:
         raise ShardError(f"bytes: got {tar_bytes!r}, expected an int >= 0")
-    samples = tuple(_entry(entry) for entry in raw["samples"])
-    _check_layout(samples, tar_bytes)
+    samples: Sequence[SampleEntry] = _Entries(raw["samples"], tar_bytes)
+    if not lazily:
+        samples = tuple(_entry(entry) for entry in raw["samples"])
+        _check_layout(samples, tar_bytes)
     fingerprint = raw["fingerprint"]
     if not all(isinstance(value, str) for value in fingerprint.values()):
         raise ShardError(f"fingerprint: got {fingerprint}, expected names and texts")
@@ -185,6 +191,31 @@ def _manifest(raw: dict[str, Any], name: str) -> Manifest:
         "input": manifest.num_input, "ok": manifest.num_ok, "failed": manifest.num_failed
     })
     return manifest
+
+
+class _Entries(Sequence[SampleEntry]):
+    """The samples of a manifest's json, each parsed and checked whenever it is asked for."""
+
+    def __init__(self, raw: list[dict[str, Any]], tar_bytes: int) -> None:
+        if not isinstance(raw, list):
+            raise TypeError(f"samples: {type(raw).__name__}")
+        self._raw, self._tar_bytes = raw, tar_bytes
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def __getitem__(self, index: Any) -> Any:
+        raw = self._raw[index]
+        try:
+            entry = _entry(raw)
+            _check_layout((entry,), self._tar_bytes)
+        except ShardError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ShardError(
+                f"sample {index}: got {type(error).__name__}: {error}, expected one of a manifest"
+            ) from error
+        return entry
 
 
 def _entry(raw: dict[str, Any]) -> SampleEntry:
@@ -220,7 +251,7 @@ def _are_sound(extensions: Collection[str]) -> bool:
     )
 
 
-def _check_layout(samples: tuple[SampleEntry, ...], tar_bytes: int) -> None:
+def _check_layout(samples: Sequence[SampleEntry], tar_bytes: int) -> None:
     """ShardError unless keys are unique and members follow each other inside the tar."""
     end = 0
     for entry in samples:

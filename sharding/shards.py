@@ -73,10 +73,10 @@ class Shards:
             shard, sample = samples[place]
             try:
                 manifest = self._manifest(shard)
+                wanted = Wanted(manifest, manifest.samples[sample])
             except ShardError as error:
                 results[place] = self._fault(shard, None, error)
             else:
-                wanted = Wanted(manifest, manifest.samples[sample])
                 found[self._shards[shard][0]].append((place, wanted))
         for store, listed in found.items():
             read = store.read_samples([wanted for _, wanted in listed])
@@ -130,7 +130,7 @@ class Shards:
                 "catalog: the shard has been written again since; let the stage that writes the "
                 "folder end, and start again with its new catalog"
             )
-        manifest = parse_manifest(data, Path(entry.tar))
+        manifest = parse_manifest(data, Path(entry.tar), lazily=True)
         if manifest.num_ok != entry.num_ok:
             raise ShardError(
                 f"{store.where}/{name}: got {manifest.num_ok} samples, expected {entry.num_ok} of "

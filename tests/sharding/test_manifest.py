@@ -207,3 +207,37 @@ def test_texts_can_be_written_again(where: tuple[str | int, ...]) -> None:
     place[where[-1]] = "\ud800"
     with pytest.raises(ShardError, match="surrogates not allowed"):
         _parse(raw)
+
+
+def test_looked_at_lazily_samples_are_the_same() -> None:
+    """Oracle: the manifest that was looked at as a whole."""
+    data = manifest_bytes(SOUND)
+    lazy = parse_manifest(data, TAR, lazily=True)
+    assert list(lazy.samples) == list(parse_manifest(data, TAR).samples)
+    assert replace(lazy, samples=SOUND.samples) == SOUND and lazy.num_ok == 2
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"key": "a.b"}, {"crc32": -1}, {"width": 0}, {"members": {"jpg": [0, 10]}}, {"members": 3},
+        {"members": {"jpg": [1536, 10], "json": [4000, 900]}}, {"members": {"pyd": [0, 1]}},
+        {"members": {"jpg": [1536, 600], "json": [2000, 9]}},
+    ],
+)
+def test_looked_at_lazily_an_odd_sample_is_refused_when_asked_for(odd: dict[str, Any]) -> None:
+    """Oracle: the other sample is given, this one is a ShardError."""
+    raw = json.loads(manifest_bytes(SOUND))
+    raw["samples"][1] |= odd
+    lazy = parse_manifest(json.dumps(raw).encode(), TAR, lazily=True)
+    assert lazy.samples[0] == SOUND.samples[0]
+    with pytest.raises(ShardError):
+        lazy.samples[1]
+
+
+@pytest.mark.parametrize("samples", [3, {"0": {}}, "ab", None])
+def test_looked_at_lazily_samples_are_a_list(samples: Any) -> None:
+    """Oracle: ShardError at once for what is none."""
+    raw = json.loads(manifest_bytes(SOUND)) | {"samples": samples}
+    with pytest.raises(ShardError):
+        parse_manifest(json.dumps(raw).encode(), TAR, lazily=True)
