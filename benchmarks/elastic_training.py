@@ -55,14 +55,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as root:
         objects = make_objects(Path(root))
         calm, drill = Path(root, "calm"), Path(root, "drill")
-        train(config, objects, calm, options.worlds[0], kill_after_step=None)
+        train(config, objects, calm, options.worlds[0])
         starts = [0]
         chance = random.Random(options.seed)
         for number, world_size in enumerate(options.worlds):
             is_last = number + 1 == len(options.worlds)
             left = options.steps - starts[-1]
             after = None if is_last else starts[-1] + chance.randint(2, max(2, left // 2))
-            train(config, objects, drill, world_size, kill_after_step=after)
+            train(config, objects, drill, world_size, after, pause_seconds=chance.random() * 0.3)
             starts.append(saved_step(drill))
             fate = "to the end" if is_last else f"killed; its last checkpoint is step {starts[-1]}"
             print(f"{world_size} ranks from step {starts[-2]}: {fate}", flush=True)
@@ -86,9 +86,16 @@ def make_objects(root: Path) -> Path:
 
 
 def train(
-    config: PretrainConfig, objects: Path, root: Path, world_size: int, kill_after_step: int | None
+    config: PretrainConfig,
+    objects: Path,
+    root: Path,
+    world_size: int,
+    kill_after_step: int | None = None,
+    *,
+    pause_seconds: float = 0.0,
 ) -> None:
-    """Pretrain on so many ranks; all are killed soon after the checkpoint of a step, if given."""
+    """Pretrain on so many ranks; all are killed, after a pause, once the checkpoint of a step is
+    there, if one is given."""
     root.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -100,7 +107,7 @@ def train(
             raise TimeoutError(f"no checkpoint of step {kill_after_step}; see {root}/log-*")
         time.sleep(0.01)
     if kill_after_step is not None:
-        time.sleep(random.random() * 0.3)
+        time.sleep(pause_seconds)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
     for pid in pids:

@@ -130,11 +130,9 @@ class LocalStore:
             span, array = array[:num_bytes], array[num_bytes:]
             try:
                 tar.read_into(span, offset)
-                if parts is None:
-                    yield _checked(span, entry)
-                    continue
-                extension, place, rest = parts
-                members = {extension: tar.read(*place), **split_span(span, rest)}
+                members = split_span(span, parts[2] if parts else entry)
+                if parts:
+                    members = {parts[0]: tar.read(*parts[1]), **members}
                 check_crc32(members, entry)
                 yield members
             except ShardError as error:
