@@ -26,6 +26,7 @@ import argparse
 import contextlib
 import functools
 import gc
+import hashlib
 import io
 import os
 import pkgutil
@@ -194,11 +195,20 @@ def writing_ways(root: Path, samples: Sequence[Sample]) -> list[Way]:
         Way(f"{NAMES[ONE_NPY]}, synced", functools.partial(stock, ONE_NPY, one_npy, synced=True)),
         Way(NAMES[ONE_NPY], functools.partial(stock, ONE_NPY, one_npy), WRITE_WANTED),
         Way(NAMES[NPY_A_FIELD], functools.partial(stock, NPY_A_FIELD, npy_a_field), WRITE_WANTED),
+        Way("SHA-256 of it alone", functools.partial(hash_all, samples)),
     ]
     write = functools.partial(write_mosaic, root / MOSAIC, samples)
     if is_installed(NAMES[MOSAIC], write):
         ways.append(Way(NAMES[MOSAIC], write))
     return ways
+
+
+def hash_all(samples: Sequence[Sample]) -> None:
+    """The part of our writing that no writer without a checksum has."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(sample.image)
+        digest.update(np.ascontiguousarray(sample.objects).view(np.uint8).data)
 
 
 def is_installed(name: str, use: Callable[[], object]) -> bool:
