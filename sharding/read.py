@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,15 @@ class OpenTar:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # Without waiting: a pipe that somebody named so would wait for a writer.
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise ShardError(
                 f"{path}: got {error.strerror}, expected a tar to read; bring it back or run the "
                 "stage that writes it again"
             ) from error
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            raise ShardError(f"{path}: got no regular file, expected a tar to read")
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import tarfile
 import tracemalloc
@@ -27,7 +28,7 @@ from sharding.index import index_folder, index_tar
 from sharding.manifest import (
     Manifest, SampleEntry, manifest_bytes, manifest_path, manifest_sha256, read_manifest
 )
-from sharding.read import iterate
+from sharding.read import OpenTar, iterate
 from sharding.samples import Samples
 from sharding.schema import ShardError, encode_objects, object_dtype
 from sharding.stream import Source, Stream
@@ -357,3 +358,10 @@ def test_a_manifest_that_says_a_terabyte_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ShardError, match="within 1073741824 bytes"):
             list(iterate(tar))
         assert "within 1073741824" in verify_paths([tmp_path], full=True)[0].cause
+
+
+def test_a_pipe_with_a_tar_s_name_is_not_waited_for(tmp_path: Path) -> None:
+    """Oracle: ShardError at once; opened in the plain way it waits for a writer for ever."""
+    os.mkfifo(tmp_path / "train-000000.tar")
+    with pytest.raises(ShardError, match="no regular file"):
+        OpenTar(tmp_path / "train-000000.tar")
