@@ -224,14 +224,19 @@ def _check_entry(shard: ShardEntry) -> None:
 
 def load_manifest(tar: Path, shard: ShardEntry) -> Manifest:
     """The manifest of `tar`; ShardError if it is odd or not the one that the catalog saw."""
-    path = manifest_path(tar)
     data = read_manifest_bytes(tar)
+    check_manifest(data, shard, str(manifest_path(tar)))
+    return parse_manifest(data, tar)
+
+
+def check_manifest(data: bytes, shard: ShardEntry, where: str) -> None:
+    """ShardError naming `where` unless these are the bytes of the manifest that the catalog saw."""
     if (got := hashlib.sha256(data).hexdigest()) != shard.manifest_sha256:
         raise ShardError(
-            f"{path}: got SHA-256 {got}, expected {shard.manifest_sha256} of {NAME}: the shard "
-            "has been written again since; run the stage that writes the folder to its end"
+            f"{where}: got SHA-256 {got}, expected {shard.manifest_sha256} of {NAME}: the shard "
+            "has been written again since; run the stage that writes the folder to its end, and "
+            "start again with its new catalog"
         )
-    return parse_manifest(data, tar)
 
 
 def catalog_sha256(folder: Path) -> str:

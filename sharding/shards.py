@@ -6,14 +6,13 @@ sample of their shard is first asked for, and must be those that the catalog saw
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from sharding.activity import Board
-from sharding.catalog import ShardEntry
+from sharding.catalog import ShardEntry, check_manifest
 from sharding.manifest import Manifest, SampleEntry, manifest_path, parse_manifest
 from sharding.read import Members
 from sharding.schema import ShardError
@@ -124,12 +123,7 @@ class Shards:
                 f"{error}, expected the shard's manifest; bring it back or run the stage that "
                 "writes it again"
             ) from error
-        if (got := hashlib.sha256(data).hexdigest()) != entry.manifest_sha256:
-            raise ShardError(
-                f"{store.where}/{name}: got SHA-256 {got}, expected {entry.manifest_sha256} of the "
-                "catalog: the shard has been written again since; let the stage that writes the "
-                "folder end, and start again with its new catalog"
-            )
+        check_manifest(data, entry, f"{store.where}/{name}")
         manifest = parse_manifest(data, Path(entry.tar), lazily=True)
         if manifest.num_ok != entry.num_ok:
             raise ShardError(
