@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
@@ -48,25 +49,32 @@ class Delivery:
 class Batches(Dataset[Delivery]):
     """`batches[turn]` is the turn's delivery: samples read, decoded, collated and masked."""
 
-    def __init__(self, stream: Stream, collate: Collate, board: Board) -> None:
-        self.stream, self.collate, self.board = stream, collate, board
+    def __init__(self, stream: Stream, collate: Collate) -> None:
+        self.stream, self.collate = stream, collate
 
     def __getitem__(self, turn: Turn) -> Delivery:
         """Samples that are damaged, gone or cannot be decoded are left out and named."""
-        reading = self.stream.read(turn.position)
-        samples, arrays, faults = [], [], list(reading.faults)
-        for sample in reading.samples:
-            self.board.doing("decode", key=sample.key)
-            try:
-                arrays.append(self.collate.decode(sample))
-            except Exception as error:  # Pillow raises nearly everything on broken bytes
-                faults.append(_undecodable(sample, error))
-            else:
-                samples.append(sample)
-        self.board.doing("collate")
-        batch = self.collate.batch(turn.position, samples, arrays) if samples else None
-        self.board.rest()
-        return Delivery(turn=turn, batch=batch, faults=tuple(faults))
+        _, results = self.stream.results(turn.position, self._decoded)
+        decoded = [result for result in results if not isinstance(result, Fault)]
+        faults = tuple(result for result in results if isinstance(result, Fault))
+        batch = None
+        if decoded:
+            self.stream.board.doing("collate")
+            samples, arrays = zip(*decoded)
+            batch = self.collate.batch(turn.position, samples, arrays)
+            self.stream.board.rest()
+        return Delivery(turn=turn, batch=batch, faults=faults)
+
+    def _decoded(self, raw: RawSample) -> tuple[Sample, np.ndarray]:
+        """A sample and its picture; ShardError, to which the stream adds shard and key."""
+        sample = make_sample(raw.members, raw.entry)
+        self.stream.board.doing("decode", raw.shard, sample.key)
+        try:
+            return sample, self.collate.decode(sample)
+        except Exception as error:  # Pillow raises nearly everything on broken bytes
+            raise ShardError(
+                f"got {type(error).__name__} ({error}), expected a picture that can be decoded"
+            ) from error
 
     def loader(
         self, config: PretrainConfig, start: int, rank: int, world_size: int
@@ -104,11 +112,6 @@ class _Turns:
         return turns(*self._share, step_size=self._step_size, end=self._end)
 
 
-def _undecodable(sample: Sample, error: Exception) -> Fault:
-    cause = f"got {type(error).__name__} ({error}), expected a picture that can be decoded"
-    return Fault("a whole shard", sample.key, cause)
-
-
 def sources_of(objects: Path, config: PretrainConfig) -> list[Source]:
     """The sets of shards to train on: those of the recipe, else the run's own."""
     return [
@@ -118,7 +121,7 @@ def sources_of(objects: Path, config: PretrainConfig) -> list[Source]:
 
 
 def open_stream(
-    sources: Sequence[Source], config: PretrainConfig, *, seed: int, cell_px: int, board: Board
+    sources: Sequence[Source], config: PretrainConfig, *, seed: int, cell_px: int
 ) -> Stream:
     """The sources in the run's order.
 
@@ -131,7 +134,6 @@ def open_stream(
         window_num_shards=config.window_num_shards,
         shape_step_px=2 * cell_px,
         cache_bytes=config.data.cache_bytes,
-        board=board,
     )
 
 

@@ -49,7 +49,7 @@ class Loop:
         self.world_size = torch.distributed.get_world_size()
         self.stream = batches.stream
         self.stalls = StallWatch(
-            batches.board, after_seconds=config.data.stall_seconds, say=self._say
+            self.stream.board, after_seconds=config.data.stall_seconds, say=self._say
         )
         loader = batches.loader(config, state["position"], self.rank, self.world_size)
         self.deliveries = self.stalls.fed(loader)

@@ -14,7 +14,6 @@ import deepspeed
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from sharding.activity import Board
 from sharding.source import open_source
 from sharding.stream import Stream
 from stages.folders import replace_folder
@@ -53,7 +52,7 @@ def pretrain(
     """
     watch = Watch()
     join_ranks()
-    sources, board = sources_of(objects, config), Board()
+    sources = sources_of(objects, config)
     opened = [open_source(source, cache=None) for source in sources]
     tokenizer = make_tokenizer(student, opened, out / TOKENIZER)
     torch.manual_seed(seed)
@@ -70,10 +69,10 @@ def pretrain(
         longer_px=student.longer_px,
         cell_px=net.grid.cell_px,
     )
-    stream = open_stream(sources, config, seed=seed, cell_px=net.grid.cell_px, board=board)
+    stream = open_stream(sources, config, seed=seed, cell_px=net.grid.cell_px)
     Loop(
         engine,
-        Batches(stream, collate, board),
+        Batches(stream, collate),
         config,
         seed=seed,
         state=_state(load_checkpoint(engine, out), stream),

@@ -161,7 +161,7 @@ def test_a_folder_too_long_for_sockets_is_refused(monkeypatch: pytest.MonkeyPatc
             shutil.rmtree(folder.parent)
     monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * (LONGEST_TMPDIR - 4))
     with pytest.raises(ValueError, match="TMPDIR: got /tmp/xxx"):
-        Batches(None, None, None).loader(replace(RUN, num_workers=1), 0, 0, 1)  # type: ignore
+        Batches(None, None).loader(replace(RUN, num_workers=1), 0, 0, 1)  # type: ignore
 
 
 @pytest.mark.parametrize("step", [1, 4])
@@ -285,6 +285,19 @@ def test_a_damaged_sample_stops_the_run(ranks: Ranks, tmp_path: Path) -> None:
     (outcome,) = ranks(config, tmp_path / "run", world_size=1)
     assert outcome.startswith("ShardError: ") and "train-000001.tar" in outcome
     assert key in outcome and "CRC-32" in outcome and "on_fault=skip" in outcome
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(ranks: Ranks, tmp_path: Path) -> None:
+    """Oracle: sound bytes of no picture, as in a tar that others wrote: shard, key and cause."""
+    samples = toy_samples(NUM_TRAIN, 4)
+    odd = next(n for n, sample in enumerate(samples) if "-train-" in sample.key)
+    broken = replace(samples[odd], image=b"no picture")
+    write_objects(tmp_path / "objects", [*samples[:odd], broken, *samples[odd + 1:]])
+    source = SourceConfig(folder=str(tmp_path / "objects"))
+    config = replace(RUN, data=DataConfig(sources=(source,)))
+    (outcome,) = ranks(config, tmp_path / "run", world_size=1)
+    named = f"{tmp_path / 'objects'}/train-000000.tar: sample {broken.key}: got UnidentifiedImage"
+    assert outcome.startswith(f"ShardError: {named}")
 
 
 @pytest.mark.parametrize(("max_skipped", "ends"), [(3, True), (1, False)])
