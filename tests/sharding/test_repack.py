@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from killed_calls import die_before
 import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -287,19 +288,7 @@ def test_samples_are_never_all_in_memory(tmp_path: Path, make_sample: MakeSample
 
 def _repack_until(source: Path, out: Path, moment: int) -> None:
     """A repack that kills itself before the `moment`-th call that changes the disk."""
-    num_calls = 0
-
-    def counted(real: Callable) -> Callable:
-        def call(*args: object, **kwargs: object) -> object:
-            nonlocal num_calls
-            num_calls += 1
-            if num_calls == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **kwargs)
-        return call
-
-    for name in ("fsync", "replace"):
-        setattr(os, name, counted(getattr(os, name)))
+    die_before(moment, ("fsync", "replace"))
     repack([source], out, RepackConfig(samples_per_shard=4, seed=3))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killed_calls import die_before
 from PIL import Image
 
 from sharding.catalog import read_catalog, write_catalog
@@ -344,19 +345,7 @@ def test_what_is_no_folder_of_shards_is_refused(folder: Path, tmp_path: Path) ->
 
 def _repair_until(folder: Path, moment: int) -> None:
     """A repair that kills itself before the `moment`-th call that changes the disk."""
-    num_calls = 0
-
-    def counted(real: Callable) -> Callable:
-        def call(*args: object, **kwargs: object) -> object:
-            nonlocal num_calls
-            num_calls += 1
-            if num_calls == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **kwargs)
-        return call
-
-    for name in ("rename", "replace", "fsync", "mkdir"):
-        setattr(os, name, counted(getattr(os, name)))
+    die_before(moment, ("rename", "replace", "fsync", "mkdir"))
     repair(folder)
 
 
