@@ -32,10 +32,17 @@ import torch
 from sharding import heartbeat
 from stages.distill.distill_config import DistillConfig
 from stages.distill.run import distill
-from stages.distill.teach_config import TeacherConfig
 from stages.distill.teacher.detect import Teacher
 from stages.distill.teacher.faster_rcnn import FasterRCNN
 from stages.distill.teacher.folder import load_teacher, save_teacher
+from stages.distill.teacher.net_config import (
+    BoxConfig,
+    ChoiceConfig,
+    PictureConfig,
+    PlainConfig,
+    ProposalConfig,
+    TeacherConfig,
+)
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest
 
@@ -44,8 +51,11 @@ MAX_WORKERS = 8
 INGEST = IngestConfig(num_train=72, num_heldout=12, samples_per_shard=8)
 DISTILL = DistillConfig(batch_size=4, phrases="lexicon", score_threshold=0.0, num_threads=1)
 NET = TeacherConfig(
-    shorter_px=48, longer_px=64, stem_width=8, stage_widths=(8, 16), num_proposals=8,
-    anchor_sizes_px=((12.0,),), feature_size=32, num_top=3,
+    picture=PictureConfig(shorter_px=48, longer_px=64),
+    backbone=PlainConfig(stem_width=8, stage_widths=(8, 16)),
+    proposals=ProposalConfig(num_proposals=8, anchor_sizes_px=((12.0,),)),
+    boxes=BoxConfig(feature_size=32),
+    choice=ChoiceConfig(num_top=3),
 )
 NAMES = {"label_names": ["circle", "square", "star"], "attribute_names": ["red", "blue"]}
 

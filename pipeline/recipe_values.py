@@ -26,8 +26,9 @@ def build(hint: Any, value: Any, path: str = "") -> Any:
     """The value of type ``hint`` that the plain ``value`` describes.
 
     Dataclasses are built from mappings, however deep they stand in lists, mappings and optional
-    fields; all else is checked by pydantic in its strict JSON mode. ``path`` is where the value
-    stands in the recipe, for messages. Raises RecipeError.
+    fields; of several dataclasses in a union, that one whose ``kind`` the mapping names, the first
+    where it names none. All else is checked by pydantic in its strict JSON mode. ``path`` is where
+    the value stands in the recipe, for messages. Raises RecipeError.
     """
     if dataclasses.is_dataclass(hint):
         return _build_dataclass(typing.cast(type, hint), value, path)
@@ -37,7 +38,7 @@ def build(hint: Any, value: Any, path: str = "") -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        (inner,) = (part for part in arguments if _holds_dataclass(part))
+        inner = _of_kind([part for part in arguments if _holds_dataclass(part)], value, path)
         return build(inner, value, path)
     if origin is dict and isinstance(value, dict):
         return {key: build(arguments[1], item, _join(path, key)) for key, item in value.items()}
@@ -112,6 +113,15 @@ def _build_dataclass(cls: type, value: Any, path: str) -> Any:
         raise RecipeError(_under(path, str(error), fields)) from error
 
 
+def _of_kind(classes: list[Any], value: Any, path: str) -> Any:
+    """The one of ``classes`` whose Literal field ``kind`` the mapping ``value`` names."""
+    if len(classes) == 1 or not isinstance(value, dict) or "kind" not in value:
+        return classes[0]
+    kinds = {typing.get_args(typing.get_type_hints(cls)["kind"])[0]: cls for cls in classes}
+    kind = build(typing.Literal[tuple(kinds)], value["kind"], _join(path, "kind"))
+    return kinds[kind]
+
+
 def _build_leaf(hint: Any, value: Any, path: str) -> Any:
     try:
         return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
@@ -126,7 +136,7 @@ def _under(path: str, message: str, fields: typing.Container[str]) -> str:
     above = first.rpartition(".")[0]
     if above and f".{path}".endswith(f".{above}"):
         return path.removesuffix(above) + message
-    if first in fields:
+    if first.partition(".")[0] in fields:
         return _join(path, message)
     return f"{path}: {message}" if path else message
 

@@ -1,6 +1,6 @@
 """The recipe's `teach` part: the teacher's net and how it is trained.
 
-Reached from `pipeline.recipe`; read by `stages.distill.teach` and everything in
+Reached from `pipeline.recipe`; read by `stages.distill.teach` and what trains in
 `stages/distill/teacher`. The values that stand here are those of the toy world.
 """
 
@@ -8,92 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-BOX_HEADS = ("fc", "conv")
-
-
-def _check(config: object, valid: dict[str, tuple[bool, str]]) -> None:
-    """ValueError for the first field of `valid` {name: (is sound, what is expected)} that is not.
-    """
-    for name, (is_sound, expected) in valid.items():
-        if not is_sound:
-            raise ValueError(f"{name}: got {getattr(config, name)!r}, expected {expected}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """The net and how it looks at a picture; kept with the weights in a teacher's folder.
-
-    shorter_px, longer_px: a picture is resized so that its shorter side is `shorter_px`, or less
-        where its longer side would go beyond `longer_px`.
-    pixel_mean, pixel_std: taken off and divided by, red green blue, of values 0 to 255.
-    stem_width: channels after the first convolution, which halves the picture.
-    stage_widths, stage_strides: channels and stride (1 or 2) of each stage after it; together the
-        strides give the pixels a cell of the feature map spans (2 * 2 * 1 = 4).
-    anchor_sizes_px: sides of the anchors, a tuple a level. anchor_ratios: their height over width.
-    num_candidates: best anchors of a level that enter suppression.
-    num_proposals: proposals of a picture that remain after it.
-    proposal_iou: overlap (0 to 1) above which the better of two proposals pushes out the other.
-    num_bins: side, in bins, of the features taken from a box.
-    sampling_ratio: samples a bin and side.
-    box_head: "fc" (two linear layers, as feature pyramid models) or "conv" (convolutions and a
-        mean over the bins, as C4 models).
-    feature_size: length of an object's feature, which is what the classifier sees.
-    attribute_embedding_size, attribute_hidden_size: widths of the attribute predictor.
-    score_threshold: objects scoring this or less (0 to 1) are not reported.
-    object_iou: overlap above which the better of two objects of a class pushes out the other.
-    max_objects: most objects of a picture. num_top: classes in an object's soft label.
-    """
-
-    shorter_px: int = 96
-    longer_px: int = 512
-    pixel_mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
-    pixel_std: tuple[float, float, float] = (64.0, 64.0, 64.0)
-    stem_width: int = 24
-    stage_widths: tuple[int, ...] = (48, 64)
-    stage_strides: tuple[int, ...] = (2, 1)
-    anchor_sizes_px: tuple[tuple[float, ...], ...] = ((20.0, 32.0),)
-    anchor_ratios: tuple[float, ...] = (1.0,)
-    num_candidates: int = 64
-    num_proposals: int = 32
-    proposal_iou: float = 0.7
-    num_bins: int = 7
-    sampling_ratio: int = 1
-    box_head: str = "fc"
-    feature_size: int = 128
-    attribute_embedding_size: int = 16
-    attribute_hidden_size: int = 64
-    score_threshold: float = 0.02
-    object_iou: float = 0.5
-    max_objects: int = 36
-    num_top: int = 5
-
-    def __post_init__(self) -> None:
-        counts = ("shorter_px", "stem_width", "num_candidates", "num_proposals", "num_bins",
-                  "sampling_ratio", "feature_size", "attribute_embedding_size",
-                  "attribute_hidden_size", "max_objects", "num_top")
-        _check(self, {name: (getattr(self, name) >= 1, "1 or more") for name in counts})
-        shares = ("proposal_iou", "score_threshold", "object_iou")
-        _check(self, {name: (0.0 <= getattr(self, name) <= 1.0, "0 to 1") for name in shares})
-        num_stages = len(self.stage_widths)
-        _check(self, {
-            "longer_px": (self.longer_px >= self.shorter_px,
-                          f"shorter_px, {self.shorter_px}, or more"),
-            "pixel_mean": (len(self.pixel_mean) == 3, "three numbers"),
-            "pixel_std": (len(self.pixel_std) == 3 and min(self.pixel_std) > 0,
-                          "three numbers above 0"),
-            "stage_widths": (num_stages >= 1 and min(self.stage_widths) >= 1,
-                             "one count of channels or more"),
-            "stage_strides": (len(self.stage_strides) == num_stages
-                              and set(self.stage_strides) <= {1, 2},
-                              f"{num_stages} strides, each 1 or 2"),
-            "anchor_sizes_px": (len(self.anchor_sizes_px) == 1
-                                and all(sizes and min(sizes) > 0
-                                        for sizes in self.anchor_sizes_px),
-                                "one tuple (this backbone has one level) of sides above 0"),
-            "anchor_ratios": (bool(self.anchor_ratios) and min(self.anchor_ratios) > 0,
-                              "ratios above 0"),
-            "box_head": (self.box_head in BOX_HEADS, " or ".join(map(repr, BOX_HEADS))),
-        })
+from stages.distill.teacher.net_config import PlainConfig, TeacherConfig, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +16,7 @@ class TeachConfig:
     """Settings of `boxless teach`.
 
     given: folder of a finished teacher to take instead of training one; null to train.
-    net: the teacher's net.
+    net: the teacher's net; of the small kind, as `teach` trains no full-size one.
     num_steps: optimizer steps. micro_batch_size: pictures a step.
     learning_rate: its peak; it rises over `warmup_steps` and falls to 0 as half a cosine.
     momentum, weight_decay: of SGD. clip_norm: gradients are scaled down to this L2 norm.
@@ -149,17 +64,22 @@ class TeachConfig:
         counts = ("num_steps", "micro_batch_size", "num_anchors", "num_regions",
                   "window_num_shards", "shape_step_px", "checkpoint_every_steps",
                   "log_every_steps")
-        _check(self, {name: (getattr(self, name) >= 1, "1 or more") for name in counts})
+        check(self, {name: (getattr(self, name) >= 1, "1 or more") for name in counts})
         amounts = ("warmup_steps", "weight_decay", "attribute_weight", "cache_bytes",
                    "num_threads")
-        _check(self, {name: (getattr(self, name) >= 0, "0 or more") for name in amounts})
+        check(self, {name: (getattr(self, name) >= 0, "0 or more") for name in amounts})
         shares = ("anchor_share", "region_share", "proposal_iou", "anchor_iou_low")
-        _check(self, {name: (0.0 < getattr(self, name) <= 1.0, "above 0, to 1")
-                      for name in shares})
-        _check(self, {
+        check(self, {name: (0.0 < getattr(self, name) <= 1.0, "above 0, to 1")
+                     for name in shares})
+        check(self, {
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "momentum": (0.0 <= self.momentum < 1.0, "0 to below 1"),
             "clip_norm": (self.clip_norm > 0, "above 0"),
             "anchor_iou_high": (self.anchor_iou_low <= self.anchor_iou_high <= 1.0,
                                 f"anchor_iou_low, {self.anchor_iou_low}, to 1"),
         })
+        if not isinstance(self.net.backbone, PlainConfig) or self.net.inclusive_boxes:
+            raise ValueError(
+                f"net: got a backbone of the kind {self.net.backbone.kind!r} with inclusive_boxes "
+                f"{self.net.inclusive_boxes}, expected 'plain' and False; a full-size teacher is "
+                "not trained here but read from a checkpoint (boxless convert)")

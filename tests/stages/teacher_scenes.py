@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +15,28 @@ from PIL import Image
 from sharding.catalog import write_catalog
 from sharding.schema import Sample
 from sharding.write import write_shard
-from stages.distill.teach_config import TeachConfig, TeacherConfig
+from stages.distill.teach_config import TeachConfig
 from stages.distill.teacher.faster_rcnn import FasterRCNN
+from stages.distill.teacher.net_config import (
+    BoxConfig,
+    ChoiceConfig,
+    PictureConfig,
+    PlainConfig,
+    ProposalConfig,
+    TeacherConfig,
+)
 
 LABELS = ["bar", "block"]
 ATTRIBUTES = ["red", "green"]
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60)}
 
 NET = TeacherConfig(
-    shorter_px=48, longer_px=96, stem_width=8, stage_widths=(16, 24), stage_strides=(2, 1),
-    anchor_sizes_px=((12.0, 20.0),), num_candidates=48, num_proposals=16, num_bins=3,
-    sampling_ratio=1, feature_size=32, attribute_embedding_size=4, attribute_hidden_size=16,
-    max_objects=10, num_top=2)
+    picture=PictureConfig(shorter_px=48, longer_px=96),
+    backbone=PlainConfig(stem_width=8, stage_widths=(16, 24), stage_strides=(2, 1)),
+    proposals=ProposalConfig(anchor_sizes_px=((12.0, 20.0),), num_candidates=48, num_proposals=16),
+    boxes=BoxConfig(num_bins=3, sampling_ratio=1, feature_size=32, attribute_embedding_size=4,
+                    attribute_hidden_size=16),
+    choice=ChoiceConfig(max_objects=10, num_top=2))
 TEACH = TeachConfig(
     net=NET, num_steps=6, micro_batch_size=4, learning_rate=0.05, warmup_steps=2, num_anchors=32,
     num_regions=16, checkpoint_every_steps=2, log_every_steps=1)
@@ -85,6 +96,12 @@ def write_scenes(folder: Path, *, num_train: int, num_heldout: int) -> Path:
     heldout = [sample_of(f"heldout-{seed}", *draw(1000 + seed)) for seed in range(num_heldout)]
     cut = num_train // 3
     return write_samples(folder, {"train": [train[:cut], train[cut:]], "heldout": [heldout]})
+
+
+def replace_in(net: TeacherConfig, part: str, **values: Any) -> TeacherConfig:
+    """`net` with other `values` in its part of that name."""
+    return dataclasses.replace(
+        net, **{part: dataclasses.replace(getattr(net, part), **values)})
 
 
 def random_model(seed: int = 0, net: TeacherConfig = NET) -> FasterRCNN:

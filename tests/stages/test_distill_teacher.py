@@ -12,13 +12,23 @@ from sharding.read import iterate
 from stages.distill.distill_config import DistillConfig
 from stages.distill.label import decode
 from stages.distill.run import distill
-from stages.distill.teach_config import TeacherConfig
 from stages.distill.teacher.faster_rcnn import FasterRCNN
 from stages.distill.teacher.folder import load_teacher, save_teacher
+from stages.distill.teacher.net_config import (
+    BoxConfig,
+    ChoiceConfig,
+    PictureConfig,
+    PlainConfig,
+    ProposalConfig,
+    TeacherConfig,
+)
 
 NET = TeacherConfig(
-    shorter_px=32, longer_px=64, stem_width=8, stage_widths=(8, 16), stage_strides=(2, 1),
-    anchor_sizes_px=((12.0,),), num_candidates=16, num_proposals=6, feature_size=12, num_top=3,
+    picture=PictureConfig(shorter_px=32, longer_px=64),
+    backbone=PlainConfig(stem_width=8, stage_widths=(8, 16), stage_strides=(2, 1)),
+    proposals=ProposalConfig(anchor_sizes_px=((12.0,),), num_candidates=16, num_proposals=6),
+    boxes=BoxConfig(feature_size=12),
+    choice=ChoiceConfig(num_top=3),
 )
 NAMES = {"label_names": ["circle", "square", "star"], "attribute_names": ["red", "blue"]}
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from teacher_scenes import ATTRIBUTES, LABELS, NET, draw, random_model
+from teacher_scenes import ATTRIBUTES, LABELS, NET, draw, random_model, replace_in
 
 from sharding.schema import check_objects, object_dtype
 from stages.distill.teacher import faster_rcnn
@@ -39,7 +39,7 @@ def pictures_of(sizes: list[tuple[int, int]]) -> list[torch.Tensor]:
 def test_neighbours_change_nothing() -> None:
     """Oracle: each picture alone. In other batches, orders and among other sizes it gives as many
     objects of the same classes, boxes within 0.01 px, numbers within half precision."""
-    teacher = teacher_of(random_model(net=dataclasses.replace(NET, max_objects=40)))
+    teacher = teacher_of(random_model(net=replace_in(NET, "choice", max_objects=40)))
     pictures = pictures_of(SIZES)
     alone = [teacher.detect([picture])[0] for picture in pictures]
     assert min(map(len, alone)) > 0 and len({len(array) for array in alone}) > 1
@@ -77,7 +77,7 @@ def test_a_row_reports_the_proposal_it_came_from() -> None:
     model = random_model()
     picture = pictures_of([(48, 96)])[0]
     array = teacher_of(model).detect([picture])[0]
-    batch = stack([picture], NET, torch.device("cpu"))
+    batch = stack([picture], NET.picture, torch.device("cpu"))
     with torch.no_grad():
         levels = model.backbone(batch)
         proposals = model.proposal_network.propose(model.proposal_network(levels), [(48, 96)])
@@ -100,7 +100,7 @@ def test_a_row_reports_the_proposal_it_came_from() -> None:
 def test_a_blind_teacher_gives_empty_arrays() -> None:
     """Oracle: a threshold that no probability passes; and a net without attributes has no such
     fields."""
-    net = dataclasses.replace(NET, score_threshold=1.0)
+    net = replace_in(NET, "choice", score_threshold=1.0)
     model = FasterRCNN(net, num_labels=2, num_attributes=0)
     array = teacher_of(model, attributes=[]).detect(pictures_of([(48, 48)]))[0]
     assert len(array) == 0 and "attribute" not in (array.dtype.names or ())
@@ -111,7 +111,7 @@ def test_a_blind_teacher_gives_empty_arrays() -> None:
 def test_a_picture_without_proposals_gives_an_empty_array(
         box_head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: an empty array for it, and for its neighbour what it gives alone."""
-    teacher = teacher_of(random_model(net=dataclasses.replace(NET, box_head=box_head)))
+    teacher = teacher_of(random_model(net=replace_in(NET, "boxes", head=box_head)))
     first, second = pictures_of([(48, 48), (48, 48)])
     expected = teacher.detect([second])[0]
     propose = ProposalNetwork.propose
@@ -139,7 +139,7 @@ def test_what_is_no_picture_is_refused(picture: torch.Tensor) -> None:
 def test_resized_sizes() -> None:
     """Oracle: detectron2's ResizeShortestEdge by hand for 800 and at most 1333: rounding, the
     longer side's limit, and a sliver that keeps one pixel."""
-    net = dataclasses.replace(NET, shorter_px=800, longer_px=1333)
+    net = dataclasses.replace(NET.picture, shorter_px=800, longer_px=1333)
     expected = {(480, 640): (800, 1067), (640, 480): (1067, 800), (800, 800): (800, 800),
                 (400, 1000): (533, 1333), (1000, 300): (1333, 400), (1, 9000): (1, 1333)}
     assert {size: resized_size(size, net) for size in expected} == expected
@@ -150,7 +150,8 @@ def test_resized_sizes() -> None:
 
 def test_padding_stands_right_and_below_after_normalisation() -> None:
     """Oracle: zeros where there is no picture, (value - mean) / std where there is."""
-    net = dataclasses.replace(NET, pixel_mean=(10.0, 20.0, 30.0), pixel_std=(2.0, 4.0, 5.0))
+    net = dataclasses.replace(
+        NET.picture, pixel_mean=(10.0, 20.0, 30.0), pixel_std=(2.0, 4.0, 5.0))
     small = torch.full((4, 3, 3), 50, dtype=torch.uint8)
     batch = stack([small, torch.zeros(6, 5, 3, dtype=torch.uint8)], net, torch.device("cpu"))
     assert batch.shape == (2, 3, 6, 5)
@@ -161,7 +162,7 @@ def test_padding_stands_right_and_below_after_normalisation() -> None:
 def test_proposals_of_several_levels_are_ranked_together() -> None:
     """Oracle: by hand; equal boxes suppress each other within a level but not across levels, and
     the best of all levels come first, within the picture that is not padding."""
-    network = ProposalNetwork(4, dataclasses.replace(NET, num_proposals=3))
+    network = ProposalNetwork(4, dataclasses.replace(NET.proposals, num_proposals=3))
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 60, 60], [50, 0, 60, 9]])
     levels = [AnchorScores(torch.tensor([logits]), torch.zeros(1, 4, 4), anchors)
               for logits in ([3.0, 2.5, -1, 9], [2.0, 1.5, 4, 9])]
@@ -178,7 +179,9 @@ def test_the_model_runs_on_a_pyramid(monkeypatch: pytest.MonkeyPatch) -> None:
             return [level, Level(level.feature[:, :, ::2, ::2], level.stride * 2)]
 
     monkeypatch.setattr(faster_rcnn, "PlainBackbone", Pyramid)
+    proposals = dataclasses.replace(
+        NET.proposals, anchor_sizes_px=((8.0, 12.0), (20.0, 28.0)))
     net = dataclasses.replace(NET)
-    object.__setattr__(net, "anchor_sizes_px", ((8.0, 12.0), (20.0, 28.0)))
+    object.__setattr__(net, "proposals", proposals)
     arrays = teacher_of(random_model(net=net)).detect(pictures_of([(48, 48), (48, 96)]))
     assert min(map(len, arrays)) > 0

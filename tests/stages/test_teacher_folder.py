@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from teacher_scenes import ATTRIBUTES, LABELS, draw, random_model
+from teacher_scenes import ATTRIBUTES, LABELS, NET, draw, random_model
 
 from stages.distill.teacher.detect import Teacher
 from stages.distill.teacher.folder import TeacherError, load_teacher, save_teacher
+
+NET_JSON = dataclasses.asdict(NET)
 
 
 def save(folder: Path, seed: int = 0) -> str:
@@ -66,15 +69,16 @@ def add_a_label(folder: Path) -> None:
 
 def widen(folder: Path) -> None:
     net = json.loads((folder / "config.json").read_text())["net"]
-    edit_config(folder, net={**net, "feature_size": 64})
+    edit_config(folder, net={**net, "boxes": {**net["boxes"], "feature_size": 64}})
 
 
 @pytest.mark.parametrize("damage, told", [
     (lambda folder: (folder / "config.json").unlink(), "config.json: got .* finished teacher"),
     (lambda folder: (folder / "names.json").write_text("{"), "names.json"),
     (lambda folder: edit_config(folder, schema="boxless/teacher/0"), "schema"),
-    (lambda folder: edit_config(folder, net={"feature_size": 0}), "feature_size"),
-    (lambda folder: edit_config(folder, net={"width": 3}), "width"),
+    (lambda folder: edit_config(folder, net={**NET_JSON, "boxes": {"feature_size": 0}}),
+     "feature_size"),
+    (lambda folder: edit_config(folder, net={**NET_JSON, "width": 3}), "width"),
     (widen, "do not fit"),
     (cut, "do not fit"),
     (lambda folder: change_a_weight(folder, float("nan")), "not finite in box_predictor.cls"),

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from teacher_scenes import NET, TEACH, draw, random_model
+from teacher_scenes import NET, TEACH, draw, random_model, replace_in
 
 from stages.distill.teacher.boxes import iou
 from stages.distill.teacher.labelled import NO_ATTRIBUTE, Truth
@@ -27,7 +27,8 @@ def random_numbers(seed: int = 0) -> torch.Generator:
 def batch_of(truths: list[Truth]) -> Batch:
     pictures = [torch.from_numpy(draw(seed)[0]) for seed in range(len(truths))]
     return Batch([f"p{i}" for i in range(len(truths))],
-                 stack(pictures, NET, torch.device("cpu")), [(48, 48)] * len(truths), truths)
+                 stack(pictures, NET.picture, torch.device("cpu")), [(48, 48)] * len(truths),
+                 truths)
 
 
 def test_verdicts_by_hand() -> None:
@@ -101,7 +102,7 @@ def test_losses_of_a_net_that_knows_nothing() -> None:
 def test_every_loss_reaches_its_weights(box_head: str) -> None:
     """Oracle: after one backward pass every parameter has a finite gradient, and no
     weight's is all zeros."""
-    model = random_model(net=NET.__class__(**{**NET.__dict__, "box_head": box_head})).train()
+    model = random_model(net=replace_in(NET, "boxes", head=box_head)).train()
     truths = [Truth(torch.tensor(draw(seed)[1]["boxes"]), torch.tensor([0, 1]),
                     torch.tensor([1, NO_ATTRIBUTE])) for seed in range(3)]
     losses = detection_losses(model, batch_of(truths), TEACH, random_numbers())

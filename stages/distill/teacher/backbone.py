@@ -6,21 +6,19 @@ the net, a backbone maps pictures to a list of levels, fine to coarse.
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
 
+from stages.distill.teacher.net_config import PlainConfig
 from stages.distill.teacher.pooler import Level
-from stages.distill.teach_config import TeacherConfig
 
 
 class PlainBackbone(nn.Module):
     """A stem that halves the picture, then stages of two convolutions each."""
 
-    def __init__(self, config: TeacherConfig) -> None:
+    def __init__(self, config: PlainConfig) -> None:
         super().__init__()
         self.width = config.stage_widths[-1]
-        self.stride = 2 * math.prod(config.stage_strides)
+        (self.stride,) = config.strides_px
         layers = [_convolution(3, config.stem_width, 2)]
         width = config.stem_width
         for next_width, stride in zip(config.stage_widths, config.stage_strides):

@@ -39,8 +39,8 @@ class Teacher:
         self.model = model.eval()
         self.label_names, self.attribute_names = label_names, attribute_names
         self.fingerprint = fingerprint
-        self.feature_size = model.config.feature_size
-        self.num_top = min(model.config.num_top, len(label_names))
+        self.feature_size = model.config.boxes.feature_size
+        self.num_top = min(model.config.choice.num_top, len(label_names))
 
     def detect(self, pictures: list[Tensor]) -> list[np.ndarray]:
         """Objects of uint8 RGB pictures [H, W, 3], boxes in pixels of the given picture.
@@ -51,13 +51,13 @@ class Teacher:
         groups: dict[tuple[int, int], list[int]] = {}
         for index, picture in enumerate(pictures):
             _check_picture(picture)
-            size = resized_size((picture.shape[0], picture.shape[1]), self.model.config)
+            size = resized_size((picture.shape[0], picture.shape[1]), self.model.config.picture)
             groups.setdefault(size, []).append(index)
         arrays: dict[int, np.ndarray] = {}
         device = next(self.model.parameters()).device
         for size, indices in groups.items():
             resized = [resize(pictures[index], size) for index in indices]
-            batch = stack(resized, self.model.config, device)
+            batch = stack(resized, self.model.config.picture, device)
             found = self.model.find(batch, [size] * len(indices))
             for index, some in zip(indices, found):
                 arrays[index] = self._array(some, size, pictures[index])

@@ -15,15 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stages.distill.teach_config import TeacherConfig
 from stages.distill.teacher.backbone import PlainBackbone
 from stages.distill.teacher.boxes import clip, decode, is_nonempty
-from stages.distill.teacher.heads import (
-    BOX_DELTA_WEIGHTS,
-    AttributePredictor,
-    BoxPredictor,
-    build_box_head,
-)
+from stages.distill.teacher.heads import AttributePredictor, BoxPredictor, build_box_head
+from stages.distill.teacher.net_config import PlainConfig, TeacherConfig
 from stages.distill.teacher.nms import nms
 from stages.distill.teacher.pooler import Level, pool
 from stages.distill.teacher.rpn import ProposalNetwork
@@ -46,18 +41,20 @@ class FasterRCNN(nn.Module):
     def __init__(self, config: TeacherConfig, *, num_labels: int, num_attributes: int) -> None:
         super().__init__()
         self.config, self.num_labels = config, num_labels
-        self.backbone = PlainBackbone(config)
-        self.proposal_network = ProposalNetwork(self.backbone.width, config)
-        self.box_head = build_box_head(self.backbone.width, config)
-        self.box_predictor = BoxPredictor(config.feature_size, num_labels)
+        assert isinstance(config.backbone, PlainConfig)
+        self.backbone = PlainBackbone(config.backbone)
+        self.proposal_network = ProposalNetwork(self.backbone.width, config.proposals)
+        self.box_head = build_box_head(self.backbone.width, config.boxes)
+        self.box_predictor = BoxPredictor(config.boxes.feature_size, num_labels)
         self.attribute_predictor = (
-            AttributePredictor(num_labels, num_attributes, config) if num_attributes else None)
+            AttributePredictor(num_labels, num_attributes, config.boxes)
+            if num_attributes else None)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, levels: list[Level], boxes: list[Tensor]) -> Tensor:
         """Features [R, D] of boxes, one [R_i, 4] a picture, picture after picture."""
-        pooled = pool(levels, boxes, num_bins=self.config.num_bins,
-                      sampling_ratio=self.config.sampling_ratio)
+        pooled = pool(levels, boxes, num_bins=self.config.boxes.num_bins,
+                      sampling_ratio=self.config.boxes.sampling_ratio)
         return self.box_head(pooled)
 
     @torch.no_grad()
@@ -75,7 +72,8 @@ class FasterRCNN(nn.Module):
         counts = [len(picture) for picture in boxes]
         found = []
         for index, rows in enumerate(torch.arange(len(features)).split(counts)):
-            regressed = decode(boxes[index], deltas[rows].flatten(1), BOX_DELTA_WEIGHTS)
+            regressed = decode(boxes[index], deltas[rows].flatten(1),
+                               self.config.boxes.delta_weights)
             regressed = clip(regressed.unflatten(1, (-1, 4)), sizes[index])
             some_attributes = None if attributes is None else attributes[rows]
             found.append(self._choose(regressed, logits[rows].softmax(1)[:, :-1], features[rows],
@@ -86,10 +84,11 @@ class FasterRCNN(nn.Module):
                 attributes: Tensor | None) -> Found:
         """The objects of one picture out of every (proposal, label): boxes [P, L, 4]."""
         proposal, label = torch.nonzero(
-            (probabilities > self.config.score_threshold) & is_nonempty(boxes), as_tuple=True)
+            (probabilities > self.config.choice.score_threshold) & is_nonempty(boxes),
+            as_tuple=True)
         boxes, scores = boxes[proposal, label], probabilities[proposal, label]
-        kept = nms(boxes, scores, label, threshold=self.config.object_iou,
-                   max_kept=self.config.max_objects)
+        kept = nms(boxes, scores, label, threshold=self.config.choice.iou,
+                   max_kept=self.config.choice.max_objects)
         source = proposal[kept]
         return Found(boxes[kept], scores[kept], label[kept], features[source],
                      probabilities[source], None if attributes is None else attributes[source])

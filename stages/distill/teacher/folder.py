@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sharding.atomic import sha256_file, sha256_of, write_bytes, write_json
-from stages.distill.teach_config import TeacherConfig
 from stages.distill.teacher.blind import BlindTeacher
 from stages.distill.teacher.detect import Teacher
 from stages.distill.teacher.faster_rcnn import FasterRCNN
+from stages.distill.teacher.net_config import net_from_json
 
 SCHEMA = "boxless/teacher/1"
 CONFIG, NAMES, WEIGHTS = "config.json", "names.json", "model.safetensors"
@@ -75,7 +75,7 @@ def load_teacher(folder: Path) -> Teacher | BlindTeacher:
         return BlindTeacher(_fingerprint(folder, {}, [], []))
     try:
         labels, attributes = list(names["labels"]), list(names["attributes"])
-        net = TeacherConfig(**{name: _tuples(value) for name, value in config["net"].items()})
+        net = net_from_json(config["net"])
         fingerprint = config["fingerprint"]
         if config["schema"] != SCHEMA:
             raise ValueError(f"schema {config['schema']!r}")
@@ -123,8 +123,3 @@ def _load_weights(model: FasterRCNN, path: Path) -> None:
         raise TeacherError(
             f"{path}: got numbers that are not finite in {', '.join(odd)}; run boxless teach "
             "again with a lower learning rate")
-
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists as tuples, however deep."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -10,15 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stages.distill.teach_config import TeacherConfig
-
-BOX_DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+from stages.distill.teacher.net_config import BoxConfig
 
 
 class LinearBoxHead(nn.Module):
     """Two linear layers over the pooled bins, as in feature pyramid models."""
 
-    def __init__(self, width: int, config: TeacherConfig) -> None:
+    def __init__(self, width: int, config: BoxConfig) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width * config.num_bins ** 2, config.feature_size)
         self.fc2 = nn.Linear(config.feature_size, config.feature_size)
@@ -35,7 +33,7 @@ class ConvolutionalBoxHead(nn.Module):
     """Convolutions over the pooled bins, then their mean, where C4 models run ResNet's last
     stage."""
 
-    def __init__(self, width: int, config: TeacherConfig) -> None:
+    def __init__(self, width: int, config: BoxConfig) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(width, config.feature_size, 3, padding=1)
         self.conv2 = nn.Conv2d(config.feature_size, config.feature_size, 3, padding=1)
@@ -47,10 +45,10 @@ class ConvolutionalBoxHead(nn.Module):
         return torch.relu(self.conv2(torch.relu(self.conv1(pooled)))).mean((2, 3))
 
 
-def build_box_head(width: int, config: TeacherConfig) -> nn.Module:
-    """The box head that `config.box_head` names, for maps of `width` channels."""
+def build_box_head(width: int, config: BoxConfig) -> nn.Module:
+    """The box head that `config.head` names, for maps of `width` channels."""
     heads = {"fc": LinearBoxHead, "conv": ConvolutionalBoxHead}
-    return heads[config.box_head](width, config)
+    return heads[config.head](width, config)
 
 
 class BoxPredictor(nn.Module):
@@ -77,7 +75,7 @@ class AttributePredictor(nn.Module):
     class is the true one; else it is the best of all logits, background among them.
     """
 
-    def __init__(self, num_labels: int, num_attributes: int, config: TeacherConfig) -> None:
+    def __init__(self, num_labels: int, num_attributes: int, config: BoxConfig) -> None:
         super().__init__()
         self.obj_embed = nn.Embedding(num_labels + 1, config.attribute_embedding_size)
         self.fc = nn.Linear(config.feature_size + config.attribute_embedding_size,

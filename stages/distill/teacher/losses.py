@@ -20,7 +20,6 @@ from torch.nn import functional
 from stages.distill.teach_config import TeachConfig
 from stages.distill.teacher.boxes import encode, iou
 from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.heads import BOX_DELTA_WEIGHTS
 from stages.distill.teacher.labelled import NO_ATTRIBUTE, Truth
 from stages.distill.teacher.matching import OBJECT, match, sample
 from stages.distill.teacher.rpn import DELTA_WEIGHTS, AnchorScores, Proposals
@@ -53,7 +52,7 @@ def detection_losses(model: FasterRCNN, batch: Batch, config: TeachConfig,
     boxes, labels, targets, attributes = (torch.cat(parts) for parts in zip(*regions))
     rows = torch.nonzero(labels < model.num_labels).flatten()
     # Chosen before encoding: a proposal on the ground has no object to have deltas to.
-    wanted = encode(boxes[rows], targets[rows], BOX_DELTA_WEIGHTS)
+    wanted = encode(boxes[rows], targets[rows], model.config.boxes.delta_weights)
     losses = {
         "objectness": objectness,
         "anchor_box": anchor_box,

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stages.distill.teach_config import TeacherConfig
+from stages.distill.teacher.net_config import PictureConfig
 
 
-def resized_size(size: tuple[int, int], config: TeacherConfig) -> tuple[int, int]:
+def resized_size(size: tuple[int, int], config: PictureConfig) -> tuple[int, int]:
     """(height, width) of a picture of `size` after resizing, detectron2's rounding, at least 1."""
     height, width = size
     scale = config.shorter_px / min(size)
@@ -37,7 +37,7 @@ def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.array(image))
 
 
-def stack(pictures: list[Tensor], config: TeacherConfig, device: torch.device) -> Tensor:
+def stack(pictures: list[Tensor], config: PictureConfig, device: torch.device) -> Tensor:
     """Resized pictures [H_i, W_i, 3] uint8 -> [B, 3, H, W] float32, normalised, then padded.
 
     H and W are the largest of the batch; padding is zeros at the right and bottom.

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stages.distill.teach_config import TeacherConfig
 from stages.distill.teacher.anchors import cell_anchors, grid_anchors
 from stages.distill.teacher.boxes import clip, decode, is_nonempty
+from stages.distill.teacher.net_config import ProposalConfig
 from stages.distill.teacher.nms import nms
 from stages.distill.teacher.pooler import Level
 
@@ -41,13 +41,12 @@ class Proposals(NamedTuple):
 class ProposalNetwork(nn.Module):
     """Scores and moves the anchors of every level with the same three convolutions."""
 
-    def __init__(self, width: int, config: TeacherConfig) -> None:
+    def __init__(self, width: int, config: ProposalConfig) -> None:
         super().__init__()
         self.config = config
-        num_anchors = len(config.anchor_sizes_px[0]) * len(config.anchor_ratios)
         self.conv = nn.Conv2d(width, width, 3, padding=1)
-        self.objectness_logits = nn.Conv2d(width, num_anchors, 1)
-        self.anchor_deltas = nn.Conv2d(width, num_anchors * 4, 1)
+        self.objectness_logits = nn.Conv2d(width, config.num_anchors, 1)
+        self.anchor_deltas = nn.Conv2d(width, config.num_anchors * 4, 1)
         for layer in (self.conv, self.objectness_logits, self.anchor_deltas):
             nn.init.normal_(layer.weight, std=0.01)
 
@@ -90,6 +89,6 @@ class ProposalNetwork(nn.Module):
         """The proposals of one picture from its candidates."""
         usable = torch.nonzero(is_nonempty(boxes)).flatten()
         boxes, logits, level_index = boxes[usable], logits[usable], level_index[usable]
-        kept = nms(boxes, logits, level_index, threshold=self.config.proposal_iou,
+        kept = nms(boxes, logits, level_index, threshold=self.config.iou,
                    max_kept=self.config.num_proposals)
         return Proposals(boxes[kept], logits[kept])

@@ -43,7 +43,7 @@ class TrainingSet:
                  device: torch.device) -> None:
         self.config, self.seed, self.device = config, seed, device
         self._labelled = labelled
-        self._sizes = [resized_size((place.height, place.width), config.net)
+        self._sizes = [resized_size((place.height, place.width), config.net.picture)
                        for place in labelled.places]
         self._cache: dict[int, Tensor] = {}
         self._cache_bytes_left = config.cache_bytes
@@ -69,7 +69,7 @@ class TrainingSet:
                 truths[row] = _flipped(truths[row], sizes[row][1])
         return Batch(
             keys=[self._labelled.key(index) for index in indices],
-            pictures=stack(pictures, self.config.net, self.device), sizes=sizes,
+            pictures=stack(pictures, self.config.net.picture, self.device), sizes=sizes,
             truths=[Truth(*(part.to(self.device) for part in truth)) for truth in truths])
 
     def _picture(self, index: int) -> Tensor:

@@ -1,0 +1,7 @@
+"""What every reader of other people's weights and features raises. Reached from all of them."""
+
+from __future__ import annotations
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used; the message names it, what was got, expected, and to be done."""
