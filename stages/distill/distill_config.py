@@ -1,12 +1,17 @@
-"""The recipe's `distill` part: how the teacher's objects and the captions' phrases are kept.
+"""The recipe's `distill` part: who looks, and how objects and the captions' phrases are kept.
 
-Reached from `pipeline.recipe`; read by `stages.distill.run`.
+Reached from `pipeline.recipe`; read by `stages.distill.run` and `stages.distill.seers`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stages.distill.detectron2_config import Detectron2Config
+from stages.distill.features.config import FeaturesConfig
+
+TEACHERS = ("run", "detectron2", "features")
+PRECISIONS = ("fp32", "bf16")
 PHRASES = ("auto", "parser", "lexicon")
 SIMILARITIES = ("lexical",)
 OBJECT_TEXTS = ("label", "attribute label")
@@ -16,11 +21,22 @@ OBJECT_TEXTS = ("label", "attribute label")
 class DistillConfig:
     """Settings of `boxless distill`.
 
-    batch_size: pictures the teacher sees at once.
-    score_threshold: objects below this score (0 to 1) are dropped.
-    min_objects: the best objects kept of every picture even when they score lower.
-    max_objects: the most objects kept of a picture, best first. Bottom-up attention's Visual
-        Genome teachers used 0.2, 10 and 100.
+    teacher: whose objects: "run" (the teacher in the run's folder), "detectron2" (a model of
+        detectron2, where that is installed) or "features" (what others extracted earlier).
+    detectron2: which model; for teacher "detectron2" and no other.
+    features: which files; for teacher "features" and no other.
+    precision: of the net's convolutions and linear layers. In "fp32" each picture runs alone, so
+        that its objects are the same to the bit in any company; in "bf16" pictures of one size run
+        together, and the last digits of what is found depend on how many.
+    batch_size: the most pictures, all of one size, that run together in "bf16".
+    num_decoders: threads that decode and resize pictures, ahead of the net.
+    score_threshold: objects below this score (0 to 1) are dropped; null: no more of them than the
+        teacher itself drops. A teacher of full size from bottom-up attention chooses among its
+        proposals by these three, where they are set, and not by its own.
+    min_objects: the best objects kept of every picture even when they score lower; null as 0, or as
+        the teacher has it.
+    max_objects: the most objects kept of a picture, best first; null: all that the teacher gives.
+        Bottom-up attention's Visual Genome teachers used 0.2, 10 and 100.
     phrases: who finds noun phrases: "parser" (a spaCy pipeline), "lexicon" (the teacher's own
         labels and attributes), or "auto", the parser where it is installed.
     parser: the pipeline's package name, or the path of its folder.
@@ -31,10 +47,15 @@ class DistillConfig:
     num_threads: CPU threads of the teacher in each process; 0 leaves PyTorch's choice.
     """
 
+    teacher: str = "run"
+    detectron2: Detectron2Config | None = None
+    features: FeaturesConfig | None = None
+    precision: str = "fp32"
     batch_size: int = 8
-    score_threshold: float = 0.2
-    min_objects: int = 1
-    max_objects: int = 100
+    num_decoders: int = 4
+    score_threshold: float | None = None
+    min_objects: int | None = None
+    max_objects: int | None = None
     phrases: str = "auto"
     parser: str = "en_core_web_sm"
     similarity: str = "lexical"
@@ -42,17 +63,21 @@ class DistillConfig:
     num_threads: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("max_objects", 1), ("num_threads", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected {least} or more.")
-        if not 0 <= self.min_objects <= self.max_objects:
-            raise ValueError(
-                f"min_objects is {self.min_objects}; expected 0 to max_objects, "
-                f"{self.max_objects}."
-            )
-        if not 0.0 <= self.score_threshold <= 1.0:
+        for name, least in (
+            ("batch_size", 1), ("num_decoders", 1), ("max_objects", 1), ("min_objects", 0),
+            ("num_threads", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; expected {least} or more.")
+        least, most = self.min_objects, self.max_objects
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"min_objects is {least}; expected 0 to max_objects, {most}.")
+        if self.score_threshold is not None and not 0.0 <= self.score_threshold <= 1.0:
             raise ValueError(f"score_threshold is {self.score_threshold}; expected 0 to 1.")
         for name, valid in (
+            ("teacher", TEACHERS),
+            ("precision", PRECISIONS),
             ("phrases", PHRASES),
             ("similarity", SIMILARITIES),
             ("object_text", OBJECT_TEXTS),
@@ -60,6 +85,13 @@ class DistillConfig:
             if getattr(self, name) not in valid:
                 expected = ", ".join(map(repr, valid))
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
+        for name in ("detectron2", "features"):
+            is_given = getattr(self, name) is not None
+            if is_given != (self.teacher == name):
+                raise ValueError(
+                    f"{name} is {'set' if is_given else 'null'} while teacher is {self.teacher!r}; "
+                    "expected it for that teacher, and null for any other."
+                )
         if not self.parser:
             raise ValueError(
                 "parser is empty; expected a spaCy pipeline's name, as en_core_web_sm, or path."

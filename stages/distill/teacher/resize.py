@@ -6,12 +6,35 @@ detectron2 does it.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from stages.distill.teacher.net_config import PictureConfig
+
+
+class Prepared(NamedTuple):
+    """A picture as the network takes it, but for being normalised."""
+
+    pixels: Tensor  # [h, w, 3], uint8 or float32, red green blue, resized
+    height: int  # of the original picture, pixels
+    width: int
+    scale: tuple[float, float]  # x, y: original pixels to resized ones
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) after resizing."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+def prepare(picture: Tensor, config: PictureConfig) -> Prepared:
+    """A picture uint8 RGB [H, W, 3], resized."""
+    height, width = picture.shape[:2]
+    size = resized_size((height, width), config)
+    return Prepared(resize(picture, size), height, width, (size[1] / width, size[0] / height))
 
 
 def resized_size(size: tuple[int, int], config: PictureConfig) -> tuple[int, int]:
