@@ -85,7 +85,7 @@ def _frombuffer(raw: object, dtype: object, shape: object, order: object, axes: 
     array.shape = checked_shape(shape)
     value = _array(raw, dtype, array.shape, "F" if order == "F" else "C")
     if order == "K" and axes is not None:
-        value = np.ascontiguousarray(value.transpose(checked_shape(axes)))
+        value = np.asarray(value.transpose(checked_shape(axes)), order="C")
     array.value = value
     return array
 
@@ -106,7 +106,7 @@ def _array(raw: object, dtype: Dtype, shape: tuple[int, ...], order: str) -> np.
         raise ValueError(
             f"an array {shape} of {dtype.dtype} in {len(raw)} bytes, which are not so many")
     flat = np.frombuffer(raw, dtype.dtype).astype(dtype.dtype.newbyteorder("="))
-    return np.ascontiguousarray(flat.reshape(shape, order="F" if order == "F" else "C"))
+    return np.asarray(flat.reshape(shape, order="F" if order == "F" else "C"), order="C")
 
 
 def checked_shape(shape: object) -> tuple[int, ...]:
@@ -122,6 +122,11 @@ def _encode(text: object, encoding: object = "") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise ValueError("bytes in another encoding than latin1")
     return text.encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    """`bytes()`, by which protocols 0 to 2 write b""."""
+    return b""
 
 
 def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
@@ -140,7 +145,10 @@ def _storage_of_bytes(raw: object) -> torch.TypedStorage:
     """torch.storage._load_from_bytes: a storage in torch.save's format, onto the CPU."""
     if not isinstance(raw, bytes):
         raise ValueError("a tensor's numbers that are not bytes")
-    storage = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    try:
+        storage = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds, as what is in there
+        raise ValueError(f"a tensor's numbers that torch cannot read: {error}") from error
     if not isinstance(storage, torch.TypedStorage):
         raise ValueError("a tensor's numbers that are no storage")
     return storage
@@ -191,6 +199,7 @@ CALLABLES: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): Dtype,
     ("collections", "OrderedDict"): _ordered_dict,
     ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _no_bytes,
     ("torch.storage", "_load_from_bytes"): _storage_of_bytes,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,

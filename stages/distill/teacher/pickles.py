@@ -15,7 +15,7 @@ The instructions are those of pickletools.py of CPython, protocols 0 to 5.
 
 from __future__ import annotations
 
-import ast
+import codecs
 import mmap
 import pickle
 import pickletools
@@ -66,9 +66,9 @@ def _read(data: bytes | mmap.mmap, where: str) -> Any:
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from error
     # What an unsound program meets: an empty stack, a memo without it, wrong numbers of arguments,
-    # text that is none. RuntimeError and EOFError are torch's, of a storage within.
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, MemoryError,
-            RuntimeError, EOFError, struct.error, pickle.UnpicklingError) as error:
+    # text that is none. RuntimeError is torch's, of a tensor that does not fit its storage.
+    except (LookupError, TypeError, ValueError, ArithmeticError, MemoryError, RuntimeError
+            ) as error:
         words = f"{type(error).__name__}: {error}"[:300]
         raise CheckpointError(
             f"{where}: got no sound pickle of arrays ({words}); {_CURE}") from error
@@ -133,8 +133,8 @@ class _Machine:
             if code == pickle.STOP[0]:
                 if num_more := len(self.data) - self.position:
                     raise CheckpointError(
-                        f"got {num_more} bytes after the pickle's end, expected none; is it another "
-                        "kind of file?")
+                        f"got {num_more} bytes after the pickle's end, expected none; is it "
+                        "another kind of file?")
                 return self.stack.pop()
             step = _STEPS.get(code)
             if step is None:
@@ -258,11 +258,10 @@ class _Machine:
         self._push(int.from_bytes(raw, "little", signed=True))
 
     def string_line(self) -> None:
-        # Python 2's repr of text: a literal, and never more than that.
-        value = ast.literal_eval(self._line().decode("latin1").strip())
-        if not isinstance(value, str):
-            raise ValueError("text that is none")
-        self._push(value)
+        line = self._line().strip()  # as Python 2 shows text: in quotes, with backslashes
+        if len(line) < 2 or line[:1] not in (b"'", b'"') or line[:1] != line[-1:]:
+            raise ValueError("text without quotes")
+        self._push(codecs.escape_decode(line[1:-1])[0].decode("latin1"))
 
     def append(self) -> None:
         item = self.stack.pop()
