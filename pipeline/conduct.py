@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
@@ -21,6 +20,7 @@ from launch.job import LaunchError, Stopped, UserError
 from pipeline import __version__
 from pipeline.figures import figures_of, in_words, seconds_in_words
 from pipeline.launching import Asked, command_text, launch_config, launch_joined, launch_stage
+from pipeline.outside import outside
 from pipeline.recipe import Recipe, RecipeError, dump_recipe
 from pipeline.run_folder import RunError, RunFolder
 from pipeline.stage_kinds import StageKind, stage_kinds
@@ -33,7 +33,7 @@ from pipeline.stage_records import (
     write_done,
     write_started,
 )
-from sharding.atomic import sha256_file, sha256_of, write_text
+from sharding.atomic import write_text
 
 Action = Literal["skip", "start", "continue", "redo"]
 _UNKNOWN = "not made yet"
@@ -71,7 +71,7 @@ def plan_stage(
     last = done or started
     shaped_by = _shaped_by(run, recipe, kind, due)
     if look_outside:
-        shaped_by["inputs"] |= _outside(recipe, kind)
+        shaped_by["inputs"] |= outside(recipe, kind)
     elif last is not None:
         before = last.shaped_by["inputs"].items()
         shaped_by["inputs"] |= {name: c for name, c in before if name not in kind.inputs}
@@ -103,6 +103,8 @@ def conduct(
     kinds = [kind for kind in stage_kinds(recipe) if kind.name in names]
     if "finetune" in names and recipe.finetune.task is None:
         console.print("finetune: skipped, as the recipe names no task (finetune.task).")
+    if "teach" in names and recipe.distill.teacher != "run":
+        console.print(f"teach: skipped, as distill looks with {recipe.distill.teacher}.")
     if dry_run:
         _show_plans(recipe, run, kinds, asked, console)
         return
@@ -237,29 +239,6 @@ def _shaped_by(
             done = None if other.name in due else read_done(run, other)
             inputs[other.name] = done.content if done else _UNKNOWN
     return {"recipe": kind.recipe_parts(recipe), "inputs": inputs, "boxless": __version__}
-
-
-def _outside(recipe: Recipe, kind: StageKind) -> dict[str, str]:
-    """The user's own files that the stage reads: a name for them, and a word that changes when they
-    do."""
-    if kind.name == "ingest":
-        from stages.ingest.run import open_source  # heavy; a status does without
-
-        return {"corpus": open_source(recipe.ingest, seed=recipe.seed).fingerprint()}
-    if kind.name == "teach" and recipe.teach.given is not None:
-        config = Path(recipe.teach.given) / "config.json"  # holds a hash of the whole teacher
-        return {"teach.given": sha256_file(config) if config.is_file() else "not there"}
-    if kind.name == "pretrain" and recipe.pretrain.data.sources:
-        from sharding import source
-
-        contents = [
-            source.open_source(
-                source.Source(one.folder, one.split, one.weight), cache=None
-            ).content
-            for one in recipe.pretrain.data.sources
-        ]
-        return {"pretrain.data.sources": sha256_of(contents)}
-    return {}
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:

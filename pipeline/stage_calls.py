@@ -80,7 +80,7 @@ def _evaluate(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> Non
     evaluate(
         recipe.evaluate,
         objects=run.objects,
-        teacher=run.teacher,
+        teacher=run.teacher if recipe.distill.teacher == "run" else None,
         student=run.student,
         out=run.transfer / "evaluate",
     )

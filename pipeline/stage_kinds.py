@@ -55,6 +55,7 @@ _SHAPES_NOTHING = {
     "log_every_steps",
     "log_steps",
     "max_skipped",
+    "num_decoders",
     "num_threads",
     "num_workers",
     "on_fault",
@@ -71,8 +72,12 @@ def _without_settings_of_the_machine(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
-    """Every stage of the recipe, in running order; finetune only where it names a task."""
+    """Every stage of the recipe, in running order; finetune only where it names a task, teach only
+    where distill looks with the run's own teacher."""
     task = recipe.finetune.task
+    has_teacher = recipe.distill.teacher == "run"
+    teach = ("teach",) if has_teacher else ()
+    absent = {"finetune": task is None, "teach": not has_teacher}
     kinds = (
         StageKind(
             name="ingest",
@@ -94,7 +99,7 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
         StageKind(
             name="distill",
             parts=("distill",),
-            inputs=("ingest", "teach"),
+            inputs=("ingest", *teach),
             folders=("objects",),
             outputs=("objects/catalog.json",),
             is_shards=True,
@@ -121,12 +126,12 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
         StageKind(
             name="evaluate",
             parts=("seed", "evaluate"),
-            inputs=("ingest", "teach", "distill", "pretrain"),
+            inputs=("ingest", *teach, "distill", "pretrain"),
             folders=("transfer/evaluate",),
             outputs=("transfer/evaluate/scores.json",),
         ),
     )
-    return tuple(kind for kind in kinds if kind.name != "finetune" or task is not None)
+    return tuple(kind for kind in kinds if not absent.get(kind.name, False))
 
 
 STAGE_NAMES = ("ingest", "teach", "distill", "pretrain", "finetune", "evaluate")

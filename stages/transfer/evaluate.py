@@ -25,13 +25,14 @@ def evaluate(
     config: EvaluateConfig,
     *,
     objects: Path,
-    teacher: Path,
+    teacher: Path | None,
     student: Path,
     out: Path,
 ) -> None:
     """Score the student folder on the held-out split of the object shards.
 
-    A score whose truth the source does not have is left out. Nothing is drawn, so there is no seed.
+    teacher: folder of the run's teacher; None where the objects came from elsewhere. A score whose
+    truth the source does not have is left out. Nothing is drawn, so there is no seed.
     """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
@@ -68,7 +69,8 @@ def _true_captions(samples: Sequence[Sample], most: int) -> tuple[list[str], tor
     return texts, torch.tensor(rows, dtype=torch.long)
 
 
-def _teacher_ap50(teacher: Path) -> float | None:
+def _teacher_ap50(teacher: Path | None) -> float | None:
     """What `boxless teach` measured on held-out pictures; None where it could not."""
-    scores = teacher / "scores.json"
-    return json.loads(scores.read_text())["ap50"]["value"] if scores.exists() else None
+    if teacher is None or not (teacher / "scores.json").exists():
+        return None
+    return json.loads((teacher / "scores.json").read_text())["ap50"]["value"]

@@ -362,3 +362,27 @@ def test_ranks_for_a_stage_that_cannot_share_are_refused() -> None:
         launch_config(
             stage_kinds(recipe)[3], recipe, Asked(launcher="local", procs_per_node=2), alone=True
         )
+
+
+FEATURES = 'distill.features={"format": "coco-json", "path": "%s", "labels": "names.txt"}'
+
+
+def test_a_teacher_from_elsewhere_needs_no_teach(tmp_path: Path) -> None:
+    """Oracle: no stage called teach, and none reads what it would leave; other files are a reason
+    to distill again, another number of threads is none."""
+    old = tmp_path / "old*.json"
+    (tmp_path / "old1.json").write_text("[]")
+    recipe = load_recipe("toy", ["distill.teacher=features", FEATURES % old])
+    kinds = {kind.name: kind for kind in stage_kinds(recipe)}
+    assert "teach" not in kinds and kinds["distill"].inputs == ("ingest",)
+    assert "teach" not in kinds["evaluate"].inputs
+    run = RunFolder(tmp_path / "run")
+
+    def shaped_by(*overrides: str) -> object:
+        changed = load_recipe("toy", ["distill.teacher=features", FEATURES % old, *overrides])
+        return plan_stage(run, changed, kinds["distill"], look_outside=True).shaped_by
+
+    before = shaped_by()
+    assert shaped_by("distill.num_decoders=7") == before
+    (tmp_path / "old2.json").write_text("[]")
+    assert shaped_by() != before
