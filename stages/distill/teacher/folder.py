@@ -1,57 +1,82 @@
-"""A trained teacher on disk.
+"""A teacher on disk.
 
-Reached from `stages/distill/teach.py` (writes) and by whoever wants a teacher (reads). A folder
-holds `model.safetensors` (weights), `names.json` (labels and attributes by number) and, written
-last, `config.json` (the net's sizes and the fingerprint of all three). A blind teacher's folder has
-the same files, with no net, no names and no weights.
+Reached from `stages/distill/teach.py` and `convert.py` (write) and by whoever wants a teacher
+(reads). A folder holds `model.safetensors` (weights), `names.json` (labels and attributes by
+number), `CARD.md` (for people) and, written last, `config.json` (the net's sizes, the card, and the
+fingerprint of weights, names and net). A blind teacher's folder has the first two and the last,
+with no net, no names and no weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sharding.atomic import sha256_file, sha256_of, write_bytes, write_json
+from sharding.atomic import sha256_file, sha256_of, write_bytes, write_json, write_text
 from stages.distill.teacher.blind import BlindTeacher
+from stages.distill.teacher.card import Card, Sizes, page
 from stages.distill.teacher.detect import Teacher
 from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.net_config import net_from_json
+from stages.distill.teacher.net_config import TeacherConfig, net_from_json
 
-SCHEMA = "boxless/teacher/1"
-CONFIG, NAMES, WEIGHTS = "config.json", "names.json", "model.safetensors"
+SCHEMA = "boxless/teacher/2"
+CONFIG, NAMES, WEIGHTS, CARD = "config.json", "names.json", "model.safetensors", "CARD.md"
+_AGAIN = "run boxless teach or boxless convert again"
 
 
 class TeacherError(ValueError):
     """A teacher folder that cannot be used."""
 
 
+class About(NamedTuple):
+    """What config.json and names.json say; net, card and sizes are None for a blind teacher."""
+
+    net: TeacherConfig | None
+    labels: list[str]
+    attributes: list[str]
+    card: Card | None
+    sizes: Sizes | None
+    fingerprint: str
+
+
 def save_teacher(folder: Path, model: FasterRCNN, *, label_names: list[str],
-                 attribute_names: list[str]) -> str:
-    """Writes the folder and returns the teacher's fingerprint."""
+                 attribute_names: list[str], card: Card = Card()) -> str:
+    """Writes the folder and returns the teacher's fingerprint; `card` says where it is from."""
     weights = {name: tensor.detach().cpu().contiguous()
                for name, tensor in model.state_dict().items()}
+    sizes = Sizes(
+        num_labels=len(label_names), num_attributes=len(attribute_names),
+        feature_size=model.config.boxes.feature_size,
+        num_parameters=sum(tensor.numel() for tensor in weights.values()))
     # A folder in between two teachers has no config.json, so it passes for neither.
     (folder / CONFIG).unlink(missing_ok=True)
-    write_bytes(folder / WEIGHTS, safetensors.torch.save(weights))
+    data = safetensors.torch.save(weights)
+    write_bytes(folder / WEIGHTS, data)
     write_json(folder / NAMES, {"labels": label_names, "attributes": attribute_names})
     net = dataclasses.asdict(model.config)
-    fingerprint = _fingerprint(folder, net, label_names, attribute_names)
-    write_json(folder / CONFIG, {"schema": SCHEMA, "net": net, "fingerprint": fingerprint})
+    fingerprint = _fingerprint(hashlib.sha256(data).hexdigest(), net, label_names, attribute_names)
+    write_text(folder / CARD, page(card, sizes, fingerprint))
+    write_json(folder / CONFIG, {
+        "schema": SCHEMA, "net": net, "fingerprint": fingerprint,
+        "card": dataclasses.asdict(card), "sizes": dataclasses.asdict(sizes)})
     return fingerprint
 
 
 def save_blind_teacher(folder: Path) -> None:
     """Writes the folder of a teacher that sees nothing."""
-    write_bytes(folder / WEIGHTS, safetensors.torch.save({}))
+    data = safetensors.torch.save({})
+    (folder / CONFIG).unlink(missing_ok=True)
+    write_bytes(folder / WEIGHTS, data)
     write_json(folder / NAMES, {"labels": [], "attributes": []})
-    fingerprint = _fingerprint(folder, {}, [], [])
+    fingerprint = _fingerprint(hashlib.sha256(data).hexdigest(), {}, [], [])
     write_json(folder / CONFIG, {"schema": SCHEMA, "net": None, "fingerprint": fingerprint})
 
 
@@ -59,8 +84,9 @@ def copy_teacher(given: Path, folder: Path) -> None:
     """Puts the teacher of folder `given` into `folder`. Raises TeacherError where it is none."""
     load_teacher(given)
     (folder / CONFIG).unlink(missing_ok=True)
-    for name in (WEIGHTS, NAMES, CONFIG):
-        write_bytes(folder / name, (given / name).read_bytes())
+    for name in (WEIGHTS, NAMES, CARD, CONFIG):
+        if (given / name).exists():  # a blind teacher has no card
+            write_bytes(folder / name, (given / name).read_bytes())
 
 
 def load_teacher(folder: Path) -> Teacher | BlindTeacher:
@@ -69,45 +95,68 @@ def load_teacher(folder: Path) -> Teacher | BlindTeacher:
     Raises TeacherError naming the file, what was got and what to do when a file is missing, odd,
     or not of the same teacher as the others, or when weights do not fit or are not finite.
     """
+    about = read_about(folder)
+    if about.net is None:
+        return BlindTeacher(about.fingerprint)
+    model = FasterRCNN(about.net, num_labels=len(about.labels),
+                       num_attributes=len(about.attributes))
+    _load_weights(model, folder / WEIGHTS)
+    _check_fingerprint(folder, about)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Teacher(model.to(device), label_names=about.labels, attribute_names=about.attributes,
+                   fingerprint=about.fingerprint)
+
+
+def read_about(folder: Path) -> About:
+    """What the folder says of its teacher, the weights not looked at. Raises TeacherError."""
     config = _read_json(folder / CONFIG)
     names = _read_json(folder / NAMES)
-    if isinstance(config, dict) and "net" in config and config["net"] is None:
-        return BlindTeacher(_fingerprint(folder, {}, [], []))
     try:
-        labels, attributes = list(names["labels"]), list(names["attributes"])
-        net = net_from_json(config["net"])
-        fingerprint = config["fingerprint"]
         if config["schema"] != SCHEMA:
             raise ValueError(f"schema {config['schema']!r}")
+        labels, attributes = _names(names["labels"]), _names(names["attributes"])
+        if config["net"] is None:
+            return About(None, [], [], None, None, config["fingerprint"])
+        about = About(net_from_json(config["net"]), labels, attributes, Card(**config["card"]),
+                      Sizes(**config["sizes"]), config["fingerprint"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise TeacherError(
             f"{folder}: got {type(error).__name__}: {error}, expected a teacher of schema "
-            f"{SCHEMA} in {CONFIG} and {NAMES}; run boxless teach again") from error
-    model = FasterRCNN(net, num_labels=len(labels), num_attributes=len(attributes))
-    _load_weights(model, folder / WEIGHTS)
-    if (got := _fingerprint(folder, config["net"], labels, attributes)) != fingerprint:
+            f"{SCHEMA} in {CONFIG} and {NAMES}; {_AGAIN}") from error
+    return about
+
+
+def _names(names: Any) -> list[str]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("names that are no list of text")
+    return names
+
+
+def _check_fingerprint(folder: Path, about: About) -> None:
+    """TeacherError where net, names and weights are not those that the fingerprint is of."""
+    assert about.net is not None, folder
+    net = dataclasses.asdict(about.net)
+    got = _fingerprint(sha256_file(folder / WEIGHTS), net, about.labels, about.attributes)
+    if got != about.fingerprint:
         raise TeacherError(
-            f"{folder}: got files of fingerprint {got}, expected the {fingerprint} of {CONFIG}: "
-            "one of them was changed or is of another teacher; run boxless teach again")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Teacher(model.to(device), label_names=labels, attribute_names=attributes,
-                   fingerprint=fingerprint)
+            f"{folder}: got files of fingerprint {got}, expected the {about.fingerprint} of "
+            f"{CONFIG}: one of them was changed or is of another teacher; {_AGAIN}")
 
 
-def _fingerprint(folder: Path, net: dict[str, Any], labels: list[str], attributes: list[str]
+def _fingerprint(weights: str, net: dict[str, Any], labels: list[str], attributes: list[str]
                  ) -> str:
-    """SHA-256 over everything that decides what the teacher sees."""
+    """SHA-256 over everything that decides what the teacher sees; `weights` is their file's."""
     return sha256_of({"schema": SCHEMA, "net": net, "labels": labels, "attributes": attributes,
-                      "weights": sha256_file(folder / WEIGHTS)})
+                      "weights": weights})
 
 
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TeacherError(
-            f"{path}: got {error}, expected a file of a finished teacher; run boxless teach "
-            "to its end") from error
+            f"{path}: got {error}, expected a file of a finished teacher; {_AGAIN}, to its end"
+        ) from error
 
 
 def _load_weights(model: FasterRCNN, path: Path) -> None:
@@ -116,10 +165,10 @@ def _load_weights(model: FasterRCNN, path: Path) -> None:
         model.load_state_dict(weights)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise TeacherError(
-            f"{path}: got weights that do not fit the net of {CONFIG} ({error}); run boxless "
-            "teach again") from error
+            f"{path}: got weights that do not fit the net of {CONFIG} ({error}); {_AGAIN}"
+        ) from error
     odd = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
     if odd:
         raise TeacherError(
-            f"{path}: got numbers that are not finite in {', '.join(odd)}; run boxless teach "
-            "again with a lower learning rate")
+            f"{path}: got numbers that are not finite in {', '.join(odd)}; {_AGAIN}: teach with a "
+            "lower learning rate, or convert another checkpoint")
