@@ -13,6 +13,8 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from pipeline.report.markup import h
+from pipeline.report.names import Names, names_of
+from pipeline.report.palette import colour
 from pipeline.report.pictures import thumbnail
 from sharding.schema import Sample
 
@@ -20,7 +22,6 @@ _LONGEST_PX = 400
 _MOST_DRAWN = 8
 _SURE = 0.3
 _SAME_PLACE_IOU = 0.5
-_COLOURS = ("#ffd23f", "#3ddbff", "#ff7ab8", "#8cf26b", "#ffa14a", "#c9a2ff", "#ffffff", "#4df0c0")
 _NUMBER_PX, _DISC_PX = 14, 10.5
 
 
@@ -31,7 +32,8 @@ def boxed_picture(sample: Sample, about: Mapping[str, Any]) -> Element | None:
         return None
     rows = drawn_rows(sample.objects)
     truth = sample.info.get("truth", {})
-    names = [_name(sample.objects[row], about) for row in rows]
+    known = names_of(about)
+    names = [_name(sample.objects[row], known) for row in rows]
     shapes: list[Element] = []
     for box in truth.get("boxes", []):
         shapes += outline(box, "true-under"), outline(box, "true")
@@ -51,7 +53,7 @@ def boxed_picture(sample: Sample, about: Mapping[str, Any]) -> Element | None:
     items = []
     for number, (row, name) in enumerate(zip(rows, names)):
         one = sample.objects[row]
-        true = is_true(one["box"].tolist(), _label(one, about), truth)
+        true = is_true(one["box"].tolist(), known.label(int(one["label"])), truth)
         items.append(_item(number, name, float(one["score"]), true))
     undrawn = len(sample.objects) - len(rows)
     rest = h("p", {"class": "note"}, f"and {undrawn} more, not drawn") if undrawn else None
@@ -98,24 +100,15 @@ def is_true(box: Sequence[float], label: str, truth: Mapping[str, Any]) -> bool 
     return any(name == label and iou(box, own) >= _SAME_PLACE_IOU for own, name in pairs)
 
 
-def _label(row: np.void, about: Mapping[str, Any]) -> str:
-    return _entry(about.get("label_names"), int(row["label"]))
-
-
-def _name(row: np.void, about: Mapping[str, Any]) -> str:
-    label = _label(row, about)
-    if "attribute" not in (row.dtype.names or ()) or not about.get("attribute_names"):
-        return label
-    return f"{_entry(about['attribute_names'], int(row['attribute']))} {label}"
-
-
-def _entry(names: Sequence[str] | None, index: int) -> str:
-    return names[index] if names and 0 <= index < len(names) else f"class {index}"
+def _name(row: np.void, names: Names) -> str:
+    label = names.label(int(row["label"]))
+    attribute = names.attribute_of(row)
+    return label if attribute is None else f"{attribute} {label}"
 
 
 def _frame(box: Sequence[float], number: int) -> tuple[Element, Element]:
     framed = outline(box, "box")
-    framed.set("stroke", _COLOURS[number % len(_COLOURS)])
+    framed.set("stroke", colour(number))
     return outline(box, "box-under"), framed
 
 
@@ -127,13 +120,13 @@ def _number(box: Sequence[float], number: int, pixel: float) -> tuple[Element, E
     place = {"x": round(x, 1), "y": round(y + 5 * pixel, 1), "text-anchor": "middle"}
     size = {"class": "number", "font-size": round(_NUMBER_PX * pixel, 1)}
     return (
-        h("circle", {"class": "disc", "fill": _COLOURS[number % len(_COLOURS)], **disc}),
+        h("circle", {"class": "disc", "fill": colour(number), **disc}),
         h("text", {**place, **size}, str(number + 1)),
     )
 
 
 def _item(number: int, name: str, score: float, true: bool | None) -> Element:
-    style = f"background:{_COLOURS[number % len(_COLOURS)]}"
+    style = f"background:{colour(number)}"
     wrong = h("span", {"class": "bad"}, " ✗\N{NO-BREAK SPACE}wrong") if true is False else None
     share = h("b", f"{100 * score:.0f}\N{NO-BREAK SPACE}%")
     said = h("span", {"dir": "auto"}, name, " ", share, wrong)

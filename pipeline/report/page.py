@@ -15,6 +15,7 @@ from pipeline import __version__
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.report.ablation import ablation_section
 from pipeline.report.data import data_section, read_catalog_or_none
+from pipeline.report.document import document
 from pipeline.report.gallery import gallery_section
 from pipeline.report.heat import heat_section
 from pipeline.report.learning import learning_section
@@ -29,10 +30,6 @@ from pipeline.run_folder import RunError, RunFolder
 from pipeline.stage_kinds import stage_kinds
 from pipeline.stage_records import read_done
 from sharding.atomic import write_text
-
-# Nothing is loaded and no script runs, even if a corpus should find a way to ask for it.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STYLE = Path(__file__).with_name("style.css")
 
 
 def write_report(run: RunFolder) -> Path:
@@ -69,7 +66,7 @@ def _page(run: RunFolder, recipe: Recipe) -> Element:
         h("main", *(section.element() for section in sections)),
         h("footer", h("p", f"Written by Boxless {__version__} from what the run left.")),
     )
-    return h("html", {"lang": "en"}, _head(recipe), body)
+    return document(f"{recipe.name} · Boxless", body)
 
 
 def _whole_or_word(
@@ -82,18 +79,6 @@ def _whole_or_word(
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         words = f"This part cannot be drawn: {type(error).__name__}: {error}"
         return Section(name=name, title=title, content=(missing(words),))
-
-
-def _head(recipe: Recipe) -> Element:
-    return h(
-        "head",
-        h("meta", {"charset": "utf-8"}),
-        h("meta", {"http-equiv": "Content-Security-Policy", "content": _POLICY}),
-        h("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
-        h("meta", {"name": "color-scheme", "content": "light dark"}),
-        h("title", f"{recipe.name} · Boxless"),
-        h("style", _STYLE.read_text("utf-8")),
-    )
 
 
 def _header(run: RunFolder, recipe: Recipe) -> Element:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,24 @@ class Thumbnail:
     uri: str
     width: int
     height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduced:
+    """A small RGB picture, and the size in pixels of the original, in which boxes count.
+
+    kept: the stored bytes and their format, where a page may show them as they are.
+    """
+
+    picture: Image.Image
+    width: int
+    height: int
+    kept: tuple[bytes, str] | None
+
+    def thumbnail(self) -> Thumbnail:
+        """The picture for a page."""
+        data, kind = self.kept or (_jpeg(self.picture), "JPEG")
+        return Thumbnail(uri=data_uri(data, kind), width=self.width, height=self.height)
 
 
 class Pictures:
@@ -94,28 +113,42 @@ def grid_class(name: str, pictures: Pictures) -> str:
 
 
 def thumbnail(image: bytes, *, longest_px: int) -> Thumbnail | None:
-    """A picture of at most `longest_px` a side; None where it cannot be decoded.
+    """A picture of at most `longest_px` a side; None where it cannot be decoded."""
+    try:
+        return reduced(image, longest_px=longest_px).thumbnail()
+    except ShardError:
+        return None
+
+
+def reduced(image: bytes, *, longest_px: int) -> Reduced:
+    """A picture decoded, of at most `longest_px` a side; ShardError saying why it cannot be.
 
     Stored pixels, as boxes count in them: an EXIF orientation is taken off, lest the browser turns
     the picture under its boxes.
     """
     try:
-        with Image.open(io.BytesIO(image)) as picture:
+        with _opened(image) as picture:
             width, height = picture.size
-            kind = picture.format
-            is_small = max(picture.size) <= longest_px and len(image) <= _KEPT_BYTES
+            fits = max(picture.size) <= longest_px and len(image) <= _KEPT_BYTES
             picture.draft("RGB", (2 * longest_px, 2 * longest_px))
-            has_exif = bool(picture.getexif())
+            as_it_is = fits and not picture.getexif() and picture.format in ("JPEG", "PNG")
             picture.load()
-            if is_small and not has_exif and kind in ("JPEG", "PNG"):
-                return Thumbnail(uri=data_uri(image, str(kind)), width=width, height=height)
             small = _flat(picture)
             small.thumbnail((longest_px, longest_px))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=_QUALITY, optimize=True)
-    return Thumbnail(uri=data_uri(out.getvalue(), "JPEG"), width=width, height=height)
+            kept = (image, str(picture.format)) if as_it_is else None
+    # Decoders raise what they like over a broken picture: SyntaxError, struct.error, EOFError...
+    except Exception as error:
+        raise ShardError(
+            f"picture: got {type(error).__name__}: {error}, expected one that Pillow decodes"
+        ) from error
+    return Reduced(picture=small, width=width, height=height, kept=kept)
+
+
+def _opened(image: bytes) -> Image.Image:
+    """As Pillow opens it, which refuses a decompression bomb and only warns of half of one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(image))
 
 
 def _flat(picture: Image.Image) -> Image.Image:
@@ -125,6 +158,12 @@ def _flat(picture: Image.Image) -> Image.Image:
     seen = picture.convert("RGBA")
     ground = Image.new("RGBA", seen.size, "white")
     return Image.alpha_composite(ground, seen).convert("RGB")
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=_QUALITY, optimize=True)
+    return out.getvalue()
 
 
 def data_uri(data: bytes, kind: str) -> str:
