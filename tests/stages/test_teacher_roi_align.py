@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from stages.distill.teacher import pooler, roi_align as roi_align_file
+from stages.distill.teacher import pooler
 from stages.distill.teacher.anchors import cell_anchors, grid_anchors
 from stages.distill.teacher.pooler import Level, pick_levels, pool
 from stages.distill.teacher.roi_align import roi_align
@@ -45,21 +44,24 @@ def slow_roi_align(feature: Tensor, boxes: Tensor, picture_index: Tensor, *, str
     out = []
     for box, picture in zip(boxes.tolist(), picture_index.tolist()):
         x0, y0, x1, y1 = box
+        num_down = sampling_ratio or max(math.ceil((y1 - y0) / num_bins), 0)
+        num_across = sampling_ratio or max(math.ceil((x1 - x0) / num_bins), 0)
         for row in range(num_bins):
             for column in range(num_bins):
                 total = feature.new_zeros(feature.shape[1])
-                for i in range(sampling_ratio):
-                    for j in range(sampling_ratio):
-                        y = y0 + (y1 - y0) * (row + (i + 0.5) / sampling_ratio) / num_bins
-                        x = x0 + (x1 - x0) * (column + (j + 0.5) / sampling_ratio) / num_bins
+                for i in range(num_down):
+                    for j in range(num_across):
+                        y = y0 + (y1 - y0) * (row + (i + 0.5) / num_down) / num_bins
+                        x = x0 + (x1 - x0) * (column + (j + 0.5) / num_across) / num_bins
                         total = total + bilinear(feature[picture], y, x)
-                out.append(total / sampling_ratio ** 2)
+                out.append(total / max(num_down * num_across, 1))
     return torch.stack(out).view(len(boxes), num_bins, num_bins, -1).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("num_bins, sampling_ratio", [(1, 1), (3, 2), (2, 3)])
+@pytest.mark.parametrize("num_bins, sampling_ratio", [(1, 1), (3, 2), (2, 3), (1, 0), (3, 0)])
 def test_values_and_gradient_agree_with_the_loop(num_bins: int, sampling_ratio: int) -> None:
-    """Oracle: `slow_roi_align` and what autograd makes of it, in float64."""
+    """Oracle: `slow_roi_align` and what autograd makes of it, in float64; with 0, as many samples
+    as a bin spans cells, and nothing for a box without area or inside out."""
     random = torch.Generator().manual_seed(0)
     feature = torch.randn(2, 3, HEIGHT, WIDTH, generator=random, dtype=torch.float64)
     scattered = torch.rand(10, 4, generator=random, dtype=torch.float64) * 60 - 12
@@ -75,14 +77,37 @@ def test_values_and_gradient_agree_with_the_loop(num_bins: int, sampling_ratio: 
         results.append((out.detach(), leaf.grad))
     torch.testing.assert_close(results[0], results[1])
     assert results[0][0][4].abs().max() == 0, "a box far outside reads nothing"
+    if sampling_ratio == 0:
+        assert not results[0][0][[6, 7, 8, 13]].any()
 
 
+@pytest.mark.parametrize("num_bins, bin_step", [(14, 2), (7, 2), (7, 3), (2, 5)])
+@pytest.mark.parametrize("sampling_ratio", [0, 1, 2])
+def test_a_step_leaves_bins_out(num_bins: int, bin_step: int, sampling_ratio: int) -> None:
+    """Oracle: every so many of all bins, to the bit."""
+    feature = torch.randn(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(2))
+    index = torch.zeros(len(BOXES), dtype=torch.long)
+    how = dict(stride=STRIDE, num_bins=num_bins, sampling_ratio=sampling_ratio)
+    everything = roi_align(feature, BOXES, index, **how)
+    some = roi_align(feature, BOXES, index, bin_step=bin_step, **how)
+    assert torch.equal(some, everything[:, :, ::bin_step, ::bin_step])
+
+
+def test_boxes_that_read_nothing_are_0() -> None:
+    """Oracle: zeros, where not one box of a call has an area to sample."""
+    feature = torch.ones(1, 3, HEIGHT, WIDTH)
+    out = roi_align(feature, BOXES[[6, 7, 8]], torch.zeros(3, dtype=torch.long), stride=STRIDE,
+                    num_bins=2, sampling_ratio=0)
+    assert out.shape == (3, 3, 2, 2) and not out.any()
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 1)])
-def test_maps_of_one_cell_a_side(shape: tuple[int, int]) -> None:
+def test_maps_of_one_cell_a_side(shape: tuple[int, int], sampling_ratio: int) -> None:
     """Oracle: `slow_roi_align` where there is no next cell to interpolate with."""
     feature = torch.randn(1, 2, *shape, generator=torch.Generator().manual_seed(1))
     index = torch.zeros(len(BOXES), dtype=torch.long)
-    how = dict(stride=STRIDE, num_bins=2, sampling_ratio=2)
+    how = dict(stride=STRIDE, num_bins=2, sampling_ratio=sampling_ratio)
     torch.testing.assert_close(roi_align(feature, BOXES, index, **how),
                                slow_roi_align(feature, BOXES, index, **how))
 
@@ -95,24 +120,6 @@ def test_no_boxes_give_no_rows_and_a_gradient_of_zeros() -> None:
     assert out.shape == (0, 3, 5, 5)
     out.sum().backward()
     assert feature.grad is not None and not feature.grad.any()
-
-
-def test_torchvision_does_the_work_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Oracle: our own result; a stand-in checks that it is handed over in torchvision's terms."""
-    feature = torch.randn(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(2))
-    index = torch.arange(len(BOXES)) % 2
-    how = dict(stride=STRIDE, num_bins=3, sampling_ratio=2)
-    expected = slow_roi_align(feature, BOXES, index, **how)
-
-    def stand_in(given: Tensor, boxes: Tensor, output_size: tuple[int, int], spatial_scale: float,
-                 sampling_ratio: int, *, aligned: bool) -> Tensor:
-        assert aligned
-        return slow_roi_align(given, boxes[:, 1:], boxes[:, 0].long(), num_bins=output_size[0],
-                              stride=round(1 / spatial_scale), sampling_ratio=sampling_ratio)
-
-    ops = SimpleNamespace(roi_align=stand_in)
-    monkeypatch.setattr(roi_align_file, "find_torchvision_ops", lambda: ops)
-    torch.testing.assert_close(roi_align(feature, BOXES, index, **how), expected)
 
 
 @pytest.mark.parametrize("error", [ImportError, RuntimeError, OSError])
