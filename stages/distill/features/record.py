@@ -16,7 +16,13 @@ from stages.distill.features.index import Index, Place
 
 
 class FeaturesError(ValueError):
-    """Features as a whole are not what the recipe says: a wrong path, file or setting."""
+    """Features as a whole are not what the recipe says: a wrong path, file or setting.
+
+    `text` begins with the field of distill.features at fault.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"distill.features.{text}")
 
 
 class RowError(Exception):
