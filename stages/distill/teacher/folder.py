@@ -98,8 +98,10 @@ def load_teacher(folder: Path) -> Teacher | BlindTeacher:
     about = read_about(folder)
     if about.net is None:
         return BlindTeacher(about.fingerprint)
-    model = FasterRCNN(about.net, num_labels=len(about.labels),
-                       num_attributes=len(about.attributes))
+    with torch.device("meta"):  # no weights are made up that the file's then replace
+        model = FasterRCNN(about.net, num_labels=len(about.labels),
+                           num_attributes=len(about.attributes))
+    model.to_empty(device="cpu")
     _load_weights(model, folder / WEIGHTS)
     _check_fingerprint(folder, about)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

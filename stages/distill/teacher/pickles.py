@@ -62,7 +62,7 @@ def loads(data: bytes, *, where: str) -> Any:
 
 def _read(data: bytes | mmap.mmap, where: str) -> Any:
     try:
-        return plain(_Machine(data).run(), max_num_bytes=2 * len(data))
+        return _plain(_Machine(data).run(), num_bytes=len(data))
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from error
     # What an unsound program meets: an empty stack, a memo without it, wrong numbers of arguments,
@@ -74,20 +74,20 @@ def _read(data: bytes | mmap.mmap, where: str) -> Any:
             f"{where}: got no sound pickle of arrays ({words}); {_CURE}") from error
 
 
-def plain(value: Any, *, max_num_bytes: int) -> Any:
-    """A copy of `value` in which stand-ins have become arrays.
+def _plain(value: Any, *, num_bytes: int) -> Any:
+    """A copy of `value`, of a pickle of `num_bytes`, in which stand-ins have become arrays.
 
-    Raises CheckpointError for what is not plain, too deep (as what holds itself is), or in all more
-    than MAX_STEPS values or `max_num_bytes` of arrays (as few values shared many times are).
+    Raises CheckpointError for what is not plain, too deep (as what holds itself is), or much larger
+    than the pickle (as few values shared many times are).
     """
-    left = {"values": MAX_STEPS, "bytes": max_num_bytes}
+    left = {"values": 10_000 + 16 * num_bytes, "bytes": 2 * num_bytes}
 
     def copy(value: Any, depth: int) -> Any:
         left["values"] -= 1
         if depth > MAX_DEPTH or left["values"] < 0:
             raise CheckpointError(
-                f"got containers more than {MAX_DEPTH} deep or of more than {MAX_STEPS} values, "
-                f"expected a dict of arrays; {_CURE}")
+                f"got containers more than {MAX_DEPTH} deep or much larger than the file, expected "
+                f"a dict of arrays; {_CURE}")
         if type(value) is dict:
             return {key: copy(item, depth + 1) for key, item in value.items()}
         if type(value) is list:

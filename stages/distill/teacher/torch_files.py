@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from stages.distill.teacher.pickled_arrays import CALLABLES
 
 ZIP_HEAD = b"PK\x03\x04"  # torch.save since 1.6
 LEGACY_HEAD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # before: its magic number, pickled
-_STAND_INS = [(ours, f"{module}.{name}") for (module, name), ours in CALLABLES.items()
-              if module.startswith("numpy")]
+_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (ours, f"{module}.{name}") for (module, name), ours in CALLABLES.items()
+    if module.startswith("numpy")]
 _ASKED = re.compile(r"GLOBAL (\S+)|unrecognized function (\S+)")
 _REASON = re.compile(r"WeightsUnpickler error: *(.*)")
 
