@@ -24,6 +24,7 @@ from collections import Counter
 from pathlib import Path
 
 from stages.distill.distill_config import DistillConfig
+from stages.distill.flow import Flow
 from stages.distill.run import distill
 from stages.distill.teacher.blind import BlindTeacher
 from stages.ingest.config import IngestConfig
@@ -79,7 +80,7 @@ def make_objects(root: Path) -> Path:
     distill(
         DistillConfig(phrases="lexicon"),
         images=root / "images",
-        teacher=BlindTeacher("blind"),
+        seer=Flow(BlindTeacher("blind"), batch_size=1, num_decoders=1),
         out=root / "objects",
     )
     return root / "objects"

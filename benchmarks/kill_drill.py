@@ -26,15 +26,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sharding import heartbeat
 from stages.distill.distill_config import DistillConfig
 from stages.distill.run import distill
-from stages.distill.teacher.detect import Teacher
+from stages.distill.seers import make_seer
 from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.folder import load_teacher, save_teacher
+from stages.distill.teacher.folder import save_teacher
 from stages.distill.teacher.net_config import (
     BoxConfig,
     ChoiceConfig,
@@ -57,7 +58,7 @@ NET = TeacherConfig(
     boxes=BoxConfig(feature_size=32),
     choice=ChoiceConfig(num_top=3),
 )
-NAMES = {"label_names": ["circle", "square", "star"], "attribute_names": ["red", "blue"]}
+NAMES: dict[str, Any] = {"label_names": ["circle", "square", "star"], "attribute_names": ["red", "blue"]}
 
 Work = Callable[[Path], object]
 
@@ -133,10 +134,9 @@ def _distill(root: Path) -> Work:
     _wait_for_all([_forked(lambda: ingest(INGEST, seed=1, out=images, show=False), None)])
     torch.manual_seed(0)
     save_teacher(root / "teacher", FasterRCNN(NET, num_labels=3, num_attributes=2), **NAMES)
-    teacher = load_teacher(root / "teacher")
-    assert isinstance(teacher, Teacher)
+    seer = make_seer(DISTILL, root / "teacher")
     return lambda out: distill(
-        DISTILL, images=images, teacher=teacher, out=out, show=False, lease_seconds=LEASE_SECONDS
+        DISTILL, images=images, seer=seer, out=out, show=False, lease_seconds=LEASE_SECONDS
     )
 
 

@@ -26,13 +26,13 @@ def _teach(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
 
 def _distill(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
     from stages.distill.run import distill
-    from stages.distill.teacher.folder import load_teacher
+    from stages.distill.seers import make_seer
 
     _end_at_sigterm()
     distill(
         recipe.distill,
         images=run.images,
-        teacher=load_teacher(run.teacher),
+        seer=make_seer(recipe.distill, run.teacher),
         out=run.objects,
         show=rank == 0,
     )

@@ -63,13 +63,13 @@ class DistillConfig:
     num_threads: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (
+        for name, lowest in (
             ("batch_size", 1), ("num_decoders", 1), ("max_objects", 1), ("min_objects", 0),
             ("num_threads", 0),
         ):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; expected {least} or more.")
+            if value is not None and value < lowest:
+                raise ValueError(f"{name} is {value}; expected {lowest} or more.")
         least, most = self.min_objects, self.max_objects
         if least is not None and most is not None and least > most:
             raise ValueError(f"min_objects is {least}; expected 0 to max_objects, {most}.")

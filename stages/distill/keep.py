@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 from sharding.atomic import canonical_json
 from sharding.earlier import Earlier
@@ -18,7 +18,7 @@ from stages.distill.label import Labeller
 
 def label_or_keep(
     samples: Iterable[Sample], labeller: Labeller, earlier: Earlier
-) -> Iterator[Sample | Packed | Failure]:
+) -> Generator[Sample | Packed | Failure, None, None]:
     """A result a sample, in order: the earlier one where picture and json are unchanged, else a
     new one. Raises as Labeller.label."""
     # Keys of kept samples and, as None, the places of those that are with the labeller.
@@ -28,25 +28,27 @@ def label_or_keep(
         for sample in samples:
             if _is_unchanged(sample, earlier):
                 line.append(sample.key)
-                labeller.kept()
             else:
                 line.append(None)
                 yield sample
 
     for result in labeller.label(changed()):
-        yield from _kept_before_the_next(line, earlier)
+        yield from _kept_before_the_next(line, earlier, labeller)
         line.popleft()
         yield result
-    yield from _kept_before_the_next(line, earlier)
+    yield from _kept_before_the_next(line, earlier, labeller)
 
 
-def _kept_before_the_next(line: deque[str | None], earlier: Earlier) -> Iterator[Packed]:
+def _kept_before_the_next(
+    line: deque[str | None], earlier: Earlier, labeller: Labeller
+) -> Iterator[Packed]:
     """The kept samples at the head of the line. Read once more, as keeping the bytes of nearly a
     whole shard would take its size in memory."""
     while line and (key := line[0]) is not None:
         kept = earlier.sample(key)
         assert kept is not None, f"{key} was sound a moment ago"
         line.popleft()
+        labeller.kept()
         yield kept
 
 

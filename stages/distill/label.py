@@ -1,136 +1,132 @@
 """One shard's way: samples of an image shard in, the same samples with objects and phrases out.
 
-Reached from `stages.distill.run`. A sample goes through the functions of `Labeller` in the order
-decode -> detect -> select -> phrases.
+Reached from `stages.distill.run`. The objects come from a `Seer`; here they are checked, chosen
+from, and compared with the phrases of the captions.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 
 from sharding.schema import Failure, Sample, ShardError, check_objects, object_dtype
+from stages.distill.clock import Clock
 from stages.distill.distill_config import DistillConfig
+from stages.distill.failures import DistillError, TeacherFailure
 from stages.distill.phrases import Chunker
+from stages.distill.seer import Seer
 from stages.distill.similarity import LexicalSimilarity
 
 MAX_FAILURES_IN_A_ROW = 32
 """Pictures that the teacher may fail on in a row before the fault is looked for in the teacher."""
-
-
-class DistillError(ValueError):
-    """Distillation cannot go on; the text says what was got, what was expected, what to do."""
-
-
-class Detector(Protocol):
-    """A teacher as distillation needs it.
-
-    `num_top` is the length of a soft label, `fingerprint` names weights and settings. `detect`
-    takes uint8 RGB tensors [H, W, 3] and gives an array of `sharding.schema.object_dtype` for
-    each, boxes in pixels of that picture; what it gives for a picture must not depend on the rest
-    of the batch.
-    """
-
-    @property
-    def label_names(self) -> Sequence[str]: ...
-
-    @property
-    def attribute_names(self) -> Sequence[str]: ...
-
-    @property
-    def feature_size(self) -> int: ...
-
-    @property
-    def num_top(self) -> int: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def detect(self, pictures: list[torch.Tensor]) -> list[np.ndarray]: ...
+MAX_OUT_OF_MEMORY_IN_A_ROW = 8
+"""Pictures that may be too large for the memory in a row before the fault is the machine's."""
+NUM_SAMPLES_A_PARSE = 16
+"""Samples whose captions a parser gets at once, as it is faster so."""
 
 
 class Labeller:
-    """Labels samples with what the teacher sees and what their captions speak of."""
+    """Labels samples with what the teacher sees and what their captions speak of.
 
-    def __init__(self, config: DistillConfig, teacher: Detector, chunker: Chunker) -> None:
-        self._config, self._teacher, self._chunker = config, teacher, chunker
+    `clock` counts the parts "selection" and "phrases".
+    """
+
+    def __init__(
+        self, config: DistillConfig, seer: Seer, chunker: Chunker, *, clock: Clock
+    ) -> None:
+        self._config, self._seer, self._chunker, self._clock = config, seer, chunker, clock
         self._similarity = LexicalSimilarity(
-            teacher.label_names, teacher.attribute_names, object_text=config.object_text
+            seer.label_names, seer.attribute_names, object_text=config.object_text
         )
-        self._failures_in_a_row = 0
+        self._failures: list[TeacherFailure] = []
 
     def label(self, samples: Iterable[Sample]) -> Iterator[Sample | Failure]:
-        """A result a sample, in order. Batches are cut from `samples` alone, so that a shard's
-        bytes do not depend on where an earlier run stopped.
+        """A result a sample, in order. What captions are parsed together follows from `samples`
+        alone, so that a shard's bytes do not depend on where an earlier run stopped.
 
         Raises DistillError where the teacher is at fault, ShardError where it breaks the schema.
         """
-        rest = iter(samples)
-        while batch := list(itertools.islice(rest, self._config.batch_size)):
-            yield from self._label_batch(batch)
+        pairs = self._pairs(samples)
+        while batch := list(itertools.islice(pairs, NUM_SAMPLES_A_PARSE)):
+            for result in self._label_batch(batch):
+                self._count(result)
+                if isinstance(result, TeacherFailure):
+                    result = Failure(key=result.key, reason=result.reason)
+                yield result
 
     def kept(self) -> None:
         """Take note that a sample was kept as the teacher saw it before, and so not badly."""
-        self._failures_in_a_row = 0
+        self._failures.clear()
 
-    def _label_batch(self, batch: list[Sample]) -> list[Sample | Failure]:
-        pictures: dict[str, torch.Tensor] = {}
-        results: dict[str, Sample | Failure] = {}
-        for sample in batch:
-            try:
-                pictures[sample.key] = decode(sample)
-            except Exception as error:  # Pillow raises nearly everything on broken bytes
-                _stop_if_memory(error, len(batch))
-                results[sample.key] = _failure(sample.key, "decode", error)
-        objects: dict[str, np.ndarray] = {}
-        for key, seen in self._detect(pictures).items():
-            if isinstance(seen, Failure):
-                results[key] = seen
-            else:
-                objects[key] = select(self._checked(key, seen), self._config)
-        seen_samples = [sample for sample in batch if sample.key in objects]
-        for sample, phrases in zip(seen_samples, self._phrases(seen_samples, objects)):
-            info = {**sample.info, "phrases": phrases}
-            results[sample.key] = replace(sample, info=info, objects=objects[sample.key])
-        return [results[sample.key] for sample in batch]
+    def _pairs(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, np.ndarray | Failure]]:
+        """Each sample with what the seer has for it."""
+        line: deque[Sample] = deque()
 
-    def _detect(self, pictures: dict[str, torch.Tensor]) -> dict[str, np.ndarray | Failure]:
-        """Objects by key. Where a batch fails its pictures go one by one, so that one bad picture
-        takes no other with it."""
-        if not pictures:
-            return {}
-        try:
-            seen = self._teacher.detect(list(pictures.values()))
-        except Exception as error:
-            _stop_if_memory(error, len(pictures))
-            if len(pictures) == 1:
-                return {key: self._count_failure(key, error) for key in pictures}
-            return {k: v for key in pictures for k, v in self._detect({key: pictures[key]}).items()}
-        if len(seen) != len(pictures):
+        def handed_over() -> Iterator[Sample]:
+            for sample in samples:
+                line.append(sample)
+                yield sample
+
+        num_results = 0
+        for result in self._seer.see(handed_over()):
+            num_results += 1
+            if not line:
+                raise DistillError(
+                    f"the teacher gave a result for {num_results} samples and had one less; "
+                    "expected one each. Mend its see."
+                )
+            yield line.popleft(), result
+        if line:
             raise DistillError(
-                f"the teacher gave {len(seen)} arrays for {len(pictures)} pictures; expected one "
-                "each. Mend the teacher's detect."
+                f"the teacher gave {num_results} results for {num_results + len(line)} samples; "
+                "expected one each. Mend its see."
             )
-        self._failures_in_a_row = 0
-        return dict(zip(pictures, seen))
 
-    def _count_failure(self, key: str, error: Exception) -> Failure:
-        self._failures_in_a_row += 1
-        failure = _failure(key, "detect", error)
-        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+    def _label_batch(
+        self, batch: list[tuple[Sample, np.ndarray | Failure]]
+    ) -> list[Sample | Failure]:
+        objects: dict[str, np.ndarray] = {}
+        with self._clock.during("selection"):
+            for sample, seen in batch:
+                if not isinstance(seen, Failure):
+                    objects[sample.key] = select(self._checked(sample.key, seen), self._config)
+        with self._clock.during("phrases"):
+            seen_samples = [sample for sample, _ in batch if sample.key in objects]
+            phrases = dict(zip(objects, self._phrases(seen_samples, objects)))
+        return [
+            seen if isinstance(seen, Failure) else replace(
+                sample,
+                info={**sample.info, "phrases": phrases[sample.key]},
+                objects=objects[sample.key],
+            )
+            for sample, seen in batch
+        ]
+
+    def _count(self, result: Sample | Failure) -> None:
+        """DistillError after too many failures of the teacher in a row. A picture that could not
+        be decoded says nothing of it."""
+        if isinstance(result, Sample):
+            self._failures.clear()
+        if not isinstance(result, TeacherFailure):
+            return
+        self._failures.append(result)
+        num_ran_out = sum(failure.ran_out for failure in self._failures)
+        if num_ran_out >= MAX_OUT_OF_MEMORY_IN_A_ROW:
             raise DistillError(
-                f"the teacher failed on {MAX_FAILURES_IN_A_ROW} pictures in a row, last on {key}: "
-                f"{failure.reason}. Likely the teacher is broken, not the pictures."
-            ) from error
-        return failure
+                f"memory ran out on {num_ran_out} pictures in a row, each alone, last on "
+                f"{result.key}; expected room for one picture. Free memory, or take a teacher that "
+                "makes pictures smaller, and start again: finished shards are kept."
+            )
+        if len(self._failures) >= MAX_FAILURES_IN_A_ROW:
+            raise DistillError(
+                f"the teacher failed on {len(self._failures)} pictures in a row, last on "
+                f"{result.key}: {result.reason}. Likely the teacher is broken, not the pictures."
+            ) from result.error
 
     def _checked(self, key: str, objects: np.ndarray) -> np.ndarray:
         """`objects`, or ShardError unless they are as the schema and the teacher itself say."""
@@ -141,11 +137,11 @@ class Labeller:
             raise ShardError(f"{where}{error}") from error
         names = objects.dtype.names or ()
         num_labels, num_attributes = map(
-            len, (self._teacher.label_names, self._teacher.attribute_names)
+            len, (self._seer.label_names, self._seer.attribute_names)
         )
         expected = object_dtype(
-            feature_size=self._teacher.feature_size,
-            num_top=self._teacher.num_top,
+            feature_size=self._seer.feature_size,
+            num_top=self._seer.num_top,
             attributes=num_attributes > 0,
         )
         if objects.dtype != expected:
@@ -184,40 +180,12 @@ class Labeller:
             yield rows
 
 
-def decode(sample: Sample) -> torch.Tensor:
-    """The picture as uint8 RGB [H, W, 3], turned by no EXIF tag, as the student sees it.
-
-    Raises ValueError where its size is not the one in its json, as boxes would then be wrong; and
-    what Pillow raises on bytes that it cannot read.
-    """
-    with Image.open(io.BytesIO(sample.image)) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    height, width = pixels.shape[:2]
-    said = (sample.info["width"], sample.info["height"])
-    if (width, height) != said:
-        raise ValueError(f"the picture is {width} x {height} pixels, its json says {said}")
-    return torch.tensor(pixels)
-
-
 def select(objects: np.ndarray, config: DistillConfig) -> np.ndarray:
     """The rows that reach the threshold, at least `min_objects` and at most `max_objects`, best
-    first (the rule of bottom-up attention). Scores are half precision, so the threshold is too."""
-    reach = int((objects["score"] >= np.float16(config.score_threshold)).sum())
-    return objects[: min(max(reach, config.min_objects), config.max_objects)]
-
-
-def _failure(key: str, step: str, error: Exception) -> Failure:
-    """A failure whose reason is the same in every run: its first line, without addresses."""
-    text = re.sub(r" <[^>]* at 0x[0-9a-f]+>", "", str(error)).strip()
-    lines = text.splitlines() or ["no message"]
-    return Failure(key=key, reason=f"{step}: {type(error).__name__}: {lines[0][:200]}")
-
-
-def _stop_if_memory(error: Exception, num_pictures: int) -> None:
-    """DistillError where memory ran out: that is the machine's fault, not the picture's."""
-    memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if memory or "can't allocate memory" in str(error):
-        raise DistillError(
-            f"memory ran out in a batch of {num_pictures} pictures; set distill.batch_size lower "
-            "and start again, finished shards are kept."
-        ) from error
+    first (the rule of bottom-up attention); what is null bounds nothing. Scores are half
+    precision, so the threshold is too."""
+    reach = len(objects)
+    if config.score_threshold is not None:
+        reach = int((objects["score"] >= np.float16(config.score_threshold)).sum())
+    most = len(objects) if config.max_objects is None else config.max_objects
+    return objects[: min(max(reach, config.min_objects or 0), most)]

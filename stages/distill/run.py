@@ -8,10 +8,11 @@ finished and ends with the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,31 +32,44 @@ from sharding.manifest import is_done, manifest_path, read_manifest
 from sharding.read import iterate
 from sharding.schema import Failure, Packed, Sample
 from sharding.write import write_shard
+from stages.distill.clock import DEVICE, Clock
 from stages.distill.distill_config import DistillConfig
+from stages.distill.failures import DistillError
+from stages.distill.flow import Flow
 from stages.distill.keep import label_or_keep
-from stages.distill.label import Detector, DistillError, Labeller
+from stages.distill.label import Labeller
 from stages.distill.phrases import Chunker, make_chunker
+from stages.distill.seer import Seer
 from stages.progress import Progress
 
-VERSION = "distill/1"
+VERSION = "distill/2"
 """Names the rules of this stage in fingerprints; a change that moves any output raises it."""
 ABOUT = "about.json"
 """What `finish` has to know of teacher and settings; each worker would write the same bytes."""
-# Their effect is in the chunker's fingerprint, or (threads) they belong to the machine.
-_OUTSIDE_THE_FINGERPRINT = ("phrases", "parser", "num_threads")
+# Their effect is in the teacher's fingerprint or the chunker's, or they belong to the machine. In
+# half precision the size of a batch moves last digits, and is not held against a shard either.
+_OUTSIDE_THE_FINGERPRINT = (
+    "teacher", "detectron2", "features", "batch_size", "num_decoders", "phrases", "parser",
+    "num_threads",
+)
 _NUM_REASONS_SHOWN = 8
+_LABEL = "label"
+"""All that the thread that writes does for a result before, or waits for."""
+_PARTS = ("decode wait", DEVICE, "selection", "phrases", "write")
 
 
 def distill(
     config: DistillConfig,
     *,
     images: Path,
-    teacher: Detector,
+    seer: Seer,
     out: Path,
     show: bool = True,
     lease_seconds: float = LEASE_SECONDS,
 ) -> Catalog:
     """Label the image shards of the catalog in folder `images`, both splits; returns the catalog.
+
+    seer: whose objects; `seers.make_seer` has the recipe's.
 
     Any number of processes may do so at once, each returns when all is done. Shards in `out` that
     are done are skipped. A picture that cannot be decoded or detected is a Failure in the manifest.
@@ -67,11 +81,11 @@ def distill(
     say = functools.partial(print, flush=True)
     chunker = make_chunker(
         config,
-        teacher.label_names,
-        teacher.attribute_names,
+        seer.label_names,
+        seer.attribute_names,
         say=say if show else lambda text: None,
     )
-    fingerprint = _fingerprint(config, teacher, chunker)
+    fingerprint = _fingerprint(config, seer, chunker)
     shards = {shard.tar: shard for shard in _image_catalog(images).shards}
     with Worker(
         out,
@@ -80,11 +94,14 @@ def distill(
         say=say,
         lease_seconds=lease_seconds,
     ) as worker:
-        labeller = Labeller(config, teacher, chunker)
-        _label_shards(worker, shards, labeller, fingerprint, images=images, out=out, show=show)
+        clock = seer.clock if isinstance(seer, Flow) else Clock()
+        labeller = Labeller(config, seer, chunker, clock=clock)
+        _label_shards(
+            worker, shards, labeller, fingerprint, images=images, out=out, clock=clock, show=show
+        )
         with worker.closing() as is_last:
             if is_last:
-                _write_about(out, _about(teacher, chunker), fingerprint)
+                _write_about(out, _about(seer, chunker), fingerprint)
                 finish(images, out)
     catalog = read_catalog(out)
     if show:
@@ -100,24 +117,30 @@ def _label_shards(
     *,
     images: Path,
     out: Path,
+    clock: Clock,
     show: bool,
 ) -> None:
     """Write object shards until all are done, by this worker or by others."""
     total = sum(shard.num_ok for shard in shards.values())
     (num_before, start), tally = worker.before(), Tally()
     with Progress("distill", total=total, unit="pictures", start=start, show=show) as progress:
+        clock.start()
         for claim in worker.take(progress.advance):
             with claim:
                 load_manifest(images / claim.tar, shards[claim.tar])  # ShardError where it changed
-                results = label_or_keep(
+                labelled = label_or_keep(
                     iterate(images / claim.tar), labeller, Earlier(out / claim.tar, fingerprint)
                 )
-                write_shard(
-                    out / claim.tar,
-                    claim.through(tally.count(results, progress)),
-                    fingerprint=_with_input(fingerprint, shards[claim.tar]),
-                )
+                # Closed, whatever ends the writing: threads are at work for it.
+                with contextlib.closing(labelled), clock.during("write", without=_LABEL):
+                    write_shard(
+                        out / claim.tar,
+                        claim.through(tally.count(labelled, progress, clock)),
+                        fingerprint=_with_input(fingerprint, shards[claim.tar]),
+                    )
         progress.say(f"distill: {num_before} of {len(shards)} shards were done before. {tally}")
+        if tally.num_pictures:
+            progress.say(f"distill: {_times(tally.num_pictures, clock)}")
 
 
 def finish(images: Path, out: Path) -> Catalog:
@@ -166,10 +189,14 @@ class Tally:
     num_phrases: int = 0
 
     def count(
-        self, results: Iterable[Sample | Packed | Failure], progress: Progress
+        self, results: Iterator[Sample | Packed | Failure], progress: Progress, clock: Clock
     ) -> Iterator[Sample | Packed | Failure]:
         """Hand the results on, counted and shown."""
-        for result in results:
+        while True:
+            with clock.during(_LABEL):
+                result = next(results, None)
+            if result is None:
+                return
             if isinstance(result, Sample):
                 assert result.objects is not None
                 self.num_pictures += 1
@@ -180,7 +207,8 @@ class Tally:
                 self.num_kept += 1
             else:
                 self.num_failed += 1
-            progress.advance()
+            busy = clock.share(DEVICE)
+            progress.advance(1, **({"device busy": busy} if busy else {}))
             yield result
 
     def __str__(self) -> str:
@@ -200,12 +228,21 @@ def _image_catalog(images: Path) -> Catalog:
     return catalog
 
 
-def _fingerprint(config: DistillConfig, teacher: Detector, chunker: Chunker) -> dict[str, str]:
+def _times(num_pictures: int, clock: Clock) -> str:
+    """Where this worker's time went; its parts overlap."""
+    parts = "  ".join(f"{part} {clock.seconds(part):.4g} s" for part in _PARTS)
+    return (
+        f"{num_pictures / clock.passed():.4g} pictures/s in {clock.passed():.4g} s, device busy "
+        f"{clock.share(DEVICE):.0%}. Side by side: {parts}"
+    )
+
+
+def _fingerprint(config: DistillConfig, seer: Seer, chunker: Chunker) -> dict[str, str]:
     """What shapes every shard, the input apart."""
     shaping = {k: v for k, v in asdict(config).items() if k not in _OUTSIDE_THE_FINGERPRINT}
     return {
         "distill": sha256_of(shaping),
-        "teacher": teacher.fingerprint,
+        "teacher": seer.fingerprint,
         "phrases": chunker.fingerprint,
         "versions": f"{VERSION} torch {torch.__version__} numpy {np.__version__} "
         f"Pillow {PIL.__version__}",
@@ -216,13 +253,13 @@ def _with_input(fingerprint: dict[str, str], shard: ShardEntry) -> dict[str, str
     return {**fingerprint, "input": shard.manifest_sha256}
 
 
-def _about(teacher: Detector, chunker: Chunker) -> dict[str, Any]:
+def _about(seer: Seer, chunker: Chunker) -> dict[str, Any]:
     return {
-        "label_names": list(teacher.label_names),
-        "attribute_names": list(teacher.attribute_names),
-        "feature_size": teacher.feature_size,
-        "num_top": teacher.num_top,
-        "teacher": teacher.fingerprint,
+        "label_names": list(seer.label_names),
+        "attribute_names": list(seer.attribute_names),
+        "feature_size": seer.feature_size,
+        "num_top": seer.num_top,
+        "teacher": seer.fingerprint,
         "chunker": chunker.name,
     }
 

@@ -1,4 +1,4 @@
-"""What distillation asks of a teacher: two protocols, and the failure that is a teacher's own.
+"""What distillation asks of a teacher.
 
 Reached from everything in this stage. A `Seer` gives the objects of samples, however it comes by
 them: by files that others left (`features/`), or by looking. Those that look are `Detector`s, and
@@ -8,7 +8,6 @@ them: by files that others left (`features/`), or by looking. Those that look ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -66,15 +65,3 @@ class Detector(Named, Protocol):
         Called in one thread at a time. Memory that ran out is told by MemoryError,
         torch.OutOfMemoryError, or a RuntimeError that says so.
         """
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherFailure(Failure):
-    """A picture that the teacher failed on. Many in a row are the teacher's fault, so that
-    `label.py` counts them.
-
-    ran_out: whether memory did, for this picture alone. error: what the teacher raised.
-    """
-
-    ran_out: bool = False
-    error: Exception | None = field(default=None, compare=False, repr=False)

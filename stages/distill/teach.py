@@ -239,4 +239,4 @@ def _score(images: Path, out: Path, names: Names, config: TeachConfig) -> dict[s
                                 attribute_names=names.attributes)
     teacher = load_teacher(out)
     assert isinstance(teacher, Teacher), out
-    return score_teacher(teacher, labelled, batch_size=config.micro_batch_size)
+    return score_teacher(teacher, labelled)

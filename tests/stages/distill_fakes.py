@@ -13,6 +13,9 @@ from PIL import Image
 from sharding.catalog import write_catalog
 from sharding.schema import Failure, Sample, object_dtype
 from sharding.write import write_shard
+from stages.distill.flow import Flow
+from stages.distill.seer import Detector
+from stages.distill.teacher.resize import Prepared
 
 POISON = (255, 0, 255)
 SHARDS = {
@@ -34,9 +37,13 @@ class FakeTeacher:
         self.fingerprint = fingerprint
         self.batch_sizes: list[int] = []
 
-    def detect(self, pictures: Sequence[torch.Tensor]) -> list[np.ndarray]:
-        self.batch_sizes.append(len(pictures))
-        return [self.look(picture.numpy()) for picture in pictures]
+    def prepare(self, picture: torch.Tensor) -> Prepared:
+        height, width = picture.shape[:2]
+        return Prepared(picture, height, width, (1.0, 1.0))
+
+    def detect(self, prepared: list[Prepared]) -> list[np.ndarray]:
+        self.batch_sizes.append(len(prepared))
+        return [self.look(picture.pixels.numpy()) for picture in prepared]
 
     def look(self, picture: np.ndarray) -> np.ndarray:
         """0 to 4 objects of a uint8 [H, W, 3] picture, scores from 0.9 down in steps of 0.2."""
@@ -57,6 +64,11 @@ class FakeTeacher:
             item["attribute_score"] = 0.5
             item["feature"] = picture.mean((0, 1)).repeat(2) / 255 + row
         return objects
+
+
+def seer_of(detector: Detector, *, batch_size: int = 2, num_decoders: int = 2) -> Flow:
+    """A detector put to work."""
+    return Flow(detector, batch_size=batch_size, num_decoders=num_decoders)
 
 
 def picture_bytes(pixels: np.ndarray, extension: str) -> bytes:

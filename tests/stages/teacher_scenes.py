@@ -15,6 +15,7 @@ from PIL import Image
 from sharding.catalog import write_catalog
 from sharding.schema import Sample
 from sharding.write import write_shard
+from stages.distill.seer import Detector
 from stages.distill.teach_config import TeachConfig
 from stages.distill.teacher.faster_rcnn import FasterRCNN
 from stages.distill.teacher.net_config import (
@@ -102,6 +103,11 @@ def replace_in(net: TeacherConfig, part: str, **values: Any) -> TeacherConfig:
     """`net` with other `values` in its part of that name."""
     return dataclasses.replace(
         net, **{part: dataclasses.replace(getattr(net, part), **values)})
+
+
+def look(teacher: Detector, pictures: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """The objects of pictures uint8 [H, W, 3] of any sizes, each looked at alone."""
+    return [teacher.detect([teacher.prepare(picture)])[0] for picture in pictures]
 
 
 def random_model(seed: int = 0, net: TeacherConfig = NET) -> FasterRCNN:

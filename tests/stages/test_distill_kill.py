@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from distill_fakes import FakeTeacher, plain_shards, tree_of, write_images
+from distill_fakes import FakeTeacher, plain_shards, seer_of, tree_of, write_images
 
 from stages.distill import run
 from stages.distill.distill_config import DistillConfig
@@ -34,7 +34,7 @@ def test_killed_anywhere_and_started_again_ends_with_the_same_bytes(tmp_path: Pa
     """
     images, whole = tmp_path / "images", tmp_path / "whole"
     write_images(images, plain_shards())
-    run.distill(CONFIG, images=images, teacher=FakeTeacher(), out=whole)
+    run.distill(CONFIG, images=images, seer=seer_of(FakeTeacher()), out=whole)
     subprocess.run(
         [sys.executable, __file__, str(images), str(tmp_path / "killed")],
         check=True,
@@ -78,7 +78,7 @@ def run_in_fork(images: Path, out: Path, last: int | None) -> int:
             os.fsync = dying(os.fsync, moments, last)
             os.replace = dying(os.replace, moments, last)
             teacher.detect = dying(teacher.detect, moments, last)  # type: ignore[method-assign]
-        run.distill(CONFIG, images=images, teacher=teacher, out=out)
+        run.distill(CONFIG, images=images, seer=seer_of(teacher), out=out)
         os._exit(0)
     os._exit(1)
 

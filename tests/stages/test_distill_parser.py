@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import spacy
 import thinc.api
-from distill_fakes import FakeTeacher, make_sample, write_images
+from distill_fakes import FakeTeacher, make_sample, seer_of, write_images
 from spacy.training import Example
 
 from sharding.read import iterate
@@ -255,7 +255,7 @@ def test_object_shards_from_the_parser(parser_folder: Path, tmp_path: Path) -> N
     write_images(tmp_path / "images", {"train-000000.tar": [sample]})
     catalog = distill(
         DistillConfig(phrases="parser", parser=str(parser_folder)),
-        images=tmp_path / "images", teacher=FakeTeacher(), out=tmp_path / "objects",
+        images=tmp_path / "images", seer=seer_of(FakeTeacher()), out=tmp_path / "objects",
     )
     assert catalog is not None and catalog.about["chunker"].startswith("en_pipeline")
     (seen,) = iterate(tmp_path / "objects" / "train-000000.tar")

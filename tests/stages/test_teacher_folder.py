@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from teacher_scenes import ATTRIBUTES, LABELS, NET, draw, random_model
+from teacher_scenes import ATTRIBUTES, LABELS, NET, draw, look, random_model
 
 from stages.distill.teacher.detect import Teacher
 from stages.distill.teacher.folder import TeacherError, load_teacher, save_teacher
@@ -32,7 +32,7 @@ def test_a_teacher_comes_back_as_it_was(tmp_path: Path) -> None:
     before = Teacher(random_model(), label_names=LABELS, attribute_names=ATTRIBUTES,
                      fingerprint="")
     pictures = [torch.from_numpy(draw(seed)[0]) for seed in range(3)]
-    for got, expected in zip(teacher.detect(pictures), before.detect(pictures)):
+    for got, expected in zip(look(teacher, pictures), look(before, pictures)):
         assert len(got) > 0 and got.tobytes() == expected.tobytes()
 
 

@@ -20,6 +20,7 @@ from teacher_scenes import (
     LABELS,
     TEACH,
     draw,
+    look,
     sample_of,
     write_samples,
     write_scenes,
@@ -68,7 +69,7 @@ def test_it_learns_a_few_pictures_by_heart(tmp_path: Path) -> None:
     assert set(scores["ap50_by_label"]) == set(LABELS)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == WHOLE
     picture, truth = draw(0)
-    (objects,) = load_teacher(tmp_path / "out").detect([torch.from_numpy(picture)])
+    (objects,) = look(load_teacher(tmp_path / "out"), [torch.from_numpy(picture)])
     boxes = sorted(objects["box"][:2].tolist())
     assert sum(abs(a - b) for box, true in zip(boxes, truth["boxes"])
                for a, b in zip(box, true)) < 16
@@ -201,7 +202,7 @@ def test_pictures_without_boxes_make_a_blind_teacher(
     assert "no picture has true boxes" in said and "ingest.instances" in said
     teacher = load_teacher(tmp_path / "out")
     assert teacher.label_names == []
-    (objects,) = teacher.detect([torch.zeros(20, 30, 3, dtype=torch.uint8)])
+    (objects,) = look(teacher, [torch.zeros(20, 30, 3, dtype=torch.uint8)])
     assert len(objects) == 0
     check_objects(objects)
 

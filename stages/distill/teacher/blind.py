@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sharding.schema import object_dtype
+from stages.distill.teacher.resize import Prepared
 
 
 class BlindTeacher:
@@ -23,7 +24,12 @@ class BlindTeacher:
     def __init__(self, fingerprint: str) -> None:
         self.fingerprint = fingerprint
 
-    def detect(self, pictures: list[torch.Tensor]) -> list[np.ndarray]:
-        """An array of no objects for each picture [H, W, 3]."""
+    def prepare(self, picture: torch.Tensor) -> Prepared:
+        """A picture [H, W, 3] as it is."""
+        height, width = picture.shape[:2]
+        return Prepared(picture, height, width, (1.0, 1.0))
+
+    def detect(self, prepared: list[Prepared]) -> list[np.ndarray]:
+        """An array of no objects for each picture."""
         dtype = object_dtype(feature_size=self.feature_size, num_top=self.num_top, attributes=False)
-        return [np.zeros(0, dtype) for _ in pictures]
+        return [np.zeros(0, dtype) for _ in prepared]

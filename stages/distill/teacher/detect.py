@@ -1,10 +1,14 @@
 """A teacher at work: decoded pictures in, one array of objects a picture out.
 
-Reached from `stages/distill/run.py` (through `folder.load_teacher`) and `evaluate.py`.
+Reached from `stages/distill/seers.py` (through `folder.load_teacher`) and `evaluate.py`.
 
-Pictures are grouped by their exact resized size, so nothing is padded and what is found in a
-picture does not hang on its neighbours (padding moves features even far from the border: a
-picture alone and a picture on a larger canvas give other proposals).
+What is found in a picture does not hang on its neighbours. Nothing is padded, which moves features
+even far from the border. In "fp32" each picture runs through the net alone: the kernels that
+convolve and multiply take other ways for other sizes, so that a picture among others, even of its
+own size, comes out with other last digits, and now and then with another box. That costs speed
+where a device is too wide for one picture; "bf16" is there for it. In "bf16" pictures of one size
+run together, with convolutions and linear layers in bfloat16 and all that decides (logits, softmax,
+boxes, suppression) in single precision; last digits then do depend on the size of the batch.
 
 What a row says: `box`, `label` and `score` are those of the class that won its place; `feature`,
 `top_label`, `top_score`, `attribute` are of the proposal that the object came from, as detectron2
@@ -15,6 +19,11 @@ background included, and not renormalised.
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,7 +31,7 @@ from torch import Tensor
 from sharding.schema import object_dtype
 from stages.distill.teacher.boxes import clip, is_nonempty
 from stages.distill.teacher.faster_rcnn import FasterRCNN, Found
-from stages.distill.teacher.resize import resize, resized_size, stack
+from stages.distill.teacher.resize import Prepared, prepare, stack
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
@@ -31,59 +40,106 @@ class Teacher:
     """A trained net with the names of what it knows.
 
     label_names, attribute_names: by number. feature_size: D of the arrays. fingerprint: names
-    weights and settings. Batch normalisation is frozen.
+    weights and settings. precision: "fp32" or "bf16". Batch normalisation is frozen.
     """
 
     def __init__(self, model: FasterRCNN, *, label_names: list[str], attribute_names: list[str],
-                 fingerprint: str) -> None:
+                 fingerprint: str, precision: str = "fp32") -> None:
         self.model = model.eval()
         self.label_names, self.attribute_names = label_names, attribute_names
-        self.fingerprint = fingerprint
+        self.fingerprint, self.precision = fingerprint, precision
         self.feature_size = model.config.boxes.feature_size
         self.num_top = min(model.config.choice.num_top, len(label_names))
+        self._device = next(model.parameters()).device
 
-    def detect(self, pictures: list[Tensor]) -> list[np.ndarray]:
-        """Objects of uint8 RGB pictures [H, W, 3], boxes in pixels of the given picture.
+    def with_settings(self, *, precision: str, score_threshold: float | None = None,
+                      min_objects: int | None = None, max_objects: int | None = None) -> Teacher:
+        """The same teacher in `precision`, and where it chooses among its proposals, by these
+        bounds; None is its own. Its weights are shared. ValueError where bounds are at odds."""
+        model, choice = self.model, self.model.config.choice
+        if choice.rule == "proposals":
+            if score_threshold is not None:
+                choice = dataclasses.replace(choice, score_threshold=score_threshold)
+            choice = dataclasses.replace(
+                choice,
+                min_objects=choice.min_objects if min_objects is None else min_objects,
+                max_objects=choice.max_objects if max_objects is None else max_objects)
+            model = copy.copy(model)
+            model.config = dataclasses.replace(model.config, choice=choice)
+        return Teacher(model, label_names=self.label_names, attribute_names=self.attribute_names,
+                       fingerprint=self.fingerprint, precision=precision)
+
+    def prepare(self, picture: Tensor) -> Prepared:
+        """A picture uint8 RGB [H, W, 3], resized. ValueError for a tensor that is no picture."""
+        _check_picture(picture)
+        prepared = prepare(picture, self.model.config.picture)
+        if self._device.type == "cuda":  # from pinned memory it goes while the device works
+            return prepared._replace(pixels=prepared.pixels.pin_memory())
+        return prepared
+
+    def detect(self, prepared: list[Prepared]) -> list[np.ndarray]:
+        """Objects of prepared pictures of one size, boxes in pixels of the original ones.
 
         An array of `sharding.schema.object_dtype` each, rows by falling score, perhaps none.
-        Raises ValueError for a tensor that is no such picture.
         """
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, picture in enumerate(pictures):
-            _check_picture(picture)
-            size = resized_size((picture.shape[0], picture.shape[1]), self.model.config.picture)
-            groups.setdefault(size, []).append(index)
-        arrays: dict[int, np.ndarray] = {}
-        device = next(self.model.parameters()).device
-        for size, indices in groups.items():
-            resized = [resize(pictures[index], size) for index in indices]
-            batch = stack(resized, self.model.config.picture, device)
-            found = self.model.find(batch, [size] * len(indices))
-            for index, some in zip(indices, found):
-                arrays[index] = self._array(some, size, pictures[index])
-        return [arrays[index] for index in range(len(pictures))]
+        batches = [[picture] for picture in prepared] if self.precision == "fp32" else [prepared]
+        arrays = []
+        for batch in batches:
+            with _in_precision(self.precision, self._device):
+                pixels = [picture.pixels for picture in batch]
+                pictures = stack(pixels, self.model.config.picture, self._device)
+                found = self.model.find(pictures, [picture.size for picture in batch])
+            arrays += [self._array(*pair) for pair in zip(found, batch)]
+        return arrays
 
-    def _array(self, found: Found, size: tuple[int, int], picture: Tensor) -> np.ndarray:
-        """What was found in the resized picture of `size`, as rows in pixels of `picture`."""
-        height, width = picture.shape[:2]
-        scale = found.boxes.new_tensor([width / size[1], height / size[0]] * 2)
-        boxes = clip(found.boxes * scale, (height, width))
+    def _array(self, found: Found, picture: Prepared) -> np.ndarray:
+        """What was found in the resized picture, as rows in pixels of the original one."""
+        scale = found.boxes.new_tensor([1 / factor for factor in picture.scale] * 2)
+        boxes = clip(found.boxes * scale, (picture.height, picture.width))
         keep = is_nonempty(boxes)
         array = np.zeros(int(keep.sum()), object_dtype(
             feature_size=self.feature_size, num_top=self.num_top,
             attributes=bool(self.attribute_names)))
-        top = torch.sort(found.probabilities[keep], dim=1, descending=True, stable=True)
+        top_scores, top_labels = largest(found.probabilities[keep], self.num_top)
         array["box"] = boxes[keep].cpu().numpy()
         array["score"] = found.scores[keep].cpu().numpy()
         array["label"] = found.labels[keep].cpu().numpy()
         array["feature"] = found.features[keep].clamp(max=LARGEST_HALF).cpu().numpy()
-        array["top_label"] = top.indices[:, :self.num_top].cpu().numpy()
-        array["top_score"] = top.values[:, :self.num_top].cpu().numpy()
+        array["top_label"] = top_labels.cpu().numpy()
+        array["top_score"] = top_scores.cpu().numpy()
         if found.attributes is not None:
             best = found.attributes[keep].max(1)
             array["attribute"] = best.indices.cpu().numpy()
             array["attribute_score"] = best.values.cpu().numpy()
         return array
+
+
+def largest(values: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """The `num` largest of each row of [N, M] and their columns, [N, num]: what a stable sort
+    gives, equal ones by rising column. Sorting all of 1600 classes takes ten times as long."""
+    top = values.topk(num, dim=1)
+    columns = top.indices.sort(dim=1).values
+    order = values.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    best, columns = order.values, columns.gather(1, order.indices)
+    # topk takes any of those that are equal to the last one.
+    is_tied = (values >= best[:, -1:]).sum(1) > num
+    if is_tied.any():
+        whole = values[is_tied].sort(dim=1, descending=True, stable=True)
+        columns[is_tied] = whole.indices[:, :num]
+    return best, columns
+
+
+@contextlib.contextmanager
+def _in_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """"fp32" is single precision in earnest, without NVIDIA's TF32, by kernels that give the same
+    each time; "bf16" leaves convolutions and linear layers to autocast."""
+    if precision == "bf16":
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+        return
+    with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
 
 
 def _check_picture(picture: Tensor) -> None:

@@ -66,17 +66,14 @@ def _area_under_precision(hits: np.ndarray, num_true: int) -> float:
     return float(falling[hits].sum() / num_true)
 
 
-def score_teacher(teacher: Teacher, labelled: LabelledPictures, *, batch_size: int
-                  ) -> dict[str, Any]:
+def score_teacher(teacher: Teacher, labelled: LabelledPictures) -> dict[str, Any]:
     """AP50 and attribute accuracy as scores.json has them; values are None without true boxes.
 
     Attribute accuracy: of the true boxes that are found and whose attribute is known, the share
     whose attribute is told right.
     """
-    found: list[np.ndarray] = []
-    for start in range(0, len(labelled), batch_size):
-        indices = range(start, min(start + batch_size, len(labelled)))
-        found += teacher.detect([labelled.picture(index) for index in indices])
+    found = [teacher.detect([teacher.prepare(labelled.picture(index))])[0]
+             for index in range(len(labelled))]
     truths = [labelled.truth(index) for index in range(len(labelled))]
     by_label = average_precision(found, truths, len(teacher.label_names))
     known = by_label[~np.isnan(by_label)]

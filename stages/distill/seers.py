@@ -1,0 +1,50 @@
+"""Whose objects a recipe asks for. Reached from the pipeline; each kind of teacher is imported only
+where it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from stages.distill.distill_config import DistillConfig
+from stages.distill.flow import Flow
+from stages.distill.seer import Detector, Seer
+
+
+def make_seer(config: DistillConfig, folder: Path) -> Seer:
+    """The teacher of `config`; `folder` is that of the run's own.
+
+    Raises what reading it raises, a ValueError in each case that a user can mend.
+    """
+    if config.teacher == "features":
+        from stages.distill.features.join import FeatureSeer
+
+        assert config.features is not None
+        return FeatureSeer(config.features)
+    # Alone in single precision, a picture has nothing to wait for among others of its size.
+    batch_size = 1 if config.precision == "fp32" else config.batch_size
+    return Flow(
+        _make_detector(config, folder), batch_size=batch_size, num_decoders=config.num_decoders
+    )
+
+
+def _make_detector(config: DistillConfig, folder: Path) -> Detector:
+    if config.teacher == "detectron2":
+        from stages.distill.teacher.detectron2_teacher import load_detectron2
+
+        assert config.detectron2 is not None
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return load_detectron2(config.detectron2, device)
+    from stages.distill.teacher.detect import Teacher
+    from stages.distill.teacher.folder import load_teacher
+
+    teacher = load_teacher(folder)
+    if not isinstance(teacher, Teacher):
+        return teacher
+    return teacher.with_settings(
+        precision=config.precision,
+        score_threshold=config.score_threshold,
+        min_objects=config.min_objects,
+        max_objects=config.max_objects,
+    )
