@@ -40,11 +40,15 @@ def to_objects(
     objects = np.zeros(num, dtype)
     objects["box"] = boxes
     objects["score"] = scores.clip(0, 1)
-    objects["label"] = _places(record.labels, num, num_labels, "labels", least=0)
-    objects["feature"] = _features(record, dtype["feature"].shape[0])
+    probabilities = record.probabilities
+    if probabilities is not None:  # another number of classes is another vocabulary
+        probabilities = _finite(probabilities, (num, num_labels), "class probabilities")
+    labels = _places(record.labels, num, num_labels, "labels", least=0)
+    objects["label"] = labels
     objects["top_label"], objects["top_score"] = _soft_labels(
-        record, objects["label"], scores, num_labels, dtype["top_label"].shape[0]
+        probabilities, labels, scores, dtype["top_label"].shape[0]
     )
+    objects["feature"] = _features(record, dtype["feature"].shape[0])
     if "attribute" in (dtype.names or ()):
         if record.attributes is None or record.attribute_scores is None:
             raise RowError("attributes: none in it; set distill.features.attributes to null")
@@ -117,14 +121,13 @@ def _features(record: Record, size: int) -> np.ndarray:
 
 
 def _soft_labels(
-    record: Record, labels: np.ndarray, scores: np.ndarray, num_labels: int, num_top: int
+    probabilities: np.ndarray | None, labels: np.ndarray, scores: np.ndarray, num_top: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """([O, K] the best classes, [O, K] their probabilities)."""
     if num_top == 1:
         return labels[:, None], scores[:, None].clip(0, 1)
-    if record.probabilities is None:
+    if probabilities is None:
         raise RowError("class probabilities: none in it; set distill.features.num_top to 1")
-    probabilities = _finite(record.probabilities, (len(labels), num_labels), "class probabilities")
     top = np.argsort(-probabilities, axis=1, kind="stable")[:, :num_top]
     return top, np.take_along_axis(probabilities, top, 1).clip(0, 1)
 

@@ -1,0 +1,374 @@
+"""`stages.distill.features`: what is broken is named, refused and counted, and takes nothing along.
+
+Oracle: reasons and counts by hand; sound rows beside a broken one give the same objects as without.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import features_files as files
+import msgpack
+import numpy as np
+import pytest
+from features_files import LABELS, SIZE, Seen, look, look_at, sample_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_features_formats import (
+    Written,
+    seer_of,
+    write_butd,
+    write_caffe,
+    write_coco,
+    write_d2,
+    write_lxmert,
+    write_oscar,
+    write_scene_graph,
+)
+
+from sharding.schema import Failure, check_objects
+from stages.distill.features.arrays import from_base64, read_npz
+from stages.distill.features.record import FeaturesError, RowError
+from stages.distill.features.uniter_lmdb import find_package, read_msgpack
+
+IDS = ("1", "2", "3")
+
+
+def reason_of(written: Written, seen: Seen, **fields: Any) -> str:
+    """Why the picture has no objects."""
+    (failed,) = seer_of(written, **fields).see([sample_of(seen)])
+    assert isinstance(failed, Failure) and failed.key == f"k-{seen.id}", failed
+    return failed.reason
+
+
+COLUMNS = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf",
+           "num_boxes", "boxes", "features")
+
+
+@pytest.mark.parametrize(
+    "column, change, reason",
+    [
+        ("features", lambda f: f[:-3] + b"\r\n", "features: wrong base64"),  # padding cut off
+        ("boxes", lambda f: b"*" + f[1:], "boxes: wrong base64"),
+        ("boxes", lambda f: f[:-8], "boxes: .* bytes, expected"),
+        ("objects_id", lambda f: f[: len(f) // 8 * 4], "objects_id: .* bytes, expected"),
+        ("attrs_conf", lambda f: b"", "attrs_conf: 0 bytes, expected"),
+        ("num_boxes", lambda f: b"99", ".*: .* bytes, expected"),
+        ("num_boxes", lambda f: b"many", "num_boxes: b'many', expected a whole number"),
+        ("num_boxes", lambda f: b"-1", "num_boxes: b'-1', expected a whole number"),
+        ("img_w", lambda f: b"0", "size: 0 x"),
+        ("img_w", lambda f: b"%d" % (3 * int(f)), "size: made from .* another shape"),
+    ],
+)
+def test_a_broken_field_is_named(
+    tmp_path: Path, column: str, change: Callable[[bytes], bytes], reason: str
+) -> None:
+    """The second row of three is broken; the others are as they would be without it."""
+    seen = look_at(IDS)
+    written = write_lxmert(tmp_path, seen)
+    sound = list(seer_of(written).see(map(sample_of, seen)))
+    rows = [files.lxmert_row(each) for each in seen]
+    fields = rows[1].split(b"\t")
+    fields[COLUMNS.index(column)] = change(fields[COLUMNS.index(column)])
+    rows[1] = b"\t".join(fields)
+    (tmp_path / "val.tsv").write_bytes(b"".join(rows))
+    results = list(seer_of(written).see(map(sample_of, seen)))
+    assert isinstance(results[1], Failure)
+    assert re.match(f"features: {reason}", results[1].reason), results[1].reason
+    for at in (0, 2):
+        assert np.array_equal(results[at], sound[at])
+
+
+def changed(seen: Seen, **fields: Callable[[np.ndarray], np.ndarray]) -> Seen:
+    arrays = {name: change(getattr(seen, name).copy()) for name, change in fields.items()}
+    return replace(seen, **arrays)  # type: ignore[arg-type]
+
+
+def with_first(value: object) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        array[0] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize("write", (write_lxmert, write_caffe, write_d2, write_scene_graph,
+                                   write_coco, write_butd))
+@pytest.mark.parametrize(
+    "fields, reason",
+    [
+        ({"features": with_first(np.nan)}, "features: NaN"),
+        ({"features": with_first(np.inf)}, "features: NaN"),
+        ({"features": lambda f: f[:, :-1]}, "features?: .*(5 values|20 bytes|\\(5,\\)|numbers)"),
+        ({"boxes": with_first((-9, 0, 5, 5))}, "boxes: .-9.0, 0.0, 5.0, 5.0. outside"),
+        ({"boxes": with_first((0, 0, 5, 99))}, "boxes: .0.0, 0.0, 5.0, 99.0. outside"),
+        ({"boxes": with_first((9, 0, 5, 5))}, "(boxes: .9.0, .* expected x0 <= x1|bbox: a width)"),
+        ({"boxes": with_first(np.nan)}, "boxes: NaN"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(
+    tmp_path: Path, write: Callable[[Path, list[Seen]], Written],
+    fields: dict[str, Callable[[np.ndarray], np.ndarray]], reason: str,
+) -> None:
+    seen = look_at(IDS)
+    bad = changed(seen[1], **fields)
+    written = write(tmp_path, [seen[0], bad, seen[2]])
+    results = list(seer_of(written).see(map(sample_of, seen)))
+    assert [isinstance(result, Failure) for result in results] == [False, True, False]
+    assert isinstance(results[1], Failure)
+    assert re.match(f"features: {reason}", results[1].reason), results[1].reason
+
+
+def test_numbers_beyond_half_precision_become_its_largest(tmp_path: Path) -> None:
+    seen = changed(look_at(["1"])[0], features=with_first(1e6))
+    (objects,) = seer_of(write_lxmert(tmp_path, [seen])).see([sample_of(seen)])
+    assert isinstance(objects, np.ndarray)
+    check_objects(objects)
+    row = int(np.argsort(-seen.scores.astype(np.float16), kind="stable").tolist().index(0))
+    assert objects["feature"][row].tolist() == [65504.0] * SIZE
+
+
+def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
+    """A vocabulary of another detector: one class fewer than the files have."""
+    seen = look("1", np.random.default_rng(3), num=40)
+    assert seen.labels.max() == len(LABELS) - 1
+    written = write_lxmert(tmp_path, [seen])
+    Path(written["labels"]).write_text("\n".join(LABELS[:-1]))
+    assert reason_of(written, seen) == "features: labels: number 4, expected 0 to 3"
+    written = write_d2(tmp_path, [seen])
+    Path(written["labels"]).write_text("\n".join(LABELS[:-1]))
+    assert "class probabilities: shape (40, 5), expected (40, 4)" in reason_of(written, seen)
+    written = write_coco(tmp_path, [seen])
+    categories = json.loads(Path(written["labels"]).read_text())
+    categories["categories"].pop()
+    Path(written["labels"]).write_text(json.dumps(categories))
+    assert "category_id: 5 is not among the names" in reason_of(written, seen)
+    written = write_scene_graph(tmp_path, [seen])
+    Path(written["labels"]).write_text(json.dumps(
+        {"label_to_idx": {"yolk": 1}, "attribute_to_idx": {"tall": 1}}))
+    assert "is not among the names" in reason_of(written, seen, num_top=1)
+
+
+def test_what_the_recipe_asks_for_and_the_file_lacks(tmp_path: Path) -> None:
+    (seen,) = look_at(["1"])
+    assert "class probabilities: none in it" in reason_of(
+        write_lxmert(tmp_path, [seen]), seen, num_top=2)
+    info = {k: v for k, v in files.caffe_info(seen).items() if not k.startswith("attrs")}
+    written = write_caffe(tmp_path, [seen])
+    (path,) = tmp_path.glob("*.npz")
+    path.write_bytes(files.butd_npz(seen, info))
+    assert "attributes: none in it" in reason_of(written, seen)
+    assert reason_of(write_lxmert(tmp_path, [seen]), seen, feature_size=7) == (
+        "features: features: 6 values each, expected 7 (distill.features.feature_size)")
+
+
+def test_boxes_of_a_resized_picture(tmp_path: Path) -> None:
+    """Features of a picture of twice the size, and of one turned by a quarter; boxes by hand."""
+    (seen,) = look_at(["1"])
+    large = replace(seen, width=2 * seen.width + 1, height=2 * seen.height, boxes=seen.boxes * 2)
+    (objects,) = seer_of(write_lxmert(tmp_path, [large])).see([sample_of(seen)])
+    assert isinstance(objects, np.ndarray)
+    order = np.argsort(-seen.scores.astype(np.float16), kind="stable")
+    shrunk = 2 * seen.width / (2 * seen.width + 1)
+    by_hand = seen.boxes[order] * np.array([shrunk, 1, shrunk, 1])
+    assert np.allclose(objects["box"], by_hand, atol=1e-4)
+    turned = replace(seen, width=seen.height, height=seen.width)
+    assert "turned by a quarter" in reason_of(write_lxmert(tmp_path, [turned]), seen)
+
+
+def test_boxes_just_over_the_border_are_cut_at_it(tmp_path: Path) -> None:
+    """A hundredth of the longer side is the most."""
+    seen = replace(look("1", np.random.default_rng(0), num=1), width=50, height=40)
+    for over_px, is_sound in ((0.49, True), (0.6, False)):
+        box = np.array([[-over_px, 1, 50 + over_px, 39]], np.float32)
+        written = write_lxmert(tmp_path, [replace(seen, boxes=box)])
+        (objects,) = seer_of(written).see([sample_of(seen)])
+        assert isinstance(objects, np.ndarray) == is_sound
+        if isinstance(objects, np.ndarray):
+            assert objects["box"].tolist() == [[0, 1, 50, 39]]
+
+
+def test_rows_of_predictions_that_do_not_go_with_the_features(tmp_path: Path) -> None:
+    seen = look_at(IDS)
+    written = write_oscar(tmp_path, seen)
+    more = look("2", np.random.default_rng(9), num=len(seen[1].boxes) + 1)
+    rows = [files.predictions_row(each) for each in (seen[0], replace(more, id="2"))]
+    (tmp_path / "predictions.tsv").write_bytes(b"".join(rows))
+    first, second, third = seer_of(written).see(map(sample_of, seen))
+    assert isinstance(first, np.ndarray)
+    assert isinstance(second, Failure) and "of which the predictions have" in second.reason
+    assert isinstance(third, Failure)
+    assert third.reason == "features: predictions: no row of this id"
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_equal_rows_of_an_id_are_one(tmp_path: Path, rows: int) -> None:
+    seen = look_at(IDS)
+    written = write_lxmert(tmp_path, seen + [seen[1]] * (rows - 1))
+    results = list(seer_of(written).see(map(sample_of, seen)))
+    once = list(seer_of(write_lxmert(tmp_path, seen)).see(map(sample_of, seen)))
+    assert all(np.array_equal(a, b) for a, b in zip(results, once, strict=True))
+
+
+def test_rows_of_an_id_that_differ_are_refused_or_the_first_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As append-mode extractors leave them after a restart. Half a row beside a whole one is
+    nobody's second opinion: the whole one counts."""
+    seen = look_at(IDS)
+    other = replace(seen[1], features=seen[1].features + 1)
+    written = write_lxmert(tmp_path, [*seen, other])
+    assert "2 rows of '2' say different things" in reason_of(written, seen[1])
+    (first,) = seer_of(written, duplicates="first").see([sample_of(seen[1])])
+    (alone,) = seer_of(write_lxmert(tmp_path, seen)).see([sample_of(seen[1])])
+    assert np.array_equal(first, alone)
+    rows = [files.lxmert_row(each) for each in seen]
+    (tmp_path / "val.tsv").write_bytes(rows[1][:99] + b"\r\n" + b"".join(rows))
+    seer = seer_of(written)
+    (whole,) = seer.see([sample_of(seen[1])])
+    assert np.array_equal(whole, alone)
+    account = seer.account([])
+    assert (account.num_repeated, account.repeated) == (1, ("2",))
+
+
+def test_rows_without_an_id_are_counted_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Base64 that lost its beginning has no tab; an empty line is nothing."""
+    from stages.distill.features.config import FeaturesConfig
+    from stages.distill.features.join import FeatureSeer
+
+    seen = look_at(IDS)
+    written = write_lxmert(tmp_path, seen)
+    sound = (tmp_path / "val.tsv").read_bytes()
+    (tmp_path / "val.tsv").write_bytes(b"QUJD\r\n\r\n" + sound + b"1" * 30)
+    seer = FeatureSeer(FeaturesConfig(**{**written, "feature_size": SIZE}))
+    account = seer.account([])
+    assert account.num_nameless == 2
+    assert account.nameless[0].startswith("val.tsv byte 0: no id and tab in b'QUJD")
+    shown = capsys.readouterr().out
+    assert "features: 3 ids in 3 rows; 2 rows have no id (val.tsv byte 0" in shown
+    assert all(isinstance(r, np.ndarray) for r in seer.see(map(sample_of, seen)))
+
+
+def test_detections_cut_short_are_read_up_to_the_cut(tmp_path: Path) -> None:
+    seen = look_at(IDS)
+    written = write_coco(tmp_path, seen)
+    entries = [entry for each in seen for entry in files.coco_entries(each)]
+    text = json.dumps(entries)
+    (tmp_path / "bbox.json").write_text(text[:-9])
+    seer = seer_of(written)
+    assert seer.account([]).num_nameless == 1
+    first, second, last = seer.see(map(sample_of, seen))
+    assert isinstance(first, np.ndarray) and isinstance(second, np.ndarray)
+    assert isinstance(last, Failure) or len(last) == len(seen[2].boxes) - 1
+    (tmp_path / "bbox.json").write_text('{"annotations": []}')
+    with pytest.raises(FeaturesError, match="distill.features.path is .*whose JSON is no list"):
+        seer_of(written)
+
+
+FUZZED = {
+    "val.tsv": write_lxmert, "predictions.tsv": write_scene_graph, "bbox.json": write_coco,
+    "1.npz": write_d2,
+}
+
+
+@pytest.mark.parametrize("name", FUZZED)
+@settings(max_examples=40, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.floats(0, 1), flips=st.lists(st.tuples(st.floats(0, 1), st.integers(1, 255)),
+                                           max_size=3))
+def test_no_damage_gets_past(
+    tmp_path: Path, name: str, cut: float, flips: list[tuple[float, int]]
+) -> None:
+    """Files cut anywhere and with bytes changed: what comes out is a Failure or objects that the
+    schema takes, and nothing but FeaturesError is raised, when the file is opened."""
+    seen = look_at(IDS)
+    written = FUZZED[name](tmp_path, seen)
+    data = bytearray((tmp_path / name).read_bytes())
+    del data[max(1, int(cut * len(data))):]
+    for at, flip in flips:
+        data[int(at * (len(data) - 1))] ^= flip
+    (tmp_path / name).write_bytes(data)
+    try:
+        results = list(seer_of(written).see(map(sample_of, seen)))
+    except FeaturesError:
+        return
+    assert len(results) == 3
+    for result in results:
+        if isinstance(result, np.ndarray):
+            check_objects(result)
+            assert ((result["label"] >= 0) & (result["label"] < len(LABELS))).all()
+        else:
+            assert result.reason == "no features" or result.reason.startswith("features: ")
+
+
+def test_msgpack_of_anything_but_numbers_is_refused() -> None:
+    """msgpack-numpy itself would unpickle the first; the second claims more than it has."""
+    array = {b"nd": True, b"type": "<f2", b"kind": b"", b"shape": [2, 3], b"data": bytes(12)}
+    sound = {"features": array}
+    assert read_msgpack(msgpack, msgpack.packb(sound))["features"].shape == (2, 3)
+    as_text = {key.decode(): value for key, value in array.items()}  # older msgpack-numpy
+    assert read_msgpack(msgpack, msgpack.packb({"features": as_text}))["features"].shape == (2, 3)
+    for fields, reason in (
+        ({b"type": "|O", b"kind": b"O", b"data": b"cos\nsystem\n"}, "dtype object"),
+        ({b"shape": [2, 1 << 40]}, "12 bytes, expected"),
+        ({b"shape": [-2, -3]}, "shape"),
+        ({b"type": [["a", "<f2"]], b"kind": b"V"}, "type, shape or data"),
+        ({b"type": "<q9"}, "dtype"),
+        ({b"nd": False}, "expected an array"),
+    ):
+        with pytest.raises(RowError, match=f"features: .*{reason}"):
+            read_msgpack(msgpack, msgpack.packb({"features": {**array, **fields}}))
+    for data in (b"", b"\xc1", msgpack.packb([1]), msgpack.packb(sound)[:-1]):
+        with pytest.raises(RowError, match="msgpack"):
+            read_msgpack(msgpack, data)
+
+
+def test_an_npz_takes_no_more_than_it_has() -> None:
+    """Headers that claim other shapes and kinds, and files that are no zip."""
+    with pytest.raises(RowError, match="no sound .npz"):
+        read_npz(b"PK\x03\x04 and no more", ["x"])
+    text = np.array(["a"])
+    with pytest.raises(RowError, match="x: dtype <U1, expected numbers"):
+        read_npz(files.npz_bytes(x=text), ["x"])
+    fortran = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    assert np.array_equal(read_npz(files.npz_bytes(x=fortran), ["x"])["x"], fortran)
+    assert read_npz(files.npz_bytes(x=fortran), ["y"]) == {}
+
+
+def test_base64_has_to_be_just_as_long() -> None:
+    array = np.arange(6, dtype="<f4").reshape(2, 3)
+    coded = files.base64_of(array, "<f4")
+    assert np.array_equal(from_base64(coded, dtype="<f4", shape=(2, -1), name="x"), array)
+    assert from_base64(b"", dtype="<f4", shape=(0, -1), name="x").shape == (0, 0)
+    for shape in ((3, 3), (5, -1), (0, -1)):
+        with pytest.raises(RowError, match="x: 24 bytes, expected"):
+            from_base64(coded, dtype="<f4", shape=shape, name="x")
+
+
+def test_an_lmdb_cut_short_does_not_kill_the_process(tmp_path: Path) -> None:
+    """Reading a memory map beyond the file's end would."""
+    lmdb = pytest.importorskip("lmdb", reason="lmdb is not installed (boxless[features])")
+    environment = lmdb.open(str(tmp_path / "all"), map_size=1 << 24)
+    with environment.begin(write=True) as transaction:
+        transaction.put(b"1.npz", bytes(100_000))
+    environment.close()
+    written = {"format": "uniter-lmdb", "path": str(tmp_path / "all"), "id": "stem",
+               "labels": files.write_names(tmp_path)["labels"]}
+    assert "neither .npz nor msgpack" in reason_of(written, look_at(["1"])[0])
+    data = (tmp_path / "all" / "data.mdb").read_bytes()
+    for size, reason in ((50_000, "cut short"), (100, "no LMDB")):
+        (tmp_path / "all" / "data.mdb").write_bytes(data[:size])
+        with pytest.raises(FeaturesError, match=f"distill.features.path is .*{reason}"):
+            seer_of(written)
+
+
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(FeaturesError, match=r"takes the package nowhere_to_be_found.*\[features\]"):
+        find_package("nowhere_to_be_found")
