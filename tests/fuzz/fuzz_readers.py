@@ -2,7 +2,7 @@
 
     python -m tests.fuzz.fuzz_readers --seconds 60 scan index    (no name: all, one after the other)
 
-Exit status 1 at the first reader that raises anything but ShardError or takes more than 512 MB; the
+Exit status 1 at the first reader that raises anything but a refusal or takes more than 512 MB; the
 bytes that made it do so are then in CORPUS/crash-*. What it has found worth keeping stays in CORPUS
 (/tmp/boxless-fuzz unless --corpus says otherwise) for the next time.
 
@@ -49,9 +49,8 @@ def fuzz(reader: str, corpus: Path, seconds: int) -> None:
     """Runs one reader until the time is over; ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["sharding"]):
+    with atheris.instrument_imports(include=["sharding", "stages.distill.teacher"]):
         readers = importlib.import_module("tests.fuzz.readers")
-    from sharding.schema import ShardError
 
     folder = corpus.with_name(f"{reader}-files")
     for needed in (folder, corpus):
@@ -62,7 +61,7 @@ def fuzz(reader: str, corpus: Path, seconds: int) -> None:
     def one(data: bytes) -> None:
         try:
             readers.READERS[reader](data, folder)
-        except ShardError:
+        except readers.REFUSALS:
             pass
 
     def mutated(data: bytes, max_num_bytes: int, seed: int) -> bytes:

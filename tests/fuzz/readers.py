@@ -1,7 +1,7 @@
 """All that reads bytes from anybody, a function each, and sound bytes to begin from.
 
 Reached by tests/sharding/test_fuzz.py (hypothesis, a few seconds) and by tests.fuzz.fuzz_readers
-(atheris, as long as one likes). A reader may raise ShardError and nothing else; what it accepts has
+(atheris, as long as one likes). A reader may raise REFUSALS and nothing else; what it accepts has
 to hold what it promises, which the functions here assert.
 """
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,10 +33,13 @@ from sharding.schema import (
 from sharding.shapes import parse_shapes
 from sharding.verify import verify_shard
 from sharding.write import write_shard
+from stages.distill.teacher.checkpoint_error import CheckpointError
+from stages.distill.teacher.pickles import loads
 
 Read = Callable[[bytes, Path], object]
 TAR = "train-000000.tar"
 NUM_SAMPLES = 3
+REFUSALS = (ShardError, CheckpointError)
 
 
 def read_scan(data: bytes, folder: Path) -> None:
@@ -130,6 +134,11 @@ def read_picture(data: bytes, folder: Path) -> None:
     assert seen == size, f"Pillow sees {seen}, picture_size {size}"
 
 
+def read_pickle(data: bytes, folder: Path) -> None:
+    """A checkpoint of arrays, or the info of old features; what is accepted can be pickled."""
+    pickle.dumps(loads(data, where="pickle"))
+
+
 READERS: dict[str, Read] = {
     "scan": read_scan,
     "index": read_index,
@@ -141,6 +150,7 @@ READERS: dict[str, Read] = {
     "objects": read_objects,
     "info": read_info,
     "picture": read_picture,
+    "pickle": read_pickle,
 }
 TARS = ("scan", "index", "samples")
 JSONS = ("manifest", "places", "catalog", "info")
@@ -161,6 +171,7 @@ def seeds(reader: str, folder: Path) -> list[bytes]:
         "objects": lambda: [encode_objects(_objects(num, bool(num % 2))) for num in range(3)],
         "info": lambda: [canonical_json(info) for info in infos],
         "picture": lambda: [_picture(kind) for kind in ("JPEG", "PNG", "WEBP")],
+        "pickle": lambda: [pickle.dumps(_checkpoint(), protocol) for protocol in range(6)],
     }
     return of_reader[reader]()
 
@@ -241,6 +252,12 @@ def _objects(num_objects: int, attributes: bool) -> np.ndarray:
     array = np.zeros(num_objects, object_dtype(feature_size=4, num_top=2, attributes=attributes))
     array["score"] = np.linspace(0.9, 0.1, num_objects)
     return array
+
+
+def _checkpoint() -> dict[str, Any]:
+    weights = {"a.weight": np.zeros((2, 3), np.float32), "a.bias": np.ones(2, ">f8")}
+    info = {"image_id": "a", "num_boxes": np.int64(2), "names": ["é", b"x", None, 1.5]}
+    return {"model": weights, "info": np.array(info, object), "numbers": (1, -1, 2**70, True)}
 
 
 def _picture(kind: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Bytes from anybody, by hypothesis: each reader gives a sound result or a ShardError, in bounds.
+"""Bytes from anybody, by hypothesis: each reader gives a sound result or refuses them, in bounds.
 
 The longer search, guided by coverage, is tests.fuzz.fuzz_readers.
 """
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sharding.schema import ShardError
-from tests.fuzz.readers import JSONS, READERS, TARS, mended, seeds
+from tests.fuzz.readers import JSONS, READERS, REFUSALS, TARS, mended, seeds
 
 # Seeds have up to 31 kB; what a reader takes for them, and for what is made of them, stays below.
 MAX_MEMORY_BYTES = 12 << 20
@@ -36,11 +36,11 @@ ANY_JSON = st.recursive(
 
 
 def _check(reader: str, data: bytes, folder: Path) -> None:
-    """The oracle of all tests here: what readers assert, ShardError, and tracemalloc's peak."""
+    """The oracle of all tests here: what readers assert, REFUSALS, and tracemalloc's peak."""
     tracemalloc.start()
     try:
         READERS[reader](data, folder)
-    except ShardError as error:
+    except REFUSALS as error:
         assert len(str(error)) < MAX_MEMORY_BYTES
     finally:
         peak = tracemalloc.get_traced_memory()[1]
