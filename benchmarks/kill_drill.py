@@ -58,7 +58,9 @@ NET = TeacherConfig(
     boxes=BoxConfig(feature_size=32),
     choice=ChoiceConfig(num_top=3),
 )
-NAMES: dict[str, Any] = {"label_names": ["circle", "square", "star"], "attribute_names": ["red", "blue"]}
+NAMES: dict[str, Any] = {
+    "label_names": ["circle", "square", "star"], "attribute_names": ["red", "blue"]
+}
 
 Work = Callable[[Path], object]
 

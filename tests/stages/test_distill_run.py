@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import webdataset
 from distill_fakes import (
     POISON,
@@ -323,6 +325,69 @@ def test_a_teacher_that_fails_on_everything_stops_the_stage(
     write_images(tmp_path / "all", {"train-000000.tar": bad})
     with pytest.raises(DistillError, match="5 pictures in a row, last on bad-4"):
         distill(CONFIG, images=tmp_path / "all", seer=seer_of(FakeTeacher()), out=tmp_path / "b")
+
+
+class FullTeacher(FakeTeacher):
+    def detect(self, prepared: object) -> list[np.ndarray]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_memory_too_small_for_any_picture_stops_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label, "MAX_OUT_OF_MEMORY_IN_A_ROW", 3)
+    random = np.random.default_rng(0)
+    samples = [make_sample(f"s{i}", [], random) for i in range(4)]
+    write_images(tmp_path / "images", {"train-000000.tar": samples})
+    with pytest.raises(DistillError, match="ran out on 3 pictures in a row, .* last on s2"):
+        distill(
+            CONFIG,
+            images=tmp_path / "images",
+            seer=seer_of(FullTeacher()),
+            out=tmp_path / "objects",
+        )
+    assert not list((tmp_path / "objects").glob("*.tar*"))
+
+
+def test_failures_with_kept_samples_between_are_in_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: 6 pictures that always fail, each behind one that is kept as it was; 5 in a row
+    would stop the stage, and do where nothing is kept."""
+    monkeypatch.setattr(label, "MAX_FAILURES_IN_A_ROW", 5)
+    random = np.random.default_rng(0)
+    good = [make_sample(f"good-{i}", [], random) for i in range(6)]
+    bad = [poisoned(f"bad-{i}") for i in range(6)]
+    mixed = [sample for pair in zip(good, bad) for sample in pair]
+    for name, samples in (("good", good), ("mixed", mixed), ("bad", bad)):
+        write_images(tmp_path / name, {"train-000000.tar": samples})
+    for name in ("good", "mixed"):
+        distill(
+            CONFIG,
+            images=tmp_path / name,
+            seer=seer_of(FakeTeacher(), batch_size=1),
+            out=tmp_path / "out",
+        )
+    assert read_manifest(tmp_path / "out" / "train-000000.tar").num_failed == 6
+    with pytest.raises(DistillError, match="5 pictures in a row"):
+        distill(
+            CONFIG, images=tmp_path / "bad", seer=seer_of(FakeTeacher()), out=tmp_path / "none"
+        )
+
+
+def test_the_screen_tells_where_the_time_went(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: every part is named, with pictures a second and the device's share."""
+    distill(CONFIG, images=images, seer=seer_of(FakeTeacher()), out=tmp_path / "objects")
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if "pictures/s" in text]
+    seconds = r"[\d.e-]+ s"
+    parts = ("decode wait", "device", "selection", "phrases", "write")
+    assert re.search(
+        rf"distill: [\d.]+ pictures/s in {seconds}, device busy \d+%\. Side by side: "
+        + "  ".join(f"{part} {seconds}" for part in parts),
+        line,
+    )
 
 
 def test_a_data_set_without_any_sound_picture_is_finished(tmp_path: Path) -> None:

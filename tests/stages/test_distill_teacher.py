@@ -33,7 +33,9 @@ NET = TeacherConfig(
     boxes=BoxConfig(feature_size=12),
     choice=ChoiceConfig(num_top=3),
 )
-NAMES: dict[str, Any] = {"label_names": ["circle", "square", "star"], "attribute_names": ["red", "blue"]}
+NAMES: dict[str, Any] = {
+    "label_names": ["circle", "square", "star"], "attribute_names": ["red", "blue"]
+}
 
 
 def test_shards_hold_what_the_teacher_sees_in_each_picture_alone(tmp_path: Path) -> None:

@@ -1,0 +1,284 @@
+"""The flow of pictures through a detector: order, bounds, failures, memory, threads."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from distill_fakes import POISON, FakeTeacher, picture_bytes, seer_of
+
+from sharding.schema import Failure, Sample
+from stages.distill import flow as flow_file
+from stages.distill.batches import Batches
+from stages.distill.clock import Clock
+from stages.distill.decode import decode
+from stages.distill.failures import TeacherFailure, ran_out
+from stages.distill.teacher.resize import Prepared
+
+
+def samples_of(num: int, *, seed: int = 0) -> list[Sample]:
+    """Noise of a few sizes, so that some share one."""
+    random = np.random.default_rng(seed)
+    samples = []
+    for number in range(num):
+        height, width = (int(side) for side in random.choice([8, 9, 10], 2))
+        pixels = random.integers(0, 256, (height, width, 3)).astype(np.uint8)
+        samples.append(sample_of(f"s{number}", pixels))
+    return samples
+
+
+def sample_of(key: str, pixels: np.ndarray) -> Sample:
+    info = {"captions": [], "width": pixels.shape[1], "height": pixels.shape[0]}
+    return Sample(key=key, image=picture_bytes(pixels, "png"), extension="png", info=info)
+
+
+def alone(samples: list[Sample]) -> list[bytes]:
+    return [FakeTeacher().look(decode(sample).numpy()).tobytes() for sample in samples]
+
+
+def bytes_of(results: list[np.ndarray | Failure]) -> list[bytes]:
+    assert all(isinstance(result, np.ndarray) for result in results), results
+    return [result.tobytes() for result in results if isinstance(result, np.ndarray)]
+
+
+class NarrowTeacher(FakeTeacher):
+    """Has memory for `most` pixels at a time."""
+
+    def __init__(self, most: int, error: Exception | None = None) -> None:
+        super().__init__()
+        self.most = most
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    def detect(self, prepared: list[Prepared]) -> list[np.ndarray]:
+        if sum(picture.size[0] * picture.size[1] for picture in prepared) > self.most:
+            raise self.error
+        return super().detect(prepared)
+
+
+@pytest.mark.parametrize("batch_size, num_decoders", list(itertools.product([1, 2, 7, 32], [1, 3])))
+def test_results_are_those_of_each_alone_in_order(batch_size: int, num_decoders: int) -> None:
+    """Oracle: the fake teacher on each picture, one after the other; batches are of one size and
+    no larger than told, and every picture is looked at once."""
+    samples, sizes = samples_of(60), []
+
+    class Watching(FakeTeacher):
+        def detect(self, prepared: list[Prepared]) -> list[np.ndarray]:
+            sizes.append({picture.size for picture in prepared})
+            return super().detect(prepared)
+
+    teacher = Watching()
+    seer = seer_of(teacher, batch_size=batch_size, num_decoders=num_decoders)
+    assert bytes_of(list(seer.see(samples))) == alone(samples)
+    assert max(teacher.batch_sizes) <= batch_size and sum(teacher.batch_sizes) == 60
+    assert max(map(len, sizes)) == 1
+    assert batch_size == 1 or max(teacher.batch_sizes) > 1
+    assert list(seer.see([])) == []
+
+
+def test_batches_follow_from_the_line_alone() -> None:
+    """Oracle: by hand, a batch is 2 and the window 4. b's first waits for places 1 to 4; a's pairs
+    are full at once; what is left leaves at the end, oldest first."""
+    batches: Batches[str] = Batches(most=2, window=4)
+    a, b, c = (1, 1), (2, 2), (3, 3)
+    assert batches.add(0, a, "a0") == []
+    assert batches.add(1, b, "b1") == []
+    assert batches.add(2, a, "a2") == [["a0", "a2"]]
+    assert batches.passed(3) == []
+    assert batches.add(4, c, "c4") == [["b1"]]
+    assert batches.add(5, a, "a5") == []
+    assert batches.add(6, b, "b6") == []
+    assert batches.rest() == [["c4"], ["a5"], ["b6"]] and batches.rest() == []
+
+
+def test_pictures_on_their_way_are_bounded() -> None:
+    """Oracle: a count of the samples read and not yet given out, while a slow consumer and a slow
+    teacher each hold the others up; the most is what the flow says of itself, and it is reached."""
+    num_read, most = 0, 0
+
+    def reading() -> Iterator[Sample]:
+        nonlocal num_read
+        for sample in samples_of(80):
+            num_read += 1
+            yield sample
+
+    flow = seer_of(FakeTeacher(), batch_size=4, num_decoders=2)
+    for number, _ in enumerate(flow.see(reading())):
+        most = max(most, num_read - number)
+        time.sleep(0.001)
+    assert most == flow.most_passing == 4 * 4 + 4 + 2 * 2
+
+
+def test_stages_overlap() -> None:
+    """Oracle: three threads that each wait for the others, at a barrier: while a picture is with
+    the detector another one is decoded and a third with the consumer."""
+    barrier = threading.Barrier(3, timeout=30)
+
+    class Meeting(FakeTeacher):
+        num_prepared = 0
+
+        def prepare(self, picture: torch.Tensor) -> Prepared:
+            self.num_prepared += 1
+            if self.num_prepared == 4:
+                barrier.wait()
+            return super().prepare(picture)
+
+        def detect(self, prepared: list[Prepared]) -> list[np.ndarray]:
+            if len(self.batch_sizes) == 2:
+                barrier.wait()
+            return super().detect(prepared)
+
+    for number, _ in enumerate(seer_of(Meeting(), batch_size=1, num_decoders=1).see(samples_of(8))):
+        if number == 1:
+            barrier.wait()
+
+
+def test_memory_that_ran_out_halves_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: a teacher with room for 3 pictures of 8 x 8; batches of 8 become 4, then 2, later
+    ones begin at 2, one line is said, and the objects are those of each alone."""
+    random = np.random.default_rng(0)
+    samples = [
+        sample_of(f"s{i}", random.integers(0, 256, (8, 8, 3)).astype(np.uint8)) for i in range(24)
+    ]
+    teacher = NarrowTeacher(3 * 64)
+    assert bytes_of(list(seer_of(teacher, batch_size=8).see(samples))) == alone(samples)
+    assert teacher.batch_sizes == [2] * 12
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("Memory ran out with 8 pictures of 8 x 8 pixels at once")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_a_picture_too_large_is_recorded_and_leaves_the_batches_as_they_are(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: room for 8 small pictures but for none of the large one's pixels. The reason is the
+    same in every run: no numbers of bytes."""
+    small = [replace(sample, key=f"x{sample.key}") for sample in same_size(16)]
+    large = sample_of("large", np.full((40, 40, 3), 3, np.uint8))
+    samples = [*small[:5], large, *small[5:]]
+    teacher = NarrowTeacher(8 * 64, error)
+    assert ran_out(error)
+    results = list(seer_of(teacher, batch_size=8).see(samples))
+    reason = "detect: memory ran out on this picture alone"
+    assert results.pop(5) == TeacherFailure(key="large", reason=reason, ran_out=True)
+    assert bytes_of(results) == alone(small)
+    assert max(teacher.batch_sizes) == 8
+    assert not capsys.readouterr().out
+
+
+def same_size(num: int) -> list[Sample]:
+    random = np.random.default_rng(1)
+    return [
+        sample_of(f"s{i}", random.integers(0, 256, (8, 8, 3)).astype(np.uint8)) for i in range(num)
+    ]
+
+
+def test_a_bad_picture_takes_no_other_of_its_batch_along() -> None:
+    """Oracle: the poisoned one alone fails, with the first line of the error and no address."""
+    samples = same_size(6)
+    samples[2] = sample_of("bad", np.full((8, 8, 3), POISON, np.uint8))
+    teacher = FakeTeacher()
+    results = list(seer_of(teacher, batch_size=6).see(samples))
+    bad = results.pop(2)
+    assert bad == TeacherFailure(key="bad", reason="detect: RuntimeError: cannot look at")
+    assert isinstance(bad, TeacherFailure) and isinstance(bad.error, RuntimeError)
+    assert bytes_of(results) == alone([*samples[:2], *samples[3:]])
+    assert teacher.batch_sizes == [6, *[1] * 6]
+
+
+def test_what_cannot_be_prepared_is_the_teachers_failure() -> None:
+    class Clumsy(FakeTeacher):
+        def prepare(self, picture: torch.Tensor) -> Prepared:
+            raise KeyError("scale")
+
+    samples = samples_of(2)
+    samples[0] = replace(samples[0], image=b"no picture")
+    undecoded, unprepared = seer_of(Clumsy()).see(samples)
+    assert isinstance(undecoded, Failure) and not isinstance(undecoded, TeacherFailure)
+    assert unprepared == TeacherFailure(key="s1", reason="prepare: KeyError: 'scale'")
+
+
+class Interrupted(BaseException):
+    """Nothing that a detector may be forgiven."""
+
+
+@pytest.mark.parametrize("raises", ["decode", "prepare", "detect"])
+def test_what_is_raised_in_a_thread_is_raised_here(
+    raises: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise Interrupted
+
+    teacher = FakeTeacher()
+    if raises == "decode":
+        monkeypatch.setattr(flow_file, "decode", broken)
+    else:
+        monkeypatch.setattr(teacher, raises, broken)
+    with pytest.raises(Interrupted):
+        list(seer_of(teacher, batch_size=2).see(samples_of(30)))
+    assert_no_threads()
+
+
+def test_what_reading_raises_is_raised_and_ends_the_threads() -> None:
+    def reading() -> Iterator[Sample]:
+        yield from samples_of(9)
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        list(seer_of(FakeTeacher()).see(reading()))
+    assert_no_threads()
+
+
+@pytest.mark.parametrize("num_taken", [0, 1, 5])
+def test_closed_early_it_leaves_no_threads_and_no_work(num_taken: int) -> None:
+    """Oracle: the threads of the process, and that the teacher had no more than was on its way."""
+    teacher = FakeTeacher()
+    flow = seer_of(teacher, batch_size=2)
+    results = flow.see(samples_of(200))
+    for _ in range(num_taken):
+        next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert_no_threads()
+    assert sum(teacher.batch_sizes) <= num_taken + flow.most_passing
+
+
+def assert_no_threads() -> None:
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("boxless-")], names
+
+
+def test_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: a time of ours. The outer part is counted without what its inner part took."""
+    now = [10.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    clock = Clock()
+    with clock.during("write", without="label"):
+        now[0] += 1
+        with clock.during("label"):
+            now[0] += 2
+        now[0] += 4
+    assert (clock.seconds("write"), clock.seconds("label"), clock.passed()) == (5, 2, 7)
+    assert clock.share("label") == pytest.approx(2 / 7)
+    clock.start()
+    now[0] += 3
+    assert (clock.seconds("write"), clock.passed()) == (0, 3)
+
+
+def test_grey_pictures_are_decoded_to_three_equal_channels() -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    pixels = decode(sample_of("grey", grey))
+    assert pixels.dtype == torch.uint8
+    assert pixels.tolist() == np.repeat(grey[:, :, None], 3, 2).tolist()
