@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -52,7 +50,7 @@ def test_keeps_what_the_greedy_loop_keeps(num: int, threshold: float) -> None:
 @pytest.mark.parametrize("block", [1, 7, 64])
 def test_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: `slow_nms`, whatever the size of the blocks; `max_kept` gives its first ones."""
-    monkeypatch.setattr(nms_file, "BLOCK_BOXES", block)
+    monkeypatch.setattr(nms_file, "BLOCK_BOXES_CPU", block)
     boxes, scores, groups = crowd(150, 9)
     expected = slow_nms(boxes, scores, groups, 0.4)
     assert nms(boxes, scores, groups, threshold=0.4).tolist() == expected
@@ -78,18 +76,14 @@ def test_an_overlap_of_exactly_the_threshold_stays() -> None:
     assert nms(boxes, scores, torch.tensor([0, 1]), threshold=0.49).tolist() == [0, 1]
 
 
-def test_torchvision_does_the_work_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Oracle: `slow_nms`. A stand-in with torchvision's signature (one group, strict threshold)
-    is asked, so what is tested is how groups and ties are handed over to it."""
-    calls = []
-
-    def stand_in(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
-        calls.append(len(boxes))
-        return torch.tensor(slow_nms(boxes, scores, torch.zeros(len(boxes)), threshold))
-
-    monkeypatch.setattr(nms_file, "find_torchvision_ops", lambda: SimpleNamespace(nms=stand_in))
-    boxes, scores, groups = crowd(120, 4)
-    kept = nms(boxes, scores, groups, threshold=0.5, max_kept=30)
-    assert kept.tolist() == slow_nms(boxes, scores, groups, 0.5)[:30]
-    assert nms(boxes[:0], scores[:0], groups[:0], threshold=0.5).tolist() == []
-    assert calls == [120]
+def test_inclusive_boxes_count_their_last_pixel_and_go_at_the_threshold() -> None:
+    """Oracle: by hand: 10 pixels a side and 5 of them shared, IoU 50 / 150; with the far edge
+    exclusive it is 36 / 126. A box of one pixel has an area of 1."""
+    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 5, 9, 14], [20, 20, 20, 20], [20, 20, 20, 20]])
+    scores, same = torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.zeros(4)
+    third = float(torch.tensor(50.0) / 150)
+    above = float(torch.nextafter(torch.tensor(third), torch.tensor(1.0)))
+    how = dict(inclusive=True)
+    assert nms(boxes, scores, same, threshold=third, **how).tolist() == [0, 2]
+    assert nms(boxes, scores, same, threshold=above, **how).tolist() == [0, 1, 2]
+    assert nms(boxes, scores, same, threshold=0.3).tolist() == [0, 1, 2, 3]

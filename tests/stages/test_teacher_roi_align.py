@@ -12,7 +12,6 @@ from stages.distill.teacher import pooler
 from stages.distill.teacher.anchors import cell_anchors, grid_anchors
 from stages.distill.teacher.pooler import Level, pick_levels, pool
 from stages.distill.teacher.roi_align import roi_align
-from stages.distill.teacher.torchvision_ops import find_torchvision_ops
 
 STRIDE = 4
 HEIGHT, WIDTH = 6, 9
@@ -120,21 +119,6 @@ def test_no_boxes_give_no_rows_and_a_gradient_of_zeros() -> None:
     assert out.shape == (0, 3, 5, 5)
     out.sum().backward()
     assert feature.grad is not None and not feature.grad.any()
-
-
-@pytest.mark.parametrize("error", [ImportError, RuntimeError, OSError])
-def test_a_torchvision_that_does_not_import_is_no_torchvision(
-        error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Oracle: None for each way in which a torchvision of another torch fails to import."""
-    def fail(name: str) -> None:
-        raise error(name)
-
-    monkeypatch.setattr("importlib.import_module", fail)
-    find_torchvision_ops.cache_clear()
-    try:
-        assert find_torchvision_ops() is None
-    finally:
-        find_torchvision_ops.cache_clear()
 
 
 def test_levels_follow_the_box_size() -> None:
