@@ -10,10 +10,8 @@ import torch
 from teacher_scenes import ATTRIBUTES, LABELS, NET, draw, look, random_model, replace_in
 
 from sharding.schema import check_objects, object_dtype
-from stages.distill.teacher import faster_rcnn
 from stages.distill.teacher.detect import Teacher
 from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.pooler import Level
 from stages.distill.teacher.resize import resize, resized_size, stack
 from stages.distill.teacher.rpn import AnchorScores, ProposalNetwork, Proposals
 
@@ -99,9 +97,9 @@ def test_a_picture_without_proposals_gives_an_empty_array(
     expected = teacher.detect([second])[0]
     propose = ProposalNetwork.propose
 
-    def blind(self: ProposalNetwork, scores: list[AnchorScores], sizes: list[tuple[int, int]]
-              ) -> list[Proposals]:
-        proposals = propose(self, scores, sizes)
+    def blind(self: ProposalNetwork, scores: list[AnchorScores], sizes: list[tuple[int, int]],
+              scales: list[tuple[float, float]] | None) -> list[Proposals]:
+        proposals = propose(self, scores, sizes, scales)
         return [Proposals(*(part[:0] for part in proposals[0])), *proposals[1:]]
 
     monkeypatch.setattr(ProposalNetwork, "propose", blind)
@@ -145,26 +143,11 @@ def test_padding_stands_right_and_below_after_normalisation() -> None:
 def test_proposals_of_several_levels_are_ranked_together() -> None:
     """Oracle: by hand; equal boxes suppress each other within a level but not across levels, and
     the best of all levels come first, within the picture that is not padding."""
-    network = ProposalNetwork(4, dataclasses.replace(NET.proposals, num_proposals=3))
+    network = ProposalNetwork(4, dataclasses.replace(NET.proposals, num_proposals=3),
+                              inclusive=False)
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 60, 60], [50, 0, 60, 9]])
     levels = [AnchorScores(torch.tensor([logits]), torch.zeros(1, 4, 4), anchors)
               for logits in ([3.0, 2.5, -1, 9], [2.0, 1.5, 4, 9])]
     proposals = network.propose(levels, [(40, 40)])[0]
     assert proposals.logits.tolist() == [4, 3, 2]
     assert proposals.boxes.tolist() == [[20, 20, 40, 40], [0, 0, 10, 10], [0, 0, 10, 10]]
-
-
-def test_the_model_runs_on_a_pyramid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Oracle: it runs; a backbone of two levels needs no change in what stands behind it."""
-    class Pyramid(faster_rcnn.PlainBackbone):
-        def forward(self, pictures: torch.Tensor) -> list[Level]:
-            (level,) = super().forward(pictures)
-            return [level, Level(level.feature[:, :, ::2, ::2], level.stride * 2)]
-
-    monkeypatch.setattr(faster_rcnn, "PlainBackbone", Pyramid)
-    proposals = dataclasses.replace(
-        NET.proposals, anchor_sizes_px=((8.0, 12.0), (20.0, 28.0)))
-    net = dataclasses.replace(NET)
-    object.__setattr__(net, "proposals", proposals)
-    arrays = look(teacher_of(random_model(net=net)), pictures_of([(48, 48), (48, 96)]))
-    assert min(map(len, arrays)) > 0

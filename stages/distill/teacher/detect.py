@@ -88,7 +88,8 @@ class Teacher:
             with _in_precision(self.precision, self._device):
                 pixels = [picture.pixels for picture in batch]
                 pictures = stack(pixels, self.model.config.picture, self._device)
-                found = self.model.find(pictures, [picture.size for picture in batch])
+                found = self.model.find(pictures, [picture.size for picture in batch],
+                                        [picture.scale for picture in batch])
             arrays += [self._array(*pair) for pair in zip(found, batch)]
         return arrays
 

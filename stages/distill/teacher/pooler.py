@@ -35,16 +35,19 @@ def pick_levels(boxes: Tensor, strides: list[int]) -> Tensor:
     return (level.clamp(first, last) - first).long()
 
 
+def picture_of_boxes(boxes: list[Tensor]) -> Tensor:
+    """Which picture each box lies on [R] (int64), of `boxes`, one [R_i, 4] a picture."""
+    counts = torch.tensor([len(some) for some in boxes], device=boxes[0].device)
+    return torch.repeat_interleave(torch.arange(len(boxes), device=counts.device), counts)
+
+
 def pool(levels: list[Level], boxes: list[Tensor], *, num_bins: int, sampling_ratio: int
          ) -> Tensor:
     """Features [R, C, P, P] of all boxes, picture after picture.
 
     boxes: one [R_i, 4] a picture in pixels of the network's input, R their sum.
     """
-    all_boxes = torch.cat(boxes)
-    counts = torch.tensor([len(some) for some in boxes], device=all_boxes.device)
-    picture_index = torch.repeat_interleave(
-        torch.arange(len(boxes), device=all_boxes.device), counts)
+    all_boxes, picture_index = torch.cat(boxes), picture_of_boxes(boxes)
     if len(levels) == 1:
         return roi_align(levels[0].feature, all_boxes, picture_index, stride=levels[0].stride,
                          num_bins=num_bins, sampling_ratio=sampling_ratio)
