@@ -122,6 +122,18 @@ def read_entry(source: OpenTar, entry: SampleEntry, *, check: bool = True) -> Sa
         raise ShardError(f"{source.path}: sample {entry.key}: {error}") from error
 
 
+def read_info(source: OpenTar, entry: SampleEntry) -> dict[str, Any]:
+    """The info of a sample, as read_entry gives it, without reading its picture.
+
+    So it is not checked by CRC-32, which is over all members; ShardError where it is no json.
+    """
+    texts = {name: place for name, place in entry.members.items() if name in (JSON, TEXT)}
+    try:
+        return _info({name: source.read(*place) for name, place in texts.items()}, entry)
+    except ShardError as error:
+        raise ShardError(f"{source.path}: sample {entry.key}: {error}") from error
+
+
 def read_payloads(source: OpenTar, entry: SampleEntry) -> dict[str, bytes]:
     """{extension: payload} of a sample, in the order of the tar, not checked."""
     members = read_members(source, entry)
@@ -193,18 +205,22 @@ def make_sample(members: Members, entry: SampleEntry) -> Sample:
     or from the txt member; size and image_id from the manifest; extension jpeg is jpg.
     The objects array is a view of what it was read into, and may be written to.
     """
-    info = _parse(members[JSON]) if JSON in members else {}
-    if not _OUR_FIELDS <= info.keys():
-        info |= {"captions": _captions(info, members), "image_id": entry.key,
-                 "width": entry.width, "height": entry.height}
     extension = entry.extension
     return Sample(
         key=entry.key,
         image=as_bytes(members[extension]),
         extension="jpg" if extension == "jpeg" else extension,
-        info=info,
+        info=_info(members, entry),
         objects=_objects(members[OBJECTS]) if OBJECTS in members else None,
     )
+
+
+def _info(members: Members, entry: SampleEntry) -> dict[str, Any]:
+    info = _parse(members[JSON]) if JSON in members else {}
+    if not _OUR_FIELDS <= info.keys():
+        info |= {"captions": _captions(info, members), "image_id": entry.key,
+                 "width": entry.width, "height": entry.height}
+    return info
 
 
 def _parse(payload: np.ndarray | bytes) -> dict[str, Any]:

@@ -19,7 +19,7 @@ MAY_IMPORT = {
 }
 SHARED_STAGE = "student"
 FORBIDDEN_NAMES = {"utils", "util", "common", "core", "helpers", "helper", "misc"}
-OPTIONAL = {"torchvision", "detectron2", "apex", "wandb"}
+OPTIONAL = {"torchvision", "detectron2", "apex", "wandb", "lmdb", "msgpack"}
 PICKLES = {"pickle", "dill", "joblib", "cloudpickle"}
 
 

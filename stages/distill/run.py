@@ -29,12 +29,13 @@ from sharding.earlier import Earlier
 from sharding.head import read_head
 from sharding.heartbeat import LEASE_SECONDS
 from sharding.manifest import is_done, manifest_path, read_manifest
-from sharding.read import iterate
+from sharding.read import OpenTar, iterate, read_info
 from sharding.schema import Failure, Packed, Sample
 from sharding.write import write_shard
 from stages.distill.clock import DEVICE, Clock
 from stages.distill.distill_config import DistillConfig
 from stages.distill.failures import DistillError
+from stages.distill.features.join import FeatureSeer
 from stages.distill.flow import Flow
 from stages.distill.keep import label_or_keep
 from stages.distill.label import Labeller
@@ -101,7 +102,12 @@ def distill(
         )
         with worker.closing() as is_last:
             if is_last:
-                _write_about(out, _about(seer, chunker), fingerprint)
+                about = _about(seer, chunker)
+                if isinstance(seer, FeatureSeer):
+                    account = seer.account(_infos(images))
+                    say(f"distill: {account}")
+                    about["features"] = asdict(account)
+                _write_about(out, about, fingerprint)
                 finish(images, out)
     catalog = read_catalog(out)
     if show:
@@ -147,7 +153,8 @@ def finish(images: Path, out: Path) -> Catalog:
     """Write the catalog of `out` when every shard of `images` is done.
 
     The catalog tells, beside what the images' catalog tells: label_names, attribute_names,
-    feature_size, num_top (the length of a soft label), teacher (its fingerprint) and chunker.
+    feature_size, num_top (the length of a soft label), teacher (its fingerprint), chunker, and
+    with a FeatureSeer features, its Account.
     Raises DistillError where shards are missing or of other settings, and ShardError where one
     lost a picture.
     """
@@ -226,6 +233,14 @@ def _image_catalog(images: Path) -> Catalog:
     if catalog.kind != "images":
         raise DistillError(f"{images} holds {catalog.kind}; expected the folder of image shards.")
     return catalog
+
+
+def _infos(images: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Key and json of every sample of the image shards."""
+    for shard in _image_catalog(images).shards:
+        source = OpenTar(images / shard.tar)
+        for entry in load_manifest(images / shard.tar, shard).samples:
+            yield entry.key, read_info(source, entry)
 
 
 def _times(num_pictures: int, clock: Clock) -> str:

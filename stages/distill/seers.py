@@ -21,7 +21,7 @@ def make_seer(config: DistillConfig, folder: Path) -> Seer:
         from stages.distill.features.join import FeatureSeer
 
         assert config.features is not None
-        return FeatureSeer(config.features)
+        return FeatureSeer(config.features, index_folder=folder / "features")
     # Alone in single precision, a picture has nothing to wait for among others of its size.
     batch_size = 1 if config.precision == "fp32" else config.batch_size
     return Flow(

@@ -170,7 +170,7 @@ def test_pictures_and_features_alone_are_told(
     results = list(seer.see(samples))
     assert results[1] == Failure(key="k-43", reason="no features")
     assert [isinstance(result, Failure) for result in results] == [False, True, False]
-    account = seer.account(samples)
+    account = seer.account((sample.key, sample.info) for sample in samples)
     assert (account.num_pictures, account.num_pictures_without_features) == (3, 1)
     assert (account.num_features, account.num_features_without_pictures) == (3, 1)
     assert "1000012" in account.features_without_pictures[0]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
+from typing import Any
 
-from sharding.schema import Sample
 from stages.distill.features.config import FeaturesConfig
 
 _LAST_NUMBER = re.compile(r"[0-9]+(?=[^0-9]*\Z)")
@@ -42,9 +42,9 @@ def rule_of(config: FeaturesConfig) -> Rule:
     return rule
 
 
-def sample_id(sample: Sample, config: FeaturesConfig) -> str | None:
-    """The compared id of a sample; None where its json lacks what `join` asks for."""
-    value = sample.key if config.join == "key" else sample.info.get(config.join)
+def sample_id(key: str, info: Mapping[str, Any], config: FeaturesConfig) -> str | None:
+    """The compared id of a sample; None where its json, `info`, lacks what `join` asks for."""
+    value = key if config.join == "key" else info.get(config.join)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         return None
     return reduce_id(str(value), config.id)

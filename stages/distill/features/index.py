@@ -169,7 +169,7 @@ def _part(
     if folder is None:
         return _pass_over(path, scan, rule, show)
     kept = folder / f"{path.name}-{signature[:16]}.npz"
-    with _alone(folder / f"{kept.name}.lock"):
+    with _alone(folder / f"{kept.name}.lock", show):
         part = _read_part(kept)
         if part is None:
             part = _pass_over(path, scan, rule, show)
@@ -237,14 +237,20 @@ def _read_part(path: Path) -> Part | None:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def _alone(lock: Path, show: bool) -> Iterator[None]:
     """Waits until no other process that asked for `lock` is inside. A file system without locks
     makes everybody do the pass, with the same result."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if show:
+                print(f"{lock.stem}: waiting for another worker's pass", flush=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            pass  # no locks here
         yield
     finally:
         os.close(descriptor)

@@ -7,9 +7,10 @@ the index, whatever the size of the files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -112,12 +113,12 @@ class FeatureSeer:
         for sample in samples:
             yield self._see(sample)
 
-    def account(self, samples: Iterable[Sample]) -> Account:
-        """Who has no partner, over all samples there are. Pictures themselves are not needed."""
+    def account(self, samples: Iterable[tuple[str, Mapping[str, Any]]]) -> Account:
+        """Who has no partner, over the key and json of all samples there are."""
         index = self._reader.index
         asked, num_pictures, num_without = [], 0, 0
-        for sample in samples:
-            compared = sample_id(sample, self._config)
+        for key, info in samples:
+            compared = sample_id(key, info, self._config)
             num_pictures += 1
             if compared is None or not index.find(compared):
                 num_without += 1
@@ -138,7 +139,7 @@ class FeatureSeer:
         )
 
     def _see(self, sample: Sample) -> np.ndarray | Failure:
-        compared = sample_id(sample, self._config)
+        compared = sample_id(sample.key, sample.info, self._config)
         if compared is None:
             reason = f"its json has no {self._config.join} to find them by"
             return Failure(key=sample.key, reason=f"{NO_FEATURES}: {reason}")
