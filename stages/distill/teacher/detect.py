@@ -8,7 +8,9 @@ convolve and multiply take other ways for other sizes, so that a picture among o
 own size, comes out with other last digits, and now and then with another box. That costs speed
 where a device is too wide for one picture; "bf16" is there for it. In "bf16" pictures of one size
 run together, with convolutions and linear layers in bfloat16 and all that decides (logits, softmax,
-boxes, suppression) in single precision; last digits then do depend on the size of the batch.
+boxes, suppression) in single precision. Of the same boxes, features then stay within 3 % of the
+largest and probabilities within 0.1, against single precision and between sizes of batches alike
+(tests/stages/test_batch_invariance.py, which also prints what "fp32" differs by: nothing).
 
 What a row says: `box`, `label` and `score` are those of the class that won its place; `feature`,
 `top_label`, `top_score`, `attribute` are of the proposal that the object came from, as detectron2
@@ -85,7 +87,7 @@ class Teacher:
         batches = [[picture] for picture in prepared] if self.precision == "fp32" else [prepared]
         arrays = []
         for batch in batches:
-            with _in_precision(self.precision, self._device):
+            with in_precision(self.precision, self._device):
                 pixels = [picture.pixels for picture in batch]
                 pictures = stack(pixels, self.model.config.picture, self._device)
                 found = self.model.find(pictures, [picture.size for picture in batch],
@@ -131,7 +133,7 @@ def largest(values: Tensor, num: int) -> tuple[Tensor, Tensor]:
 
 
 @contextlib.contextmanager
-def _in_precision(precision: str, device: torch.device) -> Iterator[None]:
+def in_precision(precision: str, device: torch.device) -> Iterator[None]:
     """"fp32" is single precision in earnest, without NVIDIA's TF32, by kernels that give the same
     each time; "bf16" leaves convolutions and linear layers to autocast."""
     if precision == "bf16":
