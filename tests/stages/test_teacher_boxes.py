@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 
-from stages.distill.teacher.boxes import MAX_LOG_SCALE, clip, decode, encode, iou, is_nonempty
+from stages.distill.teacher.boxes import (
+    MAX_LOG_SCALE,
+    area,
+    clip,
+    decode,
+    encode,
+    iou,
+    is_nonempty,
+    sides,
+)
 
 RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -80,3 +89,16 @@ def test_clip_and_nonempty() -> None:
     expected = [[1.0, 2, 3, 4], [0, 0, 40, 30], [40, 0, 40, 9], [3, 3, 3, 9]]
     assert clipped.tolist() == expected
     assert is_nonempty(clipped).tolist() == [True, True, False, False]
+
+
+def test_inclusive_boxes_are_those_of_caffe() -> None:
+    """Oracle: py-faster-rcnn's bbox_transform_inv and clip_boxes by hand. A box of 10 x 20 pixels
+    moves by a tenth of its width and doubles its height; what comes out is a pixel too wide."""
+    box = torch.tensor([[10.0, 20, 19, 39]])
+    assert sides(box, inclusive=True).tolist() == [[10, 20]]
+    assert area(box, inclusive=True).tolist() == [200]
+    decoded = decode(box, torch.tensor([[0.1, 0, 0, math.log(2)]]), RPN_WEIGHTS, inclusive=True)
+    torch.testing.assert_close(decoded, torch.tensor([[11.0, 10, 21, 50]]))
+    assert clip(decoded, (50, 20), inclusive=True).tolist() == [[11, 10, 19, 49]]
+    shifted = box + torch.tensor([5.0, 0, 5, 0])
+    assert iou(box, shifted, inclusive=True).item() == pytest.approx(100 / 300)

@@ -18,7 +18,7 @@ from torch import Tensor
 from sharding.order import Order
 from stages.distill.teach_config import TeachConfig
 from stages.distill.teacher.labelled import LabelledPictures, Truth
-from stages.distill.teacher.resize import resize, resized_size, stack
+from stages.distill.teacher.resize import prepare, resized_size, scales, stack
 
 
 class Batch(NamedTuple):
@@ -73,10 +73,10 @@ class TrainingSet:
             truths=[Truth(*(part.to(self.device) for part in truth)) for truth in truths])
 
     def _picture(self, index: int) -> Tensor:
-        """A picture, resized: uint8 [H, W, 3]."""
+        """A picture, resized: [H, W, 3]."""
         if index in self._cache:
             return self._cache[index]
-        picture = resize(self._labelled.picture(index), self._sizes[index])
+        picture = prepare(self._labelled.picture(index), self.config.net.picture).pixels
         if picture.nbytes <= self._cache_bytes_left:
             self._cache[index] = picture
             self._cache_bytes_left -= picture.nbytes
@@ -84,10 +84,9 @@ class TrainingSet:
 
     def _scaled_truth(self, index: int) -> Truth:
         """The truth of a picture in pixels of the resized one."""
-        place, (height, width) = self._labelled.places[index], self._sizes[index]
-        truth = self._labelled.truth(index)
-        scale = torch.tensor([width / place.width, height / place.height] * 2)
-        return truth._replace(boxes=truth.boxes * scale)
+        place, truth = self._labelled.places[index], self._labelled.truth(index)
+        scale = scales((place.height, place.width), self.config.net.picture)
+        return truth._replace(boxes=truth.boxes * torch.tensor(scale * 2))
 
 
 def _flipped(truth: Truth, width: int) -> Truth:
