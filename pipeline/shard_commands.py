@@ -1,4 +1,4 @@
-"""Commands over folders of shards, whatever made them: verify, repair, repack, index, mixing.
+"""Commands over folders of shards, whatever made them: look, verify, repair, repack, index, mixing.
 
 Reached from ``pipeline.command_line``; each calls one function of ``sharding`` and shows what it
 gave. Shards are few thousand at most and each takes seconds, so all show their progress.
@@ -21,7 +21,8 @@ _MIXING_NUMBERS = (
 
 
 def add_shard_commands(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Add the five commands to the command line's parser."""
+    """Add the six commands to the command line's parser."""
+    _add_look(commands)
     _add_verify(commands)
     _add_repair(commands)
     _add_repack(commands)
@@ -42,6 +43,44 @@ def _progress(title: str, *, show: bool = True) -> Iterator[Callable[[int, int],
             shown[0].advance(num_done - shown[0].done)
 
         yield on_shard
+
+
+def _add_look(commands: Commands[argparse.ArgumentParser]) -> None:
+    look = commands.add_parser(
+        "look",
+        help="draw what is in shards on their pictures, as a page or a contact sheet",
+        description="Boxes, labels, attributes, scores, soft labels and phrases, drawn on pictures "
+        "of a shard: a page (.html, one file) or a contact sheet (.png).",
+    )
+    look.add_argument("shard", help="a shard's tar, a folder of shards, or the URL of either")
+    look.add_argument("--out", type=Path, required=True, metavar="FILE", help=".html or .png")
+    look.add_argument(
+        "--key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="draw this sample, or those of a pattern as 'toy-*'; as often as you like "
+        "(default: some of all, evenly spread)",
+    )
+    look.add_argument(
+        "--num", type=int, default=argparse.SUPPRESS, metavar="N",
+        help="pictures at most (default: 24)",
+    )
+    look.add_argument(
+        "--min-score", type=float, default=argparse.SUPPRESS, metavar="S",
+        help="leave out objects below this score (default: 0)",
+    )
+    look.set_defaults(command=_look)
+
+
+def _look(args: argparse.Namespace) -> int:
+    from pipeline.look.command import LookConfig, look
+
+    given = {name: getattr(args, name) for name in ("num", "min_score") if hasattr(args, name)}
+    looked = look(args.shard, args.out, LookConfig(keys=tuple(args.key), **given))
+    damaged = f", {looked.num_broken} of them damaged" if looked.num_broken else ""
+    print(f"{args.out}: {looked.num_shown} pictures{damaged}.")
+    return 0
 
 
 def _add_verify(commands: Commands[argparse.ArgumentParser]) -> None:

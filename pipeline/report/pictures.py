@@ -21,7 +21,8 @@ from sharding.read import read_sample
 from sharding.schema import Sample, ShardError
 
 _KEPT_BYTES = 16 * 1024
-_QUALITY = 80
+_MOST_BYTES = 96 * 1024
+_QUALITIES = (80, 60, 40, 20)
 _NUM_LOOKED_AT = 20
 
 
@@ -161,8 +162,12 @@ def _flat(picture: Image.Image) -> Image.Image:
 
 
 def _jpeg(picture: Image.Image) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, "JPEG", quality=_QUALITY, optimize=True)
+    """A JPEG, of so low a quality that not even noise takes more than `_MOST_BYTES`, if it can."""
+    for quality in _QUALITIES:
+        out = io.BytesIO()
+        picture.save(out, "JPEG", quality=quality, optimize=True)
+        if out.tell() <= _MOST_BYTES:
+            break
     return out.getvalue()
 
 
