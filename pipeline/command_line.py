@@ -16,6 +16,7 @@ from pipeline import __version__
 from pipeline.blame import is_for_users
 from pipeline.run_folder import RunFolder
 from pipeline.shard_commands import add_shard_commands
+from pipeline.teacher_commands import add_teacher_commands
 
 STAGES = {
     "ingest": "raw corpora -> image shards",
@@ -139,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe_command(commands, "run", whole, stages=list(STAGES))
     _add_looking_commands(commands)
     add_shard_commands(commands)
+    add_teacher_commands(commands)
     return parser
 
 

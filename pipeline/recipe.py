@@ -80,7 +80,7 @@ def read_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> dict
     """The plain values of a recipe: file over base, overrides over file; not yet checked."""
     values = _read(str(name_or_path), beside=Path(), seen=())
     for override in overrides:
-        _set(values, override)
+        set_value(values, override)
     return values
 
 
@@ -131,8 +131,8 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _set(values: dict[str, Any], override: str) -> None:
-    """Lay one ``a.b=c`` over ``values``, in place; ``c`` is a YAML value."""
+def set_value(values: dict[str, Any], override: str) -> None:
+    """Lay one ``a.b=c`` over ``values``, in place; ``c`` is a YAML value. Raises RecipeError."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):

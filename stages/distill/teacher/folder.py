@@ -26,6 +26,7 @@ from stages.distill.teacher.card import Card, Sizes, page
 from stages.distill.teacher.detect import Teacher
 from stages.distill.teacher.faster_rcnn import FasterRCNN
 from stages.distill.teacher.net_config import TeacherConfig, net_from_json
+from stages.distill.teacher.unfilled import put_weights, shapes_only
 
 SCHEMA = "boxless/teacher/2"
 CONFIG, NAMES, WEIGHTS, CARD = "config.json", "names.json", "model.safetensors", "CARD.md"
@@ -98,10 +99,9 @@ def load_teacher(folder: Path) -> Teacher | BlindTeacher:
     about = read_about(folder)
     if about.net is None:
         return BlindTeacher(about.fingerprint)
-    with torch.device("meta"):  # no weights are made up that the file's then replace
+    with shapes_only():
         model = FasterRCNN(about.net, num_labels=len(about.labels),
                            num_attributes=len(about.attributes))
-    model.to_empty(device="cpu")
     _load_weights(model, folder / WEIGHTS)
     _check_fingerprint(folder, about)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -164,13 +164,14 @@ def _read_json(path: Path) -> Any:
 def _load_weights(model: FasterRCNN, path: Path) -> None:
     try:
         weights: dict[str, Tensor] = safetensors.torch.load_file(path)
-        model.load_state_dict(weights)
+        put_weights(model, weights)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise TeacherError(
             f"{path}: got weights that do not fit the net of {CONFIG} ({error}); {_AGAIN}"
         ) from error
     odd = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
     if odd:
+        some = ", ".join(odd[:8]) + (f" and {len(odd) - 8} more" if len(odd) > 8 else "")
         raise TeacherError(
-            f"{path}: got numbers that are not finite in {', '.join(odd)}; {_AGAIN}: teach with a "
-            "lower learning rate, or convert another checkpoint")
+            f"{path}: got numbers that are not finite in {some}; {_AGAIN}: teach with a lower "
+            "learning rate, or convert another checkpoint")

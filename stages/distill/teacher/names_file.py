@@ -56,9 +56,9 @@ def _entries(path: Path) -> list[str]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: got {error}, expected JSON") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        got = "list of other things" if isinstance(names, list) else type(names).__name__
         raise CheckpointError(
-            f"{path}: got {type(names).__name__}, expected a JSON list of names, the name of label "
-            "0 first")
+            f"{path}: got a {got}, expected a JSON list of names, the name of label 0 first")
     return names
 
 

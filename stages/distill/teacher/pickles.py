@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import codecs
 import mmap
-import pickle
 import pickletools
 import struct
 from collections.abc import Callable, Mapping
@@ -31,10 +30,12 @@ from stages.distill.teacher.pickled_arrays import CALLABLES, Array, Dtype, check
 
 MAX_STEPS = 2_000_000  # a checkpoint of 700 arrays takes 20 thousand
 MAX_DEPTH = 32
+MAX_PROTOCOL = 5
 _MAX_INTEGER_BYTES = 64
 _CURE = ("nothing of it was run; take the file from whom you trust, or have the project that wrote "
          "it save the weights as .safetensors or as arrays alone")
-_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+_CODES = {opcode.name: ord(opcode.code) for opcode in pickletools.opcodes}
+_NAMES = {code: name for name, code in _CODES.items()}
 
 
 def read_pickle(path: Path) -> Any:
@@ -130,7 +131,7 @@ class _Machine:
         """What is on the stack at the end."""
         for _ in range(MAX_STEPS):
             code = self._bytes(1)[0]
-            if code == pickle.STOP[0]:
+            if code == _CODES["STOP"]:
                 if num_more := len(self.data) - self.position:
                     raise CheckpointError(
                         f"got {num_more} bytes after the pickle's end, expected none; is it "
@@ -294,9 +295,9 @@ class _Machine:
 
     def protocol(self) -> None:
         number = self._bytes(1)[0]
-        if number > pickle.HIGHEST_PROTOCOL:
+        if number > MAX_PROTOCOL:
             raise CheckpointError(
-                f"got protocol {number}, expected 0 to {pickle.HIGHEST_PROTOCOL}; is it a pickle?")
+                f"got protocol {number}, expected 0 to {MAX_PROTOCOL}; is it a pickle?")
 
 
 def _integer(line: bytes) -> int:
@@ -317,65 +318,65 @@ def _utf8(raw: bytes) -> str:
 
 
 _Step = Callable[[_Machine], Any]
-_PUSHES: dict[bytes, Callable[[_Machine], Any]] = {
-    pickle.NONE: lambda m: None,
-    pickle.NEWTRUE: lambda m: True,
-    pickle.NEWFALSE: lambda m: False,
-    pickle.BININT: lambda m: m._number("<i"),
-    pickle.BININT1: lambda m: m._number("<B"),
-    pickle.BININT2: lambda m: m._number("<H"),
-    pickle.FLOAT: lambda m: float(m._line()),
-    pickle.BINFLOAT: lambda m: m._number(">d"),
-    pickle.BINSTRING: lambda m: m._sized("<i").decode("latin1"),
-    pickle.SHORT_BINSTRING: lambda m: m._sized("<B").decode("latin1"),
-    pickle.UNICODE: lambda m: m._line().decode("raw-unicode-escape"),
-    pickle.SHORT_BINUNICODE: lambda m: _utf8(m._sized("<B")),
-    pickle.BINUNICODE: lambda m: _utf8(m._sized("<I")),
-    pickle.BINUNICODE8: lambda m: _utf8(m._sized("<Q")),
-    pickle.SHORT_BINBYTES: lambda m: m._sized("<B"),
-    pickle.BINBYTES: lambda m: m._sized("<I"),
-    pickle.BINBYTES8: lambda m: m._sized("<Q"),
-    pickle.BYTEARRAY8: lambda m: m._sized("<Q"),
-    pickle.EMPTY_DICT: lambda m: {},
-    pickle.EMPTY_LIST: lambda m: [],
-    pickle.EMPTY_TUPLE: lambda m: (),
-    pickle.DICT: lambda m: _pairs(m._pop_mark()),
-    pickle.LIST: lambda m: m._pop_mark(),
-    pickle.TUPLE: lambda m: tuple(m._pop_mark()),
-    pickle.DUP: lambda m: m.stack[-1],
-    pickle.GET: lambda m: m.memo[_integer(m._line())],
-    pickle.BINGET: lambda m: m.memo[m._number("<B")],
-    pickle.LONG_BINGET: lambda m: m.memo[m._number("<I")],
+_PUSHES: dict[str, Callable[[_Machine], Any]] = {
+    "NONE": lambda m: None,
+    "NEWTRUE": lambda m: True,
+    "NEWFALSE": lambda m: False,
+    "BININT": lambda m: m._number("<i"),
+    "BININT1": lambda m: m._number("<B"),
+    "BININT2": lambda m: m._number("<H"),
+    "FLOAT": lambda m: float(m._line()),
+    "BINFLOAT": lambda m: m._number(">d"),
+    "BINSTRING": lambda m: m._sized("<i").decode("latin1"),
+    "SHORT_BINSTRING": lambda m: m._sized("<B").decode("latin1"),
+    "UNICODE": lambda m: m._line().decode("raw-unicode-escape"),
+    "SHORT_BINUNICODE": lambda m: _utf8(m._sized("<B")),
+    "BINUNICODE": lambda m: _utf8(m._sized("<I")),
+    "BINUNICODE8": lambda m: _utf8(m._sized("<Q")),
+    "SHORT_BINBYTES": lambda m: m._sized("<B"),
+    "BINBYTES": lambda m: m._sized("<I"),
+    "BINBYTES8": lambda m: m._sized("<Q"),
+    "BYTEARRAY8": lambda m: m._sized("<Q"),
+    "EMPTY_DICT": lambda m: {},
+    "EMPTY_LIST": lambda m: [],
+    "EMPTY_TUPLE": lambda m: (),
+    "DICT": lambda m: _pairs(m._pop_mark()),
+    "LIST": lambda m: m._pop_mark(),
+    "TUPLE": lambda m: tuple(m._pop_mark()),
+    "DUP": lambda m: m.stack[-1],
+    "GET": lambda m: m.memo[_integer(m._line())],
+    "BINGET": lambda m: m.memo[m._number("<B")],
+    "LONG_BINGET": lambda m: m.memo[m._number("<I")],
 }
-_OTHERS: dict[bytes, _Step] = {
-    pickle.PROTO: _Machine.protocol,
-    pickle.FRAME: lambda m: m._bytes(8),  # a hint for reading ahead
-    pickle.MARK: _Machine.mark,
-    pickle.POP: _Machine.pop,
-    pickle.POP_MARK: _Machine._pop_mark,
-    pickle.INT: _Machine.integer_line,
-    pickle.LONG: _Machine.long_line,
-    pickle.LONG1: lambda m: m.long("<B"),
-    pickle.LONG4: lambda m: m.long("<i"),
-    pickle.STRING: _Machine.string_line,
-    pickle.APPEND: _Machine.append,
-    pickle.APPENDS: _Machine.append_marked,
-    pickle.SETITEM: _Machine.set_item,
-    pickle.SETITEMS: _Machine.set_marked,
-    pickle.TUPLE1: lambda m: m.tuple_of(1),
-    pickle.TUPLE2: lambda m: m.tuple_of(2),
-    pickle.TUPLE3: lambda m: m.tuple_of(3),
-    pickle.PUT: lambda m: m.keep(_integer(m._line())),
-    pickle.BINPUT: lambda m: m.keep(m._number("<B")),
-    pickle.LONG_BINPUT: lambda m: m.keep(m._number("<I")),
-    pickle.MEMOIZE: lambda m: m.keep(len(m.memo)),
-    pickle.GLOBAL: _Machine.name,
-    pickle.STACK_GLOBAL: _Machine.name_of_stack,
-    pickle.REDUCE: _Machine.call,
-    pickle.NEWOBJ: _Machine.call,
-    pickle.OBJ: _Machine.call_marked,
-    pickle.INST: _Machine.call_named,
-    pickle.BUILD: _Machine.fill,
+_OTHERS: dict[str, _Step] = {
+    "PROTO": _Machine.protocol,
+    "FRAME": lambda m: m._bytes(8),  # a hint for reading ahead
+    "MARK": _Machine.mark,
+    "POP": _Machine.pop,
+    "POP_MARK": _Machine._pop_mark,
+    "INT": _Machine.integer_line,
+    "LONG": _Machine.long_line,
+    "LONG1": lambda m: m.long("<B"),
+    "LONG4": lambda m: m.long("<i"),
+    "STRING": _Machine.string_line,
+    "APPEND": _Machine.append,
+    "APPENDS": _Machine.append_marked,
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": _Machine.set_marked,
+    "TUPLE1": lambda m: m.tuple_of(1),
+    "TUPLE2": lambda m: m.tuple_of(2),
+    "TUPLE3": lambda m: m.tuple_of(3),
+    "PUT": lambda m: m.keep(_integer(m._line())),
+    "BINPUT": lambda m: m.keep(m._number("<B")),
+    "LONG_BINPUT": lambda m: m.keep(m._number("<I")),
+    "MEMOIZE": lambda m: m.keep(len(m.memo)),
+    "GLOBAL": _Machine.name,
+    "STACK_GLOBAL": _Machine.name_of_stack,
+    "REDUCE": _Machine.call,
+    "NEWOBJ": _Machine.call,
+    "OBJ": _Machine.call_marked,
+    "INST": _Machine.call_named,
+    "BUILD": _Machine.fill,
 }
 
 
@@ -384,6 +385,6 @@ def _pushing(value: Callable[[_Machine], Any]) -> _Step:
 
 
 _STEPS: Mapping[int, _Step] = {
-    **{code[0]: _pushing(value) for code, value in _PUSHES.items()},
-    **{code[0]: step for code, step in _OTHERS.items()},
+    **{_CODES[name]: _pushing(value) for name, value in _PUSHES.items()},
+    **{_CODES[name]: step for name, step in _OTHERS.items()},
 }

@@ -25,6 +25,7 @@ from stages.distill.teacher.checkpoint_error import CheckpointError
 from stages.distill.teacher.families import Family
 from stages.distill.teacher.faster_rcnn import FasterRCNN
 from stages.distill.teacher.net_config import ProposalConfig, ResNetConfig, TeacherConfig
+from stages.distill.teacher.unfilled import shapes_only
 
 FROZEN_EPS = 1e-5  # of detectron2's FrozenBatchNorm2d and torch's BatchNorm2d
 ANCHOR_TOLERANCE_PX = 0.01
@@ -65,7 +66,7 @@ def read_net(weights: Mapping[str, np.ndarray], family: Family
     if attributes is not None:
         num_attributes = arrays.shape(f"{attributes[2]}.weight", 2)[0] - (
             family.no_attribute is not None)
-    with torch.device("meta"):
+    with shapes_only():
         model = FasterRCNN(config, num_labels=num_labels, num_attributes=num_attributes)
     state = {name: _read(arrays, name, tuple(tensor.shape), family, attributes)
              for name, tensor in model.state_dict().items()}
