@@ -26,14 +26,14 @@ def _add_convert(commands: Commands[argparse.ArgumentParser]) -> None:
     convert = commands.add_parser(
         "convert",
         help="a detectron2 or bottom-up-attention checkpoint -> a teacher's folder",
-        description="Reads .pkl, .pth, .pt and .safetensors without running anything of theirs. "
+        description="Reads .pkl, .pth, .pt and .safetensors without running anything of theirs.\n"
         "The folder is what a recipe takes as teach.given.",
         epilog=_families(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     convert.add_argument("checkpoint", type=Path, help="a file of weights")
     convert.add_argument(
-        "--family", choices=list(FAMILIES), required=True, help="what it was trained by, see below"
+        "--family", choices=list(FAMILIES), required=True, help="where it is from, see below"
     )
     convert.add_argument(
         "--labels", type=Path, required=True, metavar="FILE",
@@ -60,7 +60,8 @@ def _families() -> str:
     for family in FAMILIES.values():
         lines.append(f"  {family.name}")
         lines += textwrap.wrap(
-            family.about, 96, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            family.about, 96, initial_indent=" " * 6, subsequent_indent=" " * 6,
+            break_on_hyphens=False)
     return "\n".join(lines)
 
 
@@ -146,9 +147,10 @@ def _show(folder: Path) -> None:
     if about.card is None or about.sizes is None:
         print(f"{folder}: a teacher that sees nothing; it stands for pictures without boxes.")
         return
-    table = Table(title=escape(str(folder)), title_justify="left", show_header=False)
+    table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column(overflow="fold")  # a fingerprint has to be whole to be of use
     for name, text in rows(about.card, about.sizes, about.fingerprint).items():
         table.add_row(name, escape(text))
-    Console().print(table)
+    print(f"{folder}:")
+    Console(highlight=False).print(table)

@@ -24,7 +24,7 @@ from stages.distill.teacher.checkpoint_error import CheckpointError
 from stages.distill.teacher.convert import convert, read_checkpoint
 from stages.distill.teacher.detect import Teacher
 from stages.distill.teacher.families import FAMILIES
-from stages.distill.teacher.folder import load_teacher, read_about
+from stages.distill.teacher.folder import copy_teacher, load_teacher, read_about
 from stages.distill.teacher.names_file import read_names
 from stages.distill.teacher.weights import read_net
 
@@ -100,8 +100,7 @@ def run(checkpoint: Path, out: Path, *, family: str = "detectron2",
 
 
 def test_one_teacher_comes_of_the_same_weights_in_any_file(tmp_path: Path) -> None:
-    """Oracle: equal fingerprints and weights, byte for byte, which hold what read_net gives; and
-    the teacher looks at a picture."""
+    """Oracle: equal fingerprints and weights, byte for byte, which hold what read_net gives."""
     fingerprints = set()
     for number, (kind, save) in enumerate(KINDS.items()):
         save(WEIGHTS, tmp_path / kind)
@@ -143,6 +142,16 @@ def test_a_folder_says_what_it_is(tmp_path: Path) -> None:
         assert words in page
     assert first == run(tmp_path / "x.pkl", tmp_path / "again", family="vg-d2",
                         attributes=ATTRIBUTES, licence="unknown")
+
+
+def test_a_run_takes_the_folder_as_it_is(tmp_path: Path) -> None:
+    """Oracle: every file of the folder, byte for byte, where a recipe's teach.given copies it."""
+    save_pickle(WEIGHTS, tmp_path / "x.pkl")
+    run(tmp_path / "x.pkl", tmp_path / "out")
+    copy_teacher(tmp_path / "out", tmp_path / "copy")
+    files = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    assert len(files) == 4
+    assert files == {file.name: file.read_bytes() for file in (tmp_path / "copy").iterdir()}
 
 
 def damaged(weights: Weights, **changes: Any) -> Weights:

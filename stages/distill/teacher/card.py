@@ -46,11 +46,10 @@ class Sizes:
 
 def rows(card: Card, sizes: Sizes, fingerprint: str) -> dict[str, str]:
     """The lines that people read, by what they are called."""
-    source = "none: it was trained here" if card.source is None else (
-        f"{card.source} (SHA-256 {card.source_sha256})")
     return {
         "family": card.family,
-        "checkpoint": source,
+        "checkpoint": card.source or "none: it was trained here",
+        **({"SHA-256": card.source_sha256} if card.source_sha256 else {}),
         "licence": card.licence,
         "labels": f"{sizes.num_labels:,}",
         "attributes": f"{sizes.num_attributes:,}" if sizes.num_attributes else "none",
