@@ -74,7 +74,7 @@ class _Maker:
         x = functional.conv2d(x, self.weights[f"{name}.weight"], None, stride, kernel // 2)
         mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3)) + 1e-5
         # The last convolution of a residual branch starts small, so that the sum does not grow.
-        scale, shift = torch.full((width,), 0.5 if name.endswith("conv3") else 1.0), _draw(
+        scale, shift = torch.full((width,), 0.2 if name.endswith("conv3") else 1.0), _draw(
             f"{name}.shift", (width,)) * 0.1
         norm = {"weight": scale, "bias": shift, "running_mean": mean, "running_var": variance}
         self.weights |= {f"{name}.norm.{part}": value for part, value in norm.items()}

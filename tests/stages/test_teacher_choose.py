@@ -90,8 +90,7 @@ def slow_detections(boxes: Tensor, probabilities: Tensor, config: ChoiceConfig
     """
     pairs = [(proposal, label) for proposal in range(len(boxes))
              for label in range(boxes.shape[1])
-             if float(probabilities[proposal, label]) > config.score_threshold
-             and (boxes[proposal, label, 2:] > boxes[proposal, label, :2]).all()]
+             if float(probabilities[proposal, label]) > config.score_threshold]
     pairs.sort(key=lambda pair: -float(probabilities[pair]))
     kept: list[tuple[int, int]] = []
     for proposal, label in pairs:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.distill.teacher.boxes import is_nonempty
 from stages.distill.teacher.net_config import ChoiceConfig
 from stages.distill.teacher.nms import nms, pushes_out
 
@@ -21,11 +20,11 @@ def detections(boxes: Tensor, probabilities: Tensor, choice: ChoiceConfig
 
     boxes [P, L, 4]: each proposal's box for each label, clipped; probabilities [P, L]. A proposal
     may give several objects. detectron2's rule (modeling/roi_heads/fast_rcnn.py): every pair
-    scoring above the threshold whose box is not empty, suppressed within its label, the best
-    `max_objects` of them; of equal scores, the earlier proposal and label.
+    scoring above the threshold, suppressed within its label, the best `max_objects` of them; of
+    equal scores, the earlier proposal and label. Boxes that lay outside the picture and are empty
+    now take their places, as there; who writes the objects down drops them.
     """
-    proposal, label = torch.nonzero(
-        (probabilities > choice.score_threshold) & is_nonempty(boxes), as_tuple=True)
+    proposal, label = torch.nonzero(probabilities > choice.score_threshold, as_tuple=True)
     kept = nms(boxes[proposal, label], probabilities[proposal, label], label,
                threshold=choice.iou, max_kept=choice.max_objects)
     return proposal[kept], label[kept]
