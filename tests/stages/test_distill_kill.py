@@ -16,11 +16,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from distill_fakes import FakeTeacher, plain_shards, seer_of, tree_of, write_images
 
 from stages.distill import run
 from stages.distill.distill_config import DistillConfig
 from stages.distill.phrases import LexiconChunker
+from stages.distill.teacher.resize import Prepared
 
 CONFIG = DistillConfig(batch_size=2, phrases="lexicon")
 STEP = 4
@@ -47,6 +49,25 @@ def test_killed_anywhere_and_started_again_ends_with_the_same_bytes(tmp_path: Pa
     assert len(folders) >= 50 // STEP
     for folder in folders:
         assert tree_of(folder) == expected, folder.name
+
+
+def test_told_to_stop_it_gives_its_shard_back_at_once(tmp_path: Path) -> None:
+    """Oracle: SIGTERM while the third picture is with the teacher: the status of a process that
+    was told to stop, no claim and no part of a shard left behind; the next run ends with the same
+    bytes."""
+    images, whole, out = tmp_path / "images", tmp_path / "whole", tmp_path / "stopped"
+    write_images(images, plain_shards())
+    run.distill(CONFIG, images=images, seer=seer_of(FakeTeacher()), out=whole)
+    stopped = subprocess.run(
+        [sys.executable, __file__, str(images), str(out), "stop"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=120,
+    )
+    assert stopped.returncode == 128 + signal.SIGTERM
+    left = [path.name for path in out.rglob("*")]
+    assert not [name for name in left if name.endswith((".claim", ".tar"))], left
+    run.distill(CONFIG, images=images, seer=seer_of(FakeTeacher()), out=out)
+    assert tree_of(out) == tree_of(whole)
 
 
 def dying(function: Callable[..., Any], moments: Any, last: int) -> Callable[..., Any]:
@@ -99,5 +120,21 @@ def main(images: Path, root: Path) -> None:
         assert run_in_fork(images, out, None) == 0
 
 
+def stop(images: Path, out: Path) -> None:
+    """One run, told to stop while the teacher looks at a picture."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    teacher, detect = FakeTeacher(), FakeTeacher().detect
+
+    def told(prepared: list[Prepared]) -> list[np.ndarray]:
+        if sum(teacher.batch_sizes) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        teacher.batch_sizes.append(len(prepared))
+        return detect(prepared)
+
+    teacher.detect = told  # type: ignore[method-assign]
+    seer = seer_of(teacher, batch_size=1)
+    run.distill(CONFIG, images=images, seer=seer, out=out)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    (stop if len(sys.argv) > 3 else main)(Path(sys.argv[1]), Path(sys.argv[2]))
