@@ -34,7 +34,7 @@ from test_features_formats import (
 from sharding.schema import Failure, check_objects
 from stages.distill.features.arrays import from_base64, read_npz
 from stages.distill.features.record import FeaturesError, RowError
-from stages.distill.features.uniter_lmdb import find_package, read_msgpack
+from stages.distill.features.uniter_lmdb import _corners, find_package, read_msgpack
 
 IDS = ("1", "2", "3")
 
@@ -54,7 +54,7 @@ COLUMNS = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id",
     "column, change, reason",
     [
         ("features", lambda f: f[:-3] + b"\r\n", "features: wrong base64"),  # padding cut off
-        ("boxes", lambda f: b"*" + f[1:], "boxes: wrong base64"),
+        ("boxes", lambda f: b"****" + f, "boxes: wrong base64"),
         ("boxes", lambda f: f[:-8], "boxes: .* bytes, expected"),
         ("objects_id", lambda f: f[: len(f) // 8 * 4], "objects_id: .* bytes, expected"),
         ("attrs_conf", lambda f: b"", "attrs_conf: 0 bytes, expected"),
@@ -165,6 +165,39 @@ def test_what_the_recipe_asks_for_and_the_file_lacks(tmp_path: Path) -> None:
     assert "attributes: none in it" in reason_of(written, seen)
     assert reason_of(write_lxmert(tmp_path, [seen]), seen, feature_size=7) == (
         "features: features: 6 values each, expected 7 (distill.features.feature_size)")
+
+
+def test_boxes_are_as_many_as_said(tmp_path: Path) -> None:
+    (seen,) = look_at(["1"])
+    written = write_caffe(tmp_path, [seen])
+    (path,) = tmp_path.glob("*.npz")
+    num = len(seen.boxes)
+    path.write_bytes(files.npz_bytes(
+        x=seen.features, bbox=seen.boxes, num_bbox=num + 1, info=files.caffe_info(seen)))
+    assert f"bbox: shape ({num}, 4), expected {num + 1} boxes" in reason_of(written, seen)
+
+
+def test_shares_have_to_span_the_sides_beside_them() -> None:
+    """x, y, width, height in another order are not taken for corners; half precision is."""
+    sound = np.array([[0.1, 0.2, 0.7, 0.9, 0.6, 0.7]], np.float16)
+    assert np.array_equal(_corners(sound), sound[:, :4].astype(np.float32))
+    with_area = np.hstack([sound, sound[:, 4:5] * sound[:, 5:]])
+    assert _corners(with_area).shape == (1, 4)
+    for bad in (np.array([[0.1, 0.2, 0.6, 0.7, 0.7, 0.9]]), sound * np.nan):
+        with pytest.raises(RowError, match="norm_bb: width and height"):
+            _corners(bad)
+    with pytest.raises(RowError, match="norm_bb: 4 values"):
+        _corners(sound[:, :4])
+
+
+def test_scores_that_are_one_half_keep_the_order_of_the_file(tmp_path: Path) -> None:
+    """0.50001 and 0.50002 are the same number in half precision."""
+    seen = look("1", np.random.default_rng(0), num=3)
+    seen.probabilities[:] = 0
+    seen.probabilities[:, 0] = (0.50001, 0.50002, 0.7)
+    (objects,) = seer_of(write_lxmert(tmp_path, [seen])).see([sample_of(seen)])
+    assert isinstance(objects, np.ndarray)
+    assert np.array_equal(objects["feature"], seen.features[[2, 0, 1]].astype(np.float16))
 
 
 def test_boxes_of_a_resized_picture(tmp_path: Path) -> None:

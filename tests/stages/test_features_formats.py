@@ -187,6 +187,29 @@ def test_rows_of_six_columns_have_no_classes(tmp_path: Path) -> None:
         seer_of({**write_lxmert(tmp_path, seen), "labels": None, "attributes": None})
 
 
+def test_a_broken_first_row_does_not_tell_the_layout(tmp_path: Path) -> None:
+    """Six of LXMERT's ten columns, as a row that was cut off has."""
+    seen = look_at(IDS)
+    written = write_lxmert(tmp_path, seen)
+    sound = (tmp_path / "val.tsv").read_bytes()
+    cut = b"\t".join(sound.split(b"\t")[:6]) + b"\r\n"
+    (tmp_path / "val.tsv").write_bytes(cut + sound[sound.index(b"\n") + 1:])
+    failed, *others = seer_of(written).see(map(sample_of, seen))
+    assert isinstance(failed, Failure)
+    assert failed.reason.startswith("features: columns: 6, expected 10")
+    assert all(isinstance(objects, np.ndarray) for objects in others)
+
+
+def test_the_same_detection_twice_is_one(tmp_path: Path) -> None:
+    """As two files that were merged have it."""
+    (seen,) = look_at(["7"])
+    written = write_coco(tmp_path, [seen])
+    (tmp_path / "bbox.json").write_text(json.dumps(2 * files.coco_entries(seen)))
+    (objects,) = seer_of(written).see([sample_of(seen)])
+    assert isinstance(objects, np.ndarray)
+    assert len(objects) == len(seen.boxes)
+
+
 def test_features_without_predictions_are_not_enough(tmp_path: Path) -> None:
     for write in (write_oscar, write_oscar_captions):
         with pytest.raises(FeaturesError, match="predictions is null.*no boxes and classes"):

@@ -143,6 +143,10 @@ def test_the_index_is_kept_and_taken_only_where_it_fits(
     for kept in folder.glob("features.tsv-*.npz"):
         kept.write_bytes(kept.read_bytes()[:-50])
     assert results() == (moved, ["features.tsv"])
+    for kept in folder.glob("features.tsv-*.npz"):
+        arrays = {name: np.zeros(num, "<u8") for num, name in enumerate(index._ARRAYS, 3)}
+        np.savez(kept, **arrays, num_faults=0, faults=np.array([], "U"))
+    assert results() == (moved, ["features.tsv"])
 
 
 def test_workers_make_one_pass_between_them(

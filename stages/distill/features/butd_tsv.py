@@ -30,7 +30,7 @@ NUM_LXMERT_COLUMNS, NUM_BUTD_COLUMNS = 10, 6
 
 
 class ButdTsv:
-    """Rows of either layout; which one, the first row tells. FeaturesError where the recipe's
+    """Rows of either layout; which one, the first rows tell. FeaturesError where the recipe's
     `labels` does not go with it."""
 
     is_row_a_picture = True
@@ -38,14 +38,14 @@ class ButdTsv:
     def __init__(self, config: FeaturesConfig, *, folder: Path | None, show: bool) -> None:
         self._is_unlabelled = config.labels is None
         self._rows = TsvFiles(config.path, config, field="path", folder=folder, show=show)
-        num_columns = 1 + len(self._rows.first_row())
-        if num_columns == NUM_BUTD_COLUMNS and not self._is_unlabelled:
+        seen = {1 + len(fields) for fields in self._rows.first_rows()}
+        if NUM_BUTD_COLUMNS in seen and NUM_LXMERT_COLUMNS not in seen and not self._is_unlabelled:
             raise FeaturesError(
                 f"labels is {config.labels!r}, but the rows of {config.path} have no classes (the "
                 "six columns of bottom-up attention's generate_tsv.py); set labels and attributes "
                 "to null, and every object is an \"object\" of score 1, or let a teacher look again"
             )
-        if num_columns == NUM_LXMERT_COLUMNS and self._is_unlabelled:
+        if NUM_LXMERT_COLUMNS in seen and self._is_unlabelled:
             raise FeaturesError(
                 f"labels is null, but the rows of {config.path} have classes (LXMERT's ten "
                 "columns); expected the file of their names, as objects_vocab.txt"

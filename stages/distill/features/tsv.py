@@ -6,6 +6,7 @@ not used: it keeps no offsets, and its fields may hold line ends, which base64 a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,7 @@ from stages.distill.features.record import RowError
 
 MAX_ROW_BYTES = 1 << 28
 _MAX_ID_BYTES = 1 << 10
+_NUM_FIRST = 8
 
 
 class TsvFiles:
@@ -43,13 +45,12 @@ class TsvFiles:
         first, *rest = self._files.read(place).rstrip(b"\r\n").split(b"\t")
         return _id(first), rest
 
-    def first_row(self) -> list[bytes]:
-        """The other fields of the first file's first row, [] of an empty file."""
+    def first_rows(self) -> list[list[bytes]]:
+        """The other fields of the first file's first rows, to tell its layout by: several, as one
+        may be broken."""
         with open(self.paths[0], "rb") as source:
-            found = next(scan_lines(source), None)
-        if found is None:
-            return []
-        return self.row(Place(0, found.offset, found.length))[1]
+            rows = itertools.islice((row for row in scan_lines(source) if row.id), _NUM_FIRST)
+            return [self.row(Place(0, row.offset, row.length))[1] for row in rows]
 
 
 def scan_lines(source: BinaryIO) -> Iterator[Found]:

@@ -61,8 +61,8 @@ class VinvlTsv:
         self.id_at = self._rows.id_at
         files = [self._rows, self._predictions] if self._predictions else [self._rows]
         self.fingerprint = sha256_of([file.index.fingerprint for file in files])
-        first = self._rows.first_row()
-        if first and self._predictions is None and not _has_objects(first):
+        first = self._rows.first_rows()
+        if first and self._predictions is None and not any(map(_has_objects, first)):
             raise FeaturesError(
                 f"predictions is null, but the rows of {config.path} have no boxes and classes; "
                 "expected Oscar's predictions.tsv or label.tsv, of the same pictures"
@@ -164,9 +164,9 @@ def _has_objects(fields: list[bytes]) -> bool:
     """Whether a row is of scene_graph_benchmark's layout."""
     try:
         said = _parse(fields[0], "row")
-    except RowError:  # a broken first row, which reading names; or a number of boxes
-        return not fields[0].isdigit()
-    return not (isinstance(said, dict) and "features" in said) and not isinstance(said, int)
+    except RowError:
+        return False
+    return isinstance(said, dict) and "features" not in said
 
 
 def _parse(field: bytes, name: str) -> Any:
