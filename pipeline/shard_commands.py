@@ -75,11 +75,12 @@ def _add_look(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _look(args: argparse.Namespace) -> int:
     from pipeline.look.command import LookConfig, look
+    from pipeline.look.words import pictures
 
     given = {name: getattr(args, name) for name in ("num", "min_score") if hasattr(args, name)}
     looked = look(args.shard, args.out, LookConfig(keys=tuple(args.key), **given))
     damaged = f", {looked.num_broken} of them damaged" if looked.num_broken else ""
-    print(f"{args.out}: {looked.num_shown} pictures{damaged}.")
+    print(f"{args.out}: {pictures(looked.num_shown)}{damaged}.")
     return 0
 
 

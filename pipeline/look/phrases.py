@@ -72,7 +72,7 @@ def heat_table(scene: Scene) -> Element | None:
     whole = h("table", h("caption", {"class": "unseen"}, said),
               h("thead", h("tr", h("td", {"class": "corner"}, "phrase × object"), *heads)),
               h("tbody", *body))
-    attributes = {"class": "alike", "tabindex": "0", "role": "region", "aria-label": said}
+    attributes = {"class": "alike scrolls", "tabindex": "0", "role": "region", "aria-label": said}
     return h("div", attributes, whole, _rest(every, rows, columns))
 
 

@@ -27,7 +27,7 @@ def head_line(shelf: Shelf, counts: Counts) -> str:
         f"{'Object' if kind == 'objects' else 'Image'} shard"
         + (f"s, {count(len(shelf.entries))} of them" if len(shelf.entries) > 1 else ""),
         pictures(shelf.num_samples),
-        f"{num_bytes / 1e6:,.1f} MB",
+        f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:,.0f} kB",
     ]
     names = names_of(shelf.about)
     if names.labels:
