@@ -175,6 +175,9 @@ def test_boxes_are_as_many_as_said(tmp_path: Path) -> None:
     path.write_bytes(files.npz_bytes(
         x=seen.features, bbox=seen.boxes, num_bbox=num + 1, info=files.caffe_info(seen)))
     assert f"bbox: shape ({num}, 4), expected {num + 1} boxes" in reason_of(written, seen)
+    for bbox in (np.array(3.0), seen.boxes[0], seen.boxes[:, :3]):
+        path.write_bytes(files.npz_bytes(x=seen.features, bbox=bbox, info=files.caffe_info(seen)))
+        assert "bbox: shape (" in reason_of(written, seen)
 
 
 def test_shares_have_to_span_the_sides_beside_them() -> None:

@@ -71,10 +71,12 @@ class ButdNpz:
         info = found["info"]
         if not isinstance(info, dict):
             raise RowError("info: an array of numbers, expected a dict")
-        num = len(found["bbox"]) if found["bbox"].ndim == 2 else -1
-        said = _number(found.get("num_bbox", num), "num_bbox")
-        if said != num:
-            raise RowError(f"bbox: shape {found['bbox'].shape}, expected {said} boxes of 4")
+        shape = found["bbox"].shape
+        num = shape[0] if shape else 0
+        if "num_bbox" in found:
+            num = _number(found["num_bbox"], "num_bbox")
+        if shape != (num, 4):
+            raise RowError(f"bbox: shape {shape}, expected {num} boxes of 4")
         size_px = None
         if "image_w" in found and "image_h" in found:
             size_px = (_number(found["image_w"], "image_w"), _number(found["image_h"], "image_h"))
