@@ -35,6 +35,7 @@ from stages.distill.teacher.net_config import (
     ProposalConfig,
     TeacherConfig,
 )
+from stages.distill.teacher.resize import Prepared
 
 NUM_PICTURES = 9
 NET = TeacherConfig(
@@ -142,10 +143,10 @@ def test_what_was_mended_comes_in_and_the_rest_stays(
     looked_at = 0
     real = Teacher.detect
 
-    def counted(self: Teacher, pictures: list[torch.Tensor]) -> list[np.ndarray]:
+    def counted(self: Teacher, prepared: list[Prepared]) -> list[np.ndarray]:
         nonlocal looked_at
-        looked_at += len(pictures)
-        return real(self, pictures)
+        looked_at += len(prepared)
+        return real(self, prepared)
 
     monkeypatch.setattr(Teacher, "detect", counted)
     retried = retry_failed(run, Asked())
@@ -169,14 +170,14 @@ def test_pictures_that_the_teacher_failed_on_are_looked_at_again(
     looked_at: list[int] = []
     real = Teacher.detect
 
-    def fails(self: Teacher, pictures: list[torch.Tensor]) -> list[np.ndarray]:
-        if any(not one.any() for one in pictures):
+    def fails(self: Teacher, prepared: list[Prepared]) -> list[np.ndarray]:
+        if any(not one.pixels.any() for one in prepared):
             raise RuntimeError("out of order")
-        return real(self, pictures)
+        return real(self, prepared)
 
-    def counted(self: Teacher, pictures: list[torch.Tensor]) -> list[np.ndarray]:
-        looked_at.append(len(pictures))
-        return real(self, pictures)
+    def counted(self: Teacher, prepared: list[Prepared]) -> list[np.ndarray]:
+        looked_at.append(len(prepared))
+        return real(self, prepared)
 
     with monkeypatch.context() as patch:
         patch.setattr(Teacher, "detect", fails)
