@@ -78,8 +78,10 @@ class TeachConfig:
             "anchor_iou_high": (self.anchor_iou_low <= self.anchor_iou_high <= 1.0,
                                 f"anchor_iou_low, {self.anchor_iou_low}, to 1"),
         })
-        if not isinstance(self.net.backbone, PlainConfig) or self.net.inclusive_boxes:
+        if (not isinstance(self.net.backbone, PlainConfig) or self.net.inclusive_boxes
+                or self.net.proposals.min_side_px > 0):
             raise ValueError(
-                f"net: got a backbone of the kind {self.net.backbone.kind!r} with inclusive_boxes "
-                f"{self.net.inclusive_boxes}, expected 'plain' and False; a full-size teacher is "
-                "not trained here but read from a checkpoint (boxless convert)")
+                f"net: got a backbone of the kind {self.net.backbone.kind!r}, inclusive_boxes "
+                f"{self.net.inclusive_boxes} and min_side_px {self.net.proposals.min_side_px}, "
+                "expected 'plain', False and 0; a full-size teacher is not trained here but read "
+                "from a checkpoint (boxless convert)")

@@ -77,7 +77,7 @@ def test_a_recipe_is_told_where_it_errs(net: dict[str, Any], words: str) -> None
     (ProposalConfig, "anchor_sizes_px", ((),)), (ProposalConfig, "anchor_sizes_px", ()),
     (ProposalConfig, "anchor_sizes_px", ((9.0,), (9.0, 8.0))),
     (ProposalConfig, "anchor_ratios", (0.0,)), (ProposalConfig, "iou", 1.5),
-    (BoxConfig, "head", "res4"), (BoxConfig, "pooling", "crop"),
+    (BoxConfig, "head", "res4"), (BoxConfig, "pooling", "crop"), (BoxConfig, "pooling", "pool"),
     (BoxConfig, "delta_weights", (1.0, 0.0, 1.0, 1.0)),
     (ChoiceConfig, "iou", 1.5), (ChoiceConfig, "num_top", 0), (ChoiceConfig, "rule", "best"),
     (ChoiceConfig, "min_objects", 10),
@@ -104,6 +104,8 @@ def test_a_full_size_net_is_not_trained() -> None:
         TeachConfig(net=FPN)
     with pytest.raises(ValueError, match="^net: got .*inclusive_boxes True"):
         TeachConfig(net=TeacherConfig(inclusive_boxes=True))
+    with pytest.raises(ValueError, match="^net: got .*min_side_px 3"):
+        TeachConfig(net=TeacherConfig(proposals=ProposalConfig(min_side_px=3.0)))
 
 
 @pytest.mark.parametrize("edit", [

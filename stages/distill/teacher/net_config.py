@@ -222,7 +222,8 @@ class BoxConfig:
                   "attribute_hidden_size")
         check(self, {name: (getattr(self, name) >= 1, "1 or more") for name in counts})
         check(self, {
-            "pooling": (self.pooling in ("align", "pool"), "'align' or 'pool'"),
+            "pooling": (self.pooling == "align" or self.pooling == "pool" and self.head == "res5",
+                        "'align', or with the head 'res5' 'pool'"),
             "sampling_ratio": (self.sampling_ratio >= 0, "0 or more"),
             "head": (self.head in ("fc", "conv", "res5"), "'fc', 'conv' or 'res5'"),
             "delta_weights": (len(self.delta_weights) == 4 and min(self.delta_weights) > 0,

@@ -1,7 +1,7 @@
 """ResNet's last stage as the box head of C4 models. Reached from `heads.py`.
 
-It is most of such a model's work (about seven tenths of a GFLOP a proposal, twice that dilated),
-so its first block is done a cheaper way where that is exact. That block begins with two 1x1
+It is most of such a model's work (0.73 billion multiplications a proposal, four times that
+dilated), so its first block is done a cheaper way where that is exact. It begins with two 1x1
 convolutions (conv1 and the shortcut), which are linear but for their bias, and RoIAlign takes
 weighted sums of cells, so the two may change places: the convolutions, without bias, run once over
 the map, RoIAlign takes only the bins that their stride reads, and the bias is added to these. A
