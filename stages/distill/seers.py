@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
+from stages.distill.device import pick_device
 from stages.distill.distill_config import DistillConfig
 from stages.distill.flow import Flow
 from stages.distill.seer import Detector, Seer
@@ -34,8 +33,7 @@ def _make_detector(config: DistillConfig, folder: Path) -> Detector:
         from stages.distill.teacher.detectron2_teacher import load_detectron2
 
         assert config.detectron2 is not None
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return load_detectron2(config.detectron2, device)
+        return load_detectron2(config.detectron2, pick_device())
     from stages.distill.teacher.detect import Teacher
     from stages.distill.teacher.folder import load_teacher
 

@@ -18,6 +18,7 @@ from stages.distill import flow as flow_file
 from stages.distill.batches import Batches
 from stages.distill.clock import Clock
 from stages.distill.decode import decode
+from stages.distill.device import pick_device
 from stages.distill.failures import TeacherFailure, ran_out
 from stages.distill.teacher.resize import Prepared
 
@@ -282,3 +283,18 @@ def test_grey_pictures_are_decoded_to_three_equal_channels() -> None:
     pixels = decode(sample_of("grey", grey))
     assert pixels.dtype == torch.uint8
     assert pixels.tolist() == np.repeat(grey[:, :, None], 3, 2).tolist()
+
+
+@pytest.mark.parametrize("rank, device", [(None, "cuda:0"), ("0", "cuda:0"), ("6", "cuda:2")])
+def test_each_process_of_a_node_has_a_gpu_of_its_own(
+    rank: str | None, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: by hand, of 4 GPUs; and the CPU where there is none."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert str(pick_device()) == device
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert str(pick_device()) == "cpu"

@@ -79,9 +79,11 @@ class Teacher:
         """A picture uint8 RGB [H, W, 3], resized. ValueError for a tensor that is no picture."""
         _check_picture(picture)
         prepared = prepare(picture, self.model.config.picture)
-        if self._device.type == "cuda":  # from pinned memory it goes while the device works
+        if self._device.type != "cuda":
+            return prepared
+        with torch.cuda.device(self._device):  # each thread has its own idea of the current one
+            # From pinned memory a picture goes over while the device works.
             return prepared._replace(pixels=prepared.pixels.pin_memory())
-        return prepared
 
     def detect(self, prepared: list[Prepared]) -> list[np.ndarray]:
         """Objects of prepared pictures of one size, boxes in pixels of the original ones.

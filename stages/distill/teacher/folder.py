@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sharding.atomic import sha256_file, sha256_of, write_bytes, write_json, write_text
+from stages.distill.device import pick_device
 from stages.distill.teacher.blind import BlindTeacher
 from stages.distill.teacher.card import Card, Sizes, page
 from stages.distill.teacher.detect import Teacher
@@ -91,7 +92,7 @@ def copy_teacher(given: Path, folder: Path) -> None:
 
 
 def load_teacher(folder: Path) -> Teacher | BlindTeacher:
-    """The teacher of `folder`, on the GPU where there is one.
+    """The teacher of `folder`, on this process's GPU where there is one.
 
     Raises TeacherError naming the file, what was got and what to do when a file is missing, odd,
     or not of the same teacher as the others, or when weights do not fit or are not finite.
@@ -104,9 +105,8 @@ def load_teacher(folder: Path) -> Teacher | BlindTeacher:
                            num_attributes=len(about.attributes))
     _load_weights(model, folder / WEIGHTS)
     _check_fingerprint(folder, about)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Teacher(model.to(device), label_names=about.labels, attribute_names=about.attributes,
-                   fingerprint=about.fingerprint)
+    return Teacher(model.to(pick_device()), label_names=about.labels,
+                   attribute_names=about.attributes, fingerprint=about.fingerprint)
 
 
 def read_about(folder: Path) -> About:
