@@ -12,8 +12,15 @@ import safetensors.torch
 import torch
 from teacher_scenes import ATTRIBUTES, LABELS, NET, draw, look, random_model
 
+from stages.distill.teacher.blind import BlindTeacher
 from stages.distill.teacher.detect import Teacher
-from stages.distill.teacher.folder import TeacherError, load_teacher, save_teacher
+from stages.distill.teacher.folder import (
+    TeacherError,
+    copy_teacher,
+    load_teacher,
+    save_blind_teacher,
+    save_teacher,
+)
 
 NET_JSON = dataclasses.asdict(NET)
 
@@ -44,6 +51,17 @@ def test_the_fingerprint_names_weights_and_names(tmp_path: Path) -> None:
     assert first == again and len({first, save(tmp_path / "other", seed=1), other_names}) == 3
     for file in (tmp_path / "first").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_a_blind_teacher_keeps_no_card_of_another(tmp_path: Path) -> None:
+    """Oracle: a blind teacher has no CARD.md, whether it is written or copied over another's."""
+    for name in ("written", "copied"):
+        save(tmp_path / name)
+    save_blind_teacher(tmp_path / "written")
+    copy_teacher(tmp_path / "written", tmp_path / "copied")
+    for name in ("written", "copied"):
+        assert isinstance(load_teacher(tmp_path / name), BlindTeacher)
+        assert not (tmp_path / name / "CARD.md").exists()
 
 
 def edit_config(folder: Path, **changes: object) -> None:

@@ -35,7 +35,8 @@ from stages.distill.teacher.labelled import NO_ATTRIBUTE, LabelledPictures
 from stages.distill.teacher.training_set import TrainingSet
 
 CPU = torch.device("cpu")
-WHOLE = ["config.json", "metrics.jsonl", "model.safetensors", "names.json", "scores.json"]
+WHOLE = ["CARD.md", "config.json", "metrics.jsonl", "model.safetensors", "names.json",
+         "scores.json"]
 
 
 @pytest.fixture(scope="module")

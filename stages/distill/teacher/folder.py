@@ -58,8 +58,7 @@ def save_teacher(folder: Path, model: FasterRCNN, *, label_names: list[str],
         num_labels=len(label_names), num_attributes=len(attribute_names),
         feature_size=model.config.boxes.feature_size,
         num_parameters=sum(tensor.numel() for tensor in weights.values()))
-    # A folder in between two teachers has no config.json, so it passes for neither.
-    (folder / CONFIG).unlink(missing_ok=True)
+    _empty(folder)
     data = safetensors.torch.save(weights)
     write_bytes(folder / WEIGHTS, data)
     write_json(folder / NAMES, {"labels": label_names, "attributes": attribute_names})
@@ -75,7 +74,7 @@ def save_teacher(folder: Path, model: FasterRCNN, *, label_names: list[str],
 def save_blind_teacher(folder: Path) -> None:
     """Writes the folder of a teacher that sees nothing."""
     data = safetensors.torch.save({})
-    (folder / CONFIG).unlink(missing_ok=True)
+    _empty(folder)
     write_bytes(folder / WEIGHTS, data)
     write_json(folder / NAMES, {"labels": [], "attributes": []})
     fingerprint = _fingerprint(hashlib.sha256(data).hexdigest(), {}, [], [])
@@ -85,10 +84,16 @@ def save_blind_teacher(folder: Path) -> None:
 def copy_teacher(given: Path, folder: Path) -> None:
     """Puts the teacher of folder `given` into `folder`. Raises TeacherError where it is none."""
     load_teacher(given)
-    (folder / CONFIG).unlink(missing_ok=True)
+    _empty(folder)
     for name in (WEIGHTS, NAMES, CARD, CONFIG):
         if (given / name).exists():  # a blind teacher has no card
             write_bytes(folder / name, (given / name).read_bytes())
+
+
+def _empty(folder: Path) -> None:
+    """Takes out what says which teacher is here: in between two, the folder passes for neither."""
+    for name in (CONFIG, CARD):
+        (folder / name).unlink(missing_ok=True)
 
 
 def load_teacher(folder: Path) -> Teacher | BlindTeacher:
