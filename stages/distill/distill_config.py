@@ -92,6 +92,11 @@ class DistillConfig:
                     f"{name} is {'set' if is_given else 'null'} while teacher is {self.teacher!r}; "
                     "expected it for that teacher, and null for any other."
                 )
+        if self.precision != "fp32" and self.teacher != "run":
+            raise ValueError(
+                f"precision is {self.precision!r}; expected 'fp32' with teacher {self.teacher!r}, "
+                "which has its own."
+            )
         if not self.parser:
             raise ValueError(
                 "parser is empty; expected a spaCy pipeline's name, as en_core_web_sm, or path."

@@ -435,6 +435,10 @@ def test_select(
         ({"teacher": "me"}, "teacher is 'me'; expected 'run', 'detectron2', 'features'"),
         ({"teacher": "features"}, "features is null while teacher is 'features'"),
         ({"detectron2": DETECTRON2}, "detectron2 is set while teacher is 'run'"),
+        (
+            {"precision": "bf16", "teacher": "detectron2", "detectron2": DETECTRON2},
+            "precision is 'bf16'; expected 'fp32' with teacher 'detectron2'",
+        ),
         ({"precision": "fp16"}, "precision is 'fp16'; expected 'fp32', 'bf16'"),
         ({"phrases": "magic"}, "phrases is 'magic'; expected 'auto', 'parser', 'lexicon'"),
         ({"object_text": "name"}, "object_text is 'name'"),
