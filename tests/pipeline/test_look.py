@@ -26,12 +26,13 @@ from report_runs import HOSTILE
 
 from pipeline.command_line import main
 from pipeline.look.bars import count_bins
+from pipeline.look.counts import Counts
 from pipeline.look.scene import scene_of
 from pipeline.look.shelf import Whole, open_shelf
 from pipeline.report.names import names_of
 from pipeline.report.palette import COLOURS
 from sharding.manifest import read_manifest
-from sharding.schema import Failure, Note
+from sharding.schema import Failure, Note, ShardError
 
 TAR = "train-000000.tar"
 
@@ -192,7 +193,7 @@ def test_figures_and_failures(tmp_path: Path) -> None:
 def test_weak_objects_are_left_out(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "shards", [sample("one")])
     page = page_of(tmp_path, folder, "--min-score", "0.85")
-    assert "1 object (1 weaker left out)" in page.text
+    assert "1 object (1 weaker left out)" in page.text and "objects a picture1.0" in page.text
     assert len(page.of("rect", class_="f")) == 1
     # Its best object is not there any more, so the second one's phrase is like the first.
     assert page.of("span", class_="phrase k0", data_o="1")
@@ -397,6 +398,18 @@ def test_phrases_that_do_not_fit_are_left_out(phrases: object) -> None:
     scene = scene_of(Whole(odd, TAR), names_of(ABOUT), min_score=0, longest_px=640)
     assert len(scene.marks) == 2 and scene.captions[0].phrases == ()
     assert any("Phrases are left out" in word for word in scene.words)
+
+
+def test_objects_that_are_not_finite_are_not_drawn() -> None:
+    """As another's writer may leave them; our own refuses to write them."""
+    odd = sample("one")
+    assert odd.objects is not None
+    odd.objects["box"][0, 0] = np.nan
+    with pytest.raises(ShardError, match="box that is not finite"):
+        scene_of(Whole(odd, TAR), names_of(ABOUT), min_score=0, longest_px=640)
+    counts = Counts(names_of(ABOUT), min_score=0)
+    counts.add(Whole(odd, TAR))
+    assert counts.num_broken == 1 and counts.num_pictures == counts.num_objects == 0
 
 
 def test_boxes_beyond_the_picture_and_sizes_that_differ_are_told(tmp_path: Path) -> None:
