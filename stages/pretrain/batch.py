@@ -16,7 +16,8 @@ import torch
 class Batch:
     """A micro-batch: every picture once, several captions a picture.
 
-    The objectives' `mask` changes `tokens`, `matched` and `masked_cells` and writes its labels.
+    The objectives' `mask` and `hide` change `tokens`, `matched` and `masked_cells` and write their
+    labels.
     """
 
     keys: list[str]
@@ -53,6 +54,10 @@ class Batch:
     """int [B, T]: the piece that was masked; -100 elsewhere."""
     hidden_objects: torch.Tensor
     """int [B, M]: rows of the objects that OMVM masked; -1 for none."""
+    anchors: torch.Tensor
+    """int [B, A]: cells whose codes MVM hides, in the order of their draw; -1 for none."""
+    mvm_labels: torch.Tensor
+    """int [B, C]: the code that was hidden; -100 elsewhere."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""

@@ -36,6 +36,7 @@ class Collate:
     shorter_px: int
     longer_px: int
     cell_px: int
+    pad_px: int
 
     def __call__(self, position: int, samples: Sequence[Sample]) -> Batch:
         """The samples of `position` as a batch, masked by every objective in turn.
@@ -75,7 +76,7 @@ class Collate:
         random: np.random.Generator,
     ) -> Batch:
         """The batch before any masking."""
-        pictures = stack_pictures(arrays, multiple_px=self.cell_px)
+        pictures = stack_pictures(arrays, multiple_px=self.pad_px)
         grid = (
             pictures.pixels.shape[2] // self.cell_px,
             pictures.pixels.shape[3] // self.cell_px,
@@ -102,6 +103,7 @@ class Collate:
             encoded["offset_mapping"],
             objects["label"].shape[1],
         )
+        masked_cells = torch.zeros(len(pairs), grid[0] * grid[1], dtype=torch.bool)
         return Batch(
             keys=[sample.key for sample in samples],
             pixels=pictures.pixels,
@@ -110,11 +112,13 @@ class Collate:
             tokens=tokens,
             ordinary=encoded["special_tokens_mask"] == 0,
             matched=torch.tensor([_is_true(samples[n], caption) for n, caption in pairs]),
-            masked_cells=torch.zeros(len(pairs), grid[0] * grid[1], dtype=torch.bool),
+            masked_cells=masked_cells,
             phrases=phrases,
             similarity=similarity,
             mlm_labels=torch.full_like(tokens, -100),
             hidden_objects=torch.full((len(pairs), 1), -1),
+            anchors=torch.full((len(pairs), 1), -1),
+            mvm_labels=torch.full(masked_cells.shape, -100),
             **objects,
         )
 

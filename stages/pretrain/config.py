@@ -4,6 +4,7 @@ open is marked as ours. The formulas stand with the objectives."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from stages.pretrain.data_config import DataConfig
 
@@ -18,10 +19,14 @@ class MlmConfig:
     """Share of ordinary word pieces that are hidden."""
     matched_only: bool = True
     """Learn only from texts that belong to their picture (ours; SOHO's code takes all texts)."""
+    mean_epsilon: float = 0.0
+    """Added to the number of pieces before the sum of losses is divided by it (SOHO's code: 1e-6).
+    """
 
     def __post_init__(self) -> None:
         _check_share("mlm.probability", self.probability)
-        _check_weight("mlm.weight", self.weight)
+        for name in ("weight", "mean_epsilon"):
+            _check_weight(f"mlm.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +94,39 @@ class PraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MvmConfig:
+    """Masked visual modelling; it needs `student.neck` of kind soho."""
+
+    weight: float = 0.0
+    """Factor of the loss in the sum; 0 leaves the objective out."""
+    rule: Literal["share", "released"] = "share"
+    """What is hidden: codes of each pair's own until `share` of its cells is (ours), or `released`:
+    one draw a pair, one cell for the whole batch."""
+    share: float = 0.15
+    """Share of a picture's cells to hide, by rule `share` (ours, BERT's for words)."""
+    probability: float = 0.015
+    """Chance of a pair to be masked, by rule `released` (SOHO's code: 0.015)."""
+    temperature: float = 0.1
+    """Divides cosines of output and code (ours; SOHO's code has none, 1: the loss can then hardly
+    fall below ln K - 1)."""
+    matched_only: bool = True
+    """Learn only where the text belongs to the picture (ours; SOHO's code takes all pairs)."""
+    mean_epsilon: float = 0.0
+    """Added to the number of cells before the sum of losses is divided by it (SOHO's code: 1e-6).
+    """
+
+    def __post_init__(self) -> None:
+        for name in ("share", "probability"):
+            _check_share(f"mvm.{name}", getattr(self, name))
+        if self.share >= 0.5:
+            raise ValueError(f"mvm.share: got {self.share}, expected below 0.5")
+        if self.temperature <= 0:
+            raise ValueError(f"mvm.temperature: got {self.temperature}, expected above 0")
+        for name in ("weight", "mean_epsilon"):
+            _check_weight(f"mvm.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """The training run: data, objectives, batch, optimizer, schedule, engine, checkpoints."""
 
@@ -97,6 +135,7 @@ class PretrainConfig:
     itm: ItmConfig = field(default_factory=ItmConfig)
     omvm: OmvmConfig = field(default_factory=OmvmConfig)
     pra: PraConfig = field(default_factory=PraConfig)
+    mvm: MvmConfig = field(default_factory=MvmConfig)
     num_steps: int = 900
     """Optimizer steps of the whole run."""
     micro_batch_size: int = 16
@@ -156,7 +195,8 @@ class PretrainConfig:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if self.num_workers < 0:
             raise ValueError(f"num_workers: got {self.num_workers}, expected 0 or more")
-        if not (self.mlm.weight or self.itm.weight or self.omvm.weight or self.pra.weight):
+        objectives = (self.mlm, self.itm, self.omvm, self.pra, self.mvm)
+        if not any(objective.weight for objective in objectives):
             raise ValueError("every objective's weight is 0, expected at least one above 0")
         _check_choice("schedule", self.schedule, ("cosine", "steps"))
         _check_choice("precision", self.precision, ("fp32", "bf16"))

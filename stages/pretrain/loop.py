@@ -99,11 +99,12 @@ class Loop:
             self.skipped.add(delivery)
             batch, counts = self._batch_of(delivery)
             torch.manual_seed(self.seed * 1_000_003 + delivery.turn.position)
-            loss, scores = self.engine(batch.to(self.device))
+            loss, scores = self.engine(batch.to(self.device), counts)
             self.watch.finite(loss, scores, batch.keys, self.state["step"] + 1)
             self.engine.backward(loss * self._weight if counts else loss * 0.0)
             self.engine.step()
             self.tally.add(loss, scores, counts=counts)
+        self.engine.module.end_step()
         self.state["step"] += 1
         self.state["position"] += self.config.micro_batches_per_step
 

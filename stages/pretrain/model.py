@@ -12,6 +12,7 @@ from stages.pretrain.batch import Batch
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm
+from stages.pretrain.objectives.mvm import Mvm
 from stages.pretrain.objectives.objective import Objective, Scored
 from stages.pretrain.objectives.omvm import Omvm
 from stages.pretrain.objectives.pra import Pra
@@ -19,16 +20,26 @@ from stages.student.network import Student
 
 
 class PretrainModel(nn.Module):
-    """`forward(batch)` -> (loss, {name: Scored}); loss = sum of weight x objective's loss."""
+    """`forward(batch)` -> (loss, {name: Scored}); loss = sum of weight x objective's loss.
+
+    `end_step` is to be called, on every rank, after each optimizer step.
+    """
 
     def __init__(self, student: Student, objectives: dict[str, tuple[float, Objective]]) -> None:
         super().__init__()
         self.student = student
         self.objectives = objectives
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, dict[str, Scored]]:
-        """See every picture once, fuse every pair once, score every objective."""
-        cells = self.student.see(batch.pixels, batch.sizes_px)
+    def forward(
+        self, batch: Batch, counts: bool = True
+    ) -> tuple[torch.Tensor, dict[str, Scored]]:
+        """See every picture once, fuse every pair once, score every objective. A visual dictionary
+        learns from a batch that counts."""
+        cells = self.student.see(
+            batch.pixels, batch.sizes_px, num_texts=self._num_texts(batch, counts)
+        )
+        for _, objective in self.objectives.values():
+            objective.hide(cells, batch)
         hidden = self.student.fuse(
             cells, picture=batch.picture, tokens=batch.tokens, masked_cells=batch.masked_cells
         )
@@ -38,6 +49,18 @@ class PretrainModel(nn.Module):
         }
         weighted = [self.objectives[name][0] * s.loss.float() for name, s in scores.items()]
         return torch.stack(weighted).sum(), scores
+
+    def end_step(self) -> None:
+        """Let the visual dictionary learn from the step. A collective where there is one."""
+        if self.student.dictionary:
+            self.student.dictionary.learn()
+
+    def _num_texts(self, batch: Batch, counts: bool) -> torch.Tensor | None:
+        """How many texts look at each picture [N]; zeros where the batch does not count."""
+        if not self.student.dictionary or not self.training:
+            return None
+        num_texts = batch.picture.new_zeros(len(batch.sizes_px))
+        return num_texts.index_add_(0, batch.picture, torch.ones_like(batch.picture)) * counts
 
 
 def make_objectives(config: PretrainConfig) -> dict[str, tuple[float, Objective]]:
@@ -50,5 +73,6 @@ def make_objectives(config: PretrainConfig) -> dict[str, tuple[float, Objective]
         (config.mlm.weight, Mlm(config.mlm)),
         (config.omvm.weight, Omvm(config.omvm)),
         (config.pra.weight, Pra(config.pra)),
+        (config.mvm.weight, Mvm(config.mvm)),
     )
     return {objective.name: (weight, objective) for weight, objective in every if weight}

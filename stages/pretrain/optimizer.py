@@ -88,7 +88,8 @@ def _gradients(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
 def make_optimizer(student: Student, config: PretrainConfig) -> AdamwSgd:
     """Four groups: CNN and the rest, each with and without decay (norms and biases have none).
 
-    A group keeps its peak rate in `peak_lr`; the schedule writes `lr`.
+    A group keeps its peak rate in `peak_lr`; the schedule writes `lr`. Frozen parameters are in no
+    group, and a group without any is left out.
     """
     cnn = {id(p) for p in student.grid.resnet.parameters()}
     groups: list[dict[str, Any]] = []
@@ -97,8 +98,10 @@ def make_optimizer(student: Student, config: PretrainConfig) -> AdamwSgd:
             parameters = [
                 p
                 for p in student.parameters()
-                if (id(p) in cnn) == is_cnn and (p.dim() > 1) == decays
+                if p.requires_grad and (id(p) in cnn) == is_cnn and (p.dim() > 1) == decays
             ]
+            if not parameters:
+                continue
             rule = (
                 {"rule": "sgd", "peak_lr": config.lr_cnn, "momentum": config.momentum}
                 if is_cnn

@@ -68,6 +68,7 @@ def pretrain(
         shorter_px=student.shorter_px,
         longer_px=student.longer_px,
         cell_px=net.grid.cell_px,
+        pad_px=net.grid.pad_px,
     )
     stream = open_stream(sources, config, seed=seed, cell_px=net.grid.cell_px)
     Loop(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
+
+from stages.student.neck_config import NeckConfig, PlainNeckConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,11 @@ class StudentConfig:
     """Blocks of each ResNet stage."""
     block: str = "basic"
     """`basic` (ResNet-18, 34) or `bottleneck` (ResNet-50 and deeper)."""
+    frozen_stages: int = 0
+    """First ResNet stages, and with them the stem, that stay as they are, statistics too (SOHO: 1);
+    0 lets everything learn."""
+    neck: NeckConfig = field(default_factory=PlainNeckConfig)
+    """How cells are made of the CNN's output: kind `plain`, or `soho` with a visual dictionary."""
     pretrained_text: str | None = None
     """A BERT by name or folder; it then gives tokenizer, vocabulary and Transformer sizes."""
     hidden_size: int = 128
@@ -43,6 +51,12 @@ class StudentConfig:
     """Pictures are resized so that the shorter side has this many pixels ..."""
     longer_px: int = 160
     """... unless the longer one would exceed this."""
+    mlm_head: Literal["bert", "tied"] = "bert"
+    """`bert`: BERT's transform, word embeddings, bias; `tied`: word embeddings alone (SOHO)."""
+    itm_head: Literal["pooled", "linear"] = "pooled"
+    """`pooled`: BERT's pooler and two logits; `linear`: two logits of [CLS], no bias (SOHO)."""
+    soho_checkpoint: str | None = None
+    """A checkpoint of the released SOHO code (`soho_res18_*.pth`) to start from."""
     pra_temperature: float = 0.1
     """Divides cosine similarities of phrase and region (ours: the paper's value is not known)."""
 
@@ -51,6 +65,16 @@ class StudentConfig:
             raise ValueError(
                 f"student.widths and student.depths: got {len(self.widths)} and "
                 f"{len(self.depths)} entries, expected the same number, at least one"
+            )
+        if not 0 <= self.frozen_stages <= len(self.depths):
+            raise ValueError(
+                f"student.frozen_stages: got {self.frozen_stages}, expected 0 to the number of "
+                f"stages, {len(self.depths)}"
+            )
+        if self.soho_checkpoint and self.neck.kind != "soho":
+            raise ValueError(
+                f"student.soho_checkpoint: got {self.soho_checkpoint} with neck.kind "
+                f"{self.neck.kind}, expected neck.kind soho, which that checkpoint is of"
             )
         if self.block not in ("basic", "bottleneck"):
             raise ValueError(f"student.block: got {self.block!r}, expected basic or bottleneck")

@@ -15,17 +15,45 @@ from transformers import ResNetConfig, ResNetModel
 
 
 class Grid(nn.Module):
-    """Pictures in, a row of cells each out."""
+    """Pictures in, a row of cells each out.
 
-    def __init__(self, resnet: ResNetConfig, hidden_size: int) -> None:
+    `frozen_stages` as in StudentConfig; `bias` False where a BatchNorm follows. Pictures are to be
+    padded to multiples of `pad_px`; with `drop_edge` that is the CNN's stride, not the cell's.
+    """
+
+    def __init__(
+        self,
+        resnet: ResNetConfig,
+        hidden_size: int,
+        *,
+        frozen_stages: int = 0,
+        bias: bool = True,
+        drop_edge: bool = False,
+    ) -> None:
         super().__init__()
         self.resnet = ResNetModel(resnet)
         self.pool = nn.MaxPool2d(2)
-        self.project = nn.Conv2d(list(resnet.hidden_sizes or ())[-1], hidden_size, 1)
+        self.project = nn.Conv2d(list(resnet.hidden_sizes or ())[-1], hidden_size, 1, bias=bias)
         self.cell_px = cell_size_px(resnet)
+        self.pad_px = self.cell_px // 2 if drop_edge else self.cell_px
+        self.frozen_stages = frozen_stages
+        for part in self._frozen():
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Grid:
+        """As everywhere, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for part in self._frozen():
+            part.eval()
+        return self
+
+    def _frozen(self) -> list[nn.Module]:
+        if not self.frozen_stages:
+            return []
+        return [self.resnet.embedder, *self.resnet.encoder.stages[: self.frozen_stages]]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """pixels [N, 3, H, W], H and W multiples of `cell_px` -> features [N, R, S, D]."""
+        """pixels [N, 3, H, W], H and W multiples of `pad_px` -> features [N, R, S, D]."""
         features = self.resnet(pixels).last_hidden_state
         return self.project(self.pool(features)).permute(0, 2, 3, 1)
 

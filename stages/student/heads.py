@@ -26,6 +26,14 @@ class MlmHead(nn.Module):
         return F.linear(hidden, word_embeddings, self.bias)
 
 
+class TiedMlmHead(nn.Module):
+    """Hidden states to word pieces by the word embeddings alone (SOHO's released code)."""
+
+    def forward(self, hidden: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
+        """hidden [M, D], word_embeddings [V, D] -> logits [M, V]."""
+        return F.linear(hidden, word_embeddings)
+
+
 class ItmHead(nn.Module):
     """[CLS] to "does the text belong to the picture": BERT's pooler and two logits (no, yes)."""
 
@@ -37,6 +45,18 @@ class ItmHead(nn.Module):
     def forward(self, cls: torch.Tensor) -> torch.Tensor:
         """cls [B, D] -> logits [B, 2]."""
         return self.classify(torch.tanh(self.pool(cls)))
+
+
+class LinearItmHead(nn.Module):
+    """[CLS] to two logits (no, yes) without pooler or bias (SOHO's released code)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.classify = nn.Linear(hidden_size, 2, bias=False)
+
+    def forward(self, cls: torch.Tensor) -> torch.Tensor:
+        """cls [B, D] -> logits [B, 2]."""
+        return self.classify(cls)
 
 
 class ObjectHead(nn.Module):

@@ -7,7 +7,8 @@ Letters: N pictures, B picture-text pairs, T word pieces, C cells, D hidden size
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,17 +24,30 @@ from transformers import (
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
 from stages.student.config import StudentConfig
+from stages.student.dictionary import Dictionary
 from stages.student.grid import Grid, cells_inside, sine_positions
-from stages.student.heads import AlignHead, ItmHead, MlmHead, ObjectHead
+from stages.student.heads import (
+    AlignHead,
+    ItmHead,
+    LinearItmHead,
+    MlmHead,
+    ObjectHead,
+    TiedMlmHead,
+)
+from stages.student.neck import SohoNeck, cells_inside_released, padding_aware_positions
+from stages.student.neck_config import neck_from_json
+from stages.student.soho_checkpoint import load_soho
 
 IMAGE_TOKEN_TYPE = 1
 BERT_BASE_WIDTH = 768
+SOHO_NORM_EPS = 1e-5
 
 
 class StudentNetConfig(PreTrainedConfig):
     """What `config.json` in a student folder holds: the two networks, picture sizes, heads.
 
-    `label_names` are the teacher's, in the order of the object head's logits.
+    `label_names` are the teacher's, in the order of the object head's logits. `neck`, the heads'
+    kinds and `frozen_stages` are as in StudentConfig.
     """
 
     model_type = "boxless-student"
@@ -48,6 +62,10 @@ class StudentNetConfig(PreTrainedConfig):
         label_names: list[str] | None = None,
         feature_size: int = 128,
         pra_temperature: float = 0.1,
+        neck: dict[str, Any] | None = None,
+        mlm_head: str = "bert",
+        itm_head: str = "pooled",
+        frozen_stages: int = 0,
         **kwargs: Any,
     ) -> None:
         self.resnet = resnet or {}
@@ -58,6 +76,9 @@ class StudentNetConfig(PreTrainedConfig):
         self.label_names = label_names or []
         self.feature_size = feature_size
         self.pra_temperature = pra_temperature
+        self.neck = neck or {"kind": "plain"}
+        self.mlm_head, self.itm_head = mlm_head, itm_head
+        self.frozen_stages = frozen_stages
         # BERT's 0.02 suits its width of 768. A narrower network needs wider weights for the same
         # activations, or its attention starts out flat and learns late.
         width = self.bert.get("hidden_size", BERT_BASE_WIDTH)
@@ -76,12 +97,14 @@ class Hidden:
 @dataclass(frozen=True, kw_only=True)
 class Cells:
     """What the CNN makes of N pictures: `features` [N, C, D] before masking and positions,
-    `inside` bool [N, C] (not padding), and the grid's `rows` and `columns`."""
+    `inside` bool [N, C] (not padding), and the grid's `rows` and `columns`; `codes` [N, C], the
+    index of each cell's code (-1 while there are none), None without a dictionary."""
 
     features: torch.Tensor
     inside: torch.Tensor
     rows: int
     columns: int
+    codes: torch.Tensor | None = None
 
 
 class Student(PreTrainedModel):
@@ -95,14 +118,25 @@ class Student(PreTrainedModel):
         bert = BertConfig(**config.bert)
         bert._attn_implementation = "sdpa"
         hidden = bert.hidden_size
-        self.grid = Grid(ResNetConfig(**config.resnet), hidden)
-        self.cell_norm = nn.LayerNorm(hidden, eps=bert.layer_norm_eps)
+        neck = neck_from_json(config.neck)
+        self.grid = Grid(
+            ResNetConfig(**config.resnet),
+            hidden,
+            frozen_stages=config.frozen_stages,
+            bias=neck.kind == "plain",
+            drop_edge=neck.kind == "soho" and neck.drop_edge,
+        )
+        self.neck = SohoNeck(neck, hidden) if neck.kind == "soho" else None
+        eps = SOHO_NORM_EPS if self.neck else bert.layer_norm_eps
+        self.cell_norm = nn.LayerNorm(hidden, eps=eps)
         self.cell_dropout = nn.Dropout(bert.hidden_dropout_prob)
         self.mask_cell = nn.Parameter(torch.zeros(hidden))
         self.embeddings = BertEmbeddings(bert)
         self.fusion = BertEncoder(bert)
-        self.mlm_head = MlmHead(hidden, bert.vocab_size)
-        self.itm_head = ItmHead(hidden)
+        self.mlm_head = (
+            TiedMlmHead() if config.mlm_head == "tied" else MlmHead(hidden, bert.vocab_size)
+        )
+        self.itm_head = LinearItmHead(hidden) if config.itm_head == "linear" else ItmHead(hidden)
         self.object_head = ObjectHead(hidden, max(1, len(config.label_names)), config.feature_size)
         self.align_head = AlignHead(config.pra_temperature)
         self.post_init()
@@ -123,16 +157,36 @@ class Student(PreTrainedModel):
         """The word embedding matrix [V, D], which the MLM head shares."""
         return self.embeddings.word_embeddings.weight
 
-    def see(self, pixels: torch.Tensor, sizes_px: torch.Tensor) -> Cells:
-        """Run the CNN: pixels [N, 3, H, W] and each picture's height, width [N, 2] -> cells."""
+    @property
+    def dictionary(self) -> Dictionary | None:
+        """The visual dictionary, where the neck has one."""
+        return self.neck.dictionary if self.neck else None
+
+    def see(
+        self,
+        pixels: torch.Tensor,
+        sizes_px: torch.Tensor,
+        *,
+        num_texts: torch.Tensor | None = None,
+    ) -> Cells:
+        """Run the CNN: pixels [N, 3, H, W] and each picture's height, width [N, 2] -> cells.
+
+        `num_texts` [N], how many texts look at each picture (0: it counts nothing), where a
+        dictionary shall learn from them; None where it shall not.
+        """
         features = self.grid(pixels.to(self.dtype))
         rows, columns = features.shape[1:3]
-        return Cells(
-            features=features.flatten(1, 2),
-            inside=cells_inside(sizes_px, rows, columns, self.grid.cell_px),
-            rows=rows,
-            columns=columns,
-        )
+        if self.neck is None:
+            inside = cells_inside(sizes_px, rows, columns, self.grid.cell_px)
+            return Cells(
+                features=features.flatten(1, 2), inside=inside, rows=rows, columns=columns
+            )
+        if self.neck.config.width_mask == "height":
+            inside = cells_inside_released(sizes_px, rows, columns, pixels.shape[2])
+        else:
+            inside = cells_inside(sizes_px, rows, columns, self.grid.cell_px)
+        mixed, codes = self.neck(features, inside, num_texts)
+        return Cells(features=mixed, inside=inside, rows=rows, columns=columns, codes=codes)
 
     def fuse(
         self,
@@ -151,13 +205,24 @@ class Student(PreTrainedModel):
         features = cells.features[picture]
         if masked_cells is not None:
             features = torch.where(masked_cells[..., None], self.mask_cell, features)
-        positions = sine_positions(cells.rows, cells.columns, features.shape[-1])
-        image_type = self.embeddings.token_type_embeddings.weight[IMAGE_TOKEN_TYPE]
-        seen = self.cell_norm(features + positions.to(features) + image_type)
-        hidden = torch.cat([self.embeddings(tokens), self.cell_dropout(seen)], dim=1)
+        seen = self._placed(features, cells, picture)
+        hidden = torch.cat([self.embeddings(tokens), seen], dim=1)
         attended = torch.cat([tokens != self.pad_id, cells.inside[picture]], dim=1)
         hidden = self.fusion(hidden, attention_mask=attended[:, None, None, :]).last_hidden_state
         return Hidden(text=hidden[:, : tokens.shape[1]], cells=hidden[:, tokens.shape[1] :])
+
+    def _placed(
+        self, features: torch.Tensor, cells: Cells, picture: torch.Tensor
+    ) -> torch.Tensor:
+        """features [B, C, D] with their positions, as they enter the Transformer: [B, C, D]."""
+        if self.neck:
+            inside = cells.inside.view(-1, cells.rows, cells.columns)
+            positions = padding_aware_positions(inside, features.shape[-1])[picture]
+            return self.cell_norm(features + positions.to(features))
+        positions = sine_positions(cells.rows, cells.columns, features.shape[-1])
+        image_type = self.embeddings.token_type_embeddings.weight[IMAGE_TOKEN_TYPE]
+        seen = self.cell_norm(features + positions.to(features) + image_type)
+        return self.cell_dropout(seen)
 
     @property
     def pad_id(self) -> int:
@@ -175,7 +240,8 @@ def make_student(
 ) -> Student:
     """A new student; starts from published weights where the recipe names them.
 
-    Raises OSError with the name where pretrained weights cannot be reached.
+    Raises OSError with the name where pretrained weights cannot be reached, ValueError where a SOHO
+    checkpoint does not fit.
     """
     resnet = (
         ResNetConfig.from_pretrained(config.pretrained_cnn)
@@ -211,6 +277,10 @@ def make_student(
             label_names=label_names,
             feature_size=feature_size,
             pra_temperature=config.pra_temperature,
+            neck=asdict(config.neck),
+            mlm_head=config.mlm_head,
+            itm_head=config.itm_head,
+            frozen_stages=config.frozen_stages,
         )
     )
     _load_pretrained(student, config)
@@ -218,6 +288,9 @@ def make_student(
 
 
 def _load_pretrained(student: Student, config: StudentConfig) -> None:
+    if config.soho_checkpoint:
+        load_soho(student, Path(config.soho_checkpoint))
+        return
     if config.pretrained_cnn:
         cnn = type(student.grid.resnet).from_pretrained(config.pretrained_cnn)
         student.grid.resnet.load_state_dict(cnn.state_dict())

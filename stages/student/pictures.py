@@ -45,8 +45,8 @@ def load_picture(data: bytes, *, shorter_px: int, longer_px: int) -> np.ndarray:
 
 
 def stack_pictures(arrays: Sequence[np.ndarray], *, multiple_px: int) -> Pictures:
-    """Normalise and pad uint8 [H, W, 3] arrays to one size, a multiple of `multiple_px` (the
-    student's cell size), so that pooling never drops an edge (SOHO's released code does)."""
+    """Normalise and pad uint8 [H, W, 3] arrays to one size, a multiple of `multiple_px`: the
+    student's cell size, so that pooling never drops an edge (SOHO's released code does)."""
     sizes = [array.shape[:2] for array in arrays]
     height, width = (
         -(-max(size[axis] for size in sizes) // multiple_px) * multiple_px for axis in (0, 1)

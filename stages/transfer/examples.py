@@ -57,7 +57,7 @@ class Looker:
             load_picture(s.image, shorter_px=config.shorter_px, longer_px=config.longer_px)
             for s in samples
         ]
-        pictures = stack_pictures(arrays, multiple_px=self.student.grid.cell_px)
+        pictures = stack_pictures(arrays, multiple_px=self.student.grid.pad_px)
         return self.student.see(pictures.pixels, pictures.sizes_px)
 
     def read(self, texts: Iterable[str]) -> tuple[torch.Tensor, torch.Tensor]:

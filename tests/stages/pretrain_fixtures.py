@@ -176,6 +176,8 @@ def random_batch(
         similarity=torch.from_numpy(random.random((pairs, phrases, objects))).float(),
         mlm_labels=torch.full_like(tokens, -100),
         hidden_objects=torch.full((pairs, 1), -1),
+        anchors=torch.full((pairs, 1), -1),
+        mvm_labels=torch.full((pairs, cells), -100),
     )
 
 

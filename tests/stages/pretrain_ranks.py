@@ -20,6 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.recipe_values import build
 from stages.pretrain.config import PretrainConfig
 from stages.student.config import StudentConfig
 
@@ -132,8 +133,8 @@ def _run_rank(job: dict[str, Any], rank: int) -> str:
     _spoil(job["spoil"], job["step"], rank)
     try:
         pretrain(
-            _config(job["config"]),
-            student=StudentConfig(**job["student"]),
+            build(PretrainConfig, job["config"]),
+            student=build(StudentConfig, job["student"]),
             seed=0,
             objects=Path(job["objects"]),
             out=root / "pretrain",
@@ -143,19 +144,6 @@ def _run_rank(job: dict[str, Any], rank: int) -> str:
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"
     return "done"
-
-
-def _config(fields: dict[str, Any]) -> PretrainConfig:
-    from stages.pretrain.data_config import DataConfig, SourceConfig
-    from stages.pretrain.config import ItmConfig, MlmConfig, OmvmConfig, PraConfig
-
-    kinds = {
-        "data": DataConfig, "mlm": MlmConfig, "itm": ItmConfig, "omvm": OmvmConfig, "pra": PraConfig
-    }
-    sources = tuple(SourceConfig(**source) for source in fields["data"]["sources"])
-    fields["data"]["sources"] = sources
-    parts = {name: kind(**fields[name]) for name, kind in kinds.items()}
-    return PretrainConfig(**{**fields, **parts})
 
 
 def _trace(path: Path) -> None:

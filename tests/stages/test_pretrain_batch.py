@@ -30,7 +30,7 @@ def _collate(objectives: Sequence[Objective] = (), **settings: Any) -> Collate:
         Collate(
             tokenizer=toy_tokenizer(), objectives=objectives, seed=0, captions_per_picture=4,
             max_tokens=TINY.max_tokens, shorter_px=TINY.shorter_px, longer_px=TINY.longer_px,
-            cell_px=16,
+            cell_px=16, pad_px=16,
         ),
         **settings,
     )

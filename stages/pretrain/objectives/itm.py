@@ -9,16 +9,17 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import ItmConfig
-from stages.pretrain.objectives.objective import Scored, mean_loss, share
+from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share
 from stages.student.network import Cells, Hidden, Student
 
 
-class Itm:
+class Itm(Objective):
     """Give some pictures the text of another one, tell which.
 
     loss = mean over pairs of -log softmax(W tanh(U h_cls))[matched], h_cls [D] the fusion's output
-    at [CLS]. A strange text comes from another picture of the same micro-batch. A text that the
-    source itself calls false (NLVR) is mismatched already and stays as it is.
+    at [CLS] (SOHO: softmax(W h_cls), by `student.itm_head`). A strange text comes from another
+    picture of the same micro-batch. A text that the source itself calls false (NLVR) is
+    mismatched already and stays as it is.
     """
 
     name = "itm"

@@ -9,17 +9,18 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import MlmConfig
-from stages.pretrain.objectives.objective import Scored, mean_loss, share
+from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share
 from stages.student.network import Cells, Hidden, Student
 
 IGNORED = -100
 
 
-class Mlm:
+class Mlm(Objective):
     """Hide word pieces, tell them from the rest of the text and the picture.
 
     loss = mean over hidden pieces of -log softmax(E g(h) + b)[piece], with h [D] the fusion's
-    output at the piece, g BERT's transform and E [V, D] the word embeddings. Of the chosen pieces
+    output at the piece, g BERT's transform and E [V, D] the word embeddings (SOHO: E h, without
+    transform and bias, by `student.mlm_head`). Of the chosen pieces
     80 % become [MASK], 10 % a random ordinary piece, 10 % stay. Logits are made for chosen pieces
     only (SOHO's released code makes them for every token).
     """
@@ -50,5 +51,6 @@ class Mlm:
         chosen = batch.mlm_labels != IGNORED
         logits = student.mlm_head(hidden.text[chosen], student.word_embeddings)
         labels = batch.mlm_labels[chosen]
-        loss = mean_loss(F.cross_entropy(logits, labels, reduction="none"))
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        loss = mean_loss(losses, self.config.mean_epsilon)
         return Scored(loss=loss, metrics={"accuracy": share(logits.argmax(-1) == labels)})

@@ -36,13 +36,18 @@ class Objective(Protocol):
     ) -> None:
         """Hide from `batch` what the student shall tell, and note the answer in it."""
 
+    def hide(self, cells: Cells, batch: Batch) -> None:
+        """Hide cells, where the CNN's output decides which; most objectives need none of it."""
+        return
+
     def score(self, student: Student, cells: Cells, hidden: Hidden, batch: Batch) -> Scored:
         """The loss of what the student made of the masked batch."""
 
 
-def mean_loss(losses: torch.Tensor) -> torch.Tensor:
-    """Mean over labelled rows; 0, still attached to the graph, where there are none."""
-    return losses.sum() / max(1, losses.numel())
+def mean_loss(losses: torch.Tensor, epsilon: float = 0.0) -> torch.Tensor:
+    """Mean over labelled rows; 0, still attached to the graph, where there are none. `epsilon` is
+    added to their number (SOHO's released code)."""
+    return losses.sum() / (losses.numel() + epsilon if epsilon else max(1, losses.numel()))
 
 
 def share(hits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,12 +9,12 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import OmvmConfig
-from stages.pretrain.objectives.objective import Scored, mean_loss, share
+from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share
 from stages.student.heads import weighted_mean
 from stages.student.network import Cells, Hidden, Student
 
 
-class Omvm:
+class Omvm(Objective):
     """Hide all cells of an object, tell what the teacher saw there.
 
     v [D] = mean of the fusion's outputs over the object's cells.

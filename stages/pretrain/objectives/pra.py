@@ -8,12 +8,12 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import PraConfig
-from stages.pretrain.objectives.objective import Scored, mean_loss, share
+from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share
 from stages.student.heads import weighted_mean
 from stages.student.network import Cells, Hidden, Student
 
 
-class Pra:
+class Pra(Objective):
     """Make a phrase similar to the regions whose label means the same.
 
     t [D] = mean of the fusion's outputs over the phrase's pieces, v_r [D] = mean over the cells of
