@@ -69,7 +69,8 @@ def _find_runs(start: Tensor, end: Tensor, num_cells: int, bins: Tensor, num_bin
         num_samples = torch.full_like(bin_size, sampling_ratio)
     else:
         num_samples = bin_size.ceil().clamp(min=0)
-    samples = torch.arange(int(num_samples.max()), device=start.device, dtype=start.dtype)
+    most_samples = max(int(num_samples.max()), 1)
+    samples = torch.arange(most_samples, device=start.device, dtype=start.dtype)
     is_used = (samples < num_samples[:, None])[:, None]
     # [R, Q, S]; multiplied out in the order of detectron2's kernel, so that rounding agrees.
     wide, divisor = bin_size[:, None, None], num_samples.clamp(min=1)[:, None, None]
@@ -79,10 +80,10 @@ def _find_runs(start: Tensor, end: Tensor, num_cells: int, bins: Tensor, num_bin
     low = at.floor().clamp(max=max(num_cells - 2, 0))
     high_weight = at - low
     low_cell = low.long()
-    first = low_cell.masked_fill(~is_used, num_cells).amin(2) if len(samples) else (
-        low_cell.new_zeros(low_cell.shape[:2]))
-    last = low_cell.masked_fill(~is_used, -1).amax(2) if len(samples) else first
-    counts = ((last - first).amax(1) + 2).clamp(0, num_cells) * (num_samples > 0)
+    # Of a box without samples the first comes after the last, so that it reads nothing.
+    first = low_cell.masked_fill(~is_used, num_cells).amin(2)
+    last = low_cell.masked_fill(~is_used, -1).amax(2)
+    counts = ((last - first).amax(1) + 2).clamp(0, num_cells)
     # A run is as long as the longest of its box, and is moved back where it would leave the map.
     first = torch.minimum(first, (num_cells - counts)[:, None])
     num_read = int(counts.max())
