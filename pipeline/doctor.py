@@ -7,6 +7,7 @@ a crash. Reached from ``pipeline.command_line``.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import io
 import json
@@ -160,24 +161,24 @@ def check_deepspeed() -> Iterator[Finding]:
         yield Finding(name="compiler", state="note", found=found, cure=cure)
 
 
-def check_detectors() -> Iterator[Finding]:
-    """What a teacher can be helped by: torchvision's operators, and detectron2 itself."""
-    cure = "Optional: else our own NMS and RoIAlign are used. Take the one made for this torch."
-    if find_spec("torchvision") is None:
-        yield Finding(name="torchvision", state="note", found="not here", cure=cure)
-    else:
-        try:
-            import torchvision
-
-            yield Finding(name="torchvision", state="ok", found=torchvision.__version__)
-        except Exception as error:  # one made for another torch fails in many ways
-            found = f"{_version('torchvision')} does not work: {_said(error)}"
-            yield Finding(name="torchvision", state="note", found=found, cure=cure)
+def check_teachers() -> Iterator[Finding]:
+    """What objects can come from, besides a teacher of our own: detectron2, and UNITER's LMDB."""
     if find_spec("detectron2") is None:
         cure = "Optional. It is not on the index; its own documentation says how to install it."
         yield Finding(name="detectron2", state="note", found="not here", cure=cure)
     else:
-        yield Finding(name="detectron2", state="ok", found=_version("detectron2") or "here")
+        try:
+            importlib.import_module("detectron2.layers")  # its compiled parts, and torchvision's
+
+            yield Finding(name="detectron2", state="ok", found=_version("detectron2") or "here")
+        except Exception as error:  # one built for another torch fails in many ways
+            cure = "Optional. Take the detectron2 and the torchvision that are made for this torch."
+            found = f"{_version('detectron2') or 'here'} does not work: {_said(error)}"
+            yield Finding(name="detectron2", state="note", found=found, cure=cure)
+    absent = [name for name in ("lmdb", "msgpack") if find_spec(name) is None]
+    cure = "Optional, for UNITER's features: pip install boxless[features]." if absent else ""
+    found = f"{' and '.join(absent)} not here" if absent else "lmdb and msgpack are here"
+    yield Finding(name="features", state="note" if absent else "ok", found=found, cure=cure)
 
 
 def check_apex() -> Iterator[Finding]:
@@ -243,7 +244,7 @@ _CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_packages,
     check_torch,
     check_deepspeed,
-    check_detectors,
+    check_teachers,
     check_apex,
     check_spacy,
     check_slurm,

@@ -33,7 +33,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     yield tmp_path
-    for name in ("apex", "torchvision", "detectron2"):
+    for name in ("apex", "detectron2", "detectron2.layers"):
         sys.modules.pop(name, None)
 
 
@@ -60,14 +60,22 @@ def test_an_apex_without_metadata_is_still_judged(site: Path) -> None:
     assert kind == "impostor" and "without metadata" in found
 
 
-def test_a_torchvision_that_does_not_work_is_a_note(site: Path) -> None:
-    """As the one beside another torch: its operators are not registered."""
-    put_package(site, "torchvision", "raise RuntimeError('operator nms does not exist')")
-    put_package(site, "detectron2", "")
-    torchvision, detectron2 = doctor.check_detectors()
-    assert torchvision.state == "note"
-    assert "0.9 does not work: RuntimeError: operator nms does not exist" in torchvision.found
-    assert (detectron2.state, detectron2.found) == ("ok", "0.9")
+@pytest.mark.parametrize(
+    ("code", "state", "found"),
+    [
+        ("", "ok", "0.9"),
+        ("raise RuntimeError('operator nms does not exist')", "note",
+         "0.9 does not work: RuntimeError: operator nms does not exist"),
+    ],
+)
+def test_a_detectron2_that_does_not_work_is_a_note(
+    site: Path, code: str, state: str, found: str
+) -> None:
+    """As one beside another torch: operators are not registered."""
+    put_package(site, "detectron2", "", parts="layers")
+    (site / "detectron2/layers/__init__.py").write_text(code)
+    detectron2, _ = doctor.check_teachers()
+    assert (detectron2.state, detectron2.found) == (state, found)
 
 
 def test_a_package_of_a_wrong_version_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +128,7 @@ def test_this_machine_is_examined_to_the_end() -> None:
     """Every check of a real machine gives findings, and the package tests run with are sound."""
     findings = {f.name: f for check in doctor._CHECKS for f in check()}
     for name in ("python", "cores", "memory", "disk", "torch", "deepspeed", "deepspeed ops",
-                 "torchvision", "detectron2", "apex", "spaCy", "spaCy parser", "slurm"):
+                 "detectron2", "features", "apex", "spaCy", "spaCy parser", "slurm"):
         assert findings[name].found
         assert findings[name].state == "ok" or findings[name].cure
     assert all(findings[name].state != "missing" for name in ("python", "torch", "deepspeed"))
