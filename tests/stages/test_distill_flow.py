@@ -115,6 +115,18 @@ def test_pictures_on_their_way_are_bounded() -> None:
     assert most == flow.most_passing == 4 * 4 + 4 + 2 * 2
 
 
+def test_a_picture_among_broken_ones_waits_for_no_other() -> None:
+    """Oracle: it comes out though all that are on their way with it are broken."""
+    good, *broken = samples_of(61)
+    broken = [replace(sample, image=b"no picture") for sample in broken]
+    results: list[np.ndarray | Failure] = []
+    flow = seer_of(FakeTeacher(), batch_size=4)
+    seeing = threading.Thread(target=lambda: results.extend(flow.see([good, *broken])), daemon=True)
+    seeing.start()
+    seeing.join(30)
+    assert [isinstance(result, Failure) for result in results] == [False] + [True] * 60
+
+
 def test_stages_overlap() -> None:
     """Oracle: three threads that each wait for the others, at a barrier: while a picture is with
     the detector another one is decoded and a third with the consumer."""
