@@ -21,8 +21,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from stages.distill.teacher.boxes import iou
-from stages.distill.teacher.choose import best_surviving_scores, detections
+from stages.distill.teacher.boxes import decode, iou
+from stages.distill.teacher.choose import best_surviving_scores, candidates, detections
 from stages.distill.teacher.net_config import ChoiceConfig
 from stages.distill.teacher.nms import nms
 from stages.distill.teacher.roi_align import roi_align
@@ -217,18 +217,26 @@ def score_ways(ops: ModuleType | None, device: torch.device) -> Ways:
 
 
 def detection_ways(ops: ModuleType | None, device: torch.device) -> Ways:
-    """detectron2's choice of 100 among 1000 proposals, each with a box a label."""
-    boxes = clustered(1000, 60, 0.2)[:, None] + torch.randn(1000, NUM_LABELS, 1) * 3
-    boxes, scores = boxes.to(device), made_up_probabilities(1000).to(device)
+    """detectron2's choice of 100 among 1000 proposals, each with a box a label, regressed."""
+    proposed, scores = clustered(1000, 60, 0.2).to(device), made_up_probabilities(1000).to(device)
+    deltas = (torch.randn(1000, NUM_LABELS, 4) / 2).to(device)
+    weights = (10.0, 10.0, 5.0, 5.0)
     choice = ChoiceConfig(score_threshold=0.05, iou=0.5, max_objects=100)
-    ways: Ways = {"ours": lambda: detections(boxes, scores, choice)[0]}
+
+    def ours() -> Tensor:
+        proposal, label = candidates(scores, choice)
+        boxes = decode(proposed[proposal], deltas[proposal, label], weights)
+        return proposal[detections(boxes, scores[proposal, label], label, choice)]
+
+    ways: Ways = {"ours": ours}
     if ops is not None:
         def by_torchvision() -> Tensor:
-            proposal, label = torch.nonzero(scores > 0.05, as_tuple=True)
+            boxes = decode(proposed, deltas.flatten(1), weights).view(deltas.shape)
+            proposal, label = torch.nonzero(scores > choice.score_threshold, as_tuple=True)
             some, some_scores = boxes[proposal, label], scores[proposal, label]
             return proposal[ops.batched_nms(some, some_scores, label, 0.5)[:100]]
 
-        ways["torchvision's batched_nms"] = by_torchvision
+        ways["all boxes, torchvision's batched_nms"] = by_torchvision
     return ways
 
 

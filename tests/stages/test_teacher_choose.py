@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from stages.distill.teacher.boxes import iou
-from stages.distill.teacher.choose import best_proposals, best_surviving_scores, detections
+from stages.distill.teacher.choose import (
+    best_proposals,
+    best_surviving_scores,
+    candidates,
+    detections,
+)
 from stages.distill.teacher.net_config import ChoiceConfig
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "butd_selection.npz"
@@ -80,8 +85,9 @@ def test_no_proposals_are_no_objects() -> None:
     """Oracle: empty answers of both rules."""
     nothing, labels = torch.zeros(0, 4), torch.zeros(0, 3)
     assert best_proposals(nothing, labels, choice(10, 100)).tolist() == []
-    proposal, label = detections(nothing[:, None].expand(0, 3, 4), labels, ChoiceConfig())
-    assert proposal.tolist() == label.tolist() == []
+    assert [part.tolist() for part in candidates(labels, ChoiceConfig())] == [[], []]
+    empty = torch.zeros(0)
+    assert detections(nothing, empty, empty, ChoiceConfig()).tolist() == []
 
 
 def slow_detections(boxes: Tensor, probabilities: Tensor, config: ChoiceConfig
@@ -110,7 +116,9 @@ def test_detections_are_those_of_the_loop(max_objects: int) -> None:
     boxes[5:8, :, 2] = boxes[5:8, :, 0]
     probabilities = torch.randint(0, 9, (40, 3), generator=random) / 32
     config = ChoiceConfig(score_threshold=0.0625, iou=0.3, max_objects=max_objects)
-    proposal, label = detections(boxes, probabilities, config)
+    proposal, label = candidates(probabilities, config)
+    kept = detections(boxes[proposal, label], probabilities[proposal, label], label, config)
+    proposal, label = proposal[kept], label[kept]
     expected = slow_detections(boxes, probabilities, config)
     assert list(zip(proposal.tolist(), label.tolist())) == expected
     assert len(expected) == 3 or 20 < len(expected) < 80

@@ -2,7 +2,7 @@
 
 Reached from `faster_rcnn.py`, with what the box predictor says of every proposal.
 
-Letters: P proposals, L labels (background not counted), K objects chosen.
+Letters: P proposals, L labels (background not counted), N candidates, K objects chosen.
 """
 
 from __future__ import annotations
@@ -14,20 +14,25 @@ from stages.distill.teacher.net_config import ChoiceConfig
 from stages.distill.teacher.nms import nms, pushes_out
 
 
-def detections(boxes: Tensor, probabilities: Tensor, choice: ChoiceConfig
-               ) -> tuple[Tensor, Tensor]:
-    """Proposal [K] and label [K] (int64) of the objects, by falling probability.
+def candidates(probabilities: Tensor, choice: ChoiceConfig) -> tuple[Tensor, Tensor]:
+    """Proposal [N] and label [N] (int64) of every pair scoring above the threshold, by proposal.
 
-    boxes [P, L, 4]: each proposal's box for each label, clipped; probabilities [P, L]. A proposal
-    may give several objects. detectron2's rule (modeling/roi_heads/fast_rcnn.py): every pair
-    scoring above the threshold, suppressed within its label, the best `max_objects` of them; of
-    equal scores, the earlier proposal and label. Boxes that lay outside the picture and are empty
-    now take their places, as there; who writes the objects down drops them.
+    probabilities [P, L]. They are a few in a thousand, so their boxes alone need be computed.
     """
     proposal, label = torch.nonzero(probabilities > choice.score_threshold, as_tuple=True)
-    kept = nms(boxes[proposal, label], probabilities[proposal, label], label,
-               threshold=choice.iou, max_kept=choice.max_objects)
-    return proposal[kept], label[kept]
+    return proposal, label
+
+
+def detections(boxes: Tensor, scores: Tensor, labels: Tensor, choice: ChoiceConfig) -> Tensor:
+    """Those of the candidates [N] that are objects: their numbers [K] (int64), by falling score.
+
+    boxes [N, 4]: what `candidates` found, each regressed for its label, and clipped; scores [N];
+    labels [N]. A proposal may give several objects. detectron2's rule
+    (modeling/roi_heads/fast_rcnn.py): candidates are suppressed within their label, and the best
+    `max_objects` stay; of equal scores, the earlier one. Boxes that lay outside the picture and are
+    empty now take their places, as there; who writes the objects down drops them.
+    """
+    return nms(boxes, scores, labels, threshold=choice.iou, max_kept=choice.max_objects)
 
 
 def best_proposals(boxes: Tensor, probabilities: Tensor, choice: ChoiceConfig) -> Tensor:

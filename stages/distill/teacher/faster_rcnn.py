@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stages.distill.teacher.backbone import PlainBackbone
 from stages.distill.teacher.boxes import clip, decode
-from stages.distill.teacher.choose import best_proposals, detections
+from stages.distill.teacher.choose import best_proposals, candidates, detections
 from stages.distill.teacher.fpn import Pyramid
 from stages.distill.teacher.heads import AttributePredictor, BoxPredictor, build_box_head
 from stages.distill.teacher.net_config import PlainConfig, ResNetConfig, TeacherConfig
@@ -113,11 +113,13 @@ class FasterRCNN(nn.Module):
             order = torch.sort(best.values, descending=True, stable=True).indices
             source = source[order]
             return _Chosen(proposals[source], best.values[order], best.indices[order], source)
-        boxes = decode(proposals, deltas.flatten(1), self.config.boxes.delta_weights,
+        source, label = candidates(probabilities, choice)
+        boxes = decode(proposals[source], deltas[source, label], self.config.boxes.delta_weights,
                        inclusive=inclusive)
-        boxes = clip(boxes.unflatten(1, (-1, 4)), size, inclusive=inclusive)
-        source, label = detections(boxes, probabilities, choice)
-        return _Chosen(boxes[source, label], probabilities[source, label], label, source)
+        boxes = clip(boxes, size, inclusive=inclusive)
+        scores = probabilities[source, label]
+        kept = detections(boxes, scores, label, choice)
+        return _Chosen(boxes[kept], scores[kept], label[kept], source[kept])
 
 
 def _build_backbone(config: PlainConfig | ResNetConfig) -> PlainBackbone | ResNet | Pyramid:
