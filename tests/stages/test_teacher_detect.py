@@ -151,3 +151,26 @@ def test_proposals_of_several_levels_are_ranked_together() -> None:
     proposals = network.propose(levels, [(40, 40)])[0]
     assert proposals.logits.tolist() == [4, 3, 2]
     assert proposals.boxes.tolist() == [[20, 20, 40, 40], [0, 0, 10, 10], [0, 0, 10, 10]]
+
+
+def test_bounds_replace_those_of_a_teacher_that_chooses_among_proposals() -> None:
+    """Oracle: counts; the teacher that was asked keeps its own, with the same weights, and one that
+    reports detections is not touched."""
+    pictures = pictures_of([(48, 96), (100, 60)])
+    model = random_model(net=replace_in(
+        NET, "choice", rule="proposals", score_threshold=0.0, min_objects=1, max_objects=9))
+    teacher = teacher_of(model)
+    before = look(teacher, pictures)
+    fixed = teacher.with_settings(precision="fp32", min_objects=4, max_objects=4)
+    assert [len(array) for array in look(fixed, pictures)] == [4, 4]
+    few = teacher.with_settings(precision="fp32", score_threshold=1.0)
+    assert [len(array) for array in look(few, pictures)] == [1, 1]
+    for array, again in zip(before, look(teacher, pictures)):
+        assert len(array) > 4 and array.tobytes() == again.tobytes()
+        check_objects(array)
+    weights, shared = teacher.model.parameters(), fixed.model.parameters()
+    assert all(one is other for one, other in zip(weights, shared))
+    with pytest.raises(ValueError, match="min_objects: got 10"):
+        teacher.with_settings(precision="fp32", min_objects=10)
+    detections = teacher_of(random_model())
+    assert detections.with_settings(precision="fp32", max_objects=1).model is detections.model
