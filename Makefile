@@ -21,7 +21,7 @@ launching = $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(NODES),--nodes $(NOD
 	$(if $(PROCS),--procs-per-node $(PROCS))
 
 .PHONY: help demo test check lint types imports run report status ablation doctor clean $(STAGES) \
-	drill elastic positions damages scale bench fuzz
+	drill elastic positions damages scale bench detector parts extraction fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,15 @@ scale: .venv/ready ## start, seek, memory and cost a sample, up to a million sha
 
 bench: .venv/ready ## shards written and read, beside stock webdataset, Energon and mosaic streaming
 	.venv/bin/python -m benchmarks.shards
+
+detector: .venv/ready ## a full-size teacher, beside detectron2 where that is installed
+	.venv/bin/python -m benchmarks.teacher
+
+parts: .venv/ready ## RoIAlign, NMS and the choice of boxes, beside plain ways
+	.venv/bin/python -m benchmarks.teacher_parts
+
+extraction: .venv/ready ## how busy distill keeps its device, beside one step after the other
+	.venv/bin/python -m benchmarks.extraction
 
 fuzz: .venv/ready ## what reads bytes from anybody, ten minutes of it (pip install atheris first)
 	.venv/bin/python -m tests.fuzz.fuzz_readers --seconds 60
