@@ -112,6 +112,8 @@ class Student(PreTrainedModel):
 
     config_class = StudentNetConfig
     main_input_name = "pixels"
+    # What `from_pretrained` leaves in float32 of a student saved in half precision.
+    _keep_in_fp32_modules_strict = ["dictionary"]
 
     def __init__(self, config: StudentNetConfig) -> None:
         super().__init__(config)

@@ -7,6 +7,8 @@ signal, a loss that is not a number) is in the job: see `_spoil`.
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import os
 import signal
@@ -46,7 +48,8 @@ class Ranks:
     ) -> list[str]:
         """Run into `root`; for each rank "done", "ErrorType: text", or "signal N".
 
-        `root`/trace-RANK.jsonl has a line for every micro-batch: position and keys.
+        `root`/trace-RANK.jsonl has a line for every micro-batch: position and keys;
+        `root`/codes-RANK.jsonl one for every step of a visual dictionary: a digest of its codes.
         """
         root.mkdir(exist_ok=True)
         job = {
@@ -60,6 +63,12 @@ class Ranks:
             if line.startswith(JOB):
                 return json.loads(line[len(JOB):])
         raise RuntimeError("the server of ranks has died")
+
+    def with_student(self, student: StudentConfig) -> Ranks:
+        """The same server for runs of another student."""
+        other = copy.copy(self)
+        other._student = student
+        return other
 
     def close(self) -> None:
         """End the server."""
@@ -130,6 +139,7 @@ def _run_rank(job: dict[str, Any], rank: int) -> str:
 
     root = Path(job["root"])
     _trace(root / f"trace-{rank}.jsonl")
+    _trace_codes(root / f"codes-{rank}.jsonl")
     _spoil(job["spoil"], job["step"], rank)
     try:
         pretrain(
@@ -161,6 +171,21 @@ def _trace(path: Path) -> None:
         return delivery
 
     Batches.__getitem__ = traced  # type: ignore[method-assign]
+
+
+def _trace_codes(path: Path) -> None:
+    """Note a digest of the dictionary's codes after every step."""
+    from stages.student.dictionary import Dictionary
+
+    plain = Dictionary.learn
+
+    def traced(self: Dictionary) -> None:
+        plain(self)
+        digest = hashlib.sha256(self.codes.numpy().tobytes()).hexdigest()
+        with path.open("a") as file:
+            file.write(json.dumps({"codes": digest}) + "\n")
+
+    Dictionary.learn = traced  # type: ignore[method-assign]
 
 
 def _spoil(what: str, step: int, rank: int) -> None:
