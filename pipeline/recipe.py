@@ -56,6 +56,11 @@ class Recipe:
             raise ValueError("name is empty; expected a short name such as toy.")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; expected 0 or more.")
+        if self.pretrain.mvm.weight and self.student.neck.kind == "plain":
+            raise ValueError(
+                f"pretrain.mvm.weight is {self.pretrain.mvm.weight}, but student.neck.kind is "
+                "plain, which has no visual dictionary; expected kind soho, or weight 0."
+            )
 
 
 def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:

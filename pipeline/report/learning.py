@@ -22,21 +22,24 @@ _OBJECTIVES = {
     "pra": "phrase-region alignment: which cells does a phrase mean?",
     "mvm": "masked vision modelling: which code of the visual dictionary is hidden?",
 }
+_OF_CODES = ("/perplexity", "/dead_codes")
 
 
 def learning_section(run: RunFolder) -> Section:
-    """Three charts, what each objective asks, and speed; a word before the first report."""
+    """Charts, what each objective asks, and speed; a word before the first report."""
     lines = read_lines(run.pretrain / "metrics.jsonl")
     total = Series(name="total", points=points(lines, "loss"))
     names = sorted({name for line in lines for name in line if "/" in name})
     losses = [_series(lines, name) for name in names if name.endswith("/loss")]
     shares = [_series(lines, name) for name in names if name.endswith("accuracy")]
+    codes = [_series(lines, name) for name in names if name.endswith(_OF_CODES)]
     charts = [
         line_chart(title, series, y_label=unit, is_share=unit == "share right")
         for title, series, unit in (
             ("Total loss", [total], "weighted sum"),
             ("Loss of each objective", losses, "nats"),
             ("Accuracy in training", shares, "share right"),
+            ("Visual dictionary", codes, "codes"),
         )
         if any(one.points for one in series)
     ]

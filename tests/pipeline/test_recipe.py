@@ -15,9 +15,12 @@ from pipeline.recipe import (
     read_recipe,
 )
 
+COCO_PATHS = ["ingest.root=/data", "ingest.captions=/data/c.json"]
 NEEDS_PATHS = {
     "nlvr": ["ingest.root=/data"],
-    "coco": ["ingest.root=/data", "ingest.captions=/data/c.json"],
+    "coco": COCO_PATHS,
+    "soho-res18": COCO_PATHS,
+    "soho-r101": COCO_PATHS,
 }
 
 
@@ -63,6 +66,9 @@ def test_values_of_set_are_yaml() -> None:
         ("seed=-1", "seed is -1"),
         ("ingest.num_train=0", "ingest.num_train"),
         ("pretrain.pra.weight=-1", "pretrain.pra.weight"),
+        ("pretrain.mvm.weight=1", "pretrain.mvm.weight is 1.0, but student.neck.kind is plain"),
+        ("student.neck.kind=soho2", "student.neck.kind"),
+        ("student.neck.dictionary={}", "student.neck.dictionary is not a key"),
         ("launch.nodes=2", "launch.master_address is null"),
     ],
 )

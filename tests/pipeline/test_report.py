@@ -16,6 +16,7 @@ from report_runs import SECTIONS, empty_run, examples, metrics, picture, shards,
 
 from pipeline.command_line import main
 from pipeline.report.charts import Series, line_chart, nice_ticks, thinned
+from pipeline.report.learning import learning_section
 from pipeline.report.markup import h, html_text
 from pipeline.report.page import write_report
 from pipeline.report.pictures import Pictures, thumbnail
@@ -210,3 +211,17 @@ def test_chart_of_one_point_and_of_none() -> None:
     line_chart("one", [Series(name="a", points=[(10, 0.0)])], y_label="")
     with pytest.raises(ValueError, match="no points"):
         line_chart("none", [Series(name="a", points=[])], y_label="")
+
+
+def test_a_visual_dictionary_has_a_chart(tmp_path: Path) -> None:
+    """Its figures are drawn where training reported them, and there is no chart where it did not.
+    """
+    for figures, drawn in (({"mvm/perplexity": 9.5, "mvm/dead_codes": 3.0}, True), ({}, False)):
+        run = empty_run(tmp_path / str(drawn))
+        run.pretrain.mkdir(parents=True, exist_ok=True)
+        lines = [{"step": step, "loss": 1.0, "mvm/loss": 2.0, **figures} for step in (1, 2)]
+        path = run.pretrain / "metrics.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        said = "".join(html_text(part) for part in learning_section(run).content)
+        for words in ("Visual dictionary", "mvm perplexity", "mvm dead codes"):
+            assert (words in said) == drawn
