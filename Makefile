@@ -21,7 +21,7 @@ launching = $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(NODES),--nodes $(NOD
 	$(if $(PROCS),--procs-per-node $(PROCS))
 
 .PHONY: help demo test check lint types imports run report status ablation doctor clean $(STAGES) \
-	drill elastic positions damages scale bench detector parts extraction fuzz
+	drill elastic positions damages scale bench detector parts extraction fuzz dictionary
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ parts: .venv/ready ## RoIAlign, NMS and the choice of boxes, beside plain ways
 
 extraction: .venv/ready ## how busy distill keeps its device, beside one step after the other
 	.venv/bin/python -m benchmarks.extraction
+
+dictionary: .venv/ready ## the visual dictionary as SOHO released it, and ours: dead codes, scores
+	.venv/bin/python -m benchmarks.dictionary $(foreach setting,$(SET),--set $(setting))
 
 fuzz: .venv/ready ## what reads bytes from anybody, ten minutes of it (pip install atheris first)
 	.venv/bin/python -m tests.fuzz.fuzz_readers --seconds 60

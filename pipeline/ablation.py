@@ -35,7 +35,7 @@ def ablate(recipe: Recipe, run: RunFolder, *, num_seeds: int) -> None:
     for seed in range(recipe.seed, recipe.seed + num_seeds):
         for variant in VARIANTS:
             Console().rule(f"{variant}, seed {seed}")
-            own = _linked_run(run, f"{variant}-{seed}")
+            own = linked_run(run, f"{variant}-{seed}")
             conduct(
                 variant_recipe(recipe, variant, seed),
                 own,
@@ -96,7 +96,7 @@ def show(comparison: dict) -> None:
     Console().print(table)
 
 
-def _linked_run(run: RunFolder, name: str) -> RunFolder:
+def linked_run(run: RunFolder, name: str) -> RunFolder:
     """A run folder that shares the first stages' output with `run` through relative links."""
     own = RunFolder(run.root / "ablation" / name)
     own.make()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.ablation import _linked_run, compare, variant_recipe
+from pipeline.ablation import linked_run, compare, variant_recipe
 from pipeline.recipe import load_recipe
 from pipeline.run_folder import RunFolder
 
@@ -47,7 +47,7 @@ def test_students_read_the_shards_of_the_one_run(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
     (run.images / "catalog.json").write_text("{}")
     for _ in range(2):
-        own = _linked_run(run, "plain-0")
+        own = linked_run(run, "plain-0")
         assert (own.images / "catalog.json").samefile(run.images / "catalog.json")
     moved = tmp_path / "moved"
     run.root.rename(moved)

@@ -1,0 +1,107 @@
+"""The visual dictionary as SOHO released it and as ours: unused codes, perplexity, scores.
+
+    make dictionary, or python -m benchmarks.dictionary [--seeds 3] [--out runs/dictionary]
+        [--set pretrain.num_steps=900 ...]
+
+Recipe soho-toy, twice: with its own settings, and with those of the released code for dictionary
+and masks (start, decay, index and value of two codebooks, padding, one mask for the whole batch,
+no temperature). The shards are made once. Everything else is the same, seeds and steps too. Stopped
+and started again it goes on. A code is dead that no cell took in the last 50 updates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.ablation import linked_run
+from pipeline.conduct import conduct
+from pipeline.launching import Asked
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.run_folder import RunFolder
+from sharding.atomic import write_json
+from stages.pretrain.metrics import read_metrics
+
+HERE = Asked(launcher=None, nodes=None, procs_per_node=None)
+RELEASED = (
+    "student.neck.dictionary.start=random",
+    "student.neck.dictionary.decay=0.4",
+    "student.neck.dictionary.smoothing=1e-5",
+    "student.neck.dictionary.revive_after_steps=0",
+    "student.neck.dictionary.update=forward",
+    "student.neck.dictionary.count_padding=true",
+    "student.neck.count_captions=true",
+    "student.neck.width_mask=height",
+    "pretrain.mvm.rule=released",
+    "pretrain.mvm.probability=0.015",
+    "pretrain.mvm.temperature=1.0",
+    "pretrain.mvm.matched_only=false",
+)
+VARIANTS: dict[str, tuple[str, ...]] = {"released": RELEASED, "ours": ()}
+
+
+def main() -> None:
+    """Train every variant with every seed, print the table, keep it as json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/dictionary"))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE")
+    options = parser.parse_args()
+    recipe = load_recipe("soho-toy", options.set)
+    run = RunFolder(options.out)
+    run.make()
+    conduct(recipe, run, ["ingest", "teach", "distill"], HERE, dry_run=False)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
+    for seed in range(recipe.seed, recipe.seed + options.seeds):
+        for name, settings in VARIANTS.items():
+            variant = replace(load_recipe("soho-toy", [*options.set, *settings]), seed=seed)
+            found[name].append(_trained(variant, linked_run(run, f"{name}-{seed}")))
+    write_json(run.root / "dictionary.json", {"steps": recipe.pretrain.num_steps, "found": found})
+    _show(recipe, found)
+
+
+def _trained(recipe: Recipe, run: RunFolder) -> dict[str, float]:
+    """Train and score a student: its last figures of the dictionary, and its scores."""
+    conduct(recipe, run, ["pretrain", "evaluate"], HERE, dry_run=False)
+    lines = read_metrics(run.pretrain / "metrics.jsonl")
+    figures = {
+        "dead codes": lines[-1]["mvm/dead_codes"],
+        "dead codes, first report": next(
+            line["mvm/dead_codes"] for line in lines if "mvm/dead_codes" in line
+        ),
+        "perplexity": lines[-1]["mvm/perplexity"],
+        "reports with a masked cell": sum("mvm/accuracy" in line for line in lines) / len(lines),
+    }
+    scores = json.loads((run.transfer / "evaluate" / "scores.json").read_text())
+    return figures | {
+        name: score["value"] for name, score in scores.items() if not name.startswith("teacher_")
+    }
+
+
+def _show(recipe: Recipe, found: dict[str, list[dict[str, float]]]) -> None:
+    num_codes = recipe.student.neck.dictionary.num_codes  # type: ignore[union-attr]
+    num_seeds = len(found["ours"])
+    table = Table(
+        title=f"{num_codes} codes, {recipe.pretrain.num_steps} steps, {num_seeds} seeds: "
+        "mean (lowest to highest)"
+    )
+    for column in ("", *found):
+        table.add_column(column)
+    for name in found["ours"][0]:
+        cells = []
+        for seeds in found.values():
+            values = [own[name] for own in seeds]
+            mean = statistics.fmean(values)
+            cells.append(f"{mean:.3g} ({min(values):.3g} to {max(values):.3g})")
+        table.add_row(name, *cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
