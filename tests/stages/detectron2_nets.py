@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks.detector_weights import make_weights
+from stages.distill.teacher.detectron2_net import zoo_folder
 
 LABELS = ["plate", "cup", "spoon", "lemon", "crumb"]
 SMALL = f"""
@@ -31,13 +32,6 @@ def photograph() -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def zoo(name: str) -> Path:
-    """The path of a config of detectron2's model zoo."""
-    import detectron2
-
-    return Path(detectron2.__file__).parent / "model_zoo" / "configs" / name
-
-
 def write_config(folder: Path, base: str, more: str = "") -> Path:
     """A YAML config: `base` of the model zoo, narrow, with `more` YAML laid over it."""
     import yaml
@@ -45,7 +39,7 @@ def write_config(folder: Path, base: str, more: str = "") -> Path:
     values = yaml.safe_load(SMALL)
     _lay_over(values, yaml.safe_load(more) or {})
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump({"_BASE_": str(zoo(base)), **values}))
+    path.write_text(yaml.safe_dump({"_BASE_": str(zoo_folder() / base), **values}))
     return path
 
 

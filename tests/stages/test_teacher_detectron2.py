@@ -20,13 +20,12 @@ from detectron2_nets import (
     small_weights,
     write_config,
     write_weights,
-    zoo,
 )
 
 from sharding.schema import check_objects, object_dtype
 from stages.distill.detectron2_config import Detectron2Config
 from stages.distill.teacher.checkpoint_error import CheckpointError
-from stages.distill.teacher.detectron2_net import Detectron2Error, load_net
+from stages.distill.teacher.detectron2_net import Detectron2Error, load_net, zoo_folder
 from stages.distill.teacher.detectron2_teacher import Detectron2Teacher, load_detectron2
 
 needs_detectron2 = pytest.mark.skipif(
@@ -175,7 +174,7 @@ def test_a_lazy_config_and_the_names_of_its_data_set(tmp_path: Path) -> None:
     from detectron2.config import get_cfg
 
     cfg = get_cfg()
-    cfg.merge_from_file(str(zoo(MASK)))
+    cfg.merge_from_file(str(zoo_folder() / MASK))
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     state = detectron2.modeling.build_model(cfg).state_dict()
     weights = write_weights(tmp_path / "w.pth", {k: v.numpy() for k, v in state.items()})
@@ -225,7 +224,7 @@ def test_nets_without_upright_box_features_are_refused(
     tmp_path: Path, base: str, more: str, reason: str
 ) -> None:
     """Oracle: the reason for each kind of detectron2's zoo that cannot teach."""
-    config = zoo(base) if base.endswith(".py") else write_config(tmp_path, base, more)
+    config = zoo_folder() / base if base.endswith(".py") else write_config(tmp_path, base, more)
     weights = write_weights(tmp_path / "w.pth", {})
     with pytest.raises(Detectron2Error, match=f"^config_file: got .*{reason}"):
         load_net(Detectron2Config(config_file=str(config), weights=str(weights)), CPU)

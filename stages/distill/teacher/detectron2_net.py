@@ -81,10 +81,15 @@ def find_detectron2() -> str:
     return version
 
 
+def zoo_folder() -> Path:
+    """Where detectron2's own configs lie."""
+    package = importlib.import_module("detectron2").__file__
+    return Path(str(package)).parent / "model_zoo" / "configs"
+
+
 def _find_config(name: str) -> Path:
     """The file that a recipe's `config_file` means: a path, or a name of the model zoo."""
-    package = importlib.import_module("detectron2").__file__
-    zoo = Path(str(package)).parent / "model_zoo" / "configs"
+    zoo = zoo_folder()
     for path in (Path(name), zoo / name):
         if path.is_file():
             return path
