@@ -162,17 +162,19 @@ class FeatureSeer:
     def _record(self, compared: str, places: list) -> Record:
         """The one record of an id; RowError where the sound ones among its rows do not agree."""
         groups = [[place] for place in places] if self._reader.is_row_a_picture else [places]
-        records, errors = [], []
+        # Reasons, not errors: an error raised again from a list in its own frame is a cycle, which
+        # would hold the row's arrays and the reader's open file until the collector comes by.
+        records, reasons = [], []
         for group in groups:
             try:
                 record = self._reader.read(group)
             except RowError as error:
-                errors.append(error)
+                reasons.append(str(error))
                 continue
             if self._rule(record.id) == compared:  # else another id of the same hash
                 records.append(record)
         if not records:
-            raise errors[0] if errors else RowError("the row is of another id")
+            raise RowError(reasons[0] if reasons else "the row is of another id")
         if self._config.duplicates == "refuse":
             if any(not record.says_as(records[0]) for record in records):
                 raise RowError(

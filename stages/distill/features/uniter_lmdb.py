@@ -122,6 +122,7 @@ def _open(lmdb: Any, folder: Path) -> Any:
     except lmdb.Error as error:
         raise FeaturesError(f"path is {str(folder)!r}: no LMDB ({error})") from None
     if (size := (folder / DATA).stat().st_size) < last_byte:
+        environment.close()
         raise FeaturesError(
             f"path is {str(folder)!r}: {DATA} has {size} bytes, expected {last_byte}: cut short; "
             "copy it again"
