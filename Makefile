@@ -55,7 +55,7 @@ run: ## all stages in order, each skipped when complete, and the report
 $(STAGES) run: .venv/ready
 	$(BOXLESS) $@ $(RECIPE) $(settings) $(launching)
 
-ablation: .venv/ready ## the same steps with and without distillation, over three seeds
+ablation: .venv/ready ## plain, SOHO, KD-VLP and both: the same steps, three seeds
 	$(BOXLESS) ablation $(RECIPE) $(settings)
 
 status: .venv/ready ## how far each stage of RUN is

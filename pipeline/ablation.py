@@ -1,27 +1,51 @@
-"""Does distillation pay? The same steps and seeds with and without the teacher's objectives.
+"""What pays: a dictionary, the teacher's objects, or both? Four students, the same steps and seeds.
 
 Reached from `boxless ablation RECIPE`. The first three stages run once, in RUN; each student has a
-run folder of its own under RUN/ablation and reads those shards through links. Stopped and started
-again it goes on, as every run. What it found is RUN/ablation.json, and a section of the page.
+run folder of its own under RUN/ablation and reads those shards through links. It is tuned on the
+recipe's task too, where there is one. Stopped and started again it goes on, as every run. What it
+found is RUN/ablation.json, written after each seed, and a section of the page.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.conduct import conduct
 from pipeline.launching import Asked
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, load_recipe
 from pipeline.run_folder import RunFolder
 from sharding.atomic import write_json
+from stages.student.neck_config import NeckConfig, PlainNeckConfig
 
 SHARED = ("images", "teacher", "objects")
-VARIANTS = ("distilled", "plain")
+HERE = Asked(launcher=None, nodes=None, procs_per_node=None)
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What a student learns from beside words and matching.
+
+    has_dictionary: SOHO's, with masked visual modelling (mvm).
+    has_objects: the teacher's, with KD-VLP's omvm and pra.
+    """
+
+    has_dictionary: bool
+    has_objects: bool
+
+
+VARIANTS = {
+    "plain": Variant(has_dictionary=False, has_objects=False),
+    "soho": Variant(has_dictionary=True, has_objects=False),
+    "kdvlp": Variant(has_dictionary=False, has_objects=True),
+    "both": Variant(has_dictionary=True, has_objects=True),
+}
 
 
 def ablate(recipe: Recipe, run: RunFolder, *, num_seeds: int) -> None:
@@ -29,43 +53,62 @@ def ablate(recipe: Recipe, run: RunFolder, *, num_seeds: int) -> None:
 
     Raises what `pipeline.conduct.conduct` raises.
     """
-    asked = Asked(launcher=None, nodes=None, procs_per_node=None)
-    conduct(recipe, run, ["ingest", "teach", "distill"], asked, dry_run=False)
-    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {name: {} for name in VARIANTS}
+    conduct(recipe, run, ["ingest", "teach", "distill"], HERE, dry_run=False)
+    found: dict[str, dict[str, Scores]] = {name: {} for name in VARIANTS}
     for seed in range(recipe.seed, recipe.seed + num_seeds):
         for variant in VARIANTS:
             Console().rule(f"{variant}, seed {seed}")
             own = linked_run(run, f"{variant}-{seed}")
-            conduct(
-                variant_recipe(recipe, variant, seed),
-                own,
-                ["pretrain", "evaluate"],
-                asked,
-                dry_run=False,
-            )
-            scores = json.loads((own.transfer / "evaluate" / "scores.json").read_text())
-            found[variant][str(seed)] = scores
-    comparison = compare(found, recipe.pretrain.num_steps)
-    write_json(run.root / "ablation.json", comparison)
-    show(comparison)
+            found[variant][str(seed)] = trained(variant_recipe(recipe, variant, seed), own)
+        write_json(run.root / "ablation.json", compare(found, recipe.pretrain.num_steps))
+    show(compare(found, recipe.pretrain.num_steps))
 
 
-def variant_recipe(recipe: Recipe, variant: str, seed: int) -> Recipe:
-    """The recipe with another seed; `plain` has the objectives that need a teacher switched off
-    and nothing else changed."""
-    pretrain = recipe.pretrain
-    if variant == "plain":
-        pretrain = replace(
+def trained(recipe: Recipe, run: RunFolder) -> Scores:
+    """Pretrain and evaluate a student, and tune it where the recipe has a task: all its scores."""
+    task = recipe.finetune.task
+    stages = ["pretrain", *(["finetune"] if task else []), "evaluate"]
+    conduct(recipe, run, stages, HERE, dry_run=False)
+    scores: Scores = {}
+    for part in ("evaluate", *([task] if task else [])):
+        scores |= json.loads((run.transfer / part / "scores.json").read_text())
+    return scores
+
+
+def variant_recipe(recipe: Recipe, name: str, seed: int) -> Recipe:
+    """The recipe with another seed, with or without dictionary and objects, all else the same.
+
+    The settings of both are the recipe's own. Where it has no dictionary, recipe soho-toy's stands
+    in; an objective whose weight is 0 there has weight 1 in the variants that have it.
+    """
+    variant, pretrain = VARIANTS[name], recipe.pretrain
+    return replace(
+        recipe,
+        name=f"{recipe.name}-{name}-{seed}",
+        seed=seed,
+        student=replace(recipe.student, neck=_neck(recipe, variant)),
+        pretrain=replace(
             pretrain,
-            omvm=replace(pretrain.omvm, weight=0.0),
-            pra=replace(pretrain.pra, weight=0.0),
-        )
-    return replace(recipe, name=f"{recipe.name}-{variant}-{seed}", seed=seed, pretrain=pretrain)
+            mvm=_switched(pretrain.mvm, variant.has_dictionary),
+            omvm=_switched(pretrain.omvm, variant.has_objects),
+            pra=_switched(pretrain.pra, variant.has_objects),
+        ),
+    )
 
 
-def compare(
-    found: dict[str, dict[str, dict[str, dict[str, float]]]], num_steps: int
-) -> dict[str, object]:
+def _neck(recipe: Recipe, variant: Variant) -> NeckConfig:
+    if not variant.has_dictionary:
+        return PlainNeckConfig()
+    neck = recipe.student.neck
+    return load_recipe("soho-toy").student.neck if neck.kind == "plain" else neck
+
+
+def _switched(objective: Any, is_on: bool) -> Any:
+    """The settings of an objective with a weight, or with 0."""
+    return replace(objective, weight=(objective.weight or 1.0) if is_on else 0.0)
+
+
+def compare(found: dict[str, dict[str, Scores]], num_steps: int) -> dict[str, Any]:
     """Values by variant, seed and score, and chance by score. The teacher's own score is left out:
     it is the same for all."""
     chance: dict[str, float] = {}
@@ -79,13 +122,14 @@ def compare(
     return {"steps": num_steps, "variants": variants, "chance": chance}
 
 
-def show(comparison: dict) -> None:
+def show(comparison: dict[str, Any]) -> None:
     """Print mean and range over seeds of every score, variant beside variant."""
-    table = Table(title=f"The same {comparison['steps']} steps with and without distillation")
-    table.add_column("score")
-    for variant, seeds in comparison["variants"].items():
-        table.add_column(f"{variant}, {len(seeds)} seeds: mean (lowest to highest)")
-    table.add_column("chance")
+    num_seeds = max(len(seeds) for seeds in comparison["variants"].values())
+    table = Table(
+        title=f"The same {comparison['steps']} steps, {num_seeds} seeds: mean (lowest to highest)"
+    )
+    for column in ("score", *comparison["variants"], "chance"):
+        table.add_column(column)
     for name, chance in comparison["chance"].items():
         cells = []
         for seeds in comparison["variants"].values():

@@ -200,7 +200,7 @@ def _add_looking_commands(commands: argparse._SubParsersAction[argparse.Argument
     report.set_defaults(command=_report)
 
     ablation = commands.add_parser(
-        "ablation", help="the same steps and seeds with and without distillation, side by side"
+        "ablation", help="plain, SOHO, KD-VLP and both: the same steps and seeds, side by side"
     )
     _add_recipe(ablation)
     ablation.add_argument("--seeds", type=_count, default=3, metavar="N", help="default: 3")

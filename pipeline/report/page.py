@@ -52,7 +52,7 @@ def _page(run: RunFolder, recipe: Recipe) -> Element:
         ("heat", "Where it looks", lambda: heat_section(run, pictures)),
         ("gallery", "What it finds", lambda: gallery_section(run, pictures)),
         ("truth", "True or false?", lambda: truth_section(run, pictures)),
-        ("ablation", "Does distillation pay?", lambda: ablation_section(run)),
+        ("ablation", "Dictionary, objects, or both?", lambda: ablation_section(run)),
         ("recipe", "The recipe", lambda: _recipe_section(run)),
     ]
     drawn = [_whole_or_word(name, title, draw) for name, title, draw in parts]

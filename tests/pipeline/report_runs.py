@@ -141,10 +141,15 @@ def examples(run: RunFolder) -> None:
 
 def extras(run: RunFolder) -> None:
     """What only some runs have: an ablation of two seeds, and the truth task."""
-    own = {"distilled": {"0": {"image_to_text_r1": 0.6}, "1": {"image_to_text_r1": 0.64}},
-           "plain": {"0": {"image_to_text_r1": 0.3}, "1": {"image_to_text_r1": 0.2}}}
+    reached = {"plain": (0.3, 0.2), "soho": (0.32, 0.25), "kdvlp": (0.6, 0.64), "both": (0.58, 0.7)}
+    own = {
+        variant: {str(seed): {"image_to_text_r1": value, "object_label": value / 2}
+                  for seed, value in enumerate(values)}
+        for variant, values in reached.items()
+    }
     write_json(run.root / "ablation.json",
-               {"steps": 900, "variants": own, "chance": {"image_to_text_r1": 0.005}})
+               {"steps": 900, "variants": own,
+                "chance": {"image_to_text_r1": 0.005, "object_label": 0.1}})
     truth = {"value": 0.71, "chance": 0.55, "num": 300, "num_train": 900}
     write_json(run.transfer / "truth" / "scores.json", {"truth_accuracy": truth})
     answer = {"key": "heldout-1", "sentence": HOSTILE, "true": True, "probability": 0.8}

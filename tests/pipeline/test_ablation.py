@@ -2,26 +2,88 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.ablation import linked_run, compare, variant_recipe
-from pipeline.recipe import load_recipe
+import pytest
+
+from pipeline import ablation
+from pipeline.ablation import VARIANTS, ablate, compare, linked_run, variant_recipe
+from pipeline.recipe import Recipe, load_recipe
 from pipeline.run_folder import RunFolder
 
 
-def test_plain_differs_from_distilled_in_two_weights_and_the_name_only() -> None:
-    """Oracle: giving the two weights and the name back makes the recipes equal."""
+def parts(recipe: Recipe) -> tuple[str, float, float, float]:
+    """What a variant may change: the neck, and the weights of mvm, omvm and pra."""
+    pretrain = recipe.pretrain
+    weights = pretrain.mvm.weight, pretrain.omvm.weight, pretrain.pra.weight
+    return (recipe.student.neck.kind, *weights)
+
+
+def test_variants_have_dictionary_and_objects_or_not() -> None:
+    """Oracle: written by hand. A recipe's own weights and dictionary are kept; toy, which has no
+    dictionary, gets that of soho-toy."""
+    toy = load_recipe("toy", ["pretrain.pra.weight=0.5"])
+    assert [parts(variant_recipe(toy, name, 0)) for name in ("plain", "soho", "kdvlp", "both")] == [
+        ("plain", 0.0, 0.0, 0.0),
+        ("soho", 1.0, 0.0, 0.0),
+        ("plain", 0.0, 1.0, 0.5),
+        ("soho", 1.0, 1.0, 0.5),
+    ]
+    soho = load_recipe("soho-toy")
+    assert variant_recipe(toy, "soho", 0).student == soho.student
+    own = load_recipe("soho-toy", ["pretrain.mvm.weight=2", "student.neck.dictionary.num_codes=32"])
+    assert variant_recipe(own, "both", 0).student == own.student
+    assert parts(variant_recipe(own, "both", 0)) == ("soho", 2.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_nothing_else_differs(name: str) -> None:
+    """Oracle: with neck, weights, name and seed given back, the variant is the recipe."""
     recipe = load_recipe("toy")
-    distilled, plain = (variant_recipe(recipe, name, 7) for name in ("distilled", "plain"))
-    assert (plain.pretrain.omvm.weight, plain.pretrain.pra.weight) == (0.0, 0.0)
-    assert plain.seed == distilled.seed == 7
-    restored = replace(
-        plain.pretrain,
-        omvm=replace(plain.pretrain.omvm, weight=recipe.pretrain.omvm.weight),
-        pra=replace(plain.pretrain.pra, weight=recipe.pretrain.pra.weight),
+    variant = variant_recipe(recipe, name, 7)
+    assert (variant.name, variant.seed) == (f"toy-{name}-7", 7)
+    pretrain = replace(
+        variant.pretrain,
+        mvm=recipe.pretrain.mvm,
+        omvm=recipe.pretrain.omvm,
+        pra=recipe.pretrain.pra,
     )
-    assert replace(plain, pretrain=restored, name=distilled.name) == distilled
+    student = replace(variant.student, neck=recipe.student.neck)
+    restored = replace(variant, pretrain=pretrain, student=student, name="toy", seed=recipe.seed)
+    assert restored == recipe
+
+
+@pytest.mark.parametrize("task", [None, "truth"])
+def test_every_student_is_trained_and_tuned_where_there_is_a_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str | None
+) -> None:
+    """Oracle: a conductor that notes what it is asked for and leaves made-up scores; the comparison
+    holds, of each seed, each variant's own."""
+    asked: list[list[str]] = []
+
+    def conduct(
+        recipe: Recipe, run: RunFolder, names: list[str], *rest: object, **more: object
+    ) -> None:
+        asked.append(names)
+        for part in ("evaluate", "truth"):
+            folder = run.transfer / part
+            folder.mkdir(parents=True, exist_ok=True)
+            value = len(asked) / 100
+            scores = {f"{part}_score": {"value": value, "chance": 0.0}}
+            (folder / "scores.json").write_text(json.dumps(scores))
+
+    monkeypatch.setattr(ablation, "conduct", conduct)
+    recipe = load_recipe("toy", [f"finetune.task={task or 'null'}"])
+    ablate(recipe, RunFolder(tmp_path), num_seeds=2)
+    stages = ["pretrain", "finetune", "evaluate"] if task else ["pretrain", "evaluate"]
+    assert asked == [["ingest", "teach", "distill"], *[stages] * 8]
+    found = json.loads((tmp_path / "ablation.json").read_text())
+    assert set(found["variants"]) == {"plain", "soho", "kdvlp", "both"}
+    names = ["evaluate_score", "truth_score"] if task else ["evaluate_score"]
+    assert found["variants"]["soho"] == {"0": {name: 0.03 for name in names},
+                                         "1": {name: 0.07 for name in names}}
 
 
 def test_comparison_keeps_every_seed_and_leaves_out_the_teacher() -> None:
@@ -30,11 +92,11 @@ def test_comparison_keeps_every_seed_and_leaves_out_the_teacher() -> None:
         "image_to_text_r1": {"value": 0.5, "chance": 0.01},
         "teacher_ap50": {"value": 0.9, "chance": 0.0},
     }
-    found = {"distilled": {"0": scores, "1": scores}, "plain": {"0": scores, "1": scores}}
     one = {"image_to_text_r1": 0.5}
+    found = {name: {"0": scores, "1": scores} for name in VARIANTS}
     assert compare(found, 900) == {
         "steps": 900,
-        "variants": {"distilled": {"0": one, "1": one}, "plain": {"0": one, "1": one}},
+        "variants": {name: {"0": one, "1": one} for name in VARIANTS},
         "chance": {"image_to_text_r1": 0.01},
     }
 
