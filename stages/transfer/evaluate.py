@@ -14,10 +14,12 @@ import torch
 
 from sharding.atomic import write_json
 from sharding.schema import Sample
+from stages.transfer.codes import code_gallery
 from stages.transfer.config import EvaluateConfig
 from stages.transfer.examples import Looker, read_split
 from stages.transfer.grounding import ground, label_objects
-from stages.transfer.retrieval import gallery, recalls, score_matrix
+from stages.transfer.inside import attention_example
+from stages.transfer.retrieval import captions_found, gallery, recalls, score_matrix
 
 
 @torch.no_grad()
@@ -45,6 +47,12 @@ def evaluate(
         matrix = score_matrix(looker, samples, texts, pairs_per_batch=config.pairs_per_batch)
         scores.update(recalls(matrix, picture_of))
         shown["retrieval"] = gallery(matrix, picture_of, samples, texts, config.num_shown)
+        shown["captions"] = captions_found(matrix, picture_of, samples, texts, config.num_shown)
+    captioned = [sample for sample in samples if sample.info["captions"]]
+    shown["attention"] = [
+        attention_example(looker, sample) for sample in captioned[: config.num_shown // 2]
+    ]
+    codes = code_gallery(looker, samples)
     if all("phrases" in sample.info.get("truth", {}) for sample in samples):
         scores["phrase_grounding"], shown["grounding"] = ground(looker, samples, config.num_shown)
     labels = label_objects(looker, samples)
@@ -53,7 +61,7 @@ def evaluate(
     ap50 = _teacher_ap50(teacher)
     if ap50 is not None:
         scores["teacher_ap50"] = {"value": ap50, "chance": 0.0}
-    write_json(out / "examples.json", shown)
+    write_json(out / "examples.json", {**shown, "codes": codes} if codes else shown)
     write_json(out / "scores.json", scores)
 
 

@@ -51,15 +51,15 @@ def _point(looker: Looker, sample: Sample) -> list[dict]:
     hidden = looker.student.fuse(cells, picture=picture, tokens=tokens)
     size_px = torch.tensor([sample.info["width"], sample.info["height"]])
     # The picture fills the grid but for padding, which cells count in resized pixels.
-    scale = _pixels_per_cell(looker, sample)
+    scale = pixels_per_cell(looker, sample)
     found = []
     for row, (caption, phrases) in enumerate(zip(captions, truth["phrases"])):
         for phrase in phrases:
             start, end = phrase["start"], phrase["end"]
             pieces = (offsets[row, :, 0] < end) & (offsets[row, :, 1] > start)
-            vector = weighted_mean(pieces[None, None], hidden.text[row : row + 1])
-            heat = looker.student.align_head(vector, hidden.cells[row : row + 1])[0, 0]
-            heat = heat.masked_fill(~cells.inside[0], -torch.inf).softmax(dim=0)
+            heat = phrase_heat(
+                looker, hidden.text[row], hidden.cells[row], cells.inside[0], pieces
+            )
             best = int(heat.argmax())
             point = (torch.tensor([best % cells.columns, best // cells.columns]) + 0.5) * scale
             box = torch.tensor(truth["boxes"][phrase["object"]])
@@ -81,7 +81,24 @@ def _point(looker: Looker, sample: Sample) -> list[dict]:
     return found
 
 
-def _pixels_per_cell(looker: Looker, sample: Sample) -> torch.Tensor:
+def phrase_heat(
+    looker: Looker,
+    text: torch.Tensor,
+    cells: torch.Tensor,
+    inside: torch.Tensor,
+    pieces: torch.Tensor,
+) -> torch.Tensor:
+    """Which cells a phrase means, by the alignment head: [C], sums to 1.
+
+    `text` [T, D] and `cells` [C, D] are the fusion's output, `inside` bool [C] leaves out padding,
+    `pieces` bool [T] are the phrase's.
+    """
+    vector = weighted_mean(pieces[None, None], text[None])
+    similarity = looker.student.align_head(vector, cells[None])[0, 0]
+    return similarity.masked_fill(~inside, -torch.inf).softmax(dim=0)
+
+
+def pixels_per_cell(looker: Looker, sample: Sample) -> torch.Tensor:
     """Width and height of a cell in pixels of the original picture."""
     width, height = _resized(looker, sample)
     original = torch.tensor([sample.info["width"], sample.info["height"]])
@@ -113,7 +130,7 @@ def label_objects(looker: Looker, samples: Sequence[Sample]) -> dict[str, float]
         tokens, _ = looker.read(sample.info["captions"][:1] or [""])
         cells = looker.see([sample])
         hidden = looker.student.fuse(cells, picture=torch.zeros(1, dtype=torch.long), tokens=tokens)
-        scale = _pixels_per_cell(looker, sample) / looker.student.grid.cell_px
+        scale = pixels_per_cell(looker, sample) / looker.student.grid.cell_px
         regions = cells_of_boxes(
             boxes / scale.repeat(2), cells.rows, cells.columns, looker.student.grid.cell_px
         )

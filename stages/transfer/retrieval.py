@@ -102,3 +102,40 @@ def gallery(
         }
         for text in sorted(wrong + right[: num_shown - len(wrong)])
     ]
+
+
+def captions_found(
+    scores: torch.Tensor,
+    picture_of: torch.Tensor,
+    samples: Sequence[Sample],
+    texts: Sequence[str],
+    num_shown: int,
+) -> list[dict]:
+    """For the report, the other way round: some pictures with their five best texts, and the best
+    of their own with its rank; up to half of them, the first ones that went wrong."""
+    ranked = scores.argsort(dim=1, descending=True, stable=True)
+    owner = picture_of[ranked]
+    own = owner == torch.arange(len(samples))[:, None]
+    have = own.any(dim=1)
+    wrong = (have & ~own[:, 0]).nonzero()[:, 0].tolist()
+    right = (have & own[:, 0]).nonzero()[:, 0].tolist()
+    wrong = wrong[: max(num_shown // 2, num_shown - len(right))]
+    found = []
+    for n in sorted(wrong + right[: num_shown - len(wrong)]):
+        rank = int(own[n].int().argmax())
+        found.append(
+            {
+                "key": samples[n].key,
+                "rank": rank + 1,
+                "right": texts[int(ranked[n, rank])],
+                "texts": [
+                    {
+                        "text": texts[m],
+                        "score": round(float(scores[n, m]), 4),
+                        "right": bool(picture_of[m] == n),
+                    }
+                    for m in ranked[n, :5].tolist()
+                ],
+            }
+        )
+    return found
