@@ -91,21 +91,27 @@ def heat_picture(phrase: dict[str, Any]) -> bytes:
     return out.getvalue()
 
 
+def heat_in_drawing(phrase: dict[str, Any]) -> Element:
+    """The heat as it lies over a drawing in pixels of the original picture; `cell_px` is width and
+    height of a cell in them."""
+    cell_width, cell_height = phrase["cell_px"]
+    grid = {"width": phrase["columns"] * cell_width, "height": phrase["rows"] * cell_height}
+    light = {"href": data_uri(heat_picture(phrase), "PNG"), "preserveAspectRatio": "none"}
+    return h("image", {**light, **grid})
+
+
 def _figure(key: str, phrase: dict[str, Any], pictures: Pictures) -> Element | None:
     sample = pictures.find(key)
     small = thumbnail(sample.image, longest_px=_LONGEST_PX) if sample else None
     if small is None:
         return None
-    cell_width, cell_height = phrase["cell_px"]
-    grid = {"width": phrase["columns"] * cell_width, "height": phrase["rows"] * cell_height}
-    light = {"href": data_uri(heat_picture(phrase), "PNG"), "preserveAspectRatio": "none", **grid}
     hit = bool(phrase["hit"])
     said = f"The student looks for “{phrase['text']}” and {'hits' if hit else 'misses'} it."
     drawing = h(
         "svg",
         {"viewBox": f"0 0 {small.width} {small.height}", "role": "img", "aria-label": said},
         picture_in_drawing(small.uri, small.width, small.height),
-        h("image", light),
+        heat_in_drawing(phrase),
         outline(phrase["box"], "true-under"),
         outline(phrase["box"], "true"),
         *_cross(phrase["point"], max(small.width, small.height) / 30),

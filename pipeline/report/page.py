@@ -14,6 +14,9 @@ from xml.etree.ElementTree import Element
 from pipeline import __version__
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.report.ablation import ablation_section
+from pipeline.report.attention import attention_section
+from pipeline.report.captions import captions_section
+from pipeline.report.codes import codes_section
 from pipeline.report.data import data_section, read_catalog_or_none
 from pipeline.report.document import document
 from pipeline.report.gallery import gallery_section
@@ -50,7 +53,10 @@ def _page(run: RunFolder, recipe: Recipe) -> Element:
         ("teacher", "The teacher at work", lambda: teacher_section(run, pictures)),
         ("learning", "The student learns", lambda: learning_section(run)),
         ("heat", "Where it looks", lambda: heat_section(run, pictures)),
+        ("attention", "What a word looks at", lambda: attention_section(run, pictures)),
+        ("codes", "The visual dictionary", lambda: codes_section(run, pictures)),
         ("gallery", "What it finds", lambda: gallery_section(run, pictures)),
+        ("captions", "What it says", lambda: captions_section(run, pictures)),
         ("truth", "True or false?", lambda: truth_section(run, pictures)),
         ("ablation", "Dictionary, objects, or both?", lambda: ablation_section(run)),
         ("recipe", "The recipe", lambda: _recipe_section(run)),

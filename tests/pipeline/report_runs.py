@@ -136,7 +136,38 @@ def examples(run: RunFolder) -> None:
             {"text": "x" * 5000, "right": "heldout-7", "rank": 8, "pictures": five},
         ],
         "grounding": [{"key": "heldout-0", "phrases": [phrase, {**phrase, "hit": False}]}],
+        **inside_examples(),
     })
+
+
+def inside_examples() -> dict[str, Any]:
+    """Attention of a caption, captions of a picture (one rightly, one that comes at place 8), and
+    a dictionary of six codes of which one was never taken and two are dead."""
+    heat = [0.5, 0.1, 0.1, 0.1, 0.1, 0.1]
+    words = [{"start": n, "end": n + 3, "share": n / 10, "heat": heat} for n in range(7)]
+    texts = [{"text": f"text {n}", "score": 5.0 - n, "right": False} for n in range(5)]
+    right = {"text": HOSTILE, "score": 6.0, "right": True}
+    return {
+        "attention": [{
+            "key": "heldout-0", "caption": HOSTILE, "match": 0.873, "rows": 2, "columns": 3,
+            "cell_px": [20.0, 20.0], "whole": heat, "words": words,
+            "phrases": [{"start": 0, "end": 8, "heat": heat}],
+        }],
+        "captions": [
+            {"key": "heldout-1", "rank": 1, "right": HOSTILE, "texts": [right, *texts[:4]]},
+            {"key": "heldout-2", "rank": 8, "right": "x" * 5000, "texts": texts},
+        ],
+        "codes": {
+            "counts": [10, 0, 30, 5, 3, 0], "perplexity": 2.93, "dead": [1, 3],
+            "shown": [
+                {"code": 2, "patches": [
+                    {"key": "heldout-0", "box": [0, 0, 20, 20]},
+                    {"key": "heldout-1", "box": [40, 20, 60, 40]},
+                ]},
+                {"code": 0, "patches": [{"key": "gone", "box": [0, 0, 20, 20]}]},
+            ],
+        },
+    }
 
 
 def extras(run: RunFolder) -> None:

@@ -56,7 +56,9 @@ def page(run: RunFolder) -> Page:
 
 
 def test_every_part_is_there_and_drawn(page: Page) -> None:
-    assert page.sections() == [*SECTIONS[:-1], "truth", "ablation", "recipe"]
+    assert page.sections() == [
+        *SECTIONS[:6], "attention", "codes", "gallery", "captions", "truth", "ablation", "recipe"
+    ]
     assert "cannot be drawn" not in page.text
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert set(links) == {f"#{name}" for name in page.sections()}

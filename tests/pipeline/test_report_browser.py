@@ -21,6 +21,6 @@ def test_page_fits_and_loads_without_a_complaint(
     found, said = measure(page, tmp_path, width=width, is_dark=is_dark)
     assert found["wide"] <= 0 and found["outside"] == []
     assert found["pictures"] > 5 and found["undecoded"] == 0
-    assert found["sections"] == 10 and found["scripts"] == 0
+    assert found["sections"] == 13 and found["scripts"] == 0
     assert found["ground"] == ("rgb(18, 19, 24)" if is_dark else "rgb(247, 247, 245)")
     assert "CONSOLE" not in said

@@ -1,0 +1,106 @@
+"""What the report shows of a student's inside. Oracles: the figures that went in, pixels of the
+patches, and which words are drawn."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_runs import HOSTILE, inside_examples, whole_run
+
+from pipeline.report.attention import attention_section, most_looking
+from pipeline.report.captions import captions_section
+from pipeline.report.codes import codes_section, strip_of
+from pipeline.report.markup import html_text
+from pipeline.report.pictures import Pictures
+from pipeline.report.sections import Section
+from pipeline.run_folder import RunFolder
+from sharding.schema import Sample
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return whole_run(tmp_path_factory.mktemp("run"))
+
+
+def said(section: Section | None) -> str:
+    assert section is not None
+    return html_text(section.element()).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_words_that_look_most_are_drawn_in_order(run: RunFolder) -> None:
+    """Of seven words with shares 0 to 0.6 the last five, in the order of the caption; [CLS]
+    first. Phrases are left to the section that knows whether they are hit."""
+    words = inside_examples()["attention"][0]["words"]
+    assert [word["start"] for word in most_looking(words[::-1])] == [2, 3, 4, 5, 6]
+    page = said(attention_section(run, Pictures(run)))
+    assert page.count("<figure") == 6 and "fits the picture: 87.3 %" in page
+    shares = [f"{10 * n}.0 % on the picture" for n in (2, 3, 4, 5, 6)]
+    places = [page.index(share) for share in (">the pair<", *(f">{s}<" for s in shares))]
+    assert places == sorted(places) and "by its meaning" not in page
+
+
+def test_phrases_are_drawn_where_nobody_knows_the_truth(run: RunFolder) -> None:
+    path = run.transfer / "evaluate" / "examples.json"
+    kept = path.read_text()
+    path.write_text(json.dumps({**json.loads(kept), "grounding": []}))
+    page = said(attention_section(run, Pictures(run)))
+    path.write_text(kept)
+    assert page.count("<figure") == 7 and "by its meaning" in page
+
+
+def test_captions_right_and_wrong(run: RunFolder) -> None:
+    """One of five is right for the first picture; for the second none, so that a sixth says where
+    the right one stands, shortened."""
+    page = said(captions_section(run, Pictures(run)))
+    assert page.count("✓") == 1 + 1 and page.count("✗") == 4 + 5
+    assert "at place 8" in page and "x" * 321 not in page
+    assert HOSTILE not in page and "&lt;script&gt;" in page
+
+
+def test_figures_of_the_codes(run: RunFolder) -> None:
+    """48 cells took 4 of 6 codes; code 2 has 30 of them, 62.5 %."""
+    page = said(codes_section(run, Pictures(run)))
+    for words in (
+        "<dd>6</dd>", "<dd>4</dd>", "<dd>48</dd>", "<dd>2.93</dd>", "<dd>2</dd>",
+        "when training ended: 1, 3.", "No held-out cell took 1, 5.", "30 cells, 62.5 %",
+        "10 cells, 20.8 %", "not readable",
+    ):
+        assert words in page, words
+    assert page.count("<img") == 1
+
+
+def test_patches_show_the_cell_and_half_a_cell_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: a picture of four squares of one colour each. Around the cell of the upper left one
+    is a quarter of a patch outside at the left and top, and of its neighbours at the right."""
+    picture = Image.new("RGB", (40, 40), (255, 0, 0))
+    picture.paste((0, 0, 255), (20, 0, 40, 40))
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    sample = Sample(key="a", image=out.getvalue(), extension="png", info={"captions": []})
+    monkeypatch.setattr(Pictures, "find", lambda self, key: sample if key == "a" else None)
+    pictures = Pictures(RunFolder("/nowhere"))  # type: ignore[arg-type]
+    patch = {"key": "a", "box": [0, 0, 20, 20]}
+    strip = strip_of([patch, {**patch, "key": "gone"}, patch], pictures)
+    assert strip is not None and strip.size == (56 + 3 + 56, 56)
+    tile = np.asarray(strip)[:, :56]
+    assert tile[5, 5].tolist() == [128, 128, 128]  # outside
+    assert tile[28, 28].tolist() == [255, 0, 0] and tile[28, 20].tolist() == [255, 0, 0]
+    assert tile[28, 48].tolist() == [0, 0, 255]  # the neighbour
+    assert tile[28, 12].tolist() == [255, 255, 255]  # the frame
+    assert strip_of([{**patch, "key": "gone"}], pictures) is None
+
+
+def test_a_run_without_them_has_no_such_sections(run: RunFolder) -> None:
+    path = run.transfer / "evaluate" / "examples.json"
+    kept = path.read_text()
+    for text in ("{}", '{"codes": null, "attention": [], "captions": null}'):
+        path.write_text(text)
+        pictures = Pictures(run)
+        assert codes_section(run, pictures) is None
+        assert attention_section(run, pictures) is None
+        assert captions_section(run, pictures) is None
+    path.write_text(kept)
