@@ -154,15 +154,21 @@ class PretrainConfig:
     lr_cnn: float = 0.1
     """Peak SGD rate of the CNN (SOHO's code: 1e-2)."""
     weight_decay: float = 0.01
-    """AdamW decay; norms and biases have none."""
+    """AdamW decay."""
     weight_decay_cnn: float = 1e-4
-    """SGD decay; norms and biases have none."""
+    """SGD decay."""
+    decay_norms: bool = False
+    """Whether norms, biases and the mask vector decay too (SOHO's code: true)."""
     momentum: float = 0.9
     """SGD momentum."""
+    nesterov: bool = True
+    """Nesterov's momentum for SGD (ours; SOHO's code: false)."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW betas."""
     warmup: float = 0.1
-    """Share of the steps in which the rates rise from 0 to their peaks."""
+    """Share of the steps in which the rates rise to their peaks."""
+    warmup_from: float = 0.0
+    """Share of the peaks at which they start to rise (SOHO's code: a third)."""
     schedule: str = "cosine"
     """`cosine` to a fiftieth of the peak, or `steps`: a tenth at each of `decay_at`."""
     decay_at: tuple[float, ...] = (0.625, 0.875)
@@ -201,7 +207,8 @@ class PretrainConfig:
         _check_choice("schedule", self.schedule, ("cosine", "steps"))
         _check_choice("precision", self.precision, ("fp32", "bf16"))
         _check_choice("zero_stage", self.zero_stage, (0, 1, 2))
-        _check_share("warmup", self.warmup)
+        for name in ("warmup", "warmup_from"):
+            _check_share(name, getattr(self, name))
 
 
 def _check_share(name: str, value: float) -> None:

@@ -63,9 +63,6 @@ def join_ranks() -> None:
 
 def make_engine(model: PretrainModel, config: PretrainConfig, world_size: int) -> Any:
     """The DeepSpeed engine (deepspeed.DeepSpeedEngine, which has no types)."""
-    if config.precision == "bf16":
-        # DeepSpeed leaves buffers in fp32, and BatchNorm does not mix the two.
-        model.bfloat16()
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=make_optimizer(model.student, config),

@@ -1,7 +1,8 @@
 """AdamW for the Transformer and SGD for the CNN, as one optimizer that ZeRO can partition.
 
 Reached from `stages.pretrain.engine`. Both papers train so (AdamwSGD in SOHO's released code);
-DeepSpeed takes one optimizer. The kernels are PyTorch's own.
+DeepSpeed takes one optimizer. The kernels are PyTorch's own: fused ones on GPUs, which do what
+apex's FusedAdam does and need no build, and foreach ones on CPUs.
 """
 
 from __future__ import annotations
@@ -40,10 +41,13 @@ class AdamwSgd(torch.optim.Optimizer):
 
     def _adamw(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
         for p in parameters:
-            if not self.state[p]:
-                self.state[p]["step"] = torch.tensor(0.0)
-                self.state[p]["exp_avg"] = torch.zeros_like(p)
-                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+            state = self.state[p]
+            if not state:
+                state["step"] = torch.tensor(0.0, device=p.device)
+                state["exp_avg"] = torch.zeros_like(p)
+                state["exp_avg_sq"] = torch.zeros_like(p)
+            # Fused kernels want the count beside the weights; a checkpoint may have it elsewhere.
+            state["step"] = state["step"].to(p.device)
         states = [self.state[p] for p in parameters]
         adamw(
             parameters,
@@ -52,7 +56,8 @@ class AdamwSgd(torch.optim.Optimizer):
             [s["exp_avg_sq"] for s in states],
             [],
             [s["step"] for s in states],
-            foreach=True,
+            fused=is_fused(parameters[0].device),
+            foreach=not is_fused(parameters[0].device),
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -71,14 +76,20 @@ class AdamwSgd(torch.optim.Optimizer):
             parameters,
             _gradients(parameters),
             [self.state[p]["momentum_buffer"] for p in parameters],
-            foreach=True,
+            fused=is_fused(parameters[0].device),
+            foreach=not is_fused(parameters[0].device),
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
             lr=group["lr"],
             dampening=0.0,
-            nesterov=True,
+            nesterov=group["nesterov"],
             maximize=False,
         )
+
+
+def is_fused(device: torch.device) -> bool:
+    """Whether one kernel steps all parameters on `device`, or foreach ones do."""
+    return device.type == "cuda"
 
 
 def _gradients(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -86,7 +97,8 @@ def _gradients(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def make_optimizer(student: Student, config: PretrainConfig) -> AdamwSgd:
-    """Four groups: CNN and the rest, each with and without decay (norms and biases have none).
+    """Four groups: CNN and the rest, each with and without decay. Norms and biases have none
+    unless `decay_norms`.
 
     A group keeps its peak rate in `peak_lr`; the schedule writes `lr`. Frozen parameters are in no
     group, and a group without any is left out.
@@ -98,15 +110,26 @@ def make_optimizer(student: Student, config: PretrainConfig) -> AdamwSgd:
             parameters = [
                 p
                 for p in student.parameters()
-                if p.requires_grad and (id(p) in cnn) == is_cnn and (p.dim() > 1) == decays
+                if p.requires_grad
+                and (id(p) in cnn) == is_cnn
+                and (p.dim() > 1 or config.decay_norms) == decays
             ]
             if not parameters:
                 continue
-            rule = (
-                {"rule": "sgd", "peak_lr": config.lr_cnn, "momentum": config.momentum}
-                if is_cnn
-                else {"rule": "adamw", "peak_lr": config.lr_transformer, "betas": config.betas}
-            )
             decay = config.weight_decay_cnn if is_cnn else config.weight_decay
+            rule = _sgd_rule(config) if is_cnn else _adamw_rule(config)
             groups.append({"params": parameters, "weight_decay": decays * decay, **rule})
     return AdamwSgd(groups)
+
+
+def _sgd_rule(config: PretrainConfig) -> dict[str, Any]:
+    return {
+        "rule": "sgd",
+        "peak_lr": config.lr_cnn,
+        "momentum": config.momentum,
+        "nesterov": config.nesterov,
+    }
+
+
+def _adamw_rule(config: PretrainConfig) -> dict[str, Any]:
+    return {"rule": "adamw", "peak_lr": config.lr_transformer, "betas": config.betas}

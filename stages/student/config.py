@@ -29,6 +29,9 @@ class StudentConfig:
     frozen_stages: int = 0
     """First ResNet stages, and with them the stem, that stay as they are, statistics too (SOHO: 1);
     0 lets everything learn."""
+    batch_norm: Literal["local", "sync", "frozen"] = "local"
+    """The CNN's BatchNorm: `local`, over a rank's micro-batch (SOHO); `sync`, over all ranks (GPUs
+    only); `frozen`: statistics and weights stay those it starts with (detectron2's habit)."""
     neck: NeckConfig = field(default_factory=PlainNeckConfig)
     """How cells are made of the CNN's output: kind `plain`, or `soho` with a visual dictionary."""
     pretrained_text: str | None = None

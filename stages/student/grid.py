@@ -11,14 +11,18 @@ import math
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import ResNetConfig, ResNetModel
+
+from stages.student.batch_norm import Policy, replace_batch_norms
 
 
 class Grid(nn.Module):
     """Pictures in, a row of cells each out.
 
-    `frozen_stages` as in StudentConfig; `bias` False where a BatchNorm follows. Pictures are to be
-    padded to multiples of `pad_px`; with `drop_edge` that is the CNN's stride, not the cell's.
+    `frozen_stages` and `batch_norm` as in StudentConfig; `bias` False where a BatchNorm follows.
+    Pictures are to be padded to multiples of `pad_px`; with `drop_edge` that is the CNN's stride,
+    not the cell's.
     """
 
     def __init__(
@@ -27,16 +31,18 @@ class Grid(nn.Module):
         hidden_size: int,
         *,
         frozen_stages: int = 0,
+        batch_norm: Policy = "local",
         bias: bool = True,
         drop_edge: bool = False,
     ) -> None:
         super().__init__()
         self.resnet = ResNetModel(resnet)
+        replace_batch_norms(self.resnet, batch_norm)
         self.pool = nn.MaxPool2d(2)
         self.project = nn.Conv2d(list(resnet.hidden_sizes or ())[-1], hidden_size, 1, bias=bias)
         self.cell_px = cell_size_px(resnet)
         self.pad_px = self.cell_px // 2 if drop_edge else self.cell_px
-        self.frozen_stages = frozen_stages
+        self.frozen_stages, self.batch_norm = frozen_stages, batch_norm
         for part in self._frozen():
             part.requires_grad_(False)
 
@@ -48,9 +54,12 @@ class Grid(nn.Module):
         return self
 
     def _frozen(self) -> list[nn.Module]:
-        if not self.frozen_stages:
-            return []
-        return [self.resnet.embedder, *self.resnet.encoder.stages[: self.frozen_stages]]
+        frozen: list[nn.Module] = []
+        if self.frozen_stages:
+            frozen += [self.resnet.embedder, *self.resnet.encoder.stages[: self.frozen_stages]]
+        if self.batch_norm == "frozen":
+            frozen += [m for m in self.resnet.modules() if isinstance(m, _BatchNorm)]
+        return frozen
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """pixels [N, 3, H, W], H and W multiples of `pad_px` -> features [N, R, S, D]."""

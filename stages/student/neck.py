@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from stages.student.batch_norm import make_batch_norm
 from stages.student.dictionary import Dictionary
 from stages.student.neck_config import SohoNeckConfig
 
@@ -26,12 +27,11 @@ class SohoNeck(nn.Module):
     def __init__(self, config: SohoNeckConfig, hidden_size: int) -> None:
         super().__init__()
         self.config = config
-        batch_norm = nn.SyncBatchNorm if config.batch_norm == "sync" else nn.BatchNorm2d
-        self.norm = batch_norm(hidden_size)
+        self.norm = make_batch_norm(config.batch_norm, hidden_size)
         self.dictionary = Dictionary(config.dictionary, hidden_size)
         self.code_line = nn.Linear(hidden_size, hidden_size)
         self.gate = nn.Conv2d(2 * hidden_size, 2, 1, bias=False)
-        self.gate_norm = batch_norm(2)
+        self.gate_norm = make_batch_norm(config.batch_norm, 2)
 
     def forward(
         self,

@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
+from stages.student.batch_norm import Policy
 from stages.student.config import StudentConfig
 from stages.student.dictionary import Dictionary
 from stages.student.grid import Grid, cells_inside, sine_positions
@@ -47,7 +48,7 @@ class StudentNetConfig(PreTrainedConfig):
     """What `config.json` in a student folder holds: the two networks, picture sizes, heads.
 
     `label_names` are the teacher's, in the order of the object head's logits. `neck`, the heads'
-    kinds and `frozen_stages` are as in StudentConfig.
+    kinds, `frozen_stages` and `batch_norm` are as in StudentConfig.
     """
 
     model_type = "boxless-student"
@@ -66,6 +67,7 @@ class StudentNetConfig(PreTrainedConfig):
         mlm_head: str = "bert",
         itm_head: str = "pooled",
         frozen_stages: int = 0,
+        batch_norm: Policy = "local",
         **kwargs: Any,
     ) -> None:
         self.resnet = resnet or {}
@@ -78,7 +80,7 @@ class StudentNetConfig(PreTrainedConfig):
         self.pra_temperature = pra_temperature
         self.neck = neck or {"kind": "plain"}
         self.mlm_head, self.itm_head = mlm_head, itm_head
-        self.frozen_stages = frozen_stages
+        self.frozen_stages, self.batch_norm = frozen_stages, batch_norm
         # BERT's 0.02 suits its width of 768. A narrower network needs wider weights for the same
         # activations, or its attention starts out flat and learns late.
         width = self.bert.get("hidden_size", BERT_BASE_WIDTH)
@@ -113,7 +115,7 @@ class Student(PreTrainedModel):
     config_class = StudentNetConfig
     main_input_name = "pixels"
     # What `from_pretrained` leaves in float32 of a student saved in half precision.
-    _keep_in_fp32_modules_strict = ["dictionary"]
+    _keep_in_fp32_modules_strict = ["dictionary", "running_mean", "running_var"]
 
     def __init__(self, config: StudentNetConfig) -> None:
         super().__init__(config)
@@ -125,6 +127,7 @@ class Student(PreTrainedModel):
             ResNetConfig(**config.resnet),
             hidden,
             frozen_stages=config.frozen_stages,
+            batch_norm=config.batch_norm,
             bias=neck.kind == "plain",
             drop_edge=neck.kind == "soho" and neck.drop_edge,
         )
@@ -283,6 +286,7 @@ def make_student(
             mlm_head=config.mlm_head,
             itm_head=config.itm_head,
             frozen_stages=config.frozen_stages,
+            batch_norm=config.batch_norm,
         )
     )
     _load_pretrained(student, config)
