@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from sharding.schema import Sample
 from stages.pretrain.batch import Batch
 from stages.pretrain.objectives.objective import Objective
+from stages.student.canvas import canvas_px
 from stages.student.grid import cells_of_boxes
 from stages.student.pictures import load_picture, stack_pictures
 
@@ -97,7 +98,10 @@ class Collate:
             return_tensors="pt",
         )
         tokens = encoded["input_ids"]
-        objects = _stack_objects(samples, pictures.sizes_px, grid, self.cell_px)
+        own_cells_px = canvas_px(pictures.sizes_px, self.pad_px) // self.cell_px * self.cell_px
+        objects = _stack_objects(
+            samples, pictures.sizes_px, pictures.sizes_px.minimum(own_cells_px), grid, self.cell_px
+        )
         phrases, similarity = _stack_phrases(
             [_phrases_of(samples[n], caption) for n, caption in pairs],
             encoded["offset_mapping"],
@@ -148,9 +152,16 @@ def _objects_of(sample: Sample) -> np.ndarray:
 
 
 def _stack_objects(
-    samples: Sequence[Sample], sizes_px: torch.Tensor, grid: tuple[int, int], cell_px: int
+    samples: Sequence[Sample],
+    sizes_px: torch.Tensor,
+    seen_px: torch.Tensor,
+    grid: tuple[int, int],
+    cell_px: int,
 ) -> dict[str, torch.Tensor]:
-    """The samples' object arrays, padded to the largest number of rows (at least one)."""
+    """The samples' object arrays, padded to the largest number of rows (at least one).
+
+    sizes_px, seen_px [N, 2]: height and width of each picture, and of what its own cells see.
+    """
     arrays = [_objects_of(sample) for sample in samples]
     most = max(1, max(len(array) for array in arrays))
     dtype = arrays[0].dtype
@@ -168,8 +179,10 @@ def _stack_objects(
         height, width = sizes_px[n].tolist()
         scale = np.array([width / sample.info["width"], height / sample.info["height"]] * 2)
         boxes = torch.from_numpy(array["box"] * scale.astype(np.float32))
-        # A foreign teacher's box may stick out. PRA wants no cell that attention leaves out.
-        boxes = boxes.minimum(torch.tensor([width - 1, height - 1, width, height]))
+        # A foreign teacher's box may stick out, and pooling may drop an edge. PRA wants no cell
+        # that attention leaves out.
+        down, across = seen_px[n].tolist()
+        boxes = boxes.minimum(torch.tensor([across - 1, down - 1, across, down]))
         stacked["regions"][n, : len(array)] = cells_of_boxes(boxes, *grid, cell_px)
         for name in ("label", "top_label", "top_score", "feature"):
             # A copy has strides that PyTorch takes; those of a field of one row need not be.

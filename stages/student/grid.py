@@ -7,14 +7,23 @@ Letters: N pictures, R rows and S columns of the grid, C = R x S cells, D hidden
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import ResNetConfig, ResNetModel
+from transformers.models.resnet.modeling_resnet import (
+    ResNetBasicLayer,
+    ResNetBottleNeckLayer,
+    ResNetConvLayer,
+    ResNetStage,
+)
 
 from stages.student.batch_norm import Policy, replace_batch_norms
+from stages.student.canvas import Canvases, canvas_px
 
 
 class Grid(nn.Module):
@@ -22,7 +31,8 @@ class Grid(nn.Module):
 
     `frozen_stages` and `batch_norm` as in StudentConfig; `bias` False where a BatchNorm follows.
     Pictures are to be padded to multiples of `pad_px`; with `drop_edge` that is the CNN's stride,
-    not the cell's.
+    not the cell's. Raises ValueError on another activation than ReLU: max pooling reads the zeros
+    beyond a picture.
     """
 
     def __init__(
@@ -36,8 +46,13 @@ class Grid(nn.Module):
         drop_edge: bool = False,
     ) -> None:
         super().__init__()
+        if resnet.hidden_act != "relu":
+            raise ValueError(f"resnet.hidden_act: got {resnet.hidden_act}, expected relu")
         self.resnet = ResNetModel(resnet)
         replace_batch_norms(self.resnet, batch_norm)
+        for block in self._blocks():
+            # What calls a block (hooks, activation checkpointing) goes on to call it.
+            block.forward = functools.partial(_residual, block)
         self.pool = nn.MaxPool2d(2)
         self.project = nn.Conv2d(list(resnet.hidden_sizes or ())[-1], hidden_size, 1, bias=bias)
         self.cell_px = cell_size_px(resnet)
@@ -61,10 +76,53 @@ class Grid(nn.Module):
             frozen += [m for m in self.resnet.modules() if isinstance(m, _BatchNorm)]
         return frozen
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """pixels [N, 3, H, W], H and W multiples of `pad_px` -> features [N, R, S, D]."""
-        features = self.resnet(pixels).last_hidden_state
-        return self.project(self.pool(features)).permute(0, 2, 3, 1)
+    def _blocks(self) -> Iterator[nn.Module]:
+        for stage in self.resnet.encoder.stages:
+            assert isinstance(stage, ResNetStage)
+            yield from stage.layers
+
+    def forward(self, pixels: torch.Tensor, sizes_px: torch.Tensor | None = None) -> torch.Tensor:
+        """pixels [N, 3, H, W], H and W multiples of `pad_px` -> features [N, R, S, D].
+
+        With sizes_px [N, 2], height and width before padding, a picture has the cells that it has
+        alone, whatever else is in the batch. Without, all of the tensor is taken for picture.
+        A BatchNorm that learns takes its statistics from all places, those beyond canvases too.
+        """
+        canvases = None
+        if sizes_px is not None:
+            height, width = pixels.shape[2:]
+            canvases = Canvases(sizes_px, height_px=height, width_px=width, pad_px=self.pad_px)
+            if canvases.all_full:
+                canvases = None
+            else:
+                pixels = pixels.masked_fill(canvases.beyond(height, width), 0)
+        stem = self.resnet.embedder
+        x = stem.pooler(_convolve(stem.embedder, pixels, canvases))
+        x = canvases.keep(x) if canvases else x
+        for block in self._blocks():
+            x = block(x, canvases)
+        return self.project(self.pool(x)).permute(0, 2, 3, 1)
+
+
+def _convolve(layer: nn.Module, x: torch.Tensor, canvases: Canvases | None) -> torch.Tensor:
+    """`layer(x)` of a ResNetConvLayer, zero beyond the canvases."""
+    assert isinstance(layer, ResNetConvLayer)
+    x = layer.normalization(layer.convolution(x))
+    return layer.activation(canvases.keep(x) if canvases else x)
+
+
+def _residual(
+    block: nn.Module, x: torch.Tensor, canvases: Canvases | None = None
+) -> torch.Tensor:
+    """`block(x)` of a basic or bottleneck block, zero beyond the canvases."""
+    assert isinstance(block, (ResNetBasicLayer, ResNetBottleNeckLayer))
+    *layers, last = block.layer
+    changed = x
+    for layer in layers:
+        changed = _convolve(layer, changed, canvases)
+    changed = last(changed)
+    changed += block.shortcut(x)
+    return block.activation(canvases.keep(changed) if canvases else changed)
 
 
 def cell_size_px(resnet: ResNetConfig) -> int:
@@ -73,14 +131,18 @@ def cell_size_px(resnet: ResNetConfig) -> int:
     return 4 * first * 2 ** (len(resnet.depths or ()) - 1) * 2
 
 
-def cells_inside(sizes_px: torch.Tensor, rows: int, columns: int, cell_px: int) -> torch.Tensor:
-    """Which cells see the picture and not only padding: [N, 2] height, width -> bool [N, C].
+def cells_inside(
+    sizes_px: torch.Tensor, rows: int, columns: int, *, cell_px: int, pad_px: int
+) -> torch.Tensor:
+    """Which cells a picture has of its own: [N, 2] height, width -> bool [N, C].
 
-    A cell counts if its first pixel lies in the picture. Rows and columns have their own sizes
-    (SOHO's released code uses the height for both).
+    Those that lie wholly in its canvas. Where pictures are padded to whole cells that is every cell
+    whose first pixel lies in the picture. Rows and columns have their own sizes (SOHO's released
+    code uses the height for both).
     """
-    down = torch.arange(rows, device=sizes_px.device) * cell_px < sizes_px[:, :1]
-    across = torch.arange(columns, device=sizes_px.device) * cell_px < sizes_px[:, 1:]
+    own = canvas_px(sizes_px, pad_px) // cell_px
+    down = torch.arange(rows, device=sizes_px.device) < own[:, :1]
+    across = torch.arange(columns, device=sizes_px.device) < own[:, 1:]
     return (down[:, :, None] & across[:, None, :]).flatten(1)
 
 

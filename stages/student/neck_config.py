@@ -77,6 +77,9 @@ class SohoNeckConfig:
     drop_edge: bool = False
     """Pad pictures to the CNN's stride only, so that pooling drops an odd last row or column
     (released)."""
+    keep_padding_blank: bool = True
+    """Keep padding beyond a picture's own canvas zero in the CNN, so that what else is in a batch
+    changes nothing; false lets the CNN turn it into features that border cells read (released)."""
 
 
 NeckConfig = PlainNeckConfig | SohoNeckConfig

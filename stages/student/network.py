@@ -179,17 +179,21 @@ class Student(PreTrainedModel):
         `num_texts` [N], how many texts look at each picture (0: it counts nothing), where a
         dictionary shall learn from them; None where it shall not.
         """
-        features = self.grid(pixels.to(self.dtype))
+        soho = self.neck.config if self.neck else None
+        blank = soho is None or soho.keep_padding_blank
+        features = self.grid(pixels.to(self.dtype), sizes_px if blank else None)
         rows, columns = features.shape[1:3]
+        if soho and soho.width_mask == "height":
+            inside = cells_inside_released(sizes_px, rows, columns, pixels.shape[2])
+        else:
+            grid = self.grid
+            inside = cells_inside(
+                sizes_px, rows, columns, cell_px=grid.cell_px, pad_px=grid.pad_px
+            )
         if self.neck is None:
-            inside = cells_inside(sizes_px, rows, columns, self.grid.cell_px)
             return Cells(
                 features=features.flatten(1, 2), inside=inside, rows=rows, columns=columns
             )
-        if self.neck.config.width_mask == "height":
-            inside = cells_inside_released(sizes_px, rows, columns, pixels.shape[2])
-        else:
-            inside = cells_inside(sizes_px, rows, columns, self.grid.cell_px)
         mixed, codes = self.neck(features, inside, num_texts)
         return Cells(features=mixed, inside=inside, rows=rows, columns=columns, codes=codes)
 

@@ -25,7 +25,7 @@ RELEASED_NECK = SohoNeckConfig(
         num_codes=32, start="random", decay=0.4, smoothing=1e-5, revive_after_steps=0,
         update="forward", count_padding=True,
     ),
-    width_mask="height", count_captions=True, drop_edge=True,
+    width_mask="height", count_captions=True, drop_edge=True, keep_padding_blank=False,
 )
 CONFIG = StudentConfig(
     stem_width=64, widths=(64, 128, 256, 512), depths=(2, 2, 2, 2), frozen_stages=1,

