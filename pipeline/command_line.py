@@ -16,6 +16,7 @@ from pipeline import __version__
 from pipeline.blame import is_for_users
 from pipeline.run_folder import RunFolder
 from pipeline.shard_commands import add_shard_commands
+from pipeline.student_commands import add_student_commands
 from pipeline.teacher_commands import add_teacher_commands
 
 STAGES = {
@@ -141,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_looking_commands(commands)
     add_shard_commands(commands)
     add_teacher_commands(commands)
+    add_student_commands(commands)
     return parser
 
 

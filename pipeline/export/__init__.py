@@ -1,0 +1,1 @@
+"""A student in other tools' formats: `command` conducts, every other module writes one of them."""

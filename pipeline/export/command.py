@@ -1,0 +1,31 @@
+"""`boxless export STUDENT --to FORMAT`: a student, or what it does inside, for other tools.
+
+Reached by pipeline.student_commands. Formats: `soho`, a checkpoint that the released SOHO code
+reads (the inverse of `student.soho_checkpoint` in a recipe); `vl-interpret`, a database of examples
+for Intel's VL-InterpreT.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.export.vl_interpret import write_database
+from pipeline.inside.given import Given, GivenError, open_student
+from stages.student.soho_checkpoint import write_soho_checkpoint
+
+
+def export_soho(student: Path, out: Path) -> None:
+    """Write the checkpoint. GivenError where there is no student, no folder for `out`, or a file
+    already; ValueError for a student that is not built as SOHO's."""
+    if out.exists():
+        raise GivenError(f"out: got {str(out)!r}, which is there already; expected a new file")
+    if not out.parent.is_dir():
+        raise GivenError(f"out: got {str(out)!r}, expected a folder that exists: {out.parent}")
+    write_soho_checkpoint(open_student(student).student, out)
+
+
+def export_vl_interpret(student: Path, out: Path, given: Given) -> int:
+    """Write the database, a new folder; returns the number of examples. Raises GivenError."""
+    if out.exists():
+        raise GivenError(f"out: got {str(out)!r}, which is there already; expected a new folder")
+    return write_database(out, open_student(student), given.examples())

@@ -1,0 +1,1 @@
+"""A page about what a student makes of pictures and texts: `command` conducts."""
