@@ -17,7 +17,8 @@ Commands = argparse._SubParsersAction
 
 
 def add_student_commands(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Add the commands to the command line's parser."""
+    """Add the two commands to the command line's parser."""
+    _add_inside(commands)
     _add_export(commands)
 
 
@@ -42,6 +43,28 @@ def _add_examples(command: argparse._ActionsContainer) -> None:
         "--num", type=int, default=argparse.SUPPRESS, metavar="N",
         help="of the shards, samples at most (default: 8)",
     )
+
+
+def _add_inside(commands: Commands[argparse.ArgumentParser]) -> None:
+    inside = commands.add_parser(
+        "inside",
+        help="what a student makes of your own pictures and texts, as a page",
+        description="Attention of each word over the picture, the cells that words and phrases "
+        "mean, how well text and picture match, and what the student would say for each word, or "
+        "for [MASK].",
+    )
+    inside.add_argument("student", type=Path, help="a student's folder, as RUN/student")
+    inside.add_argument("--out", type=Path, required=True, metavar="FILE", help="an .html file")
+    _add_examples(inside.add_argument_group("examples"))
+    inside.set_defaults(command=_inside)
+
+
+def _inside(args: argparse.Namespace) -> int:
+    from pipeline.inside.command import inside
+
+    number = inside(args.student, args.out, _given(args))
+    print(f"{args.out}: {number} examples.")
+    return 0
 
 
 def _add_export(commands: Commands[argparse.ArgumentParser]) -> None:
