@@ -61,6 +61,19 @@ class Recipe:
                 f"pretrain.mvm.weight is {self.pretrain.mvm.weight}, but student.neck.kind is "
                 "plain, which has no visual dictionary; expected kind soho, or weight 0."
             )
+        if self._aligns_hidden_cells():
+            raise ValueError(
+                "student.neck.width_mask is height, which hides columns of upright pictures (a "
+                "fault of SOHO's code); pretrain.pra with region cell cannot align phrases with "
+                "what is hidden. Expected width, pra.region object, or pra.weight 0."
+            )
+
+    def _aligns_hidden_cells(self) -> bool:
+        neck, pra = self.student.neck, self.pretrain.pra
+        return bool(
+            neck.kind == "soho" and neck.width_mask == "height" and pra.weight
+            and pra.region == "cell"
+        )
 
 
 def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:

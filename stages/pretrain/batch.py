@@ -37,7 +37,9 @@ class Batch:
     masked_cells: torch.Tensor
     """bool [B, C]: cells that the student must not see."""
     regions: torch.Tensor
-    """bool [N, O, C]: the cells of each object; all False for padding."""
+    """float [N, O, C]: what each cell counts in each object, sum 1; all 0 for padding."""
+    score: torch.Tensor
+    """float [N, O]: how sure the teacher is of it."""
     label: torch.Tensor
     """int [N, O]: the teacher's label; -1 for padding."""
     top_label: torch.Tensor
@@ -58,6 +60,11 @@ class Batch:
     """int [B, A]: cells whose codes MVM hides, in the order of their draw; -1 for none."""
     mvm_labels: torch.Tensor
     """int [B, C]: the code that was hidden; -100 elsewhere."""
+
+    @property
+    def is_object(self) -> torch.Tensor:
+        """bool [N, O]: rows that are no padding, and that have cells."""
+        return (self.label >= 0) & self.regions.any(dim=-1)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""

@@ -19,9 +19,10 @@ from transformers import PreTrainedTokenizerFast
 
 from sharding.schema import Sample
 from stages.pretrain.batch import Batch
+from stages.pretrain.config import RegionConfig
 from stages.pretrain.objectives.objective import Objective
 from stages.student.canvas import canvas_px
-from stages.student.grid import cells_of_boxes
+from stages.student.grid import region_weights
 from stages.student.pictures import load_picture, stack_pictures
 
 
@@ -38,6 +39,7 @@ class Collate:
     longer_px: int
     cell_px: int
     pad_px: int
+    regions: RegionConfig
 
     def __call__(self, position: int, samples: Sequence[Sample]) -> Batch:
         """The samples of `position` as a batch, masked by every objective in turn.
@@ -99,8 +101,9 @@ class Collate:
         )
         tokens = encoded["input_ids"]
         own_cells_px = canvas_px(pictures.sizes_px, self.pad_px) // self.cell_px * self.cell_px
+        seen_px = pictures.sizes_px.minimum(own_cells_px)
         objects = _stack_objects(
-            samples, pictures.sizes_px, pictures.sizes_px.minimum(own_cells_px), grid, self.cell_px
+            samples, pictures.sizes_px, seen_px, grid, self.cell_px, self.regions
         )
         phrases, similarity = _stack_phrases(
             [_phrases_of(samples[n], caption) for n, caption in pairs],
@@ -157,6 +160,7 @@ def _stack_objects(
     seen_px: torch.Tensor,
     grid: tuple[int, int],
     cell_px: int,
+    config: RegionConfig,
 ) -> dict[str, torch.Tensor]:
     """The samples' object arrays, padded to the largest number of rows (at least one).
 
@@ -167,7 +171,8 @@ def _stack_objects(
     dtype = arrays[0].dtype
     num_top, feature_size = dtype["top_label"].shape[0], dtype["feature"].shape[0]
     stacked = {
-        "regions": torch.zeros(len(samples), most, grid[0] * grid[1], dtype=torch.bool),
+        "regions": torch.zeros(len(samples), most, grid[0] * grid[1]),
+        "score": torch.zeros(len(samples), most),
         "label": torch.full((len(samples), most), -1),
         "top_label": torch.zeros(len(samples), most, num_top, dtype=torch.long),
         "top_score": torch.zeros(len(samples), most, num_top),
@@ -183,8 +188,10 @@ def _stack_objects(
         # that attention leaves out.
         down, across = seen_px[n].tolist()
         boxes = boxes.minimum(torch.tensor([across - 1, down - 1, across, down]))
-        stacked["regions"][n, : len(array)] = cells_of_boxes(boxes, *grid, cell_px)
-        for name in ("label", "top_label", "top_score", "feature"):
+        stacked["regions"][n, : len(array)] = region_weights(
+            boxes, *grid, cell_px, min_overlap=config.min_overlap, pooling=config.pooling
+        )
+        for name in ("score", "label", "top_label", "top_score", "feature"):
             # A copy has strides that PyTorch takes; those of a field of one row need not be.
             values = torch.from_numpy(array[name].copy())
             stacked[name][n, : len(array)] = values.to(stacked[name].dtype)

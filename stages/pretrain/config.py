@@ -44,6 +44,23 @@ class ItmConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RegionConfig:
+    """What of the grid is an object's, for omvm and pra. KD-VLP makes a mask of its box; no source
+    says how, so all of this is ours."""
+
+    min_overlap: float | None = None
+    """Least share of a cell that the box covers, 0 for any; null takes cells whose centre it
+    holds."""
+    pooling: Literal["mean", "overlap"] = "mean"
+    """How the fusion's outputs at its cells become one vector: their `mean`, or weighted by the
+    `overlap` of cell and box."""
+
+    def __post_init__(self) -> None:
+        if self.min_overlap is not None:
+            _check_share("regions.min_overlap", self.min_overlap)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OmvmConfig:
     """Object-guided masked vision modelling."""
 
@@ -51,6 +68,8 @@ class OmvmConfig:
     """Factor of the loss in the sum; 0 leaves the objective out."""
     num_objects: int = 1
     """Objects drawn for each pair (ours); fewer where the picture has fewer."""
+    draw: Literal["uniform", "score", "area"] = "uniform"
+    """Which (ours): each as likely, or in proportion to its score, or to its number of cells."""
     hide: float = 0.5
     """Share of drawn objects whose cells are really masked; the others are told in plain sight
     (ours, after BERT's rule of leaving some words; the paper's masking is 1)."""
@@ -58,6 +77,9 @@ class OmvmConfig:
     """Factor of the label loss within the objective (ours)."""
     feature_weight: float = 1.0
     """Factor of the feature loss within the objective (ours)."""
+    feature_loss: Literal["l2", "smooth_l1", "cosine"] = "l2"
+    """Mean square of the difference, the paper's; or (ours) smooth L1, with its bend at 1; or 1 -
+    cosine, which is half the square between both brought to length 1."""
     soft_label: bool = True
     """Learn the teacher's K best classes with their scores, not only its first (ours)."""
     matched_only: bool = True
@@ -82,10 +104,26 @@ class PraConfig:
     region: str = "cell"
     """`object` as the paper: regions are the teacher's objects; `cell` (ours): every cell is a
     region, so that cells of no object count as wrong."""
+    divergence: Literal["forward", "reverse"] = "forward"
+    """KL(target || student), or KL(student || target), for regions `object` only (ours: the paper's
+    direction is not known)."""
+    matched_only: bool = True
+    """Always: a strange text's phrases have no similarities with the picture, which are made
+    offline."""
 
     def __post_init__(self) -> None:
         if self.region not in ("object", "cell"):
             raise ValueError(f"pra.region: got {self.region!r}, expected object or cell")
+        if self.divergence == "reverse" and self.region == "cell":
+            raise ValueError(
+                "pra.divergence: got reverse with region cell, expected forward; the target is 0 "
+                "at cells of no object, and the reverse divergence infinite"
+            )
+        if not self.matched_only:
+            raise ValueError(
+                "pra.matched_only: got false, expected true; distill compares the phrases of a "
+                "caption with the objects of its own picture, so a strange text has no target"
+            )
         if self.target_temperature <= 0:
             raise ValueError(
                 f"pra.target_temperature: got {self.target_temperature}, expected above 0"
@@ -133,6 +171,7 @@ class PretrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     mlm: MlmConfig = field(default_factory=MlmConfig)
     itm: ItmConfig = field(default_factory=ItmConfig)
+    regions: RegionConfig = field(default_factory=RegionConfig)
     omvm: OmvmConfig = field(default_factory=OmvmConfig)
     pra: PraConfig = field(default_factory=PraConfig)
     mvm: MvmConfig = field(default_factory=MvmConfig)

@@ -69,6 +69,7 @@ def pretrain(
         longer_px=student.longer_px,
         cell_px=net.grid.cell_px,
         pad_px=net.grid.pad_px,
+        regions=config.regions,
     )
     stream = open_stream(sources, config, seed=seed, cell_px=net.grid.cell_px)
     Loop(

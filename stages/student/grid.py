@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import nn
@@ -146,22 +147,69 @@ def cells_inside(
     return (down[:, :, None] & across[:, None, :]).flatten(1)
 
 
-def cells_of_boxes(boxes: torch.Tensor, rows: int, columns: int, cell_px: int) -> torch.Tensor:
+def cells_of_boxes(
+    boxes: torch.Tensor,
+    rows: int,
+    columns: int,
+    cell_px: int,
+    min_overlap: float | None = None,
+) -> torch.Tensor:
     """Box to grid: boxes [O, 4], xyxy in pixels of the resized picture -> bool [O, C].
 
-    A cell belongs to a box that holds its centre; a box that holds none gets the cell in which its
-    own centre lies (ours: neither paper says), so that every object has at least one cell.
+    A cell belongs to a box that covers at least `min_overlap` of it, and any of it with 0; with
+    None, to one that holds its centre. A box that has no cell so gets that in which its own centre
+    lies, so that every object has at least one (ours: neither paper says).
     """
-    x = (torch.arange(columns) + 0.5) * cell_px
-    y = (torch.arange(rows) + 0.5) * cell_px
-    in_x = (x >= boxes[:, 0:1]) & (x < boxes[:, 2:3])
-    in_y = (y >= boxes[:, 1:2]) & (y < boxes[:, 3:4])
-    cells = (in_y[:, :, None] & in_x[:, None, :]).flatten(1)
+    if min_overlap is None:
+        x = (torch.arange(columns) + 0.5) * cell_px
+        y = (torch.arange(rows) + 0.5) * cell_px
+        in_x = (x >= boxes[:, 0:1]) & (x < boxes[:, 2:3])
+        in_y = (y >= boxes[:, 1:2]) & (y < boxes[:, 3:4])
+        cells = (in_y[:, :, None] & in_x[:, None, :]).flatten(1)
+    else:
+        covered = covered_shares(boxes, rows, columns, cell_px)
+        cells = (covered > 0) & (covered >= min_overlap)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 / cell_px
     column = centre[:, 0].long().clamp(0, columns - 1)
     row = centre[:, 1].long().clamp(0, rows - 1)
     own = nn.functional.one_hot(row * columns + column, rows * columns).bool()
     return torch.where(cells.any(dim=1, keepdim=True), cells, own)
+
+
+def covered_shares(
+    boxes: torch.Tensor, rows: int, columns: int, cell_px: int
+) -> torch.Tensor:
+    """What share of each cell lies in each box: boxes [O, 4] as above -> float [O, C], 0 to 1."""
+
+    def lengths(low: torch.Tensor, high: torch.Tensor, num_cells: int) -> torch.Tensor:
+        start = torch.arange(num_cells) * cell_px
+        return (high.clamp(max=start + cell_px) - low.maximum(start)).clamp(min=0) / cell_px
+
+    across = lengths(boxes[:, 0:1], boxes[:, 2:3], columns)
+    down = lengths(boxes[:, 1:2], boxes[:, 3:4], rows)
+    return (down[:, :, None] * across[:, None, :]).flatten(1)
+
+
+def region_weights(
+    boxes: torch.Tensor,
+    rows: int,
+    columns: int,
+    cell_px: int,
+    *,
+    min_overlap: float | None = None,
+    pooling: Literal["mean", "overlap"] = "mean",
+) -> torch.Tensor:
+    """What each cell counts in each object: float [O, C], 0 outside of its cells, sum 1 a row.
+
+    The cells are those of `cells_of_boxes`. With pooling `mean` all of them count the same, with
+    `overlap` as much as the box covers of them, which is RoIAlign's mean with cells that are
+    constant inside.
+    """
+    cells = cells_of_boxes(boxes, rows, columns, cell_px, min_overlap).float()
+    if pooling == "overlap":
+        covered = cells * covered_shares(boxes, rows, columns, cell_px)
+        cells = torch.where(covered.any(dim=1, keepdim=True), covered, cells)
+    return cells / cells.sum(dim=1, keepdim=True)
 
 
 def sine_positions(rows: int, columns: int, hidden_size: int) -> torch.Tensor:

@@ -34,6 +34,7 @@ from stages.student.heads import (
     MlmHead,
     ObjectHead,
     TiedMlmHead,
+    weighted_mean,
 )
 from stages.student.neck import SohoNeck, cells_inside_released, padding_aware_positions
 from stages.student.neck_config import neck_from_json
@@ -48,7 +49,7 @@ class StudentNetConfig(PreTrainedConfig):
     """What `config.json` in a student folder holds: the two networks, picture sizes, heads.
 
     `label_names` are the teacher's, in the order of the object head's logits. `neck`, the heads'
-    kinds, `frozen_stages` and `batch_norm` are as in StudentConfig.
+    kinds, `mask_cell`, `phrase_pooling`, `frozen_stages` and `batch_norm` are as in StudentConfig.
     """
 
     model_type = "boxless-student"
@@ -63,6 +64,8 @@ class StudentNetConfig(PreTrainedConfig):
         label_names: list[str] | None = None,
         feature_size: int = 128,
         pra_temperature: float = 0.1,
+        phrase_pooling: str = "mean",
+        mask_cell: str = "learned",
         neck: dict[str, Any] | None = None,
         mlm_head: str = "bert",
         itm_head: str = "pooled",
@@ -77,7 +80,8 @@ class StudentNetConfig(PreTrainedConfig):
         self.max_tokens = max_tokens
         self.label_names = label_names or []
         self.feature_size = feature_size
-        self.pra_temperature = pra_temperature
+        self.pra_temperature, self.phrase_pooling = pra_temperature, phrase_pooling
+        self.mask_cell = mask_cell
         self.neck = neck or {"kind": "plain"}
         self.mlm_head, self.itm_head = mlm_head, itm_head
         self.frozen_stages, self.batch_norm = frozen_stages, batch_norm
@@ -135,7 +139,9 @@ class Student(PreTrainedModel):
         eps = SOHO_NORM_EPS if self.neck else bert.layer_norm_eps
         self.cell_norm = nn.LayerNorm(hidden, eps=eps)
         self.cell_dropout = nn.Dropout(bert.hidden_dropout_prob)
-        self.mask_cell = nn.Parameter(torch.zeros(hidden))
+        self.mask_cell = nn.Parameter(
+            torch.zeros(hidden), requires_grad=config.mask_cell == "learned"
+        )
         self.embeddings = BertEmbeddings(bert)
         self.fusion = BertEncoder(bert)
         self.mlm_head = (
@@ -233,6 +239,14 @@ class Student(PreTrainedModel):
         seen = self.cell_norm(features + positions.to(features) + image_type)
         return self.cell_dropout(seen)
 
+    def pool_phrases(self, pieces: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """A vector a phrase, from its pieces bool [B, P, T] and the fusion's text [B, T, D]:
+        [B, P, D]; zeros for a phrase without pieces."""
+        if self.config.phrase_pooling == "last":
+            is_later = pieces.flip(-1).cumsum(dim=-1).flip(-1)  # 1 at the last piece, then more
+            pieces = pieces & (is_later == 1)
+        return weighted_mean(pieces, text)
+
     @property
     def pad_id(self) -> int:
         """The word piece that stands for nothing."""
@@ -286,6 +300,8 @@ def make_student(
             label_names=label_names,
             feature_size=feature_size,
             pra_temperature=config.pra_temperature,
+            phrase_pooling=config.phrase_pooling,
+            mask_cell=config.mask_cell,
             neck=asdict(config.neck),
             mlm_head=config.mlm_head,
             itm_head=config.itm_head,

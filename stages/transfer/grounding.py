@@ -93,7 +93,7 @@ def phrase_heat(
     `text` [T, D] and `cells` [C, D] are the fusion's output, `inside` bool [C] leaves out padding,
     `pieces` bool [T] are the phrase's.
     """
-    vector = weighted_mean(pieces[None, None], text[None])
+    vector = looker.student.pool_phrases(pieces[None, None], text[None])
     similarity = looker.student.align_head(vector, cells[None])[0, 0]
     return similarity.masked_fill(~inside, -torch.inf).softmax(dim=0)
 

@@ -67,6 +67,10 @@ def test_values_of_set_are_yaml() -> None:
         ("ingest.num_train=0", "ingest.num_train"),
         ("pretrain.pra.weight=-1", "pretrain.pra.weight"),
         ("pretrain.mvm.weight=1", "pretrain.mvm.weight is 1.0, but student.neck.kind is plain"),
+        (
+            "student.neck={kind: soho, width_mask: height}",
+            "student.neck.width_mask is height, which hides columns",
+        ),
         ("student.neck.kind=soho2", "student.neck.kind"),
         ("student.neck.dictionary={}", "student.neck.dictionary is not a key"),
         ("launch.nodes=2", "launch.master_address is null"),

@@ -148,6 +148,7 @@ def random_batch(
     exists = torch.arange(objects) < torch.tensor(counts)[:, None]
     regions = torch.from_numpy(random.random((pictures, objects, cells)) < 0.3)
     regions[..., 0] |= ~regions.any(dim=-1)
+    weights = regions / regions.sum(dim=-1, keepdim=True)
     sizes = torch.tensor([[grid[0] * 16, grid[1] * 16]] * pictures)
     lengths = random.integers(5, length + 1, pairs)
     tokens = torch.from_numpy(random.integers(5, vocab, (pairs, length)))
@@ -166,7 +167,8 @@ def random_batch(
         ordinary=tokens > 4,
         matched=torch.from_numpy(random.random(pairs) < 0.7),
         masked_cells=torch.zeros(pairs, cells, dtype=torch.bool),
-        regions=regions & exists[..., None],
+        regions=weights * exists[..., None],
+        score=torch.from_numpy(random.random((pictures, objects))).float() * exists,
         label=torch.where(exists, torch.from_numpy(top_label[..., 0]), -1),
         top_label=torch.from_numpy(top_label[..., :NUM_TOP]) * exists[..., None],
         top_score=torch.from_numpy(random.random((pictures, objects, NUM_TOP))).float()
@@ -179,6 +181,16 @@ def random_batch(
         anchors=torch.full((pairs, 1), -1),
         mvm_labels=torch.full((pairs, cells), -100),
     )
+
+
+def in_double(batch: Batch) -> Batch:
+    """The batch with its real numbers in float64, for gradient checks."""
+    floats = {
+        name: value.double()
+        for name, value in vars(batch).items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
+    return replace(batch, **floats)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from pretrain_fixtures import random_batch, tiny_student, toy_tokenizer
+from pretrain_fixtures import in_double, random_batch, tiny_student, toy_tokenizer
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import OmvmConfig
 from stages.pretrain.objectives.objective import Scored
@@ -44,7 +44,7 @@ def test_the_loss_by_hand(soft: bool, label_loss: float) -> None:
     (1, -2): mean square 2.5. Weights 2 and 3."""
     student = SimpleNamespace(object_head=lambda region: (region[:, :2], region[:, 2:]))
     batch = random_batch(0, pictures=1, captions=1)
-    batch.regions = torch.tensor([[[False, False, False], [True, False, True]]])
+    batch.regions = torch.tensor([[[0.0, 0.0, 0.0], [0.5, 0.0, 0.5]]])
     batch.label, batch.top_label = torch.tensor([[1, 0]]), torch.tensor([[[1, 0], [0, 1]]])
     batch.top_score = torch.tensor([[[0.9, 0.1], [0.6, 0.2]]])
     batch.feature = torch.tensor([[[7.0, 7.0], [1.0, 3.0]]])
@@ -57,6 +57,27 @@ def test_the_loss_by_hand(soft: bool, label_loss: float) -> None:
     assert [float(v) for v in scored.metrics["feature_loss"]] == [2.5, 1.0]
 
 
+@pytest.mark.parametrize(
+    "kind, wanted",
+    [
+        ("l2", (1 + 4) / 2),
+        ("smooth_l1", (1 / 2 + 3 / 2) / 2),  # d^2 / 2 up to 1, |d| - 1/2 beyond
+        ("cosine", 1 - 5 / math.sqrt(5 * 10)),
+    ],
+)
+def test_feature_losses_by_hand(kind: Any, wanted: float) -> None:
+    """Oracle: arithmetic on (2, 1) beside the teacher's (1, 3)."""
+    student = SimpleNamespace(object_head=lambda region: (region[:, :2], region[:, 2:]))
+    batch = random_batch(0, pictures=1, captions=1, objects=1)
+    batch.regions = torch.tensor([[[1.0]]])
+    batch.label, batch.top_label = torch.tensor([[0]]), torch.tensor([[[0, 1, 1]]])
+    batch.feature, batch.hidden_objects = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[0]])
+    config = OmvmConfig(feature_loss=kind, label_weight=0)
+    scored = _score(config, batch, torch.tensor([[[0.0, 0, 2, 1]]]), cast(Student, student))
+    assert scored.loss.item() == pytest.approx(wanted, rel=1e-6)
+    assert float(scored.metrics["feature_loss"][0]) == pytest.approx(wanted, rel=1e-6)
+
+
 def _slow(config: OmvmConfig, batch: Batch, cells: torch.Tensor, student: Student) -> torch.Tensor:
     labels, features = [], []
     for b, rows in enumerate(batch.hidden_objects.tolist()):
@@ -64,8 +85,8 @@ def _slow(config: OmvmConfig, batch: Batch, cells: torch.Tensor, student: Studen
         for row in rows:
             if row < 0:
                 continue
-            own = [cells[b, c] for c, inside in enumerate(batch.regions[n, row]) if inside]
-            logits, feature = student.object_head(torch.stack(own).mean(0)[None])
+            own = [cells[b, c] * w for c, w in enumerate(batch.regions[n, row]) if w]
+            logits, feature = student.object_head(torch.stack(own).sum(0)[None])
             log_p = torch.log(F.softmax(logits[0], dim=0))
             if config.soft_label:
                 total = float(batch.top_score[n, row].sum())
@@ -82,8 +103,9 @@ def _slow(config: OmvmConfig, batch: Batch, cells: torch.Tensor, student: Studen
 
 @pytest.mark.parametrize("soft", [True, False])
 def test_loss_and_gradient_are_those_of_a_loop(soft: bool) -> None:
-    """Oracle: a loop over hidden objects and their cells."""
+    """Oracle: a loop over hidden objects and their cells, which have weights of their own."""
     student, batch = tiny_student(), random_batch(1, pictures=8)
+    batch.regions *= torch.rand(batch.regions.shape)
     config = OmvmConfig(num_objects=2, label_weight=0.7, feature_weight=1.3, soft_label=soft)
     _mask(batch, config)
     cells = _cells(batch)
@@ -98,6 +120,24 @@ def test_loss_and_gradient_are_those_of_a_loop(soft: bool) -> None:
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("kind", ["l2", "smooth_l1", "cosine"])
+@pytest.mark.parametrize("soft", [True, False])
+def test_gradients_are_those_of_finite_differences(kind: Any, soft: bool) -> None:
+    """Oracle: torch.autograd.gradcheck in float64, by cells and by the head's weights."""
+    student, batch = tiny_student().double(), random_batch(6, pictures=2, captions=1, grid=(1, 3))
+    batch = in_double(batch)
+    config = OmvmConfig(num_objects=2, feature_loss=kind, soft_label=soft)
+    _mask(batch, config)
+    batch.hidden_objects[1] = torch.tensor([0, 2])
+    cells = _cells(batch).detach().double().requires_grad_()
+    bias = student.object_head.transform.bias
+
+    def loss(cells: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return _score(config, batch, cells, student).loss
+
+    assert torch.autograd.gradcheck(loss, (cells, bias))
+
+
 def test_order_and_padding_of_objects_do_not_matter() -> None:
     """Oracle: the loss of the same objects in another order, and with padding rows after them."""
     student, batch, config = tiny_student(), random_batch(2, pictures=4), OmvmConfig(num_objects=2)
@@ -108,7 +148,7 @@ def test_order_and_padding_of_objects_do_not_matter() -> None:
     for name in ("regions", "label", "top_label", "top_score", "feature"):
         value = getattr(batch, name)[:, order]
         setattr(batch, name, torch.cat([value, torch.full_like(value[:, :2], -1)], dim=1))
-    batch.regions[:, 4:] = False
+    batch.regions[:, 4:] = 0
     place = order.argsort()
     batch.hidden_objects = torch.where(
         batch.hidden_objects >= 0, place[batch.hidden_objects.clamp(min=0)], -1
@@ -119,7 +159,7 @@ def test_order_and_padding_of_objects_do_not_matter() -> None:
 def test_a_picture_without_objects_costs_nothing_and_keeps_the_graph() -> None:
     """Oracle: no object anywhere: nothing is hidden, the loss is 0 and its gradients are zeros."""
     student, batch = tiny_student(), random_batch(3)
-    batch.label[:], batch.regions[:] = -1, False
+    batch.label[:], batch.regions[:] = -1, 0
     _mask(batch, OmvmConfig(hide=1))
     assert not batch.masked_cells.any() and (batch.hidden_objects == -1).all()
     cells = _cells(batch)
@@ -146,12 +186,43 @@ def test_all_cells_of_a_hidden_object_are_masked_and_no_others(num_objects: int)
             assert set(batch.masked_cells[b].nonzero()[:, 0].tolist()) == union
 
 
+def test_an_object_without_a_cell_is_not_drawn() -> None:
+    """Oracle: rows of objects that have cells; there is nothing to hide or to pool of the rest."""
+    batch = random_batch(8, pictures=6)
+    batch.matched[:] = True
+    batch.regions[:, 1] = 0
+    _mask(batch, OmvmConfig(num_objects=4))
+    drawn = batch.hidden_objects[batch.picture == 5]
+    assert (drawn != 1).all() and sorted(drawn[0].tolist()) == [-1, 0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "draw, shares",
+    [("uniform", (1 / 3, 1 / 3)), ("score", (0.1, 0.3)), ("area", (1 / 6, 2 / 6))],
+)
+def test_which_objects_are_drawn(draw: Any, shares: tuple[float, float]) -> None:
+    """Oracle: shares of 3000 draws within four standard errors, for scores 0.1, 0.3, 0.6 and one,
+    two and three cells. Of two drawn at once, the first is drawn so too, and both differ."""
+    batch = random_batch(4, pictures=1500, captions=2, objects=3)
+    batch.label[:], batch.matched[:] = 0, True
+    batch.score[:] = torch.tensor([0.1, 0.3, 0.6])
+    batch.regions[:] = 0
+    for row, num_cells in enumerate((1, 2, 3)):
+        batch.regions[:, row, :num_cells] = 1 / num_cells
+    _mask(batch, OmvmConfig(draw=draw, num_objects=2))
+    first, second = batch.hidden_objects.T
+    assert (first != second).all() and (batch.hidden_objects >= 0).all()
+    for row, share in enumerate(shares):
+        got = (first == row).float().mean().item()
+        assert abs(got - share) < 4 * math.sqrt(share * (1 - share) / 3000), (row, got)
+
+
 def test_how_often_a_drawn_object_is_hidden() -> None:
     """Oracle: a binomial count within four standard errors; told either way; every object is
     drawn about as often as any other."""
     batch = random_batch(4, pictures=1500, captions=2, objects=3)
     batch.label[:], batch.matched[:] = 0, True
-    batch.regions[:] = torch.eye(3, batch.regions.shape[-1], dtype=torch.bool)
+    batch.regions[:] = torch.eye(3, batch.regions.shape[-1])
     _mask(batch, OmvmConfig(hide=0.3))
     assert (batch.hidden_objects >= 0).all()
     drawn = torch.bincount(batch.hidden_objects[:, 0], minlength=3) / 3000

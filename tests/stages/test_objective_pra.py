@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from pretrain_fixtures import random_batch, tiny_student, toy_tokenizer
+from pretrain_fixtures import in_double, random_batch, tiny_student, toy_tokenizer
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import PraConfig
 from stages.pretrain.objectives.objective import Scored
-from stages.pretrain.objectives.pra import Pra
-from stages.student.heads import AlignHead
+from stages.pretrain.objectives.pra import Pra, divergence
+from stages.student.heads import AlignHead, weighted_mean
 from stages.student.network import Cells, Hidden, Student
 
 REGIONS = ["object", "cell"]
+WAYS = [("object", "forward"), ("object", "reverse"), ("cell", "forward")]
 TEMPERATURE = 0.05
 
 
@@ -30,10 +31,24 @@ def _seen(batch: Batch, outside: int = 0) -> Cells:
     return Cells(features=empty, inside=inside, rows=1, columns=num_cells)
 
 
-def _score(region: str, batch: Batch, hidden: Hidden, student: Student, seen: Cells) -> Scored:
-    return Pra(PraConfig(region=region, target_temperature=TEMPERATURE)).score(
-        student, seen, hidden, batch
-    )
+def _score(
+    region: str,
+    batch: Batch,
+    hidden: Hidden,
+    student: Student,
+    seen: Cells,
+    direction: Any = "forward",
+) -> Scored:
+    config = PraConfig(region=region, target_temperature=TEMPERATURE, divergence=direction)
+    return Pra(config).score(student, seen, hidden, batch)
+
+
+def _weigh_anew(batch: Batch) -> None:
+    """Cells of unlike weight, none among the last three."""
+    weights = batch.regions * (0.1 + torch.rand(batch.regions.shape))
+    weights[..., -3:] = 0
+    weights[..., 0] += (batch.label >= 0) & ~weights.any(dim=-1)
+    batch.regions = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-9)
 
 
 def _noise(batch: Batch) -> Hidden:
@@ -51,12 +66,12 @@ def test_q_and_p_by_hand(region: str) -> None:
     object: v = (1, 0) (mean of (2, 1) and (0, -1)) and (0, 5): cosines 1 and 0, over 0.5: 2 and 0.
     cell: q = (3/8, 3/8, 1/4, 0), the fourth cell being of no object; the fifth is padding.
     """
-    student = SimpleNamespace(align_head=AlignHead(0.5))
+    student = SimpleNamespace(align_head=AlignHead(0.5), pool_phrases=weighted_mean)
     batch = random_batch(0, pictures=1, captions=1)
     batch.matched[:], batch.label = True, torch.tensor([[4, 2, -1]])
     batch.phrases = torch.tensor([[[False, True, True]]])
     batch.similarity = torch.tensor([[[math.log(3), 0.0, 9.0]]])
-    batch.regions = torch.tensor([[[1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]]).bool()
+    batch.regions = torch.tensor([[[0.5, 0.5, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]])
     hidden = Hidden(
         text=torch.tensor([[[9.0, 9.0], [2.0, 2.0], [2.0, -2.0]]]),
         cells=torch.tensor([[[2.0, 1.0], [0.0, -1.0], [0.0, 5.0], [-3.0, 0.0], [8.0, 0.0]]]),
@@ -73,11 +88,14 @@ def test_q_and_p_by_hand(region: str) -> None:
     assert [float(v) for v in scored.metrics["accuracy"]] == [1.0, 1.0]
 
 
-def _slow(region: str, batch: Batch, hidden: Hidden, seen: Cells) -> torch.Tensor:
+def _slow(
+    region: str, batch: Batch, hidden: Hidden, seen: Cells, reverse: bool
+) -> torch.Tensor:
     losses = []
     for b, n in enumerate(batch.picture.tolist()):
         objects = [o for o, label in enumerate(batch.label[n].tolist()) if label >= 0]
         own = {o: batch.regions[n, o].nonzero()[:, 0].tolist() for o in objects}
+        weight = batch.regions[n].tolist()
         for p in range(batch.phrases.shape[1]):
             pieces = batch.phrases[b, p].nonzero()[:, 0].tolist()
             if not pieces or not objects or not batch.matched[b]:
@@ -88,34 +106,40 @@ def _slow(region: str, batch: Batch, hidden: Hidden, seen: Cells) -> torch.Tenso
             if region == "object":
                 q = list(q_object.values())
                 vectors = [
-                    torch.stack([hidden.cells[b, c] for c in own[o]]).sum(dim=0) / len(own[o])
+                    torch.stack([weight[o][c] * hidden.cells[b, c] for c in own[o]]).sum(dim=0)
                     for o in objects
                 ]
             else:
                 real = seen.inside[n].nonzero()[:, 0].tolist()
-                q = [sum(q_object[o] / len(own[o]) for o in objects if c in own[o]) for c in real]
+                q = [sum(q_object[o] * weight[o][c] for o in objects) for c in real]
                 vectors = [hidden.cells[b, c] for c in real]
             cosines = [(t @ v) / torch.sqrt((t @ t) * (v @ v)) for v in vectors]
             p_all = torch.softmax(torch.stack(cosines) / 0.1, dim=0)
-            losses.append(
-                sum(a * (math.log(a) - torch.log(p_all[i])) for i, a in enumerate(q) if a > 1e-9)
-            )
+            p_of = [torch.log(p) for p in p_all]
+            if reverse:
+                losses.append(
+                    sum(p_all[i] * (p_of[i] - math.log(a)) for i, a in enumerate(q))
+                )
+            else:
+                losses.append(
+                    sum(a * (math.log(a) - p_of[i]) for i, a in enumerate(q) if a > 0)
+                )
     return torch.stack([torch.as_tensor(loss) for loss in losses]).mean()
 
 
-@pytest.mark.parametrize("region", REGIONS)
-def test_loss_and_gradient_are_those_of_a_loop(region: str) -> None:
+@pytest.mark.parametrize("region, direction", WAYS)
+def test_loss_and_gradient_are_those_of_a_loop(region: str, direction: str) -> None:
     """Oracle: loops over phrases, objects and cells in plain Python, on batches with strange
-    texts, pictures without objects, captions without phrases and padding of each kind."""
+    texts, pictures without objects, captions without phrases, cells of unlike weight and padding of
+    each kind."""
     student = tiny_student()
     for seed in range(3):
         batch = random_batch(seed, pictures=4)
-        batch.regions[..., -3:] = False
-        batch.regions[..., 0] |= (batch.label >= 0) & ~batch.regions.any(dim=-1)
+        _weigh_anew(batch)
         seen, hidden = _seen(batch, 3), _noise(batch)
         assert not batch.phrases.any(dim=-1).any(dim=-1).all() and (batch.label[0] < 0).all()
-        fast = _score(region, batch, hidden, student, seen).loss
-        slow = _slow(region, batch, hidden, seen)
+        fast = _score(region, batch, hidden, student, seen, direction).loss
+        slow = _slow(region, batch, hidden, seen, direction == "reverse")
         torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
         wanted = [hidden.text, hidden.cells]
         for got, expected in zip(
@@ -123,6 +147,65 @@ def test_loss_and_gradient_are_those_of_a_loop(region: str) -> None:
         ):
             assert expected.abs().sum() > 0 and got.isfinite().all()
             torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("region, direction", WAYS)
+def test_gradients_are_those_of_finite_differences(region: str, direction: str) -> None:
+    """Oracle: torch.autograd.gradcheck in float64, by text and by cells; the picture without
+    objects and the strange texts get zeros."""
+    student, batch = tiny_student().double(), random_batch(9, pictures=3, captions=1, grid=(2, 3))
+    batch = in_double(batch)
+    batch.matched = torch.tensor([True, True, False])
+    batch.phrases[:, 0, 1] = True
+    _weigh_anew(batch)
+    noise = _noise(batch)
+    text, cells = (part.detach()[..., :8].double() for part in (noise.text, noise.cells))
+
+    def loss(text: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        hidden = Hidden(text=text, cells=cells)
+        return _score(region, batch, hidden, student, _seen(batch, 3), direction).loss
+
+    assert loss(text, cells) > 0
+    assert torch.autograd.gradcheck(loss, (text.requires_grad_(), cells.requires_grad_()))
+
+
+def test_divergence_of_distributions_by_hand() -> None:
+    """Oracle: (1/2, 1/2) to (1/4, 3/4): ln 2 / 2 + ln (2/3) / 2; the other way it is another.
+    Where the first is 0 the second may be; a 0 in the second alone is infinite."""
+    a, b = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    forth, back = divergence(a, b).item(), divergence(b, a).item()
+    assert forth == pytest.approx(math.log(2) / 2 + math.log(2 / 3) / 2, rel=1e-6)
+    assert back == pytest.approx(math.log(0.5) / 4 + 3 * math.log(1.5) / 4, rel=1e-6)
+    one, none = torch.tensor([[1.0, 0.0]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    assert divergence(one, one).item() == 0
+    assert divergence(one, none).item() == pytest.approx(math.log(2), rel=1e-6)
+    assert divergence(none, one).item() == math.inf
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_an_object_without_a_cell_counts_as_padding(region: str) -> None:
+    """Oracle: the loss with that row as padding."""
+    student, batch = tiny_student(), random_batch(7, pictures=4)
+    batch.matched[:], batch.regions[:, 1] = True, 0
+    hidden = _noise(batch)
+    got = _score(region, batch, hidden, student, _seen(batch)).loss
+    batch.label[:, 1] = -1
+    assert got.item() > 0
+    assert _score(region, batch, hidden, student, _seen(batch)).loss.item() == got.item()
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"region": "object", "matched_only": False}, "a strange text has no target"),
+        ({"region": "cell", "divergence": "reverse"}, "pra.divergence: got reverse"),
+        ({"region": "box"}, "pra.region: got 'box'"),
+    ],
+)
+def test_settings_that_cannot_be(fields: dict, words: str) -> None:
+    """Oracle: ValueError that says why."""
+    with pytest.raises(ValueError, match=words):
+        PraConfig(**fields)
 
 
 @pytest.mark.parametrize("region", REGIONS)
@@ -136,7 +219,7 @@ def test_order_and_padding_do_not_matter(region: str) -> None:
     for name in ("regions", "label"):
         value = getattr(batch, name)[:, order]
         setattr(batch, name, torch.cat([value, torch.full_like(value[:, :2], -1)], dim=1))
-    batch.regions[:, 4:] = False
+    batch.regions[:, 4:] = 0
     wild = torch.full((len(batch.tokens), 3, 2), 1e4)
     similarity = torch.cat([batch.similarity[..., order], wild], dim=2)
     batch.similarity = torch.cat([similarity, torch.full_like(similarity[:, :1], 1e4)], dim=1)
@@ -154,7 +237,7 @@ def test_nothing_to_align_costs_nothing_and_keeps_the_graph(region: str, missing
     if missing == "phrases":
         batch.phrases[:] = False
     elif missing == "objects":
-        batch.label[:], batch.regions[:] = -1, False
+        batch.label[:], batch.regions[:] = -1, 0
     else:
         batch.matched[:] = False
     hidden = _noise(batch)

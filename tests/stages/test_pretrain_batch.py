@@ -18,7 +18,7 @@ from pretrain_fixtures import (
 from sharding.schema import Sample, object_dtype
 from stages.pretrain.batch import Batch
 from stages.pretrain.collate import Collate
-from stages.pretrain.config import ItmConfig, PraConfig, PretrainConfig
+from stages.pretrain.config import ItmConfig, PraConfig, PretrainConfig, RegionConfig
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.objectives.objective import Objective
 
@@ -30,7 +30,7 @@ def _collate(objectives: Sequence[Objective] = (), **settings: Any) -> Collate:
         Collate(
             tokenizer=toy_tokenizer(), objectives=objectives, seed=0, captions_per_picture=4,
             max_tokens=TINY.max_tokens, shorter_px=TINY.shorter_px, longer_px=TINY.longer_px,
-            cell_px=16, pad_px=16,
+            cell_px=16, pad_px=16, regions=RegionConfig(),
         ),
         **settings,
     )
@@ -51,7 +51,7 @@ def test_objects_are_stacked_with_padding() -> None:
     for n, sample in enumerate(samples):
         assert sample.objects is not None
         rows = len(sample.objects)
-        for name in ("label", "feature", "top_label", "top_score"):
+        for name in ("score", "label", "feature", "top_label", "top_score"):
             got = getattr(batch, name)[n, :rows].numpy()
             assert got == pytest.approx(sample.objects[name].astype(got.dtype)), name
         assert (batch.label[n, rows:] == -1).all() and not batch.regions[n, rows:].any()
@@ -80,7 +80,23 @@ def test_boxes_follow_the_resizing() -> None:
     """Oracle: the 96 px scene is seen at 32 px, 2 x 2 cells of 16: a box over the right half of
     the original covers the right cells, whatever else."""
     batch = _collate()(0, [with_boxes(SAMPLES[0], [[48, 0, 96, 96], [0, 0, 96, 47]])])
-    assert batch.regions[0].tolist() == [[False, True, False, True], [True, True, False, False]]
+    assert batch.regions[0].tolist() == [[0, 0.5, 0, 0.5], [0.5, 0.5, 0, 0]]
+
+
+def test_regions_are_as_the_recipe_says() -> None:
+    """Oracle: by hand. A box over the left cells and a quarter of the right ones' width: by centres
+    it has the left ones; by any overlap all, and by overlap the right ones a quarter as much."""
+    sample = [with_boxes(SAMPLES[0], [[0, 0, 60, 96]])]
+    every = RegionConfig(min_overlap=0.0)
+    weighed = RegionConfig(min_overlap=0.0, pooling="overlap")
+    for regions, wanted in (
+        (RegionConfig(), [0.5, 0, 0.5, 0]),
+        (every, [0.25] * 4),
+        (weighed, [0.4, 0.1, 0.4, 0.1]),
+    ):
+        assert _collate(regions=regions)(0, sample).regions[0, 0].tolist() == pytest.approx(wanted)
+    with pytest.raises(ValueError, match="regions.min_overlap: got 2.0"):
+        RegionConfig(min_overlap=2.0)
 
 
 def test_phrases_cover_the_pieces_of_their_words() -> None:
@@ -137,7 +153,7 @@ def test_boxes_that_stick_out_keep_the_loss_finite() -> None:
     batch = _collate(_objectives(config))(0, samples)
     student = tiny_student()
     inside = student.see(batch.pixels, batch.sizes_px).inside
-    assert inside.sum(dim=1).tolist() == [4, 8] and not (batch.regions & ~inside[:, None]).any()
+    assert inside.sum(dim=1).tolist() == [4, 8] and not (batch.regions * ~inside[:, None]).any()
     assert batch.regions[0, :2].any(dim=-1).all()
     loss, _ = PretrainModel(student, make_objectives(config))(batch)
     assert loss.isfinite()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,13 @@ from transformers import ResNetConfig
 
 from pretrain_fixtures import TINY, tiny_student
 from stages.student.grid import (
-    Grid, cell_size_px, cells_inside, cells_of_boxes, sine_positions
+    Grid,
+    cell_size_px,
+    cells_inside,
+    cells_of_boxes,
+    covered_shares,
+    region_weights,
+    sine_positions,
 )
 from stages.student.network import Cells
 from stages.student.pictures import (
@@ -60,6 +67,52 @@ def test_boxes_to_cells_are_those_of_a_loop() -> None:
             c, r = min(max(c, 0), columns - 1), min(max(r, 0), rows - 1)
             wanted[r * columns + c] = True
         assert cells == wanted, box
+
+
+def test_shares_of_cells_by_hand() -> None:
+    """Oracle: drawn on paper, as above: a box from (5, 0) to (30, 14) covers half of the first
+    column's width, and four tenths of the second row's height."""
+    got = covered_shares(torch.tensor([[5.0, 0, 30, 14], [90, 90, 99, 99]]), 2, 3, 10)
+    assert got[0].tolist() == pytest.approx([0.5, 1, 1, 0.2, 0.4, 0.4])
+    assert not got[1].any()
+
+
+def test_cells_by_overlap() -> None:
+    """Oracle: by hand on the same box. Any overlap takes all six, half of a cell the first row,
+    more than that two of it; a box that covers too little gets the cell of its own centre."""
+    boxes = torch.tensor([[5.0, 0, 30, 14], [8, 8, 13, 13], [20, 10, 20, 10]])
+    for least, wanted in (
+        (0.0, ("111 111", "110 110", "000 001")),
+        (0.5, ("111 000", "000 010", "000 001")),
+        (0.6, ("011 000", "000 010", "000 001")),
+    ):
+        got = cells_of_boxes(boxes, 2, 3, 10, least)
+        for cells, expected in zip(got.tolist(), wanted):
+            assert cells == [c == "1" for c in expected.replace(" ", "")], (least, expected)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "overlap"])
+@pytest.mark.parametrize("least", [None, 0.0, 0.7])
+def test_weights_of_every_object_sum_to_one(least: float | None, pooling: Any) -> None:
+    """Oracle: the sum, on random boxes, some outside."""
+    boxes = torch.rand(50, 4, generator=torch.Generator().manual_seed(0)) * 40 - 5
+    boxes[:, 2:] += boxes[:, :2]
+    got = region_weights(boxes, 2, 3, 10, min_overlap=least, pooling=pooling)
+    assert (got >= 0).all()
+    torch.testing.assert_close(got.sum(dim=1), torch.ones(50))
+
+
+def test_weights_of_cells() -> None:
+    """Oracle: by hand. The mean gives every cell the same, whatever the box covers of it; by
+    overlap each has its share of what is covered; without area the one cell has it all."""
+    boxes = torch.tensor([[5.0, 0, 30, 14], [20, 10, 20, 10]])
+    mean = region_weights(boxes, 2, 3, 10, min_overlap=0.0)
+    assert mean.tolist() == [pytest.approx([1 / 6] * 6), [0, 0, 0, 0, 0, 1]]
+    overlap = region_weights(boxes, 2, 3, 10, min_overlap=0.0, pooling="overlap")
+    shares = [value / 3.5 for value in (0.5, 1, 1, 0.2, 0.4, 0.4)]
+    assert overlap.tolist() == [pytest.approx(shares), [0, 0, 0, 0, 0, 1]]
+    centre = region_weights(boxes, 2, 3, 10, pooling="overlap")
+    assert centre[0].tolist() == pytest.approx([0.2, 0.4, 0.4, 0, 0, 0])
 
 
 def test_no_boxes_no_cells() -> None:

@@ -10,18 +10,18 @@ from transformers import PreTrainedTokenizerFast
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import OmvmConfig
 from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share
-from stages.student.heads import weighted_mean
 from stages.student.network import Cells, Hidden, Student
 
 
 class Omvm(Objective):
     """Hide all cells of an object, tell what the teacher saw there.
 
-    v [D] = mean of the fusion's outputs over the object's cells.
+    v [D] = mean of the fusion's outputs over the object's cells, as `pretrain.regions` weighs them.
     loss = label_weight x (-sum_k q_k log softmax(W g(v))[k]) + feature_weight x |V g(v) - f|^2 / F,
     mean over hidden objects; q is the teacher's label (one class, or its soft label over the K
-    best classes brought to sum 1), f [F] its feature. That whole objects are hidden, and both
-    losses, are of the paper; every number is ours.
+    best classes brought to sum 1), f [F] its feature (`feature_loss` has other distances). That
+    whole objects are hidden, and both losses, are of the paper; every number is ours. An object
+    without a cell is none.
     """
 
     name = "omvm"
@@ -33,12 +33,15 @@ class Omvm(Objective):
         self, batch: Batch, tokenizer: PreTrainedTokenizerFast, random: np.random.Generator
     ) -> None:
         """Draw objects into `batch.hidden_objects`, add their cells to `batch.masked_cells`."""
-        exists = (batch.label >= 0)[batch.picture]
-        ranks = torch.from_numpy(random.random(exists.shape)).masked_fill(~exists, 2.0)
-        rows = ranks.argsort(dim=1)[:, : self.config.num_objects]
+        exists = batch.is_object[batch.picture]
+        # The least of exponential draws over weights are a weighted draw without replacement
+        # (Efraimidis and Spirakis 2006, doi 10.1016/j.ipl.2005.11.003).
+        waits = -torch.from_numpy(random.random(exists.shape)).neg().log1p()
+        waits = waits / self._weights(batch)[batch.picture]
+        rows = waits.masked_fill(~exists, torch.inf).argsort(dim=1)[:, : self.config.num_objects]
         rows = torch.where(exists.gather(1, rows), rows, -1)
         hidden = torch.from_numpy(random.random(rows.shape)) < self.config.hide
-        cells = batch.regions[batch.picture[:, None], rows.clamp(min=0)]
+        cells = batch.regions[batch.picture[:, None], rows.clamp(min=0)] > 0
         cells = cells & (rows >= 0)[..., None] & hidden[..., None]
         batch.masked_cells = batch.masked_cells | cells.any(dim=1)
         # Strange pairs are masked too, even if nothing is learned from them: if only matched
@@ -50,12 +53,12 @@ class Omvm(Objective):
         """Label and feature loss, and label accuracy, over the hidden objects."""
         pair, column = (batch.hidden_objects >= 0).nonzero(as_tuple=True)
         row, picture = batch.hidden_objects[pair, column], batch.picture[pair]
-        region = batch.regions[picture, row]
-        pooled = weighted_mean(region[:, None], hidden.cells[pair])[:, 0]
+        region = batch.regions[picture, row].to(hidden.cells.dtype)
+        pooled = (region[:, None] @ hidden.cells[pair])[:, 0]
         logits, feature = student.object_head(pooled)
         label = batch.label[picture, row]
         label_loss = mean_loss(self._label_losses(logits, batch, picture, row))
-        feature_losses = (feature - batch.feature[picture, row]).square().mean(dim=-1)
+        feature_losses = self._feature_losses(feature, batch.feature[picture, row])
         feature_loss = mean_loss(feature_losses)
         count = torch.tensor(float(len(label)), device=label.device)
         return Scored(
@@ -65,6 +68,22 @@ class Omvm(Objective):
                 "feature_loss": (feature_losses.detach().sum(), count),
             },
         )
+
+    def _weights(self, batch: Batch) -> torch.Tensor:
+        """How readily each object is drawn: [N, O], above 0."""
+        if self.config.draw == "score":
+            return batch.score.double().clamp(min=1e-6)
+        if self.config.draw == "area":
+            return (batch.regions > 0).sum(dim=-1).double().clamp(min=1)
+        return torch.ones_like(batch.score, dtype=torch.float64)
+
+    def _feature_losses(self, feature: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """A distance a row: [M, F] twice -> [M]."""
+        if self.config.feature_loss == "cosine":
+            return 1 - F.cosine_similarity(feature, wanted, dim=-1)
+        if self.config.feature_loss == "smooth_l1":
+            return F.smooth_l1_loss(feature, wanted, reduction="none").mean(dim=-1)
+        return (feature - wanted).square().mean(dim=-1)
 
     def _label_losses(
         self, logits: torch.Tensor, batch: Batch, picture: torch.Tensor, row: torch.Tensor
