@@ -128,7 +128,8 @@ def show(comparison: dict[str, Any]) -> None:
     table = Table(
         title=f"The same {comparison['steps']} steps, {num_seeds} seeds: mean (lowest to highest)"
     )
-    for column in ("score", *comparison["variants"], "chance"):
+    table.add_column("score", no_wrap=True)
+    for column in (*comparison["variants"], "chance"):
         table.add_column(column)
     for name, chance in comparison["chance"].items():
         cells = []

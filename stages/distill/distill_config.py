@@ -5,15 +5,15 @@ Reached from `pipeline.recipe`; read by `stages.distill.run` and `stages.distill
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stages.distill.detectron2_config import Detectron2Config
 from stages.distill.features.config import FeaturesConfig
+from stages.distill.similarity_config import LexicalConfig, SimilarityConfig
 
 TEACHERS = ("run", "detectron2", "features")
 PRECISIONS = ("fp32", "bf16")
 PHRASES = ("auto", "parser", "lexicon")
-SIMILARITIES = ("lexical",)
 OBJECT_TEXTS = ("label", "attribute label")
 
 
@@ -40,8 +40,9 @@ class DistillConfig:
     phrases: who finds noun phrases: "parser" (a spaCy pipeline), "lexicon" (the teacher's own
         labels and attributes), or "auto", the parser where it is installed.
     parser: the pipeline's package name, or the path of its folder.
-    similarity: how near a phrase is to an object in words. "lexical" is the cosine of their word
-        sets; it is ours, because the embedding behind KD-VLP's similarity is not known.
+    similarity: how near a phrase is to an object in words: kind lexical, spacy, bert or sentence.
+        The default, the cosine of their word sets, is ours: the embedding behind KD-VLP's
+        similarity is not known.
     object_text: the words that stand for an object: its "label", or "attribute label" (as "red
         circle"; the label alone where the teacher has no attributes). Ours, for the same reason.
     num_threads: CPU threads of the teacher in each process; 0 leaves PyTorch's choice.
@@ -58,7 +59,7 @@ class DistillConfig:
     max_objects: int | None = None
     phrases: str = "auto"
     parser: str = "en_core_web_sm"
-    similarity: str = "lexical"
+    similarity: SimilarityConfig = field(default_factory=LexicalConfig)
     object_text: str = "attribute label"
     num_threads: int = 0
 
@@ -79,7 +80,6 @@ class DistillConfig:
             ("teacher", TEACHERS),
             ("precision", PRECISIONS),
             ("phrases", PHRASES),
-            ("similarity", SIMILARITIES),
             ("object_text", OBJECT_TEXTS),
         ):
             if getattr(self, name) not in valid:

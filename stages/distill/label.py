@@ -20,7 +20,7 @@ from stages.distill.distill_config import DistillConfig
 from stages.distill.failures import DistillError, TeacherFailure
 from stages.distill.phrases import Chunker
 from stages.distill.seer import Seer
-from stages.distill.similarity import LexicalSimilarity
+from stages.distill.similarity import Similarity
 
 MAX_FAILURES_IN_A_ROW = 32
 """Pictures that the teacher may fail on in a row before the fault is looked for in the teacher."""
@@ -37,12 +37,16 @@ class Labeller:
     """
 
     def __init__(
-        self, config: DistillConfig, seer: Seer, chunker: Chunker, *, clock: Clock
+        self,
+        config: DistillConfig,
+        seer: Seer,
+        chunker: Chunker,
+        similarity: Similarity,
+        *,
+        clock: Clock,
     ) -> None:
-        self._config, self._seer, self._chunker, self._clock = config, seer, chunker, clock
-        self._similarity = LexicalSimilarity(
-            seer.label_names, seer.attribute_names, object_text=config.object_text
-        )
+        self._config, self._seer, self._clock = config, seer, clock
+        self._chunker, self._similarity = chunker, similarity
         self._failures: list[TeacherFailure] = []
 
     def label(self, samples: Iterable[Sample]) -> Iterator[Sample | Failure]:

@@ -17,9 +17,9 @@ from typing import Protocol
 import spacy
 from spacy.tokens import Span
 
-from sharding.atomic import sha256_file, sha256_of
 from stages.distill.distill_config import DistillConfig
 from stages.distill.lexicon import Lexicon
+from stages.distill.spacy_pipeline import load_pipeline
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,9 @@ class ParserChunker:
     """
 
     def __init__(self, parser: str) -> None:
-        try:
-            self._nlp = spacy.load(parser, exclude=["ner", "lemmatizer"])
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"distill.parser is {parser}, which spaCy cannot load ({error}); expected an "
-                "installed pipeline or its folder."
-            ) from error
+        self._nlp, digest = load_pipeline(
+            parser, said="distill.parser", exclude=["ner", "lemmatizer"]
+        )
         if not self._nlp.has_pipe("parser"):
             raise ValueError(
                 f"the spaCy pipeline {parser} has {', '.join(self._nlp.pipe_names) or 'nothing'}; "
@@ -63,14 +59,6 @@ class ParserChunker:
             )
         meta = self._nlp.meta
         self.name = f"{meta['lang']}_{meta['name']} {meta['version']}"
-        # The folder's own bytes: two pipelines trained at home share name and version.
-        digest = sha256_of(
-            {
-                path.relative_to(self._nlp.path).as_posix(): sha256_file(path)
-                for path in sorted(self._nlp.path.rglob("*"))
-                if path.is_file()
-            }
-        )
         self.fingerprint = f"parser {self.name} {digest} spacy {spacy.__version__}"
 
     def chunk(self, captions: Sequence[str]) -> list[list[Phrase]]:

@@ -41,17 +41,19 @@ from stages.distill.keep import label_or_keep
 from stages.distill.label import Labeller
 from stages.distill.phrases import Chunker, make_chunker
 from stages.distill.seer import Seer
+from stages.distill.similarity import Similarity, make_similarity
 from stages.progress import Progress
 
 VERSION = "distill/2"
 """Names the rules of this stage in fingerprints; a change that moves any output raises it."""
 ABOUT = "about.json"
 """What `finish` has to know of teacher and settings; each worker would write the same bytes."""
-# Their effect is in the teacher's fingerprint or the chunker's, or they belong to the machine. In
-# half precision the size of a batch moves last digits, and is not held against a shard either.
+# Their effect is in the fingerprints of teacher, chunker or similarity, or they belong to the
+# machine. In half precision the size of a batch moves last digits, and is not held against a shard
+# either.
 _OUTSIDE_THE_FINGERPRINT = (
     "teacher", "detectron2", "features", "batch_size", "num_decoders", "phrases", "parser",
-    "num_threads",
+    "similarity", "num_threads",
 )
 _NUM_REASONS_SHOWN = 8
 _LABEL = "label"
@@ -86,7 +88,8 @@ def distill(
         seer.attribute_names,
         say=say if show else lambda text: None,
     )
-    fingerprint = _fingerprint(config, seer, chunker)
+    similarity = make_similarity(config, seer.label_names, seer.attribute_names)
+    fingerprint = _fingerprint(config, seer, chunker, similarity)
     shards = {shard.tar: shard for shard in _image_catalog(images).shards}
     with Worker(
         out,
@@ -96,13 +99,13 @@ def distill(
         lease_seconds=lease_seconds,
     ) as worker:
         clock = seer.clock if isinstance(seer, Flow) else Clock()
-        labeller = Labeller(config, seer, chunker, clock=clock)
+        labeller = Labeller(config, seer, chunker, similarity, clock=clock)
         _label_shards(
             worker, shards, labeller, fingerprint, images=images, out=out, clock=clock, show=show
         )
         with worker.closing() as is_last:
             if is_last:
-                about = _about(seer, chunker)
+                about = _about(seer, chunker, similarity)
                 if isinstance(seer, FeatureSeer):
                     account = seer.account(_infos(images))
                     say(f"distill: {account}")
@@ -153,8 +156,8 @@ def finish(images: Path, out: Path) -> Catalog:
     """Write the catalog of `out` when every shard of `images` is done.
 
     The catalog tells, beside what the images' catalog tells: label_names, attribute_names,
-    feature_size, num_top (the length of a soft label), teacher (its fingerprint), chunker, and
-    with a FeatureSeer features, its Account.
+    feature_size, num_top (the length of a soft label), teacher (its fingerprint), chunker,
+    similarity, and with a FeatureSeer features, its Account.
     Raises DistillError where shards are missing or of other settings, and ShardError where one
     lost a picture.
     """
@@ -252,13 +255,16 @@ def _times(num_pictures: int, clock: Clock) -> str:
     )
 
 
-def _fingerprint(config: DistillConfig, seer: Seer, chunker: Chunker) -> dict[str, str]:
+def _fingerprint(
+    config: DistillConfig, seer: Seer, chunker: Chunker, similarity: Similarity
+) -> dict[str, str]:
     """What shapes every shard, the input apart."""
     shaping = {k: v for k, v in asdict(config).items() if k not in _OUTSIDE_THE_FINGERPRINT}
     return {
         "distill": sha256_of(shaping),
         "teacher": seer.fingerprint,
         "phrases": chunker.fingerprint,
+        "similarity": similarity.fingerprint,
         "versions": f"{VERSION} torch {torch.__version__} numpy {np.__version__} "
         f"Pillow {PIL.__version__}",
     }
@@ -268,7 +274,7 @@ def _with_input(fingerprint: dict[str, str], shard: ShardEntry) -> dict[str, str
     return {**fingerprint, "input": shard.manifest_sha256}
 
 
-def _about(seer: Seer, chunker: Chunker) -> dict[str, Any]:
+def _about(seer: Seer, chunker: Chunker, similarity: Similarity) -> dict[str, Any]:
     return {
         "label_names": list(seer.label_names),
         "attribute_names": list(seer.attribute_names),
@@ -276,6 +282,7 @@ def _about(seer: Seer, chunker: Chunker) -> dict[str, Any]:
         "num_top": seer.num_top,
         "teacher": seer.fingerprint,
         "chunker": chunker.name,
+        "similarity": similarity.name,
     }
 
 

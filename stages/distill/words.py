@@ -62,6 +62,15 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(map(fold, content or words))
 
 
+def bare(phrase: str) -> str:
+    """The phrase without the function words and numbers at its start: "the two red dogs" -> "red
+    dogs"; its last word stays whatever it is."""
+    words = phrase.split()
+    while len(words) > 1 and not is_content(words[0].strip(".,;:'\"")):
+        words.pop(0)
+    return " ".join(words)
+
+
 def synonyms(name: str) -> list[str]:
     """The names in a label such as "bike,bicycle" (Visual Genome's vocabulary); the first leads."""
     return [part for part in (part.strip() for part in name.split(",")) if part]

@@ -21,6 +21,8 @@ NEEDS_PATHS = {
     "coco": COCO_PATHS,
     "soho-res18": COCO_PATHS,
     "soho-r101": COCO_PATHS,
+    "kdvlp-base": COCO_PATHS,
+    "both-r101": COCO_PATHS,
 }
 
 
