@@ -63,10 +63,10 @@ class SpacyEmbedder:
 
     def embed(self, text: str) -> np.ndarray:
         """As Embedder.embed."""
-        vectors = [token.vector for token in self._nlp.make_doc(text) if token.has_vector]
-        if not vectors:
+        words = [token for token in self._nlp.make_doc(text) if token.has_vector]
+        if not words:
             return np.zeros(self._nlp.vocab.vectors_length, np.float32)
-        return np.mean(vectors, axis=0, dtype=np.float32)
+        return np.stack([np.asarray(word.vector) for word in words]).mean(axis=0)
 
 
 class BertEmbedder:
