@@ -57,7 +57,8 @@ class Detectron2Teacher:
     def prepare(self, picture: Tensor) -> Prepared:
         """A picture, uint8 RGB [H, W, 3], resized by detectron2."""
         pixels = picture.numpy()
-        pixels = self._net.resizing.get_transform(pixels).apply_image(pixels)
+        # Copied, as Pillow's result is read-only, of which torch warns.
+        pixels = np.array(self._net.resizing.get_transform(pixels).apply_image(pixels))
         height, width = picture.shape[:2]
         return Prepared(
             torch.from_numpy(pixels), height, width,
