@@ -103,6 +103,19 @@ def test_a_rule_that_finds_nothing_is_told_once(
                       "'COCO_7'") == 1
 
 
+def test_a_rule_that_finds_nothing_at_all_is_refused_in_the_end(tmp_path: Path) -> None:
+    """Oracle: one picture more or less among the features; the error names both sides' ids."""
+    looks = look_at(["COCO_7", "8"])
+    seer = FeatureSeer(config_of(write_lxmert(tmp_path, looks)))
+    samples = [sample_of(look) for look in look_at(["7", "8"])]
+    infos = [(sample.key, sample.info) for sample in samples]
+    assert seer.account(infos).num_pictures_without_features == 1
+    with pytest.raises(FeaturesError, match="join is 'image_id', by which none of 1 pictures has "
+                       "features. Sample k-7 asks for '7', the files have .*'COCO_7'"):
+        seer.account(infos[:1])
+    assert seer.account([]).num_pictures == 0
+
+
 def test_the_index_is_kept_and_taken_only_where_it_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,16 +114,25 @@ class FeatureSeer:
             yield self._see(sample)
 
     def account(self, samples: Iterable[tuple[str, Mapping[str, Any]]]) -> Account:
-        """Who has no partner, over the key and json of all samples there are."""
+        """Who has no partner, over the key and json of all samples there are.
+
+        Raises FeaturesError where no picture has one: the rule that joins them is wrong then.
+        """
         index = self._reader.index
-        asked, num_pictures, num_without = [], 0, 0
+        asked, num_pictures, num_without, first = [], 0, 0, ("", "")
         for key, info in samples:
             compared = sample_id(key, info, self._config)
             num_pictures += 1
             if compared is None or not index.find(compared):
                 num_without += 1
+                first = first if num_without > 1 else (key, compared or "")
             else:
                 asked.append(hash_of(compared))
+        if num_pictures and not asked:
+            raise FeaturesError(
+                f"join is {self._config.join!r}, by which none of {num_pictures} pictures has "
+                f"features. {self._apart(*first)}"
+            )
         lonely = np.setdiff1d(index.unique, np.array(asked, np.uint64))
         repeated = index.repeated() if self._reader.is_row_a_picture else lonely[:0]
         return Account(
@@ -188,13 +197,19 @@ class FeatureSeer:
         self._num_seen += 1
         self._num_found += found
         if self._show and self._num_seen == _NUM_BEFORE_A_WORD and not self._num_found:
-            ids = [repr(self._rule(each)) for each in self._ids(self._reader.index.unique)]
             print(
-                f"features: none for the first {self._num_seen} pictures. Sample {sample.key} asks "
-                f"for {compared!r}, the files have {', '.join(ids)}, ...; if these are to be the "
-                "same pictures, set distill.features.join, id or pattern.",
+                f"features: none for the first {self._num_seen} pictures. "
+                f"{self._apart(sample.key, compared)}",
                 flush=True,
             )
+
+    def _apart(self, key: str, compared: str) -> str:
+        """What a sample asks for and what there is, for whoever wrote the rule."""
+        ids = [repr(self._rule(each)) for each in self._ids(self._reader.index.unique)]
+        return (
+            f"Sample {key} asks for {compared!r}, the files have {', '.join(ids)}, ...; if these "
+            "are to be the same pictures, set distill.features.join, id or pattern."
+        )
 
     def _ids(self, hashes: np.ndarray) -> tuple[str, ...]:
         """The first few of ids given by their hashes, as the files spell them."""
