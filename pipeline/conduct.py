@@ -20,7 +20,7 @@ from launch.job import LaunchError, Stopped, UserError
 from pipeline import __version__
 from pipeline.figures import figures_of, in_words, seconds_in_words
 from pipeline.launching import Asked, command_text, launch_config, launch_joined, launch_stage
-from pipeline.outside import outside
+from pipeline.outside import check_published, outside
 from pipeline.recipe import Recipe, RecipeError, dump_recipe
 from pipeline.run_folder import RunError, RunFolder
 from pipeline.stage_kinds import StageKind, stage_kinds
@@ -96,8 +96,9 @@ def conduct(
 ) -> None:
     """Run the stages called ``names``, those that are due, in order.
 
-    Raises RunError when a stage's inputs are missing, UserError or LaunchError when it fails, and
-    Stopped after SIGTERM or SIGINT.
+    Raises RunError when a stage's inputs are missing, UserError or LaunchError when it fails,
+    ValueError where published weights that the student starts from cannot be had, and Stopped after
+    SIGTERM or SIGINT.
     """
     console = Console(highlight=False, soft_wrap=True)
     kinds = [kind for kind in stage_kinds(recipe) if kind.name in names]
@@ -108,6 +109,8 @@ def conduct(
     if dry_run:
         _show_plans(recipe, run, kinds, asked, console)
         return
+    if any(k.name == "pretrain" and plan_stage(run, recipe, k).action != "skip" for k in kinds):
+        check_published(recipe)
     run.make()
     with run.conducted():
         write_text(run.recipe, dump_recipe(recipe))

@@ -42,6 +42,15 @@ def outside(recipe: Recipe, kind: StageKind) -> dict[str, str]:
     return {}
 
 
+def check_published(recipe: Recipe) -> None:
+    """ValueError where published weights that the student starts from cannot be had, or do not fit:
+    better now than after days of distilling."""
+    if recipe.student.pretrained_cnn or recipe.student.pretrained_text:
+        from stages.student.pretrained import check_pretrained  # heavy, and seldom needed
+
+        check_pretrained(recipe.student)
+
+
 def _teacher_from_elsewhere(recipe: Recipe) -> dict[str, str]:
     """Sizes and times only: files of features may be hundreds of gigabytes, and distill itself
     looks closer before it does a shard again."""

@@ -29,6 +29,8 @@ from stages.pretrain.batch import Batch
 from stages.pretrain.collate import Collate
 from stages.pretrain.config import PretrainConfig
 from stages.student.config import StudentConfig
+from stages.student.pretrained import published_tokenizer
+from stages.student.spans import add_person_tags
 from stages.student.tokenizer import load_tokenizer, train_tokenizer
 
 ONE_TEACHER = ("label_names", "attribute_names", "feature_size", "num_top", "teacher")
@@ -156,12 +158,22 @@ def about_of(opened: Sequence[OpenSource]) -> dict[str, Any]:
 def make_tokenizer(
     student: StudentConfig, opened: Sequence[OpenSource], folder: Path
 ) -> PreTrainedTokenizerFast:
-    """The published tokenizer, or one trained on the captions: by rank 0, for all ranks.
+    """The published tokenizer, or one trained on the captions: by rank 0, for all ranks. With the
+    person tags that the recipe asks for.
 
-    A collective where it is trained; an earlier start of the same run left it in `folder`.
+    A collective where it is trained; an earlier start of the same run left it in `folder`. Raises
+    ValueError where the published one cannot be reached.
     """
+    tokenizer = _tokenizer(student, opened, folder)
+    add_person_tags(tokenizer, student.num_person_tags)
+    return tokenizer
+
+
+def _tokenizer(
+    student: StudentConfig, opened: Sequence[OpenSource], folder: Path
+) -> PreTrainedTokenizerFast:
     if student.pretrained_text:
-        return load_tokenizer(student.pretrained_text)
+        return published_tokenizer(student.pretrained_text)
     if torch.distributed.get_rank() == 0 and not (folder / "tokenizer.json").exists():
         tokenizer = train_tokenizer(captions_of(opened), vocab_size=student.vocab_size)
         replace_folder(folder, tokenizer.save_pretrained)

@@ -32,6 +32,7 @@ from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.stopping import Watch
 from stages.student.config import StudentConfig
 from stages.student.network import Student, make_student
+from stages.student.processor import StudentProcessor
 
 TOKENIZER = "tokenizer"
 
@@ -115,6 +116,6 @@ def _save(net: Student, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Non
 
     def write(temporary: str) -> None:
         net.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        StudentProcessor.of(net, tokenizer).save_pretrained(temporary)
 
     replace_folder(folder, write)

@@ -7,6 +7,8 @@ from typing import Literal
 
 from stages.student.neck_config import NeckConfig, PlainNeckConfig
 
+CnnName = Literal["resnet-18", "resnet-34", "resnet-50", "resnet-101", "resnet-152"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
@@ -17,7 +19,10 @@ class StudentConfig:
     """
 
     pretrained_cnn: str | None = None
-    """A ResNet by name or folder for transformers' `from_pretrained`; it gives the CNN's sizes."""
+    """A ResNet's weights, which then give the CNN's sizes: a name on the Hugging Face hub, a folder
+    that transformers wrote, or a .pth in torchvision's layout."""
+    cnn: CnnName | None = None
+    """The CNN's sizes by name; null takes the four fields that follow."""
     stem_width: int = 32
     """Channels of the 7x7 stem (stride 4 with its pooling)."""
     widths: tuple[int, ...] = (32, 64)
@@ -35,7 +40,8 @@ class StudentConfig:
     neck: NeckConfig = field(default_factory=PlainNeckConfig)
     """How cells are made of the CNN's output: kind `plain`, or `soho` with a visual dictionary."""
     pretrained_text: str | None = None
-    """A BERT by name or folder; it then gives tokenizer, vocabulary and Transformer sizes."""
+    """A BERT by name or folder, cased or not, of any size; it then gives tokenizer, vocabulary and
+    Transformer sizes. RoBERTa and others are refused."""
     hidden_size: int = 128
     """Width D of the fusion."""
     num_layers: int = 3
@@ -54,6 +60,11 @@ class StudentConfig:
     """Pictures are resized so that the shorter side has this many pixels ..."""
     longer_px: int = 160
     """... unless the longer one would exceed this."""
+    num_token_types: Literal[2, 4] = 2
+    """Kinds of input that the Transformer tells apart: 2, text and picture; 4 (KD-VLP, for VCR):
+    question, picture, answer, rationale; the last two start as a copy of the first."""
+    num_person_tags: int = 0
+    """Words [PERSON_0], [PERSON_1] ... added to the vocabulary (KD-VLP: 81, for VCR)."""
     mlm_head: Literal["bert", "tied"] = "bert"
     """`bert`: BERT's transform, word embeddings, bias; `tied`: word embeddings alone (SOHO)."""
     itm_head: Literal["pooled", "linear"] = "pooled"
@@ -75,10 +86,15 @@ class StudentConfig:
                 f"student.widths and student.depths: got {len(self.widths)} and "
                 f"{len(self.depths)} entries, expected the same number, at least one"
             )
-        if not 0 <= self.frozen_stages <= len(self.depths):
+        num_stages = 4 if self.cnn else len(self.depths)
+        if not 0 <= self.frozen_stages <= num_stages:
             raise ValueError(
                 f"student.frozen_stages: got {self.frozen_stages}, expected 0 to the number of "
-                f"stages, {len(self.depths)}"
+                f"stages, {num_stages}"
+            )
+        if self.num_person_tags < 0:
+            raise ValueError(
+                f"student.num_person_tags: got {self.num_person_tags}, expected 0 or more"
             )
         if self.soho_checkpoint and self.neck.kind != "soho":
             raise ValueError(

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
+    AutoModel,
     BertConfig,
-    BertModel,
     PreTrainedConfig,
     PreTrainedModel,
     ResNetConfig,
     initialization,
 )
+from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
 from stages.student.batch_norm import Policy
@@ -38,9 +40,10 @@ from stages.student.heads import (
 )
 from stages.student.neck import SohoNeck, cells_inside_released, padding_aware_positions
 from stages.student.neck_config import neck_from_json
+from stages.student.pretrained import cnn_config, load_bert, load_cnn, text_config
 from stages.student.soho_checkpoint import load_soho
+from stages.student.spans import IMAGE_TOKEN_TYPE
 
-IMAGE_TOKEN_TYPE = 1
 BERT_BASE_WIDTH = 768
 SOHO_NORM_EPS = 1e-5
 
@@ -113,6 +116,18 @@ class Cells:
     codes: torch.Tensor | None = None
 
 
+@dataclass
+class StudentOutput(ModelOutput):
+    """What `Student.forward` gives, in transformers' manner: `logits` [B, 2], "the text does not
+    belong to the picture" and "it does"; `text` [B, T, D] and `cells` [B, C, D], what the fusion
+    makes of both; `inside` bool [B, C], which cells are not padding."""
+
+    logits: torch.Tensor | None = None
+    text: torch.Tensor | None = None
+    cells: torch.Tensor | None = None
+    inside: torch.Tensor | None = None
+
+
 class Student(PreTrainedModel):
     """CNN grid, text embeddings, fusion, and a head for each objective."""
 
@@ -173,6 +188,35 @@ class Student(PreTrainedModel):
         """The visual dictionary, where the neck has one."""
         return self.neck.dictionary if self.neck else None
 
+    def forward(
+        self,
+        pixels: torch.Tensor,
+        sizes_px: torch.Tensor,
+        tokens: torch.Tensor,
+        token_types: torch.Tensor | None = None,
+    ) -> StudentOutput:
+        """What `StudentProcessor` makes of pictures and texts -> do they belong together?
+
+        pixels [N, 3, H, W], sizes_px [N, 2] (height, width before padding), tokens and token_types
+        [B, T]. As many pictures as texts are pairs; one picture is looked at by all texts. Other
+        pairings, and what pretraining needs, go by `see` and `fuse`. Raises ValueError on other
+        numbers of pictures and texts.
+        """
+        if len(pixels) not in (1, len(tokens)):
+            raise ValueError(
+                f"got {len(pixels)} pictures and {len(tokens)} texts, expected one picture, or one "
+                "for each text; `see` and `fuse` take any pairing"
+            )
+        cells = self.see(pixels, sizes_px)
+        picture = torch.arange(len(tokens), device=tokens.device).clamp(max=len(pixels) - 1)
+        hidden = self.fuse(cells, picture=picture, tokens=tokens, token_types=token_types)
+        return StudentOutput(
+            logits=self.itm_head(hidden.text[:, 0]),
+            text=hidden.text,
+            cells=hidden.cells,
+            inside=cells.inside[picture],
+        )
+
     def see(
         self,
         pixels: torch.Tensor,
@@ -209,19 +253,21 @@ class Student(PreTrainedModel):
         *,
         picture: torch.Tensor,
         tokens: torch.Tensor,
+        token_types: torch.Tensor | None = None,
         masked_cells: torch.Tensor | None = None,
     ) -> Hidden:
         """Run the Transformer over pairs.
 
         `picture` [B] says which picture each pair looks at (the CNN runs once a picture however
         many texts look at it); `tokens` [B, T], padded with the tokenizer's pad id;
-        `masked_cells` bool [B, C]: these cells are replaced by the mask vector.
+        `token_types` [B, T] as in `stages.student.spans`, all 0 if None; `masked_cells` bool
+        [B, C]: these cells are replaced by the mask vector.
         """
         features = cells.features[picture]
         if masked_cells is not None:
             features = torch.where(masked_cells[..., None], self.mask_cell, features)
         seen = self._placed(features, cells, picture)
-        hidden = torch.cat([self.embeddings(tokens), seen], dim=1)
+        hidden = torch.cat([self.embeddings(tokens, token_types), seen], dim=1)
         attended = torch.cat([tokens != self.pad_id, cells.inside[picture]], dim=1)
         hidden = self.fusion(hidden, attention_mask=attended[:, None, None, :]).last_hidden_state
         return Hidden(text=hidden[:, : tokens.shape[1]], cells=hidden[:, tokens.shape[1] :])
@@ -263,21 +309,11 @@ def make_student(
 ) -> Student:
     """A new student; starts from published weights where the recipe names them.
 
-    Raises OSError with the name where pretrained weights cannot be reached, ValueError where a SOHO
-    checkpoint does not fit.
+    Raises ValueError where these cannot be reached or do not fit.
     """
-    resnet = (
-        ResNetConfig.from_pretrained(config.pretrained_cnn)
-        if config.pretrained_cnn
-        else ResNetConfig(
-            embedding_size=config.stem_width,
-            hidden_sizes=list(config.widths),
-            depths=list(config.depths),
-            layer_type=config.block,
-        )
-    )
+    resnet = cnn_config(config)
     bert = (
-        BertConfig.from_pretrained(config.pretrained_text)
+        text_config(config.pretrained_text, config)
         if config.pretrained_text
         else BertConfig(
             hidden_size=config.hidden_size,
@@ -289,7 +325,7 @@ def make_student(
         )
     )
     bert.update({"num_hidden_layers": config.num_layers, "vocab_size": vocab_size})
-    bert.update({"pad_token_id": pad_id})
+    bert.update({"pad_token_id": pad_id, "type_vocab_size": config.num_token_types})
     student = Student(
         StudentNetConfig(
             resnet=resnet.to_diff_dict(),
@@ -318,15 +354,33 @@ def _load_pretrained(student: Student, config: StudentConfig) -> None:
         load_soho(student, Path(config.soho_checkpoint))
         return
     if config.pretrained_cnn:
-        cnn = type(student.grid.resnet).from_pretrained(config.pretrained_cnn)
-        student.grid.resnet.load_state_dict(cnn.state_dict())
+        load_cnn(config.pretrained_cnn, student.grid.resnet)
     if config.pretrained_text:
-        text = BertModel.from_pretrained(config.pretrained_text, add_pooling_layer=False)
-        student.embeddings.load_state_dict(text.embeddings.state_dict())
-        student.fusion.load_state_dict(
-            {
-                name: tensor
-                for name, tensor in text.encoder.state_dict().items()
-                if name in student.fusion.state_dict()
-            }
-        )
+        _take_bert(student, config.pretrained_text)
+    types = student.embeddings.token_type_embeddings.weight
+    with torch.no_grad():
+        types[IMAGE_TOKEN_TYPE + 1:] = types[0]
+
+
+def _take_bert(student: Student, name: str) -> None:
+    """BERT's embeddings and first layers. Words that BERT does not have (person tags) stay random;
+    rows beyond the tokenizer's words are left out."""
+    text = load_bert(name)
+    theirs = text.embeddings.state_dict()
+    with torch.no_grad():
+        for part, own in student.embeddings.state_dict().items():
+            num_rows = min(len(own), len(theirs[part]))
+            own[:num_rows] = theirs[part][:num_rows]
+    student.fusion.load_state_dict(
+        {
+            part: tensor
+            for part, tensor in text.encoder.state_dict().items()
+            if part in student.fusion.state_dict()
+        }
+    )
+
+
+def register_auto() -> None:
+    """Let transformers' AutoConfig and AutoModel read student folders, until the process ends."""
+    AutoConfig.register(StudentNetConfig.model_type, StudentNetConfig, exist_ok=True)
+    AutoModel.register(StudentNetConfig, Student, exist_ok=True)

@@ -34,14 +34,14 @@ def fitted_size(width: int, height: int, *, shorter_px: int, longer_px: int) -> 
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def load_picture(data: bytes, *, shorter_px: int, longer_px: int) -> np.ndarray:
-    """Decode JPEG or PNG bytes and resize: uint8 [H, W, 3], RGB."""
-    with Image.open(io.BytesIO(data)) as image:
-        rgb = image.convert("RGB")
-        size = fitted_size(*rgb.size, shorter_px=shorter_px, longer_px=longer_px)
-        return np.asarray(
-            rgb if size == rgb.size else rgb.resize(size, Image.Resampling.BILINEAR)
-        )
+def load_picture(
+    source: bytes | Image.Image, *, shorter_px: int, longer_px: int
+) -> np.ndarray:
+    """Decode JPEG or PNG bytes, or take an open picture, and resize: uint8 [H, W, 3], RGB."""
+    image = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
+    rgb = image.convert("RGB")
+    size = fitted_size(*rgb.size, shorter_px=shorter_px, longer_px=longer_px)
+    return np.asarray(rgb if size == rgb.size else rgb.resize(size, Image.Resampling.BILINEAR))
 
 
 def stack_pictures(arrays: Sequence[np.ndarray], *, multiple_px: int) -> Pictures:

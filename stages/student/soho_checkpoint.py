@@ -9,18 +9,18 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from stages.student.checkpoint_file import read_checkpoint
 from stages.student.dictionary import Dictionary
+from stages.student.resnets import torchvision_name
 
 if TYPE_CHECKING:
     from stages.student.network import Student
 
 RENAMED = (
-    (r"grid\.resnet\.embedder\.embedder\.convolution\.", "backbone.conv1."),
-    (r"grid\.resnet\.embedder\.embedder\.normalization\.", "backbone.bn1."),
     (r"grid\.project\.", "neck.conv.conv."),
     (r"neck\.norm\.", "neck.conv.bn."),
     (r"neck\.gate\.", "neck.gate_fc.conv."),
@@ -37,7 +37,7 @@ RENAMED = (
     (r"itm_head\.classify\.", "head.match_class."),
 )
 """The beginning of our names, and what stands there in SOHO's."""
-BLOCK = re.compile(r"grid\.resnet\.encoder\.stages\.(\d+)\.layers\.(\d+)\.(.*)")
+RESNET = "grid.resnet."
 OURS_ALONE = ("object_head.", "neck.dictionary.age", "neck.dictionary.started")
 TIED = ("mask_l_fc.weight", "language.bert.embeddings.word_embeddings.weight")
 UNUSED = ("language.bert.embeddings.position_ids", "language.bert.pooler.")
@@ -51,8 +51,8 @@ def official_name(name: str) -> str | None:
     """
     if name.startswith(OURS_ALONE):
         return None
-    if block := BLOCK.fullmatch(name):
-        return _official_block(int(block[1]), int(block[2]), block[3])
+    if name.startswith(RESNET):
+        return f"backbone.{torchvision_name(name.removeprefix(RESNET))}"
     for pattern, official in RENAMED:
         if match := re.match(pattern, name):
             return official + name[match.end():]
@@ -62,48 +62,6 @@ def official_name(name: str) -> str | None:
     )
 
 
-def _official_block(stage: int, block: int, rest: str) -> str:
-    """`layer.0.convolution.weight` of a ResNet block is `conv1.weight`, and so on."""
-    for pattern, official in (
-        (r"layer\.(\d+)\.convolution\.", "conv{}."),
-        (r"layer\.(\d+)\.normalization\.", "bn{}."),
-        (r"shortcut\.convolution\.", "downsample.0."),
-        (r"shortcut\.normalization\.", "downsample.1."),
-    ):
-        if match := re.match(pattern, rest):
-            part = official.format(int(match[1]) + 1 if match.groups() else "")
-            return f"backbone.layer{stage + 1}.{block}.{part}{rest[match.end():]}"
-    raise ValueError(f"{rest}: got an unknown part of a ResNet block, expected transformers' names")
-
-
-def read_soho_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The weights in the file by SOHO's names, floating ones as float32.
-
-    Half precision, a "state_dict" around and "module." before every name are taken off. Raises
-    ValueError with the path on a file that is none, or holds more than tensors and plain values;
-    FileNotFoundError where there is none.
-    """
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # broken bytes make the reader raise nearly everything
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path}: got a file that torch.load(weights_only=True) refuses ({first}), expected a "
-            "SOHO checkpoint of tensors and plain values"
-        ) from error
-    weights: Any = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(weights, dict) or not all(torch.is_tensor(w) for w in weights.values()):
-        raise ValueError(
-            f"{path}: got no tensors by name, expected a state_dict or a file that has one"
-        )
-    return {
-        name.removeprefix("module."): weight.float() if weight.is_floating_point() else weight
-        for name, weight in weights.items()
-    }
-
-
 def load_soho(student: Student, path: Path) -> None:
     """Give a student, built as SOHO's, the weights and the dictionary in the file.
 
@@ -111,7 +69,7 @@ def load_soho(student: Student, path: Path) -> None:
     missing, of another shape, unknown, or not finite.
     """
     dictionary = _dictionary(student)
-    weights = read_soho_checkpoint(path)
+    weights = read_checkpoint(path, expected="a SOHO checkpoint")
     own = student.state_dict()
     names = {name: found for name in own if (found := official_name(name))}
     taken = {*names.values(), TIED[0]}

@@ -18,6 +18,7 @@ from sharding.atomic import write_json, write_text
 from sharding.schema import Sample
 from stages.folders import replace_folder
 from stages.progress import Progress
+from stages.student.processor import StudentProcessor
 from stages.transfer.config import FinetuneConfig
 from stages.transfer.examples import Looker, read_split
 
@@ -41,7 +42,7 @@ def finetune(
 
     def save(folder: str) -> None:
         looker.student.save_pretrained(folder)
-        looker.tokenizer.save_pretrained(folder)
+        StudentProcessor.of(looker.student, looker.tokenizer).save_pretrained(folder)
 
     replace_folder(out / "student", save)
     score(looker, train, heldout, config.batch_size, out)

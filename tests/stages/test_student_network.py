@@ -137,14 +137,6 @@ def test_published_weights_come_from_folders(tmp_path: Path) -> None:
         assert torch.equal(again.state_dict()[name], value), name
 
 
-def test_weights_that_cannot_be_reached_are_named() -> None:
-    """Oracle: OSError with the name."""
-    for part in ("pretrained_cnn", "pretrained_text"):
-        config = replace(TINY, **{part: "/nowhere/at-all"})  # type: ignore[arg-type]
-        with pytest.raises(OSError, match="/nowhere/at-all"):
-            make_student(config, vocab_size=9, pad_id=0, label_names=["a"], feature_size=4)
-
-
 @pytest.mark.parametrize(
     "field, value",
     [("widths", (8,)), ("block", "vgg"), ("hidden_size", 30), ("shorter_px", 0),

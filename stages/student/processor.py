@@ -1,0 +1,130 @@
+"""Pictures and texts, as people have them, into the tensors that the student takes.
+
+Reached by who uses a student folder (docs/students.md); saved into it by `stages.pretrain.run` and
+`stages.transfer.finetune`. Letters: N pictures, B texts, T word pieces.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerFast
+
+from sharding.atomic import write_json
+from stages.student.network import Student
+from stages.student.pictures import IMAGENET_MEAN, IMAGENET_STD, load_picture, stack_pictures
+from stages.student.spans import Spans, encode_spans
+from stages.student.tokenizer import load_tokenizer
+
+FILE = "preprocessor_config.json"
+SIZES = ("shorter_px", "longer_px", "pad_px", "max_tokens", "num_token_types")
+
+Picture = str | Path | bytes | Image.Image
+"""A file, its bytes, or a picture that is open already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentProcessor:
+    """`processor(pictures, texts)` -> what `Student.forward` takes.
+
+    shorter_px, longer_px: how pictures are resized (as in StudentConfig); pad_px: the multiple that
+    they are padded to; max_tokens: the longest text; num_token_types: how many the student tells
+    apart.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    shorter_px: int
+    longer_px: int
+    pad_px: int
+    max_tokens: int
+    num_token_types: int
+
+    @classmethod
+    def of(cls, student: Student, tokenizer: PreTrainedTokenizerFast) -> StudentProcessor:
+        """The processor of a student, with the tokenizer it was trained with."""
+        return cls(
+            tokenizer=tokenizer,
+            shorter_px=student.config.shorter_px,
+            longer_px=student.config.longer_px,
+            pad_px=student.grid.pad_px,
+            max_tokens=student.config.max_tokens,
+            num_token_types=student.config.bert.get("type_vocab_size", 2),
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> StudentProcessor:
+        """From a student folder. Raises ValueError where that has no such file, or a broken one."""
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise ValueError(f"{path}: got no such file, expected a folder that a student is in")
+        settings = json.loads(path.read_text())
+        missing = [name for name in SIZES if not isinstance(settings.get(name), int)]
+        if missing:
+            raise ValueError(f"{path}: got no whole number {', '.join(missing)}, expected one each")
+        sizes = {name: settings[name] for name in SIZES}
+        return cls(tokenizer=load_tokenizer(folder), **sizes)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write preprocessor_config.json and the tokenizer's files into the folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(str(folder))
+        settings = {
+            "processor_class": type(self).__name__,
+            **{name: getattr(self, name) for name in SIZES},
+            "image_mean": IMAGENET_MEAN,
+            "image_std": IMAGENET_STD,
+        }
+        write_json(Path(folder) / FILE, settings)
+
+    def __call__(
+        self, pictures: Sequence[Picture], texts: Sequence[str | Spans]
+    ) -> dict[str, torch.Tensor]:
+        """`pixels` [N, 3, H, W], `sizes_px` [N, 2], `tokens` [B, T], `token_types` [B, T].
+
+        A text is a str, or its parts in order: [("question", ...), ("answer", ...)]. Raises
+        ValueError on an unknown part or one that the student has no token type for, and what Pillow
+        raises on a picture that it cannot read.
+        """
+        arrays = [
+            load_picture(_opened(p), shorter_px=self.shorter_px, longer_px=self.longer_px)
+            for p in pictures
+        ]
+        stacked = stack_pictures(arrays, multiple_px=self.pad_px)
+        encoded = [self._encode(text) for text in texts]
+        return {
+            "pixels": stacked.pixels,
+            "sizes_px": stacked.sizes_px,
+            "tokens": pad_sequence(
+                [tokens for tokens, _ in encoded],
+                batch_first=True,
+                padding_value=self.tokenizer.pad_token_id,
+            ),
+            "token_types": pad_sequence([types for _, types in encoded], batch_first=True),
+        }
+
+    def _encode(self, text: str | Spans) -> tuple[torch.Tensor, torch.Tensor]:
+        if isinstance(text, str):
+            encoded = self.tokenizer(text, truncation=True, max_length=self.max_tokens)
+            tokens = torch.tensor(encoded["input_ids"])
+            return tokens, torch.zeros_like(tokens)
+        pieces, types = encode_spans(self.tokenizer, text, max_tokens=self.max_tokens)
+        if max(types) >= self.num_token_types:
+            raise ValueError(
+                f"texts: got parts {[kind for kind, _ in text]}, expected parts of the "
+                f"{self.num_token_types} token types that the student has; student.num_token_types "
+                "in the recipe, or stages.student.extend, gives it more"
+            )
+        return torch.tensor(pieces), torch.tensor(types)
+
+
+def _opened(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture
+    return Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture)
