@@ -28,7 +28,7 @@ def outside(recipe: Recipe, kind: StageKind) -> dict[str, str]:
         config = Path(recipe.teach.given) / "config.json"  # holds a hash of the whole teacher
         return {"teach.given": sha256_file(config) if config.is_file() else "not there"}
     if kind.name == "distill":
-        return _teacher_from_elsewhere(recipe)
+        return _models_from_elsewhere(recipe)
     if kind.name == "pretrain" and recipe.pretrain.data.sources:
         from sharding import source
 
@@ -51,11 +51,14 @@ def check_published(recipe: Recipe) -> None:
         check_pretrained(recipe.student)
 
 
-def _teacher_from_elsewhere(recipe: Recipe) -> dict[str, str]:
+def _models_from_elsewhere(recipe: Recipe) -> dict[str, str]:
     """Sizes and times only: files of features may be hundreds of gigabytes, and distill itself
     looks closer before it does a shard again."""
     model, features = recipe.distill.detectron2, recipe.distill.features
     words = {}
+    similarity = recipe.distill.similarity
+    if similarity.kind != "lexical" and os.path.isdir(similarity.model):
+        words["distill.similarity.model"] = _stamp(os.path.join(similarity.model, "*"))
     if model is not None:
         words["distill.detectron2"] = _stamp(model.config_file, model.weights, model.labels)
     if features is not None:

@@ -386,3 +386,20 @@ def test_a_teacher_from_elsewhere_needs_no_teach(tmp_path: Path) -> None:
     assert shaped_by("distill.num_decoders=7") == before
     (tmp_path / "old2.json").write_text("[]")
     assert shaped_by() != before
+
+
+def test_another_model_of_language_is_a_reason_to_distill_again(tmp_path: Path) -> None:
+    """Oracle: what shapes the stage, before and after a file of the model changed."""
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    similarity = f"distill.similarity={{kind: sentence, model: {tmp_path}}}"
+    recipe = load_recipe("toy", [similarity])
+    distill = next(kind for kind in stage_kinds(recipe) if kind.name == "distill")
+
+    def shaped_by() -> object:
+        run = RunFolder(tmp_path / "run")
+        return plan_stage(run, recipe, distill, look_outside=True).shaped_by
+
+    before = shaped_by()
+    assert shaped_by() == before
+    (tmp_path / "model.safetensors").write_bytes(b"22")
+    assert shaped_by() != before

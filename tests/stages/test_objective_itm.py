@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from pretrain_fixtures import random_batch, tiny_student, toy_tokenizer
+from pretrain_fixtures import TINY, random_batch, tiny_student, toy_tokenizer
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import ItmConfig
 from stages.pretrain.objectives.itm import Itm
@@ -64,6 +65,20 @@ def test_loss_and_gradient_are_those_of_a_loop() -> None:
         torch.autograd.grad(fast, wanted), torch.autograd.grad(slow, wanted)
     ):
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("head", ["pooled", "linear"])
+def test_gradients_are_those_of_finite_differences(head: Any) -> None:
+    """Oracle: torch.autograd.gradcheck in float64, by the texts and by the head's last weights."""
+    student = tiny_student(replace(TINY, itm_head=head)).double()
+    batch = random_batch(6, pictures=3, captions=1)
+    batch.matched = torch.tensor([True, False, True])
+    text = torch.randn(3, 2, 32, dtype=torch.float64, requires_grad=True)
+
+    def loss(text: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return Itm(ItmConfig()).score(student, NO_CELLS, _hidden(text), batch).loss
+
+    assert torch.autograd.gradcheck(loss, (text, student.itm_head.classify.weight))
 
 
 def test_a_strange_text_comes_from_another_picture_with_its_phrases() -> None:

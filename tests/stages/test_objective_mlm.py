@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain_fixtures import random_batch, tiny_student, toy_tokenizer
+from pretrain_fixtures import TINY, random_batch, tiny_student, toy_tokenizer
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import MlmConfig
 from stages.pretrain.objectives.mlm import IGNORED, Mlm
@@ -66,6 +67,30 @@ def test_loss_and_gradient_are_those_of_a_loop() -> None:
     ):
         assert expected.abs().sum() > 0
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("head", ["bert", "tied"])
+def test_gradients_are_those_of_finite_differences(head: Any) -> None:
+    """Oracle: torch.autograd.gradcheck in float64, by the text and by ten rows of the word
+    embeddings, which are the head's too."""
+    student = tiny_student(replace(TINY, mlm_head=head)).double()
+    batch = random_batch(2, pictures=2, captions=1)
+    batch.mlm_labels[0, 1], batch.mlm_labels[1, 2] = 7, 3
+    text = torch.randn(2, 9, 32, dtype=torch.float64)
+
+    def loss(chosen: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Of the two pieces with a label, and of words 0 to 9."""
+        seen = text.clone()
+        seen[0, 1], seen[1, 2] = chosen
+        embeddings = torch.cat([words, student.word_embeddings[10:].detach()])
+        stand_in = SimpleNamespace(
+            mlm_head=lambda hidden, _: student.mlm_head(hidden, embeddings), word_embeddings=None
+        )
+        return _score(batch, seen, stand_in)[0]
+
+    chosen = torch.randn(2, 32, dtype=torch.float64, requires_grad=True)
+    words = student.word_embeddings[:10].detach().requires_grad_()
+    assert torch.autograd.gradcheck(loss, (chosen, words))
 
 
 def test_nothing_chosen_costs_nothing_and_keeps_the_graph() -> None:

@@ -18,7 +18,9 @@ class Itm(Objective):
 
     loss = mean over pairs of -log softmax(W tanh(U h_cls))[matched], h_cls [D] the fusion's output
     at [CLS] (SOHO: softmax(W h_cls), by `student.itm_head`). A strange text comes from another
-    picture of the same micro-batch. A text that the source itself calls false (NLVR) is
+    picture of the same micro-batch, so that it costs no reading; SOHO's released code takes the
+    first caption of another group of the same file, and KD-VLP's way is not known. With one picture
+    a micro-batch there is no strange text. A text that the source itself calls false (NLVR) is
     mismatched already and stays as it is.
     """
 
