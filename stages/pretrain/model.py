@@ -41,7 +41,11 @@ class PretrainModel(nn.Module):
         for _, objective in self.objectives.values():
             objective.hide(cells, batch)
         hidden = self.student.fuse(
-            cells, picture=batch.picture, tokens=batch.tokens, masked_cells=batch.masked_cells
+            cells,
+            picture=batch.picture,
+            tokens=batch.tokens,
+            masked_cells=batch.masked_cells,
+            read=self._read(batch),
         )
         scores = {
             name: objective.score(self.student, cells, hidden, batch)
@@ -49,6 +53,16 @@ class PretrainModel(nn.Module):
         }
         weighted = [self.objectives[name][0] * s.loss.float() for name, s in scores.items()]
         return torch.stack(weighted).sum(), scores
+
+    def _read(self, batch: Batch) -> torch.Tensor | None:
+        """The fusion's outputs that any objective looks at, bool [B, T + C]; None for all."""
+        read = None
+        for _, objective in self.objectives.values():
+            own = objective.reads(batch)
+            if own is None:
+                return None
+            read = own if read is None else read | own
+        return read
 
     def end_step(self) -> None:
         """Let the visual dictionary learn from the step. A collective where there is one."""

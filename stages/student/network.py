@@ -38,6 +38,7 @@ from stages.student.heads import (
     TiedMlmHead,
     weighted_mean,
 )
+from stages.student.last_layer import run_where_read
 from stages.student.neck import SohoNeck, cells_inside_released, padding_aware_positions
 from stages.student.neck_config import neck_from_json
 from stages.student.pretrained import cnn_config, load_bert, load_cnn, text_config
@@ -255,13 +256,15 @@ class Student(PreTrainedModel):
         tokens: torch.Tensor,
         token_types: torch.Tensor | None = None,
         masked_cells: torch.Tensor | None = None,
+        read: torch.Tensor | None = None,
     ) -> Hidden:
         """Run the Transformer over pairs.
 
         `picture` [B] says which picture each pair looks at (the CNN runs once a picture however
         many texts look at it); `tokens` [B, T], padded with the tokenizer's pad id;
         `token_types` [B, T] as in `stages.student.spans`, all 0 if None; `masked_cells` bool
-        [B, C]: these cells are replaced by the mask vector.
+        [B, C]: these cells are replaced by the mask vector; `read` bool [B, T + C]: the outputs
+        that matter, all others are zeros and cost nothing in the last layer (None: all).
         """
         features = cells.features[picture]
         if masked_cells is not None:
@@ -269,8 +272,18 @@ class Student(PreTrainedModel):
         seen = self._placed(features, cells, picture)
         hidden = torch.cat([self.embeddings(tokens, token_types), seen], dim=1)
         attended = torch.cat([tokens != self.pad_id, cells.inside[picture]], dim=1)
-        hidden = self.fusion(hidden, attention_mask=attended[:, None, None, :]).last_hidden_state
+        hidden = self._through_layers(hidden, attended[:, None, None, :], read)
         return Hidden(text=hidden[:, : tokens.shape[1]], cells=hidden[:, tokens.shape[1] :])
+
+    def _through_layers(
+        self, hidden: torch.Tensor, attended: torch.Tensor, read: torch.Tensor | None
+    ) -> torch.Tensor:
+        if read is None:
+            return self.fusion(hidden, attention_mask=attended).last_hidden_state
+        *layers, last = self.fusion.layer
+        for layer in layers:
+            hidden = layer(hidden, attended)
+        return run_where_read(last, hidden, attended, read)
 
     def _placed(
         self, features: torch.Tensor, cells: Cells, picture: torch.Tensor

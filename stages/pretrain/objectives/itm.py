@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import ItmConfig
-from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share
+from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share, text_and_cells
 from stages.student.network import Cells, Hidden, Student
 
 
@@ -42,6 +42,12 @@ class Itm(Objective):
         batch.matched = batch.matched & torch.from_numpy(source == np.arange(len(picture)))
         for name in ("tokens", "ordinary", "phrases"):
             setattr(batch, name, getattr(batch, name)[source])
+
+    def reads(self, batch: Batch) -> torch.Tensor:
+        """[CLS]."""
+        first = torch.zeros_like(batch.tokens, dtype=torch.bool)
+        first[:, 0] = True
+        return text_and_cells(batch, first, None)
 
     def score(self, student: Student, cells: Cells, hidden: Hidden, batch: Batch) -> Scored:
         """Cross-entropy and accuracy over all pairs."""

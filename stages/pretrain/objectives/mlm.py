@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import MlmConfig
-from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share
+from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share, text_and_cells
 from stages.student.network import Cells, Hidden, Student
 
 IGNORED = -100
@@ -45,6 +45,10 @@ class Mlm(Objective):
         batch.mlm_labels = torch.where(learned, batch.tokens, IGNORED)
         hidden = torch.where(fate < 0.8, tokenizer.mask_token_id, other)
         batch.tokens = torch.where(chosen & (fate < 0.9), hidden, batch.tokens)
+
+    def reads(self, batch: Batch) -> torch.Tensor:
+        """The chosen pieces."""
+        return text_and_cells(batch, batch.mlm_labels != IGNORED, None)
 
     def score(self, student: Student, cells: Cells, hidden: Hidden, batch: Batch) -> Scored:
         """Cross-entropy and accuracy over the chosen pieces."""

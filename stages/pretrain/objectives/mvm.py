@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import MvmConfig
-from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share
+from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share, text_and_cells
 from stages.student.dictionary import Dictionary
 from stages.student.network import Cells, Hidden, Student
 
@@ -59,6 +59,10 @@ class Mvm(Objective):
         batch.masked_cells = batch.masked_cells | hidden
         learned = hidden & batch.matched[:, None] if self.config.matched_only else hidden
         batch.mvm_labels = torch.where(learned, codes, IGNORED)
+
+    def reads(self, batch: Batch) -> torch.Tensor:
+        """The hidden cells."""
+        return text_and_cells(batch, None, batch.mvm_labels != IGNORED)
 
     def score(self, student: Student, cells: Cells, hidden: Hidden, batch: Batch) -> Scored:
         """Cross-entropy and accuracy over hidden cells; how well the dictionary is used."""

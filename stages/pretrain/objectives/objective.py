@@ -40,8 +40,23 @@ class Objective(Protocol):
         """Hide cells, where the CNN's output decides which; most objectives need none of it."""
         return
 
+    def reads(self, batch: Batch) -> torch.Tensor | None:
+        """The fusion's outputs that `score` looks at, bool [B, T + C]; None for all of them."""
+        return None
+
     def score(self, student: Student, cells: Cells, hidden: Hidden, batch: Batch) -> Scored:
         """The loss of what the student made of the masked batch."""
+
+
+def text_and_cells(
+    batch: Batch, text: torch.Tensor | None, cells: torch.Tensor | None
+) -> torch.Tensor:
+    """text bool [B, T] and cells bool [B, C], None where there are none -> bool [B, T + C]."""
+    if text is None:
+        text = torch.zeros_like(batch.tokens, dtype=torch.bool)
+    if cells is None:
+        cells = torch.zeros_like(batch.masked_cells)
+    return torch.cat([text, cells], dim=1)
 
 
 def mean_loss(losses: torch.Tensor, epsilon: float = 0.0) -> torch.Tensor:

@@ -9,7 +9,13 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import OmvmConfig
-from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share
+from stages.pretrain.objectives.objective import (
+    Objective,
+    Scored,
+    mean_loss,
+    share,
+    text_and_cells,
+)
 from stages.student.network import Cells, Hidden, Student
 
 
@@ -48,6 +54,13 @@ class Omvm(Objective):
         # pictures had holes, ITM could tell the answer from that.
         learned = batch.matched[:, None] if self.config.matched_only else torch.tensor(True)
         batch.hidden_objects = torch.where(learned, rows, -1)
+
+    def reads(self, batch: Batch) -> torch.Tensor:
+        """The cells of the hidden objects."""
+        rows = batch.hidden_objects
+        cells = batch.regions[batch.picture[:, None], rows.clamp(min=0)] > 0
+        cells = cells & (rows >= 0)[..., None]
+        return text_and_cells(batch, None, cells.any(dim=1))
 
     def score(self, student: Student, cells: Cells, hidden: Hidden, batch: Batch) -> Scored:
         """Label and feature loss, and label accuracy, over the hidden objects."""

@@ -1,0 +1,120 @@
+"""What saves time in the student gives the same numbers, gradients too.
+
+Oracle of all: the plain way, written out here or taken by switching the saving off.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from soho_golden import ITM, MLM, MVM, golden_batch, new_student
+from stages.pretrain.config import OmvmConfig
+from stages.pretrain.model import PretrainModel
+from stages.pretrain.objectives.itm import Itm
+from stages.pretrain.objectives.mlm import Mlm
+from stages.pretrain.objectives.mvm import Mvm
+from stages.pretrain.objectives.omvm import Omvm
+from stages.student import grid
+from stages.student.last_layer import run_where_read
+
+
+def _gradients(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("learns", [True, False], ids=["training", "evaluation"])
+def test_the_last_layer_where_it_is_read(learns: bool) -> None:
+    """The layer over all tokens, of which some are read: of the third pair none, of the first all.
+    """
+    torch.manual_seed(0)
+    student = new_student().train(learns)
+    layer = student.fusion.layer[-1]
+    hidden = torch.randn(4, 9, 64)
+    attended = torch.rand(4, 9) < 0.7
+    attended[:, 0] = True
+    read = torch.rand(4, 9) < 0.3
+    read[0], read[2] = True, False
+    results = []
+    for fast in (False, True):
+        own = hidden.clone().requires_grad_()
+        student.zero_grad()
+        mask = attended[:, None, None, :]
+        out = run_where_read(layer, own, mask, read) if fast else layer(own, mask)
+        out = torch.where(read[..., None], out, 0.0)
+        (out * torch.linspace(-1, 1, 64)).sum().backward()
+        results.append({"output": out, "input": own.grad, **_gradients(layer)})
+    assert len(results[0]) == 18 and results[0].keys() == results[1].keys()
+    for name, plain in results[0].items():
+        torch.testing.assert_close(results[1][name], plain, rtol=1e-5, atol=2e-5)
+
+
+def _model(batch: Any) -> PretrainModel:
+    """All objectives that name what they read, over objects drawn into the golden batch."""
+    batch.regions = (torch.rand(2, 3, 16) < 0.4) / 5.0
+    batch.label = torch.tensor([[0, 0, -1], [0, 0, 0]])
+    batch.top_label = torch.zeros(2, 3, 1, dtype=torch.long)
+    batch.top_score = torch.ones(2, 3, 1)
+    batch.feature = torch.randn(2, 3, 8)
+    batch.hidden_objects = torch.tensor([[0, 1], [1, -1], [2, 0], [-1, -1]])
+    objectives = {
+        "itm": (1.0, Itm(ITM)), "mlm": (1.0, Mlm(MLM)), "mvm": (1.0, Mvm(MVM)),
+        "omvm": (1.0, Omvm(OmvmConfig())),
+    }
+    return PretrainModel(new_student(), objectives).train()
+
+
+def test_objectives_read_what_they_say() -> None:
+    """Losses and gradients of a pass in which every output of the fusion is made."""
+    results = []
+    for fast in (False, True):
+        torch.manual_seed(0)
+        batch = golden_batch("train")
+        model = _model(batch)
+        assert 0 < int(model._read(batch).sum()) < 60
+        if not fast:
+            model._read = lambda batch: None  # type: ignore[method-assign]
+        loss, scores = model(batch)
+        loss.backward()
+        assert scores["mvm"].loss > 0 and scores["omvm"].loss > 0
+        results.append({"loss": loss.detach(), **_gradients(model)})
+    assert len(results[0]) > 90 and results[0].keys() == results[1].keys()
+    for name, plain in results[0].items():
+        largest = float(plain.abs().max())
+        torch.testing.assert_close(results[1][name], plain, rtol=0, atol=1e-5 * largest + 1e-6)
+
+
+def test_frozen_stages_as_one_convolution_each() -> None:
+    """Normalisation as a layer of its own, and the memory format left alone, once while the later
+    stages learn, once where nothing does."""
+    torch.manual_seed(0)
+    net = new_student().grid
+    for name, value in [*net.named_parameters(), *net.named_buffers()]:
+        if "normalization" in name and value.is_floating_point():
+            value.data.uniform_(0.5, 1.5)
+    pixels = torch.randn(2, 3, 64, 96)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def plain(layer: Any, x: torch.Tensor) -> torch.Tensor:
+        return layer.normalization(layer.convolution(x))
+
+    def run() -> dict[str, torch.Tensor]:
+        net.zero_grad()
+        features = net.train()(pixels)
+        features.square().mean().backward()
+        with torch.no_grad():
+            judged = net.eval()(pixels)
+        return {"training": features.detach(), "evaluation": judged, **_gradients(net)}
+
+    with mock.patch.object(grid, "_normalised", plain), \
+            mock.patch.object(grid, "_laid_out", lambda x, part: x):
+        expected = run()
+    net.load_state_dict(before)  # statistics have moved
+    got = run()
+    assert len(expected) > 40 and got.keys() == expected.keys()
+    for name, value in expected.items():
+        largest = float(value.abs().max())
+        torch.testing.assert_close(got[name], value, rtol=0, atol=1e-4 * largest)
