@@ -86,8 +86,11 @@ def _add_export(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _export(args: argparse.Namespace) -> int:
     from pipeline.export.command import export_soho, export_vl_interpret
+    from pipeline.inside.given import GivenError
 
     if args.to == "soho":
+        if args.picture or args.text or args.shards or args.key:
+            raise GivenError("got examples with --to soho, expected them with --to vl-interpret")
         export_soho(args.student, args.out)
         print(f"{args.out}: read it with load_from (SOHO) or student.soho_checkpoint (a recipe).")
         return 0

@@ -146,13 +146,20 @@ def guesses(looker: Looker, inside: Inside, text: str) -> dict[int, list[tuple[s
 
 
 def attention_example(looker: Looker, sample: Sample) -> dict:
-    """For the report: where [CLS] looks through all layers, where each word of the first caption
-    looks in the last, heads averaged, and what its phrases mean. Heats are [C] and sum to 1."""
-    caption = sample.info["captions"][0]
+    """For the report: where [CLS] looks through all layers, where each word of a caption looks in
+    the last, heads averaged, and what its phrases mean. Heats are [C] and sum to 1.
+
+    The caption is the first that is true of the picture; the first, where none is or nobody knows.
+    """
+    captions = sample.info["captions"]
+    truths = sample.info.get("truth", {}).get("captions", [])
+    number = truths.index(True) if True in truths else 0
+    caption = captions[number]
     inside = look_inside(looker, sample, caption)
     num_text = len(inside.tokens)
     last = inside.of_words(inside.attention[-1].mean(dim=0))[:, num_text:]
-    phrases: list[dict] = next(iter(sample.info.get("phrases") or []), [])
+    every: list[list[dict]] = sample.info.get("phrases") or []
+    phrases = every[number] if number < len(every) else []
     meant = [(p, inside.meaning(looker, p["start"], p["end"])) for p in phrases]
     return {
         "key": sample.key,

@@ -166,6 +166,7 @@ def test_a_soho_checkpoint_goes_there_and_back(
         ([str(folder), "--out", str(out)], "which is there already"),
         ([str(tmp_path), "--out", str(tmp_path / "b.pth")], "expected a student's folder"),
         ([str(folder), "--out", str(tmp_path / "no" / "b.pth")], "a folder that exists"),
+        ([str(folder), "--out", str(tmp_path / "b.pth"), "--text", "x"], "with --to vl-interpret"),
     ):
         capsys.readouterr()
         assert main(["export", *given, "--to", "soho"]) == 2

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from report_runs import HOSTILE, inside_examples, whole_run
+from look_shards import ABOUT, info, sample
+from report_runs import HOSTILE, empty_run, inside_examples, whole_run
+from student_folders import TINY, student_folder
 
 from pipeline.report.attention import attention_section, most_looking
 from pipeline.report.captions import captions_section
@@ -18,7 +22,12 @@ from pipeline.report.markup import html_text
 from pipeline.report.pictures import Pictures
 from pipeline.report.sections import Section
 from pipeline.run_folder import RunFolder
+from sharding.catalog import write_catalog
 from sharding.schema import Sample
+from sharding.write import write_shard
+from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
+from stages.transfer.config import EvaluateConfig
+from stages.transfer.evaluate import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +89,8 @@ def test_patches_show_the_cell_and_half_a_cell_around(monkeypatch: pytest.Monkey
     picture.paste((0, 0, 255), (20, 0, 40, 40))
     out = io.BytesIO()
     picture.save(out, "PNG")
-    sample = Sample(key="a", image=out.getvalue(), extension="png", info={"captions": []})
-    monkeypatch.setattr(Pictures, "find", lambda self, key: sample if key == "a" else None)
+    found = Sample(key="a", image=out.getvalue(), extension="png", info={"captions": []})
+    monkeypatch.setattr(Pictures, "find", lambda self, key: found if key == "a" else None)
     pictures = Pictures(RunFolder("/nowhere"))  # type: ignore[arg-type]
     patch = {"key": "a", "box": [0, 0, 20, 20]}
     strip = strip_of([patch, {**patch, "key": "gone"}, patch], pictures)
@@ -92,6 +101,26 @@ def test_patches_show_the_cell_and_half_a_cell_around(monkeypatch: pytest.Monkey
     assert tile[28, 48].tolist() == [0, 0, 255]  # the neighbour
     assert tile[28, 12].tolist() == [255, 255, 255]  # the frame
     assert strip_of([{**patch, "key": "gone"}], pictures) is None
+
+
+def test_what_evaluate_leaves_can_be_drawn(tmp_path: Path) -> None:
+    """The stage itself, on a student with a dictionary and pictures of which one has no caption:
+    every section is drawn, with a patch of each code at least."""
+    config = DictionaryConfig(num_codes=4, start="random")
+    student = student_folder(tmp_path / "s", replace(TINY, neck=SohoNeckConfig(dictionary=config)))
+    run = empty_run(tmp_path / "run")
+    samples = [sample("bare", info=info(captions=[], phrases=[])), sample("a"), sample("b")]
+    write_shard(run.objects / "heldout-000000.tar", samples, fingerprint={})
+    splits = {"heldout-000000.tar": "heldout"}
+    write_catalog(run.objects, kind="objects", splits=splits, about=ABOUT)
+    evaluate(EvaluateConfig(), objects=run.objects, teacher=None, student=student,
+             out=run.transfer / "evaluate")
+    pictures = Pictures(run)
+    # Two pictures; of each [CLS], five words, and three phrases, as nobody knows the truth.
+    assert said(attention_section(run, pictures)).count("<figure") == 2 * (1 + 5 + 3)
+    assert said(captions_section(run, pictures)).count("<figure") == 2
+    page = said(codes_section(run, pictures))
+    assert page.count("<img") >= 1 and "not readable" not in page
 
 
 def test_a_run_without_them_has_no_such_sections(run: RunFolder) -> None:

@@ -120,6 +120,17 @@ def test_an_example_for_the_report(looker: Looker) -> None:
 
 
 @torch.no_grad()
+def test_the_example_is_a_true_caption(looker: Looker) -> None:
+    """The second, where the truth says that the first is false; with the second's phrases."""
+    sample = SAMPLES[0]
+    truth = {**sample.info["truth"], "captions": [False, True, True, True]}
+    found = attention_example(looker, replace(sample, info={**sample.info, "truth": truth}))
+    assert found["caption"] == sample.info["captions"][1]
+    wanted = [(p["start"], p["end"]) for p in sample.info["phrases"][1]]
+    assert [(p["start"], p["end"]) for p in found["phrases"]] == wanted
+
+
+@torch.no_grad()
 def test_codes_are_counted_and_shown() -> None:
     """Oracle: a loop over pictures and cells. Every patch shown is of its code, lies in the
     picture, and no two of a code are of one picture; a student without a dictionary has none."""
