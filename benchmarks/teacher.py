@@ -10,8 +10,7 @@ more picture is timed part by part, each beside its arithmetic: multiplications 
 counted by torch, against what this machine reaches in the same run on plain large ones. Without
 detectron2, which is an optional package, ours alone.
 
-On a machine that others use, --clock cpu --threads 1 counts seconds of the processor that were
-spent on this process, instead of those that went by: with one thread and an idle core the same.
+On a machine that others use, take --clock cpu --threads 1 (`clocks.py`).
 
 In "fp32" pictures run one by one in either; --precision bf16 with --pictures N is a batch of ours
 beside detectron2 in single precision, whose objects agree only nearly and are not compared.
@@ -25,7 +24,6 @@ import dataclasses
 import importlib.util
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,6 +38,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.clocks import CLOCKS, Clock, seconds
 from benchmarks.detector_weights import make_weights
 from stages.distill.detectron2_config import Detectron2Config
 from stages.distill.seer import Detector
@@ -52,17 +51,6 @@ from stages.distill.teacher.weights import num_names, read_net
 
 NUM_LABELS = 1600
 REST = "the rest"
-Clock = Callable[[], float]
-
-
-def wall_clock() -> float:
-    """Seconds; what a GPU was given to do is waited for."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-CLOCKS: dict[str, Clock] = {"wall": wall_clock, "cpu": time.process_time}
 
 
 class Model(NamedTuple):
@@ -191,19 +179,19 @@ def check_same(ours: Detector, theirs: Detector, picture: Tensor) -> None:
 def time_both(ours: Detector, theirs: Detector | None, picture: Tensor, num_rounds: int,
               num_pictures: int, clock: Clock) -> None:
     """Prints seconds a picture of each and the ratio."""
-    seconds: dict[str, list[float]] = defaultdict(list)
+    rounds: dict[str, list[float]] = defaultdict(list)
     for round_number in range(num_rounds + 1):  # the first is for warming up
         for name, detector, count in (("ours", ours, num_pictures), ("detectron2", theirs, 1)):
             if detector is not None:
                 prepared = [detector.prepare(picture)] * count
-                taken = _seconds(lambda: detector.detect(prepared), clock) / count
+                taken = seconds(lambda: detector.detect(prepared), clock) / count
                 if round_number > 0:
-                    seconds[name].append(taken)
-    for name, times in seconds.items():
+                    rounds[name].append(taken)
+    for name, times in rounds.items():
         print(f"  {name:12} {statistics.median(times):.3f} s a picture "
               f"({min(times):.3f} to {max(times):.3f})")
     if theirs is not None:
-        ratios = sorted(a / b for a, b in zip(seconds["detectron2"], seconds["ours"]))
+        ratios = sorted(a / b for a, b in zip(rounds["detectron2"], rounds["ours"]))
         print(f"  detectron2 takes {statistics.median(ratios):.2f} times as long "
               f"({ratios[0]:.2f} to {ratios[-1]:.2f})")
 
@@ -252,8 +240,8 @@ def show_parts(name: str, detector: Detector, parts: Sequence[Part], picture: Te
     point operations a second) it comes."""
     prepared = [detector.prepare(picture)]
     detector.detect(prepared)
-    with stopwatch(parts, clock) as seconds:
-        taken = _seconds(lambda: detector.detect(prepared), clock)
+    with stopwatch(parts, clock) as spent:
+        taken = seconds(lambda: detector.detect(prepared), clock)
     with FlopCounterMode(display=False) as counter:
         with stopwatch(parts, counter.get_total_flops) as flops:
             detector.detect(prepared)
@@ -261,7 +249,7 @@ def show_parts(name: str, detector: Detector, parts: Sequence[Part], picture: Te
     print(f"  {name}: {whole / 1e9:.0f} GFLOP, {whole / peak:.3f} s at the peak, "
           f"took {taken:.3f} s")
     for part in [*dict.fromkeys(part.part for part in parts), REST]:
-        one = taken - sum(seconds.values()) if part == REST else seconds[part]
+        one = taken - sum(spent.values()) if part == REST else spent[part]
         work = whole - sum(flops.values()) if part == REST else flops[part]
         print(f"    {part:20} {one:7.3f} s {work / 1e9:8.1f} GFLOP {work / peak / one:5.0%} of it")
 
@@ -301,14 +289,8 @@ def measure_peaks(device: torch.device, clock: Clock) -> dict[str, float]:
         "3x3 convolution": (lambda: functional.conv2d(feature, weight, padding=1),
                             2 * 64 * 14 * 14 * 512 * 512 * 9),
     }
-    return {name: work / min(_seconds(way, clock) for _ in range(8))
+    return {name: work / min(seconds(way, clock) for _ in range(8))
             for name, (way, work) in ways.items()}
-
-
-def _seconds(way: Callable[[], object], clock: Clock) -> float:
-    began = clock()
-    way()
-    return clock() - began
 
 
 if __name__ == "__main__":

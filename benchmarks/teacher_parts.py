@@ -1,6 +1,7 @@
 """The parts of the full-size teacher beside plain ways to do the same: ratios of one run.
 
     python -m benchmarks.teacher_parts [--device cpu] [--threads 0] [--repeats 5] [--seed 0]
+        [--clock wall]
 
 Sizes are those of a 600 x 1000 picture: a map of 38 x 63 cells of stride 16, 1000 proposals, 1600
 labels. Every part is run beside its plain ways, in turn, so that a busy machine slows all of them;
@@ -14,13 +15,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
-import time
 from collections.abc import Callable
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from benchmarks.clocks import CLOCKS, Clock, seconds
 from stages.distill.teacher.boxes import decode, iou
 from stages.distill.teacher.choose import best_surviving_scores, candidates, detections
 from stages.distill.teacher.net_config import ChoiceConfig
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0 leaves PyTorch's choice")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -55,7 +57,7 @@ def main() -> None:
             ("NMS 0.7, 1000 of 12000 boxes, most overlap", nms_ways(12000, 0.12, ops, device)),
             ("bottom-up attention's scores, 300 proposals", score_ways(ops, device)),
             ("detections, 1000 proposals, above 0.05", detection_ways(ops, device))):
-        compare(title, ways, options.repeats)
+        compare(title, ways, options.repeats, CLOCKS[options.clock])
 
 
 def find_torchvision_ops() -> ModuleType | None:
@@ -66,7 +68,7 @@ def find_torchvision_ops() -> ModuleType | None:
         return None
 
 
-def compare(title: str, ways: Ways, num_repeats: int) -> None:
+def compare(title: str, ways: Ways, num_repeats: int, clock: Clock) -> None:
     """Print the time of each way; the first is ours, and the others must agree with it."""
     print(title)
     answers = {name: way() for name, way in ways.items()}
@@ -74,22 +76,13 @@ def compare(title: str, ways: Ways, num_repeats: int) -> None:
     for name, answer in answers.items():
         torch.testing.assert_close(answer, answers[ours], atol=1e-4, rtol=1e-4, msg=name)
     del answers
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(num_repeats):
         for name, way in ways.items():
-            _finish()
-            start = time.perf_counter()
-            way()
-            _finish()
-            seconds[name].append(time.perf_counter() - start)
-    least = {name: min(some) for name, some in seconds.items()}
+            taken[name].append(seconds(way, clock))
+    least = {name: min(some) for name, some in taken.items()}
     for name, some in least.items():
         print(f"  {name:38}{some * 1000:9.1f} ms{some / least[ours]:8.1f} x")
-
-
-def _finish() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def proposals(num: int) -> Tensor:
