@@ -13,8 +13,9 @@ largest and probabilities within 0.1, against single precision and between sizes
 (tests/stages/test_batch_invariance.py, which also prints what "fp32" differs by: nothing).
 
 The net's weights and pictures lie in memory channels last, which convolutions are faster with on
-CPUs as on NVIDIA's tensor cores. It is not compiled by torch.compile: that gained nothing on a CPU
-and compiles anew for each size of picture; on a GPU it was not tried.
+CPUs as on NVIDIA's tensor cores. It is not compiled by torch.compile, which gains a few percent on
+a CPU and takes seconds for each size of picture (benchmarks/teacher_ways.py); on a GPU it was not
+tried.
 
 What a row says: `box`, `label` and `score` are those of the class that won its place; `feature`,
 `top_label`, `top_score`, `attribute` are of the proposal that the object came from, as detectron2
