@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.look.shelf import Broken, open_shelf
 from pipeline.report.traces import read_object
@@ -19,6 +19,7 @@ from sharding.schema import Sample
 from stages.transfer.examples import Looker
 
 MOST_EXAMPLES = 200
+_ORIENTATION = 0x0112  # in EXIF; 1 is upright
 
 
 class GivenError(ValueError):
@@ -93,14 +94,17 @@ def _of_files(pictures: Sequence[Path], texts: Sequence[str]) -> Iterator[Exampl
 
 
 def _sample(picture: Path) -> Sample:
+    """A file's picture as a sample; one that a phone took sideways is turned upright first."""
     try:
         data = picture.read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as opened:
-                opened.load()
-                width, height = opened.size
+                upright = ImageOps.exif_transpose(opened)
+                width, height = upright.size
                 kind = str(opened.format)
+                if opened.getexif().get(_ORIENTATION, 1) != 1:
+                    data, kind = _png(upright), "PNG"
     except Exception as error:  # decoders raise what they like over a broken picture
         raise GivenError(
             f"{picture}: got {type(error).__name__}: {error}, expected a picture"
@@ -111,6 +115,12 @@ def _sample(picture: Path) -> Sample:
         extension="png" if kind == "PNG" else "jpg",
         info={"captions": [], "width": width, "height": height},
     )
+
+
+def _png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.convert("RGB").save(out, "PNG")
+    return out.getvalue()
 
 
 def _of_sample(sample: Sample) -> Iterator[Example]:

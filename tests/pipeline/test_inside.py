@@ -4,12 +4,14 @@ standard library's HTML parser."""
 from __future__ import annotations
 
 import base64
+import io
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from report_runs import HOSTILE
 from student_folders import TEXT, picture_file, student_folder
 
@@ -98,6 +100,28 @@ def test_maps_are_those_of_a_slow_way(looker: Looker, tmp_path: Path) -> None:
     np.testing.assert_allclose(view.meaning[10], heat, rtol=1e-3)
     assert not view.meaning[0].any() and not view.meaning[9].any()  # [CLS], [SEP]
     torch.testing.assert_close(view.meaning[1:9].sum(dim=-1), torch.ones(8))
+
+
+def test_a_picture_taken_sideways_is_turned(tmp_path: Path) -> None:
+    """Oracle: a JPEG, red at its left, whose EXIF says that its left is the top (6: turn it by 90
+    degrees clockwise): upright it is red at the top. Without EXIF the bytes stay as they are."""
+    image = Image.new("RGB", (60, 40), (0, 0, 255))
+    image.paste((255, 0, 0), (0, 0, 30, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, more in (("turned", {"exif": exif}), ("plain", {})):
+        file = tmp_path / f"{name}.jpg"
+        image.save(file, "JPEG", **more)
+        (example,) = Given(pictures=(file,), texts=("x",)).examples()
+        info = example.sample.info
+        if name == "plain":
+            assert example.sample.image == file.read_bytes() and info["width"] == 60
+            continue
+        seen = Image.open(io.BytesIO(example.sample.image))
+        assert seen.size == (info["width"], info["height"]) == (40, 60)
+        red, blue = seen.getpixel((20, 10)), seen.getpixel((20, 50))
+        assert red[0] > 200 > 50 > red[2] and blue[2] > 200 > 50 > blue[0]
+        assert not seen.getexif()
 
 
 def test_names_of_the_maps() -> None:
