@@ -46,7 +46,8 @@ class ItmConfig:
 @dataclass(frozen=True, kw_only=True)
 class RegionConfig:
     """What of the grid is an object's, for omvm and pra. KD-VLP makes a mask of its box; no source
-    says how, so all of this is ours."""
+    says how, so all of this is ours. `evaluate` scores labels by centres and means, whatever stands
+    here."""
 
     min_overlap: float | None = None
     """Least share of a cell that the box covers, 0 for any; null takes cells whose centre it
