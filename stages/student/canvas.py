@@ -31,7 +31,7 @@ class Canvases:
     ) -> None:
         self._canvas_px = canvas_px(sizes_px, pad_px)
         self._size_px = (height_px, width_px)
-        self._beyond: dict[tuple[int, int], torch.Tensor] = {}
+        self._inside: dict[tuple[int, int], torch.Tensor] = {}
         short = (self._canvas_px[:, 0] < height_px) | (self._canvas_px[:, 1] < width_px)
         self.all_full = not bool(short.any())
 
@@ -42,16 +42,16 @@ class Canvases:
         the backward pass, and a ReLU.
         """
         rows, columns = maps.shape[2:]
-        return maps.masked_fill_(self.beyond(rows, columns), 0)
+        return maps.mul_(self.inside(rows, columns))  # several times faster than masked_fill_
 
-    def beyond(self, rows: int, columns: int) -> torch.Tensor:
-        """Places of a map that lie beyond: bool [N, 1, rows, columns]; H and W are multiples."""
-        if (rows, columns) not in self._beyond:
+    def inside(self, rows: int, columns: int) -> torch.Tensor:
+        """Places of a map that lie on the canvases: bool [N, 1, rows, columns], each of which
+        stands for as many pixels as any other."""
+        if (rows, columns) not in self._inside:
             down, across = (
                 torch.arange(num, device=self._canvas_px.device) * (size // num)
                 for num, size in zip((rows, columns), self._size_px)
             )
-            below = down >= self._canvas_px[:, :1]
-            beside = across >= self._canvas_px[:, 1:]
-            self._beyond[rows, columns] = (below[:, :, None] | beside[:, None, :])[:, None]
-        return self._beyond[rows, columns]
+            on_rows, on_columns = down < self._canvas_px[:, :1], across < self._canvas_px[:, 1:]
+            self._inside[rows, columns] = (on_rows[:, :, None] & on_columns[:, None, :])[:, None]
+        return self._inside[rows, columns]

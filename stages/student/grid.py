@@ -98,7 +98,7 @@ class Grid(nn.Module):
             if canvases.all_full:
                 canvases = None
             else:
-                pixels = pixels.masked_fill(canvases.beyond(height, width), 0)
+                pixels = pixels * canvases.inside(height, width)
         stem = self.resnet.embedder
         x = stem.pooler(_convolve(stem.embedder, _laid_out(pixels, stem), canvases))
         x = canvases.keep(x) if canvases else x
