@@ -162,7 +162,7 @@ def check_deepspeed() -> Iterator[Finding]:
 
 
 def check_teachers() -> Iterator[Finding]:
-    """What objects can come from, besides a teacher of our own: detectron2, and UNITER's LMDB."""
+    """What objects can come from, besides a teacher of our own: detectron2."""
     if find_spec("detectron2") is None:
         cure = "Optional. It is not on the index; its own documentation says how to install it."
         yield Finding(name="detectron2", state="note", found="not here", cure=cure)
@@ -175,10 +175,18 @@ def check_teachers() -> Iterator[Finding]:
             cure = "Optional. Take the detectron2 and the torchvision that are made for this torch."
             found = f"{_version('detectron2') or 'here'} does not work: {_said(error)}"
             yield Finding(name="detectron2", state="note", found=found, cure=cure)
-    absent = [name for name in ("lmdb", "msgpack") if find_spec(name) is None]
-    cure = "Optional, for UNITER's features: pip install boxless[features]." if absent else ""
-    found = f"{' and '.join(absent)} not here" if absent else "lmdb and msgpack are here"
-    yield Finding(name="features", state="note" if absent else "ok", found=found, cure=cure)
+
+
+def check_extras() -> Iterator[Finding]:
+    """The packages of the extras that read and write other tools' data."""
+    for extra, names, use in (
+        ("features", ("lmdb", "msgpack"), "UNITER's features"),
+        ("interpret", ("lmdb", "lz4", "msgpack"), "VL-InterpreT's examples"),
+    ):
+        absent = [name for name in names if find_spec(name) is None]
+        cure = f"Optional, for {use}: pip install boxless[{extra}]." if absent else ""
+        found = f"{' and '.join(absent or names)} {'not' if absent else 'are'} here"
+        yield Finding(name=extra, state="note" if absent else "ok", found=found, cure=cure)
 
 
 def check_apex() -> Iterator[Finding]:
@@ -245,6 +253,7 @@ _CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_torch,
     check_deepspeed,
     check_teachers,
+    check_extras,
     check_apex,
     check_spacy,
     check_slurm,

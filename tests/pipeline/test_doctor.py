@@ -74,7 +74,7 @@ def test_a_detectron2_that_does_not_work_is_a_note(
     """As one beside another torch: operators are not registered."""
     put_package(site, "detectron2", "", parts="layers")
     (site / "detectron2/layers/__init__.py").write_text(code)
-    detectron2, _ = doctor.check_teachers()
+    (detectron2,) = doctor.check_teachers()
     assert (detectron2.state, detectron2.found) == (state, found)
 
 
@@ -128,7 +128,7 @@ def test_this_machine_is_examined_to_the_end() -> None:
     """Every check of a real machine gives findings, and the package tests run with are sound."""
     findings = {f.name: f for check in doctor._CHECKS for f in check()}
     for name in ("python", "cores", "memory", "disk", "torch", "deepspeed", "deepspeed ops",
-                 "detectron2", "features", "apex", "spaCy", "spaCy parser", "slurm"):
+                 "detectron2", "features", "interpret", "apex", "spaCy", "spaCy parser", "slurm"):
         assert findings[name].found
         assert findings[name].state == "ok" or findings[name].cure
     assert all(findings[name].state != "missing" for name in ("python", "torch", "deepspeed"))
