@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
@@ -125,6 +125,7 @@ class StudentProcessor:
 
 
 def _opened(picture: Picture) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture
-    return Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture)
+    """The picture, upright: cameras note in a photograph how they were held."""
+    if not isinstance(picture, Image.Image):
+        picture = Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture)
+    return ImageOps.exif_transpose(picture)

@@ -100,6 +100,18 @@ def test_the_processor_comes_back(folder: Path) -> None:
         StudentProcessor.from_pretrained(folder)
 
 
+def test_a_photograph_comes_upright(tmp_path: Path) -> None:
+    """Oracle: the picture turned by hand; 6 in EXIF's orientation is a quarter turn clockwise."""
+    processor = StudentProcessor.of(tiny_student(), toy_tokenizer())
+    lying = _picture(32, 48)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying.save(tmp_path / "lying.png", exif=exif)
+    got = processor([tmp_path / "lying.png"], ["red"])
+    wanted = processor([lying.transpose(Image.Transpose.ROTATE_270)], ["red"])
+    assert got["sizes_px"].tolist() == [[48, 32]] and torch.equal(got["pixels"], wanted["pixels"])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_folders(folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
