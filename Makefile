@@ -21,7 +21,7 @@ launching = $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(NODES),--nodes $(NOD
 	$(if $(PROCS),--procs-per-node $(PROCS))
 
 .PHONY: help demo test check lint types imports run report status ablation doctor clean $(STAGES) \
-	drill elastic positions damages scale bench detector parts extraction fuzz dictionary
+	drill elastic positions damages scale bench detector parts extraction fuzz dictionary step inference
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,6 +96,12 @@ extraction: .venv/ready ## how busy distill keeps its device, beside one step af
 
 dictionary: .venv/ready ## the visual dictionary as SOHO released it, and ours: dead codes, scores
 	.venv/bin/python -m benchmarks.dictionary $(foreach setting,$(SET),--set $(setting))
+
+step: .venv/ready ## a pretraining step beside the released SOHO's, waste by waste
+	.venv/bin/python -m benchmarks.soho_step --parts
+
+inference: .venv/ready ## one picture to a score: by a detector's regions, and end to end
+	.venv/bin/python -m benchmarks.inference
 
 fuzz: .venv/ready ## what reads bytes from anybody, ten minutes of it (pip install atheris first)
 	.venv/bin/python -m tests.fuzz.fuzz_readers --seconds 60
