@@ -21,7 +21,8 @@ launching = $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(NODES),--nodes $(NOD
 	$(if $(PROCS),--procs-per-node $(PROCS))
 
 .PHONY: help demo test check lint types imports run report status ablation doctor clean $(STAGES) \
-	drill elastic positions damages scale bench detector parts extraction fuzz dictionary step inference
+	drill elastic positions damages scale bench detector parts extraction fuzz dictionary step inference \
+	curves
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,6 +103,9 @@ step: .venv/ready ## a pretraining step beside the released SOHO's, waste by was
 
 inference: .venv/ready ## one picture to a score: by a detector's regions, and end to end
 	.venv/bin/python -m benchmarks.inference
+
+curves: .venv/ready ## loss curves under ZeRO 0 to 3, bf16, accumulation and 1, 2, 4 ranks: the same?
+	.venv/bin/python -m benchmarks.loss_curves
 
 fuzz: .venv/ready ## what reads bytes from anybody, ten minutes of it (pip install atheris first)
 	.venv/bin/python -m tests.fuzz.fuzz_readers --seconds 60

@@ -94,6 +94,8 @@ def train(
     kill_after_step: int | None = None,
     *,
     pause_seconds: float = 0.0,
+    student: StudentConfig = STUDENT,
+    seed: int = 0,
 ) -> None:
     """Pretrain on so many ranks; all are killed, after a pause, once the checkpoint of a step is
     there, if one is given."""
@@ -101,7 +103,10 @@ def train(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    pids = [fork_rank(config, objects, root, rank, world_size, port) for rank in range(world_size)]
+    pids = [
+        fork_rank(config, objects, root, rank, world_size, port, student, seed)
+        for rank in range(world_size)
+    ]
     deadline = time.monotonic() + LONGEST_SECONDS
     while kill_after_step is not None and saved_step(root) < kill_after_step:
         if time.monotonic() > deadline:
@@ -118,7 +123,8 @@ def train(
 
 
 def fork_rank(
-    config: PretrainConfig, objects: Path, root: Path, rank: int, world_size: int, port: int
+    config: PretrainConfig, objects: Path, root: Path, rank: int, world_size: int, port: int,
+    student: StudentConfig, seed: int,
 ) -> int:
     """Start a rank that notes its turns in `root`/turns.jsonl; its process id."""
     pid = os.fork()
@@ -135,7 +141,7 @@ def fork_rank(
         )
         note_turns(root / "turns.jsonl", start=saved_step(root))
         pretrain_run.pretrain(
-            config, student=STUDENT, seed=0, objects=objects, out=root / "pretrain",
+            config, student=student, seed=seed, objects=objects, out=root / "pretrain",
             student_out=root / "student",
         )
         status = 0

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline import apex_package
+from stages.pretrain import apex_package
 
 State = Literal["ok", "note", "missing"]
 _COLOURS: dict[State, str] = {"ok": "green", "note": "yellow", "missing": "red"}

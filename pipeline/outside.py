@@ -29,7 +29,18 @@ def outside(recipe: Recipe, kind: StageKind) -> dict[str, str]:
         return {"teach.given": sha256_file(config) if config.is_file() else "not there"}
     if kind.name == "distill":
         return _models_from_elsewhere(recipe)
-    if kind.name == "pretrain" and recipe.pretrain.data.sources:
+    if kind.name == "pretrain":
+        return _settings_and_sources(recipe)
+    return {}
+
+
+def _settings_and_sources(recipe: Recipe) -> dict[str, str]:
+    """DeepSpeed's settings and the shards that pretrain takes from elsewhere."""
+    words = {}
+    if recipe.pretrain.ds_config is not None:
+        settings = Path(recipe.pretrain.ds_config)
+        words["pretrain.ds_config"] = sha256_file(settings) if settings.is_file() else "not there"
+    if recipe.pretrain.data.sources:
         from sharding import source
 
         contents = [
@@ -38,8 +49,8 @@ def outside(recipe: Recipe, kind: StageKind) -> dict[str, str]:
             ).content
             for one in recipe.pretrain.data.sources
         ]
-        return {"pretrain.data.sources": sha256_of(contents)}
-    return {}
+        words["pretrain.data.sources"] = sha256_of(contents)
+    return words
 
 
 def check_published(recipe: Recipe) -> None:

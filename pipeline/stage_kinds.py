@@ -49,6 +49,7 @@ class StageKind:
 # comes of it: to change one is no reason to compute anything again.
 _SHAPES_NOTHING = {
     "cache_bytes",
+    "checkpoint_activations",
     "checkpoint_every_steps",
     "checkpoint_steps",
     "keep_checkpoints",

@@ -216,9 +216,18 @@ class PretrainConfig:
     clip_norm: float = 5.0
     """Largest gradient norm; longer gradients are scaled to it."""
     zero_stage: int = 1
-    """DeepSpeed ZeRO: 0, 1 or 2."""
+    """DeepSpeed ZeRO: what ranks share out; 0 nothing, 1 optimizer states, 2 gradients too, 3
+    weights too."""
     precision: str = "fp32"
-    """`fp32` or `bf16`."""
+    """`fp32`, `bf16`, `fp16` (with dynamic loss scaling), or `apex-o1` (SOHO's code; NVIDIA's apex
+    and a DeepSpeed that still takes it)."""
+    save_precision: str = "training"
+    """Of the weights in the student folder: `training`, those of `precision`, or `fp32`, the
+    optimizer's own."""
+    checkpoint_activations: tuple[str, ...] = ()
+    """`cnn`, `transformer` or both: layers that run again in the backward pass, to save memory."""
+    ds_config: str | None = None
+    """A JSON file of DeepSpeed's settings; what the recipe says must not stand otherwise in it."""
     checkpoint_steps: int = 100
     """Steps from one checkpoint to the next."""
     keep_checkpoints: int = 2
@@ -245,8 +254,22 @@ class PretrainConfig:
         if not any(objective.weight for objective in objectives):
             raise ValueError("every objective's weight is 0, expected at least one above 0")
         _check_choice("schedule", self.schedule, ("cosine", "steps"))
-        _check_choice("precision", self.precision, ("fp32", "bf16"))
-        _check_choice("zero_stage", self.zero_stage, (0, 1, 2))
+        _check_choice("precision", self.precision, ("fp32", "bf16", "fp16", "apex-o1"))
+        _check_choice("save_precision", self.save_precision, ("training", "fp32"))
+        _check_choice("zero_stage", self.zero_stage, (0, 1, 2, 3))
+        for part in self.checkpoint_activations:
+            _check_choice("checkpoint_activations", part, ("cnn", "transformer"))
+        if self.precision == "fp16" and not self.zero_stage:
+            # DeepSpeed 0.19.8 then divides gradients by a scale that it has not put on the loss.
+            raise ValueError(
+                "precision: got fp16 with zero_stage 0, expected zero_stage 1, 2 or 3: DeepSpeed "
+                "scales the loss under ZeRO only"
+            )
+        if self.precision == "apex-o1" and self.zero_stage:
+            raise ValueError(
+                f"precision: got apex-o1 with zero_stage {self.zero_stage}, expected zero_stage 0: "
+                "DeepSpeed joins apex with no other"
+            )
         for name in ("warmup", "warmup_from"):
             _check_share(name, getattr(self, name))
 

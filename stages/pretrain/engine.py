@@ -14,20 +14,27 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from sharding.atomic import write_text
+from stages.pretrain.apex_package import require_apex
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.elastic import load_parts, num_parts
+from stages.pretrain.ds_config import engine_settings
+from stages.pretrain.elastic import load_parts, load_whole_parts, num_parts
 from stages.pretrain.model import PretrainModel
 from stages.pretrain.optimizer import make_optimizer
+from stages.student.config import StudentConfig
+from stages.student.recompute import checkpoint_activations
 
 LATEST = "latest"
 STATE = ("step", "skipped", "data")
 """What a checkpoint says beside the weights: steps done, samples skipped, `Stream.state`."""
+PLAIN_CLASSES = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+"""Of DeepSpeed, in its checkpoints: they hold numbers."""
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 
@@ -44,8 +51,8 @@ class SafeCheckpointEngine(TorchCheckpointEngine):
         os.replace(beside, path)
 
     def load(self, path: str, map_location: Any = None) -> dict[str, Any]:
-        """Tensors, containers and the three plain DeepSpeed classes that its states hold."""
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        """Tensors, containers and DeepSpeed's `PLAIN_CLASSES`."""
+        with torch.serialization.safe_globals(PLAIN_CLASSES):
             return torch.load(path, map_location=map_location, weights_only=True)
 
 
@@ -61,8 +68,35 @@ def join_ranks() -> None:
     deepspeed.init_distributed(verbose=False)
 
 
+def check_device(config: PretrainConfig, student: StudentConfig, world_size: int) -> None:
+    """Raises ValueError where the recipe asks for what this device, or what is installed, has not:
+    fp16, apex, a BatchNorm over several ranks."""
+    accelerator = get_accelerator()
+    device = accelerator.device_name()
+    if config.precision == "fp16" and not accelerator.is_fp16_supported():
+        raise ValueError(
+            f"pretrain.precision: got fp16 on a {device} that has none, expected bf16 or fp32"
+        )
+    if config.precision == "apex-o1":
+        require_apex()
+    norms = {"student.batch_norm": student.batch_norm}
+    if student.neck.kind == "soho":
+        norms["student.neck.batch_norm"] = student.neck.batch_norm
+    for name, policy in norms.items():
+        if policy == "sync" and world_size > 1 and device == "cpu":
+            raise ValueError(
+                f"{name}: got sync on {world_size} ranks of CPUs, expected local there: PyTorch "
+                "has it on GPUs only"
+            )
+
+
 def make_engine(model: PretrainModel, config: PretrainConfig, world_size: int) -> Any:
-    """The DeepSpeed engine (deepspeed.DeepSpeedEngine, which has no types)."""
+    """The DeepSpeed engine (deepspeed.DeepSpeedEngine, which has no types).
+
+    The student is made whole on every rank and only then cut up by ZeRO 3: the largest of them are
+    a gigabyte, and a student that starts from published weights is the same on any number of ranks.
+    """
+    checkpoint_activations(model.student, config.checkpoint_activations)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=make_optimizer(model.student, config),
@@ -70,23 +104,6 @@ def make_engine(model: PretrainModel, config: PretrainConfig, world_size: int) -
     )
     engine.checkpoint_engine = SafeCheckpointEngine()
     return engine
-
-
-def engine_settings(config: PretrainConfig, world_size: int) -> dict[str, Any]:
-    """What `ds_config.json` would hold, from the recipe.
-
-    Every rank takes the same number of turns a step; where the ranks do not share its micro-batches
-    evenly, some turns count nothing (`sharding.order.turns`, `turn_weight`).
-    """
-    return {
-        "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": -(-config.micro_batches_per_step // world_size),
-        "gradient_clipping": config.clip_norm,
-        "zero_optimization": {"stage": config.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.precision == "bf16"},
-        "steps_per_print": 10**9,
-    }
 
 
 def save_checkpoint(engine: Any, folder: Path, state: dict[str, Any], keep: int) -> None:
@@ -116,6 +133,8 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
         return None
     tag = (folder / LATEST).read_text().strip()
     is_cut_otherwise = num_parts(folder / tag) not in (0, torch.distributed.get_world_size())
+    if is_cut_otherwise and engine.zero_optimization_partition_weights():
+        return _known(load_whole_parts(engine, folder / tag), folder / tag)
     path, state = engine.load_checkpoint(
         str(folder), tag=tag, load_module_only=is_cut_otherwise
     )
@@ -127,9 +146,14 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
     if is_cut_otherwise:
         load_parts(engine, folder / tag)
         engine.global_steps, engine.skipped_steps = state["global_steps"], state["skipped_steps"]
+    return _known(state, folder / tag)
+
+
+def _known(state: dict[str, Any], place: Path) -> dict[str, Any]:
+    """`STATE` of what was saved."""
     if "data" not in state:
         raise ValueError(
-            f"{folder / tag}: got a checkpoint of an older Boxless, expected one that knows its "
-            "data; remove the pretrain folder to start anew"
+            f"{place}: got a checkpoint of an older Boxless, expected one that knows its data; "
+            "remove the pretrain folder to start anew"
         )
     return {name: state[name] for name in STATE}

@@ -17,6 +17,7 @@ from stages.pretrain.batch import Batch
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data import Batches, Delivery
 from stages.pretrain.engine import save_checkpoint
+from stages.pretrain.gradients import GradientNorms, loss_scale
 from stages.pretrain.metrics import MetricsLog, Tally
 from stages.pretrain.schedule import rate_factor
 from stages.pretrain.skipping import Skipped
@@ -56,6 +57,8 @@ class Loop:
         self.skipped = Skipped(config.data, state["skipped"], self._say)
         self.last_batch: Batch | None = None
         self.log = MetricsLog(out, step=state["step"]) if self.rank == 0 else None
+        self.gradients = GradientNorms(engine, engine.module.student)
+        self.norms: dict[str, float] = {}
         self.tally, self.waited_seconds = Tally(), 0.0
         self.reported_step, self.reported_at = state["step"], time.monotonic()
 
@@ -77,7 +80,7 @@ class Loop:
             while state["step"] < config.num_steps:
                 self.step()
                 is_last = state["step"] == config.num_steps
-                if is_last or state["step"] % config.log_steps == 0:
+                if self._is_reported(state["step"]):
                     self.report(progress)
                 ended = self.watch.everywhere(self.device)
                 if ended or is_last or state["step"] % config.checkpoint_steps == 0:
@@ -88,11 +91,16 @@ class Loop:
             self.log.close()
 
     def step(self) -> None:
-        """One optimizer step, over as many micro-batches as are this rank's share of it."""
+        """One optimizer step, over as many micro-batches as are this rank's share of it.
+
+        In fp16 DeepSpeed leaves the weights, on all ranks, where a scaled gradient overflows, and
+        halves the scale. Such a step counts: its samples are seen, and the schedule is of samples.
+        """
         factor = rate_factor(self.state["step"], self.config)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = factor * group["peak_lr"]
-        for _ in range(self.engine.gradient_accumulation_steps()):
+        num_turns = self.engine.gradient_accumulation_steps()
+        for turn in range(num_turns):
             asked = time.monotonic()
             delivery = next(self.deliveries)
             self.waited_seconds += time.monotonic() - asked
@@ -102,6 +110,8 @@ class Loop:
             loss, scores = self.engine(batch.to(self.device), counts)
             self.watch.finite(loss, scores, batch.keys, self.state["step"] + 1)
             self.engine.backward(loss * self._weight if counts else loss * 0.0)
+            if turn == num_turns - 1 and self._is_reported(self.state["step"] + 1):
+                self.norms = self.gradients.norms()
             self.engine.step()
             self.tally.add(loss, scores, counts=counts)
         self.engine.module.end_step()
@@ -116,6 +126,10 @@ class Loop:
             "data": self.stream.state(self.state["position"]),
         }
         save_checkpoint(self.engine, self.out, state, self.config.keep_checkpoints)
+
+    def _is_reported(self, step: int) -> bool:
+        """Whether `step`, counted from 1, has a line of metrics."""
+        return step == self.config.num_steps or step % self.config.log_steps == 0
 
     @property
     def _weight(self) -> float:
@@ -162,9 +176,12 @@ class Loop:
             "data_wait_share": self.waited_seconds / seconds,
             "lr_factor": rate_factor(state["step"] - 1, config),
             "skipped": state["skipped"],
-            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+            **self.norms,
             **self.tally.take(),
         }
+        if self.engine.fp16_enabled():
+            line["loss_scale"] = loss_scale(self.engine)
+            line["overflow_steps"] = self.engine.skipped_steps
         self.waited_seconds = 0.0
         self.reported_step, self.reported_at = state["step"], time.monotonic()
         if self.log:

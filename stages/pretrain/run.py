@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerFast
 
 from sharding.source import open_source
 from sharding.stream import Stream
-from stages.folders import replace_folder
 from stages.pretrain.collate import Collate
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data import (
@@ -26,13 +25,13 @@ from stages.pretrain.data import (
     open_stream,
     sources_of,
 )
-from stages.pretrain.engine import join_ranks, load_checkpoint, make_engine
+from stages.pretrain.engine import check_device, join_ranks, load_checkpoint, make_engine
 from stages.pretrain.loop import Loop
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.stopping import Watch
+from stages.pretrain.weights import save_student
 from stages.student.config import StudentConfig
 from stages.student.network import Student, make_student
-from stages.student.processor import StudentProcessor
 
 TOKENIZER = "tokenizer"
 
@@ -53,6 +52,7 @@ def pretrain(
     """
     watch = Watch()
     join_ranks()
+    check_device(config, student, torch.distributed.get_world_size())
     sources = sources_of(objects, config)
     opened = [open_source(source, cache=None) for source in sources]
     tokenizer = make_tokenizer(student, opened, out / TOKENIZER)
@@ -83,9 +83,7 @@ def pretrain(
         watch=watch,
         device=torch.device(deepspeed.accelerator.get_accelerator().current_device_name()),
     ).run()
-    if torch.distributed.get_rank() == 0:
-        _save(net, tokenizer, student_out)
-    torch.distributed.barrier()
+    save_student(engine, net, tokenizer, student_out, config.save_precision)
 
 
 def _state(saved: dict[str, Any] | None, stream: Stream) -> dict[str, int]:
@@ -109,13 +107,3 @@ def _new_student(
         label_names=about["label_names"],
         feature_size=about["feature_size"],
     )
-
-
-def _save(net: Student, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """The student folder in Hugging Face's layout, complete or not there at all."""
-
-    def write(temporary: str) -> None:
-        net.save_pretrained(temporary)
-        StudentProcessor.of(net, tokenizer).save_pretrained(temporary)
-
-    replace_folder(folder, write)

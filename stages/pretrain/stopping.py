@@ -7,6 +7,7 @@ for ever in the next collective.
 from __future__ import annotations
 
 import signal
+from math import isfinite
 from types import FrameType
 
 import torch
@@ -36,21 +37,30 @@ class Watch:
     def finite(
         self, loss: torch.Tensor, scores: dict[str, Scored], keys: list[str], step: int
     ) -> None:
-        """Raise FloatingPointError on every rank if the loss is not finite on any.
+        """Raise FloatingPointError on every rank if the loss is not finite on any, with the same
+        words: which objectives, on which keys, of which rank.
 
         Called before the backward pass, so no optimizer has stepped. A collective.
         """
         bad = not bool(torch.isfinite(loss))
         if not _any_rank(bad, loss.device):
             return
-        if not bad:
-            raise FloatingPointError(f"step {step}: the loss is not finite on another rank")
-        losses = ", ".join(f"{name} {scored.loss.item():g}" for name, scored in scores.items())
+        own = _faulty(scores, keys) if bad else ""
+        found: list[str] = [""] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(found, own)
+        told = "; ".join(f"rank {rank}: {words}" for rank, words in enumerate(found) if words)
         raise FloatingPointError(
-            f"step {step}: the loss is not finite: {losses}, on {', '.join(keys)}. "
-            "No optimizer stepped; the last checkpoint is sound. Try a lower rate or look at "
-            "these samples"
+            f"step {step}: the loss is not finite. {told}. No optimizer stepped; the last "
+            "checkpoint is sound. Try a lower rate or look at these samples"
         )
+
+
+def _faulty(scores: dict[str, Scored], keys: list[str]) -> str:
+    """Each objective's loss, those that are not finite first, and the keys they are of."""
+    losses = {name: scored.loss.item() for name, scored in scores.items()}
+    faulty_first = sorted(losses, key=lambda name: isfinite(losses[name]))
+    told = ", ".join(f"{name} {losses[name]:g}" for name in faulty_first)
+    return f"{told}, on {', '.join(keys)}"
 
 
 def _any_rank(flag: bool, device: torch.device) -> bool:

@@ -76,14 +76,17 @@ def statistics_untouched(net: nn.Module) -> Iterator[None]:
 
 def _over_this_rank(norm: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
     """nn.BatchNorm2d's forward pass, with affine weights in the statistics' precision."""
-    learns = norm.training and norm.track_running_stats
-    if learns:
-        norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-    uses_statistics = learns or not norm.training
+    mean, var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    assert mean is not None and var is not None and count is not None
+    if not norm.track_running_stats:
+        # Copies: what a pass that is run again keeps must have the shapes of the first.
+        mean, var = mean.clone(), var.clone()
+    elif norm.training:
+        count.add_(1)
     return F.batch_norm(
         x,
-        norm.running_mean if uses_statistics else None,
-        norm.running_var if uses_statistics else None,
+        mean,
+        var,
         norm.weight.float(),
         norm.bias.float(),
         training=norm.training,

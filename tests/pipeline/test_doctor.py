@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import apex_package, doctor
+from pipeline import doctor
 from pipeline.doctor import Finding
+from stages.pretrain import apex_package
 
 
 def put_package(folder: Path, name: str, code: str, *, about: str = "", parts: str = "") -> None:

@@ -150,6 +150,26 @@ def test_soho_rises_from_a_third(step: int, factor: float) -> None:
     assert rate_factor(step, config) == pytest.approx(factor)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "steps"])
+def test_the_schedule_is_of_samples(schedule: str) -> None:
+    """Oracle: the factor after as many samples. Neither cutting the step into other micro-batches
+    nor, with twice the steps, halving it changes the rate (ViLT#19); the number of ranks is not
+    known to the schedule."""
+    def factors(size: int, per_step: int) -> dict[int, float]:
+        config = replace(
+            RUN, schedule=schedule, warmup_from=1 / 3, micro_batch_size=size,
+            micro_batches_per_step=per_step, num_steps=12_800 // (size * per_step),
+        )
+        samples = size * per_step
+        return {n * samples: rate_factor(n, config) for n in range(config.num_steps)}
+
+    expected = factors(64, 2)
+    for size, per_step in ((128, 1), (32, 4), (16, 8), (8, 8), (32, 2)):
+        got = factors(size, per_step)
+        for seen, factor in expected.items():
+            assert got[seen] == pytest.approx(factor, rel=1e-12), (size, per_step, seen)
+
+
 @pytest.mark.parametrize("warmup", [0.0, 1.0])
 def test_no_rise_and_nothing_but_rise(warmup: float) -> None:
     """Oracle: starts at the peak, or only rises towards it; always within (0, 1]."""
@@ -172,8 +192,11 @@ def test_objectives_without_weight_are_left_out() -> None:
     [
         (lambda: PretrainConfig(num_steps=0), "num_steps"),
         (lambda: PretrainConfig(num_workers=-1), "num_workers"),
-        (lambda: PretrainConfig(zero_stage=3), "zero_stage"),
-        (lambda: PretrainConfig(precision="fp16"), "precision"),
+        (lambda: PretrainConfig(zero_stage=4), "zero_stage"),
+        (lambda: PretrainConfig(precision="fp8"), "precision"),
+        (lambda: PretrainConfig(save_precision="bf16"), "save_precision"),
+        (lambda: PretrainConfig(checkpoint_activations=("neck",)), "checkpoint_activations"),
+        (lambda: PretrainConfig(warmup_from=2), "warmup_from"),
         (lambda: PretrainConfig(schedule="linear"), "schedule"),
         (lambda: PretrainConfig(warmup=1.5), "warmup"),
         (lambda: MlmConfig(probability=2), "mlm.probability"),

@@ -211,13 +211,14 @@ def test_killed_while_saving_then_stopped_earlier(
 def test_a_loss_that_is_no_number_stops_all_ranks_before_the_optimizer(
     ranks: Ranks, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """Oracle: the rank that has it names step, objective and keys, the other says so too; step 5
-    stands nowhere, and without the fault the run goes on to the undisturbed end, bit for bit."""
+    """Oracle: both ranks name step, rank, objective and keys of the one that has it; step 5 stands
+    nowhere, and without the fault the run goes on to the undisturbed end, bit for bit."""
     first, last = ranks(RUN, tmp_path, world_size=2, spoil="nan", step=5)
-    assert first == "FloatingPointError: step 5: the loss is not finite on another rank"
-    assert last.startswith("FloatingPointError: step 5: the loss is not finite: itm nan, mlm ")
+    assert first == last
+    told = "FloatingPointError: step 5: the loss is not finite. rank 1: itm nan, mlm "
     keys = read_lines(tmp_path / "trace-1.jsonl")[-1]["keys"]
-    assert f"on {', '.join(keys)}" in last
+    assert last.startswith(told) and f"on {', '.join(keys)}. No optimizer stepped" in last
+    assert "rank 0" not in last
     steps = [line["step"] for line in read_lines(tmp_path / "pretrain" / "metrics.jsonl")]
     assert steps == [1, 2, 3, 4]
     assert ranks(RUN, tmp_path, world_size=2) == DONE

@@ -1,0 +1,170 @@
+"""Loss curves of one training, cut up in many ways: ZeRO, precision, accumulation, ranks.
+
+    make curves, or python -m benchmarks.loss_curves [--steps 12] [--only NAME ...]
+
+A tiny student with a visual dictionary learns from toy scenes, on CPUs. Printed for each kind are
+the largest differences of loss and of the gradient's norm from the first kind's, step by step and
+relative, and whether each is within its tolerance; if one is not, the exit status is 1. In all but
+the last kinds the step has the same four micro-batches. Those have others of as many samples, so
+that BatchNorm, strange captions and masks differ: what is compared then is the mean loss of each
+third of the run, beside how far other seeds are apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.elastic_training import STUDENT, make_objects, train
+from stages.pretrain.config import MvmConfig, PretrainConfig
+from stages.pretrain.metrics import read_metrics
+from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
+
+ROUNDING, HALF, OTHER_BATCHES = 1e-4, 2e-2, 1e-1
+"""Tolerances of losses: sums in another order; bfloat16's 8 bits; other micro-batches."""
+NORM_FACTOR = 10
+"""How much wider the tolerance of the gradient's norm is."""
+CUT_ALL = {
+    "zero_optimization": {
+        "stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 1000,
+    }
+}
+"""Left alone, ZeRO 3 keeps weights as small as these whole on every rank."""
+WITH_CODES = replace(
+    STUDENT, dropout=0.1,
+    neck=SohoNeckConfig(dictionary=DictionaryConfig(num_codes=16, decay=0.9)),
+)
+Curve = list[dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A way to run the training, and how near it has to come."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    world_size: int = 2
+    seed: int = 0
+    tolerance: float | None = ROUNDING
+    """None: shown only."""
+    thirds: bool = False
+    """Whether means of thirds are compared, not steps."""
+
+
+def kinds() -> list[Kind]:
+    """The first is what the others are compared with."""
+    zero_3 = {"zero_stage": 3}
+    checkpointing = {"checkpoint_activations": ("cnn", "transformer")}
+    return [
+        Kind(name="ZeRO 1, fp32, 2 ranks, accumulation 2"),
+        Kind(name="ZeRO 0", settings={"zero_stage": 0}),
+        Kind(name="ZeRO 2", settings={"zero_stage": 2}),
+        Kind(name="ZeRO 3", settings=zero_3),
+        Kind(name="ZeRO 3, activation checkpointing", settings=zero_3 | checkpointing),
+        Kind(name="1 rank, accumulation 4", world_size=1),
+        Kind(name="4 ranks, accumulation 1", world_size=4),
+        Kind(name="4 ranks, ZeRO 3", settings=zero_3, world_size=4),
+        *[
+            Kind(
+                name=f"ZeRO {stage}, bf16",
+                settings={"zero_stage": stage, "precision": "bf16"},
+                tolerance=HALF,
+            )
+            for stage in (0, 1, 2, 3)
+        ],
+        *[
+            Kind(
+                name=f"2 ranks, accumulation {turns}, micro-batches of {16 // turns}",
+                settings={"micro_batch_size": 16 // turns, "micro_batches_per_step": 2 * turns},
+                tolerance=OTHER_BATCHES,
+                thirds=True,
+            )
+            for turns in (1, 4)
+        ],
+        *[
+            Kind(name=f"the first with seed {seed}", seed=seed, tolerance=None, thirds=True)
+            for seed in (1, 2)
+        ],
+    ]
+
+
+def main() -> int:
+    """Run every kind and print the table; 1 if one left its tolerance."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="kinds, besides 1st")
+    options = parser.parse_args()
+    first, *others = kinds()
+    chosen = [first, *(k for k in others if not options.only or k.name in options.only)]
+    curves = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        settings = root / "ds_config.json"
+        settings.write_text(json.dumps(CUT_ALL))
+        objects = make_objects(root)
+        for number, kind in enumerate(chosen):
+            config = replace(configured(options.steps), **kind.settings, ds_config=str(settings))
+            run = root / str(number)
+            train(config, objects, run, kind.world_size, student=WITH_CODES, seed=kind.seed)
+            curves[kind.name] = read_metrics(run / "pretrain" / "metrics.jsonl")
+            print(f"{kind.name}: last loss {curves[kind.name][-1]['loss']:.4f}", flush=True)
+    return show(chosen, curves, options.steps)
+
+
+def configured(num_steps: int) -> PretrainConfig:
+    """All objectives, the dictionary's too, over 32 pictures a step."""
+    return PretrainConfig(
+        num_steps=num_steps, micro_batch_size=8, micro_batches_per_step=4, captions_per_picture=2,
+        checkpoint_steps=num_steps, log_steps=1, lr_transformer=1e-3, lr_cnn=0.01,
+        mvm=MvmConfig(weight=1.0),
+    )
+
+
+def show(chosen: Sequence[Kind], curves: dict[str, Curve], num_steps: int) -> int:
+    """Print the table; 1 if a kind left its tolerance, or had another learning rate."""
+    table = Table(title=f"{num_steps} steps of 32 pictures: differences from {chosen[0].name}")
+    for column in ("", "loss", "norm of the gradient", "tolerance", "within"):
+        table.add_column(column)
+    first = curves[chosen[0].name]
+    failed = False
+    for kind in chosen[1:]:
+        curve = curves[kind.name]
+        same_rates = [a["lr_factor"] for a in curve] == [b["lr_factor"] for b in first]
+        loss = difference(curve, first, "loss", thirds=kind.thirds)
+        norm = difference(curve, first, "grad_norm", thirds=kind.thirds)
+        is_within = same_rates and (
+            kind.tolerance is None
+            or loss <= kind.tolerance and (kind.thirds or norm <= NORM_FACTOR * kind.tolerance)
+        )
+        failed |= not is_within
+        told = "thirds" if kind.thirds else "steps"
+        wanted = "" if kind.tolerance is None else f"{kind.tolerance:.0e} ({told})"
+        verdict = "" if kind.tolerance is None else "yes" if is_within else "NO"
+        table.add_row(kind.name, f"{loss:.1e}", f"{norm:.1e}", wanted, verdict)
+    Console(width=110).print(table)
+    return int(failed)
+
+
+def difference(curve: Curve, other: Curve, name: str, *, thirds: bool) -> float:
+    """The largest of steps, or of the means of thirds of the run, relative to `other`."""
+    assert [line["step"] for line in curve] == [line["step"] for line in other]
+    mine, theirs = ([line[name] for line in lines] for lines in (curve, other))
+    if thirds:
+        size = -(-len(mine) // 3)
+        starts = range(0, len(mine), size)
+        mine, theirs = ([fmean(v[s:s + size]) for s in starts] for v in (mine, theirs))
+    return max(abs(a / b - 1) for a, b in zip(mine, theirs))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""DeepSpeed's settings: from the recipe, and from a file of the user's own, checked against it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deepspeed.runtime import config as deepspeed_config
+
+from pipeline.outside import outside
+from pipeline.recipe import load_recipe
+from pipeline.stage_kinds import stage_kinds
+from stages.pretrain import apex_package, engine
+from stages.pretrain.config import PretrainConfig
+from stages.pretrain.ds_config import engine_settings
+from stages.student.config import StudentConfig
+from stages.student.neck_config import SohoNeckConfig
+
+RECIPE: dict[str, Any] = {
+    "micro_batch_size": 3, "micro_batches_per_step": 8, "clip_norm": 2.0, "zero_stage": 2,
+}
+
+
+def _given(folder: Path, settings: object) -> PretrainConfig:
+    path = folder / "ds_config.json"
+    path.write_text(json.dumps(settings))
+    return PretrainConfig(**RECIPE, ds_config=str(path))
+
+
+def test_the_recipes_settings_by_hand() -> None:
+    """Oracle: 8 micro-batches of 3 on 4 ranks are 2 turns a rank; on 3 ranks 3, of which one counts
+    nothing. Neither half precision is on, and DeepSpeed prints nothing."""
+    for world_size, turns in ((4, 2), (3, 3)):
+        settings = engine_settings(PretrainConfig(**RECIPE), world_size)
+        assert settings["train_micro_batch_size_per_gpu"] == 3
+        assert settings["gradient_accumulation_steps"] == turns
+        assert settings["train_batch_size"] == 3 * turns * world_size
+        assert settings["gradient_clipping"] == 2.0
+        assert settings["zero_optimization"] == {"stage": 2}
+        assert not settings["bf16"]["enabled"] and not settings["fp16"]["enabled"]
+        assert settings["steps_per_print"] > 10**6
+        assert "amp" not in settings
+
+
+def test_fp16_finds_its_scale_and_apex_is_o1() -> None:
+    """Oracle: DeepSpeed's documentation: loss_scale 0 is dynamic scaling; amp passes opt_level on
+    to apex."""
+    settings = engine_settings(PretrainConfig(precision="fp16"), 1)
+    assert settings["fp16"] == {"enabled": True, "loss_scale": 0}
+    settings = engine_settings(PretrainConfig(precision="apex-o1", zero_stage=0), 1)
+    assert settings["amp"] == {"enabled": True, "opt_level": "O1"}
+
+
+@pytest.mark.parametrize(
+    "settings, key, got, expected, field",
+    [
+        ({"train_batch_size": 99}, "train_batch_size", "99", "24", "micro_batches_per_step = 8"),
+        ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu", "4", "3",
+         "micro_batch_size = 3"),
+        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps", "1", "4",
+         "micro_batches_per_step = 8"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping", "1.0", "2.0", "clip_norm = 2.0"),
+        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage", "3", "2",
+         "zero_stage = 2"),
+        ({"bf16": {"enabled": True}}, "bf16.enabled", "true", "false", "precision = fp32"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled", "true", "false", "precision = fp32"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer", '{"type": "Adam"}', "none", "AdamwSgd"),
+        ({"scheduler": {"type": "WarmupLR"}}, "scheduler", "WarmupLR", "none", "pretrain.warmup"),
+    ],
+)
+def test_a_file_that_contradicts_the_recipe(
+    tmp_path: Path, settings: dict[str, Any], key: str, got: str, expected: str, field: str
+) -> None:
+    """Oracle: ValueError with file, key, both values and the recipe's field."""
+    with pytest.raises(ValueError) as error:
+        engine_settings(_given(tmp_path, settings), 2)
+    told = str(error.value)
+    assert told.startswith(f"{tmp_path}/ds_config.json: got {key} = ") and got in told
+    assert f"expected {expected}" in told and field in told
+
+
+def test_what_the_recipe_does_not_speak_of_is_passed_on(tmp_path: Path) -> None:
+    """Oracle: the file, key by key; "auto" and what agrees become the recipe's values, and an
+    "auto" that the recipe knows nothing of is left to DeepSpeed's default."""
+    given = {
+        "train_batch_size": "auto", "train_micro_batch_size_per_gpu": 3,
+        "gradient_clipping": "auto", "bf16": {"enabled": "auto"},
+        "zero_optimization": {
+            "stage": "auto", "reduce_bucket_size": 1000, "allgather_bucket_size": "auto",
+            "offload_optimizer": {"device": "cpu"},
+        },
+        "comms_logger": {"enabled": True}, "steps_per_print": 5,
+    }
+    settings = engine_settings(_given(tmp_path, given), 2)
+    assert settings["train_batch_size"] == 24 and settings["gradient_clipping"] == 2.0
+    assert settings["bf16"] == {"enabled": False}
+    assert settings["zero_optimization"] == {
+        "stage": 2, "reduce_bucket_size": 1000, "offload_optimizer": {"device": "cpu"}
+    }
+    assert settings["comms_logger"] == {"enabled": True} and settings["steps_per_print"] == 5
+    assert not settings["zero_force_ds_cpu_optimizer"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", None])
+def test_a_file_that_is_none(tmp_path: Path, text: str | None) -> None:
+    """Oracle: ValueError that names field and path, for broken JSON, a list and no file."""
+    path = tmp_path / "ds_config.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=f"pretrain.ds_config: got .*{path}"):
+        engine_settings(PretrainConfig(ds_config=str(path)), 1)
+
+
+def test_another_file_is_another_run(tmp_path: Path) -> None:
+    """Oracle: the word that tells the conductor to train again follows the file's bytes."""
+    words = []
+    for stage in (1, 2):
+        path = _given(tmp_path, {"zero_optimization": {"stage": stage}}).ds_config
+        recipe = load_recipe("toy", [f"pretrain.ds_config={path}"])
+        kind = next(k for k in stage_kinds(recipe) if k.name == "pretrain")
+        words.append(outside(recipe, kind)["pretrain.ds_config"])
+    assert words[0] != words[1]
+
+
+def test_what_a_device_has_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: ValueError naming the field; on one rank a synced BatchNorm is a local one."""
+    sync = StudentConfig(batch_norm="sync")
+    neck = StudentConfig(neck=SohoNeckConfig(batch_norm="sync"))
+    accelerator = engine.get_accelerator()
+    monkeypatch.setattr(accelerator, "device_name", lambda *_: "cpu")
+    monkeypatch.setattr(accelerator, "is_fp16_supported", lambda: False)
+    engine.check_device(PretrainConfig(), sync, 1)
+    for student, name in ((sync, "student.batch_norm"), (neck, "student.neck.batch_norm")):
+        with pytest.raises(ValueError, match=f"{name}: got sync on 2 ranks"):
+            engine.check_device(PretrainConfig(), student, 2)
+    with pytest.raises(ValueError, match="pretrain.precision: got fp16 on a cpu"):
+        engine.check_device(PretrainConfig(precision="fp16"), StudentConfig(), 1)
+
+
+def test_apex_has_to_be_nvidias_and_deepspeed_to_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the package's kind, as the doctor tells it, and DeepSpeed's own list of what it has
+    removed. Nothing is raised where both are as they should be."""
+    monkeypatch.setattr(deepspeed_config, "_REMOVED_TOP_LEVEL_CONFIG_KEYS", {}, raising=False)
+    for kind in ("impostor", "absent"):
+        monkeypatch.setattr(apex_package, "look", lambda kind=kind: (kind, "what it is"))
+        with pytest.raises(ValueError, match="apex is what it is; expected NVIDIA's"):
+            apex_package.require_apex()
+    monkeypatch.setattr(apex_package, "look", lambda: ("nvidia", ""))
+    apex_package.require_apex()
+    removed = {"amp": "removed"}
+    monkeypatch.setattr(deepspeed_config, "_REMOVED_TOP_LEVEL_CONFIG_KEYS", removed, raising=False)
+    with pytest.raises(ValueError, match=importlib.metadata.version("deepspeed")):
+        apex_package.require_apex()
+
+
+def test_precisions_that_a_stage_has_not() -> None:
+    """Oracle: ValueError naming both fields."""
+    with pytest.raises(ValueError, match="precision: got fp16 with zero_stage 0"):
+        PretrainConfig(precision="fp16", zero_stage=0)
+    with pytest.raises(ValueError, match="precision: got apex-o1 with zero_stage 1"):
+        PretrainConfig(precision="apex-o1")
