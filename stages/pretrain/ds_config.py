@@ -20,9 +20,12 @@ OURS_ALONE = {
     "optimizer": "AdamwSgd with the rates, decays and betas of pretrain",
     "scheduler": "pretrain.schedule, pretrain.warmup and pretrain.num_steps",
     "elasticity": "any number of ranks, by pretrain.micro_batches_per_step",
-    "universal_checkpoint": "checkpoints that other numbers of ranks can read anyway",
+    "checkpoint.load_universal": "checkpoints that other numbers of ranks can read anyway",
+    "torch_autocast": "pretrain.precision",
+    "amp": "pretrain.precision",
+    "data_types.buffer_dtype": "float32 statistics and codes under any precision",
 }
-"""Sections of DeepSpeed's for what the recipe, or Boxless, does; a file may not have them."""
+"""Settings of DeepSpeed's for what the recipe, or Boxless, does; a file may not have them."""
 DEFAULTS: dict[str, Any] = {
     "steps_per_print": 10**9,
     "zero_allow_untested_optimizer": True,
@@ -39,10 +42,11 @@ def engine_settings(config: PretrainConfig, world_size: int) -> dict[str, Any]:
     ours = recipe_settings(config, world_size)
     given = read_settings(Path(config.ds_config)) if config.ds_config else {}
     for section, instead in OURS_ALONE.items():
-        if section in given:
+        got = _at(given, tuple(section.split(".")))
+        if got is not None:
             raise ValueError(
-                f"{config.ds_config}: got {section} = {json.dumps(given[section])}, expected none, "
-                f"as the recipe has {instead}; remove it from the file"
+                f"{config.ds_config}: got {section} = {json.dumps(got)}, expected none, as the "
+                f"recipe has {instead}; remove it from the file"
             )
     for path, wanted in _leaves(ours):
         got = _at(given, path)

@@ -93,8 +93,8 @@ def check_device(config: PretrainConfig, student: StudentConfig, world_size: int
 def make_engine(model: PretrainModel, config: PretrainConfig, world_size: int) -> Any:
     """The DeepSpeed engine (deepspeed.DeepSpeedEngine, which has no types).
 
-    The student is made whole on every rank and only then cut up by ZeRO 3: the largest of them are
-    a gigabyte, and a student that starts from published weights is the same on any number of ranks.
+    The student is made whole on every rank and only then cut up by ZeRO 3: the largest is less than
+    a gigabyte, and one that starts from published weights is then the same on all ranks.
     """
     checkpoint_activations(model.student, config.checkpoint_activations)
     engine, *_ = deepspeed.initialize(

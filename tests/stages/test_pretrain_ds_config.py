@@ -68,6 +68,9 @@ def test_fp16_finds_its_scale_and_apex_is_o1() -> None:
         ({"bf16": {"enabled": True}}, "bf16.enabled", "true", "false", "precision = fp32"),
         ({"fp16": {"enabled": True}}, "fp16.enabled", "true", "false", "precision = fp32"),
         ({"optimizer": {"type": "Adam"}}, "optimizer", '{"type": "Adam"}', "none", "AdamwSgd"),
+        ({"torch_autocast": {"enabled": True}}, "torch_autocast", "true", "none", "precision"),
+        ({"data_types": {"buffer_dtype": "bf16"}}, "data_types.buffer_dtype", '"bf16"', "none",
+         "float32 statistics"),
         ({"scheduler": {"type": "WarmupLR"}}, "scheduler", "WarmupLR", "none", "pretrain.warmup"),
     ],
 )

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from pretrain_fixtures import (
 )
 from pretrain_ranks import Ranks
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.gradients import PARTS, part_of
+from stages.pretrain.gradients import PARTS, GradientNorms, part_of
 from stages.student.network import Student
 
 RUN = PretrainConfig(
@@ -100,6 +101,32 @@ def test_zero_changes_nothing(
     the other stages, over two turns a step, up to rounding."""
     assert ranks(replace(RUN, zero_stage=stage), tmp_path, world_size=2) == DONE
     _assert_close_runs(tmp_path, undisturbed)
+
+
+def test_norms_without_zero_are_those_of_pytorch() -> None:
+    """Oracle: torch.nn.utils.get_total_norm over the parameters picked by name; those without a
+    gradient add nothing."""
+    student = tiny_student()
+    random = torch.Generator().manual_seed(3)
+    for number, (_, parameter) in enumerate(student.named_parameters()):
+        if number % 3:
+            parameter.grad = torch.randn(parameter.shape, generator=random)
+    engine = SimpleNamespace(
+        module=student, optimizer=None, device="cpu", fp16_enabled=lambda: False,
+        zero_offload_optimizer=lambda: None, zero_optimization=lambda: False,
+        zero_optimization_stage=lambda: 0,
+    )
+    heads = ("mlm_head", "itm_head", "object_head", "align_head")
+    starts = {
+        "cnn": ("grid.resnet",), "transformer": ("embeddings", "fusion"), "heads": heads,
+        "cells": ("grid.project", "cell_norm", "mask_cell"), "": ("",),
+    }
+    norms = GradientNorms(engine, student).norms()
+    assert len(norms) == len(starts)
+    for part, start in starts.items():
+        gradients = [p.grad for n, p in student.named_parameters() if n.startswith(start)]
+        expected = torch.nn.utils.get_total_norm([g for g in gradients if g is not None]).item()
+        assert norms[f"grad_norm/{part}".rstrip("/")] == pytest.approx(expected, rel=1e-5), part
 
 
 def test_every_parameter_has_its_part() -> None:
