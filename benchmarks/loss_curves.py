@@ -2,12 +2,13 @@
 
     make curves, or python -m benchmarks.loss_curves [--steps 12] [--only NAME ...]
 
-A tiny student with a visual dictionary learns from toy scenes, on CPUs. Printed for each kind are
-the largest differences of loss and of the gradient's norm from the first kind's, step by step and
-relative, and whether each is within its tolerance; if one is not, the exit status is 1. In all but
-the last kinds the step has the same four micro-batches. Those have others of as many samples, so
-that BatchNorm, strange captions and masks differ: what is compared then is the mean loss of each
-third of the run, beside how far other seeds are apart.
+A tiny student with a visual dictionary learns from toy scenes that no teacher has labelled (so MLM,
+ITM and MVM), on CPUs. Printed for each kind are the largest differences of loss and of the
+gradient's norm from the first kind's, step by step and relative, and whether each is within its
+tolerance; if one is not, the exit status is 1. In all but the last kinds the step has the same four
+micro-batches. Those have others of as many samples, so that BatchNorm, strange captions and masks
+differ: what is compared then is the mean loss of each third of the run, beside how far other seeds
+are apart.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def main() -> int:
 
 
 def configured(num_steps: int) -> PretrainConfig:
-    """All objectives, the dictionary's too, over 32 pictures a step."""
+    """32 pictures a step."""
     return PretrainConfig(
         num_steps=num_steps, micro_batch_size=8, micro_batches_per_step=4, captions_per_picture=2,
         checkpoint_steps=num_steps, log_steps=1, lr_transformer=1e-3, lr_cnn=0.01,
