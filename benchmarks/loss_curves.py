@@ -31,9 +31,10 @@ from stages.pretrain.config import MvmConfig, PretrainConfig
 from stages.pretrain.metrics import read_metrics
 from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
 
-ROUNDING, HALF, OTHER_BATCHES = 1e-4, 2e-2, 1e-1
-"""Tolerances of losses: sums in another order; bfloat16's 8 bits; other micro-batches."""
-NORM_FACTOR = 10
+ROUNDING, HALF, OTHER_BATCHES = 1e-5, 1e-1, 1e-1
+"""Tolerances of losses: sums in another order; bfloat16's 8 bits, by which cells take other codes;
+other micro-batches."""
+NORM_FACTOR = 5
 """How much wider the tolerance of the gradient's norm is."""
 CUT_ALL = {
     "zero_optimization": {
