@@ -38,7 +38,8 @@ from stages.distill.teacher.families import VG_D2
 from stages.distill.teacher.faster_rcnn import FasterRCNN
 from stages.distill.teacher.weights import num_names, read_net
 from stages.student.config import StudentConfig
-from stages.student.network import Student, make_student
+from stages.student.make import make_student
+from stages.student.network import Student
 from stages.student.pictures import load_picture, stack_pictures
 
 CPU = torch.device("cpu")

@@ -36,7 +36,7 @@ from stages.pretrain.config import MlmConfig, MvmConfig, OmvmConfig, PraConfig, 
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.student.config import StudentConfig
 from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
-from stages.student.network import make_student
+from stages.student.make import make_student
 from stages.student.soho_checkpoint import official_name
 
 NUM_PICTURES, NUM_CAPTIONS, NUM_TOKENS = 2, 4, 16

@@ -31,7 +31,8 @@ from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.stopping import Watch
 from stages.pretrain.weights import save_student
 from stages.student.config import StudentConfig
-from stages.student.network import Student, make_student
+from stages.student.make import make_student
+from stages.student.network import Student
 
 TOKENIZER = "tokenizer"
 

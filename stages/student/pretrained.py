@@ -1,6 +1,6 @@
 """Published weights: a ResNet and a BERT by name, by folder, or (the ResNet) by file.
 
-Reached from `stages.student.network`, and from `pipeline.conduct`, which asks `check_pretrained`
+Reached from `stages.student.make`, and from `pipeline.conduct`, which asks `check_pretrained`
 before any stage starts: a name that cannot be had should not be found out after days of distilling.
 A name is looked for here first, then in the Hugging Face cache, then on the hub.
 """

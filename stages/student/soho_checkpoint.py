@@ -1,24 +1,21 @@
 """Checkpoints of the released SOHO code (`soho_res18_*.pth`): read into a student, and written.
 
-Reached from `stages.student.network` (`student.soho_checkpoint`). The names are those of
-researchmm/soho, 95824a8: backbone in torchvision's layout, neck, BERT, two heads.
+Reached from `stages.student.make` (`student.soho_checkpoint`) and `pipeline.export`. The names are
+those of researchmm/soho, 95824a8: backbone in torchvision's layout, neck, BERT, two heads.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from sharding.atomic import replacing
 from stages.student.checkpoint_file import read_checkpoint
 from stages.student.dictionary import Dictionary
+from stages.student.network import Student
 from stages.student.resnets import torchvision_name
-
-if TYPE_CHECKING:
-    from stages.student.network import Student
 
 RENAMED = (
     (r"grid\.project\.", "neck.conv.conv."),
@@ -124,6 +121,5 @@ def write_soho_checkpoint(student: Student, path: Path) -> None:
             own = weight.detach().cpu()
             weights[official] = own[None] if official == "neck.mask_emb.weight" else own
     weights[TIED[0]] = weights[TIED[1]]
-    beside = path.with_name(f"{path.name}.tmp")
-    torch.save({"meta": {}, "state_dict": weights}, beside)
-    os.replace(beside, path)
+    with replacing(path) as file:
+        torch.save({"meta": {}, "state_dict": weights}, file)

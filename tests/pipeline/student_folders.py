@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from stages.student.config import StudentConfig
-from stages.student.network import Student, make_student
+from stages.student.make import make_student
+from stages.student.network import Student
 from stages.student.tokenizer import train_tokenizer
 
 TEXT = "a red circle left of a blue square"

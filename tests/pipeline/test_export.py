@@ -20,7 +20,7 @@ from pipeline.export.plain_pickle import pickled
 from pipeline.export.vl_interpret import example_of
 from pipeline.inside.given import Given, open_student
 from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
-from stages.student.network import make_student
+from stages.student.make import make_student
 from stages.student.pictures import load_picture, stack_pictures
 
 SOHO = replace(

@@ -23,7 +23,8 @@ from stages.ingest.source import Picture
 from stages.ingest.toy import COLOURS, SHAPES, SIDE_PX, ToySource
 from stages.pretrain.batch import Batch
 from stages.student.config import StudentConfig
-from stages.student.network import Student, make_student
+from stages.student.make import make_student
+from stages.student.network import Student
 from stages.student.tokenizer import train_tokenizer
 
 FEATURE_SIZE = 6

@@ -17,7 +17,8 @@ from stages.pretrain.batch import Batch
 from stages.pretrain.config import ItmConfig, MlmConfig, MvmConfig
 from stages.student.config import StudentConfig
 from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
-from stages.student.network import Student, make_student
+from stages.student.make import make_student
+from stages.student.network import Student
 
 GOLDEN = dict(np.load(Path(__file__).parent.parent / "data/golden/soho_official_tiny.npz"))
 RELEASED_NECK = SohoNeckConfig(

@@ -17,7 +17,8 @@ from stages.pretrain.config import PretrainConfig
 from stages.pretrain.optimizer import make_optimizer
 from stages.student.neck import cells_inside_released, padding_aware_positions
 from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
-from stages.student.network import Student, make_student
+from stages.student.make import make_student
+from stages.student.network import Student
 from stages.student.soho_checkpoint import official_name, write_soho_checkpoint
 
 SOHO = replace(TINY, neck=SohoNeckConfig(dictionary=DictionaryConfig(num_codes=12)))

@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
 
 from pretrain_fixtures import TINY, tiny_student, toy_samples, toy_tokenizer
 from stages.student.config import StudentConfig
-from stages.student.network import Student, make_student
+from stages.student.make import make_student
+from stages.student.network import Student
 from stages.student.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer
 
 PIXELS = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,8 @@ from pretrain_fixtures import TINY, tiny_student, toy_samples, toy_tokenizer, wr
 from sharding.source import Source, open_source
 from stages.pretrain.data import make_tokenizer
 from stages.student.extend import extend
-from stages.student.network import Student, make_student
+from stages.student.make import make_student
+from stages.student.network import Student
 from stages.student.processor import StudentProcessor
 from stages.student.spans import add_person_tags, encode_spans
 

@@ -19,7 +19,8 @@ from pipeline.recipe import load_recipe
 from pipeline.run_folder import RunFolder
 from pretrain_fixtures import TINY, toy_tokenizer
 from stages.student.config import StudentConfig
-from stages.student.network import Student, make_student
+from stages.student.make import make_student
+from stages.student.network import Student
 from stages.student.pretrained import check_pretrained
 from stages.student.resnets import resnet_config, torchvision_name
 
@@ -85,7 +86,8 @@ def test_a_file_in_torchvisions_layout(tmp_path: Path, block: str, prefix: str) 
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         features = student.grid.resnet(pixels).last_hidden_state
-        assert torch.equal(features, net(pixels).last_hidden_state)
+        # Rounding apart: in evaluation a BatchNorm is part of its convolution's weights.
+        torch.testing.assert_close(features, net(pixels).last_hidden_state, rtol=1e-4, atol=1e-4)
     assert student.grid.cell_px == 32
 
 
