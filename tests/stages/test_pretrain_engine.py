@@ -1,4 +1,4 @@
-"""ZeRO 0 to 3 under real DeepSpeed on two ranks: the same training, and its norms.
+"""ZeRO 0 to 3 and 16 bits under real DeepSpeed on two ranks: the same training, and its norms.
 
 `make curves` compares longer curves and more kinds; here are a few cells of its table.
 """
@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from safetensors.torch import load_file
 
 from pretrain_fixtures import (
@@ -184,3 +185,48 @@ def test_checkpointing_changes_nothing_under_zero_3(
     assert ranks(config, tmp_path, world_size=2) == DONE
     mine, theirs = _weights(tmp_path), _weights(undisturbed)
     assert not [name for name in mine if not torch.equal(mine[name], theirs[name])]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_bf16_keeps_statistics_and_can_be_saved_whole(
+    ranks: Ranks, zero_3: PretrainConfig, undisturbed: Path, tmp_path: Path, stage: int
+) -> None:
+    """Oracle: the losses of fp32 within 1 %; the saved weights are the optimizer's float32 ones,
+    values that bfloat16 has not, and so are BatchNorm's statistics."""
+    config = replace(
+        zero_3 if stage else RUN, zero_stage=stage, precision="bf16", save_precision="fp32"
+    )
+    assert ranks(config, tmp_path, world_size=2) == DONE
+    frozen = ("grid.resnet.embedder", "grid.resnet.encoder.stages.0")
+    for name, value in _weights(tmp_path).items():
+        if value.is_floating_point() and value.numel() > 8 and not name.startswith(frozen):
+            assert value.dtype == torch.float32
+            whole = not torch.equal(value, value.bfloat16().float())
+            assert whole or not value.any() or name.endswith("token_type_embeddings.weight"), name
+    lines, others = (
+        read_lines(r / "pretrain" / "metrics.jsonl") for r in (tmp_path, undisturbed)
+    )
+    for line, other_line in zip(lines, others):
+        assert line["loss"] == pytest.approx(other_line["loss"], rel=0.01)
+
+
+@pytest.mark.skipif(not get_accelerator().is_fp16_supported(), reason="this processor has no fp16")
+def test_steps_that_overflow_count_and_change_nothing(ranks: Ranks, tmp_path: Path) -> None:
+    """Oracle: DeepSpeed's rule. From a scale of 2^32 every gradient overflows: no step is taken,
+    none counts as a loss that is not finite, each halves the scale; the samples count as seen and
+    the rate is that of the step, on all lines; weights are those of the start."""
+    path = tmp_path / "ds_config.json"
+    fp16 = {"initial_scale_power": 32, "hysteresis": 1}
+    path.write_text(json.dumps({"fp16": fp16}))
+    config = replace(RUN, precision="fp16", ds_config=str(path), num_steps=2)
+    assert ranks(config, tmp_path / "two", world_size=2) == DONE
+    lines = read_lines(tmp_path / "two" / "pretrain" / "metrics.jsonl")
+    assert [line["overflow_steps"] for line in lines] == [1, 2]
+    assert [line["loss_scale"] for line in lines] == [2.0 ** 31, 2.0 ** 30]
+    assert [line["pictures"] for line in lines] == [12, 24]
+    assert lines[0]["lr_factor"] > lines[1]["lr_factor"] > 0
+    assert ranks(replace(config, num_steps=1), tmp_path / "one", world_size=2) == DONE
+    one, two = _weights(tmp_path / "one"), _weights(tmp_path / "two")
+    for name in one:
+        if "running_" not in name and not name.endswith("num_batches_tracked"):
+            assert torch.equal(one[name], two[name]), name
