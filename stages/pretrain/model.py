@@ -29,6 +29,9 @@ class PretrainModel(nn.Module):
         super().__init__()
         self.student = student
         self.objectives = objectives
+        # The words that MLM tells give their matrix a dense gradient. Beside it that of the words
+        # that are read need not be one of as many rows, nearly all of them zero.
+        student.embeddings.word_embeddings.sparse = "mlm" in objectives
 
     def forward(
         self, batch: Batch, counts: bool = True

@@ -87,6 +87,26 @@ def test_objectives_read_what_they_say() -> None:
         torch.testing.assert_close(results[1][name], plain, rtol=0, atol=1e-5 * largest + 1e-6)
 
 
+@pytest.mark.parametrize("is_labelled", [True, False])
+def test_the_words_that_are_read(is_labelled: bool) -> None:
+    """The lookup's gradient as a matrix of all words, also where MLM has nothing to tell. What
+    comes to the optimizer is dense in both."""
+    gradients = []
+    for sparse in (False, True):
+        batch = golden_batch("train")
+        if not is_labelled:
+            batch.mlm_labels = torch.full_like(batch.mlm_labels, -100)
+        torch.manual_seed(0)
+        model = _model(batch)
+        assert model.student.embeddings.word_embeddings.sparse
+        model.student.embeddings.word_embeddings.sparse = sparse
+        model(batch)[0].backward()
+        gradient = model.student.word_embeddings.grad
+        assert gradient is not None and gradient.layout == torch.strided and gradient.any()
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+
 def test_frozen_stages_as_one_convolution_each() -> None:
     """Normalisation as a layer of its own, and the memory format left alone, once while the later
     stages learn, once where nothing does."""
