@@ -63,7 +63,11 @@ class StudentProcessor:
         """From a student folder. Raises ValueError where that has no such file, or a broken one."""
         path = Path(folder) / FILE
         if not path.is_file():
-            raise ValueError(f"{path}: got no such file, expected a folder that a student is in")
+            raise ValueError(
+                f"{path}: got no such file, expected a folder that a student is in; for one that an "
+                "earlier Boxless saved, StudentProcessor.of(student, load_tokenizer(FOLDER))"
+                ".save_pretrained(FOLDER) writes it"
+            )
         settings = json.loads(path.read_text())
         missing = [name for name in SIZES if not isinstance(settings.get(name), int)]
         if missing:
