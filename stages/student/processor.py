@@ -64,8 +64,8 @@ class StudentProcessor:
         path = Path(folder) / FILE
         if not path.is_file():
             raise ValueError(
-                f"{path}: got no such file, expected a folder that a student is in; for one that an "
-                "earlier Boxless saved, StudentProcessor.of(student, load_tokenizer(FOLDER))"
+                f"{path}: got no such file, expected a folder that a student is in; for one that "
+                "an earlier Boxless saved, StudentProcessor.of(student, load_tokenizer(FOLDER))"
                 ".save_pretrained(FOLDER) writes it"
             )
         settings = json.loads(path.read_text())
