@@ -81,6 +81,13 @@ def _chance(num_all: int, num_right: int, k: int) -> float:
     return 1 - math.comb(num_all - num_right, k) / math.comb(num_all, k)
 
 
+def _shown(wrong: list[int], right: list[int], num_shown: int) -> list[int]:
+    """The first ones of both, in order: up to half that went wrong, more where too few went right.
+    """
+    wrong = wrong[: max(num_shown // 2, num_shown - len(right))]
+    return sorted(wrong + right[: num_shown - len(wrong)])
+
+
 def gallery(
     scores: torch.Tensor,
     picture_of: torch.Tensor,
@@ -93,7 +100,6 @@ def gallery(
     ranked = scores.argsort(dim=0, descending=True, stable=True)
     wrong = (ranked[0] != picture_of).nonzero()[:, 0].tolist()
     right = (ranked[0] == picture_of).nonzero()[:, 0].tolist()
-    wrong = wrong[: max(num_shown // 2, num_shown - len(right))]
     return [
         {
             "text": texts[text],
@@ -104,7 +110,7 @@ def gallery(
                 for n in ranked[:5, text].tolist()
             ],
         }
-        for text in sorted(wrong + right[: num_shown - len(wrong)])
+        for text in _shown(wrong, right, num_shown)
     ]
 
 
@@ -123,9 +129,8 @@ def captions_found(
     have = own.any(dim=1)
     wrong = (have & ~own[:, 0]).nonzero()[:, 0].tolist()
     right = (have & own[:, 0]).nonzero()[:, 0].tolist()
-    wrong = wrong[: max(num_shown // 2, num_shown - len(right))]
     found = []
-    for n in sorted(wrong + right[: num_shown - len(wrong)]):
+    for n in _shown(wrong, right, num_shown):
         rank = int(own[n].int().argmax())
         found.append(
             {
