@@ -6,7 +6,8 @@
 SOHO's headline (arXiv 2104.03135): ten times faster than region-based inference. Here the regions
 are those of our teacher, R101-C4 with 1600 classes, and go with a text of 16 pieces through a
 12-layer Transformer of width 768; the students are ResNet-101 with 12 layers and ResNet-18 with 3,
-of the same Transformer layers. Same JPEG, same 600 x 800 pixels, one picture at a time, single
+of the same Transformer layers, each as it is and with its CNN through torch.compile
+(`Grid.compile_for_scoring`). Same JPEG, same 600 x 800 pixels, one picture at a time, single
 precision; weights are made up, which changes no kernel. All take turns within a round; printed are
 medians of the clock and of all threads (CPU), the parts of one more pass, and the ratio, which
 hangs on the number of proposals: 1000 are detectron2's, 300 the first bottom-up attention's.
@@ -27,12 +28,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
+from benchmarks.clocks import wall_clock
 from benchmarks.detector_weights import make_weights
 from benchmarks.soho_step import RES18, SIZES, Took, measured
-from benchmarks.teacher import Part, our_parts, read_photograph, stopwatch
+from benchmarks.teacher import Part, measure_peaks, our_parts, read_photograph, stopwatch
 from stages.distill.teacher.detect import Teacher
 from stages.distill.teacher.families import VG_D2
 from stages.distill.teacher.faster_rcnn import FasterRCNN
@@ -139,10 +142,12 @@ class ByRegions:
 class EndToEnd:
     """JPEG, CNN, Transformer: of its last layer only what the score is read from."""
 
-    def __init__(self, config: StudentConfig) -> None:
-        self.config = config
+    def __init__(self, config: StudentConfig, *, is_compiled: bool = False) -> None:
+        self.config, self.is_compiled = config, is_compiled
         self.student: Student = make_student(config, vocab_size=VOCAB_SIZE, pad_id=0,
                                              label_names=["thing"], feature_size=8).eval()
+        if is_compiled:
+            self.student.grid.compile_for_scoring()
 
     def load(self, jpeg: bytes) -> np.ndarray:
         """Decode and resize: uint8 [H, W, 3]."""
@@ -188,11 +193,13 @@ def main() -> None:
     }
     for name, config in size.students.items():
         ways[name] = EndToEnd(config)
+        ways[f"{name}, compiled"] = EndToEnd(config, is_compiled=True)
     print(f"CPU, {options.threads} threads, torch {torch.__version__}, {options.rounds} rounds")
     with torch.inference_mode():
         show_ratios(ways, lambda way: way.score(file.getvalue(), tokens), options.rounds)
+        peak = max(measure_peaks(CPU, wall_clock).values())
         for name, way in ways.items():
-            show_parts(name, way, lambda: way.score(file.getvalue(), tokens))
+            show_parts(name, way, lambda: way.score(file.getvalue(), tokens), peak)
 
 
 def show_ratios(ways: dict[str, ByRegions | EndToEnd],
@@ -206,7 +213,7 @@ def show_ratios(ways: dict[str, ByRegions | EndToEnd],
                 took[name].append(seconds)
     for name, all_took in took.items():
         clock, cpu = (statistics.median(one[i] for one in all_took) for i in (0, 1))
-        print(f"{name:20} {clock:7.2f} s, CPU {cpu:7.2f} s")
+        print(f"{name:29} {clock:7.2f} s, CPU {cpu:7.2f} s")
         for other, way in ways.items():
             if isinstance(way, ByRegions) and not isinstance(ways[name], ByRegions):
                 ratios = [sorted(a[i] / b[i] for a, b in zip(took[other], all_took))
@@ -216,12 +223,21 @@ def show_ratios(ways: dict[str, ByRegions | EndToEnd],
                     for all_of in ratios) + " times as long (clock, CPU)")
 
 
-def show_parts(name: str, way: ByRegions | EndToEnd, run: Callable[[], object]) -> None:
-    """Prints where one pass goes, in seconds of all threads."""
+def show_parts(
+    name: str, way: ByRegions | EndToEnd, run: Callable[[], object], peak: float
+) -> None:
+    """Prints where one pass goes, in seconds of all threads, and its arithmetic beside `peak`
+    (floating point operations a second); what is compiled does the same arithmetic."""
     with stopwatch(way.parts(), time.process_time) as seconds:
         whole = measured(run, CPU).cpu
     found = f", {way.num_found} regions" if isinstance(way, ByRegions) else ""
     print(f"{name}{found}: CPU {whole:.2f} s")
+    if isinstance(way, ByRegions) or not way.is_compiled:
+        with FlopCounterMode(display=False) as counter:
+            run()
+        work = counter.get_total_flops()
+        print(f"    seconds of the clock for {work / 1e9:.0f} GFLOP at this machine's peak, "
+              f"{peak / 1e9:.0f} GFLOP/s: {work / peak:.2f}")
     for part, one in [*seconds.items(), ("the rest", whole - sum(seconds.values()))]:
         print(f"    {part:20} {one:7.3f} s {one / whole:5.0%}")
 

@@ -97,10 +97,8 @@ def _batches(num_samples: int, batch_size: int, seed: int) -> Iterator[np.ndarra
 def _logits(looker: Looker, samples: Sequence[Sample]) -> torch.Tensor:
     """The matching head on each sample's picture with its first caption: [B, 2]."""
     tokens, _ = looker.read(sample.info["captions"][0] for sample in samples)
-    hidden = looker.student.fuse(
-        looker.see(samples), picture=torch.arange(len(samples)), tokens=tokens
-    )
-    return looker.student.itm_head(hidden.text[:, 0])
+    cells, picture = looker.see(samples), torch.arange(len(samples))
+    return looker.match(cells, picture, tokens)
 
 
 def _labels(samples: Sequence[Sample]) -> torch.Tensor:

@@ -24,7 +24,7 @@ def score_matrix(
 ) -> torch.Tensor:
     """How well each text fits each picture: float [N, M], the matching head's log odds.
 
-    The CNN runs once a picture; the last layer of the fusion gives [CLS] alone.
+    The CNN runs once a picture.
     """
     tokens, _ = looker.read(texts)
     rows = []
@@ -34,12 +34,7 @@ def score_matrix(
             parts = []
             for part in tokens.split(pairs_per_batch):
                 picture = torch.zeros(len(part), dtype=torch.long)
-                read = torch.zeros(len(part), part.shape[1] + cells.inside.shape[1])
-                read[:, 0] = 1
-                hidden = looker.student.fuse(
-                    cells, picture=picture, tokens=part, read=read.bool()
-                )
-                logits = looker.student.itm_head(hidden.text[:, 0])
+                logits = looker.match(cells, picture, part)
                 parts.append(logits[:, 1] - logits[:, 0])
             rows.append(torch.cat(parts))
             progress.advance()

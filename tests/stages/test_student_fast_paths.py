@@ -5,6 +5,7 @@ Oracle of all: the plain way, written out here or taken by switching the saving 
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 from unittest import mock
 
@@ -138,3 +139,27 @@ def test_frozen_stages_as_one_convolution_each() -> None:
     for name, value in expected.items():
         largest = float(value.abs().max())
         torch.testing.assert_close(got[name], value, rtol=0, atol=1e-4 * largest)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile has no C++ compiler here")
+def test_the_cnn_compiled_for_scoring() -> None:
+    """Oracle: the same CNN as it is, on pictures of one size, of another one, and of two."""
+    torch.manual_seed(0)
+    net = new_student().grid
+    with pytest.raises(RuntimeError, match=r"got a CNN in training, call eval\(\) first"):
+        net.compile_for_scoring()
+    net.eval()
+    batches = [
+        (torch.randn(2, 3, height, width), torch.tensor([[height, width], second]))
+        for height, width, second in ((64, 96, [64, 96]), (96, 64, [96, 64]), (96, 96, [64, 96]))
+    ]
+    with torch.inference_mode():
+        expected = [net(*batch) for batch in batches]
+    net.compile_for_scoring()
+    with mock.patch.object(net, "_features", side_effect=net._features) as plainly:
+        got = [net(*batch) for batch in batches]
+    assert plainly.call_count == 1 and plainly.call_args.args[1] is not None
+    for value, own in zip(expected, got):
+        torch.testing.assert_close(own, value, rtol=0, atol=1e-5 * float(value.abs().max()))
+    net.train()(batches[0][0]).sum().backward()
+    assert len(_gradients(net)) > 40  # one stage is frozen
