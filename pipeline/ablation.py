@@ -79,9 +79,9 @@ def variant_recipe(recipe: Recipe, name: str, seed: int) -> Recipe:
     """The recipe with another seed, with or without dictionary and objects, all else the same.
 
     The settings of both are the recipe's own. Where it has no dictionary, recipe soho-toy's stands
-    in; an objective whose weight is 0 there has weight 1 in the variants that have it.
+    in; an objective whose weight is 0 there has that of both-toy in the variants that have it.
     """
-    variant, pretrain = VARIANTS[name], recipe.pretrain
+    variant, pretrain, usual = VARIANTS[name], recipe.pretrain, load_recipe("both-toy").pretrain
     return replace(
         recipe,
         name=f"{recipe.name}-{name}-{seed}",
@@ -89,9 +89,9 @@ def variant_recipe(recipe: Recipe, name: str, seed: int) -> Recipe:
         student=replace(recipe.student, neck=_neck(recipe, variant)),
         pretrain=replace(
             pretrain,
-            mvm=_switched(pretrain.mvm, variant.has_dictionary),
-            omvm=_switched(pretrain.omvm, variant.has_objects),
-            pra=_switched(pretrain.pra, variant.has_objects),
+            mvm=_switched(pretrain.mvm, variant.has_dictionary, usual.mvm.weight),
+            omvm=_switched(pretrain.omvm, variant.has_objects, usual.omvm.weight),
+            pra=_switched(pretrain.pra, variant.has_objects, usual.pra.weight),
         ),
     )
 
@@ -103,9 +103,9 @@ def _neck(recipe: Recipe, variant: Variant) -> NeckConfig:
     return load_recipe("soho-toy").student.neck if neck.kind == "plain" else neck
 
 
-def _switched(objective: Any, is_on: bool) -> Any:
-    """The settings of an objective with a weight, or with 0."""
-    return replace(objective, weight=(objective.weight or 1.0) if is_on else 0.0)
+def _switched(objective: Any, is_on: bool, usual_weight: float) -> Any:
+    """The settings of an objective with its weight, or the usual one if that is 0, or with 0."""
+    return replace(objective, weight=(objective.weight or usual_weight) if is_on else 0.0)
 
 
 def compare(found: dict[str, dict[str, Scores]], num_steps: int) -> dict[str, Any]:

@@ -137,14 +137,17 @@ class MvmConfig:
     """Masked visual modelling; it needs `student.neck` of kind soho."""
 
     weight: float = 0.0
-    """Factor of the loss in the sum; 0 leaves the objective out."""
+    """Factor of the loss in the sum; 0 leaves the objective out. Our recipes have 0.1 (SOHO: 1):
+    a temperature of 0.1 makes gradients ten times as large, and the CNN then learns to have codes
+    that are easily told rather than codes that tell."""
     rule: Literal["share", "released"] = "share"
     """What is hidden: codes of each pair's own until `share` of its cells is (ours), or `released`:
-    one draw a pair, one cell for the whole batch."""
+    the code of one cell for the whole batch."""
     share: float = 0.15
     """Share of a picture's cells to hide, by rule `share` (ours, BERT's for words)."""
-    probability: float = 0.015
-    """Chance of a pair to be masked, by rule `released` (SOHO's code: 0.015)."""
+    probability: float = 0.25
+    """Chance of a pair to be masked (ours; SOHO's code: 0.015). What is hidden from a pair all
+    other objectives miss too, and hidden codes are whole objects."""
     temperature: float = 0.1
     """Divides cosines of output and code (ours; SOHO's code has none, 1: the loss can then hardly
     fall below ln K - 1)."""

@@ -27,9 +27,9 @@ def test_variants_have_dictionary_and_objects_or_not() -> None:
     toy = load_recipe("toy", ["pretrain.pra.weight=0.5"])
     assert [parts(variant_recipe(toy, name, 0)) for name in ("plain", "soho", "kdvlp", "both")] == [
         ("plain", 0.0, 0.0, 0.0),
-        ("soho", 1.0, 0.0, 0.0),
+        ("soho", 0.1, 0.0, 0.0),
         ("plain", 0.0, 1.0, 0.5),
-        ("soho", 1.0, 1.0, 0.5),
+        ("soho", 0.1, 1.0, 0.5),
     ]
     soho = load_recipe("soho-toy")
     assert variant_recipe(toy, "soho", 0).student == soho.student

@@ -71,7 +71,7 @@ def test_the_loss_by_hand() -> None:
 def test_loss_and_gradient_are_those_of_a_loop() -> None:
     """Oracle: a loop over hidden cells and codes."""
     batch = random_batch(1, pictures=4, grid=GRID)
-    _hide(MvmConfig(), batch, _cells(batch, 1))
+    _hide(MvmConfig(probability=1.0), batch, _cells(batch, 1))
     hidden = torch.randn(8, 20, 7, requires_grad=True)
     codes = torch.randn(6, 7)
     losses = []
@@ -131,7 +131,7 @@ def test_codes_are_hidden_whole_until_the_share_is_reached() -> None:
         batch = random_batch(seed, pictures=6, grid=GRID)
         cells = _cells(batch, seed)
         assert cells.codes is not None
-        _hide(MvmConfig(), batch, cells, seed)
+        _hide(MvmConfig(probability=1.0), batch, cells, seed)
         assert (batch.anchors.sort(dim=1).values == torch.arange(20)).all()
         for b, wanted in enumerate(_slow_share(batch, cells, 0.15)):
             got = set(batch.masked_cells[b].nonzero()[:, 0].tolist())
@@ -170,6 +170,22 @@ def test_the_released_rule() -> None:
         labelled = batch.mvm_labels != IGNORED
         assert torch.equal(labelled, batch.masked_cells)
     assert in_padding and abs(num_drawn / 480 - 0.4) < 4 * math.sqrt(0.24 / 480)
+
+
+def test_pairs_that_are_not_drawn_see_everything() -> None:
+    """Oracle: what the rule hides from all pairs is hidden whole or not at all, about as often as
+    the probability says."""
+    num_masked = 0
+    for seed in range(40):
+        batches = [random_batch(seed, pictures=6, grid=GRID) for _ in range(2)]
+        for batch, probability in zip(batches, (1.0, 0.3)):
+            cells = _cells(batch, seed)
+            _hide(MvmConfig(probability=probability), batch, cells, seed)
+        every, some = (batch.masked_cells for batch in batches)
+        drawn = some.any(dim=1)
+        assert every.any(dim=1).all() and torch.equal(some, every & drawn[:, None])
+        num_masked += int(drawn.sum())
+    assert abs(num_masked / 480 - 0.3) < 4 * math.sqrt(0.21 / 480)
 
 
 @pytest.mark.parametrize("rule", ["share", "released"])

@@ -22,11 +22,11 @@ class Mvm(Objective):
     loss = mean over hidden cells of -log softmax_k(cos(h, code_k) / temperature)[code of the cell],
     h [D] the fusion's output at the cell.
 
-    `rule` "released" is what SOHO's code does: one draw a pair, true with `probability`, and one
-    cell of the grid for the whole batch; where both fall on a visible cell, all visible cells of
-    its code are hidden. "share" (ours) draws the cells of each pair in an order of its own; each
-    brings all cells of its code, until `share` of the picture is hidden. A code so large that more
-    than `MOST` of the picture could be hidden is passed over.
+    A pair is drawn with `probability`; all others see their whole picture. `rule` "released" is
+    what SOHO's code does: one cell of the grid for the whole batch; where it is visible in a drawn
+    pair, all visible cells of its code are hidden. "share" (ours) draws the cells of each drawn
+    pair in an order of its own; each brings all cells of its code, until `share` of the picture is
+    hidden. A code so large that more than `MOST` of the picture could be hidden is passed over.
     """
 
     name = "mvm"
@@ -40,11 +40,11 @@ class Mvm(Objective):
     ) -> None:
         """Draw `batch.anchors`: the codes of the cells are not known yet."""
         num_pairs, num_cells = batch.masked_cells.shape
+        drawn = random.random(num_pairs)[:, None] < self.config.probability
         if self.config.rule == "released":
-            drawn = random.random(num_pairs) < self.config.probability
-            anchors = np.where(drawn, random.integers(num_cells), -1)[:, None]
+            anchors = np.where(drawn, random.integers(num_cells), -1)
         else:
-            anchors = random.random((num_pairs, num_cells)).argsort(axis=1)
+            anchors = np.where(drawn, random.random((num_pairs, num_cells)).argsort(axis=1), -1)
         batch.anchors = torch.from_numpy(anchors)
 
     def hide(self, cells: Cells, batch: Batch) -> None:
@@ -94,7 +94,8 @@ class Mvm(Objective):
     def _taken_of_share(
         self, codes: torch.Tensor, seen: torch.Tensor, anchors: torch.Tensor
     ) -> torch.Tensor:
-        """codes, seen [B, C], anchors [B, C] (an order of all cells) -> hidden, bool [B, C]."""
+        """codes, seen [B, C], anchors [B, C] (an order of all cells; -1: none) -> hidden, bool
+        [B, C]."""
         turn = anchors.argsort(dim=1)
         same = (codes[:, :, None] == codes[:, None, :]) & seen[:, :, None] & seen[:, None, :]
         earlier = turn[:, None, :] < turn[:, :, None]
@@ -103,7 +104,7 @@ class Mvm(Objective):
         sizes = same.sum(dim=2)
         brings = seen & ~(same & earlier).any(dim=2) & (sizes <= self.MOST * num_seen - wanted)
         before = (earlier * (sizes * brings)[:, None, :]).sum(dim=2)
-        taken = brings & (before < wanted)
+        taken = brings & (before < wanted) & (anchors >= 0)
         return (same & taken[:, None, :]).any(dim=2)
 
 
