@@ -108,10 +108,12 @@ class Loop:
             batch, counts = self._batch_of(delivery)
             torch.manual_seed(self.seed * 1_000_003 + delivery.turn.position)
             loss, scores = self.engine(batch.to(self.device), counts)
-            self.watch.finite(loss, scores, batch.keys, self.state["step"] + 1)
+            self.watch.note(loss, scores, batch.keys)
             self.engine.backward(loss * self._weight if counts else loss * 0.0)
-            if turn == num_turns - 1 and self._is_reported(self.state["step"] + 1):
-                self.norms = self.gradients.norms()
+            if turn == num_turns - 1:
+                self.watch.finite(self.state["step"] + 1)
+                if self._is_reported(self.state["step"] + 1):
+                    self.norms = self.gradients.norms()
             self.engine.step()
             self.tally.add(loss, scores, counts=counts)
         self.engine.module.end_step()

@@ -7,6 +7,7 @@ for ever in the next collective.
 from __future__ import annotations
 
 import signal
+from dataclasses import dataclass
 from math import isfinite
 from types import FrameType
 
@@ -19,11 +20,21 @@ class Stopped(Exception):
     """The run was asked to stop and has saved a checkpoint; the same command continues it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A micro-batch's loss, those of its objectives, and the samples they are of."""
+
+    loss: torch.Tensor
+    losses: dict[str, torch.Tensor]
+    keys: list[str]
+
+
 class Watch:
     """Notes SIGTERM and SIGINT from its making on; asks all ranks whether to stop."""
 
     def __init__(self) -> None:
         self._signalled = False
+        self._turns: list[Turn] = []
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 
@@ -34,20 +45,24 @@ class Watch:
         """Whether any rank was signalled. A collective: every rank calls it."""
         return _any_rank(self._signalled, device)
 
-    def finite(
-        self, loss: torch.Tensor, scores: dict[str, Scored], keys: list[str], step: int
-    ) -> None:
-        """Raise FloatingPointError on every rank if the loss is not finite on any, with the same
-        words: which objectives, on which keys, of which rank.
+    def note(self, loss: torch.Tensor, scores: dict[str, Scored], keys: list[str]) -> None:
+        """Keep a micro-batch's losses for `finite`; on a GPU nothing is waited for."""
+        losses = {name: scored.loss.detach() for name, scored in scores.items()}
+        self._turns.append(Turn(loss=loss.detach(), losses=losses, keys=keys))
 
-        Called before the backward pass, so no optimizer has stepped. A collective.
+    def finite(self, step: int) -> None:
+        """Raise FloatingPointError on every rank if a loss noted since the last call is not finite
+        on any, with the same words: which objectives, on which keys, of which rank.
+
+        Called once a step, before the optimizer's. A collective.
         """
-        bad = not bool(torch.isfinite(loss))
-        if not _any_rank(bad, loss.device):
+        turns, self._turns = self._turns, []
+        are_finite = torch.stack([turn.loss for turn in turns]).isfinite()
+        if not _any_rank(~are_finite.all(), are_finite.device):
             return
-        own = _faulty(scores, keys) if bad else ""
+        bad = [turn for turn, is_finite in zip(turns, are_finite.tolist()) if not is_finite]
         found: list[str] = [""] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(found, own)
+        torch.distributed.all_gather_object(found, "; ".join(map(_told, bad)))
         told = "; ".join(f"rank {rank}: {words}" for rank, words in enumerate(found) if words)
         raise FloatingPointError(
             f"step {step}: the loss is not finite. {told}. No optimizer stepped; the last "
@@ -55,15 +70,15 @@ class Watch:
         )
 
 
-def _faulty(scores: dict[str, Scored], keys: list[str]) -> str:
+def _told(turn: Turn) -> str:
     """Each objective's loss, those that are not finite first, and the keys they are of."""
-    losses = {name: scored.loss.item() for name, scored in scores.items()}
+    losses = {name: loss.item() for name, loss in turn.losses.items()}
     faulty_first = sorted(losses, key=lambda name: isfinite(losses[name]))
     told = ", ".join(f"{name} {losses[name]:g}" for name in faulty_first)
-    return f"{told}, on {', '.join(keys)}"
+    return f"{told}, on {', '.join(turn.keys)}"
 
 
-def _any_rank(flag: bool, device: torch.device) -> bool:
-    flags = torch.tensor(float(flag), device=device)
+def _any_rank(flag: bool | torch.Tensor, device: torch.device) -> bool:
+    flags = torch.as_tensor(flag, dtype=torch.float32, device=device)
     torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
     return bool(flags.item())

@@ -191,7 +191,7 @@ def _trace_codes(path: Path) -> None:
 def _spoil(what: str, step: int, rank: int) -> None:
     """What happens to the last rank in step `step` (counted from 1), before its forward pass.
 
-    kill: SIGKILL. term: SIGTERM. nan: from here on the loss of ITM is not a number.
+    kill: SIGKILL. term: SIGTERM. nan: the next loss of ITM is not a number.
     kill-saving: SIGKILL of rank 0 when the step's checkpoint is written, all but `latest`.
     """
     from stages.pretrain import engine
@@ -202,7 +202,7 @@ def _spoil(what: str, step: int, rank: int) -> None:
 
     def spoiled(self: Loop) -> None:
         if self.state["step"] + 1 == step and what == "nan":
-            Itm.score = _not_a_number(Itm.score)  # type: ignore[method-assign]
+            Itm.score = _not_a_number(Itm)  # type: ignore[method-assign]
         elif self.state["step"] + 1 == step:
             os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[what])
         plain(self)
@@ -218,8 +218,11 @@ def _spoil(what: str, step: int, rank: int) -> None:
         Loop.step = spoiled  # type: ignore[method-assign]
 
 
-def _not_a_number(score: Callable[..., Any]) -> Callable[..., Any]:
+def _not_a_number(objective: type[Any]) -> Callable[..., Any]:
+    score = objective.score
+
     def wrapped(*args: Any) -> Any:
+        objective.score = score
         scored = score(*args)
         return replace(scored, loss=scored.loss * float("nan"))
 

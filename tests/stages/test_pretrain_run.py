@@ -225,6 +225,17 @@ def test_a_loss_that_is_no_number_stops_all_ranks_before_the_optimizer(
     _assert_same_run(tmp_path, undisturbed)
 
 
+def test_a_loss_that_is_no_number_early_in_a_step(ranks: Ranks, tmp_path: Path) -> None:
+    """Oracle: of the rank's two turns of the step the first is named, not the second; no metrics of
+    that step."""
+    config = replace(RUN, micro_batches_per_step=4)
+    first, last = ranks(config, tmp_path, world_size=2, spoil="nan", step=3)
+    keys, others = (line["keys"] for line in read_lines(tmp_path / "trace-1.jsonl")[-2:])
+    assert first == last and f"on {', '.join(keys)}. No optimizer stepped" in last
+    assert not any(f" {key}," in last or f" {key}." in last for key in set(others) - set(keys))
+    assert len(read_lines(tmp_path / "pretrain" / "metrics.jsonl")) == 2
+
+
 def test_ranks_that_cannot_share_a_step_evenly(ranks: Ranks, tmp_path: Path) -> None:
     """Oracle: one rank with three micro-batches a step. Two ranks see the same keys at the same
     positions, once, and end with its weights but for the order of sums: the turn that fills the
