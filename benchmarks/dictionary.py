@@ -4,9 +4,9 @@
         [--out runs/dictionary] [--set pretrain.num_steps=300 ...]
 
 Recipe soho-toy, twice: with its own settings, and with those of the released code for dictionary
-and masks (start, decay, index and value of two codebooks, padding, one mask for the whole batch,
-no temperature). The shards are made once. Everything else is the same, seeds and steps too. Stopped
-and started again it goes on. A code is dead that no cell took in the last 50 updates.
+and MVM (start, decay, index and value of two codebooks, padding, one mask for the whole batch, no
+temperature, weight 1). The shards are made once. Everything else is the same, seeds and steps too.
+Stopped and started again it goes on. A code is dead that no cell took in the last 50 updates.
 
 In the released code every code without a cell becomes zero in the first step; zeros tie, so that
 about one returns in a step. The 64 codes of the recipe are all back within 30 steps; by default
@@ -42,10 +42,12 @@ RELEASED = (
     "student.neck.dictionary.count_padding=true",
     "student.neck.count_captions=true",
     "student.neck.width_mask=height",
+    "pretrain.mvm.weight=1.0",
     "pretrain.mvm.rule=released",
     "pretrain.mvm.probability=0.015",
     "pretrain.mvm.temperature=1.0",
     "pretrain.mvm.matched_only=false",
+    "pretrain.mvm.mean_epsilon=1e-6",
 )
 VARIANTS: dict[str, tuple[str, ...]] = {"released": RELEASED, "ours": ()}
 

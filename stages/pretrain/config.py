@@ -137,9 +137,9 @@ class MvmConfig:
     """Masked visual modelling; it needs `student.neck` of kind soho."""
 
     weight: float = 0.0
-    """Factor of the loss in the sum; 0 leaves the objective out. Our recipes have 0.1 (SOHO: 1):
-    a temperature of 0.1 makes gradients ten times as large, and the CNN then learns to have codes
-    that are easily told rather than codes that tell."""
+    """Factor of the loss in the sum; 0 leaves the objective out. soho-toy and soho-r101 have 0.1
+    (SOHO's code: 1): a temperature of 0.1 makes gradients ten times as large, and at weight 1 they
+    held up image-text matching on the toy world."""
     rule: Literal["share", "released"] = "share"
     """What is hidden: codes of each pair's own until `share` of its cells is (ours), or `released`:
     the code of one cell for the whole batch."""

@@ -21,8 +21,8 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
-    """A micro-batch's loss, those of its objectives, and the samples they are of."""
+class Noted:
+    """The loss of a micro-batch, those of its objectives, and the samples they are of."""
 
     loss: torch.Tensor
     losses: dict[str, torch.Tensor]
@@ -30,15 +30,16 @@ class Turn:
 
 
 class Watch:
-    """Notes SIGTERM and SIGINT from its making on; asks all ranks whether to stop."""
+    """Notes SIGTERM and SIGINT from its making on, and the losses of a step; asks all ranks whether
+    to stop."""
 
     def __init__(self) -> None:
         self._signalled = False
-        self._turns: list[Turn] = []
+        self._noted: list[Noted] = []
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
+            signal.signal(number, self._signal)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _signal(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True
 
     def everywhere(self, device: torch.device) -> bool:
@@ -48,7 +49,7 @@ class Watch:
     def note(self, loss: torch.Tensor, scores: dict[str, Scored], keys: list[str]) -> None:
         """Keep a micro-batch's losses for `finite`; on a GPU nothing is waited for."""
         losses = {name: scored.loss.detach() for name, scored in scores.items()}
-        self._turns.append(Turn(loss=loss.detach(), losses=losses, keys=keys))
+        self._noted.append(Noted(loss=loss.detach(), losses=losses, keys=keys))
 
     def finite(self, step: int) -> None:
         """Raise FloatingPointError on every rank if a loss noted since the last call is not finite
@@ -56,11 +57,11 @@ class Watch:
 
         Called once a step, before the optimizer's. A collective.
         """
-        turns, self._turns = self._turns, []
-        are_finite = torch.stack([turn.loss for turn in turns]).isfinite()
+        noted, self._noted = self._noted, []
+        are_finite = torch.stack([one.loss for one in noted]).isfinite()
         if not _any_rank(~are_finite.all(), are_finite.device):
             return
-        bad = [turn for turn, is_finite in zip(turns, are_finite.tolist()) if not is_finite]
+        bad = [one for one, is_finite in zip(noted, are_finite.tolist()) if not is_finite]
         found: list[str] = [""] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(found, "; ".join(map(_told, bad)))
         told = "; ".join(f"rank {rank}: {words}" for rank, words in enumerate(found) if words)
@@ -70,12 +71,12 @@ class Watch:
         )
 
 
-def _told(turn: Turn) -> str:
+def _told(one: Noted) -> str:
     """Each objective's loss, those that are not finite first, and the keys they are of."""
-    losses = {name: loss.item() for name, loss in turn.losses.items()}
+    losses = {name: loss.item() for name, loss in one.losses.items()}
     faulty_first = sorted(losses, key=lambda name: isfinite(losses[name]))
     told = ", ".join(f"{name} {losses[name]:g}" for name in faulty_first)
-    return f"{told}, on {', '.join(turn.keys)}"
+    return f"{told}, on {', '.join(one.keys)}"
 
 
 def _any_rank(flag: bool | torch.Tensor, device: torch.device) -> bool:

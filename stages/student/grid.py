@@ -107,23 +107,29 @@ class Grid(nn.Module):
         return self._features(pixels, canvases)
 
     def compile_for_scoring(self) -> None:
-        """Let `torch.compile` run the CNN from here on, with the weights that it has now.
+        """Let `torch.compile` run the CNN from here on.
 
-        For a student that only answers: weights are laid out once, and what follows a convolution
-        is done within it (docs/speed.md). The first picture waits for the compiler, 12 s for a
-        ResNet-101, the first of another shape 20 s, later ones not. A batch of unlike canvases
-        takes the plain way. Later changes of the weights are not seen; `train()` goes back to the
-        plain way. Raises RuntimeError in training.
+        For a student that only answers, without gradients: weights are laid out once, and what
+        follows a convolution is done within it (docs/speed.md). The first picture waits for the
+        compiler, and so do the first ones of another height, width and number, a few times in all.
+        A batch of unlike canvases takes the plain way. The weights must not change from here on;
+        `train()` goes back to the plain way, and a copy has not left it. Raises RuntimeError in
+        training.
         """
         if self.training:
             raise RuntimeError("compile_for_scoring: got a CNN in training, call eval() first")
         compiled = torch.compile(self._features)
 
         def run(pixels: torch.Tensor) -> torch.Tensor:
+            # As an option of torch.compile it comes too late: tracing reads it first.
             with torch._inductor.config.patch(freezing=True), torch.no_grad():
                 return compiled(pixels)
 
         self._compiled = run
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy, or a pickle for another process, begins with."""
+        return {**self.__dict__, "_compiled": None}
 
     def _features(
         self, pixels: torch.Tensor, canvases: Canvases | None = None

@@ -36,7 +36,8 @@ RELEASED = replace(
 RUN = PretrainConfig(
     num_steps=6, micro_batch_size=3, micro_batches_per_step=2, captions_per_picture=2,
     checkpoint_steps=2, log_steps=1, lr_transformer=1e-3, lr_cnn=0.01,
-    omvm=OmvmConfig(weight=0.0), pra=PraConfig(weight=0.0), mvm=MvmConfig(weight=1.0),
+    omvm=OmvmConfig(weight=0.0), pra=PraConfig(weight=0.0),
+    mvm=MvmConfig(weight=1.0, probability=1.0),
 )
 DICTIONARY = "neck.dictionary."
 

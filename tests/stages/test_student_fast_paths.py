@@ -5,6 +5,7 @@ Oracle of all: the plain way, written out here or taken by switching the saving 
 
 from __future__ import annotations
 
+import copy
 import shutil
 from typing import Any
 from unittest import mock
@@ -161,5 +162,8 @@ def test_the_cnn_compiled_for_scoring() -> None:
     assert plainly.call_count == 1 and plainly.call_args.args[1] is not None
     for value, own in zip(expected, got):
         torch.testing.assert_close(own, value, rtol=0, atol=1e-5 * float(value.abs().max()))
+    copied = copy.deepcopy(net)
+    copied.load_state_dict({name: value / 2 for name, value in net.state_dict().items()})
+    assert not torch.allclose(copied(*batches[0]), got[0])
     net.train()(batches[0][0]).sum().backward()
     assert len(_gradients(net)) > 40  # one stage is frozen
