@@ -3,13 +3,15 @@
 Reached from `boxless ablation RECIPE`. The first three stages run once, in RUN; each student has a
 run folder of its own under RUN/ablation and reads those shards through links. It is tuned on the
 recipe's task too, where there is one. Stopped and started again it goes on, as every run. What it
-found is RUN/ablation.json, written after each seed, and a section of the page.
+found is RUN/ablation.json, written after each seed, and a section of the page. Several may share
+out the students of one folder among them (`--only`), on one machine or many.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,19 +50,23 @@ VARIANTS = {
 }
 
 
-def ablate(recipe: Recipe, run: RunFolder, *, num_seeds: int) -> None:
-    """Train and score a student for each variant and seed, then write and print the comparison.
+def ablate(
+    recipe: Recipe, run: RunFolder, *, num_seeds: int, only: Collection[str] = tuple(VARIANTS)
+) -> None:
+    """Train and score a student for each variant and seed, then print the comparison, and write it
+    where it is one of all variants.
 
     Raises what `pipeline.conduct.conduct` raises.
     """
     conduct(recipe, run, ["ingest", "teach", "distill"], HERE, dry_run=False)
-    found: dict[str, dict[str, Scores]] = {name: {} for name in VARIANTS}
+    found: dict[str, dict[str, Scores]] = {name: {} for name in VARIANTS if name in only}
     for seed in range(recipe.seed, recipe.seed + num_seeds):
-        for variant in VARIANTS:
+        for variant in found:
             Console().rule(f"{variant}, seed {seed}")
             own = linked_run(run, f"{variant}-{seed}")
             found[variant][str(seed)] = trained(variant_recipe(recipe, variant, seed), own)
-        write_json(run.root / "ablation.json", compare(found, recipe.pretrain.num_steps))
+        if len(found) == len(VARIANTS):
+            write_json(run.root / "ablation.json", compare(found, recipe.pretrain.num_steps))
     show(compare(found, recipe.pretrain.num_steps))
 
 

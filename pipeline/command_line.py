@@ -112,13 +112,13 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _ablation(args: argparse.Namespace) -> int:
-    from pipeline.ablation import ablate
+    from pipeline.ablation import VARIANTS, ablate
     from pipeline.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.set)
     run = RunFolder(args.run or Path("runs") / recipe.name)
-    ablate(recipe, run, num_seeds=args.seeds)
-    return _report(argparse.Namespace(run=run.root))
+    ablate(recipe, run, num_seeds=args.seeds, only=args.only or tuple(VARIANTS))
+    return 0 if args.only else _report(argparse.Namespace(run=run.root))
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -206,6 +206,11 @@ def _add_looking_commands(commands: argparse._SubParsersAction[argparse.Argument
     )
     _add_recipe(ablation)
     ablation.add_argument("--seeds", type=_count, default=3, metavar="N", help="default: 3")
+    ablation.add_argument(
+        "--only", nargs="+", choices=("plain", "soho", "kdvlp", "both"), default=[],
+        help="train these here; others may train the others in the same run folder at the same "
+        "time, and the same command without it then makes the table and the page",
+    )
     ablation.set_defaults(command=_ablation)
 
     doctor = commands.add_parser("doctor", help="what is here, what is missing, and the cure")

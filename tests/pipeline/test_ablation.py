@@ -86,6 +86,25 @@ def test_every_student_is_trained_and_tuned_where_there_is_a_task(
                                          "1": {name: 0.07 for name in names}}
 
 
+def test_students_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: which students are trained; there is a comparison on disk only of all of them."""
+    asked: list[str] = []
+
+    def trained(recipe: Recipe, run: RunFolder) -> ablation.Scores:
+        asked.append(run.root.name)
+        return {"a_score": {"value": 0.5, "chance": 0.1}}
+
+    monkeypatch.setattr(ablation, "conduct", lambda *given, **named: None)
+    monkeypatch.setattr(ablation, "trained", trained)
+    run = RunFolder(tmp_path)
+    ablate(load_recipe("toy"), run, num_seeds=2, only=["both", "soho"])
+    assert asked == ["soho-0", "both-0", "soho-1", "both-1"]
+    assert not (tmp_path / "ablation.json").exists()
+    ablate(load_recipe("toy"), run, num_seeds=1)
+    assert asked[4:] == [f"{name}-0" for name in VARIANTS]
+    assert len(json.loads((tmp_path / "ablation.json").read_text())["variants"]) == 4
+
+
 def test_comparison_keeps_every_seed_and_leaves_out_the_teacher() -> None:
     """Oracle: written by hand."""
     scores = {
