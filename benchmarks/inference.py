@@ -159,11 +159,7 @@ class EndToEnd:
         student = self.student
         pictures = stack_pictures([self.load(jpeg)], multiple_px=student.grid.pad_px)
         cells = student.see(pictures.pixels, pictures.sizes_px)
-        read = torch.zeros(1, tokens.shape[1] + cells.features.shape[1], dtype=torch.bool)
-        read[:, 0] = True
-        picture = torch.zeros(1, dtype=torch.long)
-        hidden = student.fuse(cells, picture=picture, tokens=tokens, read=read)
-        return student.itm_head(hidden.text[:, 0])
+        return student.match(cells, picture=torch.zeros(1, dtype=torch.long), tokens=tokens)
 
     def parts(self) -> list[Part]:
         """Where its time goes."""

@@ -109,6 +109,11 @@ def kinds() -> list[Kind]:
     ]
 
 
+def firsts_of(every: Sequence[Kind]) -> dict[bool, Kind]:
+    """What kinds with a dictionary, and kinds without, are compared with."""
+    return {kind.has_codes: kind for kind in reversed(every)}
+
+
 def main() -> int:
     """Run every kind and print the table; 1 if one left its tolerance."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -116,7 +121,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="beside first ones")
     options = parser.parse_args()
     every = kinds()
-    firsts = {kind.has_codes: kind for kind in reversed(every)}.values()
+    firsts = firsts_of(every).values()
     chosen = [k for k in every if k in firsts or not options.only or k.name in options.only]
     curves = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -149,15 +154,13 @@ def configured(num_steps: int) -> PretrainConfig:
 def show(chosen: Sequence[Kind], curves: dict[str, Curve], num_steps: int) -> int:
     """Print the table; 1 if a kind left its tolerance, or had another learning rate."""
     table = Table(title=f"{num_steps} steps of 32 pictures: differences from {chosen[0].name}")
-    firsts: dict[bool, Curve] = {}
     for column in ("", "loss", "norm of the gradient", "tolerance", "within"):
         table.add_column(column)
-    failed = False
+    failed, firsts = False, firsts_of(chosen)
     for kind in chosen:
-        curve = curves[kind.name]
-        first = firsts.setdefault(kind.has_codes, curve)
-        if first is curve:
+        if kind in firsts.values():
             continue
+        curve, first = curves[kind.name], curves[firsts[kind.has_codes].name]
         same_rates = [a["lr_factor"] for a in curve] == [b["lr_factor"] for b in first]
         loss = difference(curve, first, "loss", thirds=kind.thirds)
         norm = difference(curve, first, "grad_norm", thirds=kind.thirds)

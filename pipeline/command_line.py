@@ -117,7 +117,7 @@ def _ablation(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.set)
     run = RunFolder(args.run or Path("runs") / recipe.name)
-    ablate(recipe, run, num_seeds=args.seeds, only=args.only or tuple(VARIANTS))
+    ablate(recipe, run, num_seeds=args.seeds, only=args.only or VARIANTS)
     return 0 if args.only else _report(argparse.Namespace(run=run.root))
 
 

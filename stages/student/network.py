@@ -271,6 +271,15 @@ class Student(PreTrainedModel):
         hidden = self._through_layers(hidden, attended[:, None, None, :], read)
         return Hidden(text=hidden[:, : tokens.shape[1]], cells=hidden[:, tokens.shape[1] :])
 
+    def match(self, cells: Cells, *, picture: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The matching head's logits [B, 2] of texts [B, T], each on its picture [B], as in `fuse`.
+        The last layer gives [CLS] alone."""
+        num_places = tokens.shape[1] + cells.inside.shape[1]
+        read = torch.zeros(len(tokens), num_places, dtype=torch.bool, device=tokens.device)
+        read[:, 0] = True
+        hidden = self.fuse(cells, picture=picture, tokens=tokens, read=read)
+        return self.itm_head(hidden.text[:, 0])
+
     def _through_layers(
         self, hidden: torch.Tensor, attended: torch.Tensor, read: torch.Tensor | None
     ) -> torch.Tensor:

@@ -71,13 +71,3 @@ class Looker:
             return_tensors="pt",
         )
         return encoded["input_ids"], encoded["offset_mapping"]
-
-    def match(
-        self, cells: Cells, picture: torch.Tensor, tokens: torch.Tensor
-    ) -> torch.Tensor:
-        """The matching head's logits [B, 2] of texts [B, T], each on its picture [B] among `cells`.
-        The last layer of the fusion gives [CLS] alone."""
-        read = torch.zeros(len(tokens), tokens.shape[1] + cells.inside.shape[1], dtype=torch.bool)
-        read[:, 0] = True
-        hidden = self.student.fuse(cells, picture=picture, tokens=tokens, read=read)
-        return self.student.itm_head(hidden.text[:, 0])

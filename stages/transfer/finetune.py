@@ -97,8 +97,8 @@ def _batches(num_samples: int, batch_size: int, seed: int) -> Iterator[np.ndarra
 def _logits(looker: Looker, samples: Sequence[Sample]) -> torch.Tensor:
     """The matching head on each sample's picture with its first caption: [B, 2]."""
     tokens, _ = looker.read(sample.info["captions"][0] for sample in samples)
-    cells, picture = looker.see(samples), torch.arange(len(samples))
-    return looker.match(cells, picture, tokens)
+    picture = torch.arange(len(samples))
+    return looker.student.match(looker.see(samples), picture=picture, tokens=tokens)
 
 
 def _labels(samples: Sequence[Sample]) -> torch.Tensor:

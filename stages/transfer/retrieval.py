@@ -34,7 +34,7 @@ def score_matrix(
             parts = []
             for part in tokens.split(pairs_per_batch):
                 picture = torch.zeros(len(part), dtype=torch.long)
-                logits = looker.match(cells, picture, part)
+                logits = looker.student.match(cells, picture=picture, tokens=part)
                 parts.append(logits[:, 1] - logits[:, 0])
             rows.append(torch.cat(parts))
             progress.advance()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import ablation
+from pipeline import ablation, command_line
 from pipeline.ablation import VARIANTS, ablate, compare, linked_run, variant_recipe
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.run_folder import RunFolder
@@ -103,6 +103,12 @@ def test_students_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ablate(load_recipe("toy"), run, num_seeds=1)
     assert asked[4:] == [f"{name}-0" for name in VARIANTS]
     assert len(json.loads((tmp_path / "ablation.json").read_text())["variants"]) == 4
+
+
+def test_every_variant_can_be_asked_for() -> None:
+    """Oracle: the variants; the command line names them itself, to start without their imports."""
+    asked = command_line._parser().parse_args(["ablation", "toy", "--only", *VARIANTS])
+    assert asked.only == list(VARIANTS)
 
 
 def test_comparison_keeps_every_seed_and_leaves_out_the_teacher() -> None:
