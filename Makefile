@@ -37,8 +37,8 @@ test: .venv/ready ## all tests
 
 check: lint types imports ## lint, types and the import rule
 
-lint: .venv/ready ## flake8
-	.venv/bin/python -m flake8 $(CODE)
+lint: .venv/ready ## ruff: lint and format
+	.venv/bin/ruff check $(CODE) && .venv/bin/ruff format --check $(CODE)
 
 types: .venv/ready ## mypy
 	.venv/bin/python -m mypy

@@ -19,12 +19,12 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
-from sharding.atomic import write_json
-from sharding.catalog import NAME, read_catalog, write_catalog
-from sharding.manifest import SampleEntry, manifest_path, manifest_sha256, read_manifest
-from sharding.read import OpenTar, iterate, read_payloads
-from sharding.schema import JSON, OBJECTS, Sample, object_dtype
-from sharding.write import write_shard
+from sharding.format.catalog import NAME, read_catalog, write_catalog
+from sharding.format.manifest import SampleEntry, manifest_path, manifest_sha256, read_manifest
+from sharding.format.schema import JSON, OBJECTS, Sample, object_dtype
+from sharding.reading.sample_reader import OpenTar, iterate, read_payloads
+from sharding.writing.atomic import write_json
+from sharding.writing.shard_writer import write_shard
 
 NUM_SHARDS, NUM_SAMPLES = 3, 6  # samples of a shard
 DAMAGED, NEXT = "train-000001.tar", "train-000002.tar"
@@ -65,7 +65,8 @@ def truth_of(folder: Path) -> Samples:
     """{key: {extension: payload}} of an undamaged set."""
     return {
         entry.key: read_payloads(OpenTar(tar), entry)
-        for tar in sorted(folder.glob("*.tar")) for entry in read_manifest(tar).samples
+        for tar in sorted(folder.glob("*.tar"))
+        for entry in read_manifest(tar).samples
     }
 
 
@@ -76,10 +77,19 @@ def _sample(number: int, random: np.random.Generator) -> Sample:
     picture = io.BytesIO()
     pixels = random.integers(0, 255, (24, 32, 3), np.uint8)
     Image.fromarray(pixels).save(picture, "JPEG", quality=90)
-    info = {"captions": [f"a picture, number {number}"], "width": 32, "height": 24,
-            "image_id": number}
-    return Sample(key=f"picture-{number:03d}", image=picture.getvalue(), extension="jpg",
-                  info=info, objects=objects)
+    info = {
+        "captions": [f"a picture, number {number}"],
+        "width": 32,
+        "height": 24,
+        "image_id": number,
+    }
+    return Sample(
+        key=f"picture-{number:03d}",
+        image=picture.getvalue(),
+        extension="jpg",
+        info=info,
+        objects=objects,
+    )
 
 
 def _entry(folder: Path) -> SampleEntry:
@@ -89,23 +99,26 @@ def _entry(folder: Path) -> SampleEntry:
 
 def _cut(extension: str, shift: int) -> Callable[[Path], None]:
     """Cuts the shard `shift` bytes from where a member's data begin."""
+
     def do(folder: Path) -> None:
         os.truncate(folder / DAMAGED, _entry(folder).members[extension][0] + shift)
+
     return do
 
 
 def _flip(extension: str, shift: int) -> Callable[[Path], None]:
     """Flips a bit `shift` bytes from where a member's data begin."""
+
     def do(folder: Path) -> None:
         data = bytearray((folder / DAMAGED).read_bytes())
         data[_entry(folder).members[extension][0] + shift] ^= 1
         (folder / DAMAGED).write_bytes(data)
+
     return do
 
 
 def _cut_before_the_same_key(folder: Path) -> None:
-    """The shard ends inside the objects of a sample; the next one begins with objects of its name.
-    """
+    """The shard ends inside the objects of a sample; the next one begins with objects of its name."""
     entry, tar = _entry(folder), folder / NEXT
     other = read_manifest(tar).samples[0].members[OBJECTS]
     payload = OpenTar(tar).read(*other)
@@ -209,7 +222,8 @@ DAMAGES = (
     Damage("a shard deleted while it is read", _delete, during=True),
     Damage("the catalog lists a shard that is missing", _delete_with_manifest),
     Damage("garbage behind the end of a tar", _garbage),
-    Damage("a store that stalls", far=("stalled",
-                                       f"until [ -e {{folder}}/{GO} ]; do sleep 0.05; done")),
+    Damage(
+        "a store that stalls", far=("stalled", f"until [ -e {{folder}}/{GO} ]; do sleep 0.05; done")
+    ),
     Damage("a store that is slow", far=("slow", f"sleep {SLOW_SECONDS}")),
 )

@@ -26,15 +26,23 @@ from typing import Any
 import webdataset
 
 from benchmarks.damaged_shards import (
-    DAMAGES, GO, NUM_SAMPLES, NUM_SHARDS, Damage, Samples, make_set, register_file_systems, truth_of
+    DAMAGES,
+    GO,
+    NUM_SAMPLES,
+    NUM_SHARDS,
+    Damage,
+    Samples,
+    make_set,
+    register_file_systems,
+    truth_of,
 )
-from sharding.activity import StallWatch
-from sharding.atomic import canonical_json
-from sharding.catalog import read_catalog, write_catalog
-from sharding.repair import repair
-from sharding.schema import JSON, OBJECTS, Sample, ShardError, encode_objects
-from sharding.stream import Source, Stream
-from sharding.verify import Fault, verify_paths
+from sharding.format.catalog import read_catalog, write_catalog
+from sharding.format.schema import JSON, OBJECTS, Sample, ShardError, encode_objects
+from sharding.reading.stream import Source, Stream
+from sharding.reading.watchdog import StallWatch
+from sharding.tools.repair import repair
+from sharding.tools.verify import Fault, verify_paths
+from sharding.writing.atomic import canonical_json
 
 STALL_SECONDS = 0.55  # of waiting until the watch speaks; recipes have a minute
 PATIENCE_SECONDS = 1.5  # of waiting for stock webdataset
@@ -77,7 +85,8 @@ def look(damage: Damage) -> Ours:
         fast, full = (verify_paths([folder], full=full) for full in (False, True))
         repaired = [
             f"{finding.action} {finding.tar}"
-            for finding in repair(folder, dry_run=True).findings if finding.action != "left"
+            for finding in repair(folder, dry_run=True).findings
+            if finding.action != "left"
         ]
         refused = _refused(folder)
     with damaged_set(damage, now=not damage.during) as (folder, truth):
@@ -95,9 +104,7 @@ def _refused(folder: Path) -> str:
         return _brief(str(error))
 
 
-def _train(
-    folder: Path, damage: Damage, truth: Samples
-) -> tuple[list[Fault], int, list[str]]:
+def _train(folder: Path, damage: Damage, truth: Samples) -> tuple[list[Fault], int, list[str]]:
     """Faults, the number of right samples, and what the watch said, over one epoch."""
     place = f"{damage.far[0]}://{folder}" if damage.far else folder
     said: list[str] = []
@@ -106,8 +113,9 @@ def _train(
         said.append(text)
         (folder / GO).touch()
 
-    stream = Stream([Source(place)], seed=0, micro_batch_size=3, window_num_shards=1,
-                    shape_step_px=64)
+    stream = Stream(
+        [Source(place)], seed=0, micro_batch_size=3, window_num_shards=1, shape_step_px=64
+    )
     faults: list[Fault] = []
     num_right = 0
     with StallWatch(stream.board, after_seconds=STALL_SECONDS, say=say) as watch:
@@ -122,8 +130,11 @@ def _train(
 def _members(sample: Sample) -> dict[str, bytes]:
     """The members that a sample was read from."""
     assert sample.objects is not None
-    return {sample.extension: sample.image, JSON: canonical_json(sample.info),
-            OBJECTS: encode_objects(sample.objects)}
+    return {
+        sample.extension: sample.image,
+        JSON: canonical_json(sample.info),
+        OBJECTS: encode_objects(sample.objects),
+    }
 
 
 def read_stock(damage: Damage, handler: Callable[[Exception], bool]) -> str:
@@ -173,8 +184,10 @@ def _compared(got: Sequence[tuple[str, dict[str, bytes]]], truth: Samples) -> st
             numbers["half"] += 1
         elif members in truth.values():
             numbers["under another's key"] += 1
-        elif all(any(payload == other[name] for other in truth.values())
-                 for name, payload in members.items()):
+        elif all(
+            any(payload == other[name] for other in truth.values())
+            for name, payload in members.items()
+        ):
             numbers["made of two"] += 1
         else:
             numbers["with changed bytes"] += 1
@@ -216,19 +229,33 @@ def lines(damage: Damage, ours: Ours, stock: Sequence[str]) -> list[str]:
         "training": [_right(ours), *told(ours.stream), *ours.said[:1]],
         "repair": ours.repair,
     }
-    return [damage.name, *(
-        f"  {'' if number else name:18}{line}"
-        for name, of_name in table.items() for number, line in enumerate(of_name or ["-"])
-    )]
+    return [
+        damage.name,
+        *(
+            f"  {'' if number else name:18}{line}"
+            for name, of_name in table.items()
+            for number, line in enumerate(of_name or ["-"])
+        ),
+    ]
 
 
 def row(damage: Damage, ours: Ours, stock: Sequence[str]) -> str:
     """The same for a document, with the first of what ours says."""
-    found = {"write_catalog": ours.refused, "verify": ours.fast, "verify --full": ours.full,
-             "training": ours.stream, "watch": ours.said}
+    found = {
+        "write_catalog": ours.refused,
+        "verify": ours.fast,
+        "verify --full": ours.full,
+        "training": ours.stream,
+        "watch": ours.said,
+    }
     says = [*told(ours.stream), *told(ours.full), *ours.said][:1]
-    cells = [[damage.name], stock, [", ".join(name for name in found if found[name])],
-             [*says, f"training: {_right(ours)}"], ours.repair]
+    cells = [
+        [damage.name],
+        stock,
+        [", ".join(name for name in found if found[name])],
+        [*says, f"training: {_right(ours)}"],
+        ours.repair,
+    ]
     return f"| {' | '.join('<br>'.join(cell) for cell in cells)} |"
 
 
@@ -248,8 +275,9 @@ def main() -> None:
         ours = look(damage)
         raising = read_stock(damage, webdataset.reraise_exception)
         going_on = read_stock(damage, webdataset.ignore_and_continue)
-        stock = [raising] if raising == going_on else [
-            f"raising: {raising}", f"going on: {going_on}"]
+        stock = (
+            [raising] if raising == going_on else [f"raising: {raising}", f"going on: {going_on}"]
+        )
         if options.markdown:
             print(row(damage, ours, stock), flush=True)
         else:

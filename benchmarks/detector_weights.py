@@ -26,8 +26,9 @@ MOST_WINDOWS = 64  # parts of the photograph that stand for proposals
 
 
 @torch.no_grad()
-def make_weights(photograph: Tensor, *, depth: int, has_pyramid: bool, num_labels: int,
-                 width: int = 64) -> dict[str, np.ndarray]:
+def make_weights(
+    photograph: Tensor, *, depth: int, has_pyramid: bool, num_labels: int, width: int = 64
+) -> dict[str, np.ndarray]:
     """Weights of a ResNet of `depth` (50 or 101) with a pyramid (FPN) or without (C4), by name.
 
     photograph: uint8 RGB [H, W, 3], of the size that the net will see. width: channels of the
@@ -40,8 +41,13 @@ def make_weights(photograph: Tensor, *, depth: int, has_pyramid: bool, num_label
     x = functional.max_pool2d(x, 3, 2, 1)
     levels = []
     for stage in range(4 if has_pyramid else 3):
-        x = maker.stage(f"{prefix}res{stage + 2}", x, NUM_BLOCKS[depth][stage], width << stage,
-                        first_stride=1 if stage == 0 else 2)
+        x = maker.stage(
+            f"{prefix}res{stage + 2}",
+            x,
+            NUM_BLOCKS[depth][stage],
+            width << stage,
+            first_stride=1 if stage == 0 else 2,
+        )
         levels.append(x)
     if has_pyramid:
         levels = maker.pyramid(levels, width * 4)
@@ -51,8 +57,9 @@ def make_weights(photograph: Tensor, *, depth: int, has_pyramid: bool, num_label
         num_anchors = 3
     else:
         levels = levels[-1:]
-        features = maker.stage(ROI + "res5", _windows(levels, 14), NUM_BLOCKS[depth][3],
-                               width * 8, first_stride=2).mean((2, 3))
+        features = maker.stage(
+            ROI + "res5", _windows(levels, 14), NUM_BLOCKS[depth][3], width * 8, first_stride=2
+        ).mean((2, 3))
         num_anchors = 15
     hidden = maker.layer(RPN + "conv", levels[0], levels[0].shape[1], 3).relu()
     maker.predictor(RPN + "objectness_logits", hidden, num_anchors, OBJECTNESS)
@@ -74,14 +81,17 @@ class _Maker:
         x = functional.conv2d(x, self.weights[f"{name}.weight"], None, stride, kernel // 2)
         mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3)) + 1e-5
         # The last convolution of a residual branch starts small, so that the sum does not grow.
-        scale, shift = torch.full((width,), 0.2 if name.endswith("conv3") else 1.0), _draw(
-            f"{name}.shift", (width,)) * 0.1
+        scale, shift = (
+            torch.full((width,), 0.2 if name.endswith("conv3") else 1.0),
+            _draw(f"{name}.shift", (width,)) * 0.1,
+        )
         norm = {"weight": scale, "bias": shift, "running_mean": mean, "running_var": variance}
         self.weights |= {f"{name}.norm.{part}": value for part, value in norm.items()}
         return functional.batch_norm(x, mean, variance, scale, shift, eps=1e-5)
 
-    def stage(self, name: str, x: Tensor, num_blocks: int, width: int, *, first_stride: int
-              ) -> Tensor:
+    def stage(
+        self, name: str, x: Tensor, num_blocks: int, width: int, *, first_stride: int
+    ) -> Tensor:
         """Bottleneck blocks of inner channels `width`; four times as many come out."""
         for number in range(num_blocks):
             block, stride = f"{name}.{number}", first_stride if number == 0 else 1
@@ -101,7 +111,7 @@ class _Maker:
             x = self.layer(f"backbone.fpn_lateral{number}", level, width, 1)
             if above is not None:
                 larger = functional.interpolate(above, scale_factor=2.0, mode="nearest")
-                x = x + larger[:, :, :x.shape[2], :x.shape[3]]
+                x = x + larger[:, :, : x.shape[2], : x.shape[3]]
             above = x
             outputs.insert(0, self.layer(f"backbone.fpn_output{number}", x, width, 3))
         return outputs
@@ -137,9 +147,11 @@ def _draw(name: str, shape: Sequence[int]) -> Tensor:
 
 def _windows(levels: list[Tensor], side: int) -> Tensor:
     """Squares [R, C, side, side] cut from the levels [1, C, H, W], evenly spread."""
-    parts = [level[0].unfold(1, side, side // 2).unfold(2, side, side // 2)
-             .flatten(1, 2).transpose(0, 1)
-             for level in levels if min(level.shape[2:]) >= side]
+    parts = [
+        level[0].unfold(1, side, side // 2).unfold(2, side, side // 2).flatten(1, 2).transpose(0, 1)
+        for level in levels
+        if min(level.shape[2:]) >= side
+    ]
     windows = torch.cat(parts)
     step = -(-len(windows) // MOST_WINDOWS)
     return windows[::step].contiguous()

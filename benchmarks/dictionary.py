@@ -24,15 +24,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.ablation import linked_run
-from pipeline.conduct import conduct
-from pipeline.launching import Asked
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.run_folder import RunFolder
-from sharding.atomic import write_json
-from stages.pretrain.metrics import read_metrics
+from pipeline.recipe.recipe import Recipe, load_recipe
+from pipeline.runner.ablation import linked_run
+from pipeline.runner.launch_plan import LaunchOverrides
+from pipeline.runner.run_folder import RunFolder
+from pipeline.runner.run_stages import run_stages
+from sharding.writing.atomic import write_json
+from stages.training.metrics import read_metrics
 
-HERE = Asked(launcher=None, nodes=None, procs_per_node=None)
+HERE = LaunchOverrides(launcher=None, nodes=None, procs_per_node=None)
 RELEASED = (
     "student.neck.dictionary.start=random",
     "student.neck.dictionary.decay=0.4",
@@ -64,7 +64,7 @@ def main() -> None:
     recipe = load_recipe("soho-toy", settings)
     run = RunFolder(options.out)
     run.make()
-    conduct(recipe, run, ["ingest", "teach", "distill"], HERE, dry_run=False)
+    run_stages(recipe, run, ["ingest", "teach", "distill"], HERE, dry_run=False)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     for seed in range(recipe.seed, recipe.seed + options.seeds):
         for name, own in VARIANTS.items():
@@ -76,7 +76,7 @@ def main() -> None:
 
 def _trained(recipe: Recipe, run: RunFolder) -> dict[str, float]:
     """Train and score a student: its last figures of the dictionary, and its scores."""
-    conduct(recipe, run, ["pretrain", "evaluate"], HERE, dry_run=False)
+    run_stages(recipe, run, ["pretrain", "evaluate"], HERE, dry_run=False)
     lines = read_metrics(run.pretrain / "metrics.jsonl")
     figures = {
         "dead codes": lines[-1]["mvm/dead_codes"],

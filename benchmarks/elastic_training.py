@@ -23,21 +23,30 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from stages.distill.distill_config import DistillConfig
-from stages.distill.flow import Flow
+from stages.detector.null_teacher import NullTeacher
+from stages.distill.config import DistillConfig
+from stages.distill.inference.pipeline import Flow
 from stages.distill.run import distill
-from stages.distill.teacher.blind import BlindTeacher
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest
 from stages.pretrain import run as pretrain_run
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.data import Batches, Delivery
-from stages.pretrain.metrics import read_metrics
+from stages.pretrain.data import Batches, LoadedBatch
 from stages.student.config import StudentConfig
+from stages.training.metrics import read_metrics
 
 STUDENT = StudentConfig(
-    stem_width=8, widths=(8, 16), depths=(1, 1), hidden_size=32, num_layers=1, num_heads=2,
-    ffn_size=32, vocab_size=150, max_tokens=24, shorter_px=32, longer_px=64,
+    stem_width=8,
+    widths=(8, 16),
+    depths=(1, 1),
+    hidden_size=32,
+    num_layers=1,
+    num_heads=2,
+    ffn_size=32,
+    vocab_size=150,
+    max_tokens=24,
+    shorter_px=32,
+    longer_px=64,
 )
 NUM_SCENES, SCENES_A_SHARD, LONGEST_SECONDS = 90, 16, 300
 
@@ -50,8 +59,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     config = PretrainConfig(
-        num_steps=options.steps, micro_batch_size=4, micro_batches_per_step=6,
-        captions_per_picture=2, checkpoint_steps=2, log_steps=1, lr_transformer=1e-3, lr_cnn=0.01,
+        num_steps=options.steps,
+        micro_batch_size=4,
+        micro_batches_per_step=6,
+        captions_per_picture=2,
+        checkpoint_steps=2,
+        log_steps=1,
+        lr_transformer=1e-3,
+        lr_cnn=0.01,
     )
     with tempfile.TemporaryDirectory() as root:
         objects = make_objects(Path(root))
@@ -80,7 +95,7 @@ def make_objects(root: Path) -> Path:
     distill(
         DistillConfig(phrases="lexicon"),
         images=root / "images",
-        seer=Flow(BlindTeacher("blind"), batch_size=1, num_decoders=1),
+        seer=Flow(NullTeacher("blind"), batch_size=1, num_decoders=1),
         out=root / "objects",
     )
     return root / "objects"
@@ -123,8 +138,14 @@ def train(
 
 
 def fork_rank(
-    config: PretrainConfig, objects: Path, root: Path, rank: int, world_size: int, port: int,
-    student: StudentConfig, seed: int,
+    config: PretrainConfig,
+    objects: Path,
+    root: Path,
+    rank: int,
+    world_size: int,
+    port: int,
+    student: StudentConfig,
+    seed: int,
 ) -> int:
     """Start a rank that notes its turns in `root`/turns.jsonl; its process id."""
     pid = os.fork()
@@ -136,12 +157,19 @@ def fork_rank(
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
         )
         note_turns(root / "turns.jsonl", start=saved_step(root))
         pretrain_run.pretrain(
-            config, student=student, seed=seed, objects=objects, out=root / "pretrain",
+            config,
+            student=student,
+            seed=seed,
+            objects=objects,
+            out=root / "pretrain",
             student_out=root / "student",
         )
         status = 0
@@ -153,12 +181,10 @@ def note_turns(path: Path, *, start: int) -> None:
     """Every turn of this rank that counts leaves a line: start, position, keys."""
     plain = Batches.__getitem__
 
-    def noting(self: Batches, turn: object) -> Delivery:
+    def noting(self: Batches, turn: object) -> LoadedBatch:
         delivery = plain(self, turn)  # type: ignore[arg-type]
         if delivery.turn.real and delivery.batch is not None:
-            line = {
-                "start": start, "position": delivery.turn.position, "keys": delivery.batch.keys
-            }
+            line = {"start": start, "position": delivery.turn.position, "keys": delivery.batch.keys}
             with path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         return delivery

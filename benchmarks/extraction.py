@@ -28,26 +28,28 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sharding.atomic import sha256_file
-from sharding.catalog import write_catalog
-from sharding.schema import Failure, Sample, object_dtype
-from sharding.write import write_shard
-from stages.distill.clock import DEVICE
-from stages.distill.decode import decode
-from stages.distill.distill_config import DistillConfig
-from stages.distill.flow import Flow
+from sharding.format.catalog import write_catalog
+from sharding.format.schema import Failure, Sample, object_dtype
+from sharding.writing.atomic import sha256_file
+from sharding.writing.shard_writer import write_shard
+from stages.detector.model.faster_rcnn import FasterRCNN
+from stages.detector.net_config import PictureConfig, TeacherConfig
+from stages.detector.ops.resize import Prepared, prepare
+from stages.detector.predictor import Teacher
+from stages.distill.config import DistillConfig
+from stages.distill.inference.decode import decode
+from stages.distill.inference.pipeline import Flow
+from stages.distill.inference.stage_timer import DEVICE
+from stages.distill.object_source import Detector
 from stages.distill.run import distill
-from stages.distill.seer import Detector
-from stages.distill.teacher.detect import Teacher
-from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.net_config import PictureConfig, TeacherConfig
-from stages.distill.teacher.resize import Prepared, prepare
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest
 
 CAPTIONS = [
-    "a red circle above two light blue squares", "the big blue dog and a horse on a table",
-    "an old man holds a green box near the white house", "two small dogs under a yellow car",
+    "a red circle above two light blue squares",
+    "the big blue dog and a horse on a table",
+    "an old man holds a green box near the white house",
+    "two small dogs under a yellow car",
     "a woman with a black star",
 ]
 LABELS = "circle square dog horse table man box house car woman star".split()
@@ -67,9 +69,9 @@ class SleepingDetector:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         random = np.random.default_rng(0)
-        self._objects = np.zeros(NUM_OBJECTS, object_dtype(
-            feature_size=FEATURE_SIZE, num_top=NUM_TOP, attributes=True
-        ))
+        self._objects = np.zeros(
+            NUM_OBJECTS, object_dtype(feature_size=FEATURE_SIZE, num_top=NUM_TOP, attributes=True)
+        )
         self._objects["box"] = (0, 0, 100, 100)
         self._objects["score"] = np.linspace(0.9, 0.2, NUM_OBJECTS)
         self._objects["feature"] = random.random((NUM_OBJECTS, FEATURE_SIZE))
@@ -112,7 +114,9 @@ def main() -> None:
         write_photographs(root / "photographs", options.pictures)
         ingest(
             IngestConfig(source="toy", num_train=options.pictures, num_heldout=8),
-            seed=0, out=root / "toy", show=False,
+            seed=0,
+            out=root / "toy",
+            show=False,
         )
         seconds = options.device_ms / 1000
         compare(root, "photographs", lambda: SleepingDetector(seconds), options)
@@ -160,9 +164,7 @@ def write_photographs(folder: Path, num_pictures: int) -> None:
         out = io.BytesIO()
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=85)
         info = {"captions": CAPTIONS, "width": 640, "height": 480, "image_id": f"p{number}"}
-        samples.append(
-            Sample(key=f"p{number}", image=out.getvalue(), extension="jpg", info=info)
-        )
+        samples.append(Sample(key=f"p{number}", image=out.getvalue(), extension="jpg", info=info))
     half = num_pictures // 2
     for number, some in enumerate((samples[:half], samples[half:])):
         write_shard(folder / f"train-{number:06d}.tar", some, fingerprint={"ingest": "noise"})

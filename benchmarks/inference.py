@@ -36,14 +36,14 @@ from benchmarks.clocks import wall_clock
 from benchmarks.detector_weights import make_weights
 from benchmarks.soho_step import RES18, SIZES, Took, measured
 from benchmarks.teacher import Part, measure_peaks, our_parts, read_photograph, stopwatch
-from stages.distill.teacher.detect import Teacher
-from stages.distill.teacher.families import VG_D2
-from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.weights import num_names, read_net
+from stages.detector.checkpoints.families import VG_D2
+from stages.detector.checkpoints.weights import num_names, read_net
+from stages.detector.model.faster_rcnn import FasterRCNN
+from stages.detector.predictor import Teacher
+from stages.student.build import make_student
 from stages.student.config import StudentConfig
-from stages.student.make import make_student
 from stages.student.network import Student
-from stages.student.pictures import load_picture, stack_pictures
+from stages.student.vision.image_transforms import load_picture, stack_pictures
 
 CPU = torch.device("cpu")
 NUM_TOKENS, VOCAB_SIZE = 16, 30_522
@@ -64,14 +64,26 @@ class Size(NamedTuple):
 
 SIZES_BY_NAME = {
     "full": Size(
-        101, 64, 1600, BertConfig(num_hidden_layers=12, vocab_size=VOCAB_SIZE),
-        {"student R101 + 12": dataclasses.replace(SIZES["r101"].student, **PICTURE_PX),
-         "student R18 + 3": dataclasses.replace(RES18, **PICTURE_PX)},
+        101,
+        64,
+        1600,
+        BertConfig(num_hidden_layers=12, vocab_size=VOCAB_SIZE),
+        {
+            "student R101 + 12": dataclasses.replace(SIZES["r101"].student, **PICTURE_PX),
+            "student R18 + 3": dataclasses.replace(RES18, **PICTURE_PX),
+        },
     ),
     "tiny": Size(
-        50, 8, 6,
-        BertConfig(num_hidden_layers=2, hidden_size=32, num_attention_heads=2,
-                   intermediate_size=64, vocab_size=VOCAB_SIZE),
+        50,
+        8,
+        6,
+        BertConfig(
+            num_hidden_layers=2,
+            hidden_size=32,
+            num_attention_heads=2,
+            intermediate_size=64,
+            vocab_size=VOCAB_SIZE,
+        ),
         {"student tiny": SIZES["tiny"].student},
     ),
 }
@@ -89,8 +101,9 @@ class RegionModel(nn.Module):
         self.fusion = BertEncoder(bert)
         self.match = nn.Linear(bert.hidden_size, 2)
 
-    def forward(self, tokens: torch.Tensor, features: torch.Tensor, boxes: torch.Tensor
-                ) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, features: torch.Tensor, boxes: torch.Tensor
+    ) -> torch.Tensor:
         """tokens [1, T], features [R, F], boxes [R, 4] as parts of the picture -> logits [1, 2]."""
         sides = boxes[:, 2:] - boxes[:, :2]
         places = torch.cat([boxes, sides, sides.prod(1, keepdim=True)], dim=1)
@@ -102,18 +115,29 @@ class RegionModel(nn.Module):
 class ByRegions:
     """JPEG, detector, the best regions, Transformer."""
 
-    def __init__(self, size: Size, picture: torch.Tensor, num_proposals: int, num_regions: int
-                 ) -> None:
-        weights = make_weights(picture, depth=size.depth, has_pyramid=False,
-                               num_labels=size.num_labels, width=size.width)
-        family = dataclasses.replace(VG_D2, proposals=dataclasses.replace(
-            VG_D2.proposals, num_proposals=num_proposals))
+    def __init__(
+        self, size: Size, picture: torch.Tensor, num_proposals: int, num_regions: int
+    ) -> None:
+        weights = make_weights(
+            picture,
+            depth=size.depth,
+            has_pyramid=False,
+            num_labels=size.num_labels,
+            width=size.width,
+        )
+        family = dataclasses.replace(
+            VG_D2, proposals=dataclasses.replace(VG_D2.proposals, num_proposals=num_proposals)
+        )
         config, state = read_net(weights, family)
         labels, attributes = num_names(config, state)
         net = FasterRCNN(config, num_labels=labels, num_attributes=attributes)
         net.load_state_dict(state)
-        self.teacher = Teacher(net, label_names=[str(n) for n in range(labels)],
-                               attribute_names=[], fingerprint="made up")
+        self.teacher = Teacher(
+            net,
+            label_names=[str(n) for n in range(labels)],
+            attribute_names=[],
+            fingerprint="made up",
+        )
         self.fusion = RegionModel(size.bert, self.teacher.feature_size).eval()
         self.num_regions = num_regions
         self.num_found = 0
@@ -135,8 +159,12 @@ class ByRegions:
 
     def parts(self) -> list[Part]:
         """Where its time goes."""
-        return [Part(self, "decode", "decode"), Part(self.teacher, "prepare", "resize"),
-                *our_parts(self.teacher.model), Part(self.fusion, "forward", "Transformer")]
+        return [
+            Part(self, "decode", "decode"),
+            Part(self.teacher, "prepare", "resize"),
+            *our_parts(self.teacher.model),
+            Part(self.fusion, "forward", "Transformer"),
+        ]
 
 
 class EndToEnd:
@@ -144,15 +172,17 @@ class EndToEnd:
 
     def __init__(self, config: StudentConfig, *, is_compiled: bool = False) -> None:
         self.config, self.is_compiled = config, is_compiled
-        self.student: Student = make_student(config, vocab_size=VOCAB_SIZE, pad_id=0,
-                                             label_names=["thing"], feature_size=8).eval()
+        self.student: Student = make_student(
+            config, vocab_size=VOCAB_SIZE, pad_id=0, label_names=["thing"], feature_size=8
+        ).eval()
         if is_compiled:
             self.student.grid.compile_for_scoring()
 
     def load(self, jpeg: bytes) -> np.ndarray:
         """Decode and resize: uint8 [H, W, 3]."""
-        return load_picture(jpeg, shorter_px=self.config.shorter_px,
-                            longer_px=self.config.longer_px)
+        return load_picture(
+            jpeg, shorter_px=self.config.shorter_px, longer_px=self.config.longer_px
+        )
 
     def score(self, jpeg: bytes, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [1, 2]."""
@@ -163,8 +193,11 @@ class EndToEnd:
 
     def parts(self) -> list[Part]:
         """Where its time goes."""
-        return [Part(self, "load", "decode, resize"), Part(self.student, "see", "CNN and neck"),
-                Part(self.student, "fuse", "Transformer")]
+        return [
+            Part(self, "load", "decode, resize"),
+            Part(self.student, "see", "CNN and neck"),
+            Part(self.student, "fuse", "Transformer"),
+        ]
 
 
 def main() -> None:
@@ -198,8 +231,11 @@ def main() -> None:
             show_parts(name, way, lambda: way.score(file.getvalue(), tokens), peak)
 
 
-def show_ratios(ways: dict[str, ByRegions | EndToEnd],
-                run: Callable[[ByRegions | EndToEnd], object], num_rounds: int) -> None:
+def show_ratios(
+    ways: dict[str, ByRegions | EndToEnd],
+    run: Callable[[ByRegions | EndToEnd], object],
+    num_rounds: int,
+) -> None:
     """Prints medians, and of each student how many times as long each detector takes."""
     took: dict[str, list[Took]] = {name: [] for name in ways}
     for number in range(num_rounds + 1):  # the first is for warming up
@@ -212,11 +248,17 @@ def show_ratios(ways: dict[str, ByRegions | EndToEnd],
         print(f"{name:29} {clock:7.2f} s, CPU {cpu:7.2f} s")
         for other, way in ways.items():
             if isinstance(way, ByRegions) and not isinstance(ways[name], ByRegions):
-                ratios = [sorted(a[i] / b[i] for a, b in zip(took[other], all_took))
-                          for i in (0, 1)]
-                print(f"    {other} take " + ", ".join(
-                    f"{statistics.median(all_of):.1f} ({all_of[0]:.1f} to {all_of[-1]:.1f})"
-                    for all_of in ratios) + " times as long (clock, CPU)")
+                ratios = [
+                    sorted(a[i] / b[i] for a, b in zip(took[other], all_took)) for i in (0, 1)
+                ]
+                print(
+                    f"    {other} take "
+                    + ", ".join(
+                        f"{statistics.median(all_of):.1f} ({all_of[0]:.1f} to {all_of[-1]:.1f})"
+                        for all_of in ratios
+                    )
+                    + " times as long (clock, CPU)"
+                )
 
 
 def show_parts(
@@ -232,8 +274,10 @@ def show_parts(
         with FlopCounterMode(display=False) as counter:
             run()
         work = counter.get_total_flops()
-        print(f"    seconds of the clock for {work / 1e9:.0f} GFLOP at this machine's peak, "
-              f"{peak / 1e9:.0f} GFLOP/s: {work / peak:.2f}")
+        print(
+            f"    seconds of the clock for {work / 1e9:.0f} GFLOP at this machine's peak, "
+            f"{peak / 1e9:.0f} GFLOP/s: {work / peak:.2f}"
+        )
     for part, one in [*seconds.items(), ("the rest", whole - sum(seconds.values()))]:
         print(f"    {part:20} {one:7.3f} s {one / whole:5.0%}")
 

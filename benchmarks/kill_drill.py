@@ -30,13 +30,9 @@ from typing import Any
 
 import torch
 
-from sharding import heartbeat
-from stages.distill.distill_config import DistillConfig
-from stages.distill.run import distill
-from stages.distill.seers import make_seer
-from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.folder import save_teacher
-from stages.distill.teacher.net_config import (
+from sharding.coordination import heartbeat
+from stages.detector.model.faster_rcnn import FasterRCNN
+from stages.detector.net_config import (
     BoxConfig,
     ChoiceConfig,
     PictureConfig,
@@ -44,6 +40,10 @@ from stages.distill.teacher.net_config import (
     ProposalConfig,
     TeacherConfig,
 )
+from stages.detector.teacher_folder import save_teacher
+from stages.distill.config import DistillConfig
+from stages.distill.make_object_source import make_object_source
+from stages.distill.run import distill
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest
 
@@ -59,7 +59,8 @@ NET = TeacherConfig(
     choice=ChoiceConfig(num_top=3),
 )
 NAMES: dict[str, Any] = {
-    "label_names": ["circle", "square", "star"], "attribute_names": ["red", "blue"]
+    "label_names": ["circle", "square", "star"],
+    "attribute_names": ["red", "blue"],
 }
 
 Work = Callable[[Path], object]
@@ -86,10 +87,15 @@ class Tally:
     @property
     def is_clean(self) -> bool:
         """Whether every folder came out as if nothing had happened."""
-        return not any((
-            self.failed_workers, self.differing_files, self.left_files, self.missing_files,
-            self.differing_sample_sets,
-        ))
+        return not any(
+            (
+                self.failed_workers,
+                self.differing_files,
+                self.left_files,
+                self.missing_files,
+                self.differing_sample_sets,
+            )
+        )
 
     def __str__(self) -> str:
         return ", ".join(
@@ -108,8 +114,9 @@ def main() -> int:
     tally, began = Tally(), time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="kill-drill-"))
     works = {name: make(root) for name, make in WORKS.items() if options.stage in (None, name)}
-    expected = {name: _undisturbed(root / f"{name}-undisturbed", work)
-                for name, work in works.items()}
+    expected = {
+        name: _undisturbed(root / f"{name}-undisturbed", work) for name, work in works.items()
+    }
     for number in range(options.runs):
         stage = options.stage or ("distill" if number % 10 == 9 else "ingest")
         moments = random.Random(f"{options.seed}/{number}")
@@ -136,7 +143,7 @@ def _distill(root: Path) -> Work:
     _wait_for_all([_forked(lambda: ingest(INGEST, seed=1, out=images, show=False), None)])
     torch.manual_seed(0)
     save_teacher(root / "teacher", FasterRCNN(NET, num_labels=3, num_attributes=2), **NAMES)
-    seer = make_seer(DISTILL, root / "teacher")
+    seer = make_object_source(DISTILL, root / "teacher")
     return lambda out: distill(
         DISTILL, images=images, seer=seer, out=out, show=False, lease_seconds=LEASE_SECONDS
     )
@@ -177,8 +184,7 @@ class Crew:
         self.running.append(_forked(self.work, self.log, machine=elsewhere))
 
     def kill(self, pids: list[int], tally: Tally) -> None:
-        """SIGKILL to some, stopped or not; those that had ended before by themselves do not count.
-        """
+        """SIGKILL to some, stopped or not; those that had ended before by themselves do not count."""
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         statuses = [os.waitpid(pid, 0)[1] for pid in pids]

@@ -30,8 +30,8 @@ from rich.table import Table
 
 from benchmarks.elastic_training import STUDENT, make_objects, train
 from stages.pretrain.config import MvmConfig, PretrainConfig
-from stages.pretrain.metrics import read_metrics
-from stages.student.neck_config import DictionaryConfig, PlainNeckConfig, SohoNeckConfig
+from stages.student.vision.neck_config import DictionaryConfig, PlainNeckConfig, SohoNeckConfig
+from stages.training.metrics import read_metrics
 
 ROUNDING, HALF, OTHER_BATCHES = 1e-5, 2e-2, 1e-1
 """Tolerances of losses: sums in another order; bfloat16's 8 bits; other micro-batches."""
@@ -39,12 +39,14 @@ NORM_FACTOR = 5
 """How much wider the tolerance of the gradient's norm is."""
 CUT_ALL = {
     "zero_optimization": {
-        "stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 1000,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": 1000,
     }
 }
 """Left alone, ZeRO 3 keeps weights as small as these whole on every rank."""
 WITH_CODES = replace(
-    STUDENT, dropout=0.1,
+    STUDENT,
+    dropout=0.1,
     neck=SohoNeckConfig(dictionary=DictionaryConfig(num_codes=16, decay=0.9)),
 )
 Curve = list[dict[str, float]]
@@ -101,7 +103,10 @@ def kinds() -> list[Kind]:
         ],
         *[
             Kind(
-                name=f"fp32 with seed {seed}", seed=seed, has_codes=False, tolerance=None,
+                name=f"fp32 with seed {seed}",
+                seed=seed,
+                has_codes=False,
+                tolerance=None,
                 thirds=True,
             )
             for seed in (1, 2)
@@ -145,8 +150,14 @@ def main() -> int:
 def configured(num_steps: int) -> PretrainConfig:
     """32 pictures a step."""
     return PretrainConfig(
-        num_steps=num_steps, micro_batch_size=8, micro_batches_per_step=4, captions_per_picture=2,
-        checkpoint_steps=num_steps, log_steps=1, lr_transformer=1e-3, lr_cnn=0.01,
+        num_steps=num_steps,
+        micro_batch_size=8,
+        micro_batches_per_step=4,
+        captions_per_picture=2,
+        checkpoint_steps=num_steps,
+        log_steps=1,
+        lr_transformer=1e-3,
+        lr_cnn=0.01,
         mvm=MvmConfig(weight=1.0, probability=1.0),
     )
 
@@ -166,7 +177,8 @@ def show(chosen: Sequence[Kind], curves: dict[str, Curve], num_steps: int) -> in
         norm = difference(curve, first, "grad_norm", thirds=kind.thirds)
         is_within = same_rates and (
             kind.tolerance is None
-            or loss <= kind.tolerance and (kind.thirds or norm <= NORM_FACTOR * kind.tolerance)
+            or loss <= kind.tolerance
+            and (kind.thirds or norm <= NORM_FACTOR * kind.tolerance)
         )
         failed |= not is_within
         told = "thirds" if kind.thirds else "steps"
@@ -184,7 +196,7 @@ def difference(curve: Curve, other: Curve, name: str, *, thirds: bool) -> float:
     if thirds:
         size = -(-len(mine) // 3)
         starts = range(0, len(mine), size)
-        mine, theirs = ([fmean(v[s:s + size]) for s in starts] for v in (mine, theirs))
+        mine, theirs = ([fmean(v[s : s + size]) for s in starts] for v in (mine, theirs))
     return max(abs(a / b - 1) for a, b in zip(mine, theirs))
 
 

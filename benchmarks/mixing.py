@@ -4,7 +4,7 @@
 
 A set of so many shards of 1000 samples, by its catalog alone; eight ranks of four workers, 32
 samples a micro-batch, webdataset's shuffle buffer of 1000 samples. `boxless mixing FOLDER` does it
-for shards of your own; what the figures mean stands in `sharding.mixing.Quality`.
+for shards of your own; what the figures mean stands in `sharding.order.shuffle_quality.Quality`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.scale import make_set
-from sharding.mixing import lines, measure
-from sharding.passage import MixingConfig
+from sharding.order.shuffle_quality import lines, measure
+from sharding.order.shuffle_simulation import MixingConfig
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ import time
 import torch
 
 from stages.student.config import StudentConfig
-from stages.student.grid import Grid
-from stages.student.resnets import DEPTHS, resnet_config
+from stages.student.vision.grid import Grid
+from stages.student.vision.resnet import DEPTHS, resnet_config
 
 WIDTH_PX, HEIGHT_PX, SMALLER_PX, HIDDEN_SIZE = 512, 448, 320, 768
 

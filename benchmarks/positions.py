@@ -3,7 +3,7 @@
     python -m benchmarks.positions [--worlds 24 16 7 48] [--epochs 4] [--shards 300] [--seed 0]
 
 Worlds of so many ranks follow each other, over and over, each with another number of DataLoader
-workers a rank. Every rank takes its turns as sharding.order deals them; its workers have the next
+workers a rank. Every rank takes its turns as sharding.order.order deals them; its workers have the next
 ones in hand. After a random number of steps a world is cut in the midst of one, some ranks further
 than others: that step comes to nothing, what the workers had in hand is lost, and the next world
 has nothing but the position of the last whole step, and an order made anew. A step is 48
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sharding.order import Order, turns
+from sharding.order.order import Order, turns
 
 STEP_SIZE = 48
 LONGEST_STEPS, MOST_WORKERS, PREFETCH = 60, 8, 2
@@ -35,8 +35,14 @@ class Samples:
 
     def order(self) -> Order:
         """Its order, made anew, as a process that starts makes it."""
-        return Order(self.shapes, self.shard_sizes, seed=1, micro_batch_size=32,
-                     window_num_shards=16, shape_step_px=64)
+        return Order(
+            self.shapes,
+            self.shard_sizes,
+            seed=1,
+            micro_batch_size=32,
+            window_num_shards=16,
+            shape_step_px=64,
+        )
 
 
 def main() -> int:
@@ -50,11 +56,14 @@ def main() -> int:
     samples = make_samples(options.shards, options.seed)
     seen = drill(samples, options.worlds, options.epochs, options.seed)
     for epoch, times in enumerate(seen):
-        print(f"epoch {epoch}: samples {len(times):,}  repeats {int((times > 1).sum())}  "
-              f"losses {int((times == 0).sum())}")
+        print(
+            f"epoch {epoch}: samples {len(times):,}  repeats {int((times > 1).sum())}  "
+            f"losses {int((times == 0).sum())}"
+        )
     repeats, losses = int((seen > 1).sum()), int((seen == 0).sum())
-    print(f"all: {seen.size:,} samples in {options.epochs} epochs, "
-          f"repeats {repeats}, losses {losses}")
+    print(
+        f"all: {seen.size:,} samples in {options.epochs} epochs, repeats {repeats}, losses {losses}"
+    )
     return int(repeats + losses > 0)
 
 
@@ -80,16 +89,22 @@ def drill(samples: Samples, worlds: list[int], num_epochs: int, seed: int) -> np
         num_workers = chance.randint(1, MOST_WORKERS)
         num_left = -(-(end - position) // STEP_SIZE)
         num_steps = min(num_left, chance.randint(1, LONGEST_STEPS))
-        masked, in_hand = _run(samples, seen, world_size, num_workers, (position, end), num_steps,
-                               chance)
+        masked, in_hand = _run(
+            samples, seen, world_size, num_workers, (position, end), num_steps, chance
+        )
         print(f"{world_size:5}{num_workers:9}{position:15,}{num_steps:13}{masked:19}{in_hand:14}")
         position = min(end, position + num_steps * STEP_SIZE)
     raise AssertionError("a cycle has no end")
 
 
 def _run(
-    samples: Samples, seen: np.ndarray, world_size: int, num_workers: int, reach: tuple[int, int],
-    num_steps: int, chance: random.Random,
+    samples: Samples,
+    seen: np.ndarray,
+    world_size: int,
+    num_workers: int,
+    reach: tuple[int, int],
+    num_steps: int,
+    chance: random.Random,
 ) -> tuple[int, int]:
     """One world's life, counted in `seen`; its turns that were not real, and what it had in hand.
 

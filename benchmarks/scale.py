@@ -31,11 +31,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sharding import catalog as catalogs
-from sharding import shapes as shapes_files
-from sharding.shapes import write_shapes
-from sharding.source import Source
-from sharding.stream import Stream
+from sharding.format import catalog as catalogs
+from sharding.format import shapes as shapes_files
+from sharding.format.shapes import write_shapes
+from sharding.reading.dataset_source import Source
+from sharding.reading.stream import Stream
 
 SAMPLES_A_SHARD, SHARDS_A_BLOCK = 1000, 10
 MICRO_BATCH_SIZE, EPOCH, NUM_TIMED = 32, 1000, 20_000
@@ -51,17 +51,22 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(options.measure)))
         return
-    print("    shards       samples  start s  (worked)   seek s  us a sample: first, middle, last"
-          "  own MB  mapped MB  process MB")
+    print(
+        "    shards       samples  start s  (worked)   seek s  us a sample: first, middle, last"
+        "  own MB  mapped MB  process MB"
+    )
     for num_shards in options.shards:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             make_set(Path(folder), num_shards)
             command = [sys.executable, "-m", "benchmarks.scale", "--measure", folder]
             got = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         costs = "".join(f"{cost:8.2f}" for cost in got["us_a_sample"])
-        print(f"{num_shards:10,}{num_shards * SAMPLES_A_SHARD:14,}{got['start_s']:9.2f}"
-              f"{got['worked_s']:10.2f}{got['seek_s']:9.3f}{costs:>36}{got['own_mb']:8.0f}"
-              f"{got['mapped_mb']:11.0f}{got['process_mb']:12.0f}", flush=True)
+        print(
+            f"{num_shards:10,}{num_shards * SAMPLES_A_SHARD:14,}{got['start_s']:9.2f}"
+            f"{got['worked_s']:10.2f}{got['seek_s']:9.3f}{costs:>36}{got['own_mb']:8.0f}"
+            f"{got['mapped_mb']:11.0f}{got['process_mb']:12.0f}",
+            flush=True,
+        )
 
 
 def make_set(folder: Path, num_shards: int) -> None:
@@ -76,13 +81,24 @@ def make_set(folder: Path, num_shards: int) -> None:
     num_blocks = num_shards // SHARDS_A_BLOCK
     sha256 = write_shapes(folder / shapes_files.NAME, [shapes.astype(np.uint16)] * num_blocks)
     shards = [
-        {"tar": f"train-{shard:07d}.tar", "split": "train", "bytes": 10**8 + shard,
-         "manifest_sha256": f"{shard:064x}", "num_input": SAMPLES_A_SHARD,
-         "num_ok": SAMPLES_A_SHARD, "num_failed": 0}
+        {
+            "tar": f"train-{shard:07d}.tar",
+            "split": "train",
+            "bytes": 10**8 + shard,
+            "manifest_sha256": f"{shard:064x}",
+            "num_input": SAMPLES_A_SHARD,
+            "num_ok": SAMPLES_A_SHARD,
+            "num_failed": 0,
+        }
         for shard in range(num_blocks * SHARDS_A_BLOCK)
     ]
-    raw = {"schema": catalogs.SCHEMA, "kind": "objects", "about": {}, "shapes_sha256": sha256,
-           "shards": shards}
+    raw = {
+        "schema": catalogs.SCHEMA,
+        "kind": "objects",
+        "about": {},
+        "shapes_sha256": sha256,
+        "shards": shards,
+    }
     (folder / catalogs.NAME).write_text(json.dumps(raw))
 
 
@@ -91,8 +107,13 @@ def measure(folder: Path) -> dict[str, float | list[float]]:
     before = _memory_mb()["RssAnon"]
     watch = _Watch()
     began, worked = time.perf_counter(), time.process_time()
-    stream = Stream([Source(folder)], seed=0, micro_batch_size=MICRO_BATCH_SIZE,
-                    window_num_shards=16, shape_step_px=64)
+    stream = Stream(
+        [Source(folder)],
+        seed=0,
+        micro_batch_size=MICRO_BATCH_SIZE,
+        window_num_shards=16,
+        shape_step_px=64,
+    )
     start_s, worked_s = time.perf_counter() - began, time.process_time() - worked
     an_epoch = stream.num_micro_batches
     first = EPOCH * an_epoch
@@ -106,10 +127,15 @@ def measure(folder: Path) -> dict[str, float | list[float]]:
         began = time.process_time()
         num_samples = sum(len(stream.plan[position + i].samples) for i in range(num))
         us_a_sample.append((time.process_time() - began) / num_samples * 1e6)
-    return {"start_s": start_s, "worked_s": worked_s, "seek_s": seek_s,
-            "us_a_sample": us_a_sample, "own_mb": watch.stop() - before,
-            "mapped_mb": _memory_mb()["RssFile"],
-            "process_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {
+        "start_s": start_s,
+        "worked_s": worked_s,
+        "seek_s": seek_s,
+        "us_a_sample": us_a_sample,
+        "own_mb": watch.stop() - before,
+        "mapped_mb": _memory_mb()["RssFile"],
+        "process_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 class _Watch:

@@ -25,10 +25,10 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-from sharding.catalog import write_catalog
-from sharding.schema import OBJECTS, Sample, object_dtype
-from sharding.stream import Source, Stream
-from sharding.write import write_shard
+from sharding.format.catalog import write_catalog
+from sharding.format.schema import OBJECTS, Sample, object_dtype
+from sharding.reading.stream import Source, Stream
+from sharding.writing.shard_writer import write_shard
 
 WIDTH_PX, HEIGHT_PX = 480, 360
 NUM_OBJECTS = 36
@@ -93,7 +93,7 @@ def write_ours(folder: Path, samples: Sequence[Sample]) -> None:
     splits = {}
     for number, first in enumerate(range(0, len(samples), SAMPLES_A_SHARD)):
         tar = folder / f"train-{number:06d}.tar"
-        write_shard(tar, samples[first:first + SAMPLES_A_SHARD], fingerprint={"benchmark": "1"})
+        write_shard(tar, samples[first : first + SAMPLES_A_SHARD], fingerprint={"benchmark": "1"})
         splits[tar.name] = "train"
     write_catalog(folder, kind="objects", splits=splits, about={})
 
@@ -102,7 +102,10 @@ def open_ours(folder: Path) -> Stream:
     """Our stream over a folder of write_ours."""
     return Stream(
         [Source(folder)],
-        seed=0, micro_batch_size=MICRO_BATCH_SIZE, window_num_shards=4, shape_step_px=64,
+        seed=0,
+        micro_batch_size=MICRO_BATCH_SIZE,
+        window_num_shards=4,
+        shape_step_px=64,
     )
 
 
@@ -120,8 +123,12 @@ def rows_of(samples: Sequence[Sample]) -> list[Row]:
 
 def as_one_npy(sample: Sample) -> dict[str, Any]:
     """A sample for webdataset's writer: the members that ours have."""
-    return {"__key__": sample.key, "jpg": sample.image, "json": sample.info,
-            OBJECTS: sample.objects}
+    return {
+        "__key__": sample.key,
+        "jpg": sample.image,
+        "json": sample.info,
+        OBJECTS: sample.objects,
+    }
 
 
 def as_npy_a_field(sample: Sample) -> dict[str, Any]:
@@ -200,8 +207,11 @@ def open_energon(folder: Path, num_samples: int) -> Reader:
         "__module__: megatron.energon\n__class__: CrudeWebdataset\n"
     )
     dataset = energon.get_train_dataset(
-        folder, worker_config=energon.WorkerConfig(rank=0, world_size=1, num_workers=0),
-        batch_size=None, shuffle_buffer_size=None, max_samples_per_sequence=None,
+        folder,
+        worker_config=energon.WorkerConfig(rank=0, world_size=1, num_workers=0),
+        batch_size=None,
+        shuffle_buffer_size=None,
+        max_samples_per_sequence=None,
         task_encoder=Encoder(),
     )
     warnings.filterwarnings("ignore", message="'pin_memory'")
@@ -219,10 +229,14 @@ def write_mosaic(folder: Path, samples: Sequence[Sample]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with MDSWriter(columns=columns, out=str(folder)) as writer:
         for sample in samples:
-            writer.write({
-                "key": sample.key, "picture": sample.image, "info": sample.info,
-                **fields_of(sample.objects),
-            })
+            writer.write(
+                {
+                    "key": sample.key,
+                    "picture": sample.image,
+                    "info": sample.info,
+                    **fields_of(sample.objects),
+                }
+            )
 
 
 def open_mosaic(folder: Path) -> Reader:

@@ -45,11 +45,29 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from benchmarks.shard_formats import (
-    DTYPE, FIELDS, MICRO_BATCH_SIZE, NUM_OBJECTS, SAMPLES_A_SHARD, Reader, Row, as_npy_a_field,
-    as_one_npy, fields_of, make_samples, open_energon, open_mosaic, open_ours, open_stock,
-    read_ours, read_stock, rows_of, write_mosaic, write_ours, write_stock,
+    DTYPE,
+    FIELDS,
+    MICRO_BATCH_SIZE,
+    NUM_OBJECTS,
+    SAMPLES_A_SHARD,
+    Reader,
+    Row,
+    as_npy_a_field,
+    as_one_npy,
+    fields_of,
+    make_samples,
+    open_energon,
+    open_mosaic,
+    open_ours,
+    open_stock,
+    read_ours,
+    read_stock,
+    rows_of,
+    write_mosaic,
+    write_ours,
+    write_stock,
 )
-from sharding.schema import Sample
+from sharding.format.schema import Sample
 
 T = TypeVar("T")
 Batch = dict[str, torch.Tensor]
@@ -72,10 +90,10 @@ NUM_WORKERS = 2
 MEMORY = Path("/dev/shm")
 # Where our reading does what, in the order of a sample's way.
 PARTS = {
-    "read": "sharding.read.OpenTar.read_into",
-    "check": "sharding.store.check_crc32",
-    "json": "sharding.read._parse",
-    "objects": "sharding.read._objects",
+    "read": "sharding.reading.sample_reader.OpenTar.read_into",
+    "check": "sharding.reading.store.check_crc32",
+    "json": "sharding.reading.sample_reader._parse",
+    "objects": "sharding.reading.sample_reader._objects",
 }
 
 
@@ -95,13 +113,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--folders", type=Path, nargs="+",
+        "--folders",
+        type=Path,
+        nargs="+",
         default=[*([MEMORY] if MEMORY.is_dir() else []), Path(tempfile.gettempdir())],
     )
     options = parser.parse_args()
     if options.samples < NUM_WORKERS * SAMPLES_A_SHARD:
-        parser.error(f"--samples: got {options.samples}, expected a shard of {SAMPLES_A_SHARD} for "
-                     f"each of {NUM_WORKERS} workers, or webdataset stops")
+        parser.error(
+            f"--samples: got {options.samples}, expected a shard of {SAMPLES_A_SHARD} for "
+            f"each of {NUM_WORKERS} workers, or webdataset stops"
+        )
     torch.set_num_threads(1)
     samples = make_samples(options.samples, options.seed)
     bench = Bench(samples, options.rounds)
@@ -116,9 +138,7 @@ def main() -> None:
         bench.compare("Reading and decoding objects and json", reading_ways(roots[0], samples))
         bench.compare("The whole way, pictures decoded", whole_ways(roots[0]))
         bench.show_shares(roots[0] / OURS)
-        for title, batch in (
-            ("pictures decoded", whole_batch), ("objects alone", objects_batch)
-        ):
+        for title, batch in (("pictures decoded", whole_batch), ("objects alone", objects_batch)):
             ways = worker_ways(roots[0], batch)
             bench.compare(f"The whole way in {NUM_WORKERS} workers, {title}", ways)
 
@@ -281,15 +301,19 @@ def whole_ways(root: Path) -> list[Way]:
 def worker_ways(root: Path, batch: Callable[[Sequence[Row]], Batch]) -> list[Way]:
     """Ways from shards to batches of tensors in workers, which wait for the next round."""
     settings: dict[str, Any] = {
-        "batch_size": None, "num_workers": NUM_WORKERS, "persistent_workers": True
+        "batch_size": None,
+        "num_workers": NUM_WORKERS,
+        "persistent_workers": True,
     }
     stream = open_ours(root / OURS)
-    loaders = {OURS: DataLoader(
-        stream,
-        sampler=range(stream.num_micro_batches),
-        collate_fn=lambda samples: batch(rows_of(samples)),
-        **settings,
-    )}
+    loaders = {
+        OURS: DataLoader(
+            stream,
+            sampler=range(stream.num_micro_batches),
+            collate_fn=lambda samples: batch(rows_of(samples)),
+            **settings,
+        )
+    }
     for name in (ONE_NPY, NPY_A_FIELD):
         batches = open_stock(root / name).batched(MICRO_BATCH_SIZE, collation_fn=batch)
         loaders[name] = DataLoader(batches, **settings)
@@ -341,6 +365,7 @@ def _time_parts(folder: Path) -> dict[str, float]:
                 return function(*values)
             finally:
                 parts[part] += time.perf_counter() - began
+
         return run
 
     decode, put = timed("JPEG decode", decode_picture), timed("collate", collate)

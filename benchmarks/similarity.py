@@ -17,11 +17,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sharding.schema import object_dtype
-from stages.distill.distill_config import DistillConfig
-from stages.distill.similarity import Similarity, make_similarity
-from stages.distill.similarity_config import (
-    BertConfig, LexicalConfig, SentenceConfig, SimilarityConfig, SpacyConfig
+from sharding.format.schema import object_dtype
+from stages.distill.config import DistillConfig
+from stages.distill.text.similarity import Similarity, make_similarity
+from stages.distill.text.similarity_config import (
+    BertConfig,
+    LexicalConfig,
+    SentenceConfig,
+    SimilarityConfig,
+    SpacyConfig,
 )
 
 LABELS = (
@@ -31,12 +35,26 @@ LABELS = (
     "phone,cell phone;pizza;cake;sky;grass;street,road;beach"
 ).split(";")
 PHRASES = {
-    "a man": "man", "two dogs": "dog", "the red bus": "bus", "a wooden table": "table,desk",
-    "a slice of pizza": "pizza", "a stop light": "traffic light,stop light", "green grass": "grass",
-    "a young girl": "girl", "a cell phone": "phone,cell phone", "the sofa": "couch,sofa",
-    "a puppy": "dog", "a guy": "man", "an old lady": "woman", "the kitten": "cat",
-    "a sedan": "car", "the lawn": "grass", "a coffee": "cup,mug", "a skyscraper": "building",
-    "a stallion": "horse", "an infant": "child,kid",
+    "a man": "man",
+    "two dogs": "dog",
+    "the red bus": "bus",
+    "a wooden table": "table,desk",
+    "a slice of pizza": "pizza",
+    "a stop light": "traffic light,stop light",
+    "green grass": "grass",
+    "a young girl": "girl",
+    "a cell phone": "phone,cell phone",
+    "the sofa": "couch,sofa",
+    "a puppy": "dog",
+    "a guy": "man",
+    "an old lady": "woman",
+    "the kitten": "cat",
+    "a sedan": "car",
+    "the lawn": "grass",
+    "a coffee": "cup,mug",
+    "a skyscraper": "building",
+    "a stallion": "horse",
+    "an infant": "child,kid",
 }
 SHOWN = ("the red bus", "a puppy", "a guy", "the lawn")
 

@@ -21,9 +21,9 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
 from stages.pretrain.batch import Batch
-from stages.student.neck import cells_inside_released, padding_aware_positions
+from stages.student.checkpoints.soho import TIED, official_name
 from stages.student.network import Student
-from stages.student.soho_checkpoint import TIED, official_name
+from stages.student.vision.soho_neck import cells_inside_released, padding_aware_positions
 
 DECAY, EPSILON, MEAN_EPSILON = 0.4, 1e-5, 1e-6
 
@@ -55,11 +55,16 @@ class ReleasedSoho(nn.Module):
         self.waste = waste
         sizes = student.config.resnet
         bert = BertConfig(**student.config.bert)
-        self.backbone = Backbone(sizes["embedding_size"], sizes["hidden_sizes"], sizes["depths"],
-                                 waste.recompute)
+        self.backbone = Backbone(
+            sizes["embedding_size"], sizes["hidden_sizes"], sizes["depths"], waste.recompute
+        )
         assert student.dictionary is not None
-        self.neck = Neck(sizes["hidden_sizes"][-1], bert.hidden_size,
-                         len(student.dictionary.codes), waste.one_hot)
+        self.neck = Neck(
+            sizes["hidden_sizes"][-1],
+            bert.hidden_size,
+            len(student.dictionary.codes),
+            waste.one_hot,
+        )
         self.language = nn.ModuleDict({"bert": Language(bert, waste)})
         self.head = nn.ModuleDict({"match_class": nn.Linear(bert.hidden_size, 2, bias=False)})
         self.mask_l_fc = nn.Linear(bert.hidden_size, bert.vocab_size, bias=False)
@@ -72,8 +77,7 @@ class ReleasedSoho(nn.Module):
         self.load_state_dict(weights)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """The loss; the same S captions a picture, anchors drawn as in `MvmConfig.rule` released.
-        """
+        """The loss; the same S captions a picture, anchors drawn as in `MvmConfig.rule` released."""
         num_captions = len(batch.picture) // len(batch.sizes_px)
         features = self.backbone(batch.pixels)
         if self.waste.copies:
@@ -88,8 +92,9 @@ class ReleasedSoho(nn.Module):
             + F.cross_entropy(match, batch.matched.long())
         )
 
-    def _language_loss(self, fused: torch.Tensor, labels: torch.Tensor, num_tokens: int
-                       ) -> torch.Tensor:
+    def _language_loss(
+        self, fused: torch.Tensor, labels: torch.Tensor, num_tokens: int
+    ) -> torch.Tensor:
         if not self.waste.all_logits:
             chosen = labels >= 0
             return _mean_loss(self.mask_l_fc(fused[:, :num_tokens][chosen]), labels[chosen])
@@ -111,8 +116,7 @@ def _mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 class Backbone(nn.Module):
-    """ResNet of basic blocks, stem and first stage frozen: [N, 3, H, W] -> [N, C, H / 32, W / 32].
-    """
+    """ResNet of basic blocks, stem and first stage frozen: [N, 3, H, W] -> [N, C, H / 32, W / 32]."""
 
     def __init__(self, stem: int, widths: list[int], depths: list[int], recompute: bool) -> None:
         super().__init__()
@@ -202,10 +206,10 @@ class Neck(nn.Module):
         self.pos_line = nn.Linear(width, width)
         self.gate_fc = ConvNorm(2 * width, 2)
 
-    def forward(self, features: torch.Tensor, batch: Batch, num_captions: int
-                ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """features [N or B, ...] -> tokens [B, C, D], inside [B, C], hidden codes [B, C] or -100.
-        """
+    def forward(
+        self, features: torch.Tensor, batch: Batch, num_captions: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """features [N or B, ...] -> tokens [B, C, D], inside [B, C], hidden codes [B, C] or -100."""
         x = self.conv(F.max_pool2d(features, 2, stride=2))
         rows, columns = x.shape[2:]
         flat = x.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
@@ -249,8 +253,10 @@ class MovingAverageCodes(nn.Module):
                 - 2 * cells @ self.embed.T
             )
             index = distances.argmin(dim=1)
-            value = self._by_one_hot(cells, index, times) if self.one_hot else (
-                self._by_index(cells, index, times)
+            value = (
+                self._by_one_hot(cells, index, times)
+                if self.one_hot
+                else (self._by_index(cells, index, times))
             )
         return cells + (value - cells).detach(), index
 
@@ -287,8 +293,9 @@ class Language(nn.Module):
         layers = nn.ModuleList(BertLayer(bert) for _ in range(bert.num_hidden_layers))
         self.encoder = nn.ModuleDict({"layer": layers})
 
-    def forward(self, tokens: torch.Tensor, cells: torch.Tensor, inside: torch.Tensor
-                ) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, cells: torch.Tensor, inside: torch.Tensor
+    ) -> torch.Tensor:
         """tokens [B, T], cells [B, C, D], inside bool [B, C] -> [B, T + C, D]."""
         hidden = torch.cat([self.embeddings(tokens), cells], dim=1)
         attended = torch.cat([tokens != 0, inside], dim=1)

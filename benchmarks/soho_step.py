@@ -34,31 +34,49 @@ from benchmarks.soho_released import ReleasedSoho, Waste
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import MlmConfig, MvmConfig, OmvmConfig, PraConfig, PretrainConfig
 from stages.pretrain.model import PretrainModel, make_objectives
+from stages.student.build import make_student
+from stages.student.checkpoints.soho import official_name
 from stages.student.config import StudentConfig
-from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
-from stages.student.make import make_student
-from stages.student.soho_checkpoint import official_name
+from stages.student.vision.neck_config import DictionaryConfig, SohoNeckConfig
 
 NUM_PICTURES, NUM_CAPTIONS, NUM_TOKENS = 2, 4, 16
 CLS, MASK = 101, 103
 RELEASED_NECK = SohoNeckConfig(
     dictionary=DictionaryConfig(
-        num_codes=2048, start="random", decay=0.4, smoothing=1e-5, revive_after_steps=0,
-        update="forward", count_padding=True,
+        num_codes=2048,
+        start="random",
+        decay=0.4,
+        smoothing=1e-5,
+        revive_after_steps=0,
+        update="forward",
+        count_padding=True,
     ),
-    width_mask="height", count_captions=True, drop_edge=True,
+    width_mask="height",
+    count_captions=True,
+    drop_edge=True,
 )
 RES18 = StudentConfig(
-    stem_width=64, widths=(64, 128, 256, 512), depths=(2, 2, 2, 2), frozen_stages=1,
-    neck=RELEASED_NECK, hidden_size=768, num_layers=3, num_heads=12, ffn_size=3072, dropout=0.1,
-    max_tokens=512, mlm_head="tied", itm_head="linear",
+    stem_width=64,
+    widths=(64, 128, 256, 512),
+    depths=(2, 2, 2, 2),
+    frozen_stages=1,
+    neck=RELEASED_NECK,
+    hidden_size=768,
+    num_layers=3,
+    num_heads=12,
+    ffn_size=3072,
+    dropout=0.1,
+    max_tokens=512,
+    mlm_head="tied",
+    itm_head="linear",
 )
 OBJECTIVES = PretrainConfig(
     mlm=MlmConfig(matched_only=False, mean_epsilon=1e-6),
     omvm=OmvmConfig(weight=0.0),
     pra=PraConfig(weight=0.0),
-    mvm=MvmConfig(weight=1.0, rule="released", temperature=1.0, matched_only=False,
-                  mean_epsilon=1e-6),
+    mvm=MvmConfig(
+        weight=1.0, rule="released", temperature=1.0, matched_only=False, mean_epsilon=1e-6
+    ),
 )
 
 
@@ -74,14 +92,31 @@ class Size(NamedTuple):
 SIZES = {
     "res18": Size(RES18, 30_522, 600, 800),
     "r101": Size(
-        replace(RES18, widths=(256, 512, 1024, 2048), depths=(3, 4, 23, 3), block="bottleneck",
-                num_layers=12),
-        30_522, 600, 800,
+        replace(
+            RES18,
+            widths=(256, 512, 1024, 2048),
+            depths=(3, 4, 23, 3),
+            block="bottleneck",
+            num_layers=12,
+        ),
+        30_522,
+        600,
+        800,
     ),
     "tiny": Size(
-        replace(RES18, stem_width=8, widths=(8, 8, 16, 16), depths=(1, 1, 1, 2), hidden_size=32,
-                num_heads=2, ffn_size=64, num_layers=2),
-        200, 120, 190,
+        replace(
+            RES18,
+            stem_width=8,
+            widths=(8, 8, 16, 16),
+            depths=(1, 1, 1, 2),
+            hidden_size=32,
+            num_heads=2,
+            ffn_size=64,
+            num_layers=2,
+        ),
+        200,
+        120,
+        190,
     ),
 }
 
@@ -107,8 +142,10 @@ def main() -> None:
     device, size = torch.device(options.device), SIZES[options.size]
     model = make_model(size, device)
     batch = make_batch(size, model).to(device)
-    print(f"{options.device}, {options.threads} threads, torch {torch.__version__}, "
-          f"{options.size}, {options.precision}, {options.rounds} rounds")
+    print(
+        f"{options.device}, {options.threads} threads, torch {torch.__version__}, "
+        f"{options.size}, {options.precision}, {options.rounds} rounds"
+    )
     if options.size == "r101" or options.precision == "bf16" or device.type != "cpu":
         show_use(model, batch, options.precision, options.rounds)
         return
@@ -126,8 +163,9 @@ def main() -> None:
 def make_model(size: Size, device: torch.device) -> PretrainModel:
     """Our student in training, by SOHO's three objectives as released."""
     torch.manual_seed(0)
-    student = make_student(size.student, vocab_size=size.vocab_size, pad_id=0,
-                           label_names=["thing"], feature_size=8)
+    student = make_student(
+        size.student, vocab_size=size.vocab_size, pad_id=0, label_names=["thing"], feature_size=8
+    )
     return PretrainModel(student, make_objectives(OBJECTIVES)).to(device).train()
 
 
@@ -199,8 +237,10 @@ def check_same(model: PretrainModel, released: ReleasedSoho, batch: Batch) -> No
         else:
             apart = max(apart, distance)
     ours, released_loss = (float(loss.detach()) for loss in losses)
-    print(f"the same loss, {ours:.6f} and {released_loss:.6f}; gradients within {apart:.0e} of "
-          f"their norm, in the CNN {apart_in_cnn:.0e}")
+    print(
+        f"the same loss, {ours:.6f} and {released_loss:.6f}; gradients within {apart:.0e} of "
+        f"their norm, in the CNN {apart_in_cnn:.0e}"
+    )
     assert abs(ours - released_loss) < 1e-5 * released_loss
     assert apart < 1e-3 and apart_in_cnn < 5e-2
 
@@ -236,9 +276,13 @@ def show_ratios(ways: dict[str, nn.Module], batch: Batch, num_rounds: int) -> No
     for name, all_took in took.items():
         shares = [sorted(a[i] / b[i] for a, b in zip(all_took, took["released"])) for i in (0, 1)]
         clock, cpu = (statistics.median(one[i] for one in all_took) for i in (0, 1))
-        print(f"{name:20} {clock:7.2f} {cpu:8.2f}   " + ", ".join(
-            f"{statistics.median(share):.2f} ({share[0]:.2f} to {share[-1]:.2f})"
-            for share in shares))
+        print(
+            f"{name:20} {clock:7.2f} {cpu:8.2f}   "
+            + ", ".join(
+                f"{statistics.median(share):.2f} ({share[0]:.2f} to {share[-1]:.2f})"
+                for share in shares
+            )
+        )
 
 
 def show_use(model: PretrainModel, batch: Batch, precision: str, num_rounds: int) -> None:
@@ -259,9 +303,11 @@ def show_use(model: PretrainModel, batch: Batch, precision: str, num_rounds: int
         took.append(measured(lambda: forward(model, batch).backward(), device).clock)
     seconds = statistics.median(took)
     rate = work / seconds
-    print(f"ours {seconds:.3f} s ({min(took):.3f} to {max(took):.3f}), {work / 1e9:.0f} GFLOP: "
-          f"{rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%} of a {precision} matrix product's "
-          f"{peak / 1e9:.0f}")
+    print(
+        f"ours {seconds:.3f} s ({min(took):.3f} to {max(took):.3f}), {work / 1e9:.0f} GFLOP: "
+        f"{rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%} of a {precision} matrix product's "
+        f"{peak / 1e9:.0f}"
+    )
 
 
 def measured(way: Callable[[], object], device: torch.device) -> Took:

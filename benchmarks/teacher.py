@@ -40,14 +40,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.clocks import CLOCKS, Clock, seconds
 from benchmarks.detector_weights import make_weights
-from stages.distill.detectron2_config import Detectron2Config
-from stages.distill.seer import Detector
-from stages.distill.teacher import faster_rcnn, pooler, res5
-from stages.distill.teacher.detect import Teacher
-from stages.distill.teacher.families import DETECTRON2
-from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.rpn import ProposalNetwork
-from stages.distill.teacher.weights import num_names, read_net
+from stages.detector.checkpoints.families import DETECTRON2
+from stages.detector.checkpoints.weights import num_names, read_net
+from stages.detector.detectron2_config import Detectron2Config
+from stages.detector.model import faster_rcnn
+from stages.detector.model import res5_head as res5
+from stages.detector.model.faster_rcnn import FasterRCNN
+from stages.detector.model.rpn import ProposalNetwork
+from stages.detector.ops import pooler
+from stages.detector.predictor import Teacher
+from stages.distill.object_source import Detector
 
 NUM_LABELS = 1600
 REST = "the rest"
@@ -87,9 +89,11 @@ def main() -> None:
     device, clock = torch.device(options.device), CLOCKS[options.clock]
     picture = read_photograph(options.photograph)
     peaks = measure_peaks(device, clock)
-    print(f"{options.device}, {torch.get_num_threads()} threads, seconds of the {options.clock} "
-          f"clock, torch {torch.__version__}; "
-          + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in peaks.items()))
+    print(
+        f"{options.device}, {torch.get_num_threads()} threads, seconds of the {options.clock} "
+        f"clock, torch {torch.__version__}; "
+        + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in peaks.items())
+    )
     for name in options.models:
         print(f"\n{name}, a picture of {picture.shape[0]} x {picture.shape[1]} pixels")
         ours, theirs = make_detectors(MODELS[name], picture, device)
@@ -116,13 +120,19 @@ def read_photograph(path: Path | None) -> Tensor:
         return torch.from_numpy(np.array(image))
 
 
-def make_detectors(model: Model, picture: Tensor, device: torch.device
-                   ) -> tuple[Teacher, Any | None]:
+def make_detectors(
+    model: Model, picture: Tensor, device: torch.device
+) -> tuple[Teacher, Any | None]:
     """Our teacher, and detectron2's where it is importable, of the same weights."""
-    weights = make_weights(picture, depth=model.depth, has_pyramid=model.has_pyramid,
-                           num_labels=NUM_LABELS)
-    family = dataclasses.replace(DETECTRON2, picture=dataclasses.replace(
-        DETECTRON2.picture, shorter_px=model.shorter_px, longer_px=model.longer_px))
+    weights = make_weights(
+        picture, depth=model.depth, has_pyramid=model.has_pyramid, num_labels=NUM_LABELS
+    )
+    family = dataclasses.replace(
+        DETECTRON2,
+        picture=dataclasses.replace(
+            DETECTRON2.picture, shorter_px=model.shorter_px, longer_px=model.longer_px
+        ),
+    )
     config, state = read_net(weights, family)
     labels, attributes = num_names(config, state)
     net = FasterRCNN(config, num_labels=labels, num_attributes=attributes)
@@ -134,11 +144,12 @@ def make_detectors(model: Model, picture: Tensor, device: torch.device
     return ours, make_theirs(model, weights, names, device)
 
 
-def make_theirs(model: Model, weights: dict[str, np.ndarray], names: list[str],
-                device: torch.device) -> Detector:
+def make_theirs(
+    model: Model, weights: dict[str, np.ndarray], names: list[str], device: torch.device
+) -> Detector:
     """detectron2's own net as a teacher."""
-    from stages.distill.teacher.detectron2_net import zoo_folder
-    from stages.distill.teacher.detectron2_teacher import load_detectron2
+    from stages.detector.detectron2_net import zoo_folder
+    from stages.detector.detectron2_teacher import load_detectron2
 
     kind = "FPN" if model.has_pyramid else "C4"
     base = zoo_folder() / f"COCO-Detection/faster_rcnn_R_{model.depth}_{kind}_3x.yaml"
@@ -147,13 +158,21 @@ def make_theirs(model: Model, weights: dict[str, np.ndarray], names: list[str],
         (folder / "config.yaml").write_text(
             f"_BASE_: {base}\n"
             f"MODEL: {{ROI_HEADS: {{NUM_CLASSES: {NUM_LABELS}}}}}\n"
-            f"INPUT: {{MIN_SIZE_TEST: {model.shorter_px}, MAX_SIZE_TEST: {model.longer_px}}}\n")
+            f"INPUT: {{MIN_SIZE_TEST: {model.shorter_px}, MAX_SIZE_TEST: {model.longer_px}}}\n"
+        )
         (folder / "labels.txt").write_text("\n".join(names))
-        torch.save({name: torch.from_numpy(array) for name, array in weights.items()},
-                   folder / "weights.pth")
-        return load_detectron2(Detectron2Config(
-            config_file=str(folder / "config.yaml"), weights=str(folder / "weights.pth"),
-            labels=str(folder / "labels.txt")), device)
+        torch.save(
+            {name: torch.from_numpy(array) for name, array in weights.items()},
+            folder / "weights.pth",
+        )
+        return load_detectron2(
+            Detectron2Config(
+                config_file=str(folder / "config.yaml"),
+                weights=str(folder / "weights.pth"),
+                labels=str(folder / "labels.txt"),
+            ),
+            device,
+        )
 
 
 def check_same(ours: Detector, theirs: Detector, picture: Tensor) -> None:
@@ -162,22 +181,30 @@ def check_same(ours: Detector, theirs: Detector, picture: Tensor) -> None:
     Of objects that score alike the order may differ, so each is compared with the nearest of its
     label.
     """
-    some, = ours.detect([ours.prepare(picture)])
-    other, = theirs.detect([theirs.prepare(picture)])
+    (some,) = ours.detect([ours.prepare(picture)])
+    (other,) = theirs.detect([theirs.prepare(picture)])
     apart = np.abs(other["box"][:, None] - some["box"]).max(2)
     apart[other["label"][:, None] != some["label"]] = np.inf
     row = apart.argmin(1)
     assert len(some) == len(other) and sorted(row) == list(range(len(row))), "not the same objects"
     size = np.abs(other["feature"].astype(np.float32)).max(1, keepdims=True)
     feature = (np.abs(some["feature"][row].astype(np.float32) - other["feature"]) / size).max()
-    print(f"the same {len(row)} objects: boxes within {apart.min(1).max():.1e} px, scores within "
-          f"{np.abs(some['score'][row] - other['score']).max():.1e}, features within {feature:.1e} "
-          "of their size (in half precision)")
+    print(
+        f"the same {len(row)} objects: boxes within {apart.min(1).max():.1e} px, scores within "
+        f"{np.abs(some['score'][row] - other['score']).max():.1e}, features within {feature:.1e} "
+        "of their size (in half precision)"
+    )
     assert apart.min(1).max() < 0.05 and feature < 2e-3
 
 
-def time_both(ours: Detector, theirs: Detector | None, picture: Tensor, num_rounds: int,
-              num_pictures: int, clock: Clock) -> None:
+def time_both(
+    ours: Detector,
+    theirs: Detector | None,
+    picture: Tensor,
+    num_rounds: int,
+    num_pictures: int,
+    clock: Clock,
+) -> None:
     """Prints seconds a picture of each and the ratio."""
     rounds: dict[str, list[float]] = defaultdict(list)
     for round_number in range(num_rounds + 1):  # the first is for warming up
@@ -188,12 +215,16 @@ def time_both(ours: Detector, theirs: Detector | None, picture: Tensor, num_roun
                 if round_number > 0:
                     rounds[name].append(taken)
     for name, times in rounds.items():
-        print(f"  {name:12} {statistics.median(times):.3f} s a picture "
-              f"({min(times):.3f} to {max(times):.3f})")
+        print(
+            f"  {name:12} {statistics.median(times):.3f} s a picture "
+            f"({min(times):.3f} to {max(times):.3f})"
+        )
     if theirs is not None:
         ratios = sorted(a / b for a, b in zip(rounds["detectron2"], rounds["ours"]))
-        print(f"  detectron2 takes {statistics.median(ratios):.2f} times as long "
-              f"({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        print(
+            f"  detectron2 takes {statistics.median(ratios):.2f} times as long "
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
 
 
 class Part(NamedTuple):
@@ -211,7 +242,8 @@ def our_parts(model: FasterRCNN) -> list[Part]:
         Part(model.proposal_network, "forward", "proposals, net"),
         Part(ProposalNetwork, "propose", "proposals, choice"),
         Part(model.box_head, "forward", "box head"),
-        Part(res5, "roi_align", "RoIAlign"), Part(pooler, "roi_align", "RoIAlign"),
+        Part(res5, "roi_align", "RoIAlign"),
+        Part(pooler, "roi_align", "RoIAlign"),
         Part(model.box_predictor, "forward", "predictor"),
         Part(faster_rcnn, "detections", "objects, choice"),
     ]
@@ -234,8 +266,9 @@ def their_parts(model: Any) -> list[Part]:
     ]
 
 
-def show_parts(name: str, detector: Detector, parts: Sequence[Part], picture: Tensor,
-               peak: float, clock: Clock) -> None:
+def show_parts(
+    name: str, detector: Detector, parts: Sequence[Part], picture: Tensor, peak: float, clock: Clock
+) -> None:
     """Prints seconds and arithmetic of each part of one picture, and how near `peak` (floating
     point operations a second) it comes."""
     prepared = [detector.prepare(picture)]
@@ -246,8 +279,9 @@ def show_parts(name: str, detector: Detector, parts: Sequence[Part], picture: Te
         with stopwatch(parts, counter.get_total_flops) as flops:
             detector.detect(prepared)
     whole = counter.get_total_flops()
-    print(f"  {name}: {whole / 1e9:.0f} GFLOP, {whole / peak:.3f} s at the peak, "
-          f"took {taken:.3f} s")
+    print(
+        f"  {name}: {whole / 1e9:.0f} GFLOP, {whole / peak:.3f} s at the peak, took {taken:.3f} s"
+    )
     for part in [*dict.fromkeys(part.part for part in parts), REST]:
         one = taken - sum(spent.values()) if part == REST else spent[part]
         work = whole - sum(flops.values()) if part == REST else flops[part]
@@ -270,12 +304,12 @@ def stopwatch(parts: Sequence[Part], now: Callable[[], float]) -> Iterator[dict[
             if inside:
                 inside[-1] += whole
             return result
+
         return run
 
     with contextlib.ExitStack() as stack:
         for owner, name, part in parts:
-            stack.enter_context(
-                mock.patch.object(owner, name, timed(getattr(owner, name), part)))
+            stack.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name), part)))
         yield passed
 
 
@@ -285,12 +319,16 @@ def measure_peaks(device: torch.device, clock: Clock) -> dict[str, float]:
     feature = torch.randn(64, 512, 14, 14, device=device).to(memory_format=torch.channels_last)
     weight = torch.randn(512, 512, 3, 3, device=device).to(memory_format=torch.channels_last)
     ways = {
-        "matrix product": (lambda: square @ square, 2 * 2048 ** 3),
-        "3x3 convolution": (lambda: functional.conv2d(feature, weight, padding=1),
-                            2 * 64 * 14 * 14 * 512 * 512 * 9),
+        "matrix product": (lambda: square @ square, 2 * 2048**3),
+        "3x3 convolution": (
+            lambda: functional.conv2d(feature, weight, padding=1),
+            2 * 64 * 14 * 14 * 512 * 512 * 9,
+        ),
     }
-    return {name: work / min(seconds(way, clock) for _ in range(8))
-            for name, (way, work) in ways.items()}
+    return {
+        name: work / min(seconds(way, clock) for _ in range(8))
+        for name, (way, work) in ways.items()
+    }
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.clocks import CLOCKS, Clock, seconds
-from stages.distill.teacher.boxes import decode, iou
-from stages.distill.teacher.choose import best_surviving_scores, candidates, detections
-from stages.distill.teacher.net_config import ChoiceConfig
-from stages.distill.teacher.nms import nms
-from stages.distill.teacher.roi_align import roi_align
-from stages.distill.teacher.roi_pool import roi_pool
+from stages.detector.model.postprocess import best_surviving_scores, candidates, detections
+from stages.detector.net_config import ChoiceConfig
+from stages.detector.ops.boxes import decode, iou
+from stages.detector.ops.nms import nms
+from stages.detector.ops.roi_align import roi_align
+from stages.detector.ops.roi_pool import roi_pool
 
 HEIGHT_PX, WIDTH_PX, STRIDE_PX = 600, 1000, 16
 NUM_LABELS = 1600
@@ -48,15 +48,18 @@ def main() -> None:
     torch.manual_seed(options.seed)
     device, ops = torch.device(options.device), find_torchvision_ops()
     for title, ways in (
-            ("RoIAlign, 1000 boxes, 14 x 14 bins, 1024 channels", align_ways(1024, 1, ops, device)),
-            ("RoIAlign, 1000 boxes, every other of 14 x 14 bins, 2560 channels",
-             align_ways(2560, 2, ops, device)),
-            ("RoIPool, 300 boxes, 14 x 14 bins, 1024 channels", pool_ways(ops, device)),
-            ("NMS 0.7, 1000 of 6000 boxes, few overlap", nms_ways(6000, 0.35, ops, device)),
-            ("NMS 0.7, 1000 of 12000 boxes, few overlap", nms_ways(12000, 0.35, ops, device)),
-            ("NMS 0.7, 1000 of 12000 boxes, most overlap", nms_ways(12000, 0.12, ops, device)),
-            ("bottom-up attention's scores, 300 proposals", score_ways(ops, device)),
-            ("detections, 1000 proposals, above 0.05", detection_ways(ops, device))):
+        ("RoIAlign, 1000 boxes, 14 x 14 bins, 1024 channels", align_ways(1024, 1, ops, device)),
+        (
+            "RoIAlign, 1000 boxes, every other of 14 x 14 bins, 2560 channels",
+            align_ways(2560, 2, ops, device),
+        ),
+        ("RoIPool, 300 boxes, 14 x 14 bins, 1024 channels", pool_ways(ops, device)),
+        ("NMS 0.7, 1000 of 6000 boxes, few overlap", nms_ways(6000, 0.35, ops, device)),
+        ("NMS 0.7, 1000 of 12000 boxes, few overlap", nms_ways(12000, 0.35, ops, device)),
+        ("NMS 0.7, 1000 of 12000 boxes, most overlap", nms_ways(12000, 0.12, ops, device)),
+        ("bottom-up attention's scores, 300 proposals", score_ways(ops, device)),
+        ("detections, 1000 proposals, above 0.05", detection_ways(ops, device)),
+    ):
         compare(title, ways, options.repeats, CLOCKS[options.clock])
 
 
@@ -109,20 +112,30 @@ def feature_map(num_channels: int, device: torch.device) -> Tensor:
     return torch.randn(shape).contiguous(memory_format=torch.channels_last).to(device)
 
 
-def align_ways(num_channels: int, bin_step: int, ops: ModuleType | None, device: torch.device
-               ) -> Ways:
+def align_ways(
+    num_channels: int, bin_step: int, ops: ModuleType | None, device: torch.device
+) -> Ways:
     """RoIAlign with as many samples as a bin spans cells."""
     feature, boxes = feature_map(num_channels, device), proposals(1000).to(device)
     index = torch.zeros(len(boxes), dtype=torch.long, device=device)
-    ways: Ways = {"ours": lambda: roi_align(
-        feature, boxes, index, stride=STRIDE_PX, num_bins=14, sampling_ratio=0, bin_step=bin_step)}
+    ways: Ways = {
+        "ours": lambda: roi_align(
+            feature,
+            boxes,
+            index,
+            stride=STRIDE_PX,
+            num_bins=14,
+            sampling_ratio=0,
+            bin_step=bin_step,
+        )
+    }
     if bin_step == 1:
         ways["cells looked up sample by sample"] = lambda: _align_by_samples(feature, boxes)
     if ops is not None:
         with_index = torch.cat([index[:, None], boxes], 1)
         ways["torchvision"] = lambda: ops.roi_align(
-            feature, with_index, (14, 14), 1 / STRIDE_PX, 0, aligned=True)[
-                :, :, ::bin_step, ::bin_step]
+            feature, with_index, (14, 14), 1 / STRIDE_PX, 0, aligned=True
+        )[:, :, ::bin_step, ::bin_step]
     return ways
 
 
@@ -134,14 +147,20 @@ def _align_by_samples(feature: Tensor, boxes: Tensor) -> Tensor:
     for left, top, right, bottom in cells.tolist():
         across, down = math.ceil((right - left) / 14), math.ceil((bottom - top) / 14)
         x = left + (torch.arange(14 * across, device=boxes.device) + 0.5) * (
-            (right - left) / 14 / across)
+            (right - left) / 14 / across
+        )
         y = top + (torch.arange(14 * down, device=boxes.device) + 0.5) * (
-            (bottom - top) / 14 / down)
+            (bottom - top) / 14 / down
+        )
         # In grid_sample's numbers -1 and 1 are the middles of the first and the last cell.
-        y, x = torch.meshgrid(y.clamp(0, height - 1) * 2 / (height - 1) - 1,
-                              x.clamp(0, width - 1) * 2 / (width - 1) - 1, indexing="ij")
+        y, x = torch.meshgrid(
+            y.clamp(0, height - 1) * 2 / (height - 1) - 1,
+            x.clamp(0, width - 1) * 2 / (width - 1) - 1,
+            indexing="ij",
+        )
         samples = torch.nn.functional.grid_sample(
-            feature, torch.stack([x, y], -1)[None], align_corners=True)
+            feature, torch.stack([x, y], -1)[None], align_corners=True
+        )
         pooled.append(torch.nn.functional.avg_pool2d(samples, (down, across)))
     return torch.cat(pooled)
 
@@ -150,8 +169,7 @@ def pool_ways(ops: ModuleType | None, device: torch.device) -> Ways:
     """RoIPool as Caffe's nets have it."""
     feature, boxes = feature_map(1024, device), proposals(300).to(device)
     index = torch.zeros(len(boxes), dtype=torch.long, device=device)
-    ways: Ways = {"ours": lambda: roi_pool(
-        feature, boxes, index, stride=STRIDE_PX, num_bins=14)}
+    ways: Ways = {"ours": lambda: roi_pool(feature, boxes, index, stride=STRIDE_PX, num_bins=14)}
     if ops is not None:
         with_index = torch.cat([index[:, None], boxes], 1)
         ways["torchvision"] = lambda: ops.roi_pool(feature, with_index, (14, 14), 1 / STRIDE_PX)
@@ -162,8 +180,10 @@ def nms_ways(num_boxes: int, spread: float, ops: ModuleType | None, device: torc
     """The suppression of proposals; the fewer remain, the longer is the search for 1000."""
     boxes, scores = clustered(num_boxes, 100, spread).to(device), torch.randn(num_boxes).to(device)
     groups = torch.zeros(num_boxes, dtype=torch.long, device=device)
-    ways: Ways = {"ours": lambda: nms(boxes, scores, groups, threshold=0.7, max_kept=1000),
-                  "a loop over kept boxes": lambda: _nms_by_loop(boxes, scores, 0.7)[:1000]}
+    ways: Ways = {
+        "ours": lambda: nms(boxes, scores, groups, threshold=0.7, max_kept=1000),
+        "a loop over kept boxes": lambda: _nms_by_loop(boxes, scores, 0.7)[:1000],
+    }
     if ops is not None:
         ways["torchvision"] = lambda: ops.nms(boxes, scores, 0.7)[:1000]
     return ways
@@ -200,12 +220,16 @@ def score_ways(ops: ModuleType | None, device: torch.device) -> Ways:
     wider = boxes + boxes.new_tensor([0, 0, 1, 1])
     ways: Ways = {
         "ours, all that reach 0.2": lambda: best_surviving_scores(
-            boxes, scores, iou=0.3, floor=0.2),
+            boxes, scores, iou=0.3, floor=0.2
+        ),
         "ours, all": lambda: (lambda best: best * (best >= 0.2))(
-            best_surviving_scores(boxes, scores, iou=0.3))}
+            best_surviving_scores(boxes, scores, iou=0.3)
+        ),
+    }
     if ops is not None:
         ways["torchvision, label by label"] = lambda: label_by_label(
-            lambda _, column: ops.nms(wider, column, 0.3))
+            lambda _, column: ops.nms(wider, column, 0.3)
+        )
     return ways
 
 
@@ -223,6 +247,7 @@ def detection_ways(ops: ModuleType | None, device: torch.device) -> Ways:
 
     ways: Ways = {"ours": ours}
     if ops is not None:
+
         def by_torchvision() -> Tensor:
             boxes = decode(proposed, deltas.flatten(1), weights).view(deltas.shape)
             proposal, label = torch.nonzero(scores > choice.score_threshold, as_tuple=True)

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.clocks import CLOCKS, Clock, seconds
-from stages.distill.teacher.detect import in_precision
-from stages.distill.teacher.net_config import ResNetConfig
-from stages.distill.teacher.res5 import BLOCK_BOXES
-from stages.distill.teacher.resnet import RES5, ResNet, build_stage
+from stages.detector.model.res5_head import BLOCK_BOXES
+from stages.detector.model.resnet import RES5, ResNet, build_stage
+from stages.detector.net_config import ResNetConfig
+from stages.detector.predictor import in_precision
 
 NUM_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 OURS = "ours: fp32, channels last"
@@ -56,25 +56,40 @@ def main() -> None:
     width, hidden = config.stage_widths[RES5], config.stage_widths[RES5 - 1]
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     trunk = ResNet(config, num_stages=RES5)
-    compare(f"backbone of R{options.depth}-C4, {hidden} channels out, 600 x 800 pixels",
-            nn.Sequential(trunk.stem, *(trunk.get_submodule(name) for name in trunk.names)),
-            torch.randn(1, 3, 600, 800), device, options.repeats, clock)
-    compare(f"res5 after its first block, {BLOCK_BOXES} boxes", build_stage(config, RES5)[1:],
-            torch.randn(BLOCK_BOXES, width, 7, 7), device, options.repeats, clock)
+    compare(
+        f"backbone of R{options.depth}-C4, {hidden} channels out, 600 x 800 pixels",
+        nn.Sequential(trunk.stem, *(trunk.get_submodule(name) for name in trunk.names)),
+        torch.randn(1, 3, 600, 800),
+        device,
+        options.repeats,
+        clock,
+    )
+    compare(
+        f"res5 after its first block, {BLOCK_BOXES} boxes",
+        build_stage(config, RES5)[1:],
+        torch.randn(BLOCK_BOXES, width, 7, 7),
+        device,
+        options.repeats,
+        clock,
+    )
 
 
 @torch.no_grad()
-def compare(title: str, body: nn.Module, given: Tensor, device: torch.device, num_repeats: int,
-            clock: Clock) -> None:
+def compare(
+    title: str, body: nn.Module, given: Tensor, device: torch.device, num_repeats: int, clock: Clock
+) -> None:
     """Print what each way of running `body` on `given` takes."""
     print(title)
     body, given = calm(body.eval()).to(device), given.to(device)
     last = copy.deepcopy(body).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     given_last = given.contiguous(memory_format=torch.channels_last)
     compiled = torch.compile(last, dynamic=False)
-    ways = [Way(OURS, "fp32", last, given_last), Way("channels first", "fp32", body, given),
-            Way("torch.compile", "fp32", compiled, given_last),
-            Way("bfloat16", "bf16", last, given_last)]
+    ways = [
+        Way(OURS, "fp32", last, given_last),
+        Way("channels first", "fp32", body, given),
+        Way("torch.compile", "fp32", compiled, given_last),
+        Way("bfloat16", "bf16", last, given_last),
+    ]
     answers: dict[str, Tensor] = {}
 
     def look(way: Way) -> None:
@@ -91,8 +106,10 @@ def compare(title: str, body: nn.Module, given: Tensor, device: torch.device, nu
     for name, answer in answers.items():
         gap = float((answer - expected).abs().max() / expected.abs().max())
         once = f", {first[name]:.1f} s at first" if "compile" in name else ""
-        print(f"  {name:28}{least[name] * 1000:9.1f} ms{least[name] / least[OURS]:7.2f} x, "
-              f"off by {gap:.1e}{once}")
+        print(
+            f"  {name:28}{least[name] * 1000:9.1f} ms{least[name] / least[OURS]:7.2f} x, "
+            f"off by {gap:.1e}{once}"
+        )
 
 
 def calm(body: nn.Module) -> nn.Module:

@@ -13,9 +13,22 @@ from benchmarks import inference
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile has no C++ compiler here")
 def test_it_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: as many regions as asked for, and parts that add up to the whole pass."""
-    monkeypatch.setattr("sys.argv", [
-        "inference", "--size", "tiny", "--rounds", "1", "--threads", "1", "--proposals", "60",
-        "--regions", "5"])
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "inference",
+            "--size",
+            "tiny",
+            "--rounds",
+            "1",
+            "--threads",
+            "1",
+            "--proposals",
+            "60",
+            "--regions",
+            "5",
+        ],
+    )
     inference.main()
     printed = capsys.readouterr().out
     assert "60 proposals, 5 regions" in printed and "times as long" in printed

@@ -23,9 +23,7 @@ def test_killed_workers_leave_what_undisturbed_ones_leave() -> None:
     comparison with an undisturbed run, and its count of what it did."""
     command = [sys.executable, "-m", "benchmarks.kill_drill", "--stage", "ingest", "--runs", "3"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
-    )
+    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     last = ended.stdout.strip().splitlines()[-2:]
     assert last[1] == "Every folder came out as undisturbed."

@@ -43,10 +43,14 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     ("arguments", "command"),
     [
         (["teach"], "boxless teach toy"),
-        (["run", "RECIPE=nlvr", "RUN=/x", "SET=ingest.root=/n seed=2"],
-         "boxless run nlvr --run /x --set ingest.root=/n --set seed=2"),
-        (["distill", "LAUNCHER=slurm", "NODES=4", "PROCS=2"],
-         "boxless distill toy --launcher slurm --nodes 4 --procs-per-node 2"),
+        (
+            ["run", "RECIPE=nlvr", "RUN=/x", "SET=ingest.root=/n seed=2"],
+            "boxless run nlvr --run /x --set ingest.root=/n --set seed=2",
+        ),
+        (
+            ["distill", "LAUNCHER=slurm", "NODES=4", "PROCS=2"],
+            "boxless distill toy --launcher slurm --nodes 4 --procs-per-node 2",
+        ),
         (["ablation"], "boxless ablation toy"),
         (["status"], "boxless status runs/toy"),
         (["report", "RECIPE=mine/deep.yaml"], "boxless report runs/deep"),
@@ -68,7 +72,7 @@ def test_a_python_that_fits_is_found() -> None:
 
 def test_where_none_fits_it_is_said_what_was_found(tmp_path: Path) -> None:
     old = tmp_path / "python-old"
-    old.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo Python 3.9.1\nexit 1\n")
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1\nexit 1\n')
     old.chmod(0o755)
     env = os.environ | {"PYTHON": f"{old} no-such-python"}
     found = subprocess.run([ROOT / ".ci/find-python"], env=env, capture_output=True, text=True)

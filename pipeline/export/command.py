@@ -1,6 +1,6 @@
 """`boxless export STUDENT --to FORMAT`: a student, or what it does inside, for other tools.
 
-Reached by pipeline.student_commands. Formats: `soho`, a checkpoint that the released SOHO code
+Reached by pipeline.cli.student_commands. Formats: `soho`, a checkpoint that the released SOHO code
 reads (the inverse of `student.soho_checkpoint` in a recipe); `vl-interpret`, a database of examples
 for Intel's VL-InterpreT.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.export.vl_interpret import write_database
-from pipeline.inside.given import Given, GivenError, open_student
-from stages.student.soho_checkpoint import write_soho_checkpoint
+from pipeline.pages.student.inputs import Given, GivenError, open_student
+from stages.student.checkpoints.soho import write_soho_checkpoint
 
 
 def export_soho(student: Path, out: Path) -> None:

@@ -21,18 +21,18 @@ import numpy as np
 from PIL import Image
 
 from pipeline.export.plain_pickle import pickled
-from pipeline.inside.given import Example, GivenError
-from sharding.atomic import sync_folder
-from stages.student.pictures import load_picture
-from stages.transfer.examples import Looker
-from stages.transfer.inside import look_inside
+from pipeline.pages.student.inputs import Example, GivenError
+from sharding.writing.atomic import sync_folder
+from stages.student.vision.image_transforms import load_picture
+from stages.transfer.predictor import Predictor
+from stages.transfer.probes.forward_trace import trace_forward
 
 CELL_PX = 64
 """Side of a cell in the pictures written: VL-InterpreT enlarges its heat maps by this factor."""
 _MAP_BYTES = 1 << 40  # address space that LMDB reserves, not disk
 
 
-def write_database(out: Path, looker: Looker, examples: Iterable[Example]) -> int:
+def write_database(out: Path, looker: Predictor, examples: Iterable[Example]) -> int:
     """Write a new folder `out` that is whole or absent; returns the number of examples.
 
     Raises GivenError where a package is missing or there are no examples, and what reading the
@@ -76,7 +76,7 @@ def _package(name: str) -> Any:
         ) from None
 
 
-def example_of(looker: Looker, example: Example, number: int) -> dict[str, Any]:
+def example_of(looker: Predictor, example: Example, number: int) -> dict[str, Any]:
     """One example as VL-InterpreT wants it; arrays are float32 and uint8.
 
     `image` [64 R, 64 S, 3] is what the student saw, with its padding, enlarged so that a cell is 64
@@ -84,7 +84,7 @@ def example_of(looker: Looker, example: Example, number: int) -> dict[str, Any]:
     (column, row); `attention` [L, A, T + RS, T + RS]; `hidden_states` [L + 1, T + RS, D];
     `accuracy`, where one knows whether the text is true: whether the student says so too.
     """
-    inside = look_inside(looker, example.sample, example.text)
+    inside = trace_forward(looker, example.sample, example.text)
     rows, columns = inside.cells.rows, inside.cells.columns
     found: dict[str, Any] = {
         "ex_id": number,
@@ -100,7 +100,7 @@ def example_of(looker: Looker, example: Example, number: int) -> dict[str, Any]:
     return found
 
 
-def picture_of_cells(looker: Looker, data: bytes, rows: int, columns: int) -> np.ndarray:
+def picture_of_cells(looker: Predictor, data: bytes, rows: int, columns: int) -> np.ndarray:
     """The picture as the student saw it, black where it is padded: uint8 [64 R, 64 S, 3]."""
     config, side = looker.student.config, looker.student.grid.cell_px
     seen = load_picture(data, shorter_px=config.shorter_px, longer_px=config.longer_px)

@@ -1,6 +1,6 @@
 """One shard's way: samples of an image shard in, the same samples with objects and phrases out.
 
-Reached from `stages.distill.run`. The objects come from a `Seer`; here they are checked, chosen
+Reached from `stages.distill.run`. The objects come from a `ObjectSource`; here they are checked, chosen
 from, and compared with the phrases of the captions.
 """
 
@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from sharding.schema import Failure, Sample, ShardError, check_objects, object_dtype
-from stages.distill.clock import Clock
-from stages.distill.distill_config import DistillConfig
-from stages.distill.failures import DistillError, TeacherFailure
-from stages.distill.phrases import Chunker
-from stages.distill.seer import Seer
-from stages.distill.similarity import Similarity
+from sharding.format.schema import Failure, Sample, ShardError, check_objects, object_dtype
+from stages.distill.config import DistillConfig
+from stages.distill.inference.failures import DistillError, TeacherFailure
+from stages.distill.inference.stage_timer import Clock
+from stages.distill.object_source import ObjectSource
+from stages.distill.text.phrases import Chunker
+from stages.distill.text.similarity import Similarity
 
 MAX_FAILURES_IN_A_ROW = 32
 """Pictures that the teacher may fail on in a row before the fault is looked for in the teacher."""
@@ -39,7 +39,7 @@ class Labeller:
     def __init__(
         self,
         config: DistillConfig,
-        seer: Seer,
+        seer: ObjectSource,
         chunker: Chunker,
         similarity: Similarity,
         *,
@@ -103,7 +103,9 @@ class Labeller:
             seen_samples = [sample for sample, _ in batch if sample.key in objects]
             phrases = dict(zip(objects, self._phrases(seen_samples, objects)))
         return [
-            seen if isinstance(seen, Failure) else replace(
+            seen
+            if isinstance(seen, Failure)
+            else replace(
                 sample,
                 info={**sample.info, "phrases": phrases[sample.key]},
                 objects=objects[sample.key],
@@ -140,9 +142,7 @@ class Labeller:
         except ShardError as error:
             raise ShardError(f"{where}{error}") from error
         names = objects.dtype.names or ()
-        num_labels, num_attributes = map(
-            len, (self._seer.label_names, self._seer.attribute_names)
-        )
+        num_labels, num_attributes = map(len, (self._seer.label_names, self._seer.attribute_names))
         expected = object_dtype(
             feature_size=self._seer.feature_size,
             num_top=self._seer.num_top,
@@ -153,7 +153,9 @@ class Labeller:
                 f"{where}got {objects.dtype}, expected {expected} as the teacher says of itself"
             )
         for field, num in (
-            ("label", num_labels), ("top_label", num_labels), ("attribute", num_attributes)
+            ("label", num_labels),
+            ("top_label", num_labels),
+            ("attribute", num_attributes),
         ):
             if field in names and (objects[field] >= num).any():
                 raise ShardError(

@@ -2,7 +2,7 @@
 
 Reached from the pipeline, on as many workers as are started. Every image shard becomes the object
 shard of the same name, whole or not at all. The workers share the shards by claims
-(`sharding.claims`); killed at any moment and started again, the stage goes on with what is not
+(`sharding.coordination.claims`); killed at any moment and started again, the stage goes on with what is not
 finished and ends with the same bytes.
 """
 
@@ -21,27 +21,27 @@ import numpy as np
 import PIL
 import torch
 
-from sharding.account import check_account
-from sharding.atomic import remove_temporary, sha256_of, write_json
-from sharding.catalog import Catalog, ShardEntry, load_manifest, read_catalog, write_catalog
-from sharding.claims import Worker
-from sharding.earlier import Earlier
-from sharding.head import read_head
-from sharding.heartbeat import LEASE_SECONDS
-from sharding.manifest import is_done, manifest_path, read_manifest
-from sharding.read import OpenTar, iterate, read_info
-from sharding.schema import Failure, Packed, Sample
-from sharding.write import write_shard
-from stages.distill.clock import DEVICE, Clock
-from stages.distill.distill_config import DistillConfig
-from stages.distill.failures import DistillError
-from stages.distill.features.join import FeatureSeer
-from stages.distill.flow import Flow
-from stages.distill.keep import label_or_keep
+from sharding.coordination.claims import Worker
+from sharding.coordination.heartbeat import LEASE_SECONDS
+from sharding.format.catalog import Catalog, ShardEntry, load_manifest, read_catalog, write_catalog
+from sharding.format.completeness import check_account
+from sharding.format.manifest import is_done, manifest_path, read_manifest
+from sharding.format.manifest_summary import read_head
+from sharding.format.schema import EncodedSample, Failure, Sample
+from sharding.reading.sample_reader import OpenTar, iterate, read_info
+from sharding.writing.atomic import remove_temporary, sha256_of, write_json
+from sharding.writing.previous_shard import PreviousShard
+from sharding.writing.shard_writer import write_shard
+from stages.distill.config import DistillConfig
+from stages.distill.inference.failures import DistillError
+from stages.distill.inference.pipeline import InferencePipeline
+from stages.distill.inference.stage_timer import DEVICE, Clock
 from stages.distill.label import Labeller
-from stages.distill.phrases import Chunker, make_chunker
-from stages.distill.seer import Seer
-from stages.distill.similarity import Similarity, make_similarity
+from stages.distill.object_source import ObjectSource
+from stages.distill.precomputed.join import PrecomputedObjects
+from stages.distill.reuse import label_or_reuse
+from stages.distill.text.phrases import Chunker, make_chunker
+from stages.distill.text.similarity import Similarity, make_similarity
 from stages.progress import Progress
 
 VERSION = "distill/2"
@@ -52,8 +52,15 @@ ABOUT = "about.json"
 # machine. In half precision the size of a batch moves last digits, and is not held against a shard
 # either.
 _OUTSIDE_THE_FINGERPRINT = (
-    "teacher", "detectron2", "features", "batch_size", "num_decoders", "phrases", "parser",
-    "similarity", "num_threads",
+    "teacher",
+    "detectron2",
+    "features",
+    "batch_size",
+    "num_decoders",
+    "phrases",
+    "parser",
+    "similarity",
+    "num_threads",
 )
 _NUM_REASONS_SHOWN = 8
 _LABEL = "label"
@@ -65,7 +72,7 @@ def distill(
     config: DistillConfig,
     *,
     images: Path,
-    seer: Seer,
+    seer: ObjectSource,
     out: Path,
     show: bool = True,
     lease_seconds: float = LEASE_SECONDS,
@@ -98,7 +105,7 @@ def distill(
         say=say,
         lease_seconds=lease_seconds,
     ) as worker:
-        clock = seer.clock if isinstance(seer, Flow) else Clock()
+        clock = seer.clock if isinstance(seer, InferencePipeline) else Clock()
         labeller = Labeller(config, seer, chunker, similarity, clock=clock)
         _label_shards(
             worker, shards, labeller, fingerprint, images=images, out=out, clock=clock, show=show
@@ -106,7 +113,7 @@ def distill(
         with worker.closing() as is_last:
             if is_last:
                 about = _about(seer, chunker, similarity)
-                if isinstance(seer, FeatureSeer):
+                if isinstance(seer, PrecomputedObjects):
                     account = seer.account(_infos(images))
                     say(f"distill: {account}")
                     about["features"] = asdict(account)
@@ -131,14 +138,16 @@ def _label_shards(
 ) -> None:
     """Write object shards until all are done, by this worker or by others."""
     total = sum(shard.num_ok for shard in shards.values())
-    (num_before, start), tally = worker.before(), Tally()
+    (num_before, start), tally = worker.before(), Counts()
     with Progress("distill", total=total, unit="pictures", start=start, show=show) as progress:
         clock.start()
         for claim in worker.take(progress.advance):
             with claim:
                 load_manifest(images / claim.tar, shards[claim.tar])  # ShardError where it changed
-                labelled = label_or_keep(
-                    iterate(images / claim.tar), labeller, Earlier(out / claim.tar, fingerprint)
+                labelled = label_or_reuse(
+                    iterate(images / claim.tar),
+                    labeller,
+                    PreviousShard(out / claim.tar, fingerprint),
                 )
                 # Closed, whatever ends the writing: threads are at work for it.
                 with contextlib.closing(labelled), clock.during("write", without=_LABEL):
@@ -188,7 +197,7 @@ def finish(images: Path, out: Path) -> Catalog:
 
 
 @dataclass
-class Tally:
+class Counts:
     """What this process has made so far."""
 
     num_pictures: int = 0
@@ -199,8 +208,8 @@ class Tally:
     num_phrases: int = 0
 
     def count(
-        self, results: Iterator[Sample | Packed | Failure], progress: Progress, clock: Clock
-    ) -> Iterator[Sample | Packed | Failure]:
+        self, results: Iterator[Sample | EncodedSample | Failure], progress: Progress, clock: Clock
+    ) -> Iterator[Sample | EncodedSample | Failure]:
         """Hand the results on, counted and shown."""
         while True:
             with clock.during(_LABEL):
@@ -213,7 +222,7 @@ class Tally:
                 self.num_objects += len(result.objects)
                 self.num_captions += len(result.info["phrases"])
                 self.num_phrases += sum(map(len, result.info["phrases"]))
-            elif isinstance(result, Packed):
+            elif isinstance(result, EncodedSample):
                 self.num_kept += 1
             else:
                 self.num_failed += 1
@@ -256,7 +265,7 @@ def _times(num_pictures: int, clock: Clock) -> str:
 
 
 def _fingerprint(
-    config: DistillConfig, seer: Seer, chunker: Chunker, similarity: Similarity
+    config: DistillConfig, seer: ObjectSource, chunker: Chunker, similarity: Similarity
 ) -> dict[str, str]:
     """What shapes every shard, the input apart."""
     shaping = {k: v for k, v in asdict(config).items() if k not in _OUTSIDE_THE_FINGERPRINT}
@@ -274,7 +283,7 @@ def _with_input(fingerprint: dict[str, str], shard: ShardEntry) -> dict[str, str
     return {**fingerprint, "input": shard.manifest_sha256}
 
 
-def _about(seer: Seer, chunker: Chunker, similarity: Similarity) -> dict[str, Any]:
+def _about(seer: ObjectSource, chunker: Chunker, similarity: Similarity) -> dict[str, Any]:
     return {
         "label_names": list(seer.label_names),
         "attribute_names": list(seer.attribute_names),

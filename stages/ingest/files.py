@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.ingest.source import PictureError, SourceError, shown
+from stages.ingest.sources.source import PictureError, SourceError, shown
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 NUM_NAMES_SHOWN = 5

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import ImageFile, JpegImagePlugin, PngImagePlugin
 
-from stages.ingest.source import PictureError
+from stages.ingest.sources.source import PictureError
 
 _OPENERS: dict[str, type[ImageFile.ImageFile]] = {
     # Opened by their own class, not by PIL.Image.open: that one stops a huge picture with an error

@@ -3,7 +3,7 @@
 Reached from `pipeline` as `boxless ingest`, on as many workers as are started. Input i of a split
 goes into its shard i // samples_per_shard, so names and contents of shards are fixed before any
 picture is read, and are the same for every worker. They share the shards by claims
-(`sharding.claims`): a shard whose manifest has the right fingerprint is left alone, and a run that
+(`sharding.coordination.claims`): a shard whose manifest has the right fingerprint is left alone, and a run that
 was stopped goes on with the next.
 """
 
@@ -18,24 +18,24 @@ from pathlib import Path
 
 import PIL
 
-from sharding.account import check_account
-from sharding.atomic import remove_temporary
-from sharding.catalog import NAME, Catalog, read_catalog, write_catalog
-from sharding.claims import Worker
-from sharding.earlier import Earlier
-from sharding.head import read_head
-from sharding.heartbeat import LEASE_SECONDS
-from sharding.manifest import manifest_path, read_manifest
-from sharding.schema import Failure, Note, Packed, Sample, ShardError
-from sharding.write import write_shard
-from stages.ingest.coco import CocoSource
+from sharding.coordination.claims import Worker
+from sharding.coordination.heartbeat import LEASE_SECONDS
+from sharding.format.catalog import NAME, Catalog, read_catalog, write_catalog
+from sharding.format.completeness import check_account
+from sharding.format.manifest import manifest_path, read_manifest
+from sharding.format.manifest_summary import read_head
+from sharding.format.schema import EncodedSample, Failure, Note, Sample, ShardError
+from sharding.writing.atomic import remove_temporary
+from sharding.writing.previous_shard import PreviousShard
+from sharding.writing.shard_writer import write_shard
 from stages.ingest.config import IngestConfig
-from stages.ingest.nlvr import NlvrSource
 from stages.ingest.sample import make_sample
-from stages.ingest.source import Picture, Source, SourceError, inputs_fingerprint, shown
+from stages.ingest.sources.coco import CocoSource
+from stages.ingest.sources.nlvr import NlvrSource
+from stages.ingest.sources.source import Picture, Source, SourceError, inputs_fingerprint, shown
+from stages.ingest.sources.toy import ToySource
+from stages.ingest.sources.webdataset import WebdatasetSource
 from stages.ingest.summary import print_summary
-from stages.ingest.toy import ToySource
-from stages.ingest.webdataset import WebdatasetSource
 from stages.progress import Progress
 
 # The number rises when the same inputs would give other samples; also when the toy is drawn anew.
@@ -172,7 +172,7 @@ def plan_shards(
         PlannedShard(
             tar=f"{split}-{start // samples_per_shard:06d}.tar",
             split=split,
-            inputs=members[start:start + samples_per_shard],
+            inputs=members[start : start + samples_per_shard],
         )
         for split, members in of_split.items()
         for start in range(0, len(members), samples_per_shard)
@@ -212,7 +212,7 @@ def _write_shards(
     with Progress("ingest", total=total, unit="pictures", start=start, show=show) as progress:
         for claim in worker.take(progress.advance):
             with claim:
-                earlier = Earlier(out / claim.tar, fingerprints[claim.tar])
+                earlier = PreviousShard(out / claim.tar, fingerprints[claim.tar])
                 results = _results(by_tar[claim.tar].inputs, config, earlier, progress)
                 write_shard(
                     out / claim.tar, claim.through(results), fingerprint=fingerprints[claim.tar]
@@ -222,9 +222,9 @@ def _write_shards(
 def _results(
     inputs: Sequence[Picture | Failure],
     config: IngestConfig,
-    earlier: Earlier,
+    earlier: PreviousShard,
     progress: Progress,
-) -> Iterator[Sample | Packed | Failure | Note]:
+) -> Iterator[Sample | EncodedSample | Failure | Note]:
     """What the inputs became, in their order. Pillow decodes outside of Python's lock, so threads
     use all cores; a bounded number of pictures is in memory."""
     num_threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
@@ -232,14 +232,14 @@ def _results(
     with ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, len(inputs), ahead):
             make = functools.partial(_result, config=config, earlier=earlier)
-            for results in pool.map(make, inputs[start:start + ahead]):
+            for results in pool.map(make, inputs[start : start + ahead]):
                 yield from results
                 progress.advance()
 
 
 def _result(
-    picture: Picture | Failure, config: IngestConfig, earlier: Earlier
-) -> Sequence[Sample | Packed | Failure | Note]:
+    picture: Picture | Failure, config: IngestConfig, earlier: PreviousShard
+) -> Sequence[Sample | EncodedSample | Failure | Note]:
     """The sample that the shard has of it already, with its notes; else what is made of it now."""
     if isinstance(picture, Picture) and (kept := earlier.sample(picture.key)) is not None:
         return [kept, *earlier.notes(picture.key)]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from sharding.schema import Failure, Note, Sample
+from sharding.format.schema import Failure, Note, Sample
 from stages.ingest.config import IngestConfig
 from stages.ingest.pictures import PictureFacts, inspect_picture
-from stages.ingest.source import Picture, PictureError
+from stages.ingest.sources.source import Picture, PictureError
 from stages.ingest.truth import fit_truth, keep_captions
 
 
-def make_sample(
-    picture: Picture | Failure, config: IngestConfig
-) -> list[Sample | Failure | Note]:
+def make_sample(picture: Picture | Failure, config: IngestConfig) -> list[Sample | Failure | Note]:
     """A sample and the notes on what was dropped from it, or a single Failure.
 
     Reads and decodes the picture; the sample keeps the original bytes.

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sharding.head import Head
-from sharding.schema import Failure, Note
+from sharding.format.manifest_summary import Head
+from sharding.format.schema import Failure, Note
 
 EXAMPLE_CHARACTERS = 70
 
@@ -37,9 +37,7 @@ def print_summary(shards: Sequence[tuple[str, Head]]) -> None:
         console.print("warning: nothing is held out, so there is nothing to evaluate on")
 
 
-def _print_reasons(
-    console: Console, title: str, findings: Iterable[Failure | Note]
-) -> None:
+def _print_reasons(console: Console, title: str, findings: Iterable[Failure | Note]) -> None:
     """A row a kind of reason (what stands before the colon), the most frequent first."""
     by_kind: dict[str, list[Failure | Note]] = collections.defaultdict(list)
     for finding in findings:

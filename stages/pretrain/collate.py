@@ -1,6 +1,6 @@
 """From samples to the tensors of a micro-batch.
 
-Reached from `stages.pretrain.data` through the data loader: `sharding.stream` yields the samples of
+Reached from `stages.pretrain.data` through the data loader: `sharding.reading.stream` yields the samples of
 a position, `Collate` decodes them, makes a `Batch` and lets each objective mask what it needs.
 Letters: N pictures, B picture-text pairs, T word pieces, C cells, O objects a picture (padded),
 P phrases a caption (padded), K classes of a soft label.
@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from sharding.schema import Sample
+from sharding.format.schema import Sample
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import RegionConfig
 from stages.pretrain.objectives.objective import Objective
-from stages.student.canvas import canvas_px
-from stages.student.grid import region_weights
-from stages.student.pictures import load_picture, stack_pictures
+from stages.student.vision.grid import region_weights
+from stages.student.vision.image_transforms import load_picture, stack_pictures
+from stages.student.vision.padding import canvas_px
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,7 @@ class Collate:
         with Image.open(io.BytesIO(sample.image)) as image:
             if image.size != said:
                 raise ValueError(f"the picture has {image.size} pixels, its json says {said}")
-        return load_picture(
-            sample.image, shorter_px=self.shorter_px, longer_px=self.longer_px
-        )
+        return load_picture(sample.image, shorter_px=self.shorter_px, longer_px=self.longer_px)
 
     def batch(
         self, position: int, samples: Sequence[Sample], arrays: Sequence[np.ndarray]

@@ -16,22 +16,22 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
-from sharding.activity import Board
-from sharding.order import Turn, turns
-from sharding.read import make_sample
-from sharding.schema import Sample, ShardError
-from sharding.shards import RawSample, Shards
-from sharding.source import OpenSource, Source
-from sharding.stream import Stream
-from sharding.verify import Fault
+from sharding.format.schema import Sample, ShardError
+from sharding.order.order import Turn, turns
+from sharding.reading.dataset_source import OpenSource, Source
+from sharding.reading.sample_reader import make_sample
+from sharding.reading.shard_reader import RawSample, Shards
+from sharding.reading.stream import Stream
+from sharding.reading.watchdog import StatusBoard
+from sharding.tools.verify import Fault
 from stages.folders import replace_folder
 from stages.pretrain.batch import Batch
 from stages.pretrain.collate import Collate
 from stages.pretrain.config import PretrainConfig
+from stages.student.checkpoints.pretrained import published_tokenizer
 from stages.student.config import StudentConfig
-from stages.student.pretrained import published_tokenizer
-from stages.student.spans import add_person_tags
-from stages.student.tokenizer import load_tokenizer, train_tokenizer
+from stages.student.text.spans import add_person_tags
+from stages.student.text.tokenizer import load_tokenizer, train_tokenizer
 
 ONE_TEACHER = ("label_names", "attribute_names", "feature_size", "num_top", "teacher")
 """What the catalogs of sources that are mixed must agree on."""
@@ -40,7 +40,7 @@ LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delivery:
+class LoadedBatch:
     """What a turn brought: its batch, None if no sample of it could be read, and what could not."""
 
     turn: Turn
@@ -48,13 +48,13 @@ class Delivery:
     faults: tuple[Fault, ...]
 
 
-class Batches(Dataset[Delivery]):
+class Batches(Dataset[LoadedBatch]):
     """`batches[turn]` is the turn's delivery: samples read, decoded, collated and masked."""
 
     def __init__(self, stream: Stream, collate: Collate) -> None:
         self.stream, self.collate = stream, collate
 
-    def __getitem__(self, turn: Turn) -> Delivery:
+    def __getitem__(self, turn: Turn) -> LoadedBatch:
         """Samples that are damaged, gone or cannot be decoded are left out and named."""
         _, results = self.stream.results(turn.position, self._decoded)
         decoded = [result for result in results if not isinstance(result, Fault)]
@@ -65,7 +65,7 @@ class Batches(Dataset[Delivery]):
             samples, arrays = zip(*decoded)
             batch = self.collate.batch(turn.position, samples, arrays)
             self.stream.board.rest()
-        return Delivery(turn=turn, batch=batch, faults=faults)
+        return LoadedBatch(turn=turn, batch=batch, faults=faults)
 
     def _decoded(self, raw: RawSample) -> tuple[Sample, np.ndarray]:
         """A sample and its picture; ShardError, to which the stream adds shard and key."""
@@ -80,7 +80,7 @@ class Batches(Dataset[Delivery]):
 
     def loader(
         self, config: PretrainConfig, start: int, rank: int, world_size: int
-    ) -> DataLoader[Delivery]:
+    ) -> DataLoader[LoadedBatch]:
         """This rank's turns from position `start` to the end of the run, in order.
 
         Raises ValueError where PyTorch's workers could not hand a tensor over: they would drop it
@@ -104,9 +104,7 @@ class Batches(Dataset[Delivery]):
 class _Turns:
     """Turns that can be asked for again (DataLoader's samplers must be)."""
 
-    def __init__(
-        self, start: int, rank: int, world_size: int, step_size: int, end: int
-    ) -> None:
+    def __init__(self, start: int, rank: int, world_size: int, step_size: int, end: int) -> None:
         self._share = (start, rank, world_size)
         self._step_size, self._end = step_size, end
 
@@ -186,7 +184,7 @@ def captions_of(opened: Sequence[OpenSource]) -> Iterator[str]:
     shards = Shards(
         [(one.store, entry) for one in opened for entry in one.entries],
         num_manifests=1,
-        board=Board(),
+        board=StatusBoard(),
     )
     for shard in range(len(shards)):
         num_samples = shards.manifest(shard).num_ok

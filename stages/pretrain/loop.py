@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from sharding.activity import StallWatch
-from sharding.schema import ShardError
+from sharding.format.schema import ShardError
+from sharding.reading.watchdog import StallWatch
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.data import Batches, Delivery
-from stages.pretrain.engine import save_checkpoint
-from stages.pretrain.gradients import GradientNorms, loss_scale
-from stages.pretrain.metrics import MetricsLog, Tally
-from stages.pretrain.schedule import rate_factor
-from stages.pretrain.skipping import Skipped
-from stages.pretrain.stopping import Stopped, Watch
+from stages.pretrain.data import Batches, LoadedBatch
+from stages.pretrain.skipped_samples import Skipped
 from stages.progress import Progress
+from stages.training.engine import save_checkpoint
+from stages.training.gradient_norms import GradientNorms, loss_scale
+from stages.training.metrics import MetricAccumulator, MetricsLog
+from stages.training.schedule import rate_factor
+from stages.training.stopping import Stopped, Watch
 
 NOTICES = "notices.log"
 
@@ -59,7 +59,7 @@ class Loop:
         self.log = MetricsLog(out, step=state["step"]) if self.rank == 0 else None
         self.gradients = GradientNorms(engine, engine.module.student)
         self.norms: dict[str, float] = {}
-        self.tally, self.waited_seconds = Tally(), 0.0
+        self.tally, self.waited_seconds = MetricAccumulator(), 0.0
         self.reported_step, self.reported_at = state["step"], time.monotonic()
 
     def run(self) -> None:
@@ -70,13 +70,16 @@ class Loop:
         """
         config, state = self.config, self.state
         self.engine.train()
-        with self.stalls, Progress(
-            "pretrain",
-            total=config.num_steps,
-            unit="steps",
-            start=state["step"],
-            show=self.rank == 0,
-        ) as progress:
+        with (
+            self.stalls,
+            Progress(
+                "pretrain",
+                total=config.num_steps,
+                unit="steps",
+                start=state["step"],
+                show=self.rank == 0,
+            ) as progress,
+        ):
             while state["step"] < config.num_steps:
                 self.step()
                 is_last = state["step"] == config.num_steps
@@ -139,7 +142,7 @@ class Loop:
         num_turns = self.engine.gradient_accumulation_steps() * self.world_size
         return num_turns / self.config.micro_batches_per_step
 
-    def _batch_of(self, delivery: Delivery) -> tuple[Batch, bool]:
+    def _batch_of(self, delivery: LoadedBatch) -> tuple[Batch, bool]:
         """The batch to go through, and whether it counts. Where nothing of a turn could be read the
         last batch is gone through again for nothing, as every rank has to."""
         if delivery.batch is not None:

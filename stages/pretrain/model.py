@@ -13,7 +13,7 @@ from stages.pretrain.config import PretrainConfig
 from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm
 from stages.pretrain.objectives.mvm import Mvm
-from stages.pretrain.objectives.objective import Objective, Scored
+from stages.pretrain.objectives.objective import Objective, ObjectiveOutput
 from stages.pretrain.objectives.omvm import Omvm
 from stages.pretrain.objectives.pra import Pra
 from stages.student.network import Student
@@ -35,7 +35,7 @@ class PretrainModel(nn.Module):
 
     def forward(
         self, batch: Batch, counts: bool = True
-    ) -> tuple[torch.Tensor, dict[str, Scored]]:
+    ) -> tuple[torch.Tensor, dict[str, ObjectiveOutput]]:
         """See every picture once, fuse every pair once, score every objective. A visual dictionary
         learns from a batch that counts."""
         cells = self.student.see(

@@ -1,7 +1,7 @@
 """The pretraining run: object shards in, a student folder out. One rank of it.
 
 Reached through `boxless pretrain`, which starts this on every rank. The order of samples is
-arithmetic on a position (`sharding.order`), the position stands in the checkpoint, and everything
+arithmetic on a position (`sharding.order.order`), the position stands in the checkpoint, and everything
 random comes from (seed, position): a run that was stopped goes on as if it had not been.
 """
 
@@ -14,8 +14,8 @@ import deepspeed
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from sharding.source import open_source
-from sharding.stream import Stream
+from sharding.reading.dataset_source import open_source
+from sharding.reading.stream import Stream
 from stages.pretrain.collate import Collate
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data import (
@@ -25,14 +25,14 @@ from stages.pretrain.data import (
     open_stream,
     sources_of,
 )
-from stages.pretrain.engine import check_device, join_ranks, load_checkpoint, make_engine
 from stages.pretrain.loop import Loop
 from stages.pretrain.model import PretrainModel, make_objectives
-from stages.pretrain.stopping import Watch
-from stages.pretrain.weights import save_student
+from stages.pretrain.student_weights import save_student
+from stages.student.build import make_student
 from stages.student.config import StudentConfig
-from stages.student.make import make_student
 from stages.student.network import Student
+from stages.training.engine import check_device, join_ranks, load_checkpoint, make_engine
+from stages.training.stopping import Watch
 
 TOKENIZER = "tokenizer"
 

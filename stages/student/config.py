@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stages.student.neck_config import NeckConfig, PlainNeckConfig
+from stages.student.vision.neck_config import NeckConfig, PlainNeckConfig
 
 CnnName = Literal["resnet-18", "resnet-34", "resnet-50", "resnet-101", "resnet-152"]
 

@@ -24,9 +24,6 @@ from transformers import (
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
-from stages.student.batch_norm import Policy
-from stages.student.dictionary import Dictionary
-from stages.student.grid import Grid, cells_inside, sine_positions
 from stages.student.heads import (
     AlignHead,
     ItmHead,
@@ -37,9 +34,12 @@ from stages.student.heads import (
     weighted_mean,
 )
 from stages.student.last_layer import run_where_read
-from stages.student.neck import SohoNeck, cells_inside_released, padding_aware_positions
-from stages.student.neck_config import neck_from_json
-from stages.student.spans import IMAGE_TOKEN_TYPE
+from stages.student.text.spans import IMAGE_TOKEN_TYPE
+from stages.student.vision.batch_norm import Policy
+from stages.student.vision.grid import Grid, cells_inside, sine_positions
+from stages.student.vision.neck_config import neck_from_json
+from stages.student.vision.soho_neck import SohoNeck, cells_inside_released, padding_aware_positions
+from stages.student.vision.visual_dictionary import Dictionary
 
 BERT_BASE_WIDTH = 768
 SOHO_NORM_EPS = 1e-5
@@ -234,13 +234,9 @@ class Student(PreTrainedModel):
             inside = cells_inside_released(sizes_px, rows, columns, pixels.shape[2])
         else:
             grid = self.grid
-            inside = cells_inside(
-                sizes_px, rows, columns, cell_px=grid.cell_px, pad_px=grid.pad_px
-            )
+            inside = cells_inside(sizes_px, rows, columns, cell_px=grid.cell_px, pad_px=grid.pad_px)
         if self.neck is None:
-            return Cells(
-                features=features.flatten(1, 2), inside=inside, rows=rows, columns=columns
-            )
+            return Cells(features=features.flatten(1, 2), inside=inside, rows=rows, columns=columns)
         mixed, codes = self.neck(features, inside, num_texts)
         return Cells(features=mixed, inside=inside, rows=rows, columns=columns, codes=codes)
 
@@ -258,7 +254,7 @@ class Student(PreTrainedModel):
 
         `picture` [B] says which picture each pair looks at (the CNN runs once a picture however
         many texts look at it); `tokens` [B, T], padded with the tokenizer's pad id;
-        `token_types` [B, T] as in `stages.student.spans`, all 0 if None; `masked_cells` bool
+        `token_types` [B, T] as in `stages.student.text.spans`, all 0 if None; `masked_cells` bool
         [B, C]: these cells are replaced by the mask vector; `read` bool [B, T + C]: the outputs
         that matter, all others are zeros and cost nothing in the last layer (None: all).
         """
@@ -290,9 +286,7 @@ class Student(PreTrainedModel):
             hidden = layer(hidden, attended)
         return run_where_read(last, hidden, attended, read)
 
-    def _placed(
-        self, features: torch.Tensor, cells: Cells, picture: torch.Tensor
-    ) -> torch.Tensor:
+    def _placed(self, features: torch.Tensor, cells: Cells, picture: torch.Tensor) -> torch.Tensor:
         """features [B, C, D] with their positions, as they enter the Transformer: [B, C, D]."""
         if self.neck:
             inside = cells.inside.view(-1, cells.rows, cells.columns)

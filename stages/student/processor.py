@@ -17,11 +17,16 @@ from PIL import Image, ImageOps
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
-from sharding.atomic import write_json
+from sharding.writing.atomic import write_json
 from stages.student.network import Student
-from stages.student.pictures import IMAGENET_MEAN, IMAGENET_STD, load_picture, stack_pictures
-from stages.student.spans import Spans, encode_spans
-from stages.student.tokenizer import load_tokenizer
+from stages.student.text.spans import Spans, encode_spans
+from stages.student.text.tokenizer import load_tokenizer
+from stages.student.vision.image_transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    load_picture,
+    stack_pictures,
+)
 
 FILE = "preprocessor_config.json"
 SIZES = ("shorter_px", "longer_px", "pad_px", "max_tokens", "num_token_types")
@@ -123,7 +128,7 @@ class StudentProcessor:
             raise ValueError(
                 f"texts: got parts {[kind for kind, _ in text]}, expected parts of the "
                 f"{self.num_token_types} token types that the student has; student.num_token_types "
-                "in the recipe, or stages.student.extend, gives it more"
+                "in the recipe, or stages.student.extend_vocabulary, gives it more"
             )
         return torch.tensor(pieces), torch.tensor(types)
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from sharding.atomic import write_json
-from sharding.schema import Sample
-from stages.transfer.codes import code_gallery
+from sharding.format.schema import Sample
+from sharding.writing.atomic import write_json
 from stages.transfer.config import EvaluateConfig
-from stages.transfer.examples import Looker, read_split
 from stages.transfer.grounding import ground, label_objects
-from stages.transfer.inside import attention_example
+from stages.transfer.predictor import Predictor, read_split
+from stages.transfer.probes.codebook import code_gallery
+from stages.transfer.probes.forward_trace import attention_example
 from stages.transfer.retrieval import captions_found, gallery, recalls, score_matrix
 
 
@@ -38,7 +38,7 @@ def evaluate(
     """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    looker = Looker.load(student)
+    looker = Predictor.load(student)
     samples = read_split(objects, "heldout", config.num_pictures)
     scores: dict[str, dict] = {}
     shown: dict[str, list[dict]] = {}

@@ -14,20 +14,18 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from sharding.atomic import write_json, write_text
-from sharding.schema import Sample
+from sharding.format.schema import Sample
+from sharding.writing.atomic import write_json, write_text
 from stages.folders import replace_folder
 from stages.progress import Progress
 from stages.student.processor import StudentProcessor
 from stages.transfer.config import FinetuneConfig
-from stages.transfer.examples import Looker, read_split
+from stages.transfer.predictor import Predictor, read_split
 
 WARMUP = 0.1
 
 
-def finetune(
-    config: FinetuneConfig, *, seed: int, images: Path, student: Path, out: Path
-) -> None:
+def finetune(config: FinetuneConfig, *, seed: int, images: Path, student: Path, out: Path) -> None:
     """Train, then write `student/`, `predictions.jsonl` and `scores.json` (last) into `out`.
 
     Raises ValueError where the source does not say which sentences are true.
@@ -36,7 +34,7 @@ def finetune(
         torch.set_num_threads(config.num_threads)
     torch.manual_seed(seed)
     train, heldout = (_with_truth(read_split(images, split)) for split in ("train", "heldout"))
-    looker = Looker.load(student)
+    looker = Predictor.load(student)
     _train(looker, train, config, seed)
     looker.student.eval()
 
@@ -58,7 +56,7 @@ def _with_truth(samples: Sequence[Sample]) -> list[Sample]:
     return known
 
 
-def _train(looker: Looker, samples: list[Sample], config: FinetuneConfig, seed: int) -> None:
+def _train(looker: Predictor, samples: list[Sample], config: FinetuneConfig, seed: int) -> None:
     """AdamW over all parameters; pictures and sentences in a seeded order, epoch after epoch."""
     optimizer = torch.optim.AdamW(
         looker.student.parameters(), lr=config.lr, weight_decay=config.weight_decay
@@ -94,7 +92,7 @@ def _batches(num_samples: int, batch_size: int, seed: int) -> Iterator[np.ndarra
             yield order[start : start + batch_size]
 
 
-def _logits(looker: Looker, samples: Sequence[Sample]) -> torch.Tensor:
+def _logits(looker: Predictor, samples: Sequence[Sample]) -> torch.Tensor:
     """The matching head on each sample's picture with its first caption: [B, 2]."""
     tokens, _ = looker.read(sample.info["captions"][0] for sample in samples)
     picture = torch.arange(len(samples))
@@ -107,7 +105,7 @@ def _labels(samples: Sequence[Sample]) -> torch.Tensor:
 
 @torch.no_grad()
 def score(
-    looker: Looker,
+    looker: Predictor,
     train: Sequence[Sample],
     heldout: Sequence[Sample],
     batch_size: int,

@@ -12,16 +12,16 @@ from collections.abc import Sequence
 
 import torch
 
-from sharding.schema import Sample
+from sharding.format.schema import Sample
 from stages.progress import Progress
-from stages.student.grid import cells_of_boxes
 from stages.student.heads import weighted_mean
-from stages.student.pictures import fitted_size
-from stages.transfer.examples import Looker
+from stages.student.vision.grid import cells_of_boxes
+from stages.student.vision.image_transforms import fitted_size
+from stages.transfer.predictor import Predictor
 
 
 def ground(
-    looker: Looker, samples: Sequence[Sample], num_shown: int
+    looker: Predictor, samples: Sequence[Sample], num_shown: int
 ) -> tuple[dict[str, float], list[dict]]:
     """The score over all true phrases of all captions, and examples with heat maps.
 
@@ -42,7 +42,7 @@ def ground(
     return {"value": hits / count, "chance": chances / count, "num": num_phrases}, shown
 
 
-def _point(looker: Looker, sample: Sample) -> list[dict]:
+def _point(looker: Predictor, sample: Sample) -> list[dict]:
     """Every true phrase of a sample: text, box, point (original pixels), hit, heat, chance."""
     captions, truth = sample.info["captions"], sample.info["truth"]
     tokens, offsets = looker.read(captions)
@@ -57,9 +57,7 @@ def _point(looker: Looker, sample: Sample) -> list[dict]:
         for phrase in phrases:
             start, end = phrase["start"], phrase["end"]
             pieces = (offsets[row, :, 0] < end) & (offsets[row, :, 1] > start)
-            heat = phrase_heat(
-                looker, hidden.text[row], hidden.cells[row], cells.inside[0], pieces
-            )
+            heat = phrase_heat(looker, hidden.text[row], hidden.cells[row], cells.inside[0], pieces)
             best = int(heat.argmax())
             point = (torch.tensor([best % cells.columns, best // cells.columns]) + 0.5) * scale
             box = torch.tensor(truth["boxes"][phrase["object"]])
@@ -82,7 +80,7 @@ def _point(looker: Looker, sample: Sample) -> list[dict]:
 
 
 def phrase_heat(
-    looker: Looker,
+    looker: Predictor,
     text: torch.Tensor,
     cells: torch.Tensor,
     inside: torch.Tensor,
@@ -98,14 +96,14 @@ def phrase_heat(
     return similarity.masked_fill(~inside, -torch.inf).softmax(dim=0)
 
 
-def pixels_per_cell(looker: Looker, sample: Sample) -> torch.Tensor:
+def pixels_per_cell(looker: Predictor, sample: Sample) -> torch.Tensor:
     """Width and height of a cell in pixels of the original picture."""
     width, height = _resized(looker, sample)
     original = torch.tensor([sample.info["width"], sample.info["height"]])
     return looker.student.grid.cell_px * original / torch.tensor([width, height])
 
 
-def _resized(looker: Looker, sample: Sample) -> tuple[int, int]:
+def _resized(looker: Predictor, sample: Sample) -> tuple[int, int]:
     config = looker.student.config
     return fitted_size(
         sample.info["width"],
@@ -115,7 +113,7 @@ def _resized(looker: Looker, sample: Sample) -> tuple[int, int]:
     )
 
 
-def label_objects(looker: Looker, samples: Sequence[Sample]) -> dict[str, float]:
+def label_objects(looker: Predictor, samples: Sequence[Sample]) -> dict[str, float]:
     """Share of objects whose label the student tells from the picture and its captions.
 
     The objects' cells are pooled in plain sight. Truth where the source has boxes, the teacher's

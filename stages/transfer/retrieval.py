@@ -12,15 +12,15 @@ from collections.abc import Sequence
 
 import torch
 
-from sharding.schema import Sample
+from sharding.format.schema import Sample
 from stages.progress import Progress
-from stages.transfer.examples import Looker
+from stages.transfer.predictor import Predictor
 
 KS = (1, 5, 10)
 
 
 def score_matrix(
-    looker: Looker, samples: Sequence[Sample], texts: Sequence[str], *, pairs_per_batch: int
+    looker: Predictor, samples: Sequence[Sample], texts: Sequence[str], *, pairs_per_batch: int
 ) -> torch.Tensor:
     """How well each text fits each picture: float [N, M], the matching head's log odds.
 
@@ -77,8 +77,7 @@ def _chance(num_all: int, num_right: int, k: int) -> float:
 
 
 def _shown(wrong: list[int], right: list[int], num_shown: int) -> list[int]:
-    """The first ones of both, in order: up to half that went wrong, more where too few went right.
-    """
+    """The first ones of both, in order: up to half that went wrong, more where too few went right."""
     wrong = wrong[: max(num_shown // 2, num_shown - len(right))]
     return sorted(wrong + right[: num_shown - len(wrong)])
 

@@ -8,6 +8,7 @@ bytes that made it do so are then in CORPUS/crash-*. What it has found worth kee
 
 atheris is no dependency of Boxless: pip install atheris==3.0.0
 """
+
 from __future__ import annotations
 
 import argparse
@@ -38,8 +39,17 @@ def main() -> None:
     if unknown := set(options.readers) - known.keys():
         parser.error(f"got {', '.join(sorted(unknown))}, expected of {', '.join(known)}")
     for reader in options.readers or known:
-        command = [sys.executable, "-m", "tests.fuzz.fuzz_readers", "--here", reader,
-                   "--corpus", str(options.corpus / reader), "--seconds", str(options.seconds)]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.fuzz.fuzz_readers",
+            "--here",
+            reader,
+            "--corpus",
+            str(options.corpus / reader),
+            "--seconds",
+            str(options.seconds),
+        ]
         if subprocess.run(command).returncode != 0:
             sys.exit(f"{reader}: failed; the bytes are in {options.corpus / reader}/crash-*")
         print(f"{reader}: nothing found in {options.seconds} s", flush=True)
@@ -49,7 +59,7 @@ def fuzz(reader: str, corpus: Path, seconds: int) -> None:
     """Runs one reader until the time is over; ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["sharding", "stages.distill.teacher"]):
+    with atheris.instrument_imports(include=["sharding", "stages.detector"]):
         readers = importlib.import_module("tests.fuzz.readers")
 
     folder = corpus.with_name(f"{reader}-files")
@@ -72,10 +82,18 @@ def fuzz(reader: str, corpus: Path, seconds: int) -> None:
         return readers.mended(data) if reader in readers.TARS and seed % 8 else data
 
     atheris.Setup(
-        [sys.argv[0], str(corpus), f"-max_total_time={seconds}", f"-max_len={MAX_INPUT_BYTES}",
-         f"-rss_limit_mb={MAX_MEMORY_MB}", f"-artifact_prefix={corpus}/", "-timeout=10",
-         "-print_final_stats=1"],
-        one, custom_mutator=mutated,
+        [
+            sys.argv[0],
+            str(corpus),
+            f"-max_total_time={seconds}",
+            f"-max_len={MAX_INPUT_BYTES}",
+            f"-rss_limit_mb={MAX_MEMORY_MB}",
+            f"-artifact_prefix={corpus}/",
+            "-timeout=10",
+            "-print_final_stats=1",
+        ],
+        one,
+        custom_mutator=mutated,
     )
     atheris.Fuzz()
 

@@ -4,6 +4,7 @@ Reached by tests/sharding/test_fuzz.py (hypothesis, a few seconds) and by tests.
 (atheris, as long as one likes). A reader may raise REFUSALS and nothing else; what it accepts has
 to hold what it promises, which the functions here assert.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -19,22 +20,29 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sharding.atomic import canonical_json
-from sharding.catalog import parse_catalog, write_catalog
-from sharding.index import index_tar
-from sharding.manifest import SampleEntry, manifest_bytes, manifest_path, parse_manifest
-from sharding.picture import picture_size
-from sharding.read import OpenTar, iterate, make_sample, read_entry
-from sharding.repair import repair
-from sharding.scan import scan
-from sharding.schema import (
-    Failure, Note, Sample, ShardError, check_objects, decode_objects, encode_objects, object_dtype
+from sharding.format.catalog import parse_catalog, write_catalog
+from sharding.format.image_size import picture_size
+from sharding.format.manifest import SampleEntry, manifest_bytes, manifest_path, parse_manifest
+from sharding.format.schema import (
+    Failure,
+    Note,
+    Sample,
+    ShardError,
+    check_objects,
+    decode_objects,
+    encode_objects,
+    object_dtype,
 )
-from sharding.shapes import parse_shapes
-from sharding.verify import verify_shard
-from sharding.write import write_shard
-from stages.distill.teacher.checkpoint_error import CheckpointError
-from stages.distill.teacher.pickles import loads
+from sharding.format.shapes import parse_shapes
+from sharding.format.tar_scan import scan
+from sharding.reading.sample_reader import OpenTar, iterate, make_sample, read_entry
+from sharding.tools.index import index_tar
+from sharding.tools.repair import repair
+from sharding.tools.verify import verify_shard
+from sharding.writing.atomic import canonical_json
+from sharding.writing.shard_writer import write_shard
+from stages.detector.checkpoints.checkpoint_error import CheckpointError
+from stages.detector.checkpoints.pickles import loads
 
 Read = Callable[[bytes, Path], object]
 TAR = "train-000000.tar"
@@ -44,9 +52,10 @@ REFUSALS = (ShardError, CheckpointError)
 
 def read_scan(data: bytes, folder: Path) -> None:
     """The walk over headers; every member lies in the tar."""
+
     def read(offset: int, num_bytes: int) -> bytes:
         assert 0 <= offset <= offset + num_bytes <= len(data)
-        return data[offset:offset + num_bytes]
+        return data[offset : offset + num_bytes]
 
     for member in scan(read, len(data)):
         assert member.offset + member.num_bytes <= len(data)
@@ -180,8 +189,24 @@ FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 
 
 ODD: tuple[Any, ...] = (
-    None, True, -1, 0, 0.5, 1e400, 1 << 31, 1 << 63, 10**400, "", "a\nb", "../x", "\ud800", "é" * 9,
-    [], {}, [0, 1], {"a": [1]},
+    None,
+    True,
+    -1,
+    0,
+    0.5,
+    1e400,
+    1 << 31,
+    1 << 63,
+    10**400,
+    "",
+    "a\nb",
+    "../x",
+    "\ud800",
+    "é" * 9,
+    [],
+    {},
+    [0, 1],
+    {"a": [1]},
 )
 
 
@@ -189,10 +214,10 @@ def mended(data: bytes) -> bytes:
     """A tar with true checksums in all that look like headers, so that readers see further in."""
     mended = bytearray(data)
     for start in range(0, len(data) - 511, 512):
-        header = mended[start:start + 512]
+        header = mended[start : start + 512]
         if header[257:262] == b"ustar":
             header[148:156] = b" " * 8
-            mended[start + 148:start + 156] = b"%06o\0 " % sum(header)
+            mended[start + 148 : start + 156] = b"%06o\0 " % sum(header)
     return bytes(mended)
 
 
@@ -227,8 +252,7 @@ def _walk(tree: Any, random: Random) -> Iterator[tuple[Any, Any]]:
 
 
 def _folder_of_one(folder: Path) -> Path:
-    """A shard in `folder` and its catalog, made where they are not there; tar and manifest sound.
-    """
+    """A shard in `folder` and its catalog, made where they are not there; tar and manifest sound."""
     kept = folder / "kept"
     if not kept.exists():
         kept.mkdir(parents=True)
@@ -236,12 +260,24 @@ def _folder_of_one(folder: Path) -> Path:
             {"captions": [f"número {index}"], "width": 12, "height": 9, "image_id": index}
             for index in range(NUM_SAMPLES)
         ]
-        write_shard(kept / TAR, [
-            *(Sample(key=f"picture-{index}", image=_picture("JPEG"), extension="jpg", info=info,
-                     objects=_objects(index, True)) for index, info in enumerate(infos)),
-            Failure(key="broken", reason="no picture"),
-            Note(key="picture-0", reason="empty caption"),
-        ], fingerprint={"stage": "1"})
+        write_shard(
+            kept / TAR,
+            [
+                *(
+                    Sample(
+                        key=f"picture-{index}",
+                        image=_picture("JPEG"),
+                        extension="jpg",
+                        info=info,
+                        objects=_objects(index, True),
+                    )
+                    for index, info in enumerate(infos)
+                ),
+                Failure(key="broken", reason="no picture"),
+                Note(key="picture-0", reason="empty caption"),
+            ],
+            fingerprint={"stage": "1"},
+        )
         write_catalog(kept, kind="objects", splits={TAR: "train"}, about={"label_names": ["a"]})
     for path in kept.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -267,15 +303,21 @@ def _picture(kind: str) -> bytes:
 
 
 def _foreign_tar(tar_format: int) -> bytes:
-    """What img2dataset and others write: folders, long names, txt, WebP, a failed input, a pickle.
-    """
+    """What img2dataset and others write: folders, long names, txt, WebP, a failed input, a pickle."""
     long = "" if tar_format == tarfile.USTAR_FORMAT else "ü" * 60
     failed = json.dumps({"status": "failed_to_download", "error_message": "404"}).encode()
     info = json.dumps({"caption": "a cat", "url": "http://x/y.jpg", "width": 12}).encode()
     members = {
-        f"00000/a{long}.jpg": _picture("JPEG"), f"00000/a{long}.txt": b"a cat",
-        f"00000/a{long}.json": info, "b.json": failed, "c.webp": _picture("WEBP"),
-        "c.cls": b"1", "c.pyd": b"cos\nsystem\n", "c.txt": b"x", "d.seg.png": b"p", "README": b"x",
+        f"00000/a{long}.jpg": _picture("JPEG"),
+        f"00000/a{long}.txt": b"a cat",
+        f"00000/a{long}.json": info,
+        "b.json": failed,
+        "c.webp": _picture("WEBP"),
+        "c.cls": b"1",
+        "c.pyd": b"cos\nsystem\n",
+        "c.txt": b"x",
+        "d.seg.png": b"p",
+        "README": b"x",
     }
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tar_format) as tar:

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from launch import deepspeed, local, slurm, torchrun
+from launch.backends import deepspeed, local, slurm, torchrun
 from launch.config import LaunchConfig
 from launch.job import Job
 
 JOB = Job(
     title="toy-pretrain",
-    module="pipeline.worker",
+    module="pipeline.runner.worker",
     args=("pretrain", "/runs/a b"),
     log_folder=Path("/runs/a b/logs"),
     env={"OMP_NUM_THREADS": "1"},
 )
-RANK = ["-m", "pipeline.worker", "pretrain", "/runs/a b"]
+RANK = ["-m", "pipeline.runner.worker", "pretrain", "/runs/a b"]
 
 
 def test_local() -> None:
@@ -44,8 +44,13 @@ def test_torchrun_on_several_nodes_meets_at_the_first() -> None:
         launcher="torchrun", nodes=3, node_rank=2, master_address="node0", master_port=1234
     )
     command = torchrun.command(JOB, config)
-    for option in ("--nnodes=3", "--node-rank=2", "--rdzv-endpoint=node0:1234",
-                   "--rdzv-backend=c10d", "--rdzv-id=toy-pretrain"):
+    for option in (
+        "--nnodes=3",
+        "--node-rank=2",
+        "--rdzv-endpoint=node0:1234",
+        "--rdzv-backend=c10d",
+        "--rdzv-id=toy-pretrain",
+    ):
         assert option in command
     assert "--standalone" not in command
 
@@ -64,16 +69,31 @@ def test_deepspeed_here_and_over_a_hostfile() -> None:
 def test_slurm_script() -> None:
     """One torchrun a node, told to stop before the limit; every path is quoted for bash."""
     config = LaunchConfig(
-        launcher="slurm", nodes=2, procs_per_node=4, cpus_per_proc=3, gpus_per_node=4,
-        partition="long", account="vl", time_limit_minutes=90,
+        launcher="slurm",
+        nodes=2,
+        procs_per_node=4,
+        cpus_per_proc=3,
+        gpus_per_node=4,
+        partition="long",
+        account="vl",
+        time_limit_minutes=90,
     )
     script = slurm.script(JOB, config)
-    for option in ("nodes=2", "ntasks-per-node=1", "cpus-per-task=12", "gpus-per-node=4",
-                   "partition=long", "account=vl", "time=90", "requeue", "signal=B:USR1@120"):
+    for option in (
+        "nodes=2",
+        "ntasks-per-node=1",
+        "cpus-per-task=12",
+        "gpus-per-node=4",
+        "partition=long",
+        "account=vl",
+        "time=90",
+        "requeue",
+        "signal=B:USR1@120",
+    ):
         assert f"#SBATCH --{option}\n" in script
     assert "export OMP_NUM_THREADS=1\n" in script
     assert "--nnodes=2" in script and "--nproc-per-node=4" in script
-    assert "-m pipeline.worker pretrain '/runs/a b'" in script
+    assert "-m pipeline.runner.worker pretrain '/runs/a b'" in script
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
     assert slurm.command(JOB, config) == ["sbatch", "--parsable", "/runs/a b/logs/job.sh"]
 

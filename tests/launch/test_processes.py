@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import deepspeed, local, torchrun
+from launch.backends import deepspeed, local, torchrun
 from launch.config import LaunchConfig
 from launch.job import Job, LaunchError, Stopped, UserError
 from launch.process import run_process, state_of

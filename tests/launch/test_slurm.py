@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import slurm
+from launch.backends import slurm
 from launch.config import LaunchConfig
 from launch.job import Job, LaunchError, Stopped, UserError
 

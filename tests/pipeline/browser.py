@@ -1,5 +1,4 @@
-"""A page in headless Chromium, at the width of a phone or of a desktop, and what it measures there.
-"""
+"""A page in headless Chromium, at the width of a phone or of a desktop, and what it measures there."""
 
 from __future__ import annotations
 
@@ -61,9 +60,19 @@ def measure(
     # may be asked too early, and is then asked again with more.
     for budget in (5_000, 50_000, 500_000, 5_000_000):
         done = subprocess.run(
-            [str(CHROMIUM), *_FLAGS, *colours, f"--user-data-dir={folder / 'profile'}",
-             f"--virtual-time-budget={budget}", "--dump-dom", frame.as_uri()],
-            capture_output=True, text=True, timeout=60, check=True,
+            [
+                str(CHROMIUM),
+                *_FLAGS,
+                *colours,
+                f"--user-data-dir={folder / 'profile'}",
+                f"--virtual-time-budget={budget}",
+                "--dump-dom",
+                frame.as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
         if match:

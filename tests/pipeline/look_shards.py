@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sharding.catalog import write_catalog
-from sharding.schema import Failure, Note, Sample, object_dtype
-from sharding.write import write_shard
+from sharding.format.catalog import write_catalog
+from sharding.format.schema import Failure, Note, Sample, object_dtype
+from sharding.writing.shard_writer import write_shard
 
 NAMES = ["circle", "traffic light,stop light", "moon"]
 ATTRIBUTES = ["red", "dark blue,navy"]
@@ -52,8 +52,14 @@ def info(width: int = 200, height: int = 100, **changes: Any) -> dict[str, Any]:
         {"text": "the traffic light", "start": 16, "end": 33, "similarity": [0.25, 1.0]},
         {"text": "clouds", "start": 40, "end": 46, "similarity": [0.0, 0.0]},
     ]
-    told = {"captions": [CAPTION], "width": width, "height": height, "image_id": "1",
-            "source": "test", "phrases": [phrases]}
+    told = {
+        "captions": [CAPTION],
+        "width": width,
+        "height": height,
+        "image_id": "1",
+        "source": "test",
+        "phrases": [phrases],
+    }
     return {**told, **changes}
 
 

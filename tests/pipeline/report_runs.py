@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.recipe import dump_recipe, load_recipe
-from pipeline.run_folder import RunFolder
-from pipeline.stage_kinds import stage_kinds
-from pipeline.stage_records import StageRecord, write_done
-from sharding.atomic import write_json, write_text
-from sharding.catalog import write_catalog
-from sharding.schema import Failure, Note, Sample, object_dtype
-from sharding.write import write_shard
+from pipeline.recipe.recipe import dump_recipe, load_recipe
+from pipeline.runner.run_folder import RunFolder
+from pipeline.runner.stage_state import StageRecord, write_done
+from pipeline.runner.stages import stage_kinds
+from sharding.format.catalog import write_catalog
+from sharding.format.schema import Failure, Note, Sample, object_dtype
+from sharding.writing.atomic import write_json, write_text
+from sharding.writing.shard_writer import write_shard
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>\"'&amp; \x07"
 """A caption that would load and run something, were it ever taken for markup."""
@@ -79,13 +79,15 @@ def shards(folder: Path, kind: str, *, width: int = 60) -> None:
         samples: list[Sample | Failure | Note] = []
         for index in range(number):
             info = {"captions": [HOSTILE, "two"], "width": width, "height": 40, "truth": truth}
-            samples.append(Sample(
-                key=f"{split}-{index}",
-                image=picture(width),
-                extension="jpg",
-                info={**info, "image_id": str(index), "source": "test"},
-                objects=objects() if kind == "objects" else None,
-            ))
+            samples.append(
+                Sample(
+                    key=f"{split}-{index}",
+                    image=picture(width),
+                    extension="jpg",
+                    info={**info, "image_id": str(index), "source": "test"},
+                    objects=objects() if kind == "objects" else None,
+                )
+            )
         if split == "train":
             samples += [Failure(key="broken", reason=f"broken picture: {HOSTILE}")]
             samples += [Note(key="train-0", reason="empty caption")]
@@ -98,8 +100,16 @@ def metrics(run: RunFolder) -> None:
     """Curves of teach and pretrain; the last line of pretrain's was cut by a kill."""
     steps = range(10, 400, 10)
     learned = [
-        {"step": s, "epoch": s / 60, "pictures": 32 * s, "step_seconds": 0.3, "loss": 9 / s,
-         "pictures_per_second": 96.0, "itm/loss": 7 / s, "itm/accuracy": 1 - 5 / s}
+        {
+            "step": s,
+            "epoch": s / 60,
+            "pictures": 32 * s,
+            "step_seconds": 0.3,
+            "loss": 9 / s,
+            "pictures_per_second": 96.0,
+            "itm/loss": 7 / s,
+            "itm/accuracy": 1 - 5 / s,
+        }
         for s in steps
     ]
     taught = [{"step": s, "objectness": 3 / s, "label": 4 / s} for s in steps]
@@ -110,34 +120,52 @@ def metrics(run: RunFolder) -> None:
 
 def scores(run: RunFolder) -> None:
     """Scores of the teacher and of the student."""
-    write_json(run.teacher / "scores.json", {
-        "ap50": {"value": 0.912, "chance": None}, "ap50_by_label": {HOSTILE: 0.5, "ring": 0.9},
-        "num_objects": 866, "num_pictures": 256, "seconds": 184.1,
-    })
-    write_json(run.transfer / "evaluate" / "scores.json", {
-        "image_to_text_r1": {"value": 0.605, "chance": 0.005, "num": 200},
-        "text_to_image_r10": {"value": 0.96, "chance": 0.05, "num": 200},
-        "text_to_image_r5": {"value": 0.92, "chance": 0.025, "num": 200},
-        "teacher_ap50": {"value": 0.912, "chance": 0.0},
-    })
+    write_json(
+        run.teacher / "scores.json",
+        {
+            "ap50": {"value": 0.912, "chance": None},
+            "ap50_by_label": {HOSTILE: 0.5, "ring": 0.9},
+            "num_objects": 866,
+            "num_pictures": 256,
+            "seconds": 184.1,
+        },
+    )
+    write_json(
+        run.transfer / "evaluate" / "scores.json",
+        {
+            "image_to_text_r1": {"value": 0.605, "chance": 0.005, "num": 200},
+            "text_to_image_r10": {"value": 0.96, "chance": 0.05, "num": 200},
+            "text_to_image_r5": {"value": 0.92, "chance": 0.025, "num": 200},
+            "teacher_ap50": {"value": 0.912, "chance": 0.0},
+        },
+    )
 
 
 def examples(run: RunFolder) -> None:
     """One text found at once, one whose right picture is not among the five; two phrases."""
     five = [{"key": f"heldout-{n}", "score": 5.0 - n} for n in range(5)]
     phrase = {
-        "caption": HOSTILE, "text": "<script>", "box": [0, 0, 30, 20], "point": [8, 8],
-        "hit": True, "heat": [0.5, 0.2, 0.0, 0.1, 0.1, 0.1], "rows": 2, "columns": 3,
+        "caption": HOSTILE,
+        "text": "<script>",
+        "box": [0, 0, 30, 20],
+        "point": [8, 8],
+        "hit": True,
+        "heat": [0.5, 0.2, 0.0, 0.1, 0.1, 0.1],
+        "rows": 2,
+        "columns": 3,
         "cell_px": [20.0, 20.0],
     }
-    write_json(run.transfer / "evaluate" / "examples.json", {
-        "retrieval": [
-            {"text": HOSTILE, "right": "heldout-0", "rank": 1, "pictures": five},
-            {"text": "x" * 5000, "right": "heldout-7", "rank": 8, "pictures": five},
-        ],
-        "grounding": [{"key": "heldout-0", "phrases": [phrase, {**phrase, "hit": False}]}],
-        **inside_examples(),
-    })
+    write_json(
+        run.transfer / "evaluate" / "examples.json",
+        {
+            "retrieval": [
+                {"text": HOSTILE, "right": "heldout-0", "rank": 1, "pictures": five},
+                {"text": "x" * 5000, "right": "heldout-7", "rank": 8, "pictures": five},
+            ],
+            "grounding": [{"key": "heldout-0", "phrases": [phrase, {**phrase, "hit": False}]}],
+            **inside_examples(),
+        },
+    )
 
 
 def inside_examples() -> dict[str, Any]:
@@ -148,22 +176,35 @@ def inside_examples() -> dict[str, Any]:
     texts = [{"text": f"text {n}", "score": 5.0 - n, "right": False} for n in range(5)]
     right = {"text": HOSTILE, "score": 6.0, "right": True}
     return {
-        "attention": [{
-            "key": "heldout-0", "caption": HOSTILE, "match": 0.873, "rows": 2, "columns": 3,
-            "cell_px": [20.0, 20.0], "whole": heat, "words": words,
-            "phrases": [{"start": 0, "end": 8, "heat": heat}],
-        }],
+        "attention": [
+            {
+                "key": "heldout-0",
+                "caption": HOSTILE,
+                "match": 0.873,
+                "rows": 2,
+                "columns": 3,
+                "cell_px": [20.0, 20.0],
+                "whole": heat,
+                "words": words,
+                "phrases": [{"start": 0, "end": 8, "heat": heat}],
+            }
+        ],
         "captions": [
             {"key": "heldout-1", "rank": 1, "right": HOSTILE, "texts": [right, *texts[:4]]},
             {"key": "heldout-2", "rank": 8, "right": "x" * 5000, "texts": texts},
         ],
         "codes": {
-            "counts": [10, 0, 30, 5, 3, 0], "perplexity": 2.93, "dead": [1, 3],
+            "counts": [10, 0, 30, 5, 3, 0],
+            "perplexity": 2.93,
+            "dead": [1, 3],
             "shown": [
-                {"code": 2, "patches": [
-                    {"key": "heldout-0", "box": [0, 0, 20, 20]},
-                    {"key": "heldout-1", "box": [40, 20, 60, 40]},
-                ]},
+                {
+                    "code": 2,
+                    "patches": [
+                        {"key": "heldout-0", "box": [0, 0, 20, 20]},
+                        {"key": "heldout-1", "box": [40, 20, 60, 40]},
+                    ],
+                },
                 {"code": 0, "patches": [{"key": "gone", "box": [0, 0, 20, 20]}]},
             ],
         },
@@ -174,13 +215,16 @@ def extras(run: RunFolder) -> None:
     """What only some runs have: an ablation of two seeds, and the truth task."""
     reached = {"plain": (0.3, 0.2), "soho": (0.32, 0.25), "kdvlp": (0.6, 0.64), "both": (0.58, 0.7)}
     own = {
-        variant: {str(seed): {"image_to_text_r1": value, "object_label": value / 2}
-                  for seed, value in enumerate(values)}
+        variant: {
+            str(seed): {"image_to_text_r1": value, "object_label": value / 2}
+            for seed, value in enumerate(values)
+        }
         for variant, values in reached.items()
     }
-    write_json(run.root / "ablation.json",
-               {"steps": 900, "variants": own,
-                "chance": {"image_to_text_r1": 0.005, "object_label": 0.1}})
+    write_json(
+        run.root / "ablation.json",
+        {"steps": 900, "variants": own, "chance": {"image_to_text_r1": 0.005, "object_label": 0.1}},
+    )
     truth = {"value": 0.71, "chance": 0.55, "num": 300, "num_train": 900}
     write_json(run.transfer / "truth" / "scores.json", {"truth_accuracy": truth})
     answer = {"key": "heldout-1", "sentence": HOSTILE, "true": True, "probability": 0.8}

@@ -9,15 +9,24 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from stages.student.build import make_student
 from stages.student.config import StudentConfig
-from stages.student.make import make_student
 from stages.student.network import Student
-from stages.student.tokenizer import train_tokenizer
+from stages.student.text.tokenizer import train_tokenizer
 
 TEXT = "a red circle left of a blue square"
 TINY = StudentConfig(
-    stem_width=8, widths=(8, 16), depths=(1, 1), hidden_size=32, num_layers=2, num_heads=2,
-    ffn_size=32, vocab_size=150, max_tokens=24, shorter_px=32, longer_px=64,
+    stem_width=8,
+    widths=(8, 16),
+    depths=(1, 1),
+    hidden_size=32,
+    num_layers=2,
+    num_heads=2,
+    ffn_size=32,
+    vocab_size=150,
+    max_tokens=24,
+    shorter_px=32,
+    longer_px=64,
 )
 """Cells of 16 pixels, two layers, two heads."""
 
@@ -27,7 +36,10 @@ def student_of(config: StudentConfig = TINY) -> Student:
     """A student with random weights; read it only."""
     torch.manual_seed(0)
     student = make_student(
-        config, vocab_size=len(_tokenizer()), pad_id=0, label_names=["circle", "square"],
+        config,
+        vocab_size=len(_tokenizer()),
+        pad_id=0,
+        label_names=["circle", "square"],
         feature_size=4,
     )
     return student.eval()

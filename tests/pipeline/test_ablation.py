@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import ablation, command_line
-from pipeline.ablation import VARIANTS, ablate, compare, linked_run, variant_recipe
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.run_folder import RunFolder
+from pipeline.cli import main as command_line
+from pipeline.recipe.recipe import Recipe, load_recipe
+from pipeline.runner import ablation
+from pipeline.runner.ablation import VARIANTS, ablate, compare, linked_run, variant_recipe
+from pipeline.runner.run_folder import RunFolder
 
 
 def parts(recipe: Recipe) -> tuple[str, float, float, float]:
@@ -63,7 +64,7 @@ def test_every_student_is_trained_and_tuned_where_there_is_a_task(
     holds, of each seed, each variant's own."""
     asked: list[list[str]] = []
 
-    def conduct(
+    def run_stages(
         recipe: Recipe, run: RunFolder, names: list[str], *rest: object, **more: object
     ) -> None:
         asked.append(names)
@@ -74,7 +75,7 @@ def test_every_student_is_trained_and_tuned_where_there_is_a_task(
             scores = {f"{part}_score": {"value": value, "chance": 0.0}}
             (folder / "scores.json").write_text(json.dumps(scores))
 
-    monkeypatch.setattr(ablation, "conduct", conduct)
+    monkeypatch.setattr(ablation, "conduct", run_stages)
     recipe = load_recipe("toy", [f"finetune.task={task or 'null'}"])
     ablate(recipe, RunFolder(tmp_path), num_seeds=2)
     stages = ["pretrain", "finetune", "evaluate"] if task else ["pretrain", "evaluate"]
@@ -82,8 +83,10 @@ def test_every_student_is_trained_and_tuned_where_there_is_a_task(
     found = json.loads((tmp_path / "ablation.json").read_text())
     assert set(found["variants"]) == {"plain", "soho", "kdvlp", "both"}
     names = ["evaluate_score", "truth_score"] if task else ["evaluate_score"]
-    assert found["variants"]["soho"] == {"0": {name: 0.03 for name in names},
-                                         "1": {name: 0.07 for name in names}}
+    assert found["variants"]["soho"] == {
+        "0": {name: 0.03 for name in names},
+        "1": {name: 0.07 for name in names},
+    }
 
 
 def test_students_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from launch import process
 from launch.job import Job, LaunchError, Stopped
-from pipeline import command_line
-from pipeline.command_line import main
+from pipeline.cli import main as command_line
+from pipeline.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,8 +31,10 @@ def exit_of(arguments: list[str]) -> int:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_of(["--help"]) == 0
     said = capsys.readouterr().out
-    for command in ("ingest teach distill pretrain finetune evaluate run status look verify report "
-                    "ablation doctor inside export").split():
+    for command in (
+        "ingest teach distill pretrain finetune evaluate run status look verify report "
+        "ablation doctor inside export"
+    ).split():
         assert f"\n    {command} " in said
 
 
@@ -43,8 +45,19 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "toy", "--set", "ingest.num_tran=3"], "Did you mean 'num_train'?"),
         (["run", "coco"], "ingest.root is not set"),
         (["teach", "toy", "--procs-per-node", "2", "--dry-run", "--run", "RUN"], "one process"),
-        (["run", "toy", "--set", "launch.node_rank=1", "--set", "launch.nodes=2",
-          "--set", "launch.master_address=node0"], "only the first node runs all stages"),
+        (
+            [
+                "run",
+                "toy",
+                "--set",
+                "launch.node_rank=1",
+                "--set",
+                "launch.nodes=2",
+                "--set",
+                "launch.master_address=node0",
+            ],
+            "only the first node runs all stages",
+        ),
         (["status", "RUN"], "not a run folder"),
         (["pretrain", "toy", "--run", "RUN"], "not complete"),
         (["run", "toy", "--launcher", "magic"], "invalid choice: 'magic'"),
@@ -134,7 +147,7 @@ def test_verify_finds_a_flipped_byte(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_wrong_path_in_a_stage_ends_in_words(tmp_path: Path) -> None:
     """The whole way: process, worker, stage, its error, back to the screen."""
     where = [f"ingest.root={tmp_path}/nowhere", f"ingest.captions={tmp_path}/none.json"]
-    command = [sys.executable, "-m", "pipeline.command_line", "run", "coco", "--run", f"{tmp_path}"]
+    command = [sys.executable, "-m", "pipeline.cli.main", "run", "coco", "--run", f"{tmp_path}"]
     command += [part for value in where for part in ("--set", value)]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert ended.returncode == 2
@@ -143,10 +156,14 @@ def test_a_wrong_path_in_a_stage_ends_in_words(tmp_path: Path) -> None:
 
 def test_sigterm_stops_the_stage_and_says_so(tmp_path: Path) -> None:
     """A run told to stop while ingest works ends with 143, and the same command continues it."""
-    command = [sys.executable, "-m", "pipeline.command_line", "ingest", "toy", "--run"]
+    command = [sys.executable, "-m", "pipeline.cli.main", "ingest", "toy", "--run"]
     command += [str(tmp_path), "--set", "ingest.num_train=4000"]
     boxless = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     deadline = time.monotonic() + 60

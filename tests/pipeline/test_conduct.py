@@ -12,23 +12,23 @@ import pytest
 
 from launch.config import LaunchConfig
 from launch.job import LaunchError, Stopped
-from pipeline import conduct as conducting
-from pipeline.conduct import conduct, plan_stage
-from pipeline.launching import Asked
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.recipe_values import RecipeError
-from pipeline.run_folder import RunError, RunFolder
-from pipeline.stage_kinds import STAGE_NAMES, StageKind, stage_kinds
-from pipeline.status import status_table
-from sharding.catalog import write_catalog
-from sharding.schema import Sample, object_dtype
-from sharding.write import write_shard
+from pipeline.recipe.dataclass_values import RecipeError
+from pipeline.recipe.recipe import Recipe, load_recipe
+from pipeline.runner import run_stages as conducting
+from pipeline.runner.launch_plan import LaunchOverrides
+from pipeline.runner.run_folder import RunError, RunFolder
+from pipeline.runner.run_stages import plan_stage, run_stages
+from pipeline.runner.stages import STAGE_NAMES, StageKind, stage_kinds
+from pipeline.runner.status import status_table
+from sharding.format.catalog import write_catalog
+from sharding.format.schema import Sample, object_dtype
+from sharding.writing.shard_writer import write_shard
 
 RUN_ALL = ["ingest", "teach", "distill", "pretrain", "evaluate"]
 
 
 class FakeStages:
-    """Stands for pipeline.launching.launch_stage: writes what a stage would, notes that it ran."""
+    """Stands for pipeline.runner.launch_plan.launch_stage: writes what a stage would, notes that it ran."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -97,7 +97,7 @@ def go(stages: FakeStages, tmp_path: Path) -> Go:
         stages.ran.clear()
         recipe = load_recipe("toy", overrides)
         folder = RunFolder(tmp_path / "run")
-        conduct(recipe, folder, names or list(STAGE_NAMES), Asked(), dry_run=dry_run)
+        run_stages(recipe, folder, names or list(STAGE_NAMES), LaunchOverrides(), dry_run=dry_run)
         return list(stages.ran)
 
     return run
@@ -239,7 +239,7 @@ def test_dry_run_tells_and_touches_nothing(
     assert not (tmp_path / "run").exists()
     said = capsys.readouterr().out
     assert said.count("not started yet") == 5
-    assert "torch.distributed.run" in said and "pipeline.worker pretrain" in said
+    assert "torch.distributed.run" in said and "pipeline.runner.worker pretrain" in said
     go()
     capsys.readouterr()
     assert go("seed=9", dry_run=True) == []
@@ -276,8 +276,13 @@ def test_status_tells_each_state(go: Go, stages: FakeStages, tmp_path: Path) -> 
     assert _states(run)[3].startswith("damaged: student/model.safetensors is gone")
     table = status_table(run)
     figures = list(table.columns[3].cells)
-    assert figures == ["pictures 1, shards 1", "", "pictures 1, shards 1", "step 3, loss 0.5",
-                       "r1 0.5"]
+    assert figures == [
+        "pictures 1, shards 1",
+        "",
+        "pictures 1, shards 1",
+        "step 3, loss 0.5",
+        "r1 0.5",
+    ]
 
 
 def _states(run: RunFolder) -> list[str]:
@@ -295,8 +300,10 @@ def test_a_changed_corpus_is_seen(tmp_path: Path) -> None:
     """Real files: one more picture in the folder makes ingest due, and only when asked to look."""
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/1.jpg").write_bytes(b"not looked into")
-    captions = {"images": [{"id": 1, "file_name": "1.jpg"}],
-                "annotations": [{"id": 1, "image_id": 1, "caption": "a"}]}
+    captions = {
+        "images": [{"id": 1, "file_name": "1.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "caption": "a"}],
+    }
     (tmp_path / "captions.json").write_text(json.dumps(captions))
     overrides = [f"ingest.root={tmp_path}/pictures", f"ingest.captions={tmp_path}/captions.json"]
     recipe = load_recipe("coco", overrides)
@@ -322,28 +329,28 @@ def test_a_changed_given_teacher_is_seen(go: Go, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "asked", "alone", "launcher", "ranks"),
     [
-        ("pretrain", Asked(), False, "torchrun", 2),
-        ("pretrain", Asked(), True, "torchrun", 2),
-        ("pretrain", Asked(procs_per_node=4), False, "torchrun", 4),
-        ("pretrain", Asked(launcher="local"), True, "local", 1),
-        ("pretrain", Asked(launcher="slurm", nodes=2), True, "slurm", 4),
-        ("teach", Asked(), False, "local", 1),
-        ("teach", Asked(procs_per_node=4), False, "local", 1),
-        ("teach", Asked(launcher="slurm", nodes=2), False, "slurm", 1),
-        ("teach", Asked(launcher="slurm"), True, "slurm", 1),
-        ("ingest", Asked(procs_per_node=2), True, "torchrun", 2),
-        ("ingest", Asked(procs_per_node=2), False, "local", 1),
-        ("distill", Asked(procs_per_node=4), False, "local", 1),
-        ("distill", Asked(), True, "local", 1),
-        ("distill", Asked(procs_per_node=3), True, "torchrun", 3),
-        ("distill", Asked(procs_per_node=3, launcher="slurm", nodes=2), True, "slurm", 6),
+        ("pretrain", LaunchOverrides(), False, "torchrun", 2),
+        ("pretrain", LaunchOverrides(), True, "torchrun", 2),
+        ("pretrain", LaunchOverrides(procs_per_node=4), False, "torchrun", 4),
+        ("pretrain", LaunchOverrides(launcher="local"), True, "local", 1),
+        ("pretrain", LaunchOverrides(launcher="slurm", nodes=2), True, "slurm", 4),
+        ("teach", LaunchOverrides(), False, "local", 1),
+        ("teach", LaunchOverrides(procs_per_node=4), False, "local", 1),
+        ("teach", LaunchOverrides(launcher="slurm", nodes=2), False, "slurm", 1),
+        ("teach", LaunchOverrides(launcher="slurm"), True, "slurm", 1),
+        ("ingest", LaunchOverrides(procs_per_node=2), True, "torchrun", 2),
+        ("ingest", LaunchOverrides(procs_per_node=2), False, "local", 1),
+        ("distill", LaunchOverrides(procs_per_node=4), False, "local", 1),
+        ("distill", LaunchOverrides(), True, "local", 1),
+        ("distill", LaunchOverrides(procs_per_node=3), True, "torchrun", 3),
+        ("distill", LaunchOverrides(procs_per_node=3, launcher="slurm", nodes=2), True, "slurm", 6),
     ],
 )
 def test_how_a_stage_is_launched(
-    stage: str, asked: Asked, alone: bool, launcher: str, ranks: int
+    stage: str, asked: LaunchOverrides, alone: bool, launcher: str, ranks: int
 ) -> None:
     """toy says torchrun with two ranks: they are pretrain's; others share only when asked."""
-    from pipeline.launching import launch_config
+    from pipeline.runner.launch_plan import launch_config
 
     recipe = load_recipe("toy")
     (kind,) = (kind for kind in stage_kinds(recipe) if kind.name == stage)
@@ -352,15 +359,18 @@ def test_how_a_stage_is_launched(
 
 
 def test_ranks_for_a_stage_that_cannot_share_are_refused() -> None:
-    from pipeline.launching import launch_config
+    from pipeline.runner.launch_plan import launch_config
 
     recipe = load_recipe("toy")
     teach = stage_kinds(recipe)[1]
     with pytest.raises(RecipeError, match="teach is one process, got 1 nodes of 2"):
-        launch_config(teach, recipe, Asked(procs_per_node=2), alone=True)
+        launch_config(teach, recipe, LaunchOverrides(procs_per_node=2), alone=True)
     with pytest.raises(RecipeError, match="launch.launcher is local with 2 ranks"):
         launch_config(
-            stage_kinds(recipe)[3], recipe, Asked(launcher="local", procs_per_node=2), alone=True
+            stage_kinds(recipe)[3],
+            recipe,
+            LaunchOverrides(launcher="local", procs_per_node=2),
+            alone=True,
         )
 
 

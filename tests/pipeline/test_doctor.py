@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import doctor
-from pipeline.doctor import Finding
-from stages.pretrain import apex_package
+from pipeline.cli import doctor
+from pipeline.cli.doctor import Finding
+from stages.training import apex_package
 
 
 def put_package(folder: Path, name: str, code: str, *, about: str = "", parts: str = "") -> None:
@@ -65,8 +65,11 @@ def test_an_apex_without_metadata_is_still_judged(site: Path) -> None:
     ("code", "state", "found"),
     [
         ("", "ok", "0.9"),
-        ("raise RuntimeError('operator nms does not exist')", "note",
-         "0.9 does not work: RuntimeError: operator nms does not exist"),
+        (
+            "raise RuntimeError('operator nms does not exist')",
+            "note",
+            "0.9 does not work: RuntimeError: operator nms does not exist",
+        ),
     ],
 )
 def test_a_detectron2_that_does_not_work_is_a_note(
@@ -128,8 +131,22 @@ def test_exit_status(
 def test_this_machine_is_examined_to_the_end() -> None:
     """Every check of a real machine gives findings, and the package tests run with are sound."""
     findings = {f.name: f for check in doctor._CHECKS for f in check()}
-    for name in ("python", "cores", "memory", "disk", "torch", "deepspeed", "deepspeed ops",
-                 "detectron2", "features", "interpret", "apex", "spaCy", "spaCy parser", "slurm"):
+    for name in (
+        "python",
+        "cores",
+        "memory",
+        "disk",
+        "torch",
+        "deepspeed",
+        "deepspeed ops",
+        "detectron2",
+        "features",
+        "interpret",
+        "apex",
+        "spaCy",
+        "spaCy parser",
+        "slurm",
+    ):
         assert findings[name].found
         assert findings[name].state == "ok" or findings[name].cure
     assert all(findings[name].state != "missing" for name in ("python", "torch", "deepspeed"))

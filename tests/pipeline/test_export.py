@@ -15,16 +15,18 @@ from look_shards import CAPTION, folder_of, info, sample
 from student_folders import TEXT, TINY, picture_file, student_folder, student_of
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
-from pipeline.command_line import main
+from pipeline.cli.main import main
 from pipeline.export.plain_pickle import pickled
 from pipeline.export.vl_interpret import example_of
-from pipeline.inside.given import Given, open_student
-from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
-from stages.student.make import make_student
-from stages.student.pictures import load_picture, stack_pictures
+from pipeline.pages.student.inputs import Given, open_student
+from stages.student.build import make_student
+from stages.student.vision.image_transforms import load_picture, stack_pictures
+from stages.student.vision.neck_config import DictionaryConfig, SohoNeckConfig
 
 SOHO = replace(
-    TINY, mlm_head="tied", itm_head="linear",
+    TINY,
+    mlm_head="tied",
+    itm_head="linear",
     neck=SohoNeckConfig(dictionary=DictionaryConfig(num_codes=8)),
 )
 
@@ -43,8 +45,18 @@ def test_a_pickle_is_plain_and_of_no_version_of_numpy() -> None:
     again["a"][:] = 0
     codes = [(code.name, argument) for code, argument, _ in pickletools.genops(data)]
     texts = {argument for name, argument in codes if name == "SHORT_BINUNICODE"}
-    assert texts <= {"a", "b", "c", "text", "numpy", "ndarray", "builtins", "bytearray", "<f4",
-                     "|u1"}
+    assert texts <= {
+        "a",
+        "b",
+        "c",
+        "text",
+        "numpy",
+        "ndarray",
+        "builtins",
+        "bytearray",
+        "<f4",
+        "|u1",
+    }
     with pytest.raises(TypeError, match="Path"):
         pickled(Path())
 
@@ -154,8 +166,11 @@ def test_a_soho_checkpoint_goes_there_and_back(
     assert main(["export", str(folder), "--to", "soho", "--out", str(out)]) == 0
     student = student_of(SOHO)
     again = make_student(
-        replace(SOHO, soho_checkpoint=str(out)), vocab_size=student.config.bert["vocab_size"],
-        pad_id=0, label_names=["circle"], feature_size=4,
+        replace(SOHO, soho_checkpoint=str(out)),
+        vocab_size=student.config.bert["vocab_size"],
+        pad_id=0,
+        label_names=["circle"],
+        feature_size=4,
     )
     ours = ("object_head", "neck.dictionary.age", "neck.dictionary.started")
     for name, weight in again.state_dict().items():

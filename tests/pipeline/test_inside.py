@@ -15,14 +15,14 @@ from PIL import Image
 from report_runs import HOSTILE
 from student_folders import TEXT, picture_file, student_folder
 
-from pipeline.command_line import main
-from pipeline.inside.given import Given, open_student
-from pipeline.inside.view import View, kinds_of, view_of
-from stages.distill.phrases import LexiconChunker
-from stages.student.attention import watch
+from pipeline.cli.main import main
+from pipeline.pages.student.example_view import View, kinds_of, view_of
+from pipeline.pages.student.inputs import Given, open_student
+from stages.distill.text.phrases import LexiconChunker
+from stages.student.attention_trace import watch
 from stages.student.heads import weighted_mean
-from stages.student.pictures import load_picture, stack_pictures
-from stages.transfer.examples import Looker
+from stages.student.vision.image_transforms import load_picture, stack_pictures
+from stages.transfer.predictor import Predictor
 
 CHUNKER = LexiconChunker(["circle", "square"], ["red", "blue"])
 
@@ -50,18 +50,18 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def looker(tmp_path_factory: pytest.TempPathFactory) -> Looker:
+def looker(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     return open_student(student_folder(tmp_path_factory.mktemp("student")))
 
 
-def viewed(looker: Looker, tmp_path: Path, text: str) -> View:
+def viewed(looker: Predictor, tmp_path: Path, text: str) -> View:
     file = picture_file(tmp_path / "picture.png")
     (example,) = Given(pictures=(file,), texts=(text,)).examples()
     return view_of(looker, example, CHUNKER.chunk)
 
 
 @torch.no_grad()
-def test_maps_are_those_of_a_slow_way(looker: Looker, tmp_path: Path) -> None:
+def test_maps_are_those_of_a_slow_way(looker: Predictor, tmp_path: Path) -> None:
     """Oracle: layer by layer, head by head and word by word in loops; phrases as means of words;
     meaning as the cosine of means over the temperature, made a softmax by hand."""
     view = viewed(looker, tmp_path, TEXT)
@@ -127,12 +127,15 @@ def test_a_picture_taken_sideways_is_turned(tmp_path: Path) -> None:
 def test_names_of_the_maps() -> None:
     """Oracle: by hand, in the order of `View.attention`."""
     assert kinds_of(2, 1) == [
-        "through all layers", "layer 1, mean of heads", "layer 1, head 1",
-        "layer 2, mean of heads", "layer 2, head 1",
+        "through all layers",
+        "layer 1, mean of heads",
+        "layer 1, head 1",
+        "layer 2, mean of heads",
+        "layer 2, head 1",
     ]
 
 
-def test_the_page_holds_the_maps(looker: Looker, tmp_path: Path) -> None:
+def test_the_page_holds_the_maps(looker: Predictor, tmp_path: Path) -> None:
     """Oracle: bytes in the page, 255 at each map's brightest cell, in proportion elsewhere; a share
     is what the map adds up to; the first picture is darkened by the first map before any script
     runs."""
@@ -201,8 +204,11 @@ def test_a_text_stays_text_and_may_be_too_long(tmp_path: Path) -> None:
     ],
 )
 def test_errors_say_what_was_expected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
-    changed: list[str], words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    changed: list[str],
+    words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     asked = ["inside", str(student_folder(tmp_path / "student"))]

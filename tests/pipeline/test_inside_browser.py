@@ -13,7 +13,7 @@ from browser import CHROMIUM, measure
 from report_runs import HOSTILE
 from student_folders import TEXT, picture_file, student_folder
 
-from pipeline.command_line import main
+from pipeline.cli.main import main
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
@@ -75,8 +75,10 @@ def test_words_light_their_cells(tmp_path: Path) -> None:
     asked = found["asked"]
     num_entries = int(re.search(r'data-entries="(\d+)"', page)[1])  # type: ignore[index]
     maps, meaning = (
-        np.frombuffer(base64.b64decode(re.search(rf'data-{n}="(.*?)"', page)[1]), np.uint8)
-        .reshape(-1, num_entries, 6) for n in ("maps", "meaning")  # type: ignore[index]
+        np.frombuffer(base64.b64decode(re.search(rf'data-{n}="(.*?)"', page)[1]), np.uint8).reshape(
+            -1, num_entries, 6
+        )
+        for n in ("maps", "meaning")  # type: ignore[index]
     )
 
     def check(state: dict, kind: int, entry: int) -> None:

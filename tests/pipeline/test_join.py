@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline import conduct as conducting
-from pipeline.conduct import conduct, join_work, plan_stage
-from pipeline.launching import Asked
-from pipeline.recipe import Recipe, dump_recipe, load_recipe
-from pipeline.recipe_values import RecipeError
-from pipeline.run_folder import RunError, RunFolder
-from pipeline.stage_kinds import stage_kinds
-from pipeline.stage_records import StageRecord, write_done, write_started
-from pipeline.status import show_status, status_table
-from sharding.claims import Worker
-from sharding.pending import FOLDER
+from pipeline.recipe.dataclass_values import RecipeError
+from pipeline.recipe.recipe import Recipe, dump_recipe, load_recipe
+from pipeline.runner import run_stages as conducting
+from pipeline.runner.launch_plan import LaunchOverrides
+from pipeline.runner.run_folder import RunError, RunFolder
+from pipeline.runner.run_stages import join_work, plan_stage, run_stages
+from pipeline.runner.stage_state import StageRecord, write_done, write_started
+from pipeline.runner.stages import stage_kinds
+from pipeline.runner.status import show_status, status_table
+from sharding.coordination.claims import Worker
+from sharding.coordination.work_queue import FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["ingest.num_train=12", "ingest.num_heldout=4", "ingest.samples_per_shard=4"]
@@ -48,9 +48,7 @@ def under_way(tmp_path: Path) -> RunFolder:
 def lone_worker(under_way: RunFolder) -> Iterator[Worker]:
     """A worker in that run that has claimed a shard and made one of its four inputs."""
     tars = {f"train-{number:06d}.tar": 4 for number in range(3)}
-    with Worker(
-        under_way.images, tars, dict.fromkeys(tars, {"a": "b"})
-    ) as worker:
+    with Worker(under_way.images, tars, dict.fromkeys(tars, {"a": "b"})) as worker:
         with next(worker.take()) as claim:
             next(claim.through(range(4)))
             worker._heart.beat()
@@ -60,14 +58,14 @@ def lone_worker(under_way: RunFolder) -> Iterator[Worker]:
 def test_a_joined_worker_makes_what_is_left_without_a_conductor(under_way: RunFolder) -> None:
     """Real processes. Oracle: the catalog is there, logs of its own too, and the conductor that
     comes later has nothing to do but say so."""
-    join_work(recipe_of(), under_way, ["ingest"], Asked(procs_per_node=2))
+    join_work(recipe_of(), under_way, ["ingest"], LaunchOverrides(procs_per_node=2))
     assert (under_way.images / "catalog.json").exists()
     assert not (under_way.images / FOLDER).exists()
     assert not list(under_way.logs("ingest").glob("*.log"))
     (own,) = under_way.logs("ingest").glob("joined-*")
     assert {"rank-0.log", "rank-1.log"} <= {path.name for path in own.iterdir()}
     before = {path: path.stat().st_mtime_ns for path in under_way.images.glob("*.tar*")}
-    conduct(recipe_of(), under_way, ["ingest"], Asked(), dry_run=False)
+    run_stages(recipe_of(), under_way, ["ingest"], LaunchOverrides(), dry_run=False)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -76,7 +74,7 @@ def test_joined_workers_outlive_the_conductor(tmp_path: Path) -> None:
     well and leaves a whole folder; the next conductor completes at once."""
     overrides = ["ingest.num_train=900", "ingest.samples_per_shard=10"]
     run = RunFolder(tmp_path / "run")
-    command = [sys.executable, "-m", "pipeline.command_line", "ingest", "toy", "--run"]
+    command = [sys.executable, "-m", "pipeline.cli.main", "ingest", "toy", "--run"]
     command += [str(run.root), *(part for value in overrides for part in ("--set", value))]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     conductor = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
@@ -84,9 +82,9 @@ def test_joined_workers_outlive_the_conductor(tmp_path: Path) -> None:
         assert conductor.poll() is None
         time.sleep(0.01)
     joining = (
-        "from pathlib import Path; from pipeline.conduct import join_work;"
-        "from pipeline.launching import Asked; from pipeline.recipe import load_recipe;"
-        "from pipeline.run_folder import RunFolder;"
+        "from pathlib import Path; from pipeline.runner.run_stages import join_work;"
+        "from pipeline.runner.launch_plan import Asked; from pipeline.recipe.recipe import load_recipe;"
+        "from pipeline.runner.run_folder import RunFolder;"
         f"join_work(load_recipe('toy', {overrides}), RunFolder(Path({str(run.root)!r})),"
         " ['ingest'], Asked())"
     )
@@ -121,21 +119,23 @@ def test_what_cannot_be_joined_is_told(
     under_way: RunFolder, names: list[str], overrides: list[str], error: type, words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        join_work(recipe_of(*overrides), under_way, names, Asked())
+        join_work(recipe_of(*overrides), under_way, names, LaunchOverrides())
 
 
 def test_nothing_is_left_to_join_in_a_complete_stage(
     under_way: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Oracle: no process is launched."""
-    conduct(recipe_of(), under_way, ["ingest"], Asked(), dry_run=False)
+    run_stages(recipe_of(), under_way, ["ingest"], LaunchOverrides(), dry_run=False)
     monkeypatch.delattr(conducting, "launch_joined")
-    join_work(recipe_of(), under_way, ["ingest"], Asked())
+    join_work(recipe_of(), under_way, ["ingest"], LaunchOverrides())
     assert "nothing to join" in capsys.readouterr().out
 
 
 def test_status_counts_shards_and_names_workers(
-    under_way: RunFolder, lone_worker: Worker, monkeypatch: pytest.MonkeyPatch,
+    under_way: RunFolder,
+    lone_worker: Worker,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """No conductor holds the run here, yet the stage is running: its worker is on another machine

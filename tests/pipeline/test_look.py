@@ -24,15 +24,15 @@ from look_shards import ABOUT, CAPTION, GROUND, folder_of, info, objects, pictur
 from PIL import Image, ImageColor
 from report_runs import HOSTILE
 
-from pipeline.command_line import main
-from pipeline.look.bars import count_bins
-from pipeline.look.counts import Counts
-from pipeline.look.scene import scene_of
-from pipeline.look.shelf import Whole, open_shelf
-from pipeline.report.names import names_of
-from pipeline.report.palette import COLOURS
-from sharding.manifest import read_manifest
-from sharding.schema import Failure, Note, ShardError
+from pipeline.cli.main import main
+from pipeline.pages.object_names import names_of
+from pipeline.pages.palette import COLOURS
+from pipeline.pages.shards.counts import Counts
+from pipeline.pages.shards.histograms import count_bins
+from pipeline.pages.shards.sample_view import scene_of
+from pipeline.pages.shards.shard_browser import Whole, open_shelf
+from sharding.format.manifest import read_manifest
+from sharding.format.schema import Failure, Note, ShardError
 
 TAR = "train-000000.tar"
 
@@ -94,9 +94,20 @@ def test_page_says_all_of_a_sample(tmp_path: Path) -> None:
     """Names, attributes, scores, soft label, similarities: those of look_shards, in words."""
     page = page_of(tmp_path, folder_of(tmp_path / "shards", [sample("one")]) / TAR)
     said = page.text.replace("\N{NO-BREAK SPACE}", " ")
-    for words in ("one", "200 × 100 px", "2 objects", "circle", "traffic light, stop light",
-                  "red 75 %", "or traffic light 25 %, moon 6.2 %", "69 %", "box 20, 30, 80, 90",
-                  "3 labels", "features of 2 numbers", "66.7 %"):  # of the phrases are like some
+    for words in (
+        "one",
+        "200 × 100 px",
+        "2 objects",
+        "circle",
+        "traffic light, stop light",
+        "red 75 %",
+        "or traffic light 25 %, moon 6.2 %",
+        "69 %",
+        "box 20, 30, 80, 90",
+        "3 labels",
+        "features of 2 numbers",
+        "66.7 %",
+    ):  # of the phrases are like some
         assert words in said, words
     assert "90 %" in said and "80 %" in said
     assert "navy" not in said  # the first object's attribute is negative: the teacher saw none
@@ -110,7 +121,7 @@ def test_boxes_are_in_pixels_of_the_original(tmp_path: Path) -> None:
     assert page.of("svg", viewbox="0 0 2000 1000")
     assert page.of("rect", class_="f", x="100.0", y="250.0", width="1800.0", height="700.5")
     assert page.of("rect", class_="f", x="3.0", y="4.0", width="2.0", height="2.0")
-    shown, = page.of("image")
+    (shown,) = page.of("image")
     small = Image.open(io.BytesIO(base64.b64decode(shown["href"].partition(",")[2])))
     assert (shown["width"], shown["height"]) == ("2000", "1000") and small.size == (640, 320)
 
@@ -143,9 +154,11 @@ def test_page_runs_one_script_and_loads_nothing(tmp_path: Path) -> None:
     """The policy allows the script by the hash of what stands in the page, and data: pictures."""
     page = page_of(tmp_path, folder_of(tmp_path / "shards", [sample("one")]))
     digest = base64.b64encode(hashlib.sha256(page.script.encode()).digest()).decode()
-    policy, = [found["content"] for found in page.of("meta") if "http-equiv" in found]
-    assert policy == ("default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-                      f"script-src 'sha256-{digest}'")
+    (policy,) = [found["content"] for found in page.of("meta") if "http-equiv" in found]
+    assert policy == (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
+    )
     assert len(page.of("script")) == 1
     assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "embed", "base"}
     for _, attributes in page.tags:
@@ -178,14 +191,26 @@ def test_hostile_texts_stay_text(tmp_path: Path) -> None:
 
 def test_figures_and_failures(tmp_path: Path) -> None:
     """Of 5 inputs 2 failed; of the 3 pictures one has no objects."""
-    failed = [Failure(key="bad", reason="broken picture: truncated"),
-              Failure(key="worse", reason="broken picture: no header"),
-              Note(key="a", reason="empty caption")]
+    failed = [
+        Failure(key="bad", reason="broken picture: truncated"),
+        Failure(key="worse", reason="broken picture: no header"),
+        Note(key="a", reason="empty caption"),
+    ]
     blind = sample("c", objects=objects([]), info=info(phrases=[[]]))
     samples = [sample("a"), sample("b"), blind]
     page = page_of(tmp_path, folder_of(tmp_path / "shards", [*samples, *failed]))
-    for words in ("pictures in5", "kept3", "failed2", "without objects1", "objects a picture1.3",
-                  "broken picture (2)", "worse", "no header", "empty caption", "no objects"):
+    for words in (
+        "pictures in5",
+        "kept3",
+        "failed2",
+        "without objects1",
+        "objects a picture1.3",
+        "broken picture (2)",
+        "worse",
+        "no header",
+        "empty caption",
+        "no objects",
+    ):
         assert words in page.text, words
     assert "3 pictures" in page.text
 
@@ -212,8 +237,12 @@ def test_true_objects_are_drawn_and_wrong_ones_crossed(tmp_path: Path) -> None:
 
 def test_image_shards_show_what_is_known(tmp_path: Path) -> None:
     """True boxes and phrases where there are some, captions alone where there are none."""
-    truth = {"boxes": [[20, 30, 80, 90]], "labels": ["circle"], "attributes": ["red"],
-             "phrases": [[{"start": 0, "end": 12, "object": 0}]]}
+    truth = {
+        "boxes": [[20, 30, 80, 90]],
+        "labels": ["circle"],
+        "attributes": ["red"],
+        "phrases": [[{"start": 0, "end": 12, "object": 0}]],
+    }
     known = info(truth=truth)
     unknown = info()
     for told in (known, unknown):
@@ -238,12 +267,16 @@ def test_boxes_of_the_sheet_are_at_their_pixels(tmp_path: Path, size: tuple[int,
     reach from where arithmetic puts its edges, to a pixel. Tags stand above, so not its top."""
     width, height = size
     box = [0.25 * width, 0.5 * height, 0.75 * width, 0.9 * height]
-    one = sample("one", image=picture(*size), info=info(*size, captions=[], phrases=[]),
-                 objects=objects([box]))
+    one = sample(
+        "one",
+        image=picture(*size),
+        info=info(*size, captions=[], phrases=[]),
+        objects=objects([box]),
+    )
     sheet = sheet_of(tmp_path, folder_of(tmp_path / "shards", [one]))
     x0, y0, x1, y1 = extent(sheet, GROUND)
     scale = (x1 - x0 + 1) / width
-    inside = sheet[y0:y1 + 1, x0:x1 + 1]
+    inside = sheet[y0 : y1 + 1, x0 : x1 + 1]
     left, _, right, low = extent(inside, ImageColor.getrgb(COLOURS[0]))
     assert scale == pytest.approx((y1 - y0 + 1) / height, rel=0.01)
     assert left == pytest.approx(box[0] * scale, abs=1)
@@ -347,8 +380,11 @@ def test_damaged_sample_is_a_tile_with_its_reason(
 
 def huge_png(side: int) -> bytes:
     """A PNG of side x side pixels in its header, with no pixels behind."""
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), (b"IDAT", b""),
-             (b"IEND", b"")]
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)),
+        (b"IDAT", b""),
+        (b"IEND", b""),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in parts
@@ -375,8 +411,13 @@ def test_large_picture_is_drawn_small(tmp_path: Path) -> None:
     """100 million pixels, of which Pillow warns: drawn all the same, with boxes in its pixels."""
     out = io.BytesIO()
     Image.new("L", (12_500, 8_000), 90).save(out, "JPEG")
-    large = sample("large", image=out.getvalue(), extension="jpg", info=info(12_500, 8_000),
-                   objects=objects([[1000, 2000, 9000, 7000]]))
+    large = sample(
+        "large",
+        image=out.getvalue(),
+        extension="jpg",
+        info=info(12_500, 8_000),
+        objects=objects([[1000, 2000, 9000, 7000]]),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         page = page_of(tmp_path, folder_of(tmp_path / "shards", [large]))
@@ -387,10 +428,17 @@ def test_large_picture_is_drawn_small(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "phrases",
-    [7, [], [7], [[7]], [[{}]], [[{"start": 0, "end": 3, "similarity": [1.0]}]],
-     [[{"start": 0, "end": 3, "similarity": [1.0, "x"]}]],
-     [[{"start": 0, "end": 3, "similarity": [1.0, float("nan")]}]],
-     [[{"start": "0", "end": 3, "similarity": [1.0, 0.0]}]]],
+    [
+        7,
+        [],
+        [7],
+        [[7]],
+        [[{}]],
+        [[{"start": 0, "end": 3, "similarity": [1.0]}]],
+        [[{"start": 0, "end": 3, "similarity": [1.0, "x"]}]],
+        [[{"start": 0, "end": 3, "similarity": [1.0, float("nan")]}]],
+        [[{"start": "0", "end": 3, "similarity": [1.0, 0.0]}]],
+    ],
 )
 def test_phrases_that_do_not_fit_are_left_out(phrases: object) -> None:
     """Whatever is not as distill writes it costs the phrases alone."""
@@ -502,8 +550,10 @@ def test_what_cannot_be_is_told_in_words(
     [
         ({}, [("0", 0)]),
         ({0: 2, 3: 1}, [("0", 2), ("1", 0), ("2", 0), ("3", 1)]),
-        ({0: 1, 47: 1}, [("0 to 1", 1), *[(f"{n} to {n + 1}", 0) for n in range(2, 46, 2)],
-                         ("46 to 47", 1)]),
+        (
+            {0: 1, 47: 1},
+            [("0 to 1", 1), *[(f"{n} to {n + 1}", 0) for n in range(2, 46, 2)], ("46 to 47", 1)],
+        ),
     ],
 )
 def test_columns_count_every_number_once(

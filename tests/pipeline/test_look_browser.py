@@ -11,7 +11,7 @@ from browser import CHROMIUM, measure
 from look_shards import folder_of, info, objects, picture, sample
 from report_runs import HOSTILE
 
-from pipeline.command_line import main
+from pipeline.cli.main import main
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
@@ -57,8 +57,10 @@ POINTED = """page => {
 def page_of(tmp_path: Path) -> str:
     """Many objects with long and hostile names, wide and high pictures, a long caption."""
     rng = np.random.default_rng(0)
-    about = {"label_names": ["traffic light,stop light,signal", HOSTILE, "x" * 60],
-             "attribute_names": ["light brown,tan", "metallic"]}
+    about = {
+        "label_names": ["traffic light,stop light,signal", HOSTILE, "x" * 60],
+        "attribute_names": ["light brown,tan", "metallic"],
+    }
     samples = [sample("plain")]
     for number, (wide, high, most) in enumerate([(640, 480, 100), (1600, 300, 9), (300, 900, 10)]):
         corners = rng.uniform(0, 0.8, (most, 2))
@@ -66,10 +68,14 @@ def page_of(tmp_path: Path) -> str:
         boxes = np.concatenate([corners, np.minimum(corners + sizes, 1)], axis=1)
         phrase = {"text": "", "start": 0, "end": 30, "similarity": [0.5] * most}
         told = info(wide, high, captions=[HOSTILE, "word " * 200], phrases=[[phrase], []])
-        samples.append(sample(
-            f"{'k' * 70}-{number}", image=picture(wide, high), info=told,
-            objects=objects(boxes * [wide, high, wide, high]),
-        ))
+        samples.append(
+            sample(
+                f"{'k' * 70}-{number}",
+                image=picture(wide, high),
+                info=told,
+                objects=objects(boxes * [wide, high, wide, high]),
+            )
+        )
     folder = folder_of(tmp_path / "shards", samples, about=about)
     out = tmp_path / "look.html"
     assert main(["look", str(folder), "--out", str(out)]) == 0
@@ -77,9 +83,7 @@ def page_of(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("width, is_dark", [(390, True), (1280, False)])
-def test_page_fits_and_no_tag_lies_over_another(
-    tmp_path: Path, width: int, is_dark: bool
-) -> None:
+def test_page_fits_and_no_tag_lies_over_another(tmp_path: Path, width: int, is_dark: bool) -> None:
     """2 + 16 + 9 + 10 objects have tags, unless there is no room for one."""
     found, said = measure(page_of(tmp_path), tmp_path, width=width, is_dark=is_dark, asked=TAGS)
     assert found["wide"] <= 0 and found["outside"] == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import (
+from pipeline.recipe.recipe import (
     RecipeError,
     built_in_recipes,
     dump_recipe,
@@ -98,7 +98,7 @@ def test_a_name_that_is_none_tells_those_that_are() -> None:
         ("base: mine.yaml\n", "is its own base"),
         ("base: absent.yaml\n", "cannot read the recipe"),
         ("seed: 1\nseed: 2\n", "given twice"),
-        ("base: toy\nlaunch: {launcher: magic}\n", "launch.launcher is \"magic\"; expected one of"),
+        ("base: toy\nlaunch: {launcher: magic}\n", 'launch.launcher is "magic"; expected one of'),
     ],
 )
 def test_a_wrong_file_is_refused(text: str, words: str, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.recipe_values import RecipeError, build, plain
-from pipeline.recipe_yaml import read_yaml, write_yaml
+from pipeline.recipe.dataclass_values import RecipeError, build, plain
+from pipeline.recipe.yaml_format import read_yaml, write_yaml
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 from report_runs import SECTIONS, empty_run, examples, metrics, picture, shards, whole_run
 
-from pipeline.command_line import main
-from pipeline.report.charts import Series, line_chart, nice_ticks, thinned
-from pipeline.report.learning import learning_section
-from pipeline.report.markup import h, html_text
-from pipeline.report.page import write_report
-from pipeline.report.pictures import Pictures, thumbnail
-from pipeline.run_folder import RunError, RunFolder
+from pipeline.cli.main import main
+from pipeline.pages.charts import Series, line_chart, nice_ticks, thinned
+from pipeline.pages.html import h, html_text
+from pipeline.pages.report.page import write_report
+from pipeline.pages.report.training_curves import learning_section
+from pipeline.pages.thumbnails import Pictures, thumbnail
+from pipeline.runner.run_folder import RunError, RunFolder
 
 
 class Page(HTMLParser):
@@ -57,7 +57,14 @@ def page(run: RunFolder) -> Page:
 
 def test_every_part_is_there_and_drawn(page: Page) -> None:
     assert page.sections() == [
-        *SECTIONS[:6], "attention", "codes", "gallery", "captions", "truth", "ablation", "recipe"
+        *SECTIONS[:6],
+        "attention",
+        "codes",
+        "gallery",
+        "captions",
+        "truth",
+        "ablation",
+        "recipe",
     ]
     assert "cannot be drawn" not in page.text
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
@@ -89,11 +96,19 @@ def test_pictures_and_charts_say_what_they_show(page: Page) -> None:
 def test_figures_are_those_of_the_run(page: Page) -> None:
     spaced = page.text.replace("\N{NO-BREAK SPACE}", " ")
     for said in (
-        "60.5 %", "121 ×", "91.2 %",  # scores
+        "60.5 %",
+        "121 ×",
+        "91.2 %",  # scores
         "In all 1 min 00 s of work",  # 10 + 11 + 12 + 13 + 14 seconds
-        "62.0 %", "60.0 % to 64.0 %",  # the ablation's mean and range
-        "right one comes at place 8", "71.0 %", "First some that it finds at once",
-        "empty caption", "broken picture", "and 1 more, not drawn", "held-out pictures256",
+        "62.0 %",
+        "60.0 % to 64.0 %",  # the ablation's mean and range
+        "right one comes at place 8",
+        "71.0 %",
+        "First some that it finds at once",
+        "empty caption",
+        "broken picture",
+        "and 1 more, not drawn",
+        "held-out pictures256",
     ):
         assert said in spaced, said
     assert spaced.index("Text to picture, R@5") < spaced.index("Text to picture, R@10")
@@ -119,9 +134,19 @@ def test_run_of_which_nothing_ran(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "gone", ["objects", "images", "teacher", "pretrain", "transfer", "ablation.json",
-             "transfer/evaluate/examples.json", "objects/heldout-000000.tar",
-             "objects/heldout-000000.tar.json", "transfer/truth/predictions.jsonl"],
+    "gone",
+    [
+        "objects",
+        "images",
+        "teacher",
+        "pretrain",
+        "transfer",
+        "ablation.json",
+        "transfer/evaluate/examples.json",
+        "objects/heldout-000000.tar",
+        "objects/heldout-000000.tar.json",
+        "transfer/truth/predictions.jsonl",
+    ],
 )
 def test_run_without_one_of_its_parts(run: RunFolder, tmp_path: Path, gone: str) -> None:
     half = RunFolder(shutil.copytree(run.root, tmp_path / "half"))
@@ -195,8 +220,13 @@ def test_wide_pictures_have_rows_of_their_own(run: RunFolder, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "end, ticks",
-    [(0.0, [0, 1]), (1.0, [0, 0.2, 0.4, 0.6, 0.8, 1]), (11.7, [0, 2.5, 5, 7.5, 10, 12.5]),
-     (900, [0, 200, 400, 600, 800, 1000]), (0.0031, [0, 0.001, 0.002, 0.003, 0.004])],
+    [
+        (0.0, [0, 1]),
+        (1.0, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (11.7, [0, 2.5, 5, 7.5, 10, 12.5]),
+        (900, [0, 200, 400, 600, 800, 1000]),
+        (0.0031, [0, 0.001, 0.002, 0.003, 0.004]),
+    ],
 )
 def test_ticks_are_round_and_reach_the_end(end: float, ticks: list[float]) -> None:
     assert nice_ticks(end) == pytest.approx(ticks)
@@ -216,8 +246,7 @@ def test_chart_of_one_point_and_of_none() -> None:
 
 
 def test_a_visual_dictionary_has_a_chart(tmp_path: Path) -> None:
-    """Its figures are drawn where training reported them, and there is no chart where it did not.
-    """
+    """Its figures are drawn where training reported them, and there is no chart where it did not."""
     for figures, drawn in (({"mvm/perplexity": 9.5, "mvm/dead_codes": 3.0}, True), ({}, False)):
         run = empty_run(tmp_path / str(drawn))
         run.pretrain.mkdir(parents=True, exist_ok=True)

@@ -10,22 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from look_shards import ABOUT, info, sample
+from PIL import Image
 from report_runs import HOSTILE, empty_run, inside_examples, whole_run
 from student_folders import TINY, student_folder
 
-from pipeline.report.attention import attention_section, most_looking
-from pipeline.report.captions import captions_section
-from pipeline.report.codes import codes_section, strip_of
-from pipeline.report.markup import html_text
-from pipeline.report.pictures import Pictures
-from pipeline.report.sections import Section
-from pipeline.run_folder import RunFolder
-from sharding.catalog import write_catalog
-from sharding.schema import Sample
-from sharding.write import write_shard
-from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
+from pipeline.pages.html import html_text
+from pipeline.pages.report.attention import attention_section, most_looking
+from pipeline.pages.report.captions import captions_section
+from pipeline.pages.report.codebook import codes_section, strip_of
+from pipeline.pages.report.sections import Section
+from pipeline.pages.thumbnails import Pictures
+from pipeline.runner.run_folder import RunFolder
+from sharding.format.catalog import write_catalog
+from sharding.format.schema import Sample
+from sharding.writing.shard_writer import write_shard
+from stages.student.vision.neck_config import DictionaryConfig, SohoNeckConfig
 from stages.transfer.config import EvaluateConfig
 from stages.transfer.evaluate import evaluate
 
@@ -74,9 +74,16 @@ def test_figures_of_the_codes(run: RunFolder) -> None:
     """48 cells took 4 of 6 codes; code 2 has 30 of them, 62.5 %."""
     page = said(codes_section(run, Pictures(run)))
     for words in (
-        "<dd>6</dd>", "<dd>4</dd>", "<dd>48</dd>", "<dd>2.93</dd>", "<dd>2</dd>",
-        "when training ended: 1, 3.", "No held-out cell took 1, 5.", "30 cells, 62.5 %",
-        "10 cells, 20.8 %", "not readable",
+        "<dd>6</dd>",
+        "<dd>4</dd>",
+        "<dd>48</dd>",
+        "<dd>2.93</dd>",
+        "<dd>2</dd>",
+        "when training ended: 1, 3.",
+        "No held-out cell took 1, 5.",
+        "30 cells, 62.5 %",
+        "10 cells, 20.8 %",
+        "not readable",
     ):
         assert words in page, words
     assert page.count("<img") == 1
@@ -113,8 +120,13 @@ def test_what_evaluate_leaves_can_be_drawn(tmp_path: Path) -> None:
     write_shard(run.objects / "heldout-000000.tar", samples, fingerprint={})
     splits = {"heldout-000000.tar": "heldout"}
     write_catalog(run.objects, kind="objects", splits=splits, about=ABOUT)
-    evaluate(EvaluateConfig(), objects=run.objects, teacher=None, student=student,
-             out=run.transfer / "evaluate")
+    evaluate(
+        EvaluateConfig(),
+        objects=run.objects,
+        teacher=None,
+        student=student,
+        out=run.transfer / "evaluate",
+    )
     pictures = Pictures(run)
     # Two pictures; of each [CLS], five words, and three phrases, as nobody knows the truth.
     assert said(attention_section(run, pictures)).count("<figure") == 2 * (1 + 5 + 3)

@@ -15,19 +15,17 @@ from PIL import Image
 
 from launch.config import LaunchConfig
 from launch.job import LaunchError
-from pipeline import conduct as conducting
-from pipeline.conduct import conduct
-from pipeline.launching import Asked
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.retry import Retried, lines, retry_failed
-from pipeline.run_folder import RunError, RunFolder
-from pipeline.stage_calls import CALLS
-from pipeline.stage_kinds import StageKind
-from sharding.pending import asked_again
-from stages.distill.teacher.detect import Teacher
-from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.folder import save_teacher
-from stages.distill.teacher.net_config import (
+from pipeline.recipe.recipe import Recipe, load_recipe
+from pipeline.runner import run_stages as conducting
+from pipeline.runner.launch_plan import LaunchOverrides
+from pipeline.runner.retry import Retried, lines, retry_failed
+from pipeline.runner.run_folder import RunError, RunFolder
+from pipeline.runner.run_stages import run_stages
+from pipeline.runner.stage_entrypoints import CALLS
+from pipeline.runner.stages import StageKind
+from sharding.coordination.work_queue import asked_again
+from stages.detector.model.faster_rcnn import FasterRCNN
+from stages.detector.net_config import (
     BoxConfig,
     ChoiceConfig,
     PictureConfig,
@@ -35,7 +33,9 @@ from stages.distill.teacher.net_config import (
     ProposalConfig,
     TeacherConfig,
 )
-from stages.distill.teacher.resize import Prepared
+from stages.detector.ops.resize import Prepared
+from stages.detector.predictor import Teacher
+from stages.detector.teacher_folder import save_teacher
 
 NUM_PICTURES = 9
 NET = TeacherConfig(
@@ -49,7 +49,7 @@ STAGES = ["ingest", "teach", "distill"]
 
 
 class Launch:
-    """Stands for pipeline.launching.launch_stage: calls the stages here; teach writes a teacher."""
+    """Stands for pipeline.runner.launch_plan.launch_stage: calls the stages here; teach writes a teacher."""
 
     def __init__(self) -> None:
         self.fails: list[str] = []
@@ -102,14 +102,20 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path / "corpus"
 
 
-def run_stages(corpus: Path, name: str) -> RunFolder:
+def run_of(corpus: Path, name: str) -> RunFolder:
     """Ingest, teach and distill into a run folder of that name."""
     run = RunFolder(corpus.parent / name)
-    recipe = load_recipe("coco", [
-        f"ingest.root={corpus}", f"ingest.captions={corpus.parent}/captions.json",
-        "ingest.samples_per_shard=3", "distill.phrases=lexicon", "distill.batch_size=2",
-    ])
-    conduct(recipe, run, STAGES, Asked(), dry_run=False)
+    recipe = load_recipe(
+        "coco",
+        [
+            f"ingest.root={corpus}",
+            f"ingest.captions={corpus.parent}/captions.json",
+            "ingest.samples_per_shard=3",
+            "distill.phrases=lexicon",
+            "distill.batch_size=2",
+        ],
+    )
+    run_stages(recipe, run, STAGES, LaunchOverrides(), dry_run=False)
     return run
 
 
@@ -136,9 +142,9 @@ def test_what_was_mended_comes_in_and_the_rest_stays(
     """Two broken pictures of nine, one mended. Oracle: the folders of a run that never saw the
     mended one broken; the teacher's calls."""
     break_pictures(corpus, 2)
-    expected = shards(run_stages(corpus, "calm"))
+    expected = shards(run_of(corpus, "calm"))
     break_pictures(corpus, 5)
-    run = run_stages(corpus, "run")
+    run = run_of(corpus, "run")
     draw(corpus, 5)
     looked_at = 0
     real = Teacher.detect
@@ -149,7 +155,7 @@ def test_what_was_mended_comes_in_and_the_rest_stays(
         return real(self, prepared)
 
     monkeypatch.setattr(Teacher, "detect", counted)
-    retried = retry_failed(run, Asked())
+    retried = retry_failed(run, LaunchOverrides())
     assert retried == [
         Retried(stage="ingest", num_before=2, num_after=1),
         Retried(stage="distill", num_before=0, num_after=0),
@@ -157,7 +163,9 @@ def test_what_was_mended_comes_in_and_the_rest_stays(
     assert lines(retried)[0] == "ingest: 2 had failed, 1 still do."
     assert looked_at == 1
     assert shards(run) == expected
-    assert retry_failed(run, Asked()) == [Retried(stage="ingest", num_before=1, num_after=1)]
+    assert retry_failed(run, LaunchOverrides()) == [
+        Retried(stage="ingest", num_before=1, num_after=1)
+    ]
     assert shards(run) == expected
 
 
@@ -166,7 +174,7 @@ def test_pictures_that_the_teacher_failed_on_are_looked_at_again(
 ) -> None:
     """The teacher fails on dark pictures, once. Oracle: as above; ingest is left alone."""
     Image.new("RGB", (40, 30)).save(picture(corpus, 4))
-    expected = shards(run_stages(corpus, "calm"))
+    expected = shards(run_of(corpus, "calm"))
     looked_at: list[int] = []
     real = Teacher.detect
 
@@ -181,27 +189,27 @@ def test_pictures_that_the_teacher_failed_on_are_looked_at_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(Teacher, "detect", fails)
-        run = run_stages(corpus, "run")
+        run = run_of(corpus, "run")
     assert shards(run) != expected
     monkeypatch.setattr(Teacher, "detect", counted)
-    retried = retry_failed(run, Asked(), stage="distill")
+    retried = retry_failed(run, LaunchOverrides(), stage="distill")
     assert retried == [Retried(stage="distill", num_before=1, num_after=0)]
     assert looked_at == [1]
     assert shards(run) == expected
-    assert lines(retry_failed(run, Asked())) == ["Nothing had failed."]
+    assert lines(retry_failed(run, LaunchOverrides())) == ["Nothing had failed."]
 
 
 def test_a_retry_that_was_killed_is_continued(launch: Launch, corpus: Path) -> None:
     """Killed before the stage did anything. Oracle: what was asked for is still asked for, by the
     retry or by the stage's own command, which ends as if nothing had been."""
-    expected = shards(run_stages(corpus, "calm"))
+    expected = shards(run_of(corpus, "calm"))
     break_pictures(corpus, 2, 5)
-    run = run_stages(corpus, "run")
+    run = run_of(corpus, "run")
     for number in (2, 5):
         draw(corpus, number)
     launch.fails = ["ingest"]
     with pytest.raises(LaunchError):
-        retry_failed(run, Asked())
+        retry_failed(run, LaunchOverrides())
     assert len(asked_again(run.images)) == 2
     run_stages(corpus, "run")
     assert shards(run) == expected
@@ -209,7 +217,7 @@ def test_a_retry_that_was_killed_is_continued(launch: Launch, corpus: Path) -> N
 
 def test_what_cannot_be_retried_is_told(launch: Launch, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run folder"):
-        retry_failed(RunFolder(tmp_path / "nothing"), Asked())
+        retry_failed(RunFolder(tmp_path / "nothing"), LaunchOverrides())
     run = run_stages(corpus, "run")
     with pytest.raises(RunError, match="stage is teach; .* ingest and distill"):
-        retry_failed(run, Asked(), stage="teach")
+        retry_failed(run, LaunchOverrides(), stage="teach")

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.conduct import plan_stage
-from pipeline.recipe import Recipe, RecipeError, load_recipe
-from pipeline.run_folder import RunFolder
-from pipeline.stage_kinds import StageKind, stage_kinds
-from pipeline.stage_records import StageRecord, write_done
-from sharding.catalog import write_catalog
-from sharding.schema import Sample, object_dtype
-from sharding.write import write_shard
+from pipeline.recipe.recipe import Recipe, RecipeError, load_recipe
+from pipeline.runner.run_folder import RunFolder
+from pipeline.runner.run_stages import plan_stage
+from pipeline.runner.stage_state import StageRecord, write_done
+from pipeline.runner.stages import StageKind, stage_kinds
+from sharding.format.catalog import write_catalog
+from sharding.format.schema import Sample, object_dtype
+from sharding.writing.shard_writer import write_shard
 
 
 def _recipe(folder: Path, *values: str) -> Recipe:

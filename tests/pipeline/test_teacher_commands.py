@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.command_line import main
-from stages.distill.teacher.families import FAMILIES
-from stages.distill.teacher.folder import read_about, save_blind_teacher
+from pipeline.cli.main import main
+from stages.detector.checkpoints.families import FAMILIES
+from stages.detector.teacher_folder import read_about, save_null_teacher
 from tests.stages.checkpoints import (
     ATTRIBUTES,
     LABELS,
@@ -32,12 +32,24 @@ def files(tmp_path: Path) -> Path:
 
 
 def convert(files: Path, *more: str, family: str = "vg-d2") -> int:
-    return main(["convert", str(files / "x.pkl"), "--family", family, "--labels",
-                 str(files / "labels.txt"), "--out", str(files / "out"), *more])
+    return main(
+        [
+            "convert",
+            str(files / "x.pkl"),
+            "--family",
+            family,
+            "--labels",
+            str(files / "labels.txt"),
+            "--out",
+            str(files / "out"),
+            *more,
+        ]
+    )
 
 
 def test_a_checkpoint_becomes_a_folder_that_says_what_it_is(
-        files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Both commands say where the weights are from and how large they are; --json is JSON."""
     attributes = str(files / "attributes.txt")
     assert convert(files, "--attributes", attributes, "--licence", "CC BY 4.0") == 0
@@ -59,23 +71,39 @@ def _said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_set_changes_the_family_and_the_card_says_so(files: Path) -> None:
     """Oracle: the net's values, and the words on the command line."""
-    assert convert(files, "--attributes", str(files / "attributes.txt"), "--licence", "unknown",
-                   "--set", "picture.shorter_px=300", "--set", "choice.max_objects=7") == 0
+    assert (
+        convert(
+            files,
+            "--attributes",
+            str(files / "attributes.txt"),
+            "--licence",
+            "unknown",
+            "--set",
+            "picture.shorter_px=300",
+            "--set",
+            "choice.max_objects=7",
+        )
+        == 0
+    )
     about = read_about(files / "out")
     assert about.net is not None and about.card is not None
     assert (about.net.picture.shorter_px, about.net.choice.max_objects) == (300, 7)
     assert about.card.family == "vg-d2 with picture.shorter_px=300, choice.max_objects=7"
 
 
-@pytest.mark.parametrize("more, words", [
-    (["--licence", "x"], "attributes: got none, the weights have 3 attributes"),
-    (["--licence", ""], "licence: got ''"),
-    (["--licence", "x", "--set", "picture.shorter=3"], "Did you mean 'shorter_px'?"),
-    (["--licence", "x", "--set", "picture.shorter_px=0"], "picture.shorter_px: got 0"),
-    (["--licence", "x", "--attributes", "none.txt"], "none.txt: got"),
-])
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--licence", "x"], "attributes: got none, the weights have 3 attributes"),
+        (["--licence", ""], "licence: got ''"),
+        (["--licence", "x", "--set", "picture.shorter=3"], "Did you mean 'shorter_px'?"),
+        (["--licence", "x", "--set", "picture.shorter_px=0"], "picture.shorter_px: got 0"),
+        (["--licence", "x", "--attributes", "none.txt"], "none.txt: got"),
+    ],
+)
 def test_what_cannot_be_is_told_in_words(
-        files: Path, more: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files: Path, more: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Exit status 2, the words, no traceback, and no folder."""
     assert convert(files, *more) == 2
     said = capsys.readouterr().err
@@ -84,7 +112,8 @@ def test_what_cannot_be_is_told_in_words(
 
 
 def test_a_licence_and_a_known_family_are_asked_for(
-        files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Oracle: argparse's exit status; the families and what they fit stand in the help."""
     for more, family in (([], "vg-d2"), (["--licence", "x"], "vg")):
         with pytest.raises(SystemExit) as left:
@@ -98,17 +127,19 @@ def test_a_licence_and_a_known_family_are_asked_for(
 
 
 def test_the_wrong_family_is_told_which_would_fit(
-        files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Oracle: these weights are C4 weights of detectron2's conventions, with attributes."""
     assert convert(files, "--licence", "x", family="vg-caffe") == 2
     assert "these weights fit the family detectron2 or vg-d2" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_teacher_is_told(
-        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Exit status 2 and the file that is missing; a blind teacher is one."""
     assert main(["teacher", str(tmp_path)]) == 2
     assert "config.json: got" in capsys.readouterr().err
-    save_blind_teacher(tmp_path)
+    save_null_teacher(tmp_path)
     assert "sees nothing" in _said(["teacher", str(tmp_path)], capsys)
     assert json.loads(_said(["teacher", str(tmp_path), "--json"], capsys))["net"] is None

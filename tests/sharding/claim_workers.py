@@ -1,4 +1,5 @@
-"""Workers for the tests of sharding.claims and sharding.survey: they share six small shards."""
+"""Workers for the tests of sharding.coordination.claims and sharding.coordination.progress: they share six small shards."""
+
 from __future__ import annotations
 
 import os
@@ -8,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sharding.catalog import write_catalog
-from sharding.claims import Worker
-from sharding.schema import Sample
-from sharding.write import write_shard
+from sharding.coordination.claims import Worker
+from sharding.format.catalog import write_catalog
+from sharding.format.schema import Sample
+from sharding.writing.shard_writer import write_shard
 
 TARS = {f"train-{number:06d}.tar": 2 for number in range(6)}
 SETTINGS = {"rule": "a", "weights": "1"}
@@ -60,7 +61,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from sharding import heartbeat
+from sharding.coordination import heartbeat
 out, machine, lease = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 if machine:
     heartbeat.this_machine = lambda: machine
@@ -80,7 +81,9 @@ def killed_holder(out: Path, machine: str = "", lease_seconds: float = 60.0) -> 
     """The tar that a process claimed before it was killed with SIGKILL."""
     arguments = [str(out), machine, str(lease_seconds), str(Path(__file__).parent)]
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, *arguments], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", HOLDER, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert process.stdout is not None

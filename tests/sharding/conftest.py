@@ -1,4 +1,5 @@
 """Samples and folders of shards for the tests of sharding: small, seeded, uneven on purpose."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -7,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sharding.catalog import write_catalog
-from sharding.schema import Failure, Note, Sample, object_dtype
-from sharding.write import write_shard
+from sharding.format.catalog import write_catalog
+from sharding.format.schema import Failure, Note, Sample, object_dtype
+from sharding.writing.shard_writer import write_shard
 
 SHAPES = [(64, 48), (48, 64), (60, 41)]
 
@@ -34,8 +35,12 @@ def make_sample() -> Callable[..., Sample]:
             key=f"picture-{index:05d}",
             image=rng.bytes(200 + index % 700),
             extension="png" if index % 5 == 0 else "jpg",
-            info={"captions": [f"número {index}"], "width": width, "height": height,
-                  "image_id": index},
+            info={
+                "captions": [f"número {index}"],
+                "width": width,
+                "height": height,
+                "image_id": index,
+            },
             objects=_objects(rng, index % 4) if objects else None,
         )
 

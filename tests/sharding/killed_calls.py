@@ -1,4 +1,5 @@
 """A process that dies before a chosen one of the calls by which it changes the disk."""
+
 from __future__ import annotations
 
 import os
@@ -17,6 +18,7 @@ def die_before(moment: int, names: Sequence[str]) -> None:
             if num_calls == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*args, **kwargs)
+
         return call
 
     for name in names:

@@ -1,4 +1,5 @@
 """An HTTP server of a folder that knows ranges, and misbehaves on demand."""
+
 from __future__ import annotations
 
 import re
@@ -64,14 +65,14 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
-            data = data[first:last + 1]
+            data = data[first : last + 1]
         else:
             self.send_response(200)
         if fault == "short":
             data = data[:-3]
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data[:len(data) // 2] if fault == "cut" else data)
+        self.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""

@@ -1,4 +1,5 @@
-"""Tests of sharding.activity: what workers write, the rank reads, and says when data stall."""
+"""Tests of sharding.reading.watchdog: what workers write, the rank reads, and says when data stall."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from sharding.activity import Activity, Board, StallWatch
-from sharding.source import Source
-from sharding.stream import Stream
+from sharding.reading.dataset_source import Source
+from sharding.reading.stream import Stream
+from sharding.reading.watchdog import Activity, StallWatch, StatusBoard
 
 PATIENCE_SECONDS = 60
 
@@ -21,7 +22,7 @@ PATIENCE_SECONDS = 60
 class _Stuck(Dataset[int]):
     """Item i is i; worker 1 gets stuck in a read until `freed` is set."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: StatusBoard) -> None:
         self.board, self.freed = board, multiprocessing.get_context("fork").Event()
 
     def __getitem__(self, position: int) -> int:
@@ -36,7 +37,7 @@ class _Stuck(Dataset[int]):
 def test_the_watch_names_stage_shard_and_key_of_the_worker_that_is_stuck() -> None:
     """Oracle: a worker that waits for us; the batches come in order, and none is missing."""
     said: queue.Queue[str] = queue.Queue()
-    data = _Stuck(Board())
+    data = _Stuck(StatusBoard())
     loader = DataLoader(data, batch_size=None, sampler=range(4), num_workers=2)
     with StallWatch(data.board, after_seconds=0.1, say=said.put) as watch:
         fed = watch.fed(loader)
@@ -74,7 +75,7 @@ def test_it_says_so_again_after_growing_times_and_not_without_a_wait() -> None:
     def say(text: str) -> None:
         said.put((text, time.monotonic()))
 
-    with StallWatch(Board(), after_seconds=0.1, say=say) as watch:
+    with StallWatch(StatusBoard(), after_seconds=0.1, say=say) as watch:
         for _ in watch.fed(slow()):
             while not said.empty():  # said between the last that was waited for and its end
                 said.get()
@@ -85,42 +86,56 @@ def test_it_says_so_again_after_growing_times_and_not_without_a_wait() -> None:
 
 def test_the_watch_ends_with_its_block() -> None:
     """Oracle: the thread; and after_seconds that make no sense are refused."""
-    watch = StallWatch(Board(), after_seconds=1000, say=print)
+    watch = StallWatch(StatusBoard(), after_seconds=1000, say=print)
     with watch:
         assert watch._thread.is_alive()
         assert list(watch.fed([1, 2])) == [1, 2]
     assert not watch._thread.is_alive()
     with pytest.raises(ValueError, match="after_seconds: got 0"):
-        StallWatch(Board(), after_seconds=0, say=print)
+        StallWatch(StatusBoard(), after_seconds=0, say=print)
 
 
 def test_a_line_is_what_was_written_last() -> None:
     """Oracle: the calls. Names that are too long are cut, those that are not ASCII kept."""
-    board = Board()
+    board = StatusBoard()
     assert board.lines() == []
     board.begin(8812)
     assert [(line.stage, line.shard, line.position) for line in board.lines()] == [
-        ("open", "", 8812)]
+        ("open", "", 8812)
+    ]
     board.doing("read", "é" * 200 + ".tar", "k" * 300)
-    line, = board.lines()
+    (line,) = board.lines()
     assert (line.worker, line.stage, line.shard, line.key, line.position) == (
-        None, "read", "é" * 128, "k" * 100, 8812)
+        None,
+        "read",
+        "é" * 128,
+        "k" * 100,
+        8812,
+    )
     assert str(Activity(3, "read", "a.tar", "0001", 7, 58.2)) == (
-        "worker 3 has been in read of a.tar (key 0001) for 58 s; position 7")
+        "worker 3 has been in read of a.tar (key 0001) for 58 s; position 7"
+    )
     assert str(Activity(None, "collate", "", "", 7, 0.0)) == (
-        "the rank itself has been in collate for 0 s; position 7")
+        "the rank itself has been in collate for 0 s; position 7"
+    )
 
 
 def test_a_stream_writes_what_it_does(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
     """Oracle: the calls on a board that keeps them: a manifest is opened once, samples are read."""
 
-    class Kept(Board):
+    class Kept(StatusBoard):
         def doing(self, stage: str, shard: str = "", key: str = "") -> None:
             calls.append((stage, shard, key))
 
     calls: list[tuple[str, str, str]] = []
-    stream = Stream([Source(make_folder(tmp_path, [2, 1]))], seed=0, micro_batch_size=3,
-                    window_num_shards=2, shape_step_px=64, board=Kept())
+    stream = Stream(
+        [Source(make_folder(tmp_path, [2, 1]))],
+        seed=0,
+        micro_batch_size=3,
+        window_num_shards=2,
+        shape_step_px=64,
+        board=Kept(),
+    )
     samples = stream[0]
     opened = {call for call in calls if call[0] == "open" and call[1]}
     read = [call for call in calls if call[0] == "read"]

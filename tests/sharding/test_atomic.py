@@ -1,4 +1,5 @@
-"""Tests of sharding.atomic."""
+"""Tests of sharding.writing.atomic."""
+
 from __future__ import annotations
 
 import hashlib
@@ -9,15 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from sharding.atomic import (
-    Displaced, canonical_json, remove_stale, remove_temporary, replacing, sha256_file, sha256_of,
-    write_bytes, write_json, write_text
+from sharding.writing.atomic import (
+    TempFileRemoved,
+    canonical_json,
+    remove_stale,
+    remove_temporary,
+    replacing,
+    sha256_file,
+    sha256_of,
+    write_bytes,
+    write_json,
+    write_text,
 )
 
 KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from sharding.atomic import replacing
+from sharding.writing.atomic import replacing
 with replacing(Path(sys.argv[1])) as out:
     out.write(b"half")
     out.flush()
@@ -70,7 +79,7 @@ def test_a_writer_whose_temporary_file_was_removed_is_told_so(tmp_path: Path) ->
     """Oracle: of two living writers the one of the named file; the old file stays as it was."""
     write_bytes(tmp_path / "mine", b"old")
     with replacing(tmp_path / "other") as other:
-        with pytest.raises(Displaced, match="mine: got no .* took this one for dead"):
+        with pytest.raises(TempFileRemoved, match="mine: got no .* took this one for dead"):
             with replacing(tmp_path / "mine") as out:
                 out.write(b"new")
                 remove_temporary(tmp_path, {"mine"})

@@ -1,4 +1,5 @@
-"""Tests of sharding.cache and of the nameless file that it lies in."""
+"""Tests of sharding.reading.cache and of the nameless file that it lies in."""
+
 from __future__ import annotations
 
 import errno
@@ -14,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharding.cache import Cache
-from sharding.nameless import Nameless
+from sharding.reading.anonymous_file import AnonymousFile
+from sharding.reading.cache import Cache
 
 fork = multiprocessing.get_context("fork")
 
@@ -27,8 +28,10 @@ def _piece(number: int, num_bytes: int) -> bytes:
 
 
 def _is_right(number: int, piece: bytes) -> bool:
-    return (piece[:8] == number.to_bytes(8, "little")
-            and zlib.crc32(piece[:-4]).to_bytes(4, "little") == piece[-4:])
+    return (
+        piece[:8] == number.to_bytes(8, "little")
+        and zlib.crc32(piece[:-4]).to_bytes(4, "little") == piece[-4:]
+    )
 
 
 def test_what_is_put_is_got_by_its_name() -> None:
@@ -46,8 +49,7 @@ def test_what_is_put_is_got_by_its_name() -> None:
 def test_it_is_bounded_and_right_where_it_does_not_say_otherwise(
     num_bytes: int, sizes: list[int]
 ) -> None:
-    """Oracle: the file's size; the last piece that fits is kept, pieces that are right are its own.
-    """
+    """Oracle: the file's size; the last piece that fits is kept, pieces that are right are its own."""
     cache = Cache(num_bytes)
     index_bytes = os.fstat(cache._file.descriptor).st_size
     for number, size in enumerate(sizes):
@@ -119,7 +121,7 @@ def test_it_has_no_name_and_goes_with_its_last_holder(
     count of names, and its list of what this process has open."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     shared, opened = os.listdir("/dev/shm"), os.listdir("/proc/self/fd")
-    file = Nameless(10_000, on_disk=on_disk)
+    file = AnonymousFile(10_000, on_disk=on_disk)
     assert os.fstat(file.descriptor).st_nlink == 0
     assert bytes(file.memory) == bytes(10_000)
     assert not os.listdir(tmp_path) and os.listdir("/dev/shm") == shared

@@ -1,5 +1,6 @@
-"""Tests of sharding.claims: workers in threads of this process, each with a file and a lock of its
+"""Tests of sharding.coordination.claims: workers in threads of this process, each with a file and a lock of its
 own as in processes; who dies is a process of its own."""
+
 from __future__ import annotations
 
 import errno
@@ -13,17 +14,25 @@ from typing import Any
 
 import pytest
 from claim_workers import (
-    SETTINGS, TARS, killed_holder, killed_holder_of_catalog, make_worker, samples, tree, work
+    SETTINGS,
+    TARS,
+    killed_holder,
+    killed_holder_of_catalog,
+    make_worker,
+    samples,
+    tree,
+    work,
 )
 
-from sharding import heartbeat, pending
-from sharding.atomic import remove_temporary
-from sharding.catalog import write_catalog
-from sharding.claims import Worker
-from sharding.manifest import is_done
-from sharding.pending import FOLDER, ask_again, asked_again
-from sharding.schema import Sample, ShardError
-from sharding.write import write_shard
+from sharding.coordination import heartbeat
+from sharding.coordination import work_queue as pending
+from sharding.coordination.claims import Worker
+from sharding.coordination.work_queue import FOLDER, ask_again, asked_again
+from sharding.format.catalog import write_catalog
+from sharding.format.manifest import is_done
+from sharding.format.schema import Sample, ShardError
+from sharding.writing.atomic import remove_temporary
+from sharding.writing.shard_writer import write_shard
 
 
 @pytest.fixture
@@ -45,9 +54,11 @@ def test_workers_share_and_none_makes_what_another_made(
     """Oracle: the tars that each says it wrote, together every one once; the bytes of one worker
     alone."""
     with ThreadPoolExecutor(4) as pool:
-        wrote = list(pool.map(
-            lambda _: work(tmp_path / "out", before_each=lambda tar: time.sleep(0.02)), range(4)
-        ))
+        wrote = list(
+            pool.map(
+                lambda _: work(tmp_path / "out", before_each=lambda tar: time.sleep(0.02)), range(4)
+            )
+        )
     assert sorted(tar for some in wrote for tar in some) == sorted(TARS)
     assert tree(tmp_path / "out") == whole
 
@@ -173,7 +184,7 @@ def test_a_file_system_without_hard_links_is_named(
 
 
 def test_living_workers_of_other_settings_are_refused_and_dead_ones_replaced(
-    tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     """Oracle: the error names what differs; after the first has gone the second makes all anew."""
     other = {**SETTINGS, "weights": "2"}
@@ -213,6 +224,7 @@ def test_what_is_asked_for_again_is_made_again_and_only_that(tmp_path: Path) -> 
     tar = "train-000004.tar"
     ask_again(tmp_path, [tar])
     with pytest.raises(RuntimeError):
+
         def broken(tar: str) -> None:
             raise RuntimeError
 
@@ -229,7 +241,7 @@ def test_what_is_asked_for_again_is_made_again_and_only_that(tmp_path: Path) -> 
 
 
 def test_the_catalog_goes_before_the_first_shard_and_stays_if_none_is_written(
-    tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     """Oracle: whether it is there when a shard is begun."""
     work(tmp_path)
@@ -296,9 +308,7 @@ def test_what_one_left_that_was_killed_while_it_tidied_up_is_removed(tmp_path: P
     assert not (tmp_path / FOLDER).exists()
 
 
-def test_each_manifest_is_looked_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_manifest_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: calls of is_done, over many rounds of waiting for a shard that another holds; that
     shard has a manifest of other settings before, and a new one then."""
     work(tmp_path)
@@ -376,7 +386,7 @@ def test_one_worker_closes_and_the_others_wait_for_it(tmp_path: Path) -> None:
 
 def test_a_heartbeat_tells_shard_progress_and_time(tmp_path: Path) -> None:
     """Oracle: the file, read back as others read it; and that the lock is seen as held."""
-    heart = heartbeat.Heart(tmp_path, settings="s", lease_seconds=60.0)
+    heart = heartbeat.Heartbeat(tmp_path, settings="s", lease_seconds=60.0)
     heart.begin("a.tar", 7)
     heart.advance()
     now = heart.beat()

@@ -1,4 +1,5 @@
 """Each damage of benchmarks.damages is found by ours, with shard, key and cause."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ import pytest
 
 from benchmarks.damaged_shards import DAMAGED, DAMAGES, NEXT, Damage
 from benchmarks.damages import look
-from sharding.verify import Fault
+from sharding.tools.verify import Fault
 
 KEY = "picture-009"  # the fourth sample of the damaged shard
 SHARD = tuple(f"picture-{number:03d}" for number in range(6, 12))
@@ -33,42 +34,82 @@ class Expected:
     others: tuple[str, ...] = ()
 
 
-CUT = Expected(fast=True, full=(None, "cut between two members"), stream=(KEY, SIZE), keys=SHARD,
-               num_right=12, refused="another size")
+CUT = Expected(
+    fast=True,
+    full=(None, "cut between two members"),
+    stream=(KEY, SIZE),
+    keys=SHARD,
+    num_right=12,
+    refused="another size",
+)
 FLIPPED = Expected(full=(KEY, "CRC-32"), stream=(KEY, "CRC-32"), keys=(KEY,), num_right=17)
 LATE = Expected(repair="", said=f"in read of {DAMAGED} (key ")
 EXPECTED = {
     "cut at a member boundary": CUT,
     "cut between the members of a sample": CUT,
     "cut inside data, the next shard begins with the same key": Expected(
-        fast=True, full=(None, "cut inside its data"), stream=(KEY, SIZE), num_right=6,
+        fast=True,
+        full=(None, "cut inside its data"),
+        stream=(KEY, SIZE),
+        num_right=6,
         keys=(*SHARD, *(f"picture-{number:03d}" for number in range(12, 18))),
-        refused="another size", others=(NEXT,)),
+        refused="another size",
+        others=(NEXT,),
+    ),
     # Training does not miss the header: the manifest says where everything is.
     "a header destroyed": Expected(full=(KEY, "header")),
     "one bit flipped in a picture": FLIPPED,
     "one bit flipped in a json": FLIPPED,
     "one bit flipped in objects": FLIPPED,
     "manifest missing": Expected(
-        fast=True, full=(None, "no manifest"), stream=(None, "expected the shard's manifest"),
-        keys=(None,), num_right=12, repair="rebuilt", refused="no manifest"),
+        fast=True,
+        full=(None, "no manifest"),
+        stream=(None, "expected the shard's manifest"),
+        keys=(None,),
+        num_right=12,
+        repair="rebuilt",
+        refused="no manifest",
+    ),
     "manifest of an older tar": Expected(
-        fast=True, full=(None, "not the one of the manifest"), stream=(KEY, SIZE), keys=SHARD,
-        num_right=12, refused="another size"),
+        fast=True,
+        full=(None, "not the one of the manifest"),
+        stream=(KEY, SIZE),
+        keys=SHARD,
+        num_right=12,
+        refused="another size",
+    ),
     "manifest newer than its tar, of the same size": Expected(
-        full=(KEY, "CRC-32"), stream=(KEY, "CRC-32"), keys=SHARD, num_right=12),
+        full=(KEY, "CRC-32"), stream=(KEY, "CRC-32"), keys=SHARD, num_right=12
+    ),
     # A catalog of it cannot be written, so training does not look for it.
     "the same key in two shards": Expected(
-        fast=True, full=("picture-000", "train-000000.tar"), num_right=17, refused="picture-000"),
+        fast=True, full=("picture-000", "train-000000.tar"), num_right=17, refused="picture-000"
+    ),
     "a shard deleted while it is read": Expected(
-        fast=True, full=(None, "No such file"), stream=(KEY, "No such file"), keys=SHARD,
-        num_right=12, refused="missing"),
+        fast=True,
+        full=(None, "No such file"),
+        stream=(KEY, "No such file"),
+        keys=SHARD,
+        num_right=12,
+        refused="missing",
+    ),
     "the catalog lists a shard that is missing": Expected(
-        fast=True, full=(None, "No such file"), stream=(None, "No such file"), keys=(None,),
-        num_right=12, repair="missing", refused="no manifest"),
+        fast=True,
+        full=(None, "No such file"),
+        stream=(None, "No such file"),
+        keys=(None,),
+        num_right=12,
+        repair="missing",
+        refused="no manifest",
+    ),
     "garbage behind the end of a tar": Expected(
-        fast=True, full=(None, "behind the end mark"), stream=(KEY, SIZE), keys=SHARD,
-        num_right=12, refused="another size"),
+        fast=True,
+        full=(None, "behind the end mark"),
+        stream=(KEY, SIZE),
+        keys=SHARD,
+        num_right=12,
+        refused="another size",
+    ),
     "a store that stalls": LATE,
     "a store that is slow": LATE,
 }

@@ -2,6 +2,7 @@
 
 The longer search, guided by coverage, is tests.fuzz.fuzz_readers.
 """
+
 from __future__ import annotations
 
 import json
@@ -13,24 +14,39 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sharding.schema import ShardError
+from sharding.format.schema import ShardError
 from tests.fuzz.readers import JSONS, READERS, REFUSALS, TARS, mended, seeds
 
 # Seeds have up to 31 kB; what a reader takes for them, and for what is made of them, stays below.
 MAX_MEMORY_BYTES = 12 << 20
 HOW = ("flip", "cut", "end", "double", "overwrite", "insert", "field")
-VALUES = (b"77777777777", b"00000001000", b"\x80" + b"\xff" * 10, b"a\nb", b"../b",
-          b"1", b"x", b"L")
+VALUES = (
+    b"77777777777",
+    b"00000001000",
+    b"\x80" + b"\xff" * 10,
+    b"a\nb",
+    b"../b",
+    b"1",
+    b"x",
+    b"L",
+)
 FIELDS = (0, 100, 124, 148, 156, 257, 345)  # of a tar's header
 QUICKLY = settings(
-    max_examples=200, deadline=None, derandomize=True,
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 ANY_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
     | st.sampled_from([-1, 1 << 31, 1 << 63, 10**400, "\ud800", "../x", "a\nb", "a" * 200]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner,
-                                                                max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -71,7 +87,7 @@ def _mutated(draw: st.DrawFn, data: bytes) -> bytes:
         elif how == "field":
             at = at // 512 * 512 + draw(st.sampled_from(FIELDS))
             new = draw(st.sampled_from(VALUES))
-            out[at:at + len(new)] = new
+            out[at : at + len(new)] = new
     return bytes(out)
 
 
@@ -82,7 +98,7 @@ def _inner(draw: st.DrawFn, tree: Any) -> Any:
     if isinstance(tree, list):
         place = draw(st.integers(0, len(tree) - 1))
         more = draw(st.sampled_from([0, 1, 2]))
-        return [*tree[:place], *[_inner(draw, tree[place])] * more, *tree[place + 1:]]
+        return [*tree[:place], *[_inner(draw, tree[place])] * more, *tree[place + 1 :]]
     name = draw(st.sampled_from(sorted(tree)))
     changed = {**tree, name: _inner(draw, tree[name])}
     if draw(st.integers(0, 5)) == 0:
@@ -104,9 +120,7 @@ def sound(folder: Path) -> dict[str, list[bytes]]:
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_sound_bytes_are_read(
-    folder: Path, sound: dict[str, list[bytes]], reader: str
-) -> None:
+def test_sound_bytes_are_read(folder: Path, sound: dict[str, list[bytes]], reader: str) -> None:
     """Oracle: no reader refuses what the code has written, else the tests below test nothing."""
     for data in sound[reader]:
         READERS[reader](data, folder)
@@ -138,10 +152,19 @@ def test_any_json_is_refused_or_sound(
 
 
 @pytest.mark.parametrize("reader", JSONS)
-@pytest.mark.parametrize("data", [
-    b"[" * 100_000, b'{"a":' * 100_000, b'{"schema": ' + b"9" * 5000 + b"}", b"", b"\xff\xfe{}",
-    b'{"a": NaN}', b'"\\ud800"',
-], ids=["deep list", "deep object", "long number", "empty", "utf-16", "nan", "surrogate"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"schema": ' + b"9" * 5000 + b"}",
+        b"",
+        b"\xff\xfe{}",
+        b'{"a": NaN}',
+        b'"\\ud800"',
+    ],
+    ids=["deep list", "deep object", "long number", "empty", "utf-16", "nan", "surrogate"],
+)
 def test_hostile_json_is_refused(folder: Path, reader: str, data: bytes) -> None:
     """Oracle: _check; and none of these is sound, but for a NaN in the json of a sample."""
     _check(reader, data, folder)

@@ -1,5 +1,6 @@
-"""Tests of sharding.head, sharding.earlier and sharding.account: parts of what a shard says of
+"""Tests of sharding.format.manifest_summary, sharding.writing.previous_shard and sharding.format.completeness: parts of what a shard says of
 itself."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -7,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from sharding.account import check_account
-from sharding.earlier import Earlier
-from sharding.head import heads, read_head
-from sharding.manifest import manifest_path, read_manifest
-from sharding.read import iterate
-from sharding.schema import Failure, Note, Sample, ShardError
-from sharding.write import write_shard
+from sharding.format.completeness import check_account
+from sharding.format.manifest import manifest_path, read_manifest
+from sharding.format.manifest_summary import heads, read_head
+from sharding.format.schema import Failure, Note, Sample, ShardError
+from sharding.reading.sample_reader import iterate
+from sharding.writing.previous_shard import PreviousShard
+from sharding.writing.shard_writer import write_shard
 
 Make = Callable[..., Sample]
 TRAPS = ['],"samples":[', '"fingerprint":{"a":"b"}', "\\", "é" * 40_000]
@@ -23,8 +24,11 @@ TRAPS = ['],"samples":[', '"fingerprint":{"a":"b"}', "\\", "é" * 40_000]
 def tar(tmp_path: Path, make_sample: Make) -> Path:
     """A shard whose failures look like other parts of a manifest, and fill more than a piece."""
     results = [
-        make_sample(0), *(Failure(key="bad", reason=trap) for trap in TRAPS),
-        make_sample(1), Note(key=make_sample(1).key, reason="dropped"), make_sample(2),
+        make_sample(0),
+        *(Failure(key="bad", reason=trap) for trap in TRAPS),
+        make_sample(1),
+        Note(key=make_sample(1).key, reason="dropped"),
+        make_sample(2),
     ]
     write_shard(tmp_path / "a.tar", results, fingerprint={"rule": "1", "input": "x"})
     return tmp_path / "a.tar"
@@ -33,8 +37,15 @@ def tar(tmp_path: Path, make_sample: Make) -> Path:
 def test_a_head_says_what_the_manifest_says(tar: Path) -> None:
     """Oracle: the full reader."""
     head, manifest = read_head(tar), read_manifest(tar)
-    for name in ("tar_bytes", "num_input", "num_ok", "num_failed", "failures", "notes",
-                 "fingerprint"):
+    for name in (
+        "tar_bytes",
+        "num_input",
+        "num_ok",
+        "num_failed",
+        "failures",
+        "notes",
+        "fingerprint",
+    ):
         assert getattr(head, name) == getattr(manifest, name), name
     assert heads(tar.parent) == {"a.tar": head}
 
@@ -65,7 +76,7 @@ def test_a_manifest_in_another_order_is_read_too_and_a_broken_one_refused(tar: P
     text = path.read_text("utf-8")
     start = text.index('"counts"')
     end = text.index('"failures"')
-    path.write_text(text[:start] + text[end:-2] + "," + text[start:end - 1] + "}\n", "utf-8")
+    path.write_text(text[:start] + text[end:-2] + "," + text[start : end - 1] + "}\n", "utf-8")
     assert read_head(tar) == before
     path.write_text(text[:1000], "utf-8")
     with pytest.raises(ShardError, match="expected a manifest"):
@@ -75,7 +86,7 @@ def test_a_manifest_in_another_order_is_read_too_and_a_broken_one_refused(tar: P
 
 def test_earlier_samples_come_back_as_the_same_bytes(tar: Path, make_sample: Make) -> None:
     """Oracle: a shard written of them alone holds the same samples; the tar may go meanwhile."""
-    earlier = Earlier(tar, {"rule": "1"})
+    earlier = PreviousShard(tar, {"rule": "1"})
     inputs = list(iterate(tar))
     tar.unlink()
     again = tar.with_name("b.tar")
@@ -95,13 +106,13 @@ def test_what_is_damaged_or_of_other_settings_is_not_there(tar: Path, make_sampl
     data = bytearray(tar.read_bytes())
     data[entry.members["json"][0] + 1] ^= 4
     tar.write_bytes(data)
-    earlier = Earlier(tar, {})
+    earlier = PreviousShard(tar, {})
     assert [earlier.sample(make_sample(i).key) is None for i in range(3)] == [False, True, False]
-    assert Earlier(tar, {"rule": "2"}).sample(make_sample(0).key) is None
+    assert PreviousShard(tar, {"rule": "2"}).sample(make_sample(0).key) is None
     tar.write_bytes(data[:600])
-    assert Earlier(tar, {}).sample(make_sample(2).key) is None
+    assert PreviousShard(tar, {}).sample(make_sample(2).key) is None
     tar.unlink()
-    assert Earlier(tar, {}).sample(make_sample(0).key) is None
+    assert PreviousShard(tar, {}).sample(make_sample(0).key) is None
 
 
 def test_lost_doubled_and_strange_inputs_are_named(tar: Path, make_sample: Make) -> None:

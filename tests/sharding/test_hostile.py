@@ -3,6 +3,7 @@
 Each is refused (ShardError), becomes a failure with its reason, or is left out; nothing in it is
 executed, and memory stays bounded. The tars of names, links and sizes are in test_scan.
 """
+
 from __future__ import annotations
 
 import io
@@ -22,17 +23,23 @@ import pytest
 import webdataset
 from PIL import Image
 
-from sharding import index, scan
-from sharding.catalog import read_catalog, write_catalog
-from sharding.index import index_folder, index_tar
-from sharding.manifest import (
-    Manifest, SampleEntry, manifest_bytes, manifest_path, manifest_sha256, read_manifest
+from sharding.format import tar_scan as scan
+from sharding.format.catalog import read_catalog, write_catalog
+from sharding.format.manifest import (
+    Manifest,
+    SampleEntry,
+    manifest_bytes,
+    manifest_path,
+    manifest_sha256,
+    read_manifest,
 )
-from sharding.read import OpenTar, iterate
-from sharding.samples import Samples
-from sharding.schema import ShardError, encode_objects, object_dtype
-from sharding.stream import Source, Stream
-from sharding.verify import verify_paths
+from sharding.format.schema import ShardError, encode_objects, object_dtype
+from sharding.reading.sample_reader import OpenTar, iterate
+from sharding.reading.stream import Source, Stream
+from sharding.reading.webdataset_adapter import WebdatasetAdapter
+from sharding.tools import index
+from sharding.tools.index import index_folder, index_tar
+from sharding.tools.verify import verify_paths
 
 NAME = "00000.tar"
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -65,8 +72,13 @@ def _vouch(tar: Path, members: dict[str, bytes]) -> None:
     crc32 = zlib.crc32(b"".join(members.values()))
     entry = SampleEntry("a", 40, 30, crc32, {n.partition(".")[2]: p for n, p in places.items()})
     manifest = Manifest(
-        tar=tar.name, tar_bytes=tar.stat().st_size, sha256=index_tar(tar).sha256,
-        samples=(entry,), failures=(), notes=(), fingerprint={},
+        tar=tar.name,
+        tar_bytes=tar.stat().st_size,
+        sha256=index_tar(tar).sha256,
+        samples=(entry,),
+        failures=(),
+        notes=(),
+        fingerprint={},
     )
     manifest_path(tar).write_bytes(manifest_bytes(manifest))
     kind = "objects" if "a.objects.npy" in members else "images"
@@ -118,7 +130,7 @@ def test_a_pickle_is_never_read(tmp_path: Path) -> None:
     stream = _stream(folder)
     (streamed,) = stream[0]
     assert sample.image == streamed.image == JPEG and stream.read(0).faults == ()
-    one = next(iter(Samples(stream, start=0, rank=0, world_size=1).decode("pil")))
+    one = next(iter(WebdatasetAdapter(stream, start=0, rank=0, world_size=1).decode("pil")))
     assert {name for name in one if not name.startswith("__")} == {"jpg", "txt"}
     assert not mark.exists()
 
@@ -226,6 +238,7 @@ def test_a_manifest_lists_no_more_than_pictures_texts_and_objects(tmp_path: Path
 
 def _png_bomb(width: int, height: int) -> bytes:
     """A sound PNG of black pixels, one bit each: a few kB for gigabytes as RGB."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         crc32 = struct.pack(">I", zlib.crc32(kind + data))
         return struct.pack(">I", len(data)) + kind + data + crc32
@@ -233,8 +246,10 @@ def _png_bomb(width: int, height: int) -> bytes:
     packer = zlib.compressobj(9)
     rows = b"".join(packer.compress(bytes(1 + -(-width // 8))) for _ in range(height))
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + (
-        chunk(b"IDAT", rows + packer.flush()) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + (chunk(b"IDAT", rows + packer.flush()) + chunk(b"IEND", b""))
     )
 
 
@@ -250,8 +265,10 @@ def test_decompression_bombs_are_failures(tmp_path: Path) -> None:
     with _at_most(4 << 20):
         manifest = index_tar(tmp_path / NAME)
     assert [entry.key for entry in manifest.samples] == ["c"]
-    assert ["30000 x 30000" in manifest.failures[0].reason,
-            "65535 x 65535" in manifest.failures[1].reason] == [True, True]
+    assert [
+        "30000 x 30000" in manifest.failures[0].reason,
+        "65535 x 65535" in manifest.failures[1].reason,
+    ] == [True, True]
 
 
 def test_a_huge_member_is_not_held(tmp_path: Path) -> None:
@@ -288,14 +305,19 @@ class _Headers:
         for number in range(offset // 512, (offset + num_bytes) // 512):
             name = self._name(number)
             checksum = b"%06o\0 " % (self._sum + sum(name))
-            blocks.append(name + self._header[len(name):148] + checksum + self._header[156:])
+            blocks.append(name + self._header[len(name) : 148] + checksum + self._header[156:])
         return b"".join(blocks)
 
 
-@pytest.mark.parametrize("name", [
-    lambda number: b"k%07d.jpg" % number, lambda number: b".%07d.jpg" % number,
-    lambda number: b"k.%07d" % number,
-], ids=["a failure each", "of no sample", "of one sample"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda number: b"k%07d.jpg" % number,
+        lambda number: b".%07d.jpg" % number,
+        lambda number: b"k.%07d" % number,
+    ],
+    ids=["a failure each", "of no sample", "of one sample"],
+)
 def test_a_million_members_are_refused_in_bounded_memory(
     monkeypatch: pytest.MonkeyPatch, name: Callable[[int], bytes]
 ) -> None:

@@ -1,4 +1,5 @@
-"""Tests of sharding.index and sharding.picture: what others write reads as what we write."""
+"""Tests of sharding.tools.index and sharding.format.image_size: what others write reads as what we write."""
+
 from __future__ import annotations
 
 import hashlib
@@ -19,15 +20,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sharding import index
-from sharding.catalog import read_catalog
-from sharding.index import catalog_lines, index_folder, index_tar, split_of_name
-from sharding.manifest import Manifest, manifest_bytes, manifest_path, parse_manifest, read_manifest
-from sharding.picture import MAX_PIXELS, picture_size
-from sharding.read import iterate
-from sharding.schema import Sample, ShardError, encode_objects
-from sharding.verify import verify_paths, verify_shard
-from sharding.write import write_shard
+from sharding.format.catalog import read_catalog
+from sharding.format.image_size import MAX_PIXELS, picture_size
+from sharding.format.manifest import (
+    Manifest,
+    manifest_bytes,
+    manifest_path,
+    parse_manifest,
+    read_manifest,
+)
+from sharding.format.schema import Sample, ShardError, encode_objects
+from sharding.reading.sample_reader import iterate
+from sharding.tools import index
+from sharding.tools.index import catalog_lines, index_folder, index_tar, split_of_name
+from sharding.tools.verify import verify_paths, verify_shard
+from sharding.writing.shard_writer import write_shard
 
 NAME = "00000.tar"
 
@@ -50,8 +57,17 @@ def write_tar(path: Path, members: Mapping[str, bytes] | list[tuple[str, bytes]]
 
 def _meta(key: str, **fields: object) -> bytes:
     """What img2dataset writes as KEY.json."""
-    meta = {"caption": f"caption {key}", "url": "http://x/y.jpg", "key": key, "status": "success",
-            "error_message": None, "width": 40, "height": 30, "original_width": 400, **fields}
+    meta = {
+        "caption": f"caption {key}",
+        "url": "http://x/y.jpg",
+        "key": key,
+        "status": "success",
+        "error_message": None,
+        "width": 40,
+        "height": 30,
+        "original_width": 400,
+        **fields,
+    }
     return json.dumps(meta, indent=4).encode()
 
 
@@ -61,8 +77,14 @@ def _img2dataset(path: Path, keys: range) -> Path:
         for number in keys:
             key = f"{number:09d}"
             if number % 4:
-                sink.write({"__key__": key, "jpg": picture(40, 30 + number % 7),
-                            "txt": f"caption {key}", "json": _meta(key, height=30 + number % 7)})
+                sink.write(
+                    {
+                        "__key__": key,
+                        "jpg": picture(40, 30 + number % 7),
+                        "txt": f"caption {key}",
+                        "json": _meta(key, height=30 + number % 7),
+                    }
+                )
             else:
                 status = {"status": "failed_to_download", "error_message": "HTTP Error 404"}
                 sink.write({"__key__": key, "json": _meta(key, **status)})
@@ -149,13 +171,19 @@ FAILED: dict[str, tuple[list[tuple[str, bytes]], str]] = {
     "json no object": ([("a.jpg", picture()), ("a.json", b'"caption"')], "json: got str"),
     "captions no list": ([("a.jpg", picture()), ("a.json", b'{"captions": {}}')], "aption"),
     "captions of numbers": ([("a.jpg", picture()), ("a.json", b'{"captions": [1]}')], "captions"),
-    "half a character": ([("a.jpg", picture()), ("a.json", b'{"caption": "\\ud800"}')],
-                         "captions: got .*surrogates"),
+    "half a character": (
+        [("a.jpg", picture()), ("a.json", b'{"caption": "\\ud800"}')],
+        "captions: got .*surrogates",
+    ),
     "txt not UTF-8": ([("a.jpg", picture()), ("a.txt", b"\xff\xfe")], "txt: got"),
-    "other size": ([("a.jpg", picture()),
-                    ("a.json", b'{"captions": ["x"], "width": 41, "height": 30}')], "px in the"),
-    "objects of floats": ([("a.jpg", picture()), ("a.txt", TEXT),
-                           ("a.objects.npy", _npy(np.zeros(3)))], "objects: got dtype"),
+    "other size": (
+        [("a.jpg", picture()), ("a.json", b'{"captions": ["x"], "width": 41, "height": 30}')],
+        "px in the",
+    ),
+    "objects of floats": (
+        [("a.jpg", picture()), ("a.txt", TEXT), ("a.objects.npy", _npy(np.zeros(3)))],
+        "objects: got dtype",
+    ),
     "key with a space": ([("a b.jpg", picture()), ("a b.txt", TEXT)], "key: got 'a b'"),
     "key of another alphabet": ([("ä.jpg", picture()), ("ä.txt", TEXT)], "key: got"),
     "key too long": ([("a" * 81 + ".jpg", picture()), ("a" * 81 + ".txt", TEXT)], "key: got"),
@@ -177,20 +205,32 @@ def test_an_input_that_is_no_sample_is_a_failure(tmp_path: Path, fault: str) -> 
 
 def test_members_that_no_sample_has_are_noted_and_never_listed(tmp_path: Path) -> None:
     """Oracle: a tar with everything in it, as a folder packed by GNU tar; the manifest as told."""
-    manifest = _index(tmp_path, [
-        ("./README", b"x"), ("./.hidden.jpg", b"x"),
-        ("./d/a.jpg", picture()), ("./d/a.pyd", b"x"), ("./d/a.TXT", TEXT), ("./d/a.png", b"x"),
-        ("./d/b.seg.png", b"x"), ("./d/b.webp", picture(50, 20, "WEBP")),
-        ("./d/b.json", _meta("b")),
-        ("d_a.jpg", picture()), ("d_a.txt", TEXT),
-    ])
+    manifest = _index(
+        tmp_path,
+        [
+            ("./README", b"x"),
+            ("./.hidden.jpg", b"x"),
+            ("./d/a.jpg", picture()),
+            ("./d/a.pyd", b"x"),
+            ("./d/a.TXT", TEXT),
+            ("./d/a.png", b"x"),
+            ("./d/b.seg.png", b"x"),
+            ("./d/b.webp", picture(50, 20, "WEBP")),
+            ("./d/b.json", _meta("b")),
+            ("d_a.jpg", picture()),
+            ("d_a.txt", TEXT),
+        ],
+    )
     assert [(one.key, list(one.members)) for one in manifest.samples] == [
-        ("d_a", ["jpg", "txt"]), ("d_b", ["webp", "json"])
+        ("d_a", ["jpg", "txt"]),
+        ("d_b", ["webp", "json"]),
     ]
     assert (manifest.samples[1].width, manifest.samples[1].height) == (50, 20)
     assert [(one.key, one.reason) for one in manifest.notes] == [
-        ("./README", "left out: of no sample"), ("./.hidden.jpg", "left out: of no sample"),
-        ("d_a", "left out: pyd, png"), ("d_b", "left out: seg.png"),
+        ("./README", "left out: of no sample"),
+        ("./.hidden.jpg", "left out: of no sample"),
+        ("d_a", "left out: pyd, png"),
+        ("d_b", "left out: seg.png"),
     ]
     (failure,) = manifest.failures
     assert failure.key == "d_a" and failure.reason.startswith("duplicate")
@@ -215,7 +255,7 @@ def test_what_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_broken_tar_is_refused_whole(tmp_path: Path) -> None:
     """Oracle: cut between members, where tarfile sees a sound end."""
     tar = _img2dataset(tmp_path / NAME, range(1, 4))
-    tar.write_bytes(tar.read_bytes()[:index_tar(tar).samples[1].members["jpg"][0] - 512])
+    tar.write_bytes(tar.read_bytes()[: index_tar(tar).samples[1].members["jpg"][0] - 512])
     with pytest.raises(ShardError, match="00000.tar: byte .* cut between two members"):
         index_tar(tar)
 
@@ -262,10 +302,17 @@ def test_folders_that_are_no_set_are_refused(
         index_folder(make_folder(tmp_path / "ours", [2]))
 
 
-@pytest.mark.parametrize("tar, split", [
-    ("00000.tar", "train"), ("train-000000.tar", "train"), ("heldout-000000.tar", "heldout"),
-    ("VAL_3.tar", "heldout"), ("test2017-0.tar", "heldout"), ("valley-0.tar", "train"),
-])
+@pytest.mark.parametrize(
+    "tar, split",
+    [
+        ("00000.tar", "train"),
+        ("train-000000.tar", "train"),
+        ("heldout-000000.tar", "heldout"),
+        ("VAL_3.tar", "heldout"),
+        ("test2017-0.tar", "heldout"),
+        ("valley-0.tar", "train"),
+    ],
+)
 def test_the_name_tells_the_split(tar: str, split: str) -> None:
     """Oracle: the cases."""
     assert split_of_name(tar) == split
@@ -276,16 +323,23 @@ def _forms() -> list[bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees, which is left aside
     jpegs: list[dict[str, Any]] = [
-        {}, {"progressive": True}, {"icc_profile": bytes(200_000)}, {"exif": exif},
-        {"comment": b"\xff\xc0 no frame"}, {"restart_marker_blocks": 1}, {"subsampling": 0},
+        {},
+        {"progressive": True},
+        {"icc_profile": bytes(200_000)},
+        {"exif": exif},
+        {"comment": b"\xff\xc0 no frame"},
+        {"restart_marker_blocks": 1},
+        {"subsampling": 0},
     ]
     webps: list[dict[str, Any]] = [{}, {"lossless": True}, {"exif": exif}, {"quality": 1}]
     alpha = io.BytesIO()
     Image.new("RGBA", (123, 77), (9, 9, 9, 9)).save(alpha, "WEBP", lossless=True)
     return [
-        *(picture(123, 77, "JPEG", **how) for how in jpegs), picture(123, 77, "PNG"),
+        *(picture(123, 77, "JPEG", **how) for how in jpegs),
+        picture(123, 77, "PNG"),
         picture(123, 77, "PNG", icc_profile=bytes(999)),
-        *(picture(123, 77, "WEBP", **how) for how in webps), alpha.getvalue(),
+        *(picture(123, 77, "WEBP", **how) for how in webps),
+        alpha.getvalue(),
     ]
 
 
@@ -301,8 +355,11 @@ def test_sizes_are_those_of_pillow() -> None:
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.sampled_from(FORMS), st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)),
-                                        max_size=4), st.integers(0, 900))
+@given(
+    st.sampled_from(FORMS),
+    st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), max_size=4),
+    st.integers(0, 900),
+)
 def test_any_change_has_a_size_or_is_a_shard_error(
     data: bytes, changes: list[tuple[int, int]], end: int
 ) -> None:

@@ -1,4 +1,5 @@
-"""Tests of sharding.manifest: what it refuses, and that it never raises anything but ShardError."""
+"""Tests of sharding.format.manifest: what it refuses, and that it never raises anything but ShardError."""
+
 from __future__ import annotations
 
 import copy
@@ -12,20 +13,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharding import manifest as manifests
-from sharding.manifest import (
-    Manifest, SampleEntry, is_done, manifest_bytes, manifest_path, parse_manifest, read_manifest
+from sharding.format import manifest as manifests
+from sharding.format.manifest import (
+    Manifest,
+    SampleEntry,
+    is_done,
+    manifest_bytes,
+    manifest_path,
+    parse_manifest,
+    read_manifest,
 )
-from sharding.schema import Failure, Note, ShardError
+from sharding.format.schema import Failure, Note, ShardError
 
 TAR = Path("train-000000.tar")
 SOUND = Manifest(
-    tar=TAR.name, tar_bytes=4096, sha256="ab" * 32,
+    tar=TAR.name,
+    tar_bytes=4096,
+    sha256="ab" * 32,
     samples=(
         SampleEntry("a", 4, 3, 7, {"png": (512, 10), "json": (1024, 9)}),
         SampleEntry("b", 4, 3, 8, {"jpg": (1536, 10), "json": (2048, 9), "objects.npy": (2560, 9)}),
     ),
-    failures=(Failure(key="bad one", reason="why"),), notes=(Note(key="a", reason="what"),),
+    failures=(Failure(key="bad one", reason="why"),),
+    notes=(Note(key="a", reason="what"),),
     fingerprint={"teacher": "1"},
 )
 
@@ -38,13 +48,26 @@ def test_the_file_is_the_one_of_the_spec() -> None:
     """Oracle: the json spelled out; members come back in the order of the tar, png before json."""
     raw = json.loads(manifest_bytes(SOUND))
     assert raw == {
-        "schema": "boxless/manifest/1", "tar": TAR.name, "bytes": 4096, "sha256": "ab" * 32,
+        "schema": "boxless/manifest/1",
+        "tar": TAR.name,
+        "bytes": 4096,
+        "sha256": "ab" * 32,
         "counts": {"input": 3, "ok": 2, "failed": 1},
         "samples": [
-            {"key": "a", "width": 4, "height": 3, "crc32": 7,
-             "members": {"png": [512, 10], "json": [1024, 9]}},
-            {"key": "b", "width": 4, "height": 3, "crc32": 8,
-             "members": {"jpg": [1536, 10], "json": [2048, 9], "objects.npy": [2560, 9]}},
+            {
+                "key": "a",
+                "width": 4,
+                "height": 3,
+                "crc32": 7,
+                "members": {"png": [512, 10], "json": [1024, 9]},
+            },
+            {
+                "key": "b",
+                "width": 4,
+                "height": 3,
+                "crc32": 8,
+                "members": {"jpg": [1536, 10], "json": [2048, 9], "objects.npy": [2560, 9]},
+            },
         ],
         "failures": [{"key": "bad one", "reason": "why"}],
         "notes": [{"key": "a", "reason": "what"}],
@@ -55,35 +78,54 @@ def test_the_file_is_the_one_of_the_spec() -> None:
     assert _parse(raw).samples[0].extension == "png"
 
 
-@pytest.mark.parametrize("path, value", [
-    (["schema"], "boxless/manifest/2"),
-    (["tar"], "train-000001.tar"),
-    (["bytes"], -1), (["bytes"], True), (["bytes"], 2568),
-    (["sha256"], "ab"), (["sha256"], None),
-    (["counts", "ok"], 3), (["counts", "failed"], 0), (["counts"], {}),
-    (["samples"], None), (["samples", 0], []), (["samples", 0, "key"], "a.b"),
-    (["samples", 1, "key"], "a"),
-    (["samples", 0, "width"], 0), (["samples", 0, "crc32"], 1 << 32),
-    (["samples", 0, "more"], 1),
-    (["samples", 0, "members"], {"json": [1024, 9]}),
-    (["samples", 0, "members", "exe"], [1200, 9]),
-    (["samples", 0, "members", "json"], [504, 9]),
-    (["samples", 0, "members", "json"], [520, 9]),
-    (["samples", 0, "members", "json"], [4090, 9]),
-    (["samples", 0, "members", "json"], [1024, -9]),
-    (["samples", 0, "members", "json"], [1024.0, 9]),
-    (["samples", 0, "members", "json"], [1024, 9, 1]),
-    (["samples", 0, "members", "jpg"], [1544, 9]),
-    (["samples", 0, "members"], {"png": [512, 10]}),
-    (["samples", 0, "members"], {"png": [512, 10], "objects.npy": [1200, 9]}),
-    (["samples", 0, "members"], {"png": [512, 10], "json": [1200, 9], "pyd": [1800, 9]}),
-    (["samples", 0, "width"], 4.0), (["samples", 0, "width"], True),
-    (["samples", 0, "height"], float("nan")), (["samples", 0, "height"], 1 << 31),
-    (["samples", 0, "crc32"], 10**4000), (["bytes"], float("inf")), (["bytes"], float("nan")),
-    (["samples", 0, "members", "json"], ["1024", 9]),
-    (["failures", 0, "reason"], 1), (["failures", 0, "more"], "x"), (["notes"], 3),
-    (["fingerprint"], []), (["fingerprint", "teacher"], 1),
-], ids=str)
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        (["schema"], "boxless/manifest/2"),
+        (["tar"], "train-000001.tar"),
+        (["bytes"], -1),
+        (["bytes"], True),
+        (["bytes"], 2568),
+        (["sha256"], "ab"),
+        (["sha256"], None),
+        (["counts", "ok"], 3),
+        (["counts", "failed"], 0),
+        (["counts"], {}),
+        (["samples"], None),
+        (["samples", 0], []),
+        (["samples", 0, "key"], "a.b"),
+        (["samples", 1, "key"], "a"),
+        (["samples", 0, "width"], 0),
+        (["samples", 0, "crc32"], 1 << 32),
+        (["samples", 0, "more"], 1),
+        (["samples", 0, "members"], {"json": [1024, 9]}),
+        (["samples", 0, "members", "exe"], [1200, 9]),
+        (["samples", 0, "members", "json"], [504, 9]),
+        (["samples", 0, "members", "json"], [520, 9]),
+        (["samples", 0, "members", "json"], [4090, 9]),
+        (["samples", 0, "members", "json"], [1024, -9]),
+        (["samples", 0, "members", "json"], [1024.0, 9]),
+        (["samples", 0, "members", "json"], [1024, 9, 1]),
+        (["samples", 0, "members", "jpg"], [1544, 9]),
+        (["samples", 0, "members"], {"png": [512, 10]}),
+        (["samples", 0, "members"], {"png": [512, 10], "objects.npy": [1200, 9]}),
+        (["samples", 0, "members"], {"png": [512, 10], "json": [1200, 9], "pyd": [1800, 9]}),
+        (["samples", 0, "width"], 4.0),
+        (["samples", 0, "width"], True),
+        (["samples", 0, "height"], float("nan")),
+        (["samples", 0, "height"], 1 << 31),
+        (["samples", 0, "crc32"], 10**4000),
+        (["bytes"], float("inf")),
+        (["bytes"], float("nan")),
+        (["samples", 0, "members", "json"], ["1024", 9]),
+        (["failures", 0, "reason"], 1),
+        (["failures", 0, "more"], "x"),
+        (["notes"], 3),
+        (["fingerprint"], []),
+        (["fingerprint", "teacher"], 1),
+    ],
+    ids=str,
+)
 def test_odd_manifests_are_refused(path: list[Any], value: Any) -> None:
     """Oracle: the sound manifest with one thing changed; the error names the file."""
     raw = json.loads(manifest_bytes(SOUND))
@@ -95,11 +137,15 @@ def test_odd_manifests_are_refused(path: list[Any], value: Any) -> None:
         _parse(raw)
 
 
-@pytest.mark.parametrize("members", [
-    {"json": (512, 9), "jpeg": (1536, 10), "txt": (2560, 4)},
-    {"txt": (512, 9), "webp": (1536, 10)},
-    {"jpg": (512, 9), "objects.npy": (1536, 10), "txt": (2560, 0)},
-], ids=str)
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"json": (512, 9), "jpeg": (1536, 10), "txt": (2560, 4)},
+        {"txt": (512, 9), "webp": (1536, 10)},
+        {"jpg": (512, 9), "objects.npy": (1536, 10), "txt": (2560, 0)},
+    ],
+    ids=str,
+)
 def test_members_of_foreign_tars_are_read(members: dict[str, tuple[int, int]]) -> None:
     """Oracle: a picture, a json or a txt, in any order, come back as they were written."""
     entry = SampleEntry("a", 4, 3, 7, members)
@@ -132,12 +178,21 @@ def test_a_manifest_is_not_endless(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             read()
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"samples":' * 100_000,
-], ids=range(7))
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"samples":' * 100_000,
+    ],
+    ids=range(7),
+)
 def test_what_is_no_manifest_is_refused(tmp_path: Path, data: bytes) -> None:
-    """Oracle: files that are no manifest, deep nesting included; is_done says no, and raises not.
-    """
+    """Oracle: files that are no manifest, deep nesting included; is_done says no, and raises not."""
     tar = tmp_path / TAR.name
     tar.write_bytes(bytes(4096))
     manifest_path(tar).write_bytes(data)
@@ -164,8 +219,9 @@ def test_done_needs_manifest_and_tar_of_its_size(tmp_path: Path) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner,
-                                                                max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -220,8 +276,13 @@ def test_looked_at_lazily_samples_are_the_same() -> None:
 @pytest.mark.parametrize(
     "odd",
     [
-        {"key": "a.b"}, {"crc32": -1}, {"width": 0}, {"members": {"jpg": [0, 10]}}, {"members": 3},
-        {"members": {"jpg": [1536, 10], "json": [4000, 900]}}, {"members": {"pyd": [0, 1]}},
+        {"key": "a.b"},
+        {"crc32": -1},
+        {"width": 0},
+        {"members": {"jpg": [0, 10]}},
+        {"members": 3},
+        {"members": {"jpg": [1536, 10], "json": [4000, 900]}},
+        {"members": {"pyd": [0, 1]}},
         {"members": {"jpg": [1536, 600], "json": [2000, 9]}},
     ],
 )

@@ -1,4 +1,5 @@
-"""Tests of sharding.mixing and sharding.passage: figures that can be worked out by hand."""
+"""Tests of sharding.order.shuffle_quality and sharding.order.shuffle_simulation: figures that can be worked out by hand."""
+
 from __future__ import annotations
 
 import json
@@ -12,12 +13,12 @@ import numpy as np
 import pytest
 import webdataset
 
-from sharding.catalog import read_catalog
-from sharding.mixing import lines, measure, quality
-from sharding.mixture import Mixture
-from sharding.order import Order
-from sharding.passage import MixingConfig, Passage, Way, compare
-from sharding.read import iterate
+from sharding.format.catalog import read_catalog
+from sharding.order.mixture import Mixture
+from sharding.order.order import Order
+from sharding.order.shuffle_quality import lines, measure, quality
+from sharding.order.shuffle_simulation import MixingConfig, Passage, Way, compare
+from sharding.reading.sample_reader import iterate
 
 CONFIG = MixingConfig(micro_batch_size=8, num_ranks=2, num_workers=2, buffer_num_samples=50)
 
@@ -28,8 +29,14 @@ def _passage(samples: list[int], size: int) -> Passage:
 
 
 def _order(sizes: list[int], window_num_shards: int, seed: int = 0) -> Order:
-    return Order(np.full((sum(sizes), 2), 8), sizes, seed=seed, micro_batch_size=8,
-                 window_num_shards=window_num_shards, shape_step_px=8)
+    return Order(
+        np.full((sum(sizes), 2), 8),
+        sizes,
+        seed=seed,
+        micro_batch_size=8,
+        window_num_shards=window_num_shards,
+        shape_step_px=8,
+    )
 
 
 def test_nothing_is_mixed() -> None:
@@ -129,25 +136,34 @@ def test_webdataset_is_really_webdataset(
     sizes = [5, 9, 2, 7, 6, 8, 3, 4]
     folder = make_folder(tmp_path, sizes)
     tars = read_catalog(folder).tars(folder, "train")
-    number = {sample.key: index for index, sample in enumerate(
-        sample for tar in tars for sample in iterate(tar))}
+    number = {
+        sample.key: index
+        for index, sample in enumerate(sample for tar in tars for sample in iterate(tar))
+    }
     config = replace(CONFIG, micro_batch_size=2, buffer_num_samples=6, buffer_num_shards=3, seed=5)
     stock = compare(_order(sizes, 2), [sizes], config)[1]
     streams = []
     for worker in range(2):
         for rank in range(2):
-            for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("WORKER", worker),
-                                ("NUM_WORKERS", 2)):
+            for name, value in (
+                ("RANK", rank),
+                ("WORLD_SIZE", 2),
+                ("WORKER", worker),
+                ("NUM_WORKERS", 2),
+            ):
                 monkeypatch.setenv(name, str(value))
             data = webdataset.WebDataset(
-                [str(tar) for tar in tars], shardshuffle=3, detshuffle=True, seed=5,
+                [str(tar) for tar in tars],
+                shardshuffle=3,
+                detshuffle=True,
+                seed=5,
                 nodesplitter=webdataset.split_by_node,
             ).shuffle(6, seed=f"5 0 0 {rank} {worker}")
             streams.append([number[sample["__key__"]] for sample in data])
     expected = []
     for step in range(0, max(map(len, streams)), 2):
         for stream in streams:
-            expected += stream[step:step + 2]
+            expected += stream[step : step + 2]
     assert stock.first.samples.tolist() == expected
 
 
@@ -168,9 +184,16 @@ def test_a_folder_is_measured_and_drawn(tmp_path: Path, make_folder: Callable[..
     assert measure(folder, config) == found
 
 
-@pytest.mark.parametrize("name", [
-    "buffer_num_samples", "buffer_num_shards", "num_ranks", "num_workers", "most_num_samples",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "buffer_num_samples",
+        "buffer_num_shards",
+        "num_ranks",
+        "num_workers",
+        "most_num_samples",
+    ],
+)
 def test_settings_out_of_range_are_refused(name: str) -> None:
     """Oracle: the error names the setting."""
     with pytest.raises(ValueError, match=f"^{name}: got 0, expected at least 1"):

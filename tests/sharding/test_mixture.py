@@ -1,4 +1,5 @@
-"""Tests of sharding.mixture: exact ratios, each set's own epochs, any position at once."""
+"""Tests of sharding.order.mixture: exact ratios, each set's own epochs, any position at once."""
+
 from __future__ import annotations
 
 import doctest
@@ -10,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharding import mixture as mixture_module
-from sharding.mixture import Mixture
-from sharding.order import Order
+from sharding.order import mixture as mixture_module
+from sharding.order.mixture import Mixture
+from sharding.order.order import Order
 
 WEIGHTS = st.lists(st.integers(1, 7), min_size=1, max_size=4)
 quick = settings(max_examples=100, deadline=None, derandomize=True)
@@ -23,8 +24,16 @@ def _orders(sizes: list[int]) -> list[Order]:
     orders = []
     for seed, size in enumerate(sizes):
         shards = [3] * (size // 3) + [size % 3]
-        orders.append(Order(np.full((size, 2), 8), shards, seed=seed, micro_batch_size=2,
-                            window_num_shards=2, shape_step_px=8))
+        orders.append(
+            Order(
+                np.full((size, 2), 8),
+                shards,
+                seed=seed,
+                micro_batch_size=2,
+                window_num_shards=2,
+                shape_step_px=8,
+            )
+        )
     return orders
 
 
@@ -52,7 +61,8 @@ def test_every_cycle_has_the_exact_ratio_evenly_spread(
 @quick
 @given(
     weights=st.lists(st.integers(1, 5), min_size=3, max_size=3),
-    sizes=st.lists(st.integers(1, 13), min_size=3, max_size=3), seed=st.integers(0, 99),
+    sizes=st.lists(st.integers(1, 13), min_size=3, max_size=3),
+    seed=st.integers(0, 99),
 )
 def test_each_set_goes_through_its_own_epochs(
     weights: list[int], sizes: list[int], seed: int
@@ -66,7 +76,8 @@ def test_each_set_goes_through_its_own_epochs(
     turns = [0, 0, 0]
     for position in range(150):
         assert mixture.epochs(position) == tuple(
-            turn / order.num_micro_batches for turn, order in zip(turns, orders))
+            turn / order.num_micro_batches for turn, order in zip(turns, orders)
+        )
         batch = mixture[position]
         k = batch.source
         own = orders[k][turns[k]]
@@ -95,8 +106,9 @@ def test_cycles_and_seeds_differ() -> None:
 
     def cycles(seed: int) -> list[tuple[int, ...]]:
         mixture = Mixture(_orders([5, 5]), [30, 30], seed)
-        return [tuple(mixture[60 * cycle + place].source for place in range(60))
-                for cycle in range(20)]
+        return [
+            tuple(mixture[60 * cycle + place].source for place in range(60)) for cycle in range(20)
+        ]
 
     assert len(set(cycles(0) + cycles(1))) == 40
 
@@ -104,14 +116,21 @@ def test_cycles_and_seeds_differ() -> None:
 def test_mixtures_do_not_change_from_release_to_release() -> None:
     """Oracle: numbers written down once; a change would spoil the positions in checkpoints."""
     mixture = Mixture(_orders([5, 5, 5]), [4, 2, 1], 3)
-    sources = "".join(str(mixture[7 * cycle + place].source)
-                      for cycle in (0, 1, 10**9) for place in range(7))
+    sources = "".join(
+        str(mixture[7 * cycle + place].source) for cycle in (0, 1, 10**9) for place in range(7)
+    )
     assert sources == "102010002100102100010"
 
 
-@pytest.mark.parametrize("weights, seed, message", [
-    ([1], 0, "weights"), ([1, 0], 0, "weights"), ([], 0, "weights"), ([1, 1], -1, "seed"),
-])
+@pytest.mark.parametrize(
+    "weights, seed, message",
+    [
+        ([1], 0, "weights"),
+        ([1, 0], 0, "weights"),
+        ([], 0, "weights"),
+        ([1, 1], -1, "seed"),
+    ],
+)
 def test_odd_weights_are_refused(weights: list[int], seed: int, message: str) -> None:
     """Oracle: the error names the setting; position -1 is refused."""
     with pytest.raises(ValueError, match=f"^{message}: got"):

@@ -1,4 +1,5 @@
-"""Tests of sharding.order: exactly once an epoch, the same for everybody, from any position."""
+"""Tests of sharding.order.order: exactly once an epoch, the same for everybody, from any position."""
+
 from __future__ import annotations
 
 import doctest
@@ -14,19 +15,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharding import order as order_module
-from sharding.order import Order, Plan
+from sharding.order import order as order_module
+from sharding.order.order import Order, Plan
 
 Shapes = list[list[tuple[int, int]]]
 SHARDS = st.lists(
     st.lists(st.tuples(st.integers(1, 5), st.integers(1, 2)), max_size=9), min_size=1, max_size=9
 ).filter(any)
-SETTINGS = st.fixed_dictionaries({
-    "seed": st.integers(0, 2**70),
-    "micro_batch_size": st.integers(1, 6),
-    "window_num_shards": st.integers(1, 10),
-    "shape_step_px": st.integers(1, 6),
-})
+SETTINGS = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2**70),
+        "micro_batch_size": st.integers(1, 6),
+        "window_num_shards": st.integers(1, 10),
+        "shape_step_px": st.integers(1, 6),
+    }
+)
 quick = settings(max_examples=150, deadline=None, derandomize=True)
 
 
@@ -101,7 +104,8 @@ def test_the_arithmetic_is_that_of_real_queues(
 
 @quick
 @given(
-    shapes=SHARDS, config=SETTINGS,
+    shapes=SHARDS,
+    config=SETTINGS,
     worlds=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 5)), min_size=1, max_size=4),
 )
 def test_worlds_of_any_size_resume_from_any_position(
@@ -130,7 +134,11 @@ def test_order_does_not_change_from_release_to_release() -> None:
     shapes = [[(8, 8)] * 4, [(8, 8), (9, 9)], [(16, 16)] * 3]
     order = _order(shapes, seed=5, micro_batch_size=2, window_num_shards=2, shape_step_px=8)
     assert [order[position].samples for position in (0, 1, 5, 1_000_003)] == [
-        ((2, 0), (2, 1)), ((1, 0), (0, 3)), ((2, 1), (2, 2)), ((2, 2), (1, 1))]
+        ((2, 0), (2, 1)),
+        ((1, 0), (0, 3)),
+        ((2, 1), (2, 2)),
+        ((2, 2), (1, 1)),
+    ]
 
 
 def _uneven(num_shards: int, most: int, seed: int) -> tuple[np.ndarray, list[int]]:
@@ -141,17 +149,52 @@ def _uneven(num_shards: int, most: int, seed: int) -> tuple[np.ndarray, list[int
     return (words % 400 + 100).astype(np.uint16).reshape(-1, 2), sizes
 
 
-@pytest.mark.parametrize("made, seed, size, window, step, expected", [
-    ((37, 60, 1), 0, 8, 4, 128, "f36b47b963c4b646952fb96d8c3409eb248aa45f51728991ca049d157202edc9"),
-    ((37, 60, 1), 2**70 + 1, 32, 5, 64,
-     "19bdfbd57ececf2480914549ede05265e1d958ff3a746f1e85bab5da0f704d60"),
-    ((200, 9, 2), 7, 3, 16, 250,
-     "518d0b22030c6ea6d245d916895a60da7ff2c62c1ebdd491ff790926f4032adc"),
-    ((12, 300, 3), 7, 16, 100, 1,
-     "1cb61456e775e252e1c9b568d2d019da67cd240241f8344d5412642368429f26"),
-    ((50, 100, 4), 11, 1, 1, 5000,
-     "1b7e11f56e8991457b5ac71068db46b4d22fd3d13b2fdf0c4402b5d1e8dccf29"),
-], ids=["plain", "large seed", "tiny shards", "one window", "batches of one"])
+@pytest.mark.parametrize(
+    "made, seed, size, window, step, expected",
+    [
+        (
+            (37, 60, 1),
+            0,
+            8,
+            4,
+            128,
+            "f36b47b963c4b646952fb96d8c3409eb248aa45f51728991ca049d157202edc9",
+        ),
+        (
+            (37, 60, 1),
+            2**70 + 1,
+            32,
+            5,
+            64,
+            "19bdfbd57ececf2480914549ede05265e1d958ff3a746f1e85bab5da0f704d60",
+        ),
+        (
+            (200, 9, 2),
+            7,
+            3,
+            16,
+            250,
+            "518d0b22030c6ea6d245d916895a60da7ff2c62c1ebdd491ff790926f4032adc",
+        ),
+        (
+            (12, 300, 3),
+            7,
+            16,
+            100,
+            1,
+            "1cb61456e775e252e1c9b568d2d019da67cd240241f8344d5412642368429f26",
+        ),
+        (
+            (50, 100, 4),
+            11,
+            1,
+            1,
+            5000,
+            "1b7e11f56e8991457b5ac71068db46b4d22fd3d13b2fdf0c4402b5d1e8dccf29",
+        ),
+    ],
+    ids=["plain", "large seed", "tiny shards", "one window", "batches of one"],
+)
 def test_the_sequence_is_frozen(
     made: tuple[int, int, int], seed: int, size: int, window: int, step: int, expected: str
 ) -> None:
@@ -159,8 +202,14 @@ def test_the_sequence_is_frozen(
     arithmetic was another one (all groups and counts in memory).
     """
     shapes, sizes = _uneven(*made)
-    order = Order(shapes, sizes, seed=seed, micro_batch_size=size, window_num_shards=window,
-                  shape_step_px=step)
+    order = Order(
+        shapes,
+        sizes,
+        seed=seed,
+        micro_batch_size=size,
+        window_num_shards=window,
+        shape_step_px=step,
+    )
     digest = hashlib.sha256()
     for position in (*range(3 * order.num_micro_batches), *range(10**9, 10**9 + 50)):
         batch = order[position]
@@ -180,7 +229,7 @@ def test_epochs_and_seeds_differ_and_windows_mix() -> None:
     for epoch in range(5):
         batches = _epoch(order, epoch)
         for window in range(5):
-            inside = batches[16 * window:16 * window + 16]
+            inside = batches[16 * window : 16 * window + 16]
             assert len({shard for batch in inside for shard, _ in batch}) == 8
             assert all(len({shard for shard, _ in batch}) >= 4 for batch in inside)
         first_shards.add(frozenset(shard for batch in batches[:16] for shard, _ in batch))
@@ -189,8 +238,14 @@ def test_epochs_and_seeds_differ_and_windows_mix() -> None:
 
 def test_pictures_of_one_shape_give_one_ragged_micro_batch() -> None:
     """Oracle: 2000 = 62 * 32 + 16."""
-    order = Order(np.full((2000, 2), 96), [250] * 8, seed=0, micro_batch_size=32,
-                  window_num_shards=8, shape_step_px=32)
+    order = Order(
+        np.full((2000, 2), 96),
+        [250] * 8,
+        seed=0,
+        micro_batch_size=32,
+        window_num_shards=8,
+        shape_step_px=32,
+    )
     sizes = Counter(len(samples) for samples in _epoch(order, 3))
     assert sizes == {32: 62, 16: 1}
 
@@ -218,16 +273,23 @@ def test_a_memory_map_is_left_where_it_is(tmp_path: Path) -> None:
 
 def test_epochs_are_counted() -> None:
     """Oracle: 12 samples in micro-batches of 3 are 4 positions an epoch."""
-    order: Plan = Order(np.full((12, 2), 8), [12], seed=0, micro_batch_size=3, window_num_shards=1,
-                        shape_step_px=8)
+    order: Plan = Order(
+        np.full((12, 2), 8), [12], seed=0, micro_batch_size=3, window_num_shards=1, shape_step_px=8
+    )
     assert [order.epochs(position) for position in (0, 2, 4, 9)] == [(0,), (0.5,), (1,), (2.25,)]
     assert order[9].epoch == 2 and order[9].source == 0
 
 
 def test_a_copy_by_pickle_is_small_and_says_the_same() -> None:
     """Oracle: the original; bytes bounded so that no cache travels to spawned workers."""
-    order = Order(np.full((20_000, 2), 64, np.uint16), [1000] * 20, seed=0, micro_batch_size=8,
-                  window_num_shards=20, shape_step_px=64)
+    order = Order(
+        np.full((20_000, 2), 64, np.uint16),
+        [1000] * 20,
+        seed=0,
+        micro_batch_size=8,
+        window_num_shards=20,
+        shape_step_px=64,
+    )
     expected = [order[position] for position in range(50)]
     data = pickle.dumps(order)
     assert len(data) < 4 * 20_000 + 3_000
@@ -235,9 +297,15 @@ def test_a_copy_by_pickle_is_small_and_says_the_same() -> None:
     assert [copy[position] for position in range(50)] == expected
 
 
-@pytest.mark.parametrize("name", [
-    "seed", "micro_batch_size", "window_num_shards", "shape_step_px",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "seed",
+        "micro_batch_size",
+        "window_num_shards",
+        "shape_step_px",
+    ],
+)
 def test_settings_out_of_range_are_refused(name: str) -> None:
     """Oracle: the error names the setting; a set without samples and position -1 are refused."""
     sound = {"seed": 0, "micro_batch_size": 1, "window_num_shards": 1, "shape_step_px": 1}

@@ -1,4 +1,5 @@
 """A rank that is killed leaves nothing: no worker, nothing in /dev/shm, nothing on disk."""
+
 from __future__ import annotations
 
 import os
@@ -21,8 +22,8 @@ RANK = """
 import sys, time
 import torch
 from torch.utils.data import DataLoader
-from sharding.source import Source
-from sharding.stream import Stream, positions
+from sharding.reading.dataset_source import Source
+from sharding.reading.stream import Stream, positions
 
 def collate(samples):
     images = bytearray(b"".join(sample.image for sample in samples))
@@ -76,18 +77,19 @@ def _first_line(rank: subprocess.Popen[str]) -> str:
     return rank.stdout.readline()
 
 
-def test_nothing_is_left_of_a_rank_that_is_killed(
-    temporary: Path, server: RangeServer
-) -> None:
+def test_nothing_is_left_of_a_rank_that_is_killed(temporary: Path, server: RangeServer) -> None:
     """Oracle: the kernel's list of processes, and the folders before and after. When two ranks get
     SIGKILL, the workers of one wait for room in a pipe, those of the other for a stalled store."""
     stalling = RangeServer(server.folder)
     shared = set(os.listdir("/dev/shm"))
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, url], stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", RANK, url],
+            stdout=subprocess.PIPE,
+            text=True,
             env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": os.getcwd()},
-        ) for url in (server.url, stalling.url)
+        )
+        for url in (server.url, stalling.url)
     ]
     of_rank = [[int(word) for word in _first_line(rank).split()] for rank in ranks]
     # Only now, so that the first batch is not among what never comes.

@@ -1,4 +1,5 @@
-"""Tests of sharding.repack: the same samples in other shards, after any disturbance."""
+"""Tests of sharding.tools.repack: the same samples in other shards, after any disturbance."""
+
 from __future__ import annotations
 
 import io
@@ -13,20 +14,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from killed_calls import die_before
 import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from killed_calls import die_before
 from PIL import Image
 
-from sharding.catalog import read_catalog, write_catalog
-from sharding.index import index_folder
-from sharding.manifest import manifest_path, read_manifest
-from sharding.read import OpenTar, read_payloads
-from sharding.repack import RepackConfig, repack
-from sharding.schema import Failure, Note, Sample, ShardError
-from sharding.verify import verify_paths
-from sharding.write import write_shard
+from sharding.format.catalog import read_catalog, write_catalog
+from sharding.format.manifest import manifest_path, read_manifest
+from sharding.format.schema import Failure, Note, Sample, ShardError
+from sharding.reading.sample_reader import OpenTar, read_payloads
+from sharding.tools.index import index_folder
+from sharding.tools.repack import RepackConfig, repack
+from sharding.tools.verify import verify_paths
+from sharding.writing.shard_writer import write_shard
 
 MakeFolder = Callable[..., Path]
 MakeSample = Callable[..., Sample]
@@ -38,8 +39,14 @@ def _samples(folder: Path, split: str | None = None) -> list[tuple]:
     for shard in read_catalog(folder).shards:
         tar = OpenTar(folder / shard.tar)
         samples += [
-            (shard.split, entry.key, entry.width, entry.height, entry.crc32,
-             tuple(read_payloads(tar, entry).items()))
+            (
+                shard.split,
+                entry.key,
+                entry.width,
+                entry.height,
+                entry.crc32,
+                tuple(read_payloads(tar, entry).items()),
+            )
             for entry in read_manifest(folder / shard.tar).samples
             if split in (None, shard.split)
         ]
@@ -82,8 +89,12 @@ def test_the_same_samples_lie_in_other_shards(
     catalog = repack([source], tmp_path / "out", config)
     out = tmp_path / "out"
     assert [(shard.tar, shard.num_ok) for shard in catalog.shards] == [
-        ("heldout-000000.tar", 4), ("heldout-000001.tar", 2), ("train-000000.tar", 4),
-        ("train-000001.tar", 4), ("train-000002.tar", 4), ("train-000003.tar", 2),
+        ("heldout-000000.tar", 4),
+        ("heldout-000001.tar", 2),
+        ("train-000000.tar", 4),
+        ("train-000001.tar", 4),
+        ("train-000002.tar", 4),
+        ("train-000003.tar", 2),
     ]
     assert Counter(_samples(out)) == Counter(_samples(source))
     assert (_samples(out, "train") == _samples(source, "train")) == (seed is None)
@@ -91,7 +102,8 @@ def test_the_same_samples_lie_in_other_shards(
     before = read_catalog(source)
     for count in ("num_input", "num_ok", "num_failed"):
         assert sum(getattr(shard, count) for shard in catalog.shards) == sum(
-            getattr(shard, count) for shard in before.shards)
+            getattr(shard, count) for shard in before.shards
+        )
     assert (catalog.kind, catalog.about) == (before.kind, before.about)
     assert verify_paths([out], full=True) == []
     for shard in catalog.shards:  # a note stays with its sample
@@ -137,16 +149,24 @@ def test_tars_that_others_wrote_are_repacked(tmp_path: Path) -> None:
         with webdataset.TarWriter(str(source / f"{shard:05d}.tar")) as writer:
             for number in range(3):
                 key = f"{shard:05d}{number:04d}"
-                writer.write({"__key__": key, "jpeg": picture.getvalue() + key.encode(),
-                              "txt": f"picture {key}", "cls": b"7"})
+                writer.write(
+                    {
+                        "__key__": key,
+                        "jpeg": picture.getvalue() + key.encode(),
+                        "txt": f"picture {key}",
+                        "cls": b"7",
+                    }
+                )
             writer.write({"__key__": f"failed-{shard}", "json": {"status": "failed"}})
     index_folder(source)
     repack([source], out, RepackConfig(samples_per_shard=5, seed=0))
 
     def read(folder: Path) -> dict[str, tuple]:
         tars = [str(tar) for tar in sorted(folder.glob("*.tar"))]
-        return {sample["__key__"]: (sample.get("jpeg"), sample.get("txt"))
-                for sample in webdataset.WebDataset(tars, shardshuffle=False)}
+        return {
+            sample["__key__"]: (sample.get("jpeg"), sample.get("txt"))
+            for sample in webdataset.WebDataset(tars, shardshuffle=False)
+        }
 
     assert read(out) == {key: members for key, members in read(source).items() if all(members)}
     assert _remarks(out) == _remarks(source)
@@ -154,8 +174,12 @@ def test_tars_that_others_wrote_are_repacked(tmp_path: Path) -> None:
     assert verify_paths([out], full=True) == []
 
 
-@settings(max_examples=25, deadline=None, derandomize=True,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     counts=st.lists(st.integers(0, 6), min_size=1, max_size=5),
     size=st.one_of(
@@ -165,8 +189,11 @@ def test_tars_that_others_wrote_are_repacked(tmp_path: Path) -> None:
     seed=st.one_of(st.none(), st.integers(0, 99)),
 )
 def test_any_cut_and_order_keeps_every_sample(
-    tmp_path_factory: pytest.TempPathFactory, make_folder: MakeFolder, counts: list[int],
-    size: dict[str, int], seed: int | None,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_folder: MakeFolder,
+    counts: list[int],
+    size: dict[str, int],
+    seed: int | None,
 ) -> None:
     """Oracle: the sources' samples; sizes as asked for; a second run's bytes."""
     folder = tmp_path_factory.mktemp("any")
@@ -208,8 +235,11 @@ def test_folders_are_merged_and_seeds_differ(
         assert catalog.about == about
         assert sorted(orders[-1]) == sorted(_samples(first) + _samples(second))
     assert orders[0] != orders[1] != orders[2] != orders[0]
-    only = repack([_with_heldout(first), second], tmp_path / "split",
-                  RepackConfig(samples_per_shard=5, split="train"))
+    only = repack(
+        [_with_heldout(first), second],
+        tmp_path / "split",
+        RepackConfig(samples_per_shard=5, split="train"),
+    )
     assert {shard.split for shard in only.shards} == {"train"}
     assert sum(shard.num_ok for shard in only.shards) == 10
 
@@ -227,8 +257,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, make_folder: MakeFolder) -
         RepackConfig(shard_bytes=0)
     with pytest.raises(ShardError, match="expected another folder"):
         repack([twin, source], tmp_path / "twin" / ".." / "source", config)
-    with pytest.raises(ShardError, match="picture-00000.*twin/train-000000.tar|"
-                                         "twin/train-000000.tar.*picture-00000"):
+    with pytest.raises(
+        ShardError,
+        match="picture-00000.*twin/train-000000.tar|twin/train-000000.tar.*picture-00000",
+    ):
         repack([source, twin], tmp_path / "out", config)
     assert os.listdir(tmp_path / "out") == ["repack.json"]
     repack([source], tmp_path / "done", config)
@@ -261,7 +293,10 @@ def test_a_damaged_sample_is_not_taken_over(tmp_path: Path, make_folder: MakeFol
     with pytest.raises(ShardError, match="train-000001.tar: sample picture-00004: got CRC-32"):
         repack([source], tmp_path / "out", RepackConfig(samples_per_shard=3))
     assert sorted(os.listdir(tmp_path / "out")) == [
-        "repack.json", "train-000000.tar", "train-000000.tar.json"]
+        "repack.json",
+        "train-000000.tar",
+        "train-000000.tar.json",
+    ]
     os.truncate(tar, 512)
     with pytest.raises(ShardError, match="train-000001.tar: got 512 bytes"):
         repack([source], tmp_path / "other", RepackConfig(samples_per_shard=3))
@@ -303,9 +338,7 @@ def test_a_killed_repack_goes_on_where_it_was(tmp_path: Path, make_folder: MakeF
         process = fork.Process(target=_repack_until, args=(source, out, moment))
         process.start()
         process.join()
-        done = {
-            tar: tar.stat().st_ino for tar in out.glob("*.tar") if manifest_path(tar).exists()
-        }
+        done = {tar: tar.stat().st_ino for tar in out.glob("*.tar") if manifest_path(tar).exists()}
         repack([source], out, RepackConfig(samples_per_shard=4, seed=3))
         assert {tar: tar.stat().st_ino for tar in done} == done
         assert _files(out) == _files(lone)

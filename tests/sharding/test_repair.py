@@ -1,4 +1,5 @@
-"""Tests of sharding.repair: what is sound stays, what is not is put aside, nothing is lost."""
+"""Tests of sharding.tools.repair: what is sound stays, what is not is put aside, nothing is lost."""
+
 from __future__ import annotations
 
 import fcntl
@@ -17,13 +18,13 @@ import pytest
 from killed_calls import die_before
 from PIL import Image
 
-from sharding.catalog import read_catalog, write_catalog
-from sharding.manifest import is_done, manifest_path, read_manifest
-from sharding.read import iterate
-from sharding.repair import lines, repair
-from sharding.schema import Failure, Sample, ShardError
-from sharding.verify import verify_paths
-from sharding.write import write_shard
+from sharding.format.catalog import read_catalog, write_catalog
+from sharding.format.manifest import is_done, manifest_path, read_manifest
+from sharding.format.schema import Failure, Sample, ShardError
+from sharding.reading.sample_reader import iterate
+from sharding.tools.repair import lines, repair
+from sharding.tools.verify import verify_paths
+from sharding.writing.shard_writer import write_shard
 
 MakeSample = Callable[..., Sample]
 NAME = "train-000001.tar"
@@ -64,7 +65,8 @@ def folder(tmp_path: Path, whole: Path, make_sample: MakeSample) -> Path:
 def _files(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*")) if path.is_file()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
 
 
@@ -117,28 +119,52 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "manifest missing": (lambda tar: manifest_path(tar).unlink(), "rebuilt", "no manifest"),
     "manifest cut": (lambda tar: os.truncate(manifest_path(tar), 300), "rebuilt", "manifest"),
     "manifest of another tar": (
-        lambda tar: shutil.copy(manifest_path(tar.with_name("train-000000.tar")),
-                                manifest_path(tar)), "rebuilt", "train-000000.tar"),
+        lambda tar: shutil.copy(
+            manifest_path(tar.with_name("train-000000.tar")), manifest_path(tar)
+        ),
+        "rebuilt",
+        "train-000000.tar",
+    ),
     "manifest of an older tar": (_older_manifest, "rebuilt", "replaced"),
     "tar of another manifest": (
-        lambda tar: shutil.copy(tar.with_name("train-000000.tar"), tar), "quarantined",
-        "knows the manifest"),
+        lambda tar: shutil.copy(tar.with_name("train-000000.tar"), tar),
+        "quarantined",
+        "knows the manifest",
+    ),
     "other tar, no manifest": (_other_tar, "quarantined", "4 samples"),
     "tar missing": (lambda tar: tar.unlink(), "quarantined", "gone"),
     "tar empty": (lambda tar: os.truncate(tar, 0), "quarantined", "got 0 bytes"),
     "cut between samples": (
-        lambda tar: os.truncate(tar, _place(tar, "jpg") - 512), "quarantined", "cut short"),
+        lambda tar: os.truncate(tar, _place(tar, "jpg") - 512),
+        "quarantined",
+        "cut short",
+    ),
     "cut inside a sample": (
-        lambda tar: os.truncate(tar, _place(tar, "json") - 512), "quarantined", "cut short"),
+        lambda tar: os.truncate(tar, _place(tar, "json") - 512),
+        "quarantined",
+        "cut short",
+    ),
     "cut inside data": (
-        lambda tar: os.truncate(tar, _place(tar, "jpg") + 9), "quarantined", "cut short"),
+        lambda tar: os.truncate(tar, _place(tar, "jpg") + 9),
+        "quarantined",
+        "cut short",
+    ),
     "header destroyed": (
-        lambda tar: _flip(tar, _place(tar, "json") - 512), "quarantined", "header"),
+        lambda tar: _flip(tar, _place(tar, "json") - 512),
+        "quarantined",
+        "header",
+    ),
     "bit of a picture": (
-        lambda tar: _flip(tar, _place(tar, "jpg") + 99), "quarantined", "picture-00006: "),
+        lambda tar: _flip(tar, _place(tar, "jpg") + 99),
+        "quarantined",
+        "picture-00006: ",
+    ),
     "bit of a json": (lambda tar: _flip(tar, _place(tar, "json") + 7), "quarantined", "CRC-32"),
     "bit of objects": (
-        lambda tar: _flip(tar, _place(tar, "objects.npy") + 300), "quarantined", "CRC-32"),
+        lambda tar: _flip(tar, _place(tar, "objects.npy") + 300),
+        "quarantined",
+        "CRC-32",
+    ),
     "garbage behind the end": (_append, "quarantined", "behind the end"),
     "merged, no manifest": (_merge, "quarantined", "4 samples"),
 }
@@ -159,7 +185,10 @@ def test_every_damage_is_repaired(folder: Path, damage: str) -> None:
     report = repair(folder)
     assert report.findings == dry.findings and report.catalog == dry.catalog
     assert {f.tar: f.action for f in report.findings} == {
-        "heldout-000002.tar": "left", "train-000000.tar": "left", NAME: action}
+        "heldout-000002.tar": "left",
+        "train-000000.tar": "left",
+        NAME: action,
+    }
     (finding,) = [f for f in report.findings if f.tar == NAME]
     assert reason in finding.reason
     assert verify_paths([folder], full=True) == []
@@ -170,8 +199,12 @@ def test_every_damage_is_repaired(folder: Path, damage: str) -> None:
     assert splits == {"heldout-000002.tar": "heldout", "train-000000.tar": "train"}
     assert finding.num_lost == (0 if action == "rebuilt" else 5)
     if damage != "manifest of an older tar" and action == "rebuilt":
-        assert replace(read_manifest(folder / NAME), failures=whole.failures,
-                       fingerprint=whole.fingerprint) == whole
+        assert (
+            replace(
+                read_manifest(folder / NAME), failures=whole.failures, fingerprint=whole.fingerprint
+            )
+            == whole
+        )
     after = _files(folder)
     again = repair(folder)
     assert all(f.action == "left" for f in again.findings) and not again.catalog
@@ -185,7 +218,8 @@ def test_a_sound_folder_is_left_as_it_is(folder: Path) -> None:
     assert _files(folder) == before
     assert report.num("left") == 3 and report.catalog == ""
     assert lines(report) == [
-        f"{folder}: 3 shards sound, 0 given a new manifest, 0 moved to quarantine/, 0 missing."]
+        f"{folder}: 3 shards sound, 0 given a new manifest, 0 moved to quarantine/, 0 missing."
+    ]
 
 
 def test_a_rebuilt_manifest_counts_and_is_not_taken_for_the_stages_own(folder: Path) -> None:
@@ -198,7 +232,8 @@ def test_a_rebuilt_manifest_counts_and_is_not_taken_for_the_stages_own(folder: P
     for old, new in zip(before.shards, read_catalog(folder).shards, strict=True):
         assert replace(new, manifest_sha256=old.manifest_sha256) == old
     assert [sample.key for sample in iterate(folder / NAME)] == [
-        f"picture-{index:05d}" for index in range(4, 9)]
+        f"picture-{index:05d}" for index in range(4, 9)
+    ]
     assert not is_done(folder / NAME, {"stage": "1"})
     assert any("1 failures are known by their number alone" in line for line in lines(report))
     _rewrite(folder / NAME, results, "1")
@@ -216,11 +251,19 @@ def test_what_the_catalog_lists_and_nobody_has_is_missing(folder: Path) -> None:
     report = repair(folder)
     assert report.num("missing") == 1
     assert [shard.tar for shard in read_catalog(folder).shards] == [
-        "heldout-000002.tar", "train-000000.tar"]
+        "heldout-000002.tar",
+        "train-000000.tar",
+    ]
     assert (folder / "quarantine" / "catalog.json").read_bytes() == old
     text = "\n".join(lines(report))
-    for part in ("1 missing", f"missing {NAME}: the tar is gone", "2 shards with 7 samples",
-                 "listed 3 with 12", "1 shards anew", "5 samples are out of reach"):
+    for part in (
+        "1 missing",
+        f"missing {NAME}: the tar is gone",
+        "2 shards with 7 samples",
+        "listed 3 with 12",
+        "1 shards anew",
+        "5 samples are out of reach",
+    ):
         assert part in text
 
 
@@ -258,9 +301,11 @@ def test_a_key_in_two_shards_puts_the_second_aside(folder: Path, make_sample: Ma
     report = repair(folder)
     found = {f.tar: (f.action, f.split) for f in report.findings if f.tar.startswith("train")}
     assert found == {
-        "train-0000.tar": ("quarantined", None), "train-000000.tar": ("left", "train"),
+        "train-0000.tar": ("quarantined", None),
+        "train-000000.tar": ("left", "train"),
         NAME: ("left", "train"),
-        "train-000007.tar": ("left", "train"), "train-000008.tar": ("quarantined", None),
+        "train-000007.tar": ("left", "train"),
+        "train-000008.tar": ("quarantined", None),
         "train-000009.tar": ("left", "train"),
     }
     reasons = {f.tar: f.reason for f in report.findings}

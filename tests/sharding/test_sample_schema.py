@@ -1,4 +1,5 @@
-"""Tests of sharding.schema: keys, samples and the objects array."""
+"""Tests of sharding.format.schema: keys, samples and the objects array."""
+
 from __future__ import annotations
 
 import io
@@ -10,9 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sharding.schema import (
-    Sample, ShardError, check_key, check_objects, check_sample, decode_objects, encode_objects,
-    object_dtype
+from sharding.format.schema import (
+    Sample,
+    ShardError,
+    check_key,
+    check_objects,
+    check_sample,
+    decode_objects,
+    encode_objects,
+    object_dtype,
 )
 
 DTYPE = object_dtype(feature_size=16, num_top=5, attributes=True)
@@ -28,8 +35,12 @@ def _array(num_objects: int = 3) -> np.ndarray:
 def test_the_dtype_is_exactly_the_one_of_the_design() -> None:
     """Oracle: the design's list of fields, and packed."""
     fields = [
-        ("box", "<f4", (4,)), ("score", "<f2"), ("label", "<i4"), ("feature", "<f2", (16,)),
-        ("top_label", "<i4", (5,)), ("top_score", "<f2", (5,)),
+        ("box", "<f4", (4,)),
+        ("score", "<f2"),
+        ("label", "<i4"),
+        ("feature", "<f2", (16,)),
+        ("top_label", "<i4", (5,)),
+        ("top_score", "<f2", (5,)),
     ]
     assert object_dtype(feature_size=16, num_top=5, attributes=False).descr == fields
     assert DTYPE.descr == [*fields, ("attribute", "<i4"), ("attribute_score", "<f2")]
@@ -62,28 +73,33 @@ def _retyped(change: Callable[[list[Any]], list[Any]], **settings: Any) -> np.nd
     return np.zeros(3, np.dtype(change(list(DTYPE.descr)), **settings))
 
 
-@pytest.mark.parametrize("array", [
-    _array().reshape(1, 3),
-    np.zeros(3, "<f4"),
-    [1, 2],
-    _retyped(lambda fields: [(name, kind.replace("<", ">"), *shape)
-                             for name, kind, *shape in fields]),
-    _retyped(lambda fields: fields[::-1]),
-    _retyped(lambda fields: fields + [("more", "<i4")]),
-    _retyped(lambda fields: fields[:-1]),
-    _retyped(lambda fields: fields[1:]),
-    _retyped(lambda fields: [("box", "<f8", (4,))] + fields[1:]),
-    _retyped(lambda fields: fields, align=True),
-    _retyped(lambda fields: fields[:5] + [("top_score", "<f2", (4,))] + fields[6:]),
-    _changed("box", [0, 0, np.nan, 1]),
-    _changed("box", [5, 0, 4, 1]),
-    _changed("box", [0, 5, 1, 4]),
-    _changed("score", 0.95),
-    _changed("score", np.nan),
-    _changed("feature", np.inf),
-    _changed("top_score", np.nan),
-    _changed("attribute_score", -np.inf),
-], ids=lambda array: str(getattr(array, "dtype", "list"))[:40])
+@pytest.mark.parametrize(
+    "array",
+    [
+        _array().reshape(1, 3),
+        np.zeros(3, "<f4"),
+        [1, 2],
+        _retyped(
+            lambda fields: [(name, kind.replace("<", ">"), *shape) for name, kind, *shape in fields]
+        ),
+        _retyped(lambda fields: fields[::-1]),
+        _retyped(lambda fields: fields + [("more", "<i4")]),
+        _retyped(lambda fields: fields[:-1]),
+        _retyped(lambda fields: fields[1:]),
+        _retyped(lambda fields: [("box", "<f8", (4,))] + fields[1:]),
+        _retyped(lambda fields: fields, align=True),
+        _retyped(lambda fields: fields[:5] + [("top_score", "<f2", (4,))] + fields[6:]),
+        _changed("box", [0, 0, np.nan, 1]),
+        _changed("box", [5, 0, 4, 1]),
+        _changed("box", [0, 5, 1, 4]),
+        _changed("score", 0.95),
+        _changed("score", np.nan),
+        _changed("feature", np.inf),
+        _changed("top_score", np.nan),
+        _changed("attribute_score", -np.inf),
+    ],
+    ids=lambda array: str(getattr(array, "dtype", "list"))[:40],
+)
 def test_other_arrays_are_refused(array: Any) -> None:
     """Oracle: each array breaks one rule of the schema; the sound one passes."""
     check_objects(_array())
@@ -108,22 +124,26 @@ def _npz() -> bytes:
 GOOD = encode_objects(_array())
 
 
-@pytest.mark.parametrize("data", [
-    b"",
-    GOOD[:-1],
-    GOOD + b"\0",
-    GOOD[:20],
-    GOOD.replace(b"(3,)", b"(4,)"),
-    GOOD.replace(b"'shape': (3,), }          ", b"'shape': (99999999999,), }"),
-    GOOD.replace(b"(3,)", b"(-3)"),
-    GOOD.replace(b"'<f4'", b"'O'  "),
-    GOOD.replace(b"{'descr'", b"{" + 8 * b"["),
-    _npy(_array(), version=(2, 0)),
-    _npy(np.array([{}]), allow_pickle=True),
-    _npy(np.zeros((3, 1), DTYPE)),
-    pickle.dumps(_array()),
-    _npz(),
-], ids=range(14))
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        GOOD[:-1],
+        GOOD + b"\0",
+        GOOD[:20],
+        GOOD.replace(b"(3,)", b"(4,)"),
+        GOOD.replace(b"'shape': (3,), }          ", b"'shape': (99999999999,), }"),
+        GOOD.replace(b"(3,)", b"(-3)"),
+        GOOD.replace(b"'<f4'", b"'O'  "),
+        GOOD.replace(b"{'descr'", b"{" + 8 * b"["),
+        _npy(_array(), version=(2, 0)),
+        _npy(np.array([{}]), allow_pickle=True),
+        _npy(np.zeros((3, 1), DTYPE)),
+        pickle.dumps(_array()),
+        _npz(),
+    ],
+    ids=range(14),
+)
 def test_other_bytes_are_refused(data: bytes) -> None:
     """Oracle: damaged, hostile or foreign bytes; none is unpickled, none allocates its claim."""
     assert data != GOOD
@@ -137,22 +157,46 @@ def test_sound_keys_pass(key: str) -> None:
     check_key(key)
 
 
-@pytest.mark.parametrize("key", [
-    "", "a.b", "a/b", "a\\b", "a b", "a\n", "a\0", "é", "x" * 81, "..", None, b"a", "\x7f",
-])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "a.b",
+        "a/b",
+        "a\\b",
+        "a b",
+        "a\n",
+        "a\0",
+        "é",
+        "x" * 81,
+        "..",
+        None,
+        b"a",
+        "\x7f",
+    ],
+)
 def test_unsound_keys_are_refused(key: Any) -> None:
     """Oracle: each breaks a rule of check_key."""
     with pytest.raises(ShardError, match="^key: got"):
         check_key(key)
 
 
-@pytest.mark.parametrize("change", [
-    {"key": "a.b"}, {"extension": "jpeg"}, {"image": b""}, {"image": "text"},
-    {"info": {"captions": [], "width": 1}}, {"info": {"captions": [], "width": 1, "height": 0}},
-    {"info": {"captions": [], "width": 1.0, "height": 1}}, {"info": {"width": 1, "height": 1}},
-    {"info": {"captions": "text", "width": 1, "height": 1}},
-    {"info": {"captions": [None], "width": 1, "height": 1}},
-], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": "a.b"},
+        {"extension": "jpeg"},
+        {"image": b""},
+        {"image": "text"},
+        {"info": {"captions": [], "width": 1}},
+        {"info": {"captions": [], "width": 1, "height": 0}},
+        {"info": {"captions": [], "width": 1.0, "height": 1}},
+        {"info": {"width": 1, "height": 1}},
+        {"info": {"captions": "text", "width": 1, "height": 1}},
+        {"info": {"captions": [None], "width": 1, "height": 1}},
+    ],
+    ids=str,
+)
 def test_unsound_samples_are_refused(
     make_sample: Callable[..., Sample], change: dict[str, Any]
 ) -> None:

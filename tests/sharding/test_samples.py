@@ -1,4 +1,5 @@
-"""Tests of sharding.samples: stages of stock webdataset over our stream, and their own samples."""
+"""Tests of sharding.reading.webdataset_adapter: stages of stock webdataset over our stream, and their own samples."""
+
 from __future__ import annotations
 
 import io
@@ -15,14 +16,14 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from sharding.catalog import write_catalog
-from sharding.index import index_folder
-from sharding.manifest import read_manifest
-from sharding.samples import Samples
-from sharding.schema import Sample, ShardError
-from sharding.source import Source
-from sharding.stream import Stream
-from sharding.write import write_shard
+from sharding.format.catalog import write_catalog
+from sharding.format.manifest import read_manifest
+from sharding.format.schema import Sample, ShardError
+from sharding.reading.dataset_source import Source
+from sharding.reading.stream import Stream
+from sharding.reading.webdataset_adapter import WebdatasetAdapter
+from sharding.tools.index import index_folder
+from sharding.writing.shard_writer import write_shard
 
 COUNTS = [5, 7, 3]
 
@@ -41,24 +42,29 @@ def folder(tmp_path: Path, make_sample: Callable[..., Sample]) -> Path:
         name = f"train-{shard:06d}.tar"
         samples = [make_sample(index) for index in range(first, first + count)]
         kinds = {"jpg": "JPEG", "png": "PNG"}
-        write_shard(tmp_path / name, [
-            replace(sample, image=_picture(first + place, kinds[sample.extension]))
-            for place, sample in enumerate(samples)
-        ], fingerprint={})
+        write_shard(
+            tmp_path / name,
+            [
+                replace(sample, image=_picture(first + place, kinds[sample.extension]))
+                for place, sample in enumerate(samples)
+            ],
+            fingerprint={},
+        )
         splits[name], first = "train", first + count
     write_catalog(tmp_path, kind="objects", splits=splits, about={})
     return tmp_path
 
 
 def _stream(folder: Path) -> Stream:
-    return Stream([Source(folder)], seed=5, micro_batch_size=2, window_num_shards=2,
-                  shape_step_px=64)
+    return Stream(
+        [Source(folder)], seed=5, micro_batch_size=2, window_num_shards=2, shape_step_px=64
+    )
 
 
-def _samples(folder: Path, *, rank: int = 0, world_size: int = 1) -> Samples:
+def _samples(folder: Path, *, rank: int = 0, world_size: int = 1) -> WebdatasetAdapter:
     stream = _stream(folder)
     num = stream.num_micro_batches
-    return Samples(stream, start=num, rank=rank, world_size=world_size, end=2 * num)
+    return WebdatasetAdapter(stream, start=num, rank=rank, world_size=world_size, end=2 * num)
 
 
 def _stock(folder: Path) -> webdataset.WebDataset:
@@ -78,7 +84,8 @@ def _by_key(samples: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     found = {
         sample["__key__"]: {
             name: _plain(value) for name, value in sample.items() if not name.startswith("__")
-        } for sample in samples
+        }
+        for sample in samples
     }
     assert len(found) == len(samples)
     return found
@@ -100,18 +107,26 @@ def test_the_url_is_the_shard(folder: Path) -> None:
     assert {sample["__key__"]: sample["__url__"] for sample in _samples(folder)} == urls
 
 
-@pytest.mark.parametrize("loader", [
-    lambda data: DataLoader(data, batch_size=None, num_workers=2),
-    lambda data: webdataset.WebLoader(data, batch_size=None, num_workers=2),
-    lambda data: DataLoader(data, batch_size=None),
-], ids=["two workers", "WebLoader", "no workers"])
+@pytest.mark.parametrize(
+    "loader",
+    [
+        lambda data: DataLoader(data, batch_size=None, num_workers=2),
+        lambda data: webdataset.WebLoader(data, batch_size=None, num_workers=2),
+        lambda data: DataLoader(data, batch_size=None),
+    ],
+    ids=["two workers", "WebLoader", "no workers"],
+)
 def test_stages_follow_in_workers(folder: Path, loader: Callable[..., Any]) -> None:
     """Oracle: keys and captions of stock webdataset, from two ranks of workers, each once."""
     seen = [
-        pair for rank in range(2)
+        pair
+        for rank in range(2)
         for pair in loader(
             _samples(folder, rank=rank, world_size=2)
-            .decode("pil").map(_with_size).to_tuple("__key__", "json"))
+            .decode("pil")
+            .map(_with_size)
+            .to_tuple("__key__", "json")
+        )
     ]
     assert Counter(key for key, _ in seen) == Counter(s["__key__"] for s in _stock(folder))
     for key, info in seen:
@@ -130,8 +145,8 @@ def test_batches_of_webdataset(folder: Path) -> None:
     num = stream.num_micro_batches
     order = [sample.key for position in range(num, 2 * num) for sample in stream[position]]
     batches = list(_samples(folder).to_tuple("__key__").batched(4))
-    assert [key for keys, in batches for key in keys] == order
-    assert [len(keys) for keys, in batches] == [4, 4, 4, 3]
+    assert [key for (keys,) in batches for key in keys] == order
+    assert [len(keys) for (keys,) in batches] == [4, 4, 4, 3]
 
 
 def test_damage_is_not_passed_over(folder: Path) -> None:
@@ -148,7 +163,7 @@ def test_damage_is_not_passed_over(folder: Path) -> None:
 def test_a_share_that_does_not_exist_is_refused_at_once(folder: Path) -> None:
     """Oracle: rank 2 of 2."""
     with pytest.raises(ValueError, match="start, rank, world_size"):
-        Samples(_stream(folder), start=0, rank=2, world_size=2)
+        WebdatasetAdapter(_stream(folder), start=0, rank=2, world_size=2)
 
 
 @pytest.fixture
@@ -159,12 +174,27 @@ def img2dataset(tmp_path: Path) -> Path:
             for number in range(4):
                 key = f"{shard:05d}{number:04d}"
                 caption = f"a caption of {key}"
-                info = {"caption": caption, "url": f"http://x/{key}", "key": key,
-                        "status": "success", "error_message": None, "width": 12, "height": 8,
-                        "original_width": 100, "original_height": 70, "exif": "{}",
-                        "sha256": "0" * 64}
-                writer.write({"__key__": key, "jpg": _picture(number, "JPEG"), "txt": caption,
-                              "json": json.dumps(info).encode()})
+                info = {
+                    "caption": caption,
+                    "url": f"http://x/{key}",
+                    "key": key,
+                    "status": "success",
+                    "error_message": None,
+                    "width": 12,
+                    "height": 8,
+                    "original_width": 100,
+                    "original_height": 70,
+                    "exif": "{}",
+                    "sha256": "0" * 64,
+                }
+                writer.write(
+                    {
+                        "__key__": key,
+                        "jpg": _picture(number, "JPEG"),
+                        "txt": caption,
+                        "json": json.dumps(info).encode(),
+                    }
+                )
     return tmp_path
 
 

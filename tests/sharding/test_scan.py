@@ -1,4 +1,5 @@
-"""Tests of sharding.scan: what Python's tarfile lists, and an error where tarfile says nothing."""
+"""Tests of sharding.format.tar_scan: what Python's tarfile lists, and an error where tarfile says nothing."""
+
 from __future__ import annotations
 
 import io
@@ -9,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharding import scan as scanning
-from sharding.scan import BLOCK_BYTES, Member, scan
-from sharding.schema import ShardError
+from sharding.format import tar_scan as scanning
+from sharding.format.schema import ShardError
+from sharding.format.tar_scan import BLOCK_BYTES, Member, scan
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 LONG = "folder/" * 30 + "x.jpg"  # 215 characters
@@ -33,7 +34,7 @@ def _resum(data: bytes) -> bytes:
 
 def _patched(data: bytes, at: int, value: bytes) -> bytes:
     """`data` with other bytes in its first block, a header, and the checksum made to fit."""
-    return _resum(data[:at] + value + data[at + len(value):])
+    return _resum(data[:at] + value + data[at + len(value) :])
 
 
 def _file(name: str, data: bytes) -> bytes:
@@ -51,7 +52,7 @@ SOUND = _file("a.jpg", b"1" * 700) + _file("a.json", b"{}") + END
 def _scan(data: bytes) -> list[Member]:
     def read(offset: int, num_bytes: int) -> bytes:
         assert 0 <= offset and offset + num_bytes <= len(data)
-        return data[offset:offset + num_bytes]
+        return data[offset : offset + num_bytes]
 
     return list(scan(read, len(data)))
 
@@ -85,11 +86,18 @@ def test_binary_sizes_and_the_old_format_are_read() -> None:
     assert [m.name for m in _scan(folder + old + b"abc" + bytes(509) + END)] == ["b.txt"]
 
 
-@pytest.mark.parametrize("name, stem, extension, key", [
-    ("a.jpg", "a", "jpg", "a"), ("./a/b.seg.PNG", "a/b", "seg.png", "a_b"),
-    ("x.y/000.objects.npy", "x.y/000", "objects.npy", "x.y_000"),
-    ("README", "", "", ""), (".hidden.jpg", "", "", ""), ("a/.b", "", "", ""), ("a.", "a", "", "a"),
-])
+@pytest.mark.parametrize(
+    "name, stem, extension, key",
+    [
+        ("a.jpg", "a", "jpg", "a"),
+        ("./a/b.seg.PNG", "a/b", "seg.png", "a_b"),
+        ("x.y/000.objects.npy", "x.y/000", "objects.npy", "x.y_000"),
+        ("README", "", "", ""),
+        (".hidden.jpg", "", "", ""),
+        ("a/.b", "", "", ""),
+        ("a.", "a", "", "a"),
+    ],
+)
 def test_names_are_parted_as_webdataset_does(
     name: str, stem: str, extension: str, key: str
 ) -> None:
@@ -116,14 +124,24 @@ DAMAGES: dict[str, tuple[bytes, int, str]] = {
     "cut between members": (_cut(SECOND), 1, f"byte {SECOND}: .* after 'a.jpg', .* cut between"),
     "no end mark": (_cut(len(SOUND) - 1024), 2, "byte 2560: .* after 'a.json', .* cut between"),
     "cut in a header": (_cut(SECOND + 100), 1, "byte 1636: .* in the header at byte 1536"),
-    "cut inside data": (_cut(BLOCK_BYTES + 99), 0,
-                        "byte 0: got 'a.jpg' of 700 bytes, expected at most the 99 left"),
+    "cut inside data": (
+        _cut(BLOCK_BYTES + 99),
+        0,
+        "byte 0: got 'a.jpg' of 700 bytes, expected at most the 99 left",
+    ),
     "cut in the padding": (_cut(BLOCK_BYTES + 701), 1, "byte 1213: .* after 'a.jpg'"),
-    "header destroyed": (SOUND[:SECOND] + b"x" * 512 + SOUND[SECOND + 512:], 1,
-                         f"byte {SECOND}: got no header .* after 'a.jpg': the tar is damaged"),
-    "bit of a header": (SOUND[:SECOND + 3] + b"X" + SOUND[SECOND + 4:], 1, "checksum"),
+    "header destroyed": (
+        SOUND[:SECOND] + b"x" * 512 + SOUND[SECOND + 512 :],
+        1,
+        f"byte {SECOND}: got no header .* after 'a.jpg': the tar is damaged",
+    ),
+    "bit of a header": (SOUND[: SECOND + 3] + b"X" + SOUND[SECOND + 4 :], 1, "checksum"),
     "data behind the end": (SOUND + SOUND, 2, "byte 3584: got data behind the end mark at byte"),
-    "header zeroed": (SOUND[:SECOND] + bytes(512) + SOUND[SECOND + 512:], 1, "byte 2048: got data"),
+    "header zeroed": (
+        SOUND[:SECOND] + bytes(512) + SOUND[SECOND + 512 :],
+        1,
+        "byte 2048: got data",
+    ),
     "end mark without end": (SOUND + bytes(17 << 20), 2, "byte 2560: got the end mark"),
     "hard link": (_patched(_header(), 156, b"1") + END, 0, "byte 0: got a hard link, 'a.jpg'"),
     "symbolic link": (_patched(_header(), 156, b"2") + END, 0, "a symbolic link, 'a.jpg'"),
@@ -167,7 +185,7 @@ def test_every_damage_is_told_with_its_byte(damage: str) -> None:
     data, num_before, pattern = DAMAGES[damage]
     found = []
     with pytest.raises(ShardError, match=pattern) as caught:
-        for member in scan(lambda offset, size: data[offset:offset + size], len(data)):
+        for member in scan(lambda offset, size: data[offset : offset + size], len(data)):
             found.append(member)
     assert len(found) == num_before
     assert str(caught.value).startswith("byte ") and str(caught.value).isprintable()
@@ -183,7 +201,7 @@ def test_the_number_of_members_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_walk_can_begin_at_any_header() -> None:
     """Oracle: from the second header on, the second member is all there is."""
-    members = scan(lambda offset, size: SOUND[offset:offset + size], len(SOUND), start=SECOND)
+    members = scan(lambda offset, size: SOUND[offset : offset + size], len(SOUND), start=SECOND)
     assert [m.name for m in members] == ["a.json"]
 
 
@@ -209,12 +227,12 @@ def test_any_change_scans_or_is_a_shard_error(
     """Oracle: no other exception; members lie in the file, in order, without overlap."""
     data = _flips(MIXED)(changes)
     if resum:
-        blocks = [data[at:at + BLOCK_BYTES] for at in range(0, len(data), BLOCK_BYTES)]
+        blocks = [data[at : at + BLOCK_BYTES] for at in range(0, len(data), BLOCK_BYTES)]
         data = b"".join(_resum(b) if b"ustar" in b else b for b in blocks)
     data = data[:end] if end % 3 == 0 else data
     at = 0
     try:
-        for member in scan(lambda offset, size: data[offset:offset + size], len(data)):
+        for member in scan(lambda offset, size: data[offset : offset + size], len(data)):
             assert at < member.offset and member.offset + member.num_bytes <= len(data)
             at = member.offset + member.num_bytes
     except ShardError:

@@ -1,4 +1,5 @@
-"""Tests of sharding.catalog."""
+"""Tests of sharding.format.catalog."""
+
 from __future__ import annotations
 
 import hashlib
@@ -13,16 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sharding import catalog as catalogs
-from sharding.catalog import (
-    Catalog, catalog_sha256, load_manifest, parse_catalog, read_catalog, read_shapes,
-    shapes_of_split, write_catalog,
+from sharding.format import catalog as catalogs
+from sharding.format.catalog import (
+    Catalog,
+    catalog_sha256,
+    load_manifest,
+    parse_catalog,
+    read_catalog,
+    read_shapes,
+    shapes_of_split,
+    write_catalog,
 )
-from sharding.manifest import manifest_path, manifest_sha256, read_manifest
-from sharding.read import iterate
-from sharding.schema import Sample, ShardError
-from sharding.shapes import manifest_shapes, parse_shapes, write_shapes
-from sharding.write import write_shard
+from sharding.format.manifest import manifest_path, manifest_sha256, read_manifest
+from sharding.format.schema import Sample, ShardError
+from sharding.format.shapes import manifest_shapes, parse_shapes, write_shapes
+from sharding.reading.sample_reader import iterate
+from sharding.writing.shard_writer import write_shard
 
 MakeFolder = Callable[..., Path]
 
@@ -33,14 +40,18 @@ def test_the_catalog_lists_what_the_manifests_say(tmp_path: Path, make_folder: M
     catalog = read_catalog(folder)
     assert catalog.kind == "objects" and catalog.about == {"label_names": ["a", "b"]}
     assert [(s.num_input, s.num_ok, s.num_failed) for s in catalog.shards] == [
-        (4, 3, 1), (1, 0, 1), (3, 2, 1)]
+        (4, 3, 1),
+        (1, 0, 1),
+        (3, 2, 1),
+    ]
     assert catalog.tars(folder, "train") == sorted(folder.glob("*.tar"))
     for shard, tar in zip(catalog.shards, catalog.tars(folder, "train")):
         assert shard.bytes == tar.stat().st_size
         manifest = manifest_path(tar).read_bytes()
         assert shard.manifest_sha256 == hashlib.sha256(manifest).hexdigest() == manifest_sha256(tar)
-    assert catalog_sha256(folder) == hashlib.sha256(
-        (folder / "catalog.json").read_bytes()).hexdigest()
+    assert (
+        catalog_sha256(folder) == hashlib.sha256((folder / "catalog.json").read_bytes()).hexdigest()
+    )
     with pytest.raises(ShardError, match=r"split: got 'test', expected one of \['train'\]"):
         catalog.tars(folder, "test")
 
@@ -79,8 +90,15 @@ def test_unfinished_shards_and_repeated_keys_get_no_catalog(
 def test_writing_it_sweeps_up_after_killed_writers(tmp_path: Path, make_folder: MakeFolder) -> None:
     """Oracle: temporary files of the folder's shards go, other hidden files stay."""
     folder = make_folder(tmp_path, [2])
-    stale = [f".{name}.12-{'0' * 16}.tmp" for name in (
-        "train-000000.tar", "train-000000.tar.json", "catalog.json", "catalog.shapes.npy")]
+    stale = [
+        f".{name}.12-{'0' * 16}.tmp"
+        for name in (
+            "train-000000.tar",
+            "train-000000.tar.json",
+            "catalog.json",
+            "catalog.shapes.npy",
+        )
+    ]
     other = [f".other.tar.12-{'0' * 16}.tmp", ".train-000000.tar.swp"]
     for name in stale + other:
         (folder / name).touch()
@@ -100,14 +118,29 @@ def test_a_manifest_written_again_is_noticed(tmp_path: Path, make_folder: MakeFo
         load_manifest(tar, shard)
 
 
-@pytest.mark.parametrize("path, value", [
-    (["schema"], "x"), (["kind"], "boxes"), (["shards"], 3), (["about"], 3),
-    (["shards", 0, "tar"], "../x.tar"), (["shards", 0, "tar"], 1), (["shards", 0, "tar"], ""),
-    (["shards", 0, "more"], 1), (["shards", 0, "bytes"], -1), (["shards", 0, "bytes"], "1"),
-    (["shards", 0, "num_ok"], 1), (["shards", 0, "split"], None),
-    (["shards", 0, "tar"], "a\nb.tar"), (["shards", 0, "tar"], "train-000001.tar"),
-    (["shapes_sha256"], "abc"), (["shapes_sha256"], "00"), (["shapes_sha256"], 3),
-], ids=str)
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        (["schema"], "x"),
+        (["kind"], "boxes"),
+        (["shards"], 3),
+        (["about"], 3),
+        (["shards", 0, "tar"], "../x.tar"),
+        (["shards", 0, "tar"], 1),
+        (["shards", 0, "tar"], ""),
+        (["shards", 0, "more"], 1),
+        (["shards", 0, "bytes"], -1),
+        (["shards", 0, "bytes"], "1"),
+        (["shards", 0, "num_ok"], 1),
+        (["shards", 0, "split"], None),
+        (["shards", 0, "tar"], "a\nb.tar"),
+        (["shards", 0, "tar"], "train-000001.tar"),
+        (["shapes_sha256"], "abc"),
+        (["shapes_sha256"], "00"),
+        (["shapes_sha256"], 3),
+    ],
+    ids=str,
+)
 def test_odd_catalogs_are_refused(
     tmp_path: Path, make_folder: MakeFolder, path: list[Any], value: Any
 ) -> None:
@@ -156,8 +189,11 @@ def test_keys_are_compared_where_their_hashes_agree(
 
 def _sizes_px(folder: Path, catalog: Catalog, split: str) -> list[list[int]]:
     """The shapes as the manifests say them, one after the other."""
-    return [[entry.width, entry.height] for tar in catalog.tars(folder, split)
-            for entry in read_manifest(tar).samples]
+    return [
+        [entry.width, entry.height]
+        for tar in catalog.tars(folder, split)
+        for entry in read_manifest(tar).samples
+    ]
 
 
 def test_shapes_lie_beside_the_catalog(tmp_path: Path, make_folder: MakeFolder) -> None:
@@ -172,8 +208,9 @@ def test_shapes_lie_beside_the_catalog(tmp_path: Path, make_folder: MakeFolder) 
     assert loaded.dtype == np.uint16 and np.array_equal(loaded, shapes)
     data = path.read_bytes()
     assert catalog.shapes_sha256 == hashlib.sha256(data).hexdigest()
-    assert np.array_equal(shapes, parse_shapes(
-        data, num_samples=5, sha256=catalog.shapes_sha256, where="there"))
+    assert np.array_equal(
+        shapes, parse_shapes(data, num_samples=5, sha256=catalog.shapes_sha256, where="there")
+    )
 
 
 def test_a_split_has_its_own_shapes(tmp_path: Path, make_folder: MakeFolder) -> None:
@@ -216,8 +253,12 @@ def test_shapes_of_another_catalog_are_never_used(tmp_path: Path, make_folder: M
     """
     folder = make_folder(tmp_path, [2, 1])
     before = (folder / "catalog.json").read_bytes()
-    write_catalog(folder, kind="objects", about={}, splits={
-        "train-000000.tar": "train", "train-000001.tar": "train"})
+    write_catalog(
+        folder,
+        kind="objects",
+        about={},
+        splits={"train-000000.tar": "train", "train-000001.tar": "train"},
+    )
     shapes = np.load(folder / "catalog.shapes.npy")
     write_shapes(folder / "catalog.shapes.npy", [shapes[::-1]])
     (folder / "catalog.json").write_bytes(before)
@@ -235,9 +276,7 @@ def test_large_pictures_take_four_bytes_a_side(tmp_path: Path) -> None:
     assert parsed.dtype == np.uint32 and parsed.tolist() == [[1, 2], [70_000, 3]]
 
 
-def test_sides_beyond_four_bytes_are_refused(
-    tmp_path: Path, make_folder: MakeFolder
-) -> None:
+def test_sides_beyond_four_bytes_are_refused(tmp_path: Path, make_folder: MakeFolder) -> None:
     """Oracle: a manifest whose picture is 2^32 px wide; the error names the shard."""
     folder = make_folder(tmp_path, [1])
     manifest = read_manifest(folder / "train-000000.tar")
@@ -252,15 +291,28 @@ def _npy(array: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff" + bytes(132), bytes(148),
-    _npy(np.ones((5, 2), np.uint64)), _npy(np.ones((5, 2), np.float16)),
-    _npy(np.ones((2, 5), np.uint16)), _npy(np.ones((6, 2), np.uint16)),
-    _npy(np.ones((5, 2), np.uint16, order="F")), _npy(np.array([[{}, "a"]] * 5, object)),
-    _npy(np.ones((5, 2), np.uint16))[:-1], _npy(np.ones((5, 2), np.uint16)) + b"1",
-    b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<u2', 'fortran_order': False, "
-    b"'shape': (1000000000000, 2), }".ljust(117) + b"\n" + bytes(20),
-], ids=range(13))
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x93NUMPY",
+        b"\x93NUMPY\x01\x00\xff\xff" + bytes(132),
+        bytes(148),
+        _npy(np.ones((5, 2), np.uint64)),
+        _npy(np.ones((5, 2), np.float16)),
+        _npy(np.ones((2, 5), np.uint16)),
+        _npy(np.ones((6, 2), np.uint16)),
+        _npy(np.ones((5, 2), np.uint16, order="F")),
+        _npy(np.array([[{}, "a"]] * 5, object)),
+        _npy(np.ones((5, 2), np.uint16))[:-1],
+        _npy(np.ones((5, 2), np.uint16)) + b"1",
+        b"\x93NUMPY\x01\x00v\x00"
+        + b"{'descr': '<u2', 'fortran_order': False, 'shape': (1000000000000, 2), }".ljust(117)
+        + b"\n"
+        + bytes(20),
+    ],
+    ids=range(13),
+)
 def test_odd_shapes_are_refused(tmp_path: Path, make_folder: MakeFolder, data: bytes) -> None:
     """Oracle: files of another kind, type, shape or length, though the catalog names their SHA-256;
     the error names the file.

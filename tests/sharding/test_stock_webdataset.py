@@ -1,4 +1,5 @@
 """Stock webdataset reads our shards with no code of ours, and so does numpy without pickles."""
+
 from __future__ import annotations
 
 import io
@@ -12,8 +13,8 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-from sharding.schema import Sample
-from sharding.write import write_shard
+from sharding.format.schema import Sample
+from sharding.writing.shard_writer import write_shard
 
 
 def _with_picture(sample: Sample) -> Sample:

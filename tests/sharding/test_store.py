@@ -1,4 +1,5 @@
-"""Tests of sharding.store through streams: far shards by ranges, over memory and a real server."""
+"""Tests of sharding.reading.store through streams: far shards by ranges, over memory and a real server."""
+
 from __future__ import annotations
 
 import os
@@ -11,15 +12,15 @@ import pytest
 from range_server import RangeServer
 from torch.utils.data import DataLoader
 
-from sharding import store as store_module
-from sharding.catalog import read_catalog
-from sharding.manifest import manifest_path, read_manifest
-from sharding.read import iterate
-from sharding.schema import Sample, ShardError
-from sharding.source import Source
-from sharding.store import FarStore, LocalStore, open_store
-from sharding.stream import Stream, positions
-from sharding.write import write_shard
+from sharding.format.catalog import read_catalog
+from sharding.format.manifest import manifest_path, read_manifest
+from sharding.format.schema import Sample, ShardError
+from sharding.reading import store as store_module
+from sharding.reading.dataset_source import Source
+from sharding.reading.sample_reader import iterate
+from sharding.reading.store import LocalStore, RemoteStore, open_store
+from sharding.reading.stream import Stream, positions
+from sharding.writing.shard_writer import write_shard
 
 pytest.importorskip("aiohttp", reason="fsspec reads http through aiohttp, which is not installed")
 MakeFolder = Callable[..., Path]
@@ -118,10 +119,16 @@ def test_what_passes_is_asked_for_again(server: RangeServer, fault: str) -> None
     assert _epoch(_stream(server.url)) == _epoch(_stream(server.folder))
 
 
-@pytest.mark.parametrize("fault, cause", [
-    ("500", "500"), ("403", "403"), ("cut", "ClientPayloadError"), ("short", "cut short"),
-    ("stall", "TimeoutError"),
-])
+@pytest.mark.parametrize(
+    "fault, cause",
+    [
+        ("500", "500"),
+        ("403", "403"),
+        ("cut", "ClientPayloadError"),
+        ("short", "cut short"),
+        ("stall", "TimeoutError"),
+    ],
+)
 def test_what_stays_wrong_is_named(server: RangeServer, fault: str, cause: str) -> None:
     """Oracle: URL, shard, key and cause; a lenient reader gets every sample of the other shard."""
     server.misbehave = lambda name, number: fault if name == TAR else None
@@ -130,9 +137,11 @@ def test_what_stays_wrong_is_named(server: RangeServer, fault: str, cause: str) 
         stream[0]
     reading = stream.read(0)
     assert {sample.key for sample in reading.samples} == {
-        f"picture-{index:05d}" for index in range(6, 11)}
+        f"picture-{index:05d}" for index in range(6, 11)
+    }
     assert {(found.tar, found.key) for found in reading.faults} == {
-        (f"{server.url}/{TAR}", f"picture-{index:05d}") for index in range(6)}
+        (f"{server.url}/{TAR}", f"picture-{index:05d}") for index in range(6)
+    }
     assert all(cause in found.cause for found in reading.faults)
 
 
@@ -159,13 +168,20 @@ def _write_again(tar: Path) -> None:
     write_shard(tar, list(iterate(tar))[::-1], fingerprint={})
 
 
-@pytest.mark.parametrize("damage, cause", [
-    (_cut, "sample picture-00005: got .*cut short"),
-    (_flip, "sample picture-00002: got CRC-32"),
-    (_write_again, "written again since; .* start again"),
-    (lambda tar: tar.unlink(), "sample picture-0000.: got FileNotFoundError"),
-    (lambda tar: manifest_path(tar).unlink(), "FileNotFoundError.* expected the shard's manifest"),
-], ids=["cut", "flipped", "replaced", "tar deleted", "manifest deleted"])
+@pytest.mark.parametrize(
+    "damage, cause",
+    [
+        (_cut, "sample picture-00005: got .*cut short"),
+        (_flip, "sample picture-00002: got CRC-32"),
+        (_write_again, "written again since; .* start again"),
+        (lambda tar: tar.unlink(), "sample picture-0000.: got FileNotFoundError"),
+        (
+            lambda tar: manifest_path(tar).unlink(),
+            "FileNotFoundError.* expected the shard's manifest",
+        ),
+    ],
+    ids=["cut", "flipped", "replaced", "tar deleted", "manifest deleted"],
+)
 @pytest.mark.parametrize("opened", [True, False], ids=["while reading", "before"])
 def test_damage_far_away_is_named(
     server: RangeServer, damage: Callable[[Path], None], cause: str, opened: bool
@@ -182,25 +198,34 @@ def test_damage_far_away_is_named(
         _epoch(stream)
 
 
-@pytest.mark.parametrize("url", [
-    "reference://set", "dask://x/set", "simplecache::http://127.0.0.1/set",
-    "zip://a::memory://b.zip", "memory://a::file:///etc", "python://x", "nothing://x",
-])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "reference://set",
+        "dask://x/set",
+        "simplecache::http://127.0.0.1/set",
+        "zip://a::memory://b.zip",
+        "memory://a::file:///etc",
+        "python://x",
+        "nothing://x",
+    ],
+)
 def test_urls_that_read_elsewhere_are_refused(url: str) -> None:
     """Oracle: ShardError, before anything is read."""
     with pytest.raises(ShardError, match="expected the place of the shards|expected a URL that"):
         open_store(url, cache=None)
 
 
-@pytest.mark.parametrize("name", [
-    "../x.tar", "a/b.tar", "a?b.tar", "a#b.tar", "%2e%2e.tar", ".tar", "*.tar", "a\nb.tar", ""
-])
+@pytest.mark.parametrize(
+    "name",
+    ["../x.tar", "a/b.tar", "a?b.tar", "a#b.tar", "%2e%2e.tar", ".tar", "*.tar", "a\nb.tar", ""],
+)
 def test_names_go_behind_a_url_only_if_plain(name: str) -> None:
     """Oracle: the error; a plain name is read."""
     fsspec.filesystem("memory").pipe_file("/set/x.tar", b"x")
     with pytest.raises(ShardError, match="expected letters, digits"):
-        FarStore("memory://set", cache=None).read_file(name)
-    assert FarStore("memory://set/", cache=None).read_file("x.tar") == b"x"
+        RemoteStore("memory://set", cache=None).read_file(name)
+    assert RemoteStore("memory://set/", cache=None).read_file("x.tar") == b"x"
 
 
 def test_a_file_url_is_a_folder(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Tests of sharding.stream, through PyTorch's DataLoader with workers and several fake ranks."""
+"""Tests of sharding.reading.stream, through PyTorch's DataLoader with workers and several fake ranks."""
+
 from __future__ import annotations
 
 import gc
@@ -16,14 +17,14 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from sharding import store as store_module
-from sharding.catalog import read_catalog
-from sharding.manifest import manifest_path, read_manifest
-from sharding.read import iterate
-from sharding.schema import Sample, ShardError
-from sharding.source import Source
-from sharding.stream import Stream, positions
-from sharding.write import write_shard
+from sharding.format.catalog import read_catalog
+from sharding.format.manifest import manifest_path, read_manifest
+from sharding.format.schema import Sample, ShardError
+from sharding.reading import store as store_module
+from sharding.reading.dataset_source import Source
+from sharding.reading.sample_reader import iterate
+from sharding.reading.stream import Stream, positions
+from sharding.writing.shard_writer import write_shard
 
 MakeFolder = Callable[..., Path]
 COUNTS = [7, 0, 12, 3, 9]
@@ -37,7 +38,12 @@ def _stream(folder: Path, **changes: Any) -> Stream:
 def _same(one: Sample, two: Sample) -> bool:
     assert one.objects is not None and two.objects is not None
     return (one.key, one.image, one.extension, one.info, one.objects.tobytes()) == (
-        two.key, two.image, two.extension, two.info, two.objects.tobytes())
+        two.key,
+        two.image,
+        two.extension,
+        two.info,
+        two.objects.tobytes(),
+    )
 
 
 def _loader(stream: Stream, order: Any, num_workers: int, **settings: Any) -> DataLoader:
@@ -53,7 +59,8 @@ def test_an_epoch_is_what_was_written(
     num = stream.num_micro_batches
     batches = list(_loader(stream, positions(num, 0, 1, 2 * num), num_workers))
     assert [len(batch) for batch in batches] == [
-        len(stream.plan[position].samples) for position in range(num, 2 * num)]
+        len(stream.plan[position].samples) for position in range(num, 2 * num)
+    ]
     got = {sample.key: sample for batch in batches for sample in batch}
     assert sum(map(len, batches)) == len(got) == sum(COUNTS)
     for index in range(sum(COUNTS)):
@@ -125,15 +132,22 @@ def _written_again(tar: Path) -> None:
     write_shard(tar, samples[::-1], fingerprint={})
 
 
-@pytest.mark.parametrize("damage, key, cause", [
-    (_flip_a_bit, "picture-00001", "got CRC-32"),
-    (lambda tar: os.truncate(tar, tar.stat().st_size - 512), None, "cut short or replaced"),
-    (lambda tar: tar.unlink(), None, "No such file"),
-    (_written_again, None, "written again"),
-    (lambda tar: manifest_path(tar).unlink(), None, "No such .*expected the shard's manifest"),
-], ids=["bit", "cut", "deleted", "rewritten", "no manifest"])
+@pytest.mark.parametrize(
+    "damage, key, cause",
+    [
+        (_flip_a_bit, "picture-00001", "got CRC-32"),
+        (lambda tar: os.truncate(tar, tar.stat().st_size - 512), None, "cut short or replaced"),
+        (lambda tar: tar.unlink(), None, "No such file"),
+        (_written_again, None, "written again"),
+        (lambda tar: manifest_path(tar).unlink(), None, "No such .*expected the shard's manifest"),
+    ],
+    ids=["bit", "cut", "deleted", "rewritten", "no manifest"],
+)
 def test_damage_during_training_is_named(
-    tmp_path: Path, make_folder: MakeFolder, damage: Callable[[Path], object], key: str | None,
+    tmp_path: Path,
+    make_folder: MakeFolder,
+    damage: Callable[[Path], object],
+    key: str | None,
     cause: str,
 ) -> None:
     """Oracle: the shard, the key if one, and the cause in a ShardError."""
@@ -167,9 +181,7 @@ def test_a_tar_cut_while_it_is_read_is_noticed(tmp_path: Path, make_folder: Make
         list(_loader(stream, positions(0, 0, 1, stream.num_micro_batches), 0))
 
 
-def test_other_bytes_of_the_right_size_are_noticed(
-    tmp_path: Path, make_folder: MakeFolder
-) -> None:
+def test_other_bytes_of_the_right_size_are_noticed(tmp_path: Path, make_folder: MakeFolder) -> None:
     """Oracle: a tar replaced by one of the same size; its samples are not handed out."""
     folder = make_folder(tmp_path, [5])
     tar = folder / "train-000000.tar"
@@ -179,9 +191,7 @@ def test_other_bytes_of_the_right_size_are_noticed(
         stream[0]
 
 
-def test_a_lenient_reader_names_what_it_leaves_out(
-    tmp_path: Path, make_folder: MakeFolder
-) -> None:
+def test_a_lenient_reader_names_what_it_leaves_out(tmp_path: Path, make_folder: MakeFolder) -> None:
     """Oracle: one sample flipped, one shard gone, one whole: what is read and what is named make
     up the epoch, at every position as many as the order says."""
     folder = make_folder(tmp_path, [5, 4, 6])
@@ -199,8 +209,10 @@ def test_a_lenient_reader_names_what_it_leaves_out(
     assert sorted(keys) == [f"picture-{index:05d}" for index in (0, 2, 3, 4, *range(9, 15))]
     named = Counter((Path(fault.tar).name, fault.key) for fault in faults)
     assert named == {("train-000000.tar", "picture-00001"): 1, ("train-000001.tar", None): 4}
-    assert all(str(tmp_path) not in fault.cause.partition("expected")[0] or fault.key is None
-               for fault in faults)
+    assert all(
+        str(tmp_path) not in fault.cause.partition("expected")[0] or fault.key is None
+        for fault in faults
+    )
 
 
 def test_the_state_is_the_position_and_the_order_it_belongs_to(
@@ -215,8 +227,10 @@ def test_the_state_is_the_position_and_the_order_it_belongs_to(
     folder = folder.rename(tmp_path / "b")
     assert _stream(folder).position(state) == 1234
     others = [
-        _stream(folder, seed=4), _stream(folder, micro_batch_size=5),
-        _stream(folder, window_num_shards=3), _stream(folder, shape_step_px=32),
+        _stream(folder, seed=4),
+        _stream(folder, micro_batch_size=5),
+        _stream(folder, window_num_shards=3),
+        _stream(folder, shape_step_px=32),
         _stream(make_folder(tmp_path / "c", COUNTS[::-1])),
         _of([Source(folder, weight=1)], shape_step_px=16),
         _of([Source(folder), Source(folder)], shape_step_px=16),
@@ -230,8 +244,9 @@ def test_the_state_is_the_position_and_the_order_it_belongs_to(
 
 
 def _of(sources: list[Source], shape_step_px: int = 64) -> Stream:
-    return Stream(sources, seed=3, micro_batch_size=4, window_num_shards=2,
-                  shape_step_px=shape_step_px)
+    return Stream(
+        sources, seed=3, micro_batch_size=4, window_num_shards=2, shape_step_px=shape_step_px
+    )
 
 
 @pytest.fixture
@@ -241,7 +256,7 @@ def two_sets(tmp_path: Path, make_folder: MakeFolder) -> tuple[Path, Path]:
 
 
 def test_weighted_sources_come_in_their_ratio_each_once_an_epoch(
-    two_sets: tuple[Path, Path]
+    two_sets: tuple[Path, Path],
 ) -> None:
     """Oracle: micro-batches of a cycle counted; the keys of three epochs of each set: 3 each."""
     large, small = two_sets
@@ -267,8 +282,11 @@ def test_sources_without_weights_are_one_set(two_sets: tuple[Path, Path]) -> Non
     seen = Counter(sample.key for position in range(5) for sample in stream[position])
     assert seen == Counter({f"picture-{index:05d}": 1 + (index < 8) for index in range(12)})
     (small / "train-000001.tar").unlink()
-    faults = [fault for position in range(5) for fault in _of([Source(large), Source(small)])
-              .read(position).faults]
+    faults = [
+        fault
+        for position in range(5)
+        for fault in _of([Source(large), Source(small)]).read(position).faults
+    ]
     assert {fault.tar for fault in faults} == {str(small / "train-000001.tar")}
     assert {fault.key for fault in faults} == {f"picture-{index:05d}" for index in range(4, 8)}
     with pytest.raises(ShardError, match="1 of 2 with a weight"):
@@ -283,14 +301,22 @@ def test_an_unfinished_or_unknown_set_is_refused_at_once(
         _stream(tmp_path)
     make_folder(tmp_path, [1])
     with pytest.raises(ShardError, match="split"):
-        Stream([Source(tmp_path, "heldout")], seed=0, micro_batch_size=1, window_num_shards=1,
-               shape_step_px=1)
+        Stream(
+            [Source(tmp_path, "heldout")],
+            seed=0,
+            micro_batch_size=1,
+            window_num_shards=1,
+            shape_step_px=1,
+        )
 
 
 def test_positions_deal_to_ranks_in_turn() -> None:
     """Oracle: the lists spelled out."""
     assert [list(positions(5, rank, 3, 14)) for rank in range(3)] == [
-        [5, 8, 11], [6, 9, 12], [7, 10, 13]]
+        [5, 8, 11],
+        [6, 9, 12],
+        [7, 10, 13],
+    ]
     assert list(itertools.islice(positions(5, 1, 3), 4)) == [6, 9, 12, 15]
     for start, rank, world_size in ((-1, 0, 1), (0, 1, 1), (0, -1, 2), (0, 0, 0)):
         with pytest.raises(ValueError, match="start, rank, world_size"):

@@ -1,14 +1,15 @@
-"""Tests of sharding.survey: the work in a folder as it is seen from outside."""
+"""Tests of sharding.coordination.progress: the work in a folder as it is seen from outside."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 from claim_workers import SETTINGS, TARS, killed_holder, make_worker, samples, work
 
-from sharding.pending import ask_again
-from sharding.schema import Failure
-from sharding.survey import Surveyor
-from sharding.write import write_shard
+from sharding.coordination.progress import Surveyor
+from sharding.coordination.work_queue import ask_again
+from sharding.format.schema import Failure
+from sharding.writing.shard_writer import write_shard
 
 
 def test_no_work_is_no_survey(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Tests of sharding.order.turns: any world size with any step size, nobody ever waits."""
+"""Tests of sharding.order.order.turns: any world size with any step size, nobody ever waits."""
+
 from __future__ import annotations
 
 import itertools
@@ -9,28 +10,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharding.order import Order, Turn, turns
+from sharding.order.order import Order, Turn, turns
 
 quick = settings(max_examples=200, deadline=None, derandomize=True)
 
 
 @quick
-@given(start=st.integers(0, 50), world_size=st.integers(1, 9), step_size=st.integers(1, 20),
-       num=st.integers(0, 60))
+@given(
+    start=st.integers(0, 50),
+    world_size=st.integers(1, 9),
+    step_size=st.integers(1, 20),
+    num=st.integers(0, 60),
+)
 def test_every_position_is_real_once_and_ranks_have_equally_many_turns(
     start: int, world_size: int, step_size: int, num: int
 ) -> None:
     """Oracle: the positions from start to end, cut into steps of step_size; in each step every rank
     has ceil(step_size / world_size) turns, all at positions of that step.
     """
-    per_rank = [list(turns(start, rank, world_size, step_size=step_size, end=start + num))
-                for rank in range(world_size)]
+    per_rank = [
+        list(turns(start, rank, world_size, step_size=step_size, end=start + num))
+        for rank in range(world_size)
+    ]
     num_steps, turns_a_step = -(-num // step_size), -(-step_size // world_size)
     assert {len(mine) for mine in per_rank} == {num_steps * turns_a_step}
     for step in range(num_steps):
         first = start + step * step_size
         positions = range(first, min(first + step_size, start + num))
-        mine = [rank[step * turns_a_step:(step + 1) * turns_a_step] for rank in per_rank]
+        mine = [rank[step * turns_a_step : (step + 1) * turns_a_step] for rank in per_rank]
         in_time = [turn for at_once in zip(*mine) for turn in at_once]
         assert [turn.position for turn in in_time if turn.real] == list(positions)
         assert all(turn.position in positions for turn in in_time)
@@ -47,7 +54,12 @@ def test_a_world_larger_than_a_step_is_masked() -> None:
     all_turns = [list(turns(0, rank, 5, step_size=2, end=2)) for rank in range(5)]
     assert [len(mine) for mine in all_turns] == [1] * 5
     assert [mine[0] for mine in all_turns] == [
-        Turn(0, True), Turn(1, True), Turn(0, False), Turn(1, False), Turn(0, False)]
+        Turn(0, True),
+        Turn(1, True),
+        Turn(0, False),
+        Turn(1, False),
+        Turn(0, False),
+    ]
 
 
 def test_as_many_as_before_where_ranks_divide_the_step() -> None:
@@ -56,9 +68,16 @@ def test_as_many_as_before_where_ranks_divide_the_step() -> None:
     assert list(mine) == [Turn(position, True) for position in (8, 12, 16, 20, 24)]
 
 
-@pytest.mark.parametrize("start, rank, world_size, step_size", [
-    (-1, 0, 1, 1), (0, -1, 1, 1), (0, 1, 1, 1), (0, 0, 0, 1), (0, 0, 1, 0),
-])
+@pytest.mark.parametrize(
+    "start, rank, world_size, step_size",
+    [
+        (-1, 0, 1, 1),
+        (0, -1, 1, 1),
+        (0, 1, 1, 1),
+        (0, 0, 0, 1),
+        (0, 0, 1, 0),
+    ],
+)
 def test_odd_settings_are_refused_at_once(
     start: int, rank: int, world_size: int, step_size: int
 ) -> None:
@@ -73,8 +92,10 @@ class _Loader:
     """
 
     def __init__(self, order: Order, mine: list[Turn], num_workers: int) -> None:
-        self._workers = [iter([(turn, order[turn.position]) for turn in mine[i::num_workers]])
-                         for i in range(num_workers)]
+        self._workers = [
+            iter([(turn, order[turn.position]) for turn in mine[i::num_workers]])
+            for i in range(num_workers)
+        ]
         self._next = itertools.cycle(range(num_workers))
 
     def __iter__(self) -> "_Loader":
@@ -87,8 +108,12 @@ class _Loader:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(data=st.data(), shard_sizes=st.lists(st.integers(0, 9), min_size=1, max_size=9).filter(any),
-       step_size=st.integers(1, 12), micro_batch_size=st.integers(1, 4))
+@given(
+    data=st.data(),
+    shard_sizes=st.lists(st.integers(0, 9), min_size=1, max_size=9).filter(any),
+    step_size=st.integers(1, 12),
+    micro_batch_size=st.integers(1, 4),
+)
 def test_worlds_come_and_go_with_their_workers(
     data: st.DataObject, shard_sizes: list[int], step_size: int, micro_batch_size: int
 ) -> None:
@@ -102,8 +127,14 @@ def test_worlds_come_and_go_with_their_workers(
     shapes[::3] = 16
 
     def make() -> Order:
-        return Order(shapes, shard_sizes, seed=1, micro_batch_size=micro_batch_size,
-                     window_num_shards=2, shape_step_px=8)
+        return Order(
+            shapes,
+            shard_sizes,
+            seed=1,
+            micro_batch_size=micro_batch_size,
+            window_num_shards=2,
+            shape_step_px=8,
+        )
 
     end = 2 * make().num_micro_batches
     position, seen = 0, Counter[tuple[int, int, int]]()
@@ -118,8 +149,11 @@ def test_worlds_come_and_go_with_their_workers(
         for rank in range(world_size):
             some = data.draw(st.integers(0, turns_a_step), "turns of a step that comes to nothing")
             wanted = num_steps * turns_a_step
-            mine = list(itertools.islice(
-                turns(position, rank, world_size, step_size=step_size, end=end), wanted + some))
+            mine = list(
+                itertools.islice(
+                    turns(position, rank, world_size, step_size=step_size, end=end), wanted + some
+                )
+            )
             loader = _Loader(order, mine, data.draw(st.integers(1, 4), "num_workers"))
             for turn, samples in itertools.islice(loader, wanted):
                 epoch = turn.position * 2 // end

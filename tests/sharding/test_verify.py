@@ -1,4 +1,5 @@
-"""Tests of sharding.verify: a table of damages, each found, with the key where it has one."""
+"""Tests of sharding.tools.verify: a table of damages, each found, with the key where it has one."""
+
 from __future__ import annotations
 
 import hashlib
@@ -11,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from sharding.manifest import manifest_path, manifest_sha256, read_manifest
-from sharding.read import OpenTar, iterate
-from sharding.schema import Sample, ShardError
-from sharding.verify import verify_paths, verify_shard
-from sharding.write import write_shard
+from sharding.format.manifest import manifest_path, manifest_sha256, read_manifest
+from sharding.format.schema import Sample, ShardError
+from sharding.reading.sample_reader import OpenTar, iterate
+from sharding.tools.verify import verify_paths, verify_shard
+from sharding.writing.shard_writer import write_shard
 
 MakeFolder = Callable[..., Path]
 NAME = "train-000001.tar"
@@ -58,7 +59,7 @@ def _rename(tar: Path) -> None:
     info = tarfile.TarInfo("picture-00006.exe")
     info.size = length
     data = tar.read_bytes()
-    tar.write_bytes(data[:offset - 512] + info.tobuf() + data[offset:])
+    tar.write_bytes(data[: offset - 512] + info.tobuf() + data[offset:])
     sha256 = hashlib.sha256(tar.read_bytes()).hexdigest()
     _rewrite_manifest(tar, lambda raw: raw.update(sha256=sha256))
 
@@ -72,8 +73,9 @@ def _put(tar: Path, at: int) -> None:
     tar.write_bytes(data[:at] + member + data[at:])
 
     def fit(raw: dict) -> None:
-        raw.update(bytes=raw["bytes"] + len(member),
-                   sha256=hashlib.sha256(tar.read_bytes()).hexdigest())
+        raw.update(
+            bytes=raw["bytes"] + len(member), sha256=hashlib.sha256(tar.read_bytes()).hexdigest()
+        )
         for place in (place for one in raw["samples"] for place in one["members"].values()):
             place[0] += len(member) if place[0] >= at else 0
 
@@ -95,31 +97,60 @@ def _wrong_size_in_manifest(tar: Path) -> None:
 THIRD = "picture-00006"  # the third sample of the second shard, a jpg
 DAMAGES: dict[str, tuple[Callable[[Path], object], bool, str | None, str]] = {
     # damage: (how, found by a fast look too, key, part of the cause)
-    "cut between samples": (lambda tar: os.truncate(tar, _place(tar, "jpg") - 512), True, None,
-                            "cut short"),
-    "cut inside a sample": (lambda tar: os.truncate(tar, _place(tar, "objects.npy") - 512), True,
-                            None, "cut short"),
-    "cut inside data": (lambda tar: os.truncate(tar, _place(tar, "jpg") + 9), True, None,
-                        "cut short"),
+    "cut between samples": (
+        lambda tar: os.truncate(tar, _place(tar, "jpg") - 512),
+        True,
+        None,
+        "cut short",
+    ),
+    "cut inside a sample": (
+        lambda tar: os.truncate(tar, _place(tar, "objects.npy") - 512),
+        True,
+        None,
+        "cut short",
+    ),
+    "cut inside data": (
+        lambda tar: os.truncate(tar, _place(tar, "jpg") + 9),
+        True,
+        None,
+        "cut short",
+    ),
     "tar missing": (lambda tar: tar.unlink(), True, None, "No such file"),
     "tar empty": (lambda tar: os.truncate(tar, 0), True, None, "got 0 bytes"),
     "manifest missing": (lambda tar: manifest_path(tar).unlink(), True, None, "no manifest"),
     "manifest cut": (lambda tar: os.truncate(manifest_path(tar), 300), True, None, "manifest"),
     "manifest of another tar": (
-        lambda tar: shutil.copy(manifest_path(tar.with_name("train-000000.tar")),
-                                manifest_path(tar)), True, None, "train-000000.tar"),
+        lambda tar: shutil.copy(
+            manifest_path(tar.with_name("train-000000.tar")), manifest_path(tar)
+        ),
+        True,
+        None,
+        "train-000000.tar",
+    ),
     "tar of another manifest": (
-        lambda tar: shutil.copy(tar.with_name("train-000000.tar"), tar), True, None, "replaced"),
+        lambda tar: shutil.copy(tar.with_name("train-000000.tar"), tar),
+        True,
+        None,
+        "replaced",
+    ),
     "bit of a picture": (lambda tar: _flip(tar, _place(tar, "jpg") + 7), False, THIRD, "CRC-32"),
     "bit of a json": (lambda tar: _flip(tar, _place(tar, "json") + 7), False, THIRD, "CRC-32"),
-    "bit of objects": (lambda tar: _flip(tar, _place(tar, "objects.npy") + 200), False, THIRD,
-                       "CRC-32"),
+    "bit of objects": (
+        lambda tar: _flip(tar, _place(tar, "objects.npy") + 200),
+        False,
+        THIRD,
+        "CRC-32",
+    ),
     "bit of a header": (lambda tar: _flip(tar, _place(tar, "json") - 512), False, THIRD, "header"),
     "header destroyed, manifest made to fit": (_swallow_a_header, False, THIRD, "header"),
     "header of another file, manifest made to fit": (_rename, False, THIRD, "picture-00006.exe"),
     "bit of padding": (lambda tar: _flip(tar, _place(tar, "json") - 513), False, None, "SHA-256"),
-    "bit of the end": (lambda tar: _flip(tar, tar.stat().st_size - 1), False, None,
-                       "data behind the end mark"),
+    "bit of the end": (
+        lambda tar: _flip(tar, tar.stat().st_size - 1),
+        False,
+        None,
+        "data behind the end mark",
+    ),
     "appended, manifest made to fit": (_append, False, None, "data behind the end mark"),
     "member put in, manifest made to fit": (_put_in, False, THIRD, "'evil.pyd' before it"),
     "member put at the end, manifest made to fit": (_put_at_end, False, None, "'evil.pyd' after"),
@@ -172,7 +203,7 @@ def test_objects_that_break_the_schema_are_found(
     sample = make_sample(3)
     assert sample.objects is not None
     sample.objects["score"] = [0.1, 0.2, 0.3]
-    monkeypatch.setattr("sharding.schema.check_objects", lambda array: None)
+    monkeypatch.setattr("sharding.format.schema.check_objects", lambda array: None)
     write_shard(tmp_path / NAME, [sample], fingerprint={})
     monkeypatch.undo()
     assert verify_shard(tmp_path / NAME, full=False) == []
@@ -205,8 +236,11 @@ def test_a_catalog_that_lies_is_found(tmp_path: Path, make_folder: MakeFolder) -
     sound = (folder / "catalog.json").read_text()
     for old, new, cause in (
         ('"kind": "objects"', '"kind": "images"', "in a folder of images"),
-        ('"num_failed": 1,\n   "num_input": 6,\n   "num_ok": 5',
-         '"num_failed": 2,\n   "num_input": 7,\n   "num_ok": 5', "input, ok, failed"),
+        (
+            '"num_failed": 1,\n   "num_input": 6,\n   "num_ok": 5',
+            '"num_failed": 2,\n   "num_input": 7,\n   "num_ok": 5',
+            "input, ok, failed",
+        ),
     ):
         assert old in sound
         (folder / "catalog.json").write_text(sound.replace(old, new))
@@ -241,8 +275,10 @@ def test_a_key_in_two_shards_is_found(
     write_shard(third, [make_sample(9), make_sample(2), make_sample(1)], fingerprint={})
     raw = json.loads((folder / "catalog.json").read_text())
     raw["shards"][2].update(
-        bytes=third.stat().st_size, manifest_sha256=manifest_sha256(third),
-        num_input=3, num_failed=0,
+        bytes=third.stat().st_size,
+        manifest_sha256=manifest_sha256(third),
+        num_input=3,
+        num_failed=0,
     )
     raw["shapes_sha256"] = None
     (folder / "catalog.json").write_text(json.dumps(raw))

@@ -1,4 +1,5 @@
-"""Tests of sharding.write: bytes, places, refusals, and writers that meet or die."""
+"""Tests of sharding.writing.shard_writer: bytes, places, refusals, and writers that meet or die."""
+
 from __future__ import annotations
 
 import hashlib
@@ -21,11 +22,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sharding.manifest import is_done, manifest_path, manifest_sha256, read_manifest
-from sharding.read import OpenTar, iterate, read_sample
-from sharding.schema import Failure, Note, Packed, Sample, ShardError, encode_objects
-from sharding.verify import verify_shard
-from sharding.write import _header, write_shard
+from sharding.format.manifest import is_done, manifest_path, manifest_sha256, read_manifest
+from sharding.format.schema import EncodedSample, Failure, Note, Sample, ShardError, encode_objects
+from sharding.reading.sample_reader import OpenTar, iterate, read_sample
+from sharding.tools.verify import verify_shard
+from sharding.writing.shard_writer import _header, write_shard
 
 MakeSample = Callable[..., Sample]
 NAME = "train-000000.tar"
@@ -61,21 +62,24 @@ def test_headers_name_nobody_and_places_are_true(tmp_path: Path, make_sample: Ma
     found = [(member.name, member.offset_data, member.size) for member in members]
     said = [
         (f"{entry.key}.{extension}", *place)
-        for entry in manifest.samples for extension, place in entry.members.items()
+        for entry in manifest.samples
+        for extension, place in entry.members.items()
     ]
     assert found == said
     assert [name for name, _, _ in found[:6]] == [
-        "picture-00000.png", "picture-00000.json", "picture-00000.objects.npy",
-        "picture-00001.jpg", "picture-00001.json", "picture-00001.objects.npy",
+        "picture-00000.png",
+        "picture-00000.json",
+        "picture-00000.objects.npy",
+        "picture-00001.jpg",
+        "picture-00001.json",
+        "picture-00001.objects.npy",
     ]
     for index, entry in enumerate(manifest.samples):
-        assert entry.crc32 == zlib.crc32(b"".join(payloads[3 * index:3 * index + 3]))
+        assert entry.crc32 == zlib.crc32(b"".join(payloads[3 * index : 3 * index + 3]))
         assert (entry.width, entry.height) == tuple(
             json.loads(payloads[3 * index + 1])[side] for side in ("width", "height")
         )
-    assert payloads[1] == (
-        '{"captions":["número 0"],"height":48,"image_id":0,"width":64}'.encode()
-    )
+    assert payloads[1] == ('{"captions":["número 0"],"height":48,"image_id":0,"width":64}'.encode())
     assert manifest.sha256 == hashlib.sha256(tar.read_bytes()).hexdigest()
     assert manifest.tar_bytes == tar.stat().st_size
 
@@ -92,7 +96,11 @@ def test_samples_come_back_as_they_went_in(tmp_path: Path, make_sample: MakeSamp
     assert manifest.failures == (failed,) and manifest.notes == (note,)
     for sample, got in zip(samples, iterate(tar), strict=True):
         assert (got.key, got.image, got.extension, got.info) == (
-            sample.key, sample.image, sample.extension, sample.info)
+            sample.key,
+            sample.image,
+            sample.extension,
+            sample.info,
+        )
         np.testing.assert_array_equal(got.objects, sample.objects)
     assert read_sample(tar, manifest.samples[3]).image == samples[3].image
     assert is_done(tar, {"a": "1"})
@@ -176,8 +184,8 @@ def test_two_writers_at_once_leave_the_same_shard(tmp_path: Path, make_sample: M
 SUICIDE = """
 import os, signal, sys
 from pathlib import Path
-from sharding.schema import Sample
-from sharding.write import _header, write_shard
+from sharding.format.schema import Sample
+from sharding.writing.shard_writer import _header, write_shard
 tar, moment, fingerprint = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 calls = 0
 def counted(name):
@@ -275,7 +283,7 @@ def test_packed_samples_go_in_as_they_are(tmp_path: Path, make_sample: MakeSampl
     first = write_shard(tmp_path / "a" / NAME, samples, fingerprint={})
     source = OpenTar(tmp_path / "a" / NAME)
     packed = [
-        Packed(
+        EncodedSample(
             key=entry.key,
             width=entry.width,
             height=entry.height,

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks.detector_weights import make_weights
-from stages.distill.teacher.detectron2_net import zoo_folder
+from stages.detector.detectron2_net import zoo_folder
 
 LABELS = ["plate", "cup", "spoon", "lemon", "crumb"]
 SMALL = f"""
@@ -46,8 +46,12 @@ def write_config(folder: Path, base: str, more: str = "") -> Path:
 def small_weights(*, has_pyramid: bool) -> dict[str, np.ndarray]:
     """Weights of the narrow net."""
     return make_weights(
-        torch.from_numpy(photograph()), depth=50, has_pyramid=has_pyramid,
-        num_labels=len(LABELS), width=8)
+        torch.from_numpy(photograph()),
+        depth=50,
+        has_pyramid=has_pyramid,
+        num_labels=len(LABELS),
+        width=8,
+    )
 
 
 def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> Path:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sharding.catalog import write_catalog
-from sharding.schema import Failure, Sample, object_dtype
-from sharding.write import write_shard
-from stages.distill.flow import Flow
-from stages.distill.seer import Detector
-from stages.distill.teacher.resize import Prepared
+from sharding.format.catalog import write_catalog
+from sharding.format.schema import Failure, Sample, object_dtype
+from sharding.writing.shard_writer import write_shard
+from stages.detector.ops.resize import Prepared
+from stages.distill.inference.pipeline import InferencePipeline
+from stages.distill.object_source import Detector
 
 POISON = (255, 0, 255)
 SHARDS = {
@@ -51,9 +51,7 @@ class FakeTeacher:
             raise RuntimeError("cannot look at <object at 0x7f00dead>\nsecond line")
         assert picture.dtype == np.uint8 and picture.shape[2] == 3
         total = int(picture.sum())
-        dtype = object_dtype(
-            feature_size=self.feature_size, num_top=self.num_top, attributes=True
-        )
+        dtype = object_dtype(feature_size=self.feature_size, num_top=self.num_top, attributes=True)
         objects = np.zeros(total % 5, dtype)
         height, width = picture.shape[:2]
         for row, item in enumerate(objects):
@@ -66,9 +64,9 @@ class FakeTeacher:
         return objects
 
 
-def seer_of(detector: Detector, *, batch_size: int = 2, num_decoders: int = 2) -> Flow:
+def seer_of(detector: Detector, *, batch_size: int = 2, num_decoders: int = 2) -> InferencePipeline:
     """A detector put to work."""
-    return Flow(detector, batch_size=batch_size, num_decoders=num_decoders)
+    return InferencePipeline(detector, batch_size=batch_size, num_decoders=num_decoders)
 
 
 def picture_bytes(pixels: np.ndarray, extension: str) -> bytes:
@@ -84,9 +82,7 @@ def make_sample(key: str, captions: list[str], random: np.random.Generator) -> S
     pixels = random.integers(0, 256, (height, width, 3)).astype(np.uint8)
     extension = "png" if random.random() < 0.5 else "jpg"
     info = {"captions": captions, "width": width, "height": height, "image_id": key, "source": "t"}
-    return Sample(
-        key=key, image=picture_bytes(pixels, extension), extension=extension, info=info
-    )
+    return Sample(key=key, image=picture_bytes(pixels, extension), extension=extension, info=info)
 
 
 def write_images(folder: Path, shards: Mapping[str, Sequence[Sample | Failure]]) -> None:
@@ -105,7 +101,10 @@ def plain_shards(seed: int = 0) -> dict[str, list[Sample]]:
     """Three shards of 3 to 5 sound samples with one or two captions each."""
     random = np.random.default_rng(seed)
     sentences = [
-        "a red circle above two light blue squares", "Stop lights!", "nothing to see", "",
+        "a red circle above two light blue squares",
+        "Stop lights!",
+        "nothing to see",
+        "",
         "the big blue circle and a square",
     ]
     shards: dict[str, list[Sample]] = {}

@@ -1,7 +1,7 @@
 """Old features written by hand to their public layouts, and the pictures that they are of.
 
 Every layout is made of the same `Seen`, so that a test's oracle is the numbers that went in.
-Writers follow the sources named in the docstrings of `stages.distill.features`.
+Writers follow the sources named in the docstrings of `stages.distill.precomputed`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from distill_fakes import picture_bytes
 
-from sharding.schema import Sample
+from sharding.format.schema import Sample
 
 LABELS = ("yolk", "goal", "traffic light,stop light", "street sign", "macaroni")
 ATTRIBUTES = ("gray,grey", "tall", "wooden")
@@ -80,8 +80,12 @@ def sample_of(seen: Seen, *, key: str = "", **info: Any) -> Sample:
     """A sample of an image shard whose picture was looked at."""
     pixels = np.full((seen.height, seen.width, 3), 127, np.uint8)
     said = {
-        "captions": ["a tall yolk beside a stop light"], "width": seen.width,
-        "height": seen.height, "image_id": seen.id, "source": "t", **info,
+        "captions": ["a tall yolk beside a stop light"],
+        "width": seen.width,
+        "height": seen.height,
+        "image_id": seen.id,
+        "source": "t",
+        **info,
     }
     return Sample(
         key=key or f"k-{seen.id}", image=picture_bytes(pixels, "png"), extension="png", info=said
@@ -100,11 +104,15 @@ def write_names(folder: Path) -> dict[str, str]:
 
 def write_labelmap(path: Path) -> str:
     """VinVL's VG-SGG-dicts-vgoi6-clipped.json in small."""
-    path.write_text(json.dumps({
-        "label_to_idx": {name: i for i, name in enumerate(LABELS, 1)},
-        "attribute_to_idx": {name: i for i, name in enumerate(ATTRIBUTES, 1)},
-        "predicate_to_idx": {"on": 1},
-    }))
+    path.write_text(
+        json.dumps(
+            {
+                "label_to_idx": {name: i for i, name in enumerate(LABELS, 1)},
+                "attribute_to_idx": {name: i for i, name in enumerate(ATTRIBUTES, 1)},
+                "predicate_to_idx": {"on": 1},
+            }
+        )
+    )
     return str(path)
 
 
@@ -115,20 +123,40 @@ def base64_of(array: np.ndarray, dtype: str) -> bytes:
 def lxmert_row(seen: Seen) -> bytes:
     """img_id, img_h, img_w, objects_id, objects_conf, attrs_id, attrs_conf, num_boxes, boxes,
     features; rows end as the csv module ends them."""
-    return b"\t".join([
-        seen.id.encode(), b"%d" % seen.height, b"%d" % seen.width,
-        base64_of(seen.labels, "<i8"), base64_of(seen.scores, "<f4"),
-        base64_of(seen.attributes, "<i8"), base64_of(seen.attribute_scores, "<f4"),
-        b"%d" % len(seen.boxes), base64_of(seen.boxes, "<f4"), base64_of(seen.features, "<f4"),
-    ]) + b"\r\n"
+    return (
+        b"\t".join(
+            [
+                seen.id.encode(),
+                b"%d" % seen.height,
+                b"%d" % seen.width,
+                base64_of(seen.labels, "<i8"),
+                base64_of(seen.scores, "<f4"),
+                base64_of(seen.attributes, "<i8"),
+                base64_of(seen.attribute_scores, "<f4"),
+                b"%d" % len(seen.boxes),
+                base64_of(seen.boxes, "<f4"),
+                base64_of(seen.features, "<f4"),
+            ]
+        )
+        + b"\r\n"
+    )
 
 
 def butd_row(seen: Seen) -> bytes:
     """image_id, image_w, image_h, num_boxes, boxes, features."""
-    return b"\t".join([
-        seen.id.encode(), b"%d" % seen.width, b"%d" % seen.height, b"%d" % len(seen.boxes),
-        base64_of(seen.boxes, "<f4"), base64_of(seen.features, "<f4"),
-    ]) + b"\r\n"
+    return (
+        b"\t".join(
+            [
+                seen.id.encode(),
+                b"%d" % seen.width,
+                b"%d" % seen.height,
+                b"%d" % len(seen.boxes),
+                base64_of(seen.boxes, "<f4"),
+                base64_of(seen.features, "<f4"),
+            ]
+        )
+        + b"\r\n"
+    )
 
 
 def vinvl_objects(seen: Seen, *, features: bool) -> list[dict[str, Any]]:
@@ -136,8 +164,10 @@ def vinvl_objects(seen: Seen, *, features: bool) -> list[dict[str, Any]]:
     objects: list[dict[str, Any]] = []
     for row in range(len(seen.boxes)):
         item = {
-            "rect": seen.boxes[row].tolist(), "bbox_id": row,
-            "class": LABELS[seen.labels[row]], "conf": float(seen.scores[row]),
+            "rect": seen.boxes[row].tolist(),
+            "bbox_id": row,
+            "class": LABELS[seen.labels[row]],
+            "conf": float(seen.scores[row]),
             "attributes": list(ATTRIBUTES),
             "attr_scores": seen.attribute_probabilities[row].tolist(),
         }
@@ -156,8 +186,12 @@ def scene_graph_row(seen: Seen) -> bytes:
 
 def predictions_row(seen: Seen) -> bytes:
     """Oscar's predictions.tsv."""
-    said = {"image_h": seen.height, "image_w": seen.width, "num_boxes": len(seen.boxes),
-            "objects": vinvl_objects(seen, features=False)}
+    said = {
+        "image_h": seen.height,
+        "image_w": seen.width,
+        "num_boxes": len(seen.boxes),
+        "objects": vinvl_objects(seen, features=False),
+    }
     return f"{seen.id}\t{json.dumps(said)}\n".encode()
 
 
@@ -194,16 +228,22 @@ def npz_bytes(**arrays: Any) -> bytes:
 def caffe_info(seen: Seen) -> dict[str, Any]:
     """The info of bottom-up-attention.pytorch in caffe's mode."""
     return {
-        "image_id": seen.id, "image_h": seen.height, "image_w": seen.width,
-        "num_boxes": len(seen.boxes), "objects_id": seen.labels, "objects_conf": seen.scores,
-        "attrs_id": seen.attributes, "attrs_conf": seen.attribute_scores,
+        "image_id": seen.id,
+        "image_h": seen.height,
+        "image_w": seen.width,
+        "num_boxes": len(seen.boxes),
+        "objects_id": seen.labels,
+        "objects_conf": seen.scores,
+        "attrs_id": seen.attributes,
+        "attrs_conf": seen.attribute_scores,
     }
 
 
 def d2_info(seen: Seen) -> dict[str, Any]:
     """The info of d2's mode: the attributes are tensors."""
     return {
-        "objects": seen.labels, "cls_prob": seen.probabilities,
+        "objects": seen.labels,
+        "cls_prob": seen.probabilities,
         "attrs_id": torch.from_numpy(seen.attribute_probabilities),
         "attrs_scores": torch.zeros(7, len(ATTRIBUTES)),
     }
@@ -212,8 +252,12 @@ def d2_info(seen: Seen) -> dict[str, Any]:
 def butd_npz(seen: Seen, info: Any) -> bytes:
     """A file of either mode."""
     return npz_bytes(
-        x=seen.features, bbox=seen.boxes, num_bbox=len(seen.boxes), image_h=seen.height,
-        image_w=seen.width, info=info,
+        x=seen.features,
+        bbox=seen.boxes,
+        num_bbox=len(seen.boxes),
+        image_h=seen.height,
+        image_w=seen.width,
+        info=info,
     )
 
 
@@ -237,11 +281,19 @@ def uniter_npz(seen: Seen) -> bytes:
 
 def uniter_msgpack(seen: Seen) -> bytes:
     """convert_imgdir.py's dumps_msgpack with msgpack-numpy 0.4.8."""
-    return msgpack.packb({
-        name: {b"nd": True, b"type": array.dtype.str, b"kind": b"", b"shape": array.shape,
-               b"data": array.tobytes()}
-        for name, array in uniter_arrays(seen).items()
-    }, use_bin_type=True)
+    return msgpack.packb(
+        {
+            name: {
+                b"nd": True,
+                b"type": array.dtype.str,
+                b"kind": b"",
+                b"shape": array.shape,
+                b"data": array.tobytes(),
+            }
+            for name, array in uniter_arrays(seen).items()
+        },
+        use_bin_type=True,
+    )
 
 
 def coco_entries(seen: Seen, *, features: bool = True) -> list[dict[str, Any]]:
@@ -251,7 +303,8 @@ def coco_entries(seen: Seen, *, features: bool = True) -> list[dict[str, Any]]:
         entry = {
             "image_id": int(seen.id) if seen.id.isdigit() else seen.id,
             "category_id": int(seen.labels[row]) + 1,
-            "bbox": [x0, y0, x1 - x0, y1 - y0], "score": float(seen.scores[row]),
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "score": float(seen.scores[row]),
         }
         if features:
             entry["feature"] = seen.features[row].tolist()

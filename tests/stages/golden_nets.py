@@ -17,26 +17,48 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.distill.teacher.families import DETECTRON2, Family
-from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.net_config import TeacherConfig
-from stages.distill.teacher.weights import num_names, read_net
+from stages.detector.checkpoints.families import DETECTRON2, Family
+from stages.detector.checkpoints.weights import num_names, read_net
+from stages.detector.model.faster_rcnn import FasterRCNN
+from stages.detector.net_config import TeacherConfig
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 NAMES = ("c4", "c4_attributes", "fpn")
 
 _NORM = [("norm.weight", 1.0), ("norm.bias", -0.3), ("norm.", 0.0), (".bias", 0.0)]
 _CONVOLUTIONS = [("stem.conv1", 0.03), ("conv3", 0.6), ("shortcut", 0.8)]
-_C4 = [("conv3.norm.bias", -0.1), ("shortcut.norm.bias", -0.1), *_NORM, *_CONVOLUTIONS,
-       ("rpn_head.conv", 1.4), ("objectness_logits", 3.0), ("anchor_deltas", 0.4),
-       ("bbox_pred", 3.0)]
+_C4 = [
+    ("conv3.norm.bias", -0.1),
+    ("shortcut.norm.bias", -0.1),
+    *_NORM,
+    *_CONVOLUTIONS,
+    ("rpn_head.conv", 1.4),
+    ("objectness_logits", 3.0),
+    ("anchor_deltas", 0.4),
+    ("bbox_pred", 3.0),
+]
 SCALES = {
     "c4": [*_C4, ("cls_score", 8.0), ("", 1.6)],
-    "c4_attributes": [*_C4, ("cls_score", 9.0), ("obj_embed", 4.0),
-                      ("attribute_predictor.fc", 3.0), ("attr_score", 2.0), ("", 1.6)],
-    "fpn": [("conv3.norm.bias", 0.0), ("shortcut.norm.bias", 0.0), *_NORM, *_CONVOLUTIONS,
-            ("fpn_", 1.0), ("objectness_logits", 2.0), ("anchor_deltas", 0.25),
-            ("cls_score", 1.5), ("bbox_pred", 1.0), ("", 1.4)],
+    "c4_attributes": [
+        *_C4,
+        ("cls_score", 9.0),
+        ("obj_embed", 4.0),
+        ("attribute_predictor.fc", 3.0),
+        ("attr_score", 2.0),
+        ("", 1.6),
+    ],
+    "fpn": [
+        ("conv3.norm.bias", 0.0),
+        ("shortcut.norm.bias", 0.0),
+        *_NORM,
+        *_CONVOLUTIONS,
+        ("fpn_", 1.0),
+        ("objectness_logits", 2.0),
+        ("anchor_deltas", 0.25),
+        ("cls_score", 1.5),
+        ("bbox_pred", 1.0),
+        ("", 1.4),
+    ],
 }
 
 
@@ -52,8 +74,9 @@ def weights_of(name: str) -> dict[str, np.ndarray]:
     """The checkpoint by detectron2's names, checked against the file."""
     golden = arrays_of(name)
     weights = {}
-    for key, shape, total, first in zip(golden["state_keys"], golden["state_shapes"],
-                                        golden["state_sum"], golden["state_first"]):
+    for key, shape, total, first in zip(
+        golden["state_keys"], golden["state_shapes"], golden["state_sum"], golden["state_first"]
+    ):
         sizes = tuple(int(size) for size in str(shape).replace(",", "x").split("x"))
         array = _made_up(f"{golden['salt']}/{key}", str(key), sizes, SCALES[name])
         assert array.ravel()[0] == first and np.isclose(array.astype(np.float64).sum(), total)
@@ -61,8 +84,9 @@ def weights_of(name: str) -> dict[str, np.ndarray]:
     return weights
 
 
-def _made_up(seed: str, key: str, shape: tuple[int, ...], scales: list[tuple[str, float]]
-             ) -> np.ndarray:
+def _made_up(
+    seed: str, key: str, shape: tuple[int, ...], scales: list[tuple[str, float]]
+) -> np.ndarray:
     random = np.random.default_rng(zlib.crc32(seed.encode()))
     scale = next(number for part, number in scales if part in key)
     if key.endswith("norm.running_var"):
@@ -82,20 +106,24 @@ def family_of(name: str) -> Family:
         return replace(
             DETECTRON2,
             picture=replace(DETECTRON2.picture, shorter_px=192, longer_px=320),
-            pyramid_proposals=replace(DETECTRON2.pyramid_proposals, num_candidates=60,
-                                      num_proposals=100),
-            choice=replace(DETECTRON2.choice, max_objects=50))
+            pyramid_proposals=replace(
+                DETECTRON2.pyramid_proposals, num_candidates=60, num_proposals=100
+            ),
+            choice=replace(DETECTRON2.choice, max_objects=50),
+        )
     if name == "c4":
         return replace(
             DETECTRON2,
             picture=replace(DETECTRON2.picture, shorter_px=180, longer_px=310),
             proposals=replace(DETECTRON2.proposals, num_candidates=600, num_proposals=64),
-            choice=replace(DETECTRON2.choice, max_objects=50))
+            choice=replace(DETECTRON2.choice, max_objects=50),
+        )
     return replace(
         DETECTRON2,
         picture=replace(DETECTRON2.picture, shorter_px=160, longer_px=290),
         proposals=replace(DETECTRON2.proposals, num_proposals=50),
-        boxes=replace(DETECTRON2.boxes, sampling_ratio=2))
+        boxes=replace(DETECTRON2.boxes, sampling_ratio=2),
+    )
 
 
 def net_of(weights: dict[str, np.ndarray], family: Family) -> FasterRCNN:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sharding.catalog import Catalog
-from sharding.manifest import Manifest, read_manifest
-from sharding.read import iterate
-from sharding.schema import Sample
+from sharding.format.catalog import Catalog
+from sharding.format.manifest import Manifest, read_manifest
+from sharding.format.schema import Sample
+from sharding.reading.sample_reader import iterate
 
 
 def encoded(

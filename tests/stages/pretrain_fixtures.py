@@ -16,23 +16,32 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from sharding.catalog import write_catalog
-from sharding.schema import Sample, object_dtype
-from sharding.write import write_shard
-from stages.ingest.source import Picture
-from stages.ingest.toy import COLOURS, SHAPES, SIDE_PX, ToySource
+from sharding.format.catalog import write_catalog
+from sharding.format.schema import Sample, object_dtype
+from sharding.writing.shard_writer import write_shard
+from stages.ingest.sources.source import Picture
+from stages.ingest.sources.toy import COLOURS, SHAPES, SIDE_PX, ToySource
 from stages.pretrain.batch import Batch
+from stages.student.build import make_student
 from stages.student.config import StudentConfig
-from stages.student.make import make_student
 from stages.student.network import Student
-from stages.student.tokenizer import train_tokenizer
+from stages.student.text.tokenizer import train_tokenizer
 
 FEATURE_SIZE = 6
 NUM_TOP = 3
 SHARD_SIZE = 6
 TINY = StudentConfig(
-    stem_width=8, widths=(8, 16), depths=(1, 1), hidden_size=32, num_layers=1, num_heads=2,
-    ffn_size=32, vocab_size=150, max_tokens=24, shorter_px=32, longer_px=64,
+    stem_width=8,
+    widths=(8, 16),
+    depths=(1, 1),
+    hidden_size=32,
+    num_layers=1,
+    num_heads=2,
+    ffn_size=32,
+    vocab_size=150,
+    max_tokens=24,
+    shorter_px=32,
+    longer_px=64,
 )
 """Cells of 16 pixels; a square picture has 2 x 2 of them."""
 
@@ -56,7 +65,7 @@ def toy_object_sample(picture: Picture) -> Sample:
     phrases = [
         [
             {
-                "text": caption[p["start"]:p["end"]],
+                "text": caption[p["start"] : p["end"]],
                 "start": p["start"],
                 "end": p["end"],
                 "similarity": [1.0 if row == p["object"] else 0.2 for row in range(rows)],
@@ -66,8 +75,12 @@ def toy_object_sample(picture: Picture) -> Sample:
         for caption, spans in zip(picture.captions, truth["phrases"])
     ]
     info = {
-        **picture.fields, "captions": list(picture.captions), "width": SIDE_PX, "height": SIDE_PX,
-        "truth": truth, "phrases": phrases,
+        **picture.fields,
+        "captions": list(picture.captions),
+        "width": SIDE_PX,
+        "height": SIDE_PX,
+        "truth": truth,
+        "phrases": phrases,
     }
     return Sample(
         key=picture.key, image=picture.read(), extension="jpg", info=info, objects=objects
@@ -84,10 +97,10 @@ def toy_samples(num_train: int, num_heldout: int, seed: int = 0) -> tuple[Sample
 def with_boxes(sample: Sample, boxes: Sequence[Sequence[float]]) -> Sample:
     """The sample with its first objects only, moved to `boxes`, and phrases that know of these."""
     assert sample.objects is not None
-    objects = sample.objects[:len(boxes)].copy()
+    objects = sample.objects[: len(boxes)].copy()
     objects["box"] = np.reshape(boxes, (-1, 4))
     phrases = [
-        [{**p, "similarity": p["similarity"][:len(boxes)]} for p in rows]
+        [{**p, "similarity": p["similarity"][: len(boxes)]} for p in rows]
         for rows in sample.info["phrases"]
     ]
     return replace(sample, objects=objects, info={**sample.info, "phrases": phrases})
@@ -100,11 +113,13 @@ def write_objects(folder: Path, samples: Sequence[Sample]) -> Path:
         own = [sample for sample in samples if f"-{split}-" in sample.key]
         for number, start in enumerate(range(0, len(own), SHARD_SIZE)):
             tar = f"{split}-{number:06d}.tar"
-            write_shard(folder / tar, own[start:start + SHARD_SIZE], fingerprint={"test": "1"})
+            write_shard(folder / tar, own[start : start + SHARD_SIZE], fingerprint={"test": "1"})
             splits[tar] = split
     about = {
-        "label_names": list(SHAPES), "attribute_names": list(COLOURS),
-        "feature_size": FEATURE_SIZE, "num_top": NUM_TOP,
+        "label_names": list(SHAPES),
+        "attribute_names": list(COLOURS),
+        "feature_size": FEATURE_SIZE,
+        "num_top": NUM_TOP,
     }
     write_catalog(folder, kind="objects", splits=splits, about=about)
     return folder
@@ -125,8 +140,11 @@ def tiny_student(config: StudentConfig = TINY, *, seed: int = 0) -> Student:
     torch.manual_seed(seed)
     tokenizer = toy_tokenizer()
     student = make_student(
-        config, vocab_size=len(tokenizer), pad_id=tokenizer.pad_token_id,
-        label_names=list(SHAPES), feature_size=FEATURE_SIZE,
+        config,
+        vocab_size=len(tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        label_names=list(SHAPES),
+        feature_size=FEATURE_SIZE,
     )
     for name, buffer in student.named_buffers():
         if name.endswith("running_mean"):
@@ -138,8 +156,15 @@ def tiny_student(config: StudentConfig = TINY, *, seed: int = 0) -> Student:
 
 
 def random_batch(
-    seed: int, *, pictures: int = 3, captions: int = 2, objects: int = 4, phrases: int = 3,
-    grid: tuple[int, int] = (3, 4), vocab: int = 40, num_labels: int = 5,
+    seed: int,
+    *,
+    pictures: int = 3,
+    captions: int = 2,
+    objects: int = 4,
+    phrases: int = 3,
+    grid: tuple[int, int] = (3, 4),
+    vocab: int = 40,
+    num_labels: int = 5,
 ) -> Batch:
     """A batch of noise with padding of every kind: pictures with 0 to `objects` objects (the
     first has none, the last all), texts of unlike length, captions with 0 to `phrases` phrases."""

@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.recipe_values import build
+from pipeline.recipe.dataclass_values import build
 from stages.pretrain.config import PretrainConfig
 from stages.student.config import StudentConfig
 
@@ -53,15 +53,20 @@ class Ranks:
         """
         root.mkdir(exist_ok=True)
         job = {
-            "config": asdict(config), "student": asdict(self._student), "root": str(root),
-            "objects": str(self.objects), "world_size": world_size, "spoil": spoil, "step": step,
+            "config": asdict(config),
+            "student": asdict(self._student),
+            "root": str(root),
+            "objects": str(self.objects),
+            "world_size": world_size,
+            "spoil": spoil,
+            "step": step,
         }
         assert self._server.stdin and self._server.stdout
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
         for line in self._server.stdout:
             if line.startswith(JOB):
-                return json.loads(line[len(JOB):])
+                return json.loads(line[len(JOB) :])
         raise RuntimeError("the server of ranks has died")
 
     def with_student(self, student: StudentConfig) -> Ranks:
@@ -95,9 +100,7 @@ def _run_job(job: dict[str, Any]) -> list[str]:
     deadline = time.monotonic() + LONGEST_SECONDS
     while len(ended) < len(pids):
         for rank, pid in enumerate(pids):
-            if rank not in ended and os.waitid(
-                os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
-            ):
+            if rank not in ended and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 status = os.waitpid(pid, 0)[1]
                 ended[rank] = _outcome(job, rank, status)
         late = time.monotonic() > deadline
@@ -125,8 +128,11 @@ def _fork(job: dict[str, Any], rank: int, port: int) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job["world_size"]),
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(job["world_size"]),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
         )
         outcome = _run_rank(job, rank)
         (root / f"outcome-{rank}").write_text(outcome)
@@ -158,11 +164,11 @@ def _run_rank(job: dict[str, Any], rank: int) -> str:
 
 def _trace(path: Path) -> None:
     """Note every micro-batch that the rank trains on, turns that count nothing apart."""
-    from stages.pretrain.data import Batches, Delivery
+    from stages.pretrain.data import Batches, LoadedBatch
 
     plain = Batches.__getitem__
 
-    def traced(self: Batches, turn: Any) -> Delivery:
+    def traced(self: Batches, turn: Any) -> LoadedBatch:
         delivery = plain(self, turn)
         if delivery.turn.real:
             keys = delivery.batch.keys if delivery.batch else []
@@ -175,7 +181,7 @@ def _trace(path: Path) -> None:
 
 def _trace_codes(path: Path) -> None:
     """Note a digest of the dictionary's codes after every step."""
-    from stages.student.dictionary import Dictionary
+    from stages.student.vision.visual_dictionary import Dictionary
 
     plain = Dictionary.learn
 
@@ -194,9 +200,9 @@ def _spoil(what: str, step: int, rank: int) -> None:
     kill: SIGKILL. term: SIGTERM. nan: the next loss of ITM is not a number.
     kill-saving: SIGKILL of rank 0 when the step's checkpoint is written, all but `latest`.
     """
-    from stages.pretrain import engine
     from stages.pretrain.loop import Loop
     from stages.pretrain.objectives.itm import Itm
+    from stages.training import engine
 
     plain, write_text = Loop.step, engine.write_text
 

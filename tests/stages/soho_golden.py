@@ -15,23 +15,40 @@ import torch
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import ItmConfig, MlmConfig, MvmConfig
+from stages.student.build import make_student
 from stages.student.config import StudentConfig
-from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
-from stages.student.make import make_student
 from stages.student.network import Student
+from stages.student.vision.neck_config import DictionaryConfig, SohoNeckConfig
 
 GOLDEN = dict(np.load(Path(__file__).parent.parent / "data/golden/soho_official_tiny.npz"))
 RELEASED_NECK = SohoNeckConfig(
     dictionary=DictionaryConfig(
-        num_codes=32, start="random", decay=0.4, smoothing=1e-5, revive_after_steps=0,
-        update="forward", count_padding=True,
+        num_codes=32,
+        start="random",
+        decay=0.4,
+        smoothing=1e-5,
+        revive_after_steps=0,
+        update="forward",
+        count_padding=True,
     ),
-    width_mask="height", count_captions=True, drop_edge=True, keep_padding_blank=False,
+    width_mask="height",
+    count_captions=True,
+    drop_edge=True,
+    keep_padding_blank=False,
 )
 CONFIG = StudentConfig(
-    stem_width=64, widths=(64, 128, 256, 512), depths=(2, 2, 2, 2), frozen_stages=1,
-    neck=RELEASED_NECK, hidden_size=64, num_layers=2, num_heads=4, ffn_size=128, max_tokens=512,
-    mlm_head="tied", itm_head="linear",
+    stem_width=64,
+    widths=(64, 128, 256, 512),
+    depths=(2, 2, 2, 2),
+    frozen_stages=1,
+    neck=RELEASED_NECK,
+    hidden_size=64,
+    num_layers=2,
+    num_heads=4,
+    ffn_size=128,
+    max_tokens=512,
+    mlm_head="tied",
+    itm_head="linear",
 )
 MLM = MlmConfig(matched_only=False, mean_epsilon=1e-6)
 MVM = MvmConfig(

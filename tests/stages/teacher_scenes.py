@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sharding.catalog import write_catalog
-from sharding.schema import Sample
-from sharding.write import write_shard
-from stages.distill.seer import Detector
-from stages.distill.teach_config import TeachConfig
-from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.net_config import (
+from sharding.format.catalog import write_catalog
+from sharding.format.schema import Sample
+from sharding.writing.shard_writer import write_shard
+from stages.detector.model.faster_rcnn import FasterRCNN
+from stages.detector.net_config import (
     BoxConfig,
     ChoiceConfig,
     PictureConfig,
@@ -26,6 +24,8 @@ from stages.distill.teacher.net_config import (
     ProposalConfig,
     TeacherConfig,
 )
+from stages.detector.training.config import TeachConfig
+from stages.distill.object_source import Detector
 
 LABELS = ["bar", "block"]
 ATTRIBUTES = ["red", "green"]
@@ -35,16 +35,31 @@ NET = TeacherConfig(
     picture=PictureConfig(shorter_px=48, longer_px=96),
     backbone=PlainConfig(stem_width=8, stage_widths=(16, 24), stage_strides=(2, 1)),
     proposals=ProposalConfig(anchor_sizes_px=((12.0, 20.0),), num_candidates=48, num_proposals=16),
-    boxes=BoxConfig(num_bins=3, sampling_ratio=1, feature_size=32, attribute_embedding_size=4,
-                    attribute_hidden_size=16),
-    choice=ChoiceConfig(max_objects=10, num_top=2))
+    boxes=BoxConfig(
+        num_bins=3,
+        sampling_ratio=1,
+        feature_size=32,
+        attribute_embedding_size=4,
+        attribute_hidden_size=16,
+    ),
+    choice=ChoiceConfig(max_objects=10, num_top=2),
+)
 TEACH = TeachConfig(
-    net=NET, num_steps=6, micro_batch_size=4, learning_rate=0.05, warmup_steps=2, num_anchors=32,
-    num_regions=16, checkpoint_every_steps=2, log_every_steps=1)
+    net=NET,
+    num_steps=6,
+    micro_batch_size=4,
+    learning_rate=0.05,
+    warmup_steps=2,
+    num_anchors=32,
+    num_regions=16,
+    checkpoint_every_steps=2,
+    log_every_steps=1,
+)
 
 
-def draw(seed: int, *, height: int = 48, width: int = 48
-         ) -> tuple[np.ndarray, dict[str, list[Any]]]:
+def draw(
+    seed: int, *, height: int = 48, width: int = 48
+) -> tuple[np.ndarray, dict[str, list[Any]]]:
     """A picture [H, W, 3] with one object in its left and one in its right half, and its truth."""
     random = np.random.default_rng(seed)
     picture = random.integers(90, 140, (height, width, 3)).astype(np.uint8)
@@ -55,7 +70,7 @@ def draw(seed: int, *, height: int = 48, width: int = 48
         box_height, box_width = (8, 20) if label == "bar" else (16, 16)
         x = left + int(random.integers(0, width // 2 - box_width))
         y = int(random.integers(0, height - box_height))
-        picture[y:y + box_height, x:x + box_width] = COLOURS[colour]
+        picture[y : y + box_height, x : x + box_width] = COLOURS[colour]
         truth["boxes"].append([float(x), float(y), float(x + box_width), float(y + box_height)])
         truth["labels"].append(label)
         truth["attributes"].append(colour)
@@ -69,15 +84,20 @@ def png(picture: np.ndarray) -> bytes:
 
 
 def sample_of(key: str, picture: np.ndarray, truth: dict[str, list[Any]] | None) -> Sample:
-    info: dict[str, Any] = {"captions": [], "height": picture.shape[0], "image_id": key,
-                            "width": picture.shape[1]}
+    info: dict[str, Any] = {
+        "captions": [],
+        "height": picture.shape[0],
+        "image_id": key,
+        "width": picture.shape[1],
+    }
     if truth is not None:
         info["truth"] = truth
     return Sample(key=key, image=png(picture), extension="png", info=info)
 
 
-def write_samples(folder: Path, splits: dict[str, Sequence[Sequence[Sample]]],
-                  label_names: Sequence[str] = LABELS) -> Path:
+def write_samples(
+    folder: Path, splits: dict[str, Sequence[Sequence[Sample]]], label_names: Sequence[str] = LABELS
+) -> Path:
     """Image shards {split: [the samples of each shard]} with a catalog."""
     folder.mkdir(parents=True)
     split_of = {}
@@ -101,8 +121,7 @@ def write_scenes(folder: Path, *, num_train: int, num_heldout: int) -> Path:
 
 def replace_in(net: TeacherConfig, part: str, **values: Any) -> TeacherConfig:
     """`net` with other `values` in its part of that name."""
-    return dataclasses.replace(
-        net, **{part: dataclasses.replace(getattr(net, part), **values)})
+    return dataclasses.replace(net, **{part: dataclasses.replace(getattr(net, part), **values)})
 
 
 def look(teacher: Detector, pictures: Sequence[torch.Tensor]) -> list[np.ndarray]:
@@ -115,7 +134,10 @@ def random_model(seed: int = 0, net: TeacherConfig = NET) -> FasterRCNN:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FasterRCNN(net, num_labels=len(LABELS), num_attributes=len(ATTRIBUTES))
-        for layer in (model.box_predictor.cls_score, model.box_predictor.bbox_pred,
-                      model.proposal_network.objectness_logits):
+        for layer in (
+            model.box_predictor.cls_score,
+            model.box_predictor.bbox_pred,
+            model.proposal_network.objectness_logits,
+        ):
             torch.nn.init.normal_(layer.weight, std=0.5)
     return model.eval()

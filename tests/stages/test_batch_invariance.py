@@ -11,13 +11,9 @@ import pytest
 import torch
 from distill_fakes import make_sample, picture_bytes, seer_of, tree_of, write_images
 
-from sharding.schema import Failure, Sample
-from stages.distill.decode import decode
-from stages.distill.distill_config import DistillConfig
-from stages.distill.run import distill
-from stages.distill.teacher.detect import Teacher, in_precision, largest
-from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.net_config import (
+from sharding.format.schema import Failure, Sample
+from stages.detector.model.faster_rcnn import FasterRCNN
+from stages.detector.net_config import (
     BoxConfig,
     ChoiceConfig,
     PictureConfig,
@@ -26,13 +22,19 @@ from stages.distill.teacher.net_config import (
     ResNetConfig,
     TeacherConfig,
 )
+from stages.detector.predictor import Teacher, in_precision, largest
+from stages.distill.config import DistillConfig
+from stages.distill.inference.decode import decode
+from stages.distill.run import distill
 
 NUM_PICTURES, NUM_SIZES = 200, 40
 LABELS, ATTRIBUTES = [f"label {i}" for i in range(12)], ["red", "blue", "green"]
 PICTURE = PictureConfig(shorter_px=48, longer_px=96)
 CHOICE = ChoiceConfig(score_threshold=0.3, max_objects=40, num_top=3)
 RESNET = ResNetConfig(
-    stem_width=8, stage_widths=(16, 24, 32, 48), bottleneck_widths=(4, 4, 8, 8),
+    stem_width=8,
+    stage_widths=(16, 24, 32, 48),
+    bottleneck_widths=(4, 4, 8, 8),
     num_blocks=(1, 1, 1, 1),
 )
 NETS = {
@@ -49,7 +51,9 @@ NETS = {
         picture=PICTURE,
         backbone=RESNET,
         proposals=ProposalConfig(
-            anchor_sizes_px=((12.0, 24.0),), anchor_ratios=(0.5, 1.0, 2.0), num_candidates=48,
+            anchor_sizes_px=((12.0, 24.0),),
+            anchor_ratios=(0.5, 1.0, 2.0),
+            num_candidates=48,
             num_proposals=16,
         ),
         boxes=BoxConfig(num_bins=4, sampling_ratio=0, head="res5", feature_size=48),
@@ -60,7 +64,9 @@ NETS = {
         backbone=replace(RESNET, stride_in_1x1=False, fpn_width=16),
         proposals=ProposalConfig(
             anchor_sizes_px=((8.0,), (16.0,), (32.0,), (64.0,), (128.0,)),
-            anchor_ratios=(0.5, 1.0, 2.0), num_candidates=32, num_proposals=24,
+            anchor_ratios=(0.5, 1.0, 2.0),
+            num_candidates=32,
+            num_proposals=24,
         ),
         boxes=BoxConfig(num_bins=3, sampling_ratio=0, feature_size=32),
         choice=CHOICE,
@@ -113,9 +119,9 @@ def make_samples(num: int) -> list[Sample]:
         noise = random.normal(0, 0.1, (height, width, 3))
         pixels = ((soft.permute(1, 2, 0).numpy() + noise).clip(0, 1) * 255).astype(np.uint8)
         info = {"captions": [], "width": width, "height": height}
-        samples.append(Sample(
-            key=f"s{number}", image=picture_bytes(pixels, "png"), extension="png", info=info
-        ))
+        samples.append(
+            Sample(key=f"s{number}", image=picture_bytes(pixels, "png"), extension="png", info=info)
+        )
     return samples
 
 
@@ -174,8 +180,9 @@ def test_half_precision_stays_within_its_tolerance(net: str) -> None:
     each_seen = torch.cat([features_of(half, picture[None], boxes) for picture in pictures])
     for got, expected in ((half_seen, single_seen), (half_seen, each_seen)):
         assert (got - expected).abs().max() < 0.03 * expected.abs().max()
-        chances = [teacher.model.box_predictor(features)[0].softmax(1) for features in (
-            got, expected)]
+        chances = [
+            teacher.model.box_predictor(features)[0].softmax(1) for features in (got, expected)
+        ]
         assert (chances[0] - chances[1]).abs().max() < 0.1
     single, one, eight = look(teacher, samples, 1), look(half, samples, 1), look(half, samples, 8)
     for found, like in ((one, single), (eight, one)):
@@ -212,9 +219,7 @@ def test_any_number_of_workers_writes_the_same_tars(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     shards = {
         tar: [make_sample(f"{number}-{i}", ["a label"], random) for i in range(5)]
-        for number, tar in enumerate(
-            ["heldout-000000.tar", "train-000000.tar", "train-000001.tar"]
-        )
+        for number, tar in enumerate(["heldout-000000.tar", "train-000000.tar", "train-000001.tar"])
     }
     write_images(tmp_path / "images", shards)
     config = DistillConfig(phrases="lexicon")

@@ -13,14 +13,14 @@ import pytest
 import torch
 from distill_fakes import POISON, FakeTeacher, picture_bytes, seer_of
 
-from sharding.schema import Failure, Sample
-from stages.distill import flow as flow_file
-from stages.distill.batches import Batches
-from stages.distill.clock import Clock
-from stages.distill.decode import decode
-from stages.distill.device import pick_device
-from stages.distill.failures import TeacherFailure, ran_out
-from stages.distill.teacher.resize import Prepared
+from sharding.format.schema import Failure, Sample
+from stages.detector.device import pick_device
+from stages.detector.ops.resize import Prepared
+from stages.distill.inference import pipeline as flow_file
+from stages.distill.inference.batches import Batches
+from stages.distill.inference.decode import decode
+from stages.distill.inference.failures import TeacherFailure, ran_out
+from stages.distill.inference.stage_timer import Clock
 
 
 def samples_of(num: int, *, seed: int = 0) -> list[Sample]:

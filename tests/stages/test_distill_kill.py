@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from distill_fakes import FakeTeacher, plain_shards, seer_of, tree_of, write_images
 
+from stages.detector.ops.resize import Prepared
 from stages.distill import run
-from stages.distill.distill_config import DistillConfig
-from stages.distill.phrases import LexiconChunker
-from stages.distill.teacher.resize import Prepared
+from stages.distill.config import DistillConfig
+from stages.distill.text.phrases import LexiconChunker
 
 CONFIG = DistillConfig(batch_size=2, phrases="lexicon")
 STEP = 4

@@ -15,10 +15,10 @@ import thinc.api
 from distill_fakes import FakeTeacher, make_sample, seer_of, write_images
 from spacy.training import Example
 
-from sharding.read import iterate
-from stages.distill.distill_config import DistillConfig
-from stages.distill.phrases import LexiconChunker, ParserChunker, make_chunker
+from sharding.reading.sample_reader import iterate
+from stages.distill.config import DistillConfig
 from stages.distill.run import distill
+from stages.distill.text.phrases import LexiconChunker, ParserChunker, make_chunker
 
 NOUNS = "circle square triangle star dog man woman horse table box car house circles dogs".split()
 ADJECTIVES = "small large red blue green yellow old big black white".split()
@@ -175,7 +175,7 @@ def parser_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _ in range(NUM_EPOCHS):
         order = random.permutation(len(examples))
         for start in range(0, len(order), 16):
-            batch = [examples[i] for i in order[start:start + 16]]
+            batch = [examples[i] for i in order[start : start + 16]]
             nlp.update(batch, sgd=optimizer, drop=0.1)
     folder = tmp_path_factory.mktemp("parser") / "small"
     nlp.to_disk(folder)
@@ -196,7 +196,7 @@ def test_unseen_captions(chunker: ParserChunker) -> None:
     right = [[p.text for p in f] == caption.phrases for f, caption in zip(found, captions)]
     assert sum(right) >= 0.9 * len(captions), [t for t, r in zip(texts, right) if not r]
     for text, phrases in zip(texts, found):
-        assert all(text[p.start:p.end] == p.text for p in phrases)
+        assert all(text[p.start : p.end] == p.text for p in phrases)
 
 
 def test_pronouns_are_no_phrases(chunker: ParserChunker) -> None:
@@ -207,7 +207,14 @@ def test_pronouns_are_no_phrases(chunker: ParserChunker) -> None:
 def test_awkward_captions_are_slices_that_begin_with_a_word(chunker: ParserChunker) -> None:
     """Nothing can be asked of a small parser here but that it neither fails nor overlaps."""
     awkward = [
-        "", " ", "...!", "圆形 café\u200b", "a  red\n circle", " - the dog", "THE DOG", "word " * 200
+        "",
+        " ",
+        "...!",
+        "圆形 café\u200b",
+        "a  red\n circle",
+        " - the dog",
+        "THE DOG",
+        "word " * 200,
     ]
     found = chunker.chunk(awkward)
     assert len(found) == len(awkward)
@@ -215,7 +222,7 @@ def test_awkward_captions_are_slices_that_begin_with_a_word(chunker: ParserChunk
     for text, phrases in zip(awkward, found):
         ends = [0, *(p.end for p in phrases)]
         assert all(end <= p.start < p.end for end, p in zip(ends, phrases))
-        assert all(text[p.start:p.end] == p.text for p in phrases)
+        assert all(text[p.start : p.end] == p.text for p in phrases)
         assert all(p.text[0].isalnum() for p in phrases)
 
 
@@ -255,7 +262,9 @@ def test_object_shards_from_the_parser(parser_folder: Path, tmp_path: Path) -> N
     write_images(tmp_path / "images", {"train-000000.tar": [sample]})
     catalog = distill(
         DistillConfig(phrases="parser", parser=str(parser_folder)),
-        images=tmp_path / "images", seer=seer_of(FakeTeacher()), out=tmp_path / "objects",
+        images=tmp_path / "images",
+        seer=seer_of(FakeTeacher()),
+        out=tmp_path / "objects",
     )
     assert catalog is not None and catalog.about["chunker"].startswith("en_pipeline")
     (seen,) = iterate(tmp_path / "objects" / "train-000000.tar")

@@ -11,16 +11,20 @@ from distill_fakes import picture_bytes, seer_of
 from PIL import Image
 from test_batch_invariance import teacher_of
 
-from sharding.schema import Failure, Sample
-from stages.distill.decode import decode
+from sharding.format.schema import Failure, Sample
+from stages.distill.inference.decode import decode
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 ORIENTATION = 0x0112  # EXIF's tag
 
 
 def sample_of(image: bytes, extension: str, width: int, height: int) -> Sample:
-    return Sample(key="s", image=image, extension=extension,
-                  info={"captions": [], "width": width, "height": height})
+    return Sample(
+        key="s",
+        image=image,
+        extension=extension,
+        info={"captions": [], "width": width, "height": height},
+    )
 
 
 def decoded(image: Image.Image, kind: str, **options: object) -> np.ndarray:
@@ -47,8 +51,11 @@ def test_pictures_of_every_mode_are_decoded_to_their_colours(mode: str) -> None:
 
 def test_the_four_inks_of_a_jpeg_are_mixed() -> None:
     """Oracle: white of no ink, black of all of the fourth, blue of the first two."""
-    for ink, colour in (((0, 0, 0, 0), (255, 255, 255)), ((0, 0, 0, 255), (0, 0, 0)),
-                        ((255, 255, 0, 0), (0, 0, 255))):
+    for ink, colour in (
+        ((0, 0, 0, 0), (255, 255, 255)),
+        ((0, 0, 0, 255), (0, 0, 0)),
+        ((255, 255, 0, 0), (0, 0, 255)),
+    ):
         pixels = decoded(Image.new("CMYK", (16, 8), ink), "JPEG", quality=95)
         assert np.abs(pixels.astype(int) - colour).max() <= 3
 

@@ -28,16 +28,16 @@ from distill_fakes import (
 )
 from PIL import Image
 
-from sharding.catalog import Catalog, read_catalog
-from sharding.manifest import read_manifest
-from sharding.read import iterate
-from sharding.schema import Failure, Sample, ShardError
-from sharding.verify import verify_paths
-from sharding.write import write_shard
+from sharding.format.catalog import Catalog, read_catalog
+from sharding.format.manifest import read_manifest
+from sharding.format.schema import Failure, Sample, ShardError
+from sharding.reading.sample_reader import iterate
+from sharding.tools.verify import verify_paths
+from sharding.writing.shard_writer import write_shard
+from stages.detector.detectron2_config import Detectron2Config
 from stages.distill import label
-from stages.distill.detectron2_config import Detectron2Config
-from stages.distill.distill_config import DistillConfig
-from stages.distill.failures import DistillError
+from stages.distill.config import DistillConfig
+from stages.distill.inference.failures import DistillError
 from stages.distill.label import select
 from stages.distill.run import distill, finish
 
@@ -83,7 +83,7 @@ def test_stock_webdataset_reads_what_teacher_and_captions_say(images: Path, tmp_
         for caption, found in zip(info["captions"], phrases, strict=True):
             num_phrases += len(found)
             for phrase in found:
-                assert caption[phrase["start"]:phrase["end"]] == phrase["text"]
+                assert caption[phrase["start"] : phrase["end"]] == phrase["text"]
                 assert len(phrase["similarity"]) == len(objects)
     assert not inputs
     assert num_phrases > 5
@@ -371,9 +371,7 @@ def test_failures_with_kept_samples_between_are_in_no_row(
         )
     assert read_manifest(tmp_path / "out" / "train-000000.tar").num_failed == 6
     with pytest.raises(DistillError, match="5 pictures in a row"):
-        distill(
-            CONFIG, images=tmp_path / "bad", seer=seer_of(FakeTeacher()), out=tmp_path / "none"
-        )
+        distill(CONFIG, images=tmp_path / "bad", seer=seer_of(FakeTeacher()), out=tmp_path / "none")
 
 
 def test_the_screen_tells_where_the_time_went(
@@ -415,9 +413,7 @@ def test_a_data_set_without_any_sound_picture_is_finished(tmp_path: Path) -> Non
         (0.95, 2, None, 2),
     ],
 )
-def test_select(
-    threshold: float | None, least: int | None, most: int | None, kept: int
-) -> None:
+def test_select(threshold: float | None, least: int | None, most: int | None, kept: int) -> None:
     """Counts by hand from the scores 0.9, 0.7, 0.5, 0.3."""
     objects = FakeTeacher().look(np.full((2, 2, 3), (1, 0, 0), np.uint8))
     config = DistillConfig(score_threshold=threshold, min_objects=least, max_objects=most)

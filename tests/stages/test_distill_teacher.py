@@ -9,15 +9,9 @@ import numpy as np
 import torch
 from distill_fakes import make_sample, write_images
 
-from sharding.read import iterate
-from stages.distill.distill_config import DistillConfig
-from stages.distill.decode import decode
-from stages.distill.run import distill
-from stages.distill.seers import make_seer
-from stages.distill.teacher.detect import Teacher
-from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.folder import load_teacher, save_teacher
-from stages.distill.teacher.net_config import (
+from sharding.reading.sample_reader import iterate
+from stages.detector.model.faster_rcnn import FasterRCNN
+from stages.detector.net_config import (
     BoxConfig,
     ChoiceConfig,
     PictureConfig,
@@ -25,6 +19,12 @@ from stages.distill.teacher.net_config import (
     ProposalConfig,
     TeacherConfig,
 )
+from stages.detector.predictor import Teacher
+from stages.detector.teacher_folder import load_teacher, save_teacher
+from stages.distill.config import DistillConfig
+from stages.distill.inference.decode import decode
+from stages.distill.make_object_source import make_object_source
+from stages.distill.run import distill
 
 NET = TeacherConfig(
     picture=PictureConfig(shorter_px=32, longer_px=64),
@@ -34,7 +34,8 @@ NET = TeacherConfig(
     choice=ChoiceConfig(num_top=3),
 )
 NAMES: dict[str, Any] = {
-    "label_names": ["circle", "square", "star"], "attribute_names": ["red", "blue"]
+    "label_names": ["circle", "square", "star"],
+    "attribute_names": ["red", "blue"],
 }
 
 
@@ -52,7 +53,7 @@ def test_shards_hold_what_the_teacher_sees_in_each_picture_alone(tmp_path: Path)
         batch_size=3, phrases="lexicon", score_threshold=0.0, max_objects=5, min_objects=0
     )
     out = tmp_path / "objects"
-    seer = make_seer(config, tmp_path / "teacher")
+    seer = make_object_source(config, tmp_path / "teacher")
     catalog = distill(config, images=tmp_path / "images", seer=seer, out=out)
     assert catalog is not None
     assert (catalog.about["feature_size"], catalog.about["num_top"]) == (12, 3)

@@ -1,4 +1,4 @@
-"""`stages.distill.features`: what is broken is named, refused and counted, and takes nothing along.
+"""`stages.distill.precomputed`: what is broken is named, refused and counted, and takes nothing along.
 
 Oracle: reasons and counts by hand; sound rows beside a broken one give the same objects as without.
 """
@@ -31,10 +31,10 @@ from test_features_formats import (
     write_scene_graph,
 )
 
-from sharding.schema import Failure, check_objects
-from stages.distill.features.arrays import from_base64, read_npz
-from stages.distill.features.record import FeaturesError, RowError
-from stages.distill.features.uniter_lmdb import _corners, find_package, read_msgpack
+from sharding.format.schema import Failure, check_objects
+from stages.distill.precomputed.formats.arrays import from_base64, read_npz
+from stages.distill.precomputed.formats.record import FeaturesError, RowError
+from stages.distill.precomputed.formats.uniter_lmdb import _corners, find_package, read_msgpack
 
 IDS = ("1", "2", "3")
 
@@ -46,8 +46,18 @@ def reason_of(written: Written, seen: Seen, **fields: Any) -> str:
     return failed.reason
 
 
-COLUMNS = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf",
-           "num_boxes", "boxes", "features")
+COLUMNS = (
+    "img_id",
+    "img_h",
+    "img_w",
+    "objects_id",
+    "objects_conf",
+    "attrs_id",
+    "attrs_conf",
+    "num_boxes",
+    "boxes",
+    "features",
+)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +107,9 @@ def with_first(value: object) -> Callable[[np.ndarray], np.ndarray]:
     return change
 
 
-@pytest.mark.parametrize("write", (write_lxmert, write_caffe, write_d2, write_scene_graph,
-                                   write_coco, write_butd))
+@pytest.mark.parametrize(
+    "write", (write_lxmert, write_caffe, write_d2, write_scene_graph, write_coco, write_butd)
+)
 @pytest.mark.parametrize(
     "fields, reason",
     [
@@ -112,8 +123,10 @@ def with_first(value: object) -> Callable[[np.ndarray], np.ndarray]:
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(
-    tmp_path: Path, write: Callable[[Path, list[Seen]], Written],
-    fields: dict[str, Callable[[np.ndarray], np.ndarray]], reason: str,
+    tmp_path: Path,
+    write: Callable[[Path, list[Seen]], Written],
+    fields: dict[str, Callable[[np.ndarray], np.ndarray]],
+    reason: str,
 ) -> None:
     seen = look_at(IDS)
     bad = changed(seen[1], **fields)
@@ -149,22 +162,25 @@ def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
     Path(written["labels"]).write_text(json.dumps(categories))
     assert "category_id: 5 is not among the names" in reason_of(written, seen)
     written = write_scene_graph(tmp_path, [seen])
-    Path(written["labels"]).write_text(json.dumps(
-        {"label_to_idx": {"yolk": 1}, "attribute_to_idx": {"tall": 1}}))
+    Path(written["labels"]).write_text(
+        json.dumps({"label_to_idx": {"yolk": 1}, "attribute_to_idx": {"tall": 1}})
+    )
     assert "is not among the names" in reason_of(written, seen, num_top=1)
 
 
 def test_what_the_recipe_asks_for_and_the_file_lacks(tmp_path: Path) -> None:
     (seen,) = look_at(["1"])
     assert "class probabilities: none in it" in reason_of(
-        write_lxmert(tmp_path, [seen]), seen, num_top=2)
+        write_lxmert(tmp_path, [seen]), seen, num_top=2
+    )
     info = {k: v for k, v in files.caffe_info(seen).items() if not k.startswith("attrs")}
     written = write_caffe(tmp_path, [seen])
     (path,) = tmp_path.glob("*.npz")
     path.write_bytes(files.butd_npz(seen, info))
     assert "attributes: none in it" in reason_of(written, seen)
     assert reason_of(write_lxmert(tmp_path, [seen]), seen, feature_size=7) == (
-        "features: features: 6 values each, expected 7 (distill.features.feature_size)")
+        "features: features: 6 values each, expected 7 (distill.features.feature_size)"
+    )
 
 
 def test_boxes_are_as_many_as_said(tmp_path: Path) -> None:
@@ -172,8 +188,11 @@ def test_boxes_are_as_many_as_said(tmp_path: Path) -> None:
     written = write_caffe(tmp_path, [seen])
     (path,) = tmp_path.glob("*.npz")
     num = len(seen.boxes)
-    path.write_bytes(files.npz_bytes(
-        x=seen.features, bbox=seen.boxes, num_bbox=num + 1, info=files.caffe_info(seen)))
+    path.write_bytes(
+        files.npz_bytes(
+            x=seen.features, bbox=seen.boxes, num_bbox=num + 1, info=files.caffe_info(seen)
+        )
+    )
     assert f"bbox: shape ({num}, 4), expected {num + 1} boxes" in reason_of(written, seen)
     for bbox in (np.array(3.0), seen.boxes[0], seen.boxes[:, :3]):
         path.write_bytes(files.npz_bytes(x=seen.features, bbox=bbox, info=files.caffe_info(seen)))
@@ -276,14 +295,14 @@ def test_rows_without_an_id_are_counted_and_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Base64 that lost its beginning has no tab; an empty line is nothing."""
-    from stages.distill.features.config import FeaturesConfig
-    from stages.distill.features.join import FeatureSeer
+    from stages.distill.precomputed.config import FeaturesConfig
+    from stages.distill.precomputed.join import PrecomputedObjects
 
     seen = look_at(IDS)
     written = write_lxmert(tmp_path, seen)
     sound = (tmp_path / "val.tsv").read_bytes()
     (tmp_path / "val.tsv").write_bytes(b"QUJD\r\n\r\n" + sound + b"1" * 30)
-    seer = FeatureSeer(FeaturesConfig(**{**written, "feature_size": SIZE}))
+    seer = PrecomputedObjects(FeaturesConfig(**{**written, "feature_size": SIZE}))
     account = seer.account([])
     assert account.num_nameless == 2
     assert account.nameless[0].startswith("val.tsv byte 0: no id and tab in b'QUJD")
@@ -309,16 +328,23 @@ def test_detections_cut_short_are_read_up_to_the_cut(tmp_path: Path) -> None:
 
 
 FUZZED = {
-    "val.tsv": write_lxmert, "predictions.tsv": write_scene_graph, "bbox.json": write_coco,
+    "val.tsv": write_lxmert,
+    "predictions.tsv": write_scene_graph,
+    "bbox.json": write_coco,
     "1.npz": write_d2,
 }
 
 
 @pytest.mark.parametrize("name", FUZZED)
-@settings(max_examples=40, deadline=None, derandomize=True,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cut=st.floats(0, 1), flips=st.lists(st.tuples(st.floats(0, 1), st.integers(1, 255)),
-                                           max_size=3))
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    cut=st.floats(0, 1), flips=st.lists(st.tuples(st.floats(0, 1), st.integers(1, 255)), max_size=3)
+)
 def test_no_damage_gets_past(
     tmp_path: Path, name: str, cut: float, flips: list[tuple[float, int]]
 ) -> None:
@@ -327,7 +353,7 @@ def test_no_damage_gets_past(
     seen = look_at(IDS)
     written = FUZZED[name](tmp_path, seen)
     data = bytearray((tmp_path / name).read_bytes())
-    del data[max(1, int(cut * len(data))):]
+    del data[max(1, int(cut * len(data))) :]
     for at, flip in flips:
         data[int(at * (len(data) - 1))] ^= flip
     (tmp_path / name).write_bytes(data)
@@ -395,8 +421,12 @@ def test_an_lmdb_cut_short_does_not_kill_the_process(tmp_path: Path) -> None:
     with environment.begin(write=True) as transaction:
         transaction.put(b"1.npz", bytes(100_000))
     environment.close()
-    written = {"format": "uniter-lmdb", "path": str(tmp_path / "all"), "id": "stem",
-               "labels": files.write_names(tmp_path)["labels"]}
+    written = {
+        "format": "uniter-lmdb",
+        "path": str(tmp_path / "all"),
+        "id": "stem",
+        "labels": files.write_names(tmp_path)["labels"],
+    }
     assert "neither .npz nor msgpack" in reason_of(written, look_at(["1"])[0])
     data = (tmp_path / "all" / "data.mdb").read_bytes()
     for size, reason in ((50_000, "cut short"), (100, "no LMDB")):

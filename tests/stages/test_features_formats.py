@@ -1,4 +1,4 @@
-"""`stages.distill.features`: each public layout, written by hand, becomes the objects it says.
+"""`stages.distill.precomputed`: each public layout, written by hand, becomes the objects it says.
 
 Oracle throughout: the numbers that the file was made of, brought to half precision where objects
 have it and put in the order of falling scores by numpy.
@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from features_files import ATTRIBUTES, LABELS, SIZE, Seen, look_at, sample_of
 
-from sharding.schema import Failure, check_objects, object_dtype
-from stages.distill.features.config import FeaturesConfig
-from stages.distill.features.join import FeatureSeer
-from stages.distill.features.record import FeaturesError
+from sharding.format.schema import Failure, check_objects, object_dtype
+from stages.distill.precomputed.config import FeaturesConfig
+from stages.distill.precomputed.formats.record import FeaturesError
+from stages.distill.precomputed.join import PrecomputedObjects
 
 IDS = ("42", "7", "1000012")
 
@@ -44,9 +44,7 @@ def write_caffe(folder: Path, seen: list[Seen]) -> Written:
     for each in seen:
         data = files.butd_npz(each, files.caffe_info(each))
         (folder / f"COCO_val2014_{int(each.id):012}.npz").write_bytes(data)
-    return {
-        "format": "butd-npz", "path": str(folder), "id": "number", **files.write_names(folder)
-    }
+    return {"format": "butd-npz", "path": str(folder), "id": "number", **files.write_names(folder)}
 
 
 def write_d2(folder: Path, seen: list[Seen]) -> Written:
@@ -59,8 +57,13 @@ def write_d2(folder: Path, seen: list[Seen]) -> Written:
 def write_scene_graph(folder: Path, seen: list[Seen]) -> Written:
     (folder / "predictions.tsv").write_bytes(b"".join(map(files.scene_graph_row, seen)))
     names = files.write_labelmap(folder / "labelmap.json")
-    return {"format": "vinvl-tsv", "path": str(folder / "predictions.tsv"), "num_top": 3,
-            "labels": names, "attributes": names}
+    return {
+        "format": "vinvl-tsv",
+        "path": str(folder / "predictions.tsv"),
+        "num_top": 3,
+        "labels": names,
+        "attributes": names,
+    }
 
 
 def write_oscar(folder: Path, seen: list[Seen]) -> Written:
@@ -68,23 +71,35 @@ def write_oscar(folder: Path, seen: list[Seen]) -> Written:
     (folder / "features.tsv").write_bytes(b"".join(map(files.oscar_row, seen)))
     (folder / "predictions.tsv").write_bytes(b"".join(map(files.predictions_row, seen[::-1])))
     names = files.write_labelmap(folder / "labelmap.json")
-    return {"format": "vinvl-tsv", "path": str(folder / "features.tsv"),
-            "predictions": str(folder / "predictions.tsv"), "labels": names, "attributes": names}
+    return {
+        "format": "vinvl-tsv",
+        "path": str(folder / "features.tsv"),
+        "predictions": str(folder / "predictions.tsv"),
+        "labels": names,
+        "attributes": names,
+    }
 
 
 def write_oscar_captions(folder: Path, seen: list[Seen]) -> Written:
     (folder / "val.feature.tsv").write_bytes(b"".join(map(files.oscar_caption_row, seen)))
     (folder / "val.label.tsv").write_bytes(b"".join(map(files.label_row, seen)))
-    return {"format": "vinvl-tsv", "path": str(folder / "val.feature.tsv"),
-            "predictions": str(folder / "val.label.tsv"), **files.write_names(folder)}
+    return {
+        "format": "vinvl-tsv",
+        "path": str(folder / "val.feature.tsv"),
+        "predictions": str(folder / "val.label.tsv"),
+        **files.write_names(folder),
+    }
 
 
 def write_coco(folder: Path, seen: list[Seen]) -> Written:
     """The detections of the pictures mixed, as sorting by score would."""
     entries = [entry for each in seen for entry in files.coco_entries(each)]
     (folder / "bbox.json").write_text(json.dumps(entries[::2] + entries[1::2]))
-    return {"format": "coco-json", "path": str(folder / "bbox.json"),
-            "labels": files.write_categories(folder / "instances.json")}
+    return {
+        "format": "coco-json",
+        "path": str(folder / "bbox.json"),
+        "labels": files.write_categories(folder / "instances.json"),
+    }
 
 
 def write_uniter(folder: Path, seen: list[Seen], encode: Callable[[Seen], bytes]) -> Written:
@@ -95,8 +110,13 @@ def write_uniter(folder: Path, seen: list[Seen], encode: Callable[[Seen], bytes]
             transaction.put(f"coco_val2014_{int(each.id):012}.npz".encode(), encode(each))
         transaction.put(b"__keys__", b"[]")
     environment.close()
-    return {"format": "uniter-lmdb", "path": str(folder / "all"), "id": "number", "num_top": 2,
-            "labels": files.write_names(folder)["labels"]}
+    return {
+        "format": "uniter-lmdb",
+        "path": str(folder / "all"),
+        "id": "number",
+        "num_top": 2,
+        "labels": files.write_names(folder)["labels"],
+    }
 
 
 def write_uniter_npz(folder: Path, seen: list[Seen]) -> Written:
@@ -108,13 +128,23 @@ def write_uniter_msgpack(folder: Path, seen: list[Seen]) -> Written:
 
 
 WRITERS = (
-    write_lxmert, write_butd, write_caffe, write_d2, write_scene_graph, write_oscar,
-    write_oscar_captions, write_coco, write_uniter_npz, write_uniter_msgpack,
+    write_lxmert,
+    write_butd,
+    write_caffe,
+    write_d2,
+    write_scene_graph,
+    write_oscar,
+    write_oscar_captions,
+    write_coco,
+    write_uniter_npz,
+    write_uniter_msgpack,
 )
 
 
-def seer_of(written: Written, **fields: Any) -> FeatureSeer:
-    return FeatureSeer(FeaturesConfig(**{"feature_size": SIZE, **written, **fields}), show=False)
+def seer_of(written: Written, **fields: Any) -> PrecomputedObjects:
+    return PrecomputedObjects(
+        FeaturesConfig(**{"feature_size": SIZE, **written, **fields}), show=False
+    )
 
 
 def expected_of(seen: Seen, written: Written) -> np.ndarray:
@@ -193,7 +223,7 @@ def test_a_broken_first_row_does_not_tell_the_layout(tmp_path: Path) -> None:
     written = write_lxmert(tmp_path, seen)
     sound = (tmp_path / "val.tsv").read_bytes()
     cut = b"\t".join(sound.split(b"\t")[:6]) + b"\r\n"
-    (tmp_path / "val.tsv").write_bytes(cut + sound[sound.index(b"\n") + 1:])
+    (tmp_path / "val.tsv").write_bytes(cut + sound[sound.index(b"\n") + 1 :])
     failed, *others = seer_of(written).see(map(sample_of, seen))
     assert isinstance(failed, Failure)
     assert failed.reason.startswith("features: columns: 6, expected 10")
@@ -220,8 +250,11 @@ def test_detections_without_features(tmp_path: Path) -> None:
     """A single 0 stands for each."""
     (seen,) = look_at(["7"])
     (tmp_path / "bbox.json").write_text(json.dumps(files.coco_entries(seen, features=False)))
-    written = {"format": "coco-json", "path": str(tmp_path / "bbox.json"),
-               "labels": files.write_categories(tmp_path / "instances.json")}
+    written = {
+        "format": "coco-json",
+        "path": str(tmp_path / "bbox.json"),
+        "labels": files.write_categories(tmp_path / "instances.json"),
+    }
     (objects,) = seer_of(written, feature_size=None).see([sample_of(seen)])
     assert isinstance(objects, np.ndarray)
     assert objects["feature"].tolist() == [[0.0]] * len(seen.boxes)

@@ -1,4 +1,4 @@
-"""`stages.distill.features.join`, `ids`, `index` and `names`: who belongs to whom, and a whole
+"""`stages.distill.precomputed.join`, `ids`, `index` and `names`: who belongs to whom, and a whole
 distillation from old features."""
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from distill_fakes import tree_of, write_images
 from features_files import LABELS, SIZE, Seen, look_at, sample_of
 from test_features_formats import expected_of, seer_of, write_lxmert, write_oscar
 
-from sharding.manifest import read_manifest
-from sharding.read import OpenTar, iterate, read_info
-from sharding.schema import Failure, Sample
-from sharding.verify import verify_paths
-from stages.distill.distill_config import DistillConfig
-from stages.distill.features import index
-from stages.distill.features.config import FeaturesConfig
-from stages.distill.features.ids import reduce_id, rule_of, sample_id
-from stages.distill.features.join import FeatureSeer
-from stages.distill.features.names import read_names
-from stages.distill.features.record import FeaturesError
-from stages.distill.features.tsv import scan_lines
+from sharding.format.manifest import read_manifest
+from sharding.format.schema import Failure, Sample
+from sharding.reading.sample_reader import OpenTar, iterate, read_info
+from sharding.tools.verify import verify_paths
+from stages.distill.config import DistillConfig
+from stages.distill.make_object_source import make_object_source
+from stages.distill.precomputed import index
+from stages.distill.precomputed.config import FeaturesConfig
+from stages.distill.precomputed.formats.record import FeaturesError
+from stages.distill.precomputed.formats.tsv import scan_lines
+from stages.distill.precomputed.ids import reduce_id, rule_of, sample_id
+from stages.distill.precomputed.join import PrecomputedObjects
+from stages.distill.precomputed.names import read_names
 from stages.distill.run import distill
-from stages.distill.seers import make_seer
 
 IDS = [str(number) for number in range(100, 112)]
 
@@ -65,7 +65,9 @@ def test_rules_of_both_sides() -> None:
     assert rule("a_nlvr2_dev-1-0-img0.npz") is None
     info = {"image_id": 42, "file_name": "val/COCO_000042.jpg", "flag": True}
     for join, kind, expected in (
-        ("image_id", "whole", "42"), ("key", "whole", "k"), ("file_name", "stem", "COCO_000042"),
+        ("image_id", "whole", "42"),
+        ("key", "whole", "k"),
+        ("file_name", "stem", "COCO_000042"),
         ("file_name", "number", "42"),
     ):
         assert sample_id("k", info, FeaturesConfig(**base, join=join, id=kind)) == expected
@@ -81,8 +83,11 @@ def test_features_are_found_by_file_name(tmp_path: Path) -> None:
     written = write_lxmert(tmp_path, [named])
     (without,) = seer_of(written).see([sample])
     assert without == Failure(key="k-7", reason="no features")
-    for fields in ({"join": "file_name", "id": "stem"}, {"id": "number"},
-                   {"pattern": "COCO_val2014_0*([0-9]+)"}):
+    for fields in (
+        {"join": "file_name", "id": "stem"},
+        {"id": "number"},
+        {"pattern": "COCO_val2014_0*([0-9]+)"},
+    ):
         (objects,) = seer_of(written, **fields).see([sample])
         assert isinstance(objects, np.ndarray)
         assert np.array_equal(objects, expected_of(seen, written))
@@ -95,23 +100,30 @@ def test_a_rule_that_finds_nothing_is_told_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (seen,) = look_at(["COCO_7"])
-    seer = FeatureSeer(config_of(write_lxmert(tmp_path, [seen])))
+    seer = PrecomputedObjects(config_of(write_lxmert(tmp_path, [seen])))
     sample = sample_of(look_at(["7"])[0])
     assert all(isinstance(result, Failure) for result in seer.see([sample] * 600))
     told = capsys.readouterr().out
-    assert told.count("none for the first 256 pictures. Sample k-7 asks for '7', the files have "
-                      "'COCO_7'") == 1
+    assert (
+        told.count(
+            "none for the first 256 pictures. Sample k-7 asks for '7', the files have 'COCO_7'"
+        )
+        == 1
+    )
 
 
 def test_a_rule_that_finds_nothing_at_all_is_refused_in_the_end(tmp_path: Path) -> None:
     """Oracle: one picture more or less among the features; the error names both sides' ids."""
     looks = look_at(["COCO_7", "8"])
-    seer = FeatureSeer(config_of(write_lxmert(tmp_path, looks)))
+    seer = PrecomputedObjects(config_of(write_lxmert(tmp_path, looks)))
     samples = [sample_of(look) for look in look_at(["7", "8"])]
     infos = [(sample.key, sample.info) for sample in samples]
     assert seer.account(infos).num_pictures_without_features == 1
-    with pytest.raises(FeaturesError, match="join is 'image_id', by which none of 1 pictures has "
-                       "features. Sample k-7 asks for '7', the files have .*'COCO_7'"):
+    with pytest.raises(
+        FeaturesError,
+        match="join is 'image_id', by which none of 1 pictures has "
+        "features. Sample k-7 asks for '7', the files have .*'COCO_7'",
+    ):
         seer.account(infos[:1])
     assert seer.account([]).num_pictures == 0
 
@@ -133,8 +145,8 @@ def test_the_index_is_kept_and_taken_only_where_it_fits(
 
     def results(**fields: Any) -> tuple[str, list[Any]]:
         config = config_of(written, **fields)
-        seer = FeatureSeer(config, index_folder=folder, show=False)
-        in_memory = FeatureSeer(config, show=False)
+        seer = PrecomputedObjects(config, index_folder=folder, show=False)
+        in_memory = PrecomputedObjects(config, show=False)
         assert seer.fingerprint == in_memory.fingerprint
         found = list(seer.see(map(sample_of, seen)))
         for one, other in zip(found, in_memory.see(map(sample_of, seen)), strict=True):
@@ -176,8 +188,11 @@ def test_workers_make_one_pass_between_them(
     monkeypatch.setattr(index, "_pass_over", counted)
     config = config_of(written)
     workers = [
-        threading.Thread(target=FeatureSeer, args=(config,),
-                         kwargs={"index_folder": tmp_path / "index", "show": False})
+        threading.Thread(
+            target=PrecomputedObjects,
+            args=(config,),
+            kwargs={"index_folder": tmp_path / "index", "show": False},
+        )
         for _ in range(4)
     ]
     for worker in workers:
@@ -187,11 +202,9 @@ def test_workers_make_one_pass_between_them(
     assert len(passes) == 1
 
 
-def test_lines_of_any_length_are_scanned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_of_any_length_are_scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offsets and lengths by hand; a line beyond the limit is passed over, the next is found."""
-    from stages.distill.features import tsv
+    from stages.distill.precomputed.formats import tsv
 
     monkeypatch.setattr(tsv, "MAX_ROW_BYTES", 16)
     path = tmp_path / "t"
@@ -199,7 +212,10 @@ def test_lines_of_any_length_are_scanned(
     with open(path, "rb") as source:
         found = list(scan_lines(source))
     assert [(row.id, row.offset, row.length) for row in found] == [
-        ("a", 0, 4), (None, 4, 43), ('c"d', 49, 10), ("e", 59, 3)
+        ("a", 0, 4),
+        (None, 4, 43),
+        ('c"d', 49, 10),
+        ("e", 59, 3),
     ]
     assert "more than 16 bytes" in found[1].fault
 
@@ -221,13 +237,22 @@ def test_the_fingerprint_is_of_content_not_of_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name, text, expected",
     [
-        ("a.txt", "yolk\ngoal,goals\n", ({"yolk": 0, "goal,goals": 1, "goal": 1, "goals": 1},
-                                         {1: 0, 2: 1})),
+        (
+            "a.txt",
+            "yolk\ngoal,goals\n",
+            ({"yolk": 0, "goal,goals": 1, "goal": 1, "goals": 1}, {1: 0, 2: 1}),
+        ),
         ("a.txt", "__background__\nyolk\n", ({"yolk": 0}, {1: 0})),
-        ("a.json", '{"label_to_idx": {"b": 2, "__background__": 0, "a": 1}}',
-         ({"a": 0, "b": 1}, {1: 0, 2: 1})),
-        ("a.json", '{"categories": [{"id": 90, "name": "z"}, {"id": 1, "name": "a"}]}',
-         ({"a": 0, "z": 1}, {1: 0, 90: 1})),
+        (
+            "a.json",
+            '{"label_to_idx": {"b": 2, "__background__": 0, "a": 1}}',
+            ({"a": 0, "b": 1}, {1: 0, 2: 1}),
+        ),
+        (
+            "a.json",
+            '{"categories": [{"id": 90, "name": "z"}, {"id": 1, "name": "a"}]}',
+            ({"a": 0, "z": 1}, {1: 0, 90: 1}),
+        ),
     ],
 )
 def test_names_are_read(tmp_path: Path, name: str, text: str, expected: Any) -> None:
@@ -317,7 +342,10 @@ def test_a_whole_distillation_from_old_features(
     config = DistillConfig(teacher="features", features=config_of(written), phrases="lexicon")
     out = tmp_path / "objects"
     catalog = distill(
-        config, images=tmp_path / "images", seer=make_seer(config, tmp_path / "teacher"), out=out
+        config,
+        images=tmp_path / "images",
+        seer=make_object_source(config, tmp_path / "teacher"),
+        out=out,
     )
     assert not verify_paths([out], full=True)
     assert catalog.about["label_names"] == list(LABELS)
@@ -341,8 +369,13 @@ def test_a_whole_distillation_from_old_features(
             assert np.array_equal(sample.objects, expected_of(each, written))
             assert [p["text"] for p in sample.info["phrases"][0]] == ["a tall yolk", "a stop light"]
     before = tree_of(out)
-    distill(config, images=tmp_path / "images", seer=make_seer(config, tmp_path / "teacher"),
-            out=out, show=False)
+    distill(
+        config,
+        images=tmp_path / "images",
+        seer=make_object_source(config, tmp_path / "teacher"),
+        out=out,
+        show=False,
+    )
     assert tree_of(out) == before
 
 

@@ -18,11 +18,11 @@ from ingest_corpora import (
     write_json,
 )
 
-from sharding.catalog import Catalog
-from stages.ingest.coco import CocoSource
+from sharding.format.catalog import Catalog
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest
-from stages.ingest.source import SourceError
+from stages.ingest.sources.coco import CocoSource
+from stages.ingest.sources.source import SourceError
 
 
 def run(tmp_path: Path, captions: str, **more: Any) -> Catalog:
@@ -90,7 +90,11 @@ def test_every_kind_of_breakage_has_its_reason(
     found = samples(tmp_path / "out", catalog)
     by_name = {sample.info["file_name"]: sample for sample in found.values()}
     assert sorted(by_name) == [
-        "./deep/down.JPEG", "cmyk.jpg", "good.jpg", "really_png.jpg", "two words.jpg"
+        "./deep/down.JPEG",
+        "cmyk.jpg",
+        "good.jpg",
+        "really_png.jpg",
+        "two words.jpg",
     ]
     good = by_name["good.jpg"]
     assert good.key == "good" and good.image == (tmp_path / "p/good.jpg").read_bytes()
@@ -204,7 +208,8 @@ def test_instances_become_truth(tmp_path: Path) -> None:
     kinds = [reason.partition(":")[0] for _, reason in notes(tmp_path / "out", catalog)]
     assert sorted(kinds) == sorted(
         ["box without area", "box outside of the picture", "truth dropped"]
-        + 2 * ["unknown category"] + 2 * ["box is not four numbers"]
+        + 2 * ["unknown category"]
+        + 2 * ["box is not four numbers"]
     )
 
 
@@ -233,9 +238,7 @@ BOXES = {
         (BOXES, "looks like an instances file, which goes into ingest.instances"),
     ],
 )
-def test_a_wrong_captions_file_stops_at_once(
-    tmp_path: Path, captions: object, told: str
-) -> None:
+def test_a_wrong_captions_file_stops_at_once(tmp_path: Path, captions: object, told: str) -> None:
     write_pictures(tmp_path, {"a.jpg": encoded()})
     path = tmp_path / "c.json"
     path.write_text(captions if isinstance(captions, str) else json.dumps(captions))
@@ -255,9 +258,7 @@ def test_a_wrong_captions_file_stops_at_once(
         ({**BOXES, "categories": ["cat"]}, r"categories\[0\] is cat"),
     ],
 )
-def test_a_wrong_instances_file_stops_at_once(
-    tmp_path: Path, instances: object, told: str
-) -> None:
+def test_a_wrong_instances_file_stops_at_once(tmp_path: Path, instances: object, told: str) -> None:
     write_pictures(tmp_path, {"a.jpg": encoded()})
     captions = write_json(tmp_path / "c.json", SOUND)
     with pytest.raises(SourceError, match=told):
@@ -275,9 +276,7 @@ def test_wrong_paths_stop_at_once(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="ingest.captions is .*a folder"):
         run(tmp_path, str(tmp_path))
     with pytest.raises(SourceError, match="ingest.root is .*which is a file"):
-        CocoSource(
-            root=captions, captions=captions, instances=None, seed=0, heldout_fraction=0.0
-        )
+        CocoSource(root=captions, captions=captions, instances=None, seed=0, heldout_fraction=0.0)
     with pytest.raises(SourceError, match="not one of the 1 pictures.*a.jpg; it holds c.json, p"):
         CocoSource(
             root=str(tmp_path), captions=captions, instances=None, seed=0, heldout_fraction=0.0

@@ -15,11 +15,11 @@ import pytest
 from ingest_corpora import encoded, manifests, notes, reasons, samples
 from PIL import Image
 
-from sharding.catalog import Catalog
+from sharding.format.catalog import Catalog
 from stages.ingest.config import IngestConfig
-from stages.ingest.nlvr import NlvrSource
 from stages.ingest.run import ingest
-from stages.ingest.source import Picture, SourceError
+from stages.ingest.sources.nlvr import NlvrSource
+from stages.ingest.sources.source import Picture, SourceError
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "nlvr"
 RGB = {"black": (0, 0, 0), "yellow": (255, 255, 0), "blue": (0, 153, 255)}
@@ -74,7 +74,9 @@ def test_boxes_stand_where_each_order_shows_them(tmp_path: Path) -> None:
         "corpus_split": "dev",
         "truth": {
             "boxes": [
-                [40.0, 50.0, 50.0, 60.0], [220.0, 80.0, 240.0, 100.0], [310.0, 20.0, 340.0, 50.0]
+                [40.0, 50.0, 50.0, 60.0],
+                [220.0, 80.0, 240.0, 100.0],
+                [310.0, 20.0, 340.0, 50.0],
             ],
             "labels": ["circle", "triangle", "square"],
             "attributes": ["blue", "yellow", "black"],

@@ -11,7 +11,7 @@ from ingest_corpora import encoded, png_header
 from PIL import Image
 
 from stages.ingest.pictures import PictureFacts, inspect_picture
-from stages.ingest.source import PictureError
+from stages.ingest.sources.source import PictureError
 
 JPEG, PNG = encoded("JPEG"), encoded("PNG")
 

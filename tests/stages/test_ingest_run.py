@@ -19,16 +19,16 @@ import pytest
 import webdataset
 from ingest_corpora import captions_of, encoded, samples, write_json
 
-from sharding.catalog import Catalog, read_catalog
-from sharding.manifest import manifest_path, read_manifest
-from sharding.pending import ask_again
-from sharding.read import iterate
-from sharding.schema import ShardError, check_key
-from sharding.write import write_shard
+from sharding.coordination.work_queue import ask_again
+from sharding.format.catalog import Catalog, read_catalog
+from sharding.format.manifest import manifest_path, read_manifest
+from sharding.format.schema import ShardError, check_key
+from sharding.reading.sample_reader import iterate
+from sharding.writing.shard_writer import write_shard
 from stages.ingest import run
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest, plan_shards
-from stages.ingest.source import Failure, Picture, SourceError, safe_key, split_of
+from stages.ingest.sources.source import Failure, Picture, SourceError, safe_key, split_of
 
 TOY = IngestConfig(num_train=60, num_heldout=10, samples_per_shard=8)
 NUM_TOY_SHARDS = 8 + 2
@@ -116,7 +116,9 @@ def test_kill_9_at_several_moments_ends_in_the_same_bytes(tmp_path: Path) -> Non
     num_killed = 0
     for num_tars in (1, 3, 6):
         process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=root, stdout=subprocess.DEVNULL,
+            [sys.executable, "-c", code],
+            cwd=root,
+            stdout=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": str(root)},
         )
         while process.poll() is None and len(list(out.glob("*.tar"))) < num_tars:
@@ -142,7 +144,8 @@ def test_several_processes_share_and_end_in_the_same_bytes(tmp_path: Path) -> No
     out = tmp_path / "shared"
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(out)], cwd=root,
+            [sys.executable, "-c", code, str(out)],
+            cwd=root,
             env={**os.environ, "PYTHONPATH": str(root)},
         )
         for _ in range(3)
@@ -239,7 +242,9 @@ def test_changed_input_is_taken_up(tmp_path: Path) -> None:
     text = (tmp_path / "c.json").read_text().replace("caption 5", "CAPTION 5")
     (tmp_path / "c.json").write_text(text)
     config = IngestConfig(
-        source="coco", root=str(tmp_path / "p"), captions=str(tmp_path / "c.json"),
+        source="coco",
+        root=str(tmp_path / "p"),
+        captions=str(tmp_path / "c.json"),
         samples_per_shard=4,
     )
     catalog = ingest(config, seed=3, out=tmp_path / "out")
@@ -251,7 +256,9 @@ def test_a_moved_corpus_is_the_same_corpus(tmp_path: Path) -> None:
     before = times(tmp_path / "out")
     (tmp_path / "p").rename(tmp_path / "q")
     config = IngestConfig(
-        source="coco", root=str(tmp_path / "q"), captions=str(tmp_path / "c.json"),
+        source="coco",
+        root=str(tmp_path / "q"),
+        captions=str(tmp_path / "c.json"),
         samples_per_shard=4,
     )
     ingest(config, seed=3, out=tmp_path / "out")
@@ -266,9 +273,7 @@ def test_the_fingerprint_names_what_shaped_a_shard(tmp_path: Path) -> None:
     assert "ingest.root" not in fingerprint
 
 
-def test_nothing_held_out_is_a_warning(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_held_out_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ingest(IngestConfig(num_train=5, num_heldout=0), seed=1, out=tmp_path)
     assert "warning: nothing is held out" in capsys.readouterr().out
 
@@ -308,9 +313,11 @@ def test_inputs_are_dealt_in_order() -> None:
 
 def test_the_split_is_a_hash_of_seed_and_group() -> None:
     """About the share asked for; other seeds choose others; a larger share only adds groups."""
+
     def held_out(seed: int, share: float) -> set[int]:
         return {
-            n for n in range(2000)
+            n
+            for n in range(2000)
             if split_of(str(n), seed=seed, heldout_fraction=share) == "heldout"
         }
 

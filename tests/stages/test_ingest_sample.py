@@ -6,17 +6,22 @@ from typing import Any
 
 from ingest_corpora import encoded
 
-from sharding.schema import Failure, Note, Sample
+from sharding.format.schema import Failure, Note, Sample
 from stages.ingest.config import IngestConfig
 from stages.ingest.sample import make_sample
-from stages.ingest.source import Picture, PictureError
+from stages.ingest.sources.source import Picture, PictureError
 
 CONFIG = IngestConfig()
 
 
 def picture(**fields: Any) -> Picture:
     fields = {
-        "key": "k", "split": "train", "read": encoded, "captions": ("a",), "fields": {}, **fields
+        "key": "k",
+        "split": "train",
+        "read": encoded,
+        "captions": ("a",),
+        "fields": {},
+        **fields,
     }
     return Picture(**fields)
 

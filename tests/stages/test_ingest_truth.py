@@ -80,8 +80,16 @@ def test_truth_of_captions_follows_the_captions_kept() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [None, 3, [1, 2], [1, 2, "3"], [1, 2, float("nan")], [1, 2, float("inf")], [1, 2, 10**400],
-     [1, 2, True]],
+    [
+        None,
+        3,
+        [1, 2],
+        [1, 2, "3"],
+        [1, 2, float("nan")],
+        [1, 2, float("inf")],
+        [1, 2, 10**400],
+        [1, 2, True],
+    ],
 )
 def test_finite_numbers_refuses_the_rest(values: object) -> None:
     assert finite_numbers(values, count=3) is None

@@ -12,12 +12,12 @@ import pytest
 import webdataset
 from ingest_corpora import encoded, manifests, notes, reasons, samples
 
-from sharding.catalog import Catalog
+from sharding.format.catalog import Catalog
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest
-from stages.ingest.source import SourceError
-from stages.ingest.tars import list_members
-from stages.ingest.webdataset import split_name
+from stages.ingest.sources.source import SourceError
+from stages.ingest.sources.tar_members import list_members
+from stages.ingest.sources.webdataset import split_name
 
 
 def write_tar(path: Path, entries: list[dict[str, Any]]) -> None:
@@ -64,9 +64,7 @@ def test_img2dataset_tars(tmp_path: Path) -> None:
         "image_id": "000000003",
         "source": "webdataset",
         "tar": "00000.tar",
-        "described": {
-            "caption": "dog", "url": "http://example.org/000000003", "key": "000000003"
-        },
+        "described": {"caption": "dog", "url": "http://example.org/000000003", "key": "000000003"},
     }
     assert notes(tmp_path / "out", catalog) == [("000010009", "blank caption: number 1")]
 
@@ -92,11 +90,13 @@ def test_every_faulty_key_has_its_reason(tmp_path: Path) -> None:
     catalog = run(tmp_path)
     told = reasons(tmp_path / "out", catalog)
     assert told["good"] == [
-        "duplicate key: a.tar good after a.tar good", "duplicate key: b.tar good after a.tar good"
+        "duplicate key: a.tar good after a.tar good",
+        "duplicate key: b.tar good after a.tar good",
     ]
     assert told["silent"] == told["blank"] == ["no captions: all 1 are blank"]
-    assert told["nopicture"] == ["no picture: a.tar has cls, txt for nopicture, not one of "
-                                 "jpg, jpeg, png"]
+    assert told["nopicture"] == [
+        "no picture: a.tar has cls, txt for nopicture, not one of jpg, jpeg, png"
+    ]
     assert told["webp"][0].startswith("not JPEG or PNG: a.tar has txt, webp")
     assert told["broken"][0].startswith("broken picture")
     assert told["badjson"][0].startswith("no captions; unreadable text: badjson.json: ")
@@ -134,7 +134,7 @@ def damaged(kind: str) -> tuple[bytes, int, int]:
     if kind == "inside a header":
         return data[: third.offset + 100], 3, third.offset + 100
     if kind == "header destroyed":
-        return data[: third.offset] + b"\xff" * 512 + data[third.offset + 512:], 3, third.offset
+        return data[: third.offset] + b"\xff" * 512 + data[third.offset + 512 :], 3, third.offset
     end = headers[-1].offset_data + 512
     return data[: end + 1024] + data, 5, end + 1024  # two tars in one file
 
@@ -150,8 +150,9 @@ def test_a_damaged_tar_gives_what_is_before_the_damage(tmp_path: Path, kind: str
     catalog = run(tmp_path)
     keys = [f"{number:03d}" for number in range(num_whole)]
     assert sorted(samples(tmp_path / "out", catalog)) == keys
-    (told,) = [reason for several in reasons(tmp_path / "out", catalog).values()
-               for reason in several]
+    (told,) = [
+        reason for several in reasons(tmp_path / "out", catalog).values() for reason in several
+    ]
     assert told.startswith("damaged tar: 00007.tar: ") and f"byte {byte}" in told
 
 

@@ -10,8 +10,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-
 from pretrain_fixtures import TINY, random_batch, tiny_student, toy_tokenizer
+
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import ItmConfig
 from stages.pretrain.objectives.itm import Itm
@@ -61,9 +61,7 @@ def test_loss_and_gradient_are_those_of_a_loop() -> None:
     fast = Itm(ItmConfig()).score(student, NO_CELLS, _hidden(text), batch).loss
     torch.testing.assert_close(fast, slow)
     wanted = [text, head.pool.weight, head.classify.bias]
-    for got, expected in zip(
-        torch.autograd.grad(fast, wanted), torch.autograd.grad(slow, wanted)
-    ):
+    for got, expected in zip(torch.autograd.grad(fast, wanted), torch.autograd.grad(slow, wanted)):
         torch.testing.assert_close(got, expected)
 
 

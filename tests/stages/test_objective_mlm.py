@@ -10,8 +10,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-
 from pretrain_fixtures import TINY, random_batch, tiny_student, toy_tokenizer
+
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import MlmConfig
 from stages.pretrain.objectives.mlm import IGNORED, Mlm
@@ -62,9 +62,7 @@ def test_loss_and_gradient_are_those_of_a_loop() -> None:
     fast, _ = _score(batch, text, student)
     torch.testing.assert_close(fast, slow)
     wanted = [text, words, head.transform.weight, head.bias]
-    for got, expected in zip(
-        torch.autograd.grad(fast, wanted), torch.autograd.grad(slow, wanted)
-    ):
+    for got, expected in zip(torch.autograd.grad(fast, wanted), torch.autograd.grad(slow, wanted)):
         assert expected.abs().sum() > 0
         torch.testing.assert_close(got, expected)
 

@@ -9,15 +9,15 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-
 from pretrain_fixtures import random_batch, toy_tokenizer
+
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import MvmConfig
 from stages.pretrain.objectives.mvm import IGNORED, Mvm
-from stages.pretrain.objectives.objective import Scored
-from stages.student.dictionary import Dictionary
-from stages.student.neck_config import DictionaryConfig
+from stages.pretrain.objectives.objective import ObjectiveOutput
 from stages.student.network import Cells, Hidden, Student
+from stages.student.vision.neck_config import DictionaryConfig
+from stages.student.vision.visual_dictionary import Dictionary
 
 NO_CELLS = cast(Cells, None)
 GRID = (4, 5)
@@ -44,7 +44,7 @@ def _hide(config: MvmConfig, batch: Batch, cells: Cells, seed: int = 0) -> None:
 
 def _score(
     config: MvmConfig, batch: Batch, hidden: torch.Tensor, codes: torch.Tensor
-) -> Scored:
+) -> ObjectiveOutput:
     dictionary = Dictionary(DictionaryConfig(num_codes=len(codes)), codes.shape[1])
     dictionary.codes = codes
     student = cast(Student, SimpleNamespace(dictionary=dictionary))
@@ -84,9 +84,7 @@ def test_loss_and_gradient_are_those_of_a_loop() -> None:
     assert len(losses) > 4
     slow, fast = torch.stack(losses).mean(), _score(MvmConfig(), batch, hidden, codes).loss
     torch.testing.assert_close(fast, slow)
-    for got, expected in zip(
-        torch.autograd.grad(fast, hidden), torch.autograd.grad(slow, hidden)
-    ):
+    for got, expected in zip(torch.autograd.grad(fast, hidden), torch.autograd.grad(slow, hidden)):
         assert expected.abs().sum() > 0
         torch.testing.assert_close(got, expected)
 
@@ -204,8 +202,10 @@ def test_masks_do_not_tell_which_texts_are_strange(rule: str) -> None:
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"share": 0.5}, "mvm.share: got 0.5"), ({"probability": 2.0}, "mvm.probability: got 2.0"),
-        ({"temperature": 0.0}, "mvm.temperature: got 0.0"), ({"weight": -1.0}, "mvm.weight: got"),
+        ({"share": 0.5}, "mvm.share: got 0.5"),
+        ({"probability": 2.0}, "mvm.probability: got 2.0"),
+        ({"temperature": 0.0}, "mvm.temperature: got 0.0"),
+        ({"weight": -1.0}, "mvm.weight: got"),
     ],
 )
 def test_settings_that_cannot_be(fields: dict, words: str) -> None:

@@ -9,19 +9,21 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from pretrain_fixtures import in_double, random_batch, tiny_student, toy_tokenizer
 from torch.nn import functional as F
 
-from pretrain_fixtures import in_double, random_batch, tiny_student, toy_tokenizer
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import OmvmConfig
-from stages.pretrain.objectives.objective import Scored
+from stages.pretrain.objectives.objective import ObjectiveOutput
 from stages.pretrain.objectives.omvm import Omvm
 from stages.student.network import Cells, Hidden, Student
 
 NO_CELLS = cast(Cells, None)
 
 
-def _score(config: OmvmConfig, batch: Batch, cells: torch.Tensor, student: Student) -> Scored:
+def _score(
+    config: OmvmConfig, batch: Batch, cells: torch.Tensor, student: Student
+) -> ObjectiveOutput:
     hidden = Hidden(text=torch.zeros(len(cells), 1, cells.shape[-1]), cells=cells)
     return Omvm(config).score(student, NO_CELLS, hidden, batch)
 
@@ -113,9 +115,7 @@ def test_loss_and_gradient_are_those_of_a_loop(soft: bool) -> None:
     fast, slow = _score(config, batch, cells, student).loss, _slow(config, batch, cells, student)
     torch.testing.assert_close(fast, slow)
     wanted = [cells, student.object_head.label.weight, student.object_head.feature.weight]
-    for got, expected in zip(
-        torch.autograd.grad(fast, wanted), torch.autograd.grad(slow, wanted)
-    ):
+    for got, expected in zip(torch.autograd.grad(fast, wanted), torch.autograd.grad(slow, wanted)):
         assert expected.abs().sum() > 0
         torch.testing.assert_close(got, expected)
 

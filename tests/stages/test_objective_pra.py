@@ -9,11 +9,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-
 from pretrain_fixtures import in_double, random_batch, tiny_student, toy_tokenizer
+
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import PraConfig
-from stages.pretrain.objectives.objective import Scored
+from stages.pretrain.objectives.objective import ObjectiveOutput
 from stages.pretrain.objectives.pra import Pra, divergence
 from stages.student.heads import AlignHead, weighted_mean
 from stages.student.network import Cells, Hidden, Student
@@ -38,7 +38,7 @@ def _score(
     student: Student,
     seen: Cells,
     direction: Any = "forward",
-) -> Scored:
+) -> ObjectiveOutput:
     config = PraConfig(region=region, target_temperature=TEMPERATURE, divergence=direction)
     return Pra(config).score(student, seen, hidden, batch)
 
@@ -88,9 +88,7 @@ def test_q_and_p_by_hand(region: str) -> None:
     assert [float(v) for v in scored.metrics["accuracy"]] == [1.0, 1.0]
 
 
-def _slow(
-    region: str, batch: Batch, hidden: Hidden, seen: Cells, reverse: bool
-) -> torch.Tensor:
+def _slow(region: str, batch: Batch, hidden: Hidden, seen: Cells, reverse: bool) -> torch.Tensor:
     losses = []
     for b, n in enumerate(batch.picture.tolist()):
         objects = [o for o, label in enumerate(batch.label[n].tolist()) if label >= 0]
@@ -117,13 +115,9 @@ def _slow(
             p_all = torch.softmax(torch.stack(cosines) / 0.1, dim=0)
             p_of = [torch.log(p) for p in p_all]
             if reverse:
-                losses.append(
-                    sum(p_all[i] * (p_of[i] - math.log(a)) for i, a in enumerate(q))
-                )
+                losses.append(sum(p_all[i] * (p_of[i] - math.log(a)) for i, a in enumerate(q)))
             else:
-                losses.append(
-                    sum(a * (math.log(a) - p_of[i]) for i, a in enumerate(q) if a > 0)
-                )
+                losses.append(sum(a * (math.log(a) - p_of[i]) for i, a in enumerate(q) if a > 0))
     return torch.stack([torch.as_tensor(loss) for loss in losses]).mean()
 
 

@@ -1,4 +1,4 @@
-"""`stages.distill.phrases`, the lexicon and the choice between chunkers; the parser has a file of
+"""`stages.distill.text.phrases`, the lexicon and the choice between chunkers; the parser has a file of
 its own (test_distill_parser.py). Oracles are phrases marked by hand."""
 
 from __future__ import annotations
@@ -7,14 +7,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.distill.distill_config import DistillConfig
-from stages.distill.phrases import LexiconChunker, Phrase, make_chunker
-from stages.ingest.source import Picture
-from stages.ingest.toy import ToySource
+from stages.distill.config import DistillConfig
+from stages.distill.text.phrases import LexiconChunker, Phrase, make_chunker
+from stages.ingest.sources.source import Picture
+from stages.ingest.sources.toy import ToySource
 
 LABELS = [
-    "circle", "square", "triangle", "star", "car", "dog", "house", "man", "horse", "light",
-    "traffic light,stop light", "bus", "shirt,t-shirt", "top",
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "car",
+    "dog",
+    "house",
+    "man",
+    "horse",
+    "light",
+    "traffic light,stop light",
+    "bus",
+    "shirt,t-shirt",
+    "top",
 ]
 ATTRIBUTES = ["red", "light blue", "black and white", "on", "on top", "brown-and-white"]
 
@@ -64,7 +76,13 @@ MARKED = [
     "[circle]!!! ... ?? ([square])",
     "naïve café «[circle]» 圆 — [star]’s",
     "  [the  red\n circle] \n on\t[traffic   lights]  ",
-    "", " ", "\n", "...", "圆形", "\u200b", "🙂 [red circle] 🙂",
+    "",
+    " ",
+    "\n",
+    "...",
+    "圆形",
+    "\u200b",
+    "🙂 [red circle] 🙂",
 ]
 
 
@@ -101,8 +119,15 @@ def test_captions_do_not_touch_each_other(chunker: LexiconChunker) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.one_of(st.text(max_size=8), st.sampled_from(
-    [*LABELS, *ATTRIBUTES, "the", "two", "riding", "-", "old", ",", "of"])), max_size=12))
+@given(
+    st.lists(
+        st.one_of(
+            st.text(max_size=8),
+            st.sampled_from([*LABELS, *ATTRIBUTES, "the", "two", "riding", "-", "old", ",", "of"]),
+        ),
+        max_size=12,
+    )
+)
 def test_any_text_gives_slices_from_left_to_right(parts: list[str]) -> None:
     """Whatever the caption: phrases are slices of it, in order, apart, and none is empty."""
     caption = " ".join(parts)
@@ -110,7 +135,7 @@ def test_any_text_gives_slices_from_left_to_right(parts: list[str]) -> None:
     end = 0
     for phrase in phrases:
         assert end <= phrase.start < phrase.end
-        assert caption[phrase.start:phrase.end] == phrase.text
+        assert caption[phrase.start : phrase.end] == phrase.text
         end = phrase.end
 
 

@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from pretrain_fixtures import (
-    FEATURE_SIZE, TINY, tiny_student, toy_samples, toy_tokenizer, with_boxes
+    FEATURE_SIZE,
+    TINY,
+    tiny_student,
+    toy_samples,
+    toy_tokenizer,
+    with_boxes,
 )
-from sharding.schema import Sample, object_dtype
+
+from sharding.format.schema import Sample, object_dtype
 from stages.pretrain.batch import Batch
 from stages.pretrain.collate import Collate
 from stages.pretrain.config import ItmConfig, PraConfig, PretrainConfig, RegionConfig
@@ -28,9 +33,16 @@ SAMPLES = toy_samples(24, 6)
 def _collate(objectives: Sequence[Objective] = (), **settings: Any) -> Collate:
     return replace(
         Collate(
-            tokenizer=toy_tokenizer(), objectives=objectives, seed=0, captions_per_picture=4,
-            max_tokens=TINY.max_tokens, shorter_px=TINY.shorter_px, longer_px=TINY.longer_px,
-            cell_px=16, pad_px=16, regions=RegionConfig(),
+            tokenizer=toy_tokenizer(),
+            objectives=objectives,
+            seed=0,
+            captions_per_picture=4,
+            max_tokens=TINY.max_tokens,
+            shorter_px=TINY.shorter_px,
+            longer_px=TINY.longer_px,
+            cell_px=16,
+            pad_px=16,
+            regions=RegionConfig(),
         ),
         **settings,
     )
@@ -110,7 +122,7 @@ def test_phrases_cover_the_pieces_of_their_words() -> None:
             assert tokenizer.decode(pieces) == phrase["text"]
             similarity = phrase["similarity"]
             assert batch.similarity[b, p, : len(similarity)].tolist() == pytest.approx(similarity)
-        assert not batch.phrases[b, len(phrases):].any()
+        assert not batch.phrases[b, len(phrases) :].any()
 
 
 def test_a_phrase_that_is_cut_off_is_padding() -> None:
@@ -212,7 +224,7 @@ def test_what_is_masked_does_not_tell_strange_pairs_from_matched() -> None:
     matched: list[torch.Tensor] = []
     for position in range(60):
         start = position % 20
-        batch = collate(position, SAMPLES[start:start + 8])
+        batch = collate(position, SAMPLES[start : start + 8])
         hidden = (batch.tokens == mask_id).float().sum(dim=1)
         pieces.append(hidden / batch.ordinary.float().sum(dim=1))
         cells.append(batch.masked_cells.float().mean(dim=1))

@@ -10,17 +10,20 @@ from typing import Any
 import pytest
 from deepspeed.runtime import config as deepspeed_config
 
-from pipeline.outside import outside
-from pipeline.recipe import load_recipe
-from pipeline.stage_kinds import stage_kinds
-from stages.pretrain import apex_package, engine
+from pipeline.recipe.recipe import load_recipe
+from pipeline.runner.external_inputs import outside
+from pipeline.runner.stages import stage_kinds
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.ds_config import engine_settings
 from stages.student.config import StudentConfig
-from stages.student.neck_config import SohoNeckConfig
+from stages.student.vision.neck_config import SohoNeckConfig
+from stages.training import apex_package, engine
+from stages.training.ds_config import engine_settings
 
 RECIPE: dict[str, Any] = {
-    "micro_batch_size": 3, "micro_batches_per_step": 8, "clip_norm": 2.0, "zero_stage": 2,
+    "micro_batch_size": 3,
+    "micro_batches_per_step": 8,
+    "clip_norm": 2.0,
+    "zero_stage": 2,
 }
 
 
@@ -58,19 +61,39 @@ def test_fp16_finds_its_scale_and_apex_is_o1() -> None:
     "settings, key, got, expected, field",
     [
         ({"train_batch_size": 99}, "train_batch_size", "99", "24", "micro_batches_per_step = 8"),
-        ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu", "4", "3",
-         "micro_batch_size = 3"),
-        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps", "1", "4",
-         "micro_batches_per_step = 8"),
+        (
+            {"train_micro_batch_size_per_gpu": 4},
+            "train_micro_batch_size_per_gpu",
+            "4",
+            "3",
+            "micro_batch_size = 3",
+        ),
+        (
+            {"gradient_accumulation_steps": 1},
+            "gradient_accumulation_steps",
+            "1",
+            "4",
+            "micro_batches_per_step = 8",
+        ),
         ({"gradient_clipping": 1.0}, "gradient_clipping", "1.0", "2.0", "clip_norm = 2.0"),
-        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage", "3", "2",
-         "zero_stage = 2"),
+        (
+            {"zero_optimization": {"stage": 3}},
+            "zero_optimization.stage",
+            "3",
+            "2",
+            "zero_stage = 2",
+        ),
         ({"bf16": {"enabled": True}}, "bf16.enabled", "true", "false", "precision = fp32"),
         ({"fp16": {"enabled": True}}, "fp16.enabled", "true", "false", "precision = fp32"),
         ({"optimizer": {"type": "Adam"}}, "optimizer", '{"type": "Adam"}', "none", "AdamwSgd"),
         ({"torch_autocast": {"enabled": True}}, "torch_autocast", "true", "none", "precision"),
-        ({"data_types": {"buffer_dtype": "bf16"}}, "data_types.buffer_dtype", '"bf16"', "none",
-         "float32 statistics"),
+        (
+            {"data_types": {"buffer_dtype": "bf16"}},
+            "data_types.buffer_dtype",
+            '"bf16"',
+            "none",
+            "float32 statistics",
+        ),
         ({"scheduler": {"type": "WarmupLR"}}, "scheduler", "WarmupLR", "none", "pretrain.warmup"),
     ],
 )
@@ -89,19 +112,26 @@ def test_what_the_recipe_does_not_speak_of_is_passed_on(tmp_path: Path) -> None:
     """Oracle: the file, key by key; "auto" and what agrees become the recipe's values, and an
     "auto" that the recipe knows nothing of is left to DeepSpeed's default."""
     given = {
-        "train_batch_size": "auto", "train_micro_batch_size_per_gpu": 3,
-        "gradient_clipping": "auto", "bf16": {"enabled": "auto"},
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": 3,
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
         "zero_optimization": {
-            "stage": "auto", "reduce_bucket_size": 1000, "allgather_bucket_size": "auto",
+            "stage": "auto",
+            "reduce_bucket_size": 1000,
+            "allgather_bucket_size": "auto",
             "offload_optimizer": {"device": "cpu"},
         },
-        "comms_logger": {"enabled": True}, "steps_per_print": 5,
+        "comms_logger": {"enabled": True},
+        "steps_per_print": 5,
     }
     settings = engine_settings(_given(tmp_path, given), 2)
     assert settings["train_batch_size"] == 24 and settings["gradient_clipping"] == 2.0
     assert settings["bf16"] == {"enabled": False}
     assert settings["zero_optimization"] == {
-        "stage": 2, "reduce_bucket_size": 1000, "offload_optimizer": {"device": "cpu"}
+        "stage": 2,
+        "reduce_bucket_size": 1000,
+        "offload_optimizer": {"device": "cpu"},
     }
     assert settings["comms_logger"] == {"enabled": True} and settings["steps_per_print"] == 5
     assert not settings["zero_force_ds_cpu_optimizer"]

@@ -14,8 +14,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
-from safetensors.torch import load_file
-
 from pretrain_fixtures import (
     SHARD_SIZE,
     TINY,
@@ -26,18 +24,27 @@ from pretrain_fixtures import (
     write_objects,
 )
 from pretrain_ranks import Ranks
+from safetensors.torch import load_file
+
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.gradients import PARTS, GradientNorms, part_of
 from stages.student.network import Student
+from stages.training.gradient_norms import PARTS, GradientNorms, part_of
 
 RUN = PretrainConfig(
-    num_steps=4, micro_batch_size=3, micro_batches_per_step=4, captions_per_picture=2,
-    checkpoint_steps=2, log_steps=1, lr_transformer=1e-3, lr_cnn=0.01,
+    num_steps=4,
+    micro_batch_size=3,
+    micro_batches_per_step=4,
+    captions_per_picture=2,
+    checkpoint_steps=2,
+    log_steps=1,
+    lr_transformer=1e-3,
+    lr_cnn=0.01,
 )
 DONE = ["done", "done"]
 CUT_ALL = {
     "zero_optimization": {
-        "stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 1000,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": 1000,
     }
 }
 """Left alone, ZeRO 3 keeps weights as small as these whole on every rank."""
@@ -94,9 +101,7 @@ def _assert_close_runs(root: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_zero_changes_nothing(
-    ranks: Ranks, undisturbed: Path, tmp_path: Path, stage: int
-) -> None:
+def test_zero_changes_nothing(ranks: Ranks, undisturbed: Path, tmp_path: Path, stage: int) -> None:
     """Oracle: ZeRO 3 with all weights cut up. Weights, losses and the gradient's norms are those of
     the other stages, over two turns a step, up to rounding."""
     assert ranks(replace(RUN, zero_stage=stage), tmp_path, world_size=2) == DONE
@@ -112,14 +117,21 @@ def test_norms_without_zero_are_those_of_pytorch() -> None:
         if number % 3:
             parameter.grad = torch.randn(parameter.shape, generator=random)
     engine = SimpleNamespace(
-        module=student, optimizer=None, device="cpu", fp16_enabled=lambda: False,
-        zero_offload_optimizer=lambda: None, zero_optimization=lambda: False,
+        module=student,
+        optimizer=None,
+        device="cpu",
+        fp16_enabled=lambda: False,
+        zero_offload_optimizer=lambda: None,
+        zero_optimization=lambda: False,
         zero_optimization_stage=lambda: 0,
     )
     heads = ("mlm_head", "itm_head", "object_head", "align_head")
     starts = {
-        "cnn": ("grid.resnet",), "transformer": ("embeddings", "fusion"), "heads": heads,
-        "cells": ("grid.project", "cell_norm", "mask_cell"), "": ("",),
+        "cnn": ("grid.resnet",),
+        "transformer": ("embeddings", "fusion"),
+        "heads": heads,
+        "cells": ("grid.project", "cell_norm", "mask_cell"),
+        "": ("",),
     }
     norms = GradientNorms(engine, student).norms()
     assert len(norms) == len(starts)
@@ -165,7 +177,10 @@ def test_zero_3_killed_and_started_again(
 
 @pytest.mark.parametrize("worlds", [(2, 1), (1, 3)])
 def test_zero_3_goes_on_on_another_number_of_ranks(
-    ranks: Ranks, zero_3: PretrainConfig, undisturbed: Path, tmp_path: Path,
+    ranks: Ranks,
+    zero_3: PretrainConfig,
+    undisturbed: Path,
+    tmp_path: Path,
     worlds: tuple[int, int],
 ) -> None:
     """Oracle: two ranks undisturbed. Weights, optimizer states, frozen weights and position go
@@ -203,9 +218,7 @@ def test_bf16_keeps_statistics_and_can_be_saved_whole(
             assert value.dtype == torch.float32
             whole = not torch.equal(value, value.bfloat16().float())
             assert whole or not value.any() or name.endswith("token_type_embeddings.weight"), name
-    lines, others = (
-        read_lines(r / "pretrain" / "metrics.jsonl") for r in (tmp_path, undisturbed)
-    )
+    lines, others = (read_lines(r / "pretrain" / "metrics.jsonl") for r in (tmp_path, undisturbed))
     for line, other_line in zip(lines, others):
         assert line["loss"] == pytest.approx(other_line["loss"], rel=0.01)
 
@@ -222,7 +235,7 @@ def test_steps_that_overflow_count_and_change_nothing(ranks: Ranks, tmp_path: Pa
     assert ranks(config, tmp_path / "two", world_size=2) == DONE
     lines = read_lines(tmp_path / "two" / "pretrain" / "metrics.jsonl")
     assert [line["overflow_steps"] for line in lines] == [1, 2]
-    assert [line["loss_scale"] for line in lines] == [2.0 ** 31, 2.0 ** 30]
+    assert [line["loss_scale"] for line in lines] == [2.0**31, 2.0**30]
     assert [line["pictures"] for line in lines] == [12, 24]
     assert lines[0]["lr_factor"] > lines[1]["lr_factor"] > 0
     assert ranks(replace(config, num_steps=1), tmp_path / "one", world_size=2) == DONE

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from pretrain_fixtures import tiny_student
-from stages.pretrain import optimizer as optimizer_file
+
 from stages.pretrain.config import ItmConfig, MlmConfig, OmvmConfig, PraConfig, PretrainConfig
 from stages.pretrain.model import make_objectives
-from stages.pretrain.optimizer import AdamwSgd, make_optimizer
-from stages.pretrain.schedule import rate_factor
+from stages.training import optimizer as optimizer_file
+from stages.training.optimizer import AdamwSgd, make_optimizer
+from stages.training.schedule import rate_factor
 
 RUN = PretrainConfig(num_steps=100, warmup=0.1)
 
@@ -34,19 +34,20 @@ def test_steps_are_those_of_pytorchs_optimizers(
     fused kernels of GPUs are tried on the CPU, for which PyTorch has them too."""
     monkeypatch.setattr(optimizer_file, "is_fused", lambda _: fused)
     mine, theirs = (_parameters() + _parameters() for _ in range(2))
-    both = AdamwSgd([
-        {"params": mine[:3], "rule": "adamw", "betas": (0.8, 0.95), "weight_decay": 0.1},
-        {
-            "params": mine[3:], "rule": "sgd", "momentum": 0.9, "nesterov": nesterov,
-            "weight_decay": 0.05,
-        },
-    ])
-    adamw = torch.optim.AdamW(
-        theirs[:3], lr=1.0, betas=(0.8, 0.95), weight_decay=0.1, eps=1e-6
+    both = AdamwSgd(
+        [
+            {"params": mine[:3], "rule": "adamw", "betas": (0.8, 0.95), "weight_decay": 0.1},
+            {
+                "params": mine[3:],
+                "rule": "sgd",
+                "momentum": 0.9,
+                "nesterov": nesterov,
+                "weight_decay": 0.05,
+            },
+        ]
     )
-    sgd = torch.optim.SGD(
-        theirs[3:], lr=1.0, momentum=0.9, nesterov=nesterov, weight_decay=0.05
-    )
+    adamw = torch.optim.AdamW(theirs[:3], lr=1.0, betas=(0.8, 0.95), weight_decay=0.1, eps=1e-6)
+    sgd = torch.optim.SGD(theirs[3:], lr=1.0, momentum=0.9, nesterov=nesterov, weight_decay=0.05)
     random = torch.Generator().manual_seed(1)
     for step in range(20):
         for optimizer in (both, adamw, sgd):
@@ -64,11 +65,14 @@ def test_steps_are_those_of_pytorchs_optimizers(
 
 def test_state_comes_back() -> None:
     """Oracle: five steps, against two, saved, loaded into a new one, and three more."""
+
     def run(steps: list[int], first: AdamwSgd | None, own: list[torch.nn.Parameter]) -> AdamwSgd:
-        optimizer = AdamwSgd([
-            {"params": own[:2], "rule": "adamw", "betas": (0.9, 0.9), "lr": 0.1},
-            {"params": own[2:], "rule": "sgd", "momentum": 0.9, "nesterov": True, "lr": 0.1},
-        ])
+        optimizer = AdamwSgd(
+            [
+                {"params": own[:2], "rule": "adamw", "betas": (0.9, 0.9), "lr": 0.1},
+                {"params": own[2:], "rule": "sgd", "momentum": 0.9, "nesterov": True, "lr": 0.1},
+            ]
+        )
         if first:
             optimizer.load_state_dict(first.state_dict())
         for step in steps:
@@ -96,8 +100,13 @@ def test_groups_hold_every_parameter_once_and_spare_norms_and_biases(decay_norms
     part's."""
     student = tiny_student()
     config = PretrainConfig(
-        weight_decay=0.3, weight_decay_cnn=0.2, lr_cnn=0.5, lr_transformer=0.1, momentum=0.7,
-        decay_norms=decay_norms, nesterov=decay_norms,
+        weight_decay=0.3,
+        weight_decay_cnn=0.2,
+        lr_cnn=0.5,
+        lr_transformer=0.1,
+        momentum=0.7,
+        decay_norms=decay_norms,
+        nesterov=decay_norms,
     )
     got = {}
     for group in make_optimizer(student, config).param_groups:
@@ -155,10 +164,15 @@ def test_the_schedule_is_of_samples(schedule: str) -> None:
     """Oracle: the factor after as many samples. Neither cutting the step into other micro-batches
     nor, with twice the steps, halving it changes the rate (ViLT#19); the number of ranks is not
     known to the schedule."""
+
     def factors(size: int, per_step: int) -> dict[int, float]:
         config = replace(
-            RUN, schedule=schedule, warmup_from=1 / 3, micro_batch_size=size,
-            micro_batches_per_step=per_step, num_steps=12_800 // (size * per_step),
+            RUN,
+            schedule=schedule,
+            warmup_from=1 / 3,
+            micro_batch_size=size,
+            micro_batches_per_step=per_step,
+            num_steps=12_800 // (size * per_step),
         )
         samples = size * per_step
         return {n * samples: rate_factor(n, config) for n in range(config.num_steps)}
@@ -207,7 +221,9 @@ def test_objectives_without_weight_are_left_out() -> None:
         (lambda: PraConfig(target_temperature=0), "pra.target_temperature"),
         (
             lambda: PretrainConfig(
-                mlm=MlmConfig(weight=0), itm=ItmConfig(weight=0), omvm=OmvmConfig(weight=0),
+                mlm=MlmConfig(weight=0),
+                itm=ItmConfig(weight=0),
+                omvm=OmvmConfig(weight=0),
                 pra=PraConfig(weight=0),
             ),
             "every objective's weight",

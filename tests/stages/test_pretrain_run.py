@@ -14,21 +14,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
 from pretrain_fixtures import SHARD_SIZE, TINY, read_lines, toy_samples, write_objects
 from pretrain_ranks import Ranks
-from sharding.manifest import read_manifest
+from safetensors.torch import load_file
+
+from sharding.format.manifest import read_manifest
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data import LONGEST_TMPDIR, Batches
 from stages.pretrain.data_config import DataConfig, SourceConfig
 from stages.student.network import Student
-from stages.student.tokenizer import load_tokenizer
+from stages.student.text.tokenizer import load_tokenizer
 
 NUM_TRAIN = 2 * SHARD_SIZE + 2
 RUN = PretrainConfig(
-    num_steps=6, micro_batch_size=3, micro_batches_per_step=2, captions_per_picture=2,
-    checkpoint_steps=2, log_steps=1, lr_transformer=1e-3, lr_cnn=0.01,
+    num_steps=6,
+    micro_batch_size=3,
+    micro_batches_per_step=2,
+    captions_per_picture=2,
+    checkpoint_steps=2,
+    log_steps=1,
+    lr_transformer=1e-3,
+    lr_cnn=0.01,
 )
 DONE = ["done", "done"]
 
@@ -99,7 +105,7 @@ def test_every_sample_once_an_epoch(undisturbed: Path) -> None:
     assert [position for position, _ in trace] == list(range(12))
     wanted = sorted(s.key for s in toy_samples(NUM_TRAIN, 4) if "-train-" in s.key)
     for epoch in range(2):
-        keys = [key for _, own in trace[5 * epoch:5 * epoch + 5] for key in own]
+        keys = [key for _, own in trace[5 * epoch : 5 * epoch + 5] for key in own]
         assert sorted(keys) == wanted
 
 
@@ -113,9 +119,7 @@ def test_one_rank_does_what_two_do(ranks: Ranks, undisturbed: Path, tmp_path: Pa
     for name in mine:
         if "running_" not in name and not name.endswith("num_batches_tracked"):
             torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=2e-5, msg=name)
-    counts = {
-        int(w[name]) for w in (mine,) for name in w if name.endswith("num_batches_tracked")
-    }
+    counts = {int(w[name]) for w in (mine,) for name in w if name.endswith("num_batches_tracked")}
     assert counts == {12}
     one, two = (read_lines(r / "pretrain" / "metrics.jsonl") for r in (tmp_path, undisturbed))
     for a, b in zip(one, two):
@@ -177,9 +181,7 @@ def test_killed_and_started_again(
     _assert_same_run(tmp_path, undisturbed)
 
 
-def test_told_to_stop_and_started_again(
-    ranks: Ranks, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_told_to_stop_and_started_again(ranks: Ranks, undisturbed: Path, tmp_path: Path) -> None:
     """Oracle: the undisturbed run, bit for bit; one rank has SIGTERM, all stop after the step, and
     no micro-batch is seen twice."""
     stopped = ranks(RUN, tmp_path, world_size=2, spoil="term", step=3)
@@ -304,7 +306,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(ranks: Ranks, tmp_path: Path)
     samples = toy_samples(NUM_TRAIN, 4)
     odd = next(n for n, sample in enumerate(samples) if "-train-" in sample.key)
     broken = replace(samples[odd], image=b"no picture")
-    write_objects(tmp_path / "objects", [*samples[:odd], broken, *samples[odd + 1:]])
+    write_objects(tmp_path / "objects", [*samples[:odd], broken, *samples[odd + 1 :]])
     source = SourceConfig(folder=str(tmp_path / "objects"))
     config = replace(RUN, data=DataConfig(sources=(source,)))
     (outcome,) = ranks(config, tmp_path / "run", world_size=1)
@@ -391,7 +393,7 @@ def test_odd_numbers_of_steps(ranks: Ranks, tmp_path: Path) -> None:
 
 def test_a_cut_metrics_line_is_dropped(tmp_path: Path) -> None:
     """Oracle: lines up to the step, without what a kill cut and what came after a checkpoint."""
-    from stages.pretrain.metrics import MetricsLog, read_metrics
+    from stages.training.metrics import MetricsLog, read_metrics
 
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4, "lo')

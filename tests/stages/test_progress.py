@@ -18,9 +18,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_a_line_every_ten_seconds(
-    clock: list[float], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_line_every_ten_seconds(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: a clock of ours. 4 units in 11 s of 10 in all: 0.3636/s, 16.5 s left; nothing
     between; the end has its own line. No escape codes."""
     with Progress("distill", total=10, unit="pictures") as bar:

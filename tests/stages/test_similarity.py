@@ -1,4 +1,4 @@
-"""`stages.distill.similarity` and `words`: oracles are word sets and cosines worked out by hand."""
+"""`stages.distill.text.similarity` and `words`: oracles are word sets and cosines worked out by hand."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from sharding.schema import object_dtype
-from stages.distill.similarity import LexicalSimilarity, cosine
-from stages.distill.words import content_words, fold, is_content, synonyms
+from sharding.format.schema import object_dtype
+from stages.distill.text.similarity import LexicalSimilarity, cosine
+from stages.distill.text.words import content_words, fold, is_content, synonyms
 
 LABELS = ["circle", "square", "traffic light,stop light", "bus,coach", "top"]
 ATTRIBUTES = ["red", "light blue,azure", "empty"]
@@ -24,8 +24,9 @@ def objects_of(*pairs: tuple[int, int]) -> np.ndarray:
     return objects
 
 
-def compare(phrase: str, *pairs: tuple[int, int], object_text: str = "attribute label"
-            ) -> list[float]:
+def compare(
+    phrase: str, *pairs: tuple[int, int], object_text: str = "attribute label"
+) -> list[float]:
     similarity = LexicalSimilarity(LABELS, ATTRIBUTES, object_text=object_text)
     return similarity.compare([phrase], objects_of(*pairs))[0]
 

@@ -17,16 +17,19 @@ from distill_fakes import FakeTeacher, make_sample, seer_of, write_images
 from transformers import BertConfig as BertNetConfig
 from transformers import BertModel, PreTrainedTokenizerFast
 
-from sharding.schema import object_dtype
-from stages.distill.distill_config import DistillConfig
-from stages.distill.embedders import POOLING, make_embedder
+from sharding.format.schema import object_dtype
+from stages.distill.config import DistillConfig
 from stages.distill.run import distill
-from stages.distill.similarity import EmbeddingSimilarity, ObjectTexts, make_similarity
-from stages.distill.similarity_config import (
-    BertConfig, SentenceConfig, SimilarityConfig, SpacyConfig
+from stages.distill.text.embedders import POOLING, make_embedder
+from stages.distill.text.similarity import EmbeddingSimilarity, ObjectTexts, make_similarity
+from stages.distill.text.similarity_config import (
+    BertConfig,
+    SentenceConfig,
+    SimilarityConfig,
+    SpacyConfig,
 )
-from stages.distill.words import bare
-from stages.student.tokenizer import train_tokenizer
+from stages.distill.text.words import bare
+from stages.student.text.tokenizer import train_tokenizer
 
 WORDS = "a red dog puppy blue circle square traffic light stop bus coach the cat".split()
 LABELS = ["circle", "square", "traffic light,stop light", "bus,coach"]
@@ -39,10 +42,16 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
     tokenizer = train_tokenizer([" ".join(WORDS)] * 3, vocab_size=80)
     torch.manual_seed(0)
-    net = BertModel(BertNetConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=32, initializer_range=0.5,
-    ))
+    net = BertModel(
+        BertNetConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            initializer_range=0.5,
+        )
+    )
     net.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -137,11 +146,13 @@ def test_attributes_and_synonyms() -> None:
     similarity = EmbeddingSimilarity(Counted(), texts)
     got = similarity.compare(["the azure coaches"], objects_of((3, 1), (0, 0), (2, -1)))
     ways = [f"{a} {b}" for a in ("light blue", "azure") for b in ("bus", "coach")]
-    assert got == [[
-        max(letters("azure coaches", way) for way in ways),
-        letters("azure coaches", "red circle"),
-        max(letters("azure coaches", way) for way in ("traffic light", "stop light")),
-    ]]
+    assert got == [
+        [
+            max(letters("azure coaches", way) for way in ways),
+            letters("azure coaches", "red circle"),
+            max(letters("azure coaches", way) for way in ("traffic light", "stop light")),
+        ]
+    ]
     label = EmbeddingSimilarity(Counted(), ObjectTexts(LABELS, ATTRIBUTES, "label"))
     assert label.compare(["a bus"], objects_of((3, 1))) == [[1.0]]
     plain = EmbeddingSimilarity(Counted(), ObjectTexts(LABELS, [], "attribute label"))
@@ -210,8 +221,9 @@ def test_models_that_cannot_be_had_are_named(
         make_embedder(BertConfig(model=str(pickled)))
     other = Path(shutil.copytree(bert, tmp_path / "cls"))
     (other / POOLING).parent.mkdir()
-    (other / POOLING).write_text(json.dumps({"pooling_mode_cls_token": True,
-                                             "pooling_mode_mean_tokens": False}))
+    (other / POOLING).write_text(
+        json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
+    )
     with pytest.raises(ValueError, match="says pooling_mode_cls_token; expected pooling_mode_mean"):
         make_embedder(SentenceConfig(model=str(other)))
     spacy.blank("en").to_disk(tmp_path / "blank")
@@ -236,8 +248,11 @@ def test_shards_are_made_anew_when_the_model_changed(tmp_path: Path) -> None:
             phrases="lexicon", num_threads=1, similarity=SpacyConfig(model=str(tmp_path / place))
         )
         catalog = distill(
-            config, images=tmp_path / "images", seer=seer_of(FakeTeacher()),
-            out=tmp_path / "objects", show=False,
+            config,
+            images=tmp_path / "images",
+            seer=seer_of(FakeTeacher()),
+            out=tmp_path / "objects",
+            show=False,
         )
         assert catalog.about["similarity"] == "spacy en_pipeline"
         shards.append((tar.stat().st_mtime_ns, tar.read_bytes()))
@@ -248,8 +263,12 @@ def test_shards_are_made_anew_when_the_model_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "phrase, wanted",
     [
-        ("the two red dogs", "red dogs"), ("a dog", "dog"), ("3 of seven", "seven"),
-        ("man on the left", "man on the left"), ("his empty cup", "empty cup"), ("the", "the"),
+        ("the two red dogs", "red dogs"),
+        ("a dog", "dog"),
+        ("3 of seven", "seven"),
+        ("man on the left", "man on the left"),
+        ("his empty cup", "empty cup"),
+        ("the", "the"),
         ("", ""),
     ],
 )

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from soho_golden import GOLDEN, ITM, MLM, MVM, golden_batch, new_student, official_weights
 from torch.nn import functional as F
 
-from soho_golden import GOLDEN, ITM, MLM, MVM, golden_batch, new_student, official_weights
 from stages.pretrain.batch import Batch
 from stages.pretrain.model import PretrainModel
 from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm
 from stages.pretrain.objectives.mvm import Mvm, code_logits
-from stages.student.soho_checkpoint import load_soho, official_name, write_soho_checkpoint
+from stages.student.checkpoints.soho import load_soho, official_name, write_soho_checkpoint
 
 FORWARD, STATE, GRADIENT, GATE_GRADIENT = 2e-5, 2e-5, 1e-4, 1e-3
 BACKBONE_GRADIENT, BACKBONE_NORM = 2e-2, 5e-3
@@ -61,10 +61,7 @@ class Run:
         assert student.neck is not None
         resnet = student.grid.resnet
         for name, module in {
-            **{
-                f"layer{i + 1}": stage.layers[-1]
-                for i, stage in enumerate(resnet.encoder.stages)
-            },
+            **{f"layer{i + 1}": stage.layers[-1] for i, stage in enumerate(resnet.encoder.stages)},
             "neck_conv_out": student.neck.norm,
             "dictionary": student.neck.dictionary,
             "pos_line_out": student.neck.code_line,
@@ -137,9 +134,7 @@ class Run:
             return {
                 "itm_logits": lambda: student.itm_head(hidden.text[:, 0]),
                 "mlm_logits": lambda: student.mlm_head(hidden.text, student.word_embeddings),
-                "mvm_logits": lambda: code_logits(
-                    hidden.cells.flatten(0, 1), student.dictionary
-                ),
+                "mvm_logits": lambda: code_logits(hidden.cells.flatten(0, 1), student.dictionary),
             }[own]()
         if own.endswith("_sub"):
             stride = {"conv1": 16, "layer1": 8, "layer2": 4, "layer3": 2}[own[:-4]]
@@ -207,7 +202,8 @@ def _check_gradients(run: Run) -> None:
     run.loss.backward()
     section = run.section
     gradients = {
-        official_name(name): p.grad for name, p in run.student.named_parameters()
+        official_name(name): p.grad
+        for name, p in run.student.named_parameters()
         if p.grad is not None
     }
     norms = dict(zip(GOLDEN["eval/grad_keys"].tolist(), GOLDEN[f"{section}/grad_norm"]))
@@ -228,8 +224,13 @@ def _check_gradients(run: Run) -> None:
             rows = gradients[name.removeprefix(f"{section}/grad_rows/")]
             _close(name, rows[[0, 101, 102, 103]], GRADIENT)
     frozen = [name for name, p in run.student.named_parameters() if not p.requires_grad]
-    assert all(name.startswith(("grid.resnet.embedder", "grid.resnet.encoder.stages.0"))
-               for name in frozen) and len(frozen) == 15
+    assert (
+        all(
+            name.startswith(("grid.resnet.embedder", "grid.resnet.encoder.stages.0"))
+            for name in frozen
+        )
+        and len(frozen) == 15
+    )
 
 
 def test_an_anchor_in_the_padding_hides_nothing(checkpoint: Path) -> None:
@@ -290,14 +291,23 @@ class Evil:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("spoil, words", [
-    (lambda w: w.pop("neck.ln.bias"), "neck.ln.bias is missing"),
-    (lambda w: w.update({"neck.ln.bias": torch.zeros(3)}), r"neck.ln.bias is \[3\], not \[64\]"),
-    (lambda w: w.update({"neck.odd": torch.zeros(3)}), "neck.odd is unknown"),
-    (lambda w: w["neck.ln.bias"].fill_(float("nan")), "neck.ln.bias is not finite"),
-    (lambda w: w.update({"mask_l_fc.weight": torch.zeros(1000, 64)}), "not the word embeddings"),
-    (lambda w: w.update({"odd": "text"}), "no tensors by name"),
-])
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda w: w.pop("neck.ln.bias"), "neck.ln.bias is missing"),
+        (
+            lambda w: w.update({"neck.ln.bias": torch.zeros(3)}),
+            r"neck.ln.bias is \[3\], not \[64\]",
+        ),
+        (lambda w: w.update({"neck.odd": torch.zeros(3)}), "neck.odd is unknown"),
+        (lambda w: w["neck.ln.bias"].fill_(float("nan")), "neck.ln.bias is not finite"),
+        (
+            lambda w: w.update({"mask_l_fc.weight": torch.zeros(1000, 64)}),
+            "not the word embeddings",
+        ),
+        (lambda w: w.update({"odd": "text"}), "no tensors by name"),
+    ],
+)
 def test_a_checkpoint_that_does_not_fit(
     tmp_path: Path, spoil: Callable[[dict], object], words: str
 ) -> None:

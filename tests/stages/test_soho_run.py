@@ -9,34 +9,51 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
 from pretrain_fixtures import SHARD_SIZE, TINY, read_lines, toy_samples, write_objects
 from pretrain_ranks import Ranks
+from safetensors.torch import load_file
+
 from stages.pretrain.config import MvmConfig, OmvmConfig, PraConfig, PretrainConfig
-from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
 from stages.student.network import Student
+from stages.student.vision.neck_config import DictionaryConfig, SohoNeckConfig
 
 STUDENT = replace(
-    TINY, dropout=0.1, frozen_stages=1,
-    neck=SohoNeckConfig(dictionary=DictionaryConfig(
-        num_codes=12, decay=0.8, revive_after_steps=2
-    )),
+    TINY,
+    dropout=0.1,
+    frozen_stages=1,
+    neck=SohoNeckConfig(dictionary=DictionaryConfig(num_codes=12, decay=0.8, revive_after_steps=2)),
 )
 RELEASED = replace(
-    STUDENT, mlm_head="tied", itm_head="linear",
+    STUDENT,
+    mlm_head="tied",
+    itm_head="linear",
     neck=SohoNeckConfig(
         dictionary=DictionaryConfig(
-            num_codes=12, start="random", decay=0.4, smoothing=1e-5, revive_after_steps=0,
-            update="forward", count_padding=True,
+            num_codes=12,
+            start="random",
+            decay=0.4,
+            smoothing=1e-5,
+            revive_after_steps=0,
+            update="forward",
+            count_padding=True,
         ),
-        width_mask="height", count_captions=True, drop_edge=True, keep_padding_blank=False,
+        width_mask="height",
+        count_captions=True,
+        drop_edge=True,
+        keep_padding_blank=False,
     ),
 )
 RUN = PretrainConfig(
-    num_steps=6, micro_batch_size=3, micro_batches_per_step=2, captions_per_picture=2,
-    checkpoint_steps=2, log_steps=1, lr_transformer=1e-3, lr_cnn=0.01,
-    omvm=OmvmConfig(weight=0.0), pra=PraConfig(weight=0.0),
+    num_steps=6,
+    micro_batch_size=3,
+    micro_batches_per_step=2,
+    captions_per_picture=2,
+    checkpoint_steps=2,
+    log_steps=1,
+    lr_transformer=1e-3,
+    lr_cnn=0.01,
+    omvm=OmvmConfig(weight=0.0),
+    pra=PraConfig(weight=0.0),
     mvm=MvmConfig(weight=1.0, probability=1.0),
 )
 DICTIONARY = "neck.dictionary."
@@ -141,9 +158,7 @@ def test_killed_and_started_again(
 
 
 @pytest.mark.parametrize("way", ["ours", "released"])
-def test_half_precision_leaves_the_dictionary_whole(
-    ranks: Ranks, tmp_path: Path, way: str
-) -> None:
+def test_half_precision_leaves_the_dictionary_whole(ranks: Ranks, tmp_path: Path, way: str) -> None:
     """Oracle: dtypes. Under DeepSpeed's bf16 the network is bfloat16, on disk and after loading;
     codes, sums and counts are float32 and hold values that bfloat16 has not."""
     runs = ranks.with_student(RELEASED) if way == "released" else ranks

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pretrain_fixtures import TINY, tiny_student
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
-from pretrain_fixtures import TINY, tiny_student
-from stages.student.attention import Watched, rollout, watch
+from stages.student.attention_trace import Watched, rollout, watch
 from stages.student.network import Student
-from stages.student.neck_config import SohoNeckConfig
+from stages.student.vision.neck_config import SohoNeckConfig
 
 PIXELS = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 SIZES = torch.tensor([[32, 48], [16, 20]])

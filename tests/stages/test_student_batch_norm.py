@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from pretrain_fixtures import TINY, tiny_student
 from torch import nn
 
-from pretrain_fixtures import TINY, tiny_student
-from stages.student.batch_norm import (
+from stages.student.network import Student
+from stages.student.vision.batch_norm import (
     BatchNorm,
     SyncedBatchNorm,
     replace_batch_norms,
     statistics_untouched,
 )
-from stages.student.network import Student
 
 
 def _pictures(seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

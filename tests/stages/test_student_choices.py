@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from pretrain_fixtures import TINY, tiny_student
+
 from stages.student.network import Student
 
 PIECES = torch.tensor([[[0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [1, 0, 1, 1, 0], [0, 0, 0, 0, 0]]]).bool()

@@ -8,12 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stages.student.dictionary import DEAD_AFTER, Dictionary, spread
-from stages.student.neck_config import DictionaryConfig
+from stages.student.vision.neck_config import DictionaryConfig
+from stages.student.vision.visual_dictionary import DEAD_AFTER, Dictionary, spread
 
 RELEASED = DictionaryConfig(
-    num_codes=16, start="random", decay=0.4, smoothing=1e-5, revive_after_steps=0,
-    update="forward", count_padding=True,
+    num_codes=16,
+    start="random",
+    decay=0.4,
+    smoothing=1e-5,
+    revive_after_steps=0,
+    update="forward",
+    count_padding=True,
 )
 OURS = DictionaryConfig(num_codes=16, revive_after_steps=3, decay=0.9)
 WIDTH = 6
@@ -79,7 +84,8 @@ def test_the_released_way_is_that_of_its_formulas() -> None:
     value of the new one."""
     dictionary = _dictionary(RELEASED)
     state = {
-        "embed": dictionary.codes.clone(), "size": torch.zeros(16),
+        "embed": dictionary.codes.clone(),
+        "size": torch.zeros(16),
         "average": torch.zeros(16, WIDTH),
     }
     old_and_new_differ = 0
@@ -234,7 +240,8 @@ def test_it_stays_in_full_precision(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"num_codes": 1}, "num_codes: got 1"), ({"decay": 1.0}, "decay: got 1.0"),
+        ({"num_codes": 1}, "num_codes: got 1"),
+        ({"decay": 1.0}, "decay: got 1.0"),
         ({"smoothing": -1.0}, "smoothing: got -1.0"),
         ({"revive_after_steps": -1}, "revive_after_steps: got -1"),
         ({"update": "forward"}, "update: got forward with start data"),

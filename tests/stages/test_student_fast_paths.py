@@ -12,16 +12,16 @@ from unittest import mock
 
 import pytest
 import torch
-
 from soho_golden import ITM, MLM, MVM, golden_batch, new_student
+
 from stages.pretrain.config import OmvmConfig
 from stages.pretrain.model import PretrainModel
 from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm
 from stages.pretrain.objectives.mvm import Mvm
 from stages.pretrain.objectives.omvm import Omvm
-from stages.student import grid
 from stages.student.last_layer import run_where_read
+from stages.student.vision import grid
 
 
 def _gradients(net: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -30,8 +30,7 @@ def _gradients(net: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("learns", [True, False], ids=["training", "evaluation"])
 def test_the_last_layer_where_it_is_read(learns: bool) -> None:
-    """The layer over all tokens, of which some are read: of the third pair none, of the first all.
-    """
+    """The layer over all tokens, of which some are read: of the third pair none, of the first all."""
     torch.manual_seed(0)
     student = new_student().train(learns)
     layer = student.fusion.layer[-1]
@@ -63,7 +62,9 @@ def _model(batch: Any) -> PretrainModel:
     batch.feature = torch.randn(2, 3, 8)
     batch.hidden_objects = torch.tensor([[0, 1], [1, -1], [2, 0], [-1, -1]])
     objectives = {
-        "itm": (1.0, Itm(ITM)), "mlm": (1.0, Mlm(MLM)), "mvm": (1.0, Mvm(MVM)),
+        "itm": (1.0, Itm(ITM)),
+        "mlm": (1.0, Mlm(MLM)),
+        "mvm": (1.0, Mvm(MVM)),
         "omvm": (1.0, Omvm(OmvmConfig())),
     }
     return PretrainModel(new_student(), objectives).train()
@@ -131,8 +132,10 @@ def test_frozen_stages_as_one_convolution_each() -> None:
             judged = net.eval()(pixels)
         return {"training": features.detach(), "evaluation": judged, **_gradients(net)}
 
-    with mock.patch.object(grid, "_normalised", plain), \
-            mock.patch.object(grid, "_laid_out", lambda x, part: x):
+    with (
+        mock.patch.object(grid, "_normalised", plain),
+        mock.patch.object(grid, "_laid_out", lambda x, part: x),
+    ):
         expected = run()
     net.load_state_dict(before)  # statistics have moved
     got = run()

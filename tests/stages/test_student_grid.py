@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pretrain_fixtures import TINY, tiny_student
 from transformers import ResNetConfig
 
-from pretrain_fixtures import TINY, tiny_student
-from stages.student.grid import (
+from stages.student.network import Cells
+from stages.student.vision.grid import (
     Grid,
     cell_size_px,
     cells_inside,
@@ -22,9 +23,12 @@ from stages.student.grid import (
     region_weights,
     sine_positions,
 )
-from stages.student.network import Cells
-from stages.student.pictures import (
-    IMAGENET_MEAN, IMAGENET_STD, fitted_size, load_picture, stack_pictures
+from stages.student.vision.image_transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    fitted_size,
+    load_picture,
+    stack_pictures,
 )
 
 TOKENS = torch.tensor([[2, 7, 8, 9, 3]])
@@ -34,9 +38,9 @@ def test_boxes_to_cells_by_hand() -> None:
     """Oracle: drawn on paper, a 2 x 3 grid of 10 px cells with centres at 5, 15, 25 and 5, 15."""
     boxes = {
         (0, 0, 30, 20): "111 111",
-        (5, 5, 15, 15): "100 000",   # the left and upper edge belong to a box, the others do not
+        (5, 5, 15, 15): "100 000",  # the left and upper edge belong to a box, the others do not
         (4.9, 0, 15.1, 16): "110 110",
-        (6, 6, 14, 14): "100 000",   # holds no centre: the cell of its own centre (10, 10) ...
+        (6, 6, 14, 14): "100 000",  # holds no centre: the cell of its own centre (10, 10) ...
         (11, 11, 14, 14): "000 010",
         (28, 2, 30, 3): "001 000",
         (25, 15, 25, 15): "000 001",  # no area
@@ -45,7 +49,7 @@ def test_boxes_to_cells_by_hand() -> None:
     got = cells_of_boxes(torch.tensor(list(boxes)), 2, 3, 10)
     for box, cells, wanted in zip(boxes, got.tolist(), boxes.values()):
         if box == (6, 6, 14, 14):
-            wanted = "000 010"        # ... whose lower and right edges belong to the next
+            wanted = "000 010"  # ... whose lower and right edges belong to the next
         assert cells == [c == "1" for c in wanted.replace(" ", "")], box
 
 
@@ -60,7 +64,8 @@ def test_boxes_to_cells_are_those_of_a_loop() -> None:
     for box, cells in zip(boxes.tolist(), got.tolist()):
         wanted = [
             box[0] <= (c + 0.5) * side < box[2] and box[1] <= (r + 0.5) * side < box[3]
-            for r in range(rows) for c in range(columns)
+            for r in range(rows)
+            for c in range(columns)
         ]
         if not any(wanted):
             c, r = (math.trunc((box[i] + box[i + 2]) / 2 / side) for i in (0, 1))
@@ -188,7 +193,10 @@ def test_a_cell_is_the_stride_times_the_pooling(stages: int, first: bool, wanted
     """Oracle: 4 (stem) x 2 for every stage after the first (and for it, if asked) x 2 (pooling);
     the network's output has that many cells."""
     config = ResNetConfig(
-        embedding_size=4, hidden_sizes=[4] * stages, depths=[1] * stages, layer_type="basic",
+        embedding_size=4,
+        hidden_sizes=[4] * stages,
+        depths=[1] * stages,
+        layer_type="basic",
         downsample_in_first_stage=first,
     )
     assert cell_size_px(config) == wanted

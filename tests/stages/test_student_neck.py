@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from pipeline.recipe import load_recipe
 from pretrain_fixtures import TINY, tiny_student
+
+from pipeline.recipe.recipe import load_recipe
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.optimizer import make_optimizer
-from stages.student.neck import cells_inside_released, padding_aware_positions
-from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
-from stages.student.make import make_student
+from stages.student.build import make_student
+from stages.student.checkpoints.soho import official_name, write_soho_checkpoint
 from stages.student.network import Student
-from stages.student.soho_checkpoint import official_name, write_soho_checkpoint
+from stages.student.vision.neck_config import DictionaryConfig, SohoNeckConfig
+from stages.student.vision.soho_neck import cells_inside_released, padding_aware_positions
+from stages.training.optimizer import make_optimizer
 
 SOHO = replace(TINY, neck=SohoNeckConfig(dictionary=DictionaryConfig(num_codes=12)))
 TOKENS = torch.tensor([[2, 7, 8, 9, 3]])
@@ -35,7 +35,7 @@ def _started(seed: int = 0) -> Student:
 @pytest.mark.parametrize(
     "size_px, padded_px, rows, columns, seen",
     [
-        ((800, 600), (800, 608), 12, 9, 84),    # of 108: two columns of an upright picture lost
+        ((800, 600), (800, 608), 12, 9, 84),  # of 108: two columns of an upright picture lost
         ((1000, 600), (1024, 608), 16, 9, 96),  # of 144
         ((600, 800), (608, 1024), 9, 16, 144),  # of which 27 are padding
     ],
@@ -119,8 +119,10 @@ def test_frozen_stages_are_in_no_group_and_stay_in_evaluation() -> None:
 
 @pytest.mark.parametrize(
     "fields, words",
-    [({"frozen_stages": 3}, "frozen_stages: got 3"),
-     ({"soho_checkpoint": "x.pth"}, "soho_checkpoint: got x.pth")],
+    [
+        ({"frozen_stages": 3}, "frozen_stages: got 3"),
+        ({"soho_checkpoint": "x.pth"}, "soho_checkpoint: got x.pth"),
+    ],
 )
 def test_settings_that_cannot_be(fields: dict, words: str) -> None:
     """Oracle: ValueError naming the field."""

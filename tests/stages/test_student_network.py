@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pretrain_fixtures import TINY, tiny_student, toy_samples, toy_tokenizer
 from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
 
-from pretrain_fixtures import TINY, tiny_student, toy_samples, toy_tokenizer
+from stages.student.build import make_student
 from stages.student.config import StudentConfig
-from stages.student.make import make_student
 from stages.student.network import Student
-from stages.student.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer
+from stages.student.text.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer
 
 PIXELS = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 SIZES = torch.tensor([[32, 48], [20, 48]])
@@ -28,7 +28,11 @@ def _outputs(student: Student) -> list[torch.Tensor]:
     hidden = student.fuse(cells, picture=PICTURE, tokens=TOKENS)
     label, feature = student.object_head(hidden.cells[:, 0])
     return [
-        hidden.text, hidden.cells, label, feature, student.itm_head(hidden.text[:, 0]),
+        hidden.text,
+        hidden.cells,
+        label,
+        feature,
+        student.itm_head(hidden.text[:, 0]),
         student.mlm_head(hidden.text[:, 1], student.word_embeddings),
         student.align_head(hidden.text, hidden.cells),
     ]
@@ -101,17 +105,27 @@ def test_published_weights_come_from_folders(tmp_path: Path) -> None:
     """Oracle: a random ResNet and a random BERT of 3 layers saved by transformers. The student has
     their sizes, the same CNN features, the same embeddings, and their first 2 layers."""
     torch.manual_seed(1)
-    cnn = ResNetModel(ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 12, 20], depths=[1, 2, 1], layer_type="bottleneck"
-    )).eval()
-    text = BertModel(BertConfig(
-        vocab_size=50, hidden_size=48, num_hidden_layers=3, num_attention_heads=4,
-        intermediate_size=40, max_position_embeddings=30,
-    )).eval()
+    cnn = ResNetModel(
+        ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 12, 20], depths=[1, 2, 1], layer_type="bottleneck"
+        )
+    ).eval()
+    text = BertModel(
+        BertConfig(
+            vocab_size=50,
+            hidden_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=40,
+            max_position_embeddings=30,
+        )
+    ).eval()
     cnn.save_pretrained(tmp_path / "cnn")
     text.save_pretrained(tmp_path / "text")
     config = replace(
-        TINY, pretrained_cnn=str(tmp_path / "cnn"), pretrained_text=str(tmp_path / "text"),
+        TINY,
+        pretrained_cnn=str(tmp_path / "cnn"),
+        pretrained_text=str(tmp_path / "text"),
         num_layers=2,
     )
     student = make_student(
@@ -140,8 +154,14 @@ def test_published_weights_come_from_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "field, value",
-    [("widths", (8,)), ("block", "vgg"), ("hidden_size", 30), ("shorter_px", 0),
-     ("shorter_px", 999), ("max_tokens", 3)],
+    [
+        ("widths", (8,)),
+        ("block", "vgg"),
+        ("hidden_size", 30),
+        ("shorter_px", 0),
+        ("shorter_px", 999),
+        ("max_tokens", 3),
+    ],
 )
 def test_settings_that_cannot_be(field: str, value: object) -> None:
     """Oracle: ValueError naming the field."""

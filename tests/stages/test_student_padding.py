@@ -8,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pretrain_fixtures import TINY, tiny_student
 from transformers import ResNetConfig
 
-from pretrain_fixtures import TINY, tiny_student
 from stages.pretrain.objectives.mvm import code_logits
 from stages.student.config import StudentConfig
-from stages.student.grid import Grid, cells_inside
-from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
 from stages.student.network import Student
-from stages.student.pictures import stack_pictures
+from stages.student.vision.grid import Grid, cells_inside
+from stages.student.vision.image_transforms import stack_pictures
+from stages.student.vision.neck_config import DictionaryConfig, SohoNeckConfig
 
 SIZES = ((27, 41), (64, 33), (32, 48), (50, 64), (64, 64))
 TEXTS = ([2, 7, 3], [2, 7, 8, 9, 10, 11, 12, 3], [2, 9, 9, 3], [2, 5, 6, 8, 3], [2, 11, 3])
@@ -65,8 +65,11 @@ def _logits(student: Student, rows: list[int]) -> Iterator[dict[str, torch.Tenso
             "object label": label[n, own],
             "object feature": feature[n, own],
             "align": aligned[n, :length, own],
-            **({"mvm": code_logits(hidden.cells[n, own], student.dictionary)}
-               if student.dictionary else {}),
+            **(
+                {"mvm": code_logits(hidden.cells[n, own], student.dictionary)}
+                if student.dictionary
+                else {}
+            ),
         }
 
 
@@ -121,14 +124,24 @@ def test_gradients_are_those_of_pictures_alone() -> None:
         )
 
 
-@pytest.mark.parametrize("resnet", [
-    ResNetConfig(embedding_size=4, hidden_sizes=[4, 8, 8, 12], depths=[1, 2, 1, 1],
-                 layer_type="basic"),
-    ResNetConfig(embedding_size=4, hidden_sizes=[8, 8, 16], depths=[2, 1, 1],
-                 downsample_in_bottleneck=True),
-    ResNetConfig(embedding_size=4, hidden_sizes=[8, 16], depths=[1, 2],
-                 downsample_in_first_stage=True),
-], ids=["basic", "stride first", "first stage halves"])
+@pytest.mark.parametrize(
+    "resnet",
+    [
+        ResNetConfig(
+            embedding_size=4, hidden_sizes=[4, 8, 8, 12], depths=[1, 2, 1, 1], layer_type="basic"
+        ),
+        ResNetConfig(
+            embedding_size=4,
+            hidden_sizes=[8, 8, 16],
+            depths=[2, 1, 1],
+            downsample_in_bottleneck=True,
+        ),
+        ResNetConfig(
+            embedding_size=4, hidden_sizes=[8, 16], depths=[1, 2], downsample_in_first_stage=True
+        ),
+    ],
+    ids=["basic", "stride first", "first stage halves"],
+)
 @torch.no_grad()
 def test_every_kind_of_resnet(resnet: ResNetConfig) -> None:
     """Oracle: the grid of a picture alone, for pictures of one cell and of odd sizes; where all
@@ -147,7 +160,7 @@ def test_every_kind_of_resnet(resnet: ResNetConfig) -> None:
     for n, array in enumerate(arrays):
         one = stack_pictures([array], multiple_px=side)
         alone = grid(one.pixels, one.sizes_px)[0]
-        own = among[n, :alone.shape[0], :alone.shape[1]]
+        own = among[n, : alone.shape[0], : alone.shape[1]]
         torch.testing.assert_close(own, alone, rtol=1e-5, atol=1e-5)
         theirs = grid.project(grid.pool(grid.resnet(one.pixels).last_hidden_state))
         # Ours has each BatchNorm in the weights of its convolution.

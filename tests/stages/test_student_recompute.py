@@ -7,15 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from pretrain_fixtures import TINY, tiny_student
+
+from stages.student.activation_checkpointing import checkpoint_activations
 from stages.student.config import StudentConfig
-from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
-from stages.student.recompute import checkpoint_activations
+from stages.student.vision.neck_config import DictionaryConfig, SohoNeckConfig
 
 PLAIN = replace(TINY, dropout=0.2, depths=(2, 2), num_layers=2)
 SOHO = replace(
-    PLAIN, frozen_stages=1,
+    PLAIN,
+    frozen_stages=1,
     neck=SohoNeckConfig(dictionary=DictionaryConfig(num_codes=6, start="random")),
 )
 

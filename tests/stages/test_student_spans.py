@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pretrain_fixtures import TINY, tiny_student, toy_samples, toy_tokenizer, write_objects
 from transformers import PreTrainedTokenizerFast
 
-from pretrain_fixtures import TINY, tiny_student, toy_samples, toy_tokenizer, write_objects
-from sharding.source import Source, open_source
+from sharding.reading.dataset_source import Source, open_source
 from stages.pretrain.data import make_tokenizer
-from stages.student.extend import extend
-from stages.student.make import make_student
+from stages.student.build import make_student
+from stages.student.extend_vocabulary import extend
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor
-from stages.student.spans import add_person_tags, encode_spans
+from stages.student.text.spans import add_person_tags, encode_spans
 
 QUESTION, ANSWER = ("question", "a red circle"), ("answer", "small")
 RATIONALE = ("rationale", "the [PERSON_1] is red")
@@ -32,8 +32,9 @@ def _tokenizer(num_tags: int = 3) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _pieces(tokenizer: PreTrainedTokenizerFast, spans: Sequence[tuple[str, str]], most: int = 24
-            ) -> tuple[list[str], list[int]]:
+def _pieces(
+    tokenizer: PreTrainedTokenizerFast, spans: Sequence[tuple[str, str]], most: int = 24
+) -> tuple[list[str], list[int]]:
     tokens, types = encode_spans(tokenizer, spans, max_tokens=most)
     return tokenizer.convert_ids_to_tokens(tokens), types
 
@@ -100,8 +101,11 @@ def _vcr_student() -> tuple[Student, StudentProcessor]:
     tokenizer = _tokenizer()
     torch.manual_seed(0)
     student = make_student(
-        replace(TINY, num_token_types=4), vocab_size=len(tokenizer), pad_id=tokenizer.pad_token_id,
-        label_names=["a"], feature_size=4,
+        replace(TINY, num_token_types=4),
+        vocab_size=len(tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        label_names=["a"],
+        feature_size=4,
     ).eval()
     return student, StudentProcessor.of(student, tokenizer)
 
@@ -128,7 +132,8 @@ def test_types_reach_the_fusion_and_the_folder(tmp_path: Path) -> None:
     out = student(**inputs)
     untyped = student(**{**inputs, "token_types": torch.zeros_like(inputs["tokens"])})
     assert not torch.allclose(out.text[0], untyped.text[0]) and torch.equal(
-        out.text[1], untyped.text[1])
+        out.text[1], untyped.text[1]
+    )
     cells = student.see(inputs["pixels"], inputs["sizes_px"])
     before = student._placed(cells.features, cells, torch.tensor([0]))
     types[[0, 2, 3]] += 1

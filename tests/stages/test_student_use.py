@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from pretrain_fixtures import TINY, tiny_student, toy_tokenizer
+
 from stages.student.network import Student, StudentNetConfig
 from stages.student.processor import FILE, StudentProcessor
 

@@ -11,22 +11,25 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+from pretrain_fixtures import TINY, toy_tokenizer
 from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, RobertaConfig
 
-from pipeline import conduct as conducting
-from pipeline.launching import Asked
-from pipeline.recipe import load_recipe
-from pipeline.run_folder import RunFolder
-from pretrain_fixtures import TINY, toy_tokenizer
+from pipeline.recipe.recipe import load_recipe
+from pipeline.runner import run_stages as conducting
+from pipeline.runner.launch_plan import LaunchOverrides
+from pipeline.runner.run_folder import RunFolder
+from stages.student.build import make_student
+from stages.student.checkpoints.pretrained import check_pretrained
 from stages.student.config import StudentConfig
-from stages.student.make import make_student
 from stages.student.network import Student
-from stages.student.pretrained import check_pretrained
-from stages.student.resnets import resnet_config, torchvision_name
+from stages.student.vision.resnet import resnet_config, torchvision_name
 
 TORCHVISION_MILLIONS = {
-    "resnet-18": 11_689_512, "resnet-34": 21_797_672, "resnet-50": 25_557_032,
-    "resnet-101": 44_549_160, "resnet-152": 60_192_808,
+    "resnet-18": 11_689_512,
+    "resnet-34": 21_797_672,
+    "resnet-50": 25_557_032,
+    "resnet-101": 44_549_160,
+    "resnet-152": 60_192_808,
 }
 """Parameters by torchvision's documentation, classifier of 1000 classes included."""
 
@@ -46,8 +49,14 @@ def test_resnets_by_name(name: Any, num_parameters: int) -> None:
     own = sum(p.numel() for p in net.parameters())
     assert own + 1000 * widest + 1000 == num_parameters
     names = {torchvision_name(own) for own in net.state_dict()}
-    wanted = {"conv1.weight", "bn1.running_mean", "layer1.0.conv2.weight", "layer4.1.bn2.bias",
-              "layer3.0.downsample.0.weight", "layer2.0.downsample.1.num_batches_tracked"}
+    wanted = {
+        "conv1.weight",
+        "bn1.running_mean",
+        "layer1.0.conv2.weight",
+        "layer4.1.bn2.bias",
+        "layer3.0.downsample.0.weight",
+        "layer2.0.downsample.1.num_batches_tracked",
+    }
     assert wanted <= names and len(names) == len(net.state_dict())
 
 
@@ -59,9 +68,9 @@ def _make(config: StudentConfig, vocab_size: int = 50) -> Student:
 
 def _cnn(block: str) -> ResNetModel:
     torch.manual_seed(1)
-    return ResNetModel(ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 12, 20], depths=[1, 2, 1], layer_type=block
-    )).eval()
+    return ResNetModel(
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 12, 20], depths=[1, 2, 1], layer_type=block)
+    ).eval()
 
 
 def _torchvision(net: ResNetModel, *, old: bool = False) -> dict[str, torch.Tensor]:
@@ -91,13 +100,19 @@ def test_a_file_in_torchvisions_layout(tmp_path: Path, block: str, prefix: str) 
     assert student.grid.cell_px == 32
 
 
-@pytest.mark.parametrize("spoil, words", [
-    (lambda w: w.pop("layer2.1.conv1.weight"), "layer2.1.conv1.weight is missing"),
-    (lambda w: w.update({"bn1.bias": torch.zeros(3)}), r"bn1.bias is \[3\], not \[8\]"),
-    (lambda w: w.update({"bn1.bias": torch.full((8,), torch.inf)}), "bn1.bias is not finite"),
-    (lambda w: w.update({"layer1.0.se.weight": torch.zeros(3)}), "layer1.0.se.weight is unknown"),
-    (lambda w: w.pop("conv1.weight"), "expected torchvision's names"),
-])
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda w: w.pop("layer2.1.conv1.weight"), "layer2.1.conv1.weight is missing"),
+        (lambda w: w.update({"bn1.bias": torch.zeros(3)}), r"bn1.bias is \[3\], not \[8\]"),
+        (lambda w: w.update({"bn1.bias": torch.full((8,), torch.inf)}), "bn1.bias is not finite"),
+        (
+            lambda w: w.update({"layer1.0.se.weight": torch.zeros(3)}),
+            "layer1.0.se.weight is unknown",
+        ),
+        (lambda w: w.pop("conv1.weight"), "expected torchvision's names"),
+    ],
+)
 def test_a_file_that_does_not_fit(
     tmp_path: Path, spoil: Callable[[dict], object], words: str
 ) -> None:
@@ -120,10 +135,16 @@ def test_a_cnn_that_is_not_the_recipes(tmp_path: Path) -> None:
 
 def _bert(folder: Path, **sizes: int) -> BertModel:
     torch.manual_seed(2)
-    bert = BertModel(BertConfig(
-        vocab_size=len(toy_tokenizer()), num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=40, max_position_embeddings=30, **{"hidden_size": 48, **sizes},
-    ))
+    bert = BertModel(
+        BertConfig(
+            vocab_size=len(toy_tokenizer()),
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=40,
+            max_position_embeddings=30,
+            **{"hidden_size": 48, **sizes},
+        )
+    )
     bert.save_pretrained(folder)
     toy_tokenizer().save_pretrained(folder)
     return bert
@@ -139,7 +160,8 @@ def test_a_bert_with_person_tags_and_four_token_types(tmp_path: Path) -> None:
     student = _make(config, vocab_size=num_words + 81)
     words = student.word_embeddings
     assert words.shape == (num_words + 81, 48) and student.mlm_head(
-        torch.zeros(1, 48), words).shape == (1, num_words + 81)
+        torch.zeros(1, 48), words
+    ).shape == (1, num_words + 81)
     assert torch.equal(words[:num_words], text.embeddings.word_embeddings.weight)
     assert words[num_words:].std() > 0
     types = text.embeddings.token_type_embeddings.weight
@@ -153,8 +175,10 @@ def test_a_bert_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="type 'roberta', expected 'bert'. .*single token type"):
         check_pretrained(replace(TINY, pretrained_text=str(tmp_path / "roberta")))
     _bert(tmp_path / "bert")
-    for fields, words in (({"num_layers": 3}, "num_layers: got 3, expected at most the 2"),
-                          ({"max_tokens": 31}, "max_tokens: got 31, expected at most the 30")):
+    for fields, words in (
+        ({"num_layers": 3}, "num_layers: got 3, expected at most the 2"),
+        ({"max_tokens": 31}, "max_tokens: got 31, expected at most the 30"),
+    ):
         with pytest.raises(ValueError, match=words):
             check_pretrained(replace(TINY, pretrained_text=str(tmp_path / "bert"), **fields))
 
@@ -167,8 +191,12 @@ def test_a_name_that_cannot_be_reached(offline: None, field: str, name: str) -> 
     for ask in (check_pretrained, _make):
         with pytest.raises(ValueError) as caught:
             ask(config)
-        for words in (f"student.{field}: got {name}", "the hub could not be reached",
-                      "a folder that transformers' save_pretrained wrote", f"student.{field}=null"):
+        for words in (
+            f"student.{field}: got {name}",
+            "the hub could not be reached",
+            "a folder that transformers' save_pretrained wrote",
+            f"student.{field}=null",
+        ):
             assert words in str(caught.value)
         assert (".pth" in str(caught.value)) == (field == "pretrained_cnn")
 
@@ -194,10 +222,14 @@ def test_a_run_finds_out_before_any_stage(offline: None, tmp_path: Path, monkeyp
     monkeypatch.setattr(conducting, "launch_stage", lambda kind, *rest: launched.append(kind.name))
     recipe = load_recipe("toy", ["student.pretrained_cnn=no-such/network"])
     with pytest.raises(ValueError, match="no-such/network"):
-        conducting.conduct(
-            recipe, RunFolder(tmp_path / "a"), ["ingest", "pretrain"], Asked(), dry_run=False
+        conducting.run_stages(
+            recipe,
+            RunFolder(tmp_path / "a"),
+            ["ingest", "pretrain"],
+            LaunchOverrides(),
+            dry_run=False,
         )
     assert not launched
-    conducting.conduct(
-        recipe, RunFolder(tmp_path / "a"), ["ingest", "pretrain"], Asked(), dry_run=True
+    conducting.run_stages(
+        recipe, RunFolder(tmp_path / "a"), ["ingest", "pretrain"], LaunchOverrides(), dry_run=True
     )

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from stages.distill.teacher.boxes import (
+from stages.detector.ops.boxes import (
     MAX_LOG_SCALE,
     area,
     clip,
@@ -64,8 +64,9 @@ def test_decode_takes_back_encode(weights: tuple[float, float, float, float]) ->
 def test_encode_is_the_formula_of_the_paper() -> None:
     """Oracle: Girshick et al., 2014, appendix C, for one pair by hand: centre moved by a quarter
     of the width and half the height, twice as wide, equally high."""
-    deltas = encode(torch.tensor([[10.0, 10, 30, 20]]), torch.tensor([[5.0, 15, 45, 25]]),
-                    BOX_WEIGHTS)
+    deltas = encode(
+        torch.tensor([[10.0, 10, 30, 20]]), torch.tensor([[5.0, 15, 45, 25]]), BOX_WEIGHTS
+    )
     torch.testing.assert_close(deltas, torch.tensor([[2.5, 5.0, 5 * math.log(2), 0.0]]))
 
 
@@ -74,10 +75,9 @@ def test_decode_gives_each_label_its_box_and_bounds_growth() -> None:
     while it may shrink to nothing."""
     random = torch.Generator().manual_seed(2)
     references, deltas = random_boxes(6, random), torch.randn(6, 12, generator=random)
-    alone = [decode(references, deltas[:, k:k + 4], BOX_WEIGHTS) for k in (0, 4, 8)]
+    alone = [decode(references, deltas[:, k : k + 4], BOX_WEIGHTS) for k in (0, 4, 8)]
     assert torch.equal(decode(references, deltas, BOX_WEIGHTS), torch.cat(alone, 1))
-    wild = decode(torch.tensor([[0.0, 0, 16, 16]]), torch.tensor([[0.0, 0, 60, -60]]),
-                  RPN_WEIGHTS)
+    wild = decode(torch.tensor([[0.0, 0, 16, 16]]), torch.tensor([[0.0, 0, 60, -60]]), RPN_WEIGHTS)
     assert wild[0, 2] - wild[0, 0] == pytest.approx(16 * math.exp(MAX_LOG_SCALE), rel=1e-5)
     assert wild[0, 3] - wild[0, 1] == pytest.approx(0, abs=1e-6)
 

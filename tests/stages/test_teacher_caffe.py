@@ -18,8 +18,8 @@ from golden_nets import net_with
 from torch import Tensor
 from torch.nn import functional
 
-from stages.distill.teacher.families import FAMILIES
-from stages.distill.teacher.weights import read_net
+from stages.detector.checkpoints.families import FAMILIES
+from stages.detector.checkpoints.weights import read_net
 
 NUM_LABELS, NUM_ATTRIBUTES, NUM_ANCHORS = 6, 4, 6
 SIZE, SCALE = (80, 112), 1.6  # of the network's input; by what the picture was enlarged
@@ -40,8 +40,12 @@ def make_weights(seed: int) -> dict[str, np.ndarray]:
 
     def put_normalised(name: str, *shape: int, gain: float = 1.4) -> None:
         put(name, *shape, gain=gain)
-        for part, middle in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0),
-                             ("running_var", 1.0)):
+        for part, middle in (
+            ("weight", 1.0),
+            ("bias", 0.0),
+            ("running_mean", 0.0),
+            ("running_var", 1.0),
+        ):
             noise = 0.1 * np.abs(random.standard_normal(shape[0]))
             weights[f"{name}.norm.{part}"] = (middle + noise).astype(np.float32)
         weights[f"{name}.norm.num_batches_tracked"] = np.array(7)
@@ -61,10 +65,13 @@ def make_weights(seed: int) -> dict[str, np.ndarray]:
     put(f"{head}.conv", 12, 32, 3, 3, bias=True)
     put(f"{head}.objectness_logits", 2 * NUM_ANCHORS, 12, 1, 1, bias=True)
     put(f"{head}.anchor_deltas", 4 * NUM_ANCHORS, 12, 1, 1, gain=0.3, bias=True)
-    middle, sides = random.uniform(4, 12, (NUM_ANCHORS, 2)), random.uniform(
-        16, 70, (NUM_ANCHORS, 2))
+    middle, sides = (
+        random.uniform(4, 12, (NUM_ANCHORS, 2)),
+        random.uniform(16, 70, (NUM_ANCHORS, 2)),
+    )
     weights["proposal_generator.anchor_generator.cell_anchors.0"] = np.concatenate(
-        [middle - sides / 2, middle + sides / 2 - 1], 1).astype(np.float32)
+        [middle - sides / 2, middle + sides / 2 - 1], 1
+    ).astype(np.float32)
     put(f"{PREDICTOR}.cls_score", NUM_LABELS + 1, 40, gain=4.0, bias=True)
     put(f"{PREDICTOR}.bbox_pred", 4 * (NUM_LABELS + 1), 40, bias=True)
     put(f"{PREDICTOR}.cls_embed", NUM_LABELS + 1, 5, gain=3.0)
@@ -83,8 +90,13 @@ class Reference:
         weight, norm = self.weights[f"{name}.weight"], f"{name}.norm."
         x = functional.conv2d(x, weight, **how)
         return functional.batch_norm(
-            x, self.weights[norm + "running_mean"], self.weights[norm + "running_var"],
-            self.weights[norm + "weight"], self.weights[norm + "bias"], eps=1e-5)
+            x,
+            self.weights[norm + "running_mean"],
+            self.weights[norm + "running_var"],
+            self.weights[norm + "weight"],
+            self.weights[norm + "bias"],
+            eps=1e-5,
+        )
 
     def layer(self, name: str, x: Tensor, **how: Any) -> Tensor:
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
@@ -95,8 +107,11 @@ class Reference:
     def stage(self, name: str, x: Tensor, stride: int, dilation: int) -> Tensor:
         for number in range(NUM_BLOCKS[name]):
             block, step = f"{name}.{number}", stride if number == 0 else 1
-            way_round = (self.normalised(f"{block}.shortcut", x, stride=step)
-                         if f"{block}.shortcut.weight" in self.weights else x)
+            way_round = (
+                self.normalised(f"{block}.shortcut", x, stride=step)
+                if f"{block}.shortcut.weight" in self.weights
+                else x
+            )
             x = self.normalised(f"{block}.conv1", x, stride=step).relu()
             x = self.normalised(f"{block}.conv2", x, padding=dilation, dilation=dilation).relu()
             x = (self.normalised(f"{block}.conv3", x) + way_round).relu()
@@ -126,19 +141,33 @@ class Reference:
             rows = np.argsort(-best, kind="stable")[:least]
         elif len(rows) > most:
             rows = np.argsort(-best, kind="stable")[:most]
-        return {"boxes": proposals[rows], "features": features.numpy()[rows],
-                "labels": scores[rows, 1:].argmax(1), "scores": scores[rows, 1:].max(1),
-                "probabilities": scores[rows, 1:], "attributes": attributes[rows]}
+        return {
+            "boxes": proposals[rows],
+            "features": features.numpy()[rows],
+            "labels": scores[rows, 1:].argmax(1),
+            "scores": scores[rows, 1:].max(1),
+            "probabilities": scores[rows, 1:],
+            "attributes": attributes[rows],
+        }
 
     def propose(self, x: Tensor) -> np.ndarray:
         """Proposals [P, 4]: small ones are dropped before the best are taken."""
         head = "proposal_generator.rpn_head"
         hidden = self.layer(f"{head}.conv", x, padding=1).relu()
         height, width = x.shape[2:]
-        scores = self.layer(f"{head}.objectness_logits", hidden).view(
-            2, NUM_ANCHORS, height, width).softmax(0)[1].permute(1, 2, 0).numpy()
-        deltas = self.layer(f"{head}.anchor_deltas", hidden).view(
-            NUM_ANCHORS, 4, height, width).permute(2, 3, 0, 1).numpy()
+        scores = (
+            self.layer(f"{head}.objectness_logits", hidden)
+            .view(2, NUM_ANCHORS, height, width)
+            .softmax(0)[1]
+            .permute(1, 2, 0)
+            .numpy()
+        )
+        deltas = (
+            self.layer(f"{head}.anchor_deltas", hidden)
+            .view(NUM_ANCHORS, 4, height, width)
+            .permute(2, 3, 0, 1)
+            .numpy()
+        )
         cell = self.weights["proposal_generator.anchor_generator.cell_anchors.0"].numpy()
         boxes, kept_scores = [], []
         for row in range(height):
@@ -149,8 +178,15 @@ class Reference:
                     dx, dy, dw, dh = deltas[row, column, number]
                     middle = x0 + wide / 2 + dx * wide, y0 + high / 2 + dy * high
                     half = np.exp(dw) * wide / 2, np.exp(dh) * high / 2
-                    box = np.array([middle[0] - half[0], middle[1] - half[1],
-                                    middle[0] + half[0], middle[1] + half[1]], np.float32)
+                    box = np.array(
+                        [
+                            middle[0] - half[0],
+                            middle[1] - half[1],
+                            middle[0] + half[0],
+                            middle[1] + half[1],
+                        ],
+                        np.float32,
+                    )
                     box = box.clip(0, np.array([SIZE[1] - 1, SIZE[0] - 1] * 2, np.float32))
                     sides = box[2:] - box[:2]
                     if (sides > 0).all() and (sides + 1 > 16 * SCALE).all():
@@ -180,18 +216,23 @@ def max_bins(feature: Tensor, box: np.ndarray) -> Tensor:
     bins = torch.zeros(num_channels, 14, 14)
     high, wide = max(y1 - y0 + 1, 1) / 14, max(x1 - x0 + 1, 1) / 14
     for row in range(14):
-        top, bottom = (int(np.clip(edge + y0, 0, height)) for edge in (
-            np.floor(row * high), np.ceil((row + 1) * high)))
+        top, bottom = (
+            int(np.clip(edge + y0, 0, height))
+            for edge in (np.floor(row * high), np.ceil((row + 1) * high))
+        )
         for column in range(14):
-            left, right = (int(np.clip(edge + x0, 0, width)) for edge in (
-                np.floor(column * wide), np.ceil((column + 1) * wide)))
+            left, right = (
+                int(np.clip(edge + x0, 0, width))
+                for edge in (np.floor(column * wide), np.ceil((column + 1) * wide))
+            )
             if bottom > top and right > left:
                 bins[:, row, column] = feature[:, top:bottom, left:right].amax((1, 2))
     return bins
 
 
-@pytest.mark.parametrize("seed, least, most", [(0, 10, 100), (5, 10, 100), (10, 10, 100),
-                                               (8, 4, 6)])
+@pytest.mark.parametrize(
+    "seed, least, most", [(0, 10, 100), (5, 10, 100), (10, 10, 100), (8, 4, 6)]
+)
 def test_the_whole_model(seed: int, least: int, most: int) -> None:
     """From a checkpoint and a picture to what is reported of it, rows by falling score: filled up
     to the least, between the two, cut to the most."""
@@ -201,8 +242,9 @@ def test_the_whole_model(seed: int, least: int, most: int) -> None:
     with torch.no_grad():
         expected = Reference(weights).find(picture.flip(1), least, most)
     family = FAMILIES["vg-caffe"]
-    family = dataclasses.replace(family, choice=dataclasses.replace(
-        family.choice, min_objects=least, max_objects=most))
+    family = dataclasses.replace(
+        family, choice=dataclasses.replace(family.choice, min_objects=least, max_objects=most)
+    )
     config, state = read_net(weights, family)
     assert config.boxes.has_no_attribute and config.proposals.hidden_width == 12
     (found,) = net_with(config, state).find(picture, [SIZE], [(SCALE, SCALE)])
@@ -212,8 +254,9 @@ def test_the_whole_model(seed: int, least: int, most: int) -> None:
     assert found.attributes is not None and found.attributes.shape[1] == NUM_ATTRIBUTES
     np.testing.assert_allclose(found.boxes, expected["boxes"][order], atol=5e-3)
     for name in ("scores", "probabilities", "features", "attributes"):
-        np.testing.assert_allclose(getattr(found, name), expected[name][order], rtol=1e-4,
-                                   atol=1e-5)
+        np.testing.assert_allclose(
+            getattr(found, name), expected[name][order], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_what_it_measures_in_pixels_of_the_original_needs_the_scale() -> None:
@@ -223,7 +266,9 @@ def test_what_it_measures_in_pixels_of_the_original_needs_the_scale() -> None:
     with pytest.raises(ValueError, match="^scales: got None.*Prepared.scale"):
         model.find(picture, [SIZE])
     few = model.proposal_network.propose(
-        model.proposal_network(model.backbone(picture)), [SIZE], [(3.0, 3.0)])
+        model.proposal_network(model.backbone(picture)), [SIZE], [(3.0, 3.0)]
+    )
     many = model.proposal_network.propose(
-        model.proposal_network(model.backbone(picture)), [SIZE], [(0.1, 0.1)])
+        model.proposal_network(model.backbone(picture)), [SIZE], [(0.1, 0.1)]
+    )
     assert len(few[0].boxes) < len(many[0].boxes)

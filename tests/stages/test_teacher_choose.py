@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.distill.teacher.boxes import iou
-from stages.distill.teacher.choose import (
+from stages.detector.model.postprocess import (
     best_proposals,
     best_surviving_scores,
     candidates,
     detections,
 )
-from stages.distill.teacher.net_config import ChoiceConfig
+from stages.detector.net_config import ChoiceConfig
+from stages.detector.ops.boxes import iou
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "butd_selection.npz"
 CASES = [("normal", 5), ("few", 1), ("many", 1), ("tiny", 1), ("edge", 1)]
@@ -29,14 +29,18 @@ CASES = [("normal", 5), ("few", 1), ("many", 1), ("tiny", 1), ("edge", 1)]
 def golden(case: str) -> dict[str, Tensor]:
     """Arrays of a case by their last name; the background's column left out."""
     with np.load(GOLDEN) as arrays:
-        some = {name.removeprefix(case + "_"): torch.from_numpy(arrays[name])
-                for name in arrays.files if name.startswith(case + "_")}
+        some = {
+            name.removeprefix(case + "_"): torch.from_numpy(arrays[name])
+            for name in arrays.files
+            if name.startswith(case + "_")
+        }
     return {**some, "probs": some["probs"][:, 1:]}
 
 
 def choice(least: int, most: int, iou: float = 0.3) -> ChoiceConfig:
-    return ChoiceConfig(rule="proposals", score_threshold=0.2, iou=iou, min_objects=least,
-                        max_objects=most)
+    return ChoiceConfig(
+        rule="proposals", score_threshold=0.2, iou=iou, min_objects=least, max_objects=most
+    )
 
 
 @pytest.mark.parametrize("case, num_limits", CASES)
@@ -90,21 +94,26 @@ def test_no_proposals_are_no_objects() -> None:
     assert detections(nothing, empty, empty, ChoiceConfig()).tolist() == []
 
 
-def slow_detections(boxes: Tensor, probabilities: Tensor, config: ChoiceConfig
-                    ) -> list[tuple[int, int]]:
-    """Pairs (proposal, label), the best first, dropped where a better one of the label overlaps.
-    """
-    pairs = [(proposal, label) for proposal in range(len(boxes))
-             for label in range(boxes.shape[1])
-             if float(probabilities[proposal, label]) > config.score_threshold]
+def slow_detections(
+    boxes: Tensor, probabilities: Tensor, config: ChoiceConfig
+) -> list[tuple[int, int]]:
+    """Pairs (proposal, label), the best first, dropped where a better one of the label overlaps."""
+    pairs = [
+        (proposal, label)
+        for proposal in range(len(boxes))
+        for label in range(boxes.shape[1])
+        if float(probabilities[proposal, label]) > config.score_threshold
+    ]
     pairs.sort(key=lambda pair: -float(probabilities[pair]))
     kept: list[tuple[int, int]] = []
     for proposal, label in pairs:
         box = boxes[proposal, label][None]
-        if all(label != other or float(iou(boxes[better, other][None], box)) <= config.iou
-               for better, other in kept):
+        if all(
+            label != other or float(iou(boxes[better, other][None], box)) <= config.iou
+            for better, other in kept
+        ):
             kept.append((proposal, label))
-    return kept[:config.max_objects]
+    return kept[: config.max_objects]
 
 
 @pytest.mark.parametrize("max_objects", [3, 1000])

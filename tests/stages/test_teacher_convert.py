@@ -1,5 +1,4 @@
-"""Checkpoints from elsewhere: one teacher whatever the file, and a reason for each that is unsound.
-"""
+"""Checkpoints from elsewhere: one teacher whatever the file, and a reason for each that is unsound."""
 
 from __future__ import annotations
 
@@ -20,13 +19,13 @@ import safetensors.torch
 import torch
 from checkpoints import ATTRIBUTES, LABELS, NUM_ATTRIBUTES, c4_weights, write_names
 
-from stages.distill.teacher.checkpoint_error import CheckpointError
-from stages.distill.teacher.convert import convert, read_checkpoint
-from stages.distill.teacher.detect import Teacher
-from stages.distill.teacher.families import FAMILIES
-from stages.distill.teacher.folder import copy_teacher, load_teacher, read_about
-from stages.distill.teacher.names_file import read_names
-from stages.distill.teacher.weights import read_net
+from stages.detector.checkpoints.checkpoint_error import CheckpointError
+from stages.detector.checkpoints.convert import convert, read_checkpoint
+from stages.detector.checkpoints.families import FAMILIES
+from stages.detector.checkpoints.names_file import read_names
+from stages.detector.checkpoints.weights import read_net
+from stages.detector.predictor import Teacher
+from stages.detector.teacher_folder import copy_teacher, load_teacher, read_about
 
 WEIGHTS = c4_weights()
 Weights = dict[str, np.ndarray]
@@ -59,8 +58,12 @@ def trained(weights: Weights) -> dict[str, Any]:
     """What detectron2's trainer leaves: the model, and much beside it, numpy's numbers too."""
     model = OrderedDict(tensors(weights))
     optimizer = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.02}]}
-    return {"model": model, "optimizer": optimizer, "iteration": 89999,
-            "scheduler": {"_last_lr": [np.float64(0.02)], "milestones": np.array([1, 2])}}
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "iteration": 89999,
+        "scheduler": {"_last_lr": [np.float64(0.02)], "milestones": np.array([1, 2])},
+    }
 
 
 KINDS: dict[str, Callable[[Weights, Path], None]] = {
@@ -71,7 +74,8 @@ KINDS: dict[str, Callable[[Weights, Path], None]] = {
     "numpy.pth": lambda weights, path: save_torch({"model": weights}, path),
     "parallel.pt": lambda weights, path: save_torch(
         {"state_dict": {f"module.{name}": tensor for name, tensor in tensors(weights).items()}},
-        path),
+        path,
+    ),
     "x.safetensors": lambda weights, path: safetensors.torch.save_file(tensors(weights), path),
     "misnamed.pkl": lambda weights, path: save_torch({"model": tensors(weights)}, path),
 }
@@ -87,16 +91,27 @@ def test_weights_come_out_of_every_kind_of_file(kind: str, tmp_path: Path) -> No
         assert got[name].dtype == array.dtype and got[name].tobytes() == array.tobytes(), name
 
 
-def run(checkpoint: Path, out: Path, *, family: str = "detectron2",
-        labels: list[str] | None = None, attributes: list[str] | None = None,
-        licence: str = "unknown") -> str:
+def run(
+    checkpoint: Path,
+    out: Path,
+    *,
+    family: str = "detectron2",
+    labels: list[str] | None = None,
+    attributes: list[str] | None = None,
+    licence: str = "unknown",
+) -> str:
     """convert, with files of names."""
     folder = checkpoint.parent
     named = LABELS if labels is None else labels
     return convert(
-        checkpoint, family=FAMILIES[family], out=out, licence=licence, say=lambda step: None,
+        checkpoint,
+        family=FAMILIES[family],
+        out=out,
+        licence=licence,
+        say=lambda step: None,
         labels=write_names(folder / "labels.txt", named),
-        attributes=attributes and write_names(folder / "attributes.txt", attributes) or None)
+        attributes=attributes and write_names(folder / "attributes.txt", attributes) or None,
+    )
 
 
 def test_one_teacher_comes_of_the_same_weights_in_any_file(tmp_path: Path) -> None:
@@ -106,8 +121,15 @@ def test_one_teacher_comes_of_the_same_weights_in_any_file(tmp_path: Path) -> No
         save(WEIGHTS, tmp_path / kind)
         fingerprints.add(run(tmp_path / kind, tmp_path / str(number)))
     assert len(fingerprints) == 1
-    assert len({(tmp_path / str(number) / "model.safetensors").read_bytes()
-                for number in range(len(KINDS))}) == 1
+    assert (
+        len(
+            {
+                (tmp_path / str(number) / "model.safetensors").read_bytes()
+                for number in range(len(KINDS))
+            }
+        )
+        == 1
+    )
     teacher = load_teacher(tmp_path / "0")
     assert isinstance(teacher, Teacher) and {teacher.fingerprint} == fingerprints
     assert (teacher.label_names, teacher.attribute_names) == (LABELS, [])
@@ -124,24 +146,40 @@ def test_a_folder_says_what_it_is(tmp_path: Path) -> None:
     card does not touch the fingerprint."""
     weights = c4_weights(num_attributes=NUM_ATTRIBUTES)
     save_pickle(weights, tmp_path / "x.pkl")
-    first = run(tmp_path / "x.pkl", tmp_path / "out", family="vg-d2", attributes=ATTRIBUTES,
-                licence="CC BY 4.0, https://example.org")
+    first = run(
+        tmp_path / "x.pkl",
+        tmp_path / "out",
+        family="vg-d2",
+        attributes=ATTRIBUTES,
+        licence="CC BY 4.0, https://example.org",
+    )
     about = read_about(tmp_path / "out")
     assert about.card is not None and about.sizes is not None
     assert dataclasses.asdict(about.card) == {
-        "family": "vg-d2", "source": "x.pkl", "licence": "CC BY 4.0, https://example.org",
-        "source_sha256": hashlib.sha256((tmp_path / "x.pkl").read_bytes()).hexdigest()}
+        "family": "vg-d2",
+        "source": "x.pkl",
+        "licence": "CC BY 4.0, https://example.org",
+        "source_sha256": hashlib.sha256((tmp_path / "x.pkl").read_bytes()).hexdigest(),
+    }
     # Normalisation is folded: four numbers a channel become the one of a bias.
     num_folded = sum(array.size for name, array in weights.items() if ".norm." in name) * 3 // 4
     assert dataclasses.asdict(about.sizes) == {
-        "num_labels": 5, "num_attributes": 3, "feature_size": 40,
-        "num_parameters": sum(array.size for array in weights.values()) - num_folded}
+        "num_labels": 5,
+        "num_attributes": 3,
+        "feature_size": 40,
+        "num_parameters": sum(array.size for array in weights.values()) - num_folded,
+    }
     assert (about.labels, about.attributes) == (LABELS, ATTRIBUTES)
     page = (tmp_path / "out" / "CARD.md").read_text()
     for words in ("vg-d2", "x.pkl", "CC BY 4.0", first, "labels: 5", "attributes: 3"):
         assert words in page
-    assert first == run(tmp_path / "x.pkl", tmp_path / "again", family="vg-d2",
-                        attributes=ATTRIBUTES, licence="unknown")
+    assert first == run(
+        tmp_path / "x.pkl",
+        tmp_path / "again",
+        family="vg-d2",
+        attributes=ATTRIBUTES,
+        licence="unknown",
+    )
 
 
 def test_a_run_takes_the_folder_as_it_is(tmp_path: Path) -> None:
@@ -168,24 +206,39 @@ def with_nan(name: str) -> Weights:
 PREDICTOR = "roi_heads.box_predictor.cls_score.weight"
 
 
-@pytest.mark.parametrize("weights, options, told", [
-    (WEIGHTS, {"labels": [*LABELS, "more"]}, "labels.txt: got 6 names, the weights have 5 classes"),
-    (WEIGHTS, {"attributes": ATTRIBUTES}, r"got 3 names, the weights have 0 attributes; leave"),
-    (c4_weights(num_attributes=3), {"family": "vg-d2"}, "attributes: got none, the weights have 3"),
-    (c4_weights(num_attributes=3), {"family": "vg-d2", "attributes": ["red"]},
-     "attributes.txt: got 1 names, the weights have 3"),
-    (with_nan(PREDICTOR), {}, f"x.pkl: .*not finite: {PREDICTOR}"),
-    (damaged(WEIGHTS, **{PREDICTOR: None}), {}, f"x.pkl: .*{PREDICTOR}"),
-    (damaged(WEIGHTS, more=np.ones(3, "f4")), {}, "x.pkl: .*no known part: more"),
-    (damaged(WEIGHTS, **{PREDICTOR: WEIGHTS[PREDICTOR].T}), {}, f"x.pkl: .*{PREDICTOR}"),
-    (WEIGHTS, {"family": "vg-caffe"}, "fit the family detectron2 or vg-d2"),
-    (WEIGHTS, {"licence": " "}, "licence: got ' ', expected .*unknown"),
-    (WEIGHTS, {"labels": ["a", "", "c", "d", "e"]}, "labels.txt: got no name in place 2 of 5"),
-    (WEIGHTS, {"labels": ["a", "b", "a", "d", "e"]}, "labels.txt: got 'a' more than once"),
-    (WEIGHTS, {"labels": []}, "labels.txt: got no names"),
-])
+@pytest.mark.parametrize(
+    "weights, options, told",
+    [
+        (
+            WEIGHTS,
+            {"labels": [*LABELS, "more"]},
+            "labels.txt: got 6 names, the weights have 5 classes",
+        ),
+        (WEIGHTS, {"attributes": ATTRIBUTES}, r"got 3 names, the weights have 0 attributes; leave"),
+        (
+            c4_weights(num_attributes=3),
+            {"family": "vg-d2"},
+            "attributes: got none, the weights have 3",
+        ),
+        (
+            c4_weights(num_attributes=3),
+            {"family": "vg-d2", "attributes": ["red"]},
+            "attributes.txt: got 1 names, the weights have 3",
+        ),
+        (with_nan(PREDICTOR), {}, f"x.pkl: .*not finite: {PREDICTOR}"),
+        (damaged(WEIGHTS, **{PREDICTOR: None}), {}, f"x.pkl: .*{PREDICTOR}"),
+        (damaged(WEIGHTS, more=np.ones(3, "f4")), {}, "x.pkl: .*no known part: more"),
+        (damaged(WEIGHTS, **{PREDICTOR: WEIGHTS[PREDICTOR].T}), {}, f"x.pkl: .*{PREDICTOR}"),
+        (WEIGHTS, {"family": "vg-caffe"}, "fit the family detectron2 or vg-d2"),
+        (WEIGHTS, {"licence": " "}, "licence: got ' ', expected .*unknown"),
+        (WEIGHTS, {"labels": ["a", "", "c", "d", "e"]}, "labels.txt: got no name in place 2 of 5"),
+        (WEIGHTS, {"labels": ["a", "b", "a", "d", "e"]}, "labels.txt: got 'a' more than once"),
+        (WEIGHTS, {"labels": []}, "labels.txt: got no names"),
+    ],
+)
 def test_what_does_not_fit_is_refused_with_the_reason(
-        weights: Weights, options: dict[str, Any], told: str, tmp_path: Path) -> None:
+    weights: Weights, options: dict[str, Any], told: str, tmp_path: Path
+) -> None:
     """Oracle: an error that names the file or option at fault, and no teacher."""
     save_pickle(weights, tmp_path / "x.pkl")
     with pytest.raises(ValueError, match=f"(?s){told}"):
@@ -225,21 +278,31 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bomb": (bomb, "says it holds 41943"),
     "an expanded tensor": (expand, "no arrays, as a"),
     "a sparse tensor": (
-        lambda path: save_torch({"a": torch.eye(3).to_sparse()}, path), "no arrays"),
+        lambda path: save_torch({"a": torch.eye(3).to_sparse()}, path),
+        "no arrays",
+    ),
     "a model": (lambda path: save_torch(torch.nn.Linear(1, 1), path), "asks for 'torch.nn.modules"),
     "a list": (lambda path: save_torch([torch.ones(1)], path), "a list, expected"),
     "numbers as names": (lambda path: save_torch({1: torch.ones(1)}, path), "a dict, expected"),
     "no weights": (lambda path: save_torch({"model": {}}, path), "nothing, expected"),
     "text": (lambda path: path.write_bytes(pickle.dumps({"a": "b"})), "no arrays, as a .str."),
     "Caffe2's blobs": (
-        lambda path: path.write_bytes(pickle.dumps({"blobs": WEIGHTS}, 2)), "Caffe2"),
+        lambda path: path.write_bytes(pickle.dumps({"blobs": WEIGHTS}, 2)),
+        "Caffe2",
+    ),
     "safetensors cut off": (
         lambda path: path.write_bytes(safetensors.torch.save({"a": torch.ones(9)})[:-4]),
-        "no sound safetensors"),
+        "no sound safetensors",
+    ),
     "safetensors that lie": (
         lambda path: path.write_bytes(
-            b"\x3a" + bytes(7) + b'{"a":{"dtype":"F32","shape":[99],"data_offsets":[0,396]}} '
-            + bytes(4)), "no sound safetensors"),
+            b"\x3a"
+            + bytes(7)
+            + b'{"a":{"dtype":"F32","shape":[99],"data_offsets":[0,396]}} '
+            + bytes(4)
+        ),
+        "no sound safetensors",
+    ),
 }
 
 
@@ -289,13 +352,20 @@ def test_names_are_read_with_their_synonyms(tmp_path: Path) -> None:
     assert read_names(path.with_suffix(".json")) == names
 
 
-@pytest.mark.parametrize("name, data, told", [
-    ("x.txt", b"caf\xe9\n", "UTF-8"), ("x.txt", b"__background__\na\n", "background is not"),
-    ("x.json", b'{"a": 1}', "a dict, expected"), ("x.json", b"[1]", "a list of other things"),
-    ("x.json", b"[", "expected JSON"), ("none.txt", None, "No such file"),
-])
+@pytest.mark.parametrize(
+    "name, data, told",
+    [
+        ("x.txt", b"caf\xe9\n", "UTF-8"),
+        ("x.txt", b"__background__\na\n", "background is not"),
+        ("x.json", b'{"a": 1}', "a dict, expected"),
+        ("x.json", b"[1]", "a list of other things"),
+        ("x.json", b"[", "expected JSON"),
+        ("none.txt", None, "No such file"),
+    ],
+)
 def test_a_file_of_names_that_is_none_is_refused(
-        name: str, data: bytes | None, told: str, tmp_path: Path) -> None:
+    name: str, data: bytes | None, told: str, tmp_path: Path
+) -> None:
     """Oracle: CheckpointError that names the file and says why."""
     if data is not None:
         (tmp_path / name).write_bytes(data)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from teacher_scenes import ATTRIBUTES, LABELS, NET, draw, look, random_model, replace_in
 
-from sharding.schema import check_objects, object_dtype
-from stages.distill.teacher.detect import Teacher
-from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.resize import resize, resized_size, stack
-from stages.distill.teacher.rpn import AnchorScores, ProposalNetwork, Proposals
+from sharding.format.schema import check_objects, object_dtype
+from stages.detector.model.faster_rcnn import FasterRCNN
+from stages.detector.model.rpn import AnchorScores, ProposalNetwork, Proposals
+from stages.detector.ops.resize import resize, resized_size, stack
+from stages.detector.predictor import Teacher
 
 SIZES = [(48, 48), (48, 96), (100, 60), (48, 48), (30, 31), (96, 48), (24, 400), (48, 48)]
 
@@ -89,7 +89,8 @@ def test_a_blind_teacher_gives_empty_arrays() -> None:
 
 @pytest.mark.parametrize("box_head", ["fc", "conv"])
 def test_a_picture_without_proposals_gives_an_empty_array(
-        box_head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    box_head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Oracle: an empty array for it, and for its neighbour what it gives alone."""
     model = random_model(net=replace_in(NET, "boxes", head=box_head))
     teacher = teacher_of(model).with_settings(precision="bf16")  # which runs the two together
@@ -97,8 +98,12 @@ def test_a_picture_without_proposals_gives_an_empty_array(
     expected = teacher.detect([second])[0]
     propose = ProposalNetwork.propose
 
-    def blind(self: ProposalNetwork, scores: list[AnchorScores], sizes: list[tuple[int, int]],
-              scales: list[tuple[float, float]] | None) -> list[Proposals]:
+    def blind(
+        self: ProposalNetwork,
+        scores: list[AnchorScores],
+        sizes: list[tuple[int, int]],
+        scales: list[tuple[float, float]] | None,
+    ) -> list[Proposals]:
         proposals = propose(self, scores, sizes, scales)
         return [Proposals(*(part[:0] for part in proposals[0])), *proposals[1:]]
 
@@ -108,9 +113,15 @@ def test_a_picture_without_proposals_gives_an_empty_array(
     assert len(teacher.detect([first])[0]) == 0
 
 
-@pytest.mark.parametrize("picture", [
-    torch.zeros(48, 48, 3), torch.zeros(3, 48, 48, dtype=torch.uint8),
-    torch.zeros(48, 48, dtype=torch.uint8), torch.zeros(0, 5, 3, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    "picture",
+    [
+        torch.zeros(48, 48, 3),
+        torch.zeros(3, 48, 48, dtype=torch.uint8),
+        torch.zeros(48, 48, dtype=torch.uint8),
+        torch.zeros(0, 5, 3, dtype=torch.uint8),
+    ],
+)
 def test_what_is_no_picture_is_refused(picture: torch.Tensor) -> None:
     """Oracle: the message tells what was got."""
     with pytest.raises(ValueError, match="picture: got torch"):
@@ -121,8 +132,14 @@ def test_resized_sizes() -> None:
     """Oracle: detectron2's ResizeShortestEdge by hand for 800 and at most 1333: rounding, the
     longer side's limit, and a sliver that keeps one pixel."""
     net = dataclasses.replace(NET.picture, shorter_px=800, longer_px=1333)
-    expected = {(480, 640): (800, 1067), (640, 480): (1067, 800), (800, 800): (800, 800),
-                (400, 1000): (533, 1333), (1000, 300): (1333, 400), (1, 9000): (1, 1333)}
+    expected = {
+        (480, 640): (800, 1067),
+        (640, 480): (1067, 800),
+        (800, 800): (800, 800),
+        (400, 1000): (533, 1333),
+        (1000, 300): (1333, 400),
+        (1, 9000): (1, 1333),
+    }
     assert {size: resized_size(size, net) for size in expected} == expected
     picture = pictures_of([(48, 96)])[0]
     assert resize(picture, (48, 96)) is picture
@@ -131,8 +148,7 @@ def test_resized_sizes() -> None:
 
 def test_padding_stands_right_and_below_after_normalisation() -> None:
     """Oracle: zeros where there is no picture, (value - mean) / std where there is."""
-    net = dataclasses.replace(
-        NET.picture, pixel_mean=(10.0, 20.0, 30.0), pixel_std=(2.0, 4.0, 5.0))
+    net = dataclasses.replace(NET.picture, pixel_mean=(10.0, 20.0, 30.0), pixel_std=(2.0, 4.0, 5.0))
     small = torch.full((4, 3, 3), 50, dtype=torch.uint8)
     batch = stack([small, torch.zeros(6, 5, 3, dtype=torch.uint8)], net, torch.device("cpu"))
     assert batch.shape == (2, 3, 6, 5)
@@ -143,11 +159,14 @@ def test_padding_stands_right_and_below_after_normalisation() -> None:
 def test_proposals_of_several_levels_are_ranked_together() -> None:
     """Oracle: by hand; equal boxes suppress each other within a level but not across levels, and
     the best of all levels come first, within the picture that is not padding."""
-    network = ProposalNetwork(4, dataclasses.replace(NET.proposals, num_proposals=3),
-                              inclusive=False)
+    network = ProposalNetwork(
+        4, dataclasses.replace(NET.proposals, num_proposals=3), inclusive=False
+    )
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 60, 60], [50, 0, 60, 9]])
-    levels = [AnchorScores(torch.tensor([logits]), torch.zeros(1, 4, 4), anchors)
-              for logits in ([3.0, 2.5, -1, 9], [2.0, 1.5, 4, 9])]
+    levels = [
+        AnchorScores(torch.tensor([logits]), torch.zeros(1, 4, 4), anchors)
+        for logits in ([3.0, 2.5, -1, 9], [2.0, 1.5, 4, 9])
+    ]
     proposals = network.propose(levels, [(40, 40)])[0]
     assert proposals.logits.tolist() == [4, 3, 2]
     assert proposals.boxes.tolist() == [[20, 20, 40, 40], [0, 0, 10, 10], [0, 0, 10, 10]]
@@ -157,8 +176,11 @@ def test_bounds_replace_those_of_a_teacher_that_chooses_among_proposals() -> Non
     """Oracle: counts; the teacher that was asked keeps its own, with the same weights, and one that
     reports detections is not touched."""
     pictures = pictures_of([(48, 96), (100, 60)])
-    model = random_model(net=replace_in(
-        NET, "choice", rule="proposals", score_threshold=0.0, min_objects=1, max_objects=9))
+    model = random_model(
+        net=replace_in(
+            NET, "choice", rule="proposals", score_threshold=0.0, min_objects=1, max_objects=9
+        )
+    )
     teacher = teacher_of(model)
     before = look(teacher, pictures)
     fixed = teacher.with_settings(precision="fp32", min_objects=4, max_objects=4)

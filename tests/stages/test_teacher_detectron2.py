@@ -22,14 +22,15 @@ from detectron2_nets import (
     write_weights,
 )
 
-from sharding.schema import check_objects, object_dtype
-from stages.distill.detectron2_config import Detectron2Config
-from stages.distill.teacher.checkpoint_error import CheckpointError
-from stages.distill.teacher.detectron2_net import Detectron2Error, load_net, zoo_folder
-from stages.distill.teacher.detectron2_teacher import Detectron2Teacher, load_detectron2
+from sharding.format.schema import check_objects, object_dtype
+from stages.detector.checkpoints.checkpoint_error import CheckpointError
+from stages.detector.detectron2_config import Detectron2Config
+from stages.detector.detectron2_net import Detectron2Error, load_net, zoo_folder
+from stages.detector.detectron2_teacher import Detectron2Teacher, load_detectron2
 
 needs_detectron2 = pytest.mark.skipif(
-    importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed")
+    importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed"
+)
 CPU = torch.device("cpu")
 C4 = "COCO-Detection/faster_rcnn_R_50_C4_3x.yaml"
 FPN = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
@@ -44,8 +45,10 @@ def test_without_detectron2_the_message_says_what_to_do(
     """Oracle: the three parts of a message: what was got, what was expected, what to do."""
     monkeypatch.setitem(sys.modules, "detectron2", None)  # so that importing it fails
     config = Detectron2Config(config_file=C4, weights=str(tmp_path / "none.pkl"))
-    with pytest.raises(Detectron2Error, match="^teacher: got 'detectron2', expected .*"
-                       "ModuleNotFoundError.* boxless convert"):
+    with pytest.raises(
+        Detectron2Error,
+        match="^teacher: got 'detectron2', expected .*ModuleNotFoundError.* boxless convert",
+    ):
         load_detectron2(config, CPU)
 
 
@@ -60,10 +63,15 @@ def test_a_broken_build_is_told_apart_from_none(monkeypatch: pytest.MonkeyPatch)
         load_detectron2(Detectron2Config(config_file=C4, weights="w.pkl"), CPU)
 
 
-@pytest.mark.parametrize("values, field", [
-    ({"config_file": ""}, "config_file"), ({"weights": ""}, "weights"), ({"labels": ""}, "labels"),
-    ({"num_top": 0}, "num_top"),
-])
+@pytest.mark.parametrize(
+    "values, field",
+    [
+        ({"config_file": ""}, "config_file"),
+        ({"weights": ""}, "weights"),
+        ({"labels": ""}, "labels"),
+        ({"num_top": 0}, "num_top"),
+    ],
+)
 def test_a_config_that_cannot_be_is_refused(values: dict[str, Any], field: str) -> None:
     """Oracle: the message begins with the field's name."""
     with pytest.raises(ValueError, match=f"^{field}: got"):
@@ -91,18 +99,23 @@ def weights_for(base: str, config: Path) -> dict[str, np.ndarray]:
         kind, _, rest = rest.partition(".")
         for stage in range(3):  # a cascade's boxes are of no class
             own = f"{part}.box_{kind}.{stage}.{rest}"
-            weights[own] = array[:len(weights[own])] * (1 + 0.1 * stage)
+            weights[own] = array[: len(weights[own])] * (1 + 0.1 * stage)
     return weights
 
 
-def teacher_of(folder: Path, base: str, more: str = "", num_top: int = len(LABELS)
-               ) -> Detectron2Teacher:
+def teacher_of(
+    folder: Path, base: str, more: str = "", num_top: int = len(LABELS)
+) -> Detectron2Teacher:
     config = write_config(folder, base, more)
     weights = write_weights(folder / "weights.pth", weights_for(base, config))
     names = folder / "labels.txt"
     names.write_text("\n".join(LABELS) + "\n")
-    return load_detectron2(Detectron2Config(
-        config_file=str(config), weights=str(weights), labels=str(names), num_top=num_top), CPU)
+    return load_detectron2(
+        Detectron2Config(
+            config_file=str(config), weights=str(weights), labels=str(names), num_top=num_top
+        ),
+        CPU,
+    )
 
 
 def predict(folder: Path, picture: np.ndarray) -> Any:
@@ -125,7 +138,7 @@ def test_objects_are_those_of_its_own_predictor(tmp_path: Path, base: str) -> No
     picture = photograph()
     tensor = torch.from_numpy(picture)
     prepared = teacher.prepare(tensor)
-    array, = teacher.detect([prepared])
+    (array,) = teacher.detect([prepared])
     expected = predict(tmp_path, picture)
     assert len(array) == len(expected) > 20 and len(set(array["label"])) > 2
     check_objects(array)
@@ -145,11 +158,13 @@ def test_features_are_of_the_source_proposal(tmp_path: Path, base: str) -> None:
     """Oracle: the predictor's own layer on a row's feature gives the row's own class the score that
     the row has, as softmax; half precision moves it a little."""
     teacher = teacher_of(tmp_path, base)
-    array, = teacher.detect([teacher.prepare(torch.from_numpy(photograph()))])
+    (array,) = teacher.detect([teacher.prepare(torch.from_numpy(photograph()))])
     weights = weights_for(base, tmp_path / "config.yaml")
     predictor = "roi_heads.box_predictor.cls_score."
-    logits = array["feature"].astype(np.float64) @ weights[predictor + "weight"].T.astype(
-        np.float64) + weights[predictor + "bias"]
+    logits = (
+        array["feature"].astype(np.float64) @ weights[predictor + "weight"].T.astype(np.float64)
+        + weights[predictor + "bias"]
+    )
     odds = np.exp(logits - logits.max(1, keepdims=True))
     scores = (odds / odds.sum(1, keepdims=True))[np.arange(len(array)), array["label"]]
     np.testing.assert_allclose(scores, array["score"], atol=5e-3)
@@ -159,10 +174,11 @@ def test_features_are_of_the_source_proposal(tmp_path: Path, base: str) -> None:
 def test_a_picture_without_objects_gives_no_rows(tmp_path: Path) -> None:
     """Oracle: a threshold that nothing reaches; the dtype is as the teacher says of itself."""
     teacher = teacher_of(tmp_path, FPN, "MODEL: {ROI_HEADS: {SCORE_THRESH_TEST: 1.0}}", num_top=2)
-    array, = teacher.detect([teacher.prepare(torch.from_numpy(photograph()))])
+    (array,) = teacher.detect([teacher.prepare(torch.from_numpy(photograph()))])
     assert len(array) == 0
     assert array.dtype == object_dtype(
-        feature_size=teacher.feature_size, num_top=2, attributes=False)
+        feature_size=teacher.feature_size, num_top=2, attributes=False
+    )
 
 
 @needs_detectron2
@@ -189,6 +205,7 @@ def test_a_lazy_config_and_the_names_of_its_data_set(tmp_path: Path) -> None:
 @needs_detectron2
 def test_the_fingerprint_follows_what_shapes_the_objects(tmp_path: Path) -> None:
     """Oracle: another threshold, other weights or other names give another fingerprint."""
+
     def changed(name: str, more: str = "", shift: float = 0.0, label: str = "plate") -> str:
         folder = tmp_path / name
         folder.mkdir()
@@ -196,30 +213,45 @@ def test_the_fingerprint_follows_what_shapes_the_objects(tmp_path: Path) -> None
         arrays = dict(weights)
         arrays["backbone.fpn_output2.bias"] = arrays["backbone.fpn_output2.bias"] + shift
         (folder / "labels.txt").write_text("\n".join([label, *LABELS[1:]]))
-        return load_detectron2(Detectron2Config(
-            config_file=str(config), labels=str(folder / "labels.txt"),
-            weights=str(write_weights(folder / "w.pth", arrays))), CPU).fingerprint
+        return load_detectron2(
+            Detectron2Config(
+                config_file=str(config),
+                labels=str(folder / "labels.txt"),
+                weights=str(write_weights(folder / "w.pth", arrays)),
+            ),
+            CPU,
+        ).fingerprint
 
     weights = small_weights(has_pyramid=True)
     plain = changed("plain")
     assert plain == changed("same")
     threshold = "MODEL: {ROI_HEADS: {SCORE_THRESH_TEST: 0.1}}"
-    others = {changed("threshold", threshold), changed("weights", shift=0.01),
-              changed("names", label="dish")}
+    others = {
+        changed("threshold", threshold),
+        changed("weights", shift=0.01),
+        changed("names", label="dish"),
+    }
     assert len(others | {plain}) == 4
 
 
 @needs_detectron2
-@pytest.mark.parametrize("base, more, reason", [
-    ("COCO-Detection/retinanet_R_50_FPN_1x.py", "", "RetinaNet, which has no box head"),
-    ("COCO-Detection/rpn_R_50_FPN_1x.yaml", "", "ProposalNetwork, which has no box head"),
-    ("Misc/semantic_R_50_FPN_1x.yaml", "", "SemanticSegmentor, which has no box head"),
-    ("COCO-Detection/fast_rcnn_R_50_FPN_1x.yaml", "", "takes its proposals from a file"),
-    (FPN, "{MODEL: {ROI_HEADS: {NAME: RROIHeads}, ROI_BOX_HEAD: {POOLER_TYPE: ROIAlignRotated, "
-     "BBOX_REG_WEIGHTS: [10, 10, 5, 5, 1]}, PROPOSAL_GENERATOR: {NAME: RRPN}, RPN: "
-     "{HEAD_NAME: StandardRPNHead, BBOX_REG_WEIGHTS: [1, 1, 1, 1, 1]}, ANCHOR_GENERATOR: "
-     "{NAME: RotatedAnchorGenerator}}}", "rotated boxes"),
-])
+@pytest.mark.parametrize(
+    "base, more, reason",
+    [
+        ("COCO-Detection/retinanet_R_50_FPN_1x.py", "", "RetinaNet, which has no box head"),
+        ("COCO-Detection/rpn_R_50_FPN_1x.yaml", "", "ProposalNetwork, which has no box head"),
+        ("Misc/semantic_R_50_FPN_1x.yaml", "", "SemanticSegmentor, which has no box head"),
+        ("COCO-Detection/fast_rcnn_R_50_FPN_1x.yaml", "", "takes its proposals from a file"),
+        (
+            FPN,
+            "{MODEL: {ROI_HEADS: {NAME: RROIHeads}, ROI_BOX_HEAD: {POOLER_TYPE: ROIAlignRotated, "
+            "BBOX_REG_WEIGHTS: [10, 10, 5, 5, 1]}, PROPOSAL_GENERATOR: {NAME: RRPN}, RPN: "
+            "{HEAD_NAME: StandardRPNHead, BBOX_REG_WEIGHTS: [1, 1, 1, 1, 1]}, ANCHOR_GENERATOR: "
+            "{NAME: RotatedAnchorGenerator}}}",
+            "rotated boxes",
+        ),
+    ],
+)
 def test_nets_without_upright_box_features_are_refused(
     tmp_path: Path, base: str, more: str, reason: str
 ) -> None:
@@ -231,14 +263,17 @@ def test_nets_without_upright_box_features_are_refused(
 
 
 @needs_detectron2
-@pytest.mark.parametrize("name, text, reason", [
-    ("nowhere.yaml", None, "no such file"),
-    ("odd.yaml", "MODEL: {NO_SUCH_KEY: 1}", "KeyError"),
-    ("unsafe.yaml", "OUTPUT_DIR: !!python/object/apply:os.getcwd []", "ConstructorError"),
-    ("broken.yaml", "MODEL: [", "ParserError"),
-    ("broken.py", "raise OSError('no')", "OSError: no"),
-    ("empty.py", "model = 1", "dataloader"),
-])
+@pytest.mark.parametrize(
+    "name, text, reason",
+    [
+        ("nowhere.yaml", None, "no such file"),
+        ("odd.yaml", "MODEL: {NO_SUCH_KEY: 1}", "KeyError"),
+        ("unsafe.yaml", "OUTPUT_DIR: !!python/object/apply:os.getcwd []", "ConstructorError"),
+        ("broken.yaml", "MODEL: [", "ParserError"),
+        ("broken.py", "raise OSError('no')", "OSError: no"),
+        ("empty.py", "model = 1", "dataloader"),
+    ],
+)
 def test_configs_that_cannot_be_read_are_refused(
     tmp_path: Path, name: str, text: str | None, reason: str
 ) -> None:
@@ -250,12 +285,15 @@ def test_configs_that_cannot_be_read_are_refused(
 
 
 @needs_detectron2
-@pytest.mark.parametrize("fault, reason", [
-    ("missing", "1 missing: backbone.fpn_output2.bias"),
-    ("left over", "1 left over: backbone.res6.bias"),
-    ("shape", r"of another shape: backbone.fpn_output2.bias \(3,\) for \(32,\)"),
-    ("nan", "1 with NaN or infinity: backbone.fpn_output2.bias"),
-])
+@pytest.mark.parametrize(
+    "fault, reason",
+    [
+        ("missing", "1 missing: backbone.fpn_output2.bias"),
+        ("left over", "1 left over: backbone.res6.bias"),
+        ("shape", r"of another shape: backbone.fpn_output2.bias \(3,\) for \(32,\)"),
+        ("nan", "1 with NaN or infinity: backbone.fpn_output2.bias"),
+    ],
+)
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, fault: str, reason: str) -> None:
     """Oracle: the key that was spoilt."""
     weights, key = small_weights(has_pyramid=True), "backbone.fpn_output2.bias"
@@ -293,10 +331,17 @@ def test_names_that_do_not_match_the_classes_are_refused(tmp_path: Path) -> None
     config = write_config(tmp_path, FPN)
     path = write_weights(tmp_path / "w.pth", small_weights(has_pyramid=True))
     (tmp_path / "labels.txt").write_text("plate\ncup\n")
-    for labels, reason in ((tmp_path / "labels.txt", "got 2 names .* expected 5"),
-                           (None, "got 80 names from coco_2017_val, expected 5"),
-                           (tmp_path / "none.txt", "No such file")):
+    for labels, reason in (
+        (tmp_path / "labels.txt", "got 2 names .* expected 5"),
+        (None, "got 80 names from coco_2017_val, expected 5"),
+        (tmp_path / "none.txt", "No such file"),
+    ):
         with pytest.raises(Detectron2Error, match=f"^labels: .*{reason}"):
-            load_detectron2(Detectron2Config(
-                config_file=str(config), weights=str(path),
-                labels=None if labels is None else str(labels)), CPU)
+            load_detectron2(
+                Detectron2Config(
+                    config_file=str(config),
+                    weights=str(path),
+                    labels=None if labels is None else str(labels),
+                ),
+                CPU,
+            )

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from sharding.schema import object_dtype
-from stages.distill.teacher.evaluate import _attribute_accuracy, average_precision
-from stages.distill.teacher.labelled import NO_ATTRIBUTE, Truth
+from sharding.format.schema import object_dtype
+from stages.detector.training.evaluate import _attribute_accuracy, average_precision
+from stages.detector.training.labeled_pictures import NO_ATTRIBUTE, Truth
 
 Row = tuple[list[float], float, int]
 LEFT, RIGHT = [0.0, 0, 10, 10], [20.0, 0, 30, 10]
@@ -24,9 +24,11 @@ def found(*rows: Row) -> np.ndarray:
 
 
 def truth(*rows: tuple[list[float], int], attributes: list[int] | None = None) -> Truth:
-    return Truth(torch.tensor([box for box, _ in rows]).view(-1, 4),
-                 torch.tensor([label for _, label in rows], dtype=torch.long),
-                 torch.tensor(attributes or [NO_ATTRIBUTE] * len(rows), dtype=torch.long))
+    return Truth(
+        torch.tensor([box for box, _ in rows]).view(-1, 4),
+        torch.tensor([label for _, label in rows], dtype=torch.long),
+        torch.tensor(attributes or [NO_ATTRIBUTE] * len(rows), dtype=torch.long),
+    )
 
 
 def test_everything_found_is_1_and_nothing_is_0() -> None:
@@ -38,14 +40,17 @@ def test_everything_found_is_1_and_nothing_is_0() -> None:
     np.testing.assert_array_equal(average_precision(nothing, truths, 3), [0, 0, np.nan])
 
 
-@pytest.mark.parametrize("rows, expected", [
-    ([(NEAR_LEFT, 0.9, 0)], 0.5),
-    ([(OFF_LEFT, 0.9, 0)], 0.0),
-    ([(LEFT, 0.9, 1)], 0.0),
-    ([(LEFT, 0.9, 0), (LEFT, 0.8, 0), (RIGHT, 0.7, 0)], (1 + 2 / 3) / 2),
-    ([(OFF_LEFT, 0.9, 0), (LEFT, 0.8, 0), (RIGHT, 0.7, 0)], 2 / 3),
-    ([(OFF_LEFT, 0.9, 0), (LEFT, 0.8, 0)], 0.25),
-])
+@pytest.mark.parametrize(
+    "rows, expected",
+    [
+        ([(NEAR_LEFT, 0.9, 0)], 0.5),
+        ([(OFF_LEFT, 0.9, 0)], 0.0),
+        ([(LEFT, 0.9, 1)], 0.0),
+        ([(LEFT, 0.9, 0), (LEFT, 0.8, 0), (RIGHT, 0.7, 0)], (1 + 2 / 3) / 2),
+        ([(OFF_LEFT, 0.9, 0), (LEFT, 0.8, 0), (RIGHT, 0.7, 0)], 2 / 3),
+        ([(OFF_LEFT, 0.9, 0), (LEFT, 0.8, 0)], 0.25),
+    ],
+)
 def test_one_label_by_hand(rows: list[Row], expected: float) -> None:
     """Oracle: by hand for two true boxes: the bound of IoU, a wrong label, a box found twice
     counts against, a miss above two hits, where precision made to fall is 2/3 at both."""
@@ -76,10 +81,11 @@ def test_area_is_the_integral_over_recall() -> None:
 
 
 def test_attribute_accuracy_counts_found_boxes_of_known_attribute() -> None:
-    """Oracle: by hand: one right, one wrong, one unknown, one not found; None when none counts.
-    """
-    truths = [truth((LEFT, 0), (RIGHT, 0), attributes=[3, 4]),
-              truth((LEFT, 0), (RIGHT, 0), attributes=[NO_ATTRIBUTE, 3])]
+    """Oracle: by hand: one right, one wrong, one unknown, one not found; None when none counts."""
+    truths = [
+        truth((LEFT, 0), (RIGHT, 0), attributes=[3, 4]),
+        truth((LEFT, 0), (RIGHT, 0), attributes=[NO_ATTRIBUTE, 3]),
+    ]
     detections = [found((LEFT, 0.9, 0), (RIGHT, 0.8, 0)), found((LEFT, 0.9, 0))]
     for array in detections:
         array["attribute"] = 3

@@ -12,13 +12,13 @@ import safetensors.torch
 import torch
 from teacher_scenes import ATTRIBUTES, LABELS, NET, draw, look, random_model
 
-from stages.distill.teacher.blind import BlindTeacher
-from stages.distill.teacher.detect import Teacher
-from stages.distill.teacher.folder import (
+from stages.detector.null_teacher import NullTeacher
+from stages.detector.predictor import Teacher
+from stages.detector.teacher_folder import (
     TeacherError,
     copy_teacher,
     load_teacher,
-    save_blind_teacher,
+    save_null_teacher,
     save_teacher,
 )
 
@@ -26,8 +26,7 @@ NET_JSON = dataclasses.asdict(NET)
 
 
 def save(folder: Path, seed: int = 0) -> str:
-    return save_teacher(folder, random_model(seed), label_names=LABELS,
-                        attribute_names=ATTRIBUTES)
+    return save_teacher(folder, random_model(seed), label_names=LABELS, attribute_names=ATTRIBUTES)
 
 
 def test_a_teacher_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -36,8 +35,7 @@ def test_a_teacher_comes_back_as_it_was(tmp_path: Path) -> None:
     teacher = load_teacher(tmp_path / "teacher")
     assert (teacher.label_names, teacher.attribute_names) == (LABELS, ATTRIBUTES)
     assert teacher.fingerprint == fingerprint and teacher.feature_size == 32
-    before = Teacher(random_model(), label_names=LABELS, attribute_names=ATTRIBUTES,
-                     fingerprint="")
+    before = Teacher(random_model(), label_names=LABELS, attribute_names=ATTRIBUTES, fingerprint="")
     pictures = [torch.from_numpy(draw(seed)[0]) for seed in range(3)]
     for got, expected in zip(look(teacher, pictures), look(before, pictures)):
         assert len(got) > 0 and got.tobytes() == expected.tobytes()
@@ -46,8 +44,9 @@ def test_a_teacher_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_the_fingerprint_names_weights_and_names(tmp_path: Path) -> None:
     """Oracle: equal teachers have equal files and fingerprints, others have others."""
     first, again = save(tmp_path / "first"), save(tmp_path / "again")
-    other_names = save_teacher(tmp_path / "names", random_model(), label_names=LABELS[::-1],
-                               attribute_names=ATTRIBUTES)
+    other_names = save_teacher(
+        tmp_path / "names", random_model(), label_names=LABELS[::-1], attribute_names=ATTRIBUTES
+    )
     assert first == again and len({first, save(tmp_path / "other", seed=1), other_names}) == 3
     for file in (tmp_path / "first").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
@@ -57,10 +56,10 @@ def test_a_blind_teacher_keeps_no_card_of_another(tmp_path: Path) -> None:
     """Oracle: a blind teacher has no CARD.md, whether it is written or copied over another's."""
     for name in ("written", "copied"):
         save(tmp_path / name)
-    save_blind_teacher(tmp_path / "written")
+    save_null_teacher(tmp_path / "written")
     copy_teacher(tmp_path / "written", tmp_path / "copied")
     for name in ("written", "copied"):
-        assert isinstance(load_teacher(tmp_path / name), BlindTeacher)
+        assert isinstance(load_teacher(tmp_path / name), NullTeacher)
         assert not (tmp_path / name / "CARD.md").exists()
 
 
@@ -90,21 +89,27 @@ def widen(folder: Path) -> None:
     edit_config(folder, net={**net, "boxes": {**net["boxes"], "feature_size": 64}})
 
 
-@pytest.mark.parametrize("damage, told", [
-    (lambda folder: (folder / "config.json").unlink(), "config.json: got .* finished teacher"),
-    (lambda folder: (folder / "names.json").write_text("{"), "names.json"),
-    (lambda folder: edit_config(folder, schema="boxless/teacher/0"), "schema"),
-    (lambda folder: edit_config(folder, net={**NET_JSON, "boxes": {"feature_size": 0}}),
-     "feature_size"),
-    (lambda folder: edit_config(folder, net={**NET_JSON, "width": 3}), "width"),
-    (widen, "do not fit"),
-    (cut, "do not fit"),
-    (lambda folder: change_a_weight(folder, float("nan")), "not finite in box_predictor.cls"),
-    (lambda folder: change_a_weight(folder, 1.0), "was changed"),
-    (add_a_label, "do not fit"),
-])
+@pytest.mark.parametrize(
+    "damage, told",
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json: got .* finished teacher"),
+        (lambda folder: (folder / "names.json").write_text("{"), "names.json"),
+        (lambda folder: edit_config(folder, schema="boxless/teacher/0"), "schema"),
+        (
+            lambda folder: edit_config(folder, net={**NET_JSON, "boxes": {"feature_size": 0}}),
+            "feature_size",
+        ),
+        (lambda folder: edit_config(folder, net={**NET_JSON, "width": 3}), "width"),
+        (widen, "do not fit"),
+        (cut, "do not fit"),
+        (lambda folder: change_a_weight(folder, float("nan")), "not finite in box_predictor.cls"),
+        (lambda folder: change_a_weight(folder, 1.0), "was changed"),
+        (add_a_label, "do not fit"),
+    ],
+)
 def test_a_damaged_folder_is_refused_with_the_reason(
-        damage: Callable[[Path], object], told: str, tmp_path: Path) -> None:
+    damage: Callable[[Path], object], told: str, tmp_path: Path
+) -> None:
     """Oracle: TeacherError that names the file at fault and says to run teach again."""
     save(tmp_path)
     damage(tmp_path)

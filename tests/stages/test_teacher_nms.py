@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.distill.teacher import nms as nms_file
-from stages.distill.teacher.boxes import iou
-from stages.distill.teacher.nms import nms
+from stages.detector.ops import nms as nms_file
+from stages.detector.ops.boxes import iou
+from stages.detector.ops.nms import nms
 
 
-def slow_nms(boxes: torch.Tensor, scores: torch.Tensor, group_of: torch.Tensor, threshold: float
-             ) -> list[int]:
+def slow_nms(
+    boxes: torch.Tensor, scores: torch.Tensor, group_of: torch.Tensor, threshold: float
+) -> list[int]:
     """Take the best box left, drop those of its group that overlap it by more, go on."""
     groups, by_score = group_of.tolist(), scores.tolist()
     left = sorted(range(len(boxes)), key=lambda index: (-by_score[index], index))
@@ -20,8 +21,11 @@ def slow_nms(boxes: torch.Tensor, scores: torch.Tensor, group_of: torch.Tensor, 
     while left:
         best = left.pop(0)
         kept.append(best)
-        left = [other for other in left
-                if groups[other] != groups[best] or overlap[best][other] <= threshold]
+        left = [
+            other
+            for other in left
+            if groups[other] != groups[best] or overlap[best][other] <= threshold
+        ]
     return kept
 
 

@@ -18,36 +18,53 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.distill.teacher.checkpoint_error import CheckpointError
-from stages.distill.teacher.pickles import loads, read_pickle
+from stages.detector.checkpoints.checkpoint_error import CheckpointError
+from stages.detector.checkpoints.pickles import loads, read_pickle
 
 PROTOCOLS = range(6)
 MAX_MEMORY_BYTES = 2 << 20
 FLOATS = np.arange(24, dtype="f4").reshape(2, 3, 4)
 ARRAYS = {
-    "floats": FLOATS, "fortran": np.asfortranarray(FLOATS), "swapped": FLOATS.transpose(2, 0, 1),
-    "big endian": FLOATS.astype(">f8"), "half": FLOATS.astype("f2"), "none": np.zeros((0, 4)),
-    "scalar": np.array(7, "i8"), "bool": np.array([True, False]), "bytes": np.array([b"ab", b"c"]),
-    "text": np.array(["ab", "çd"]), "complex": np.array([1 + 2j]), "strided": FLOATS[:, ::2],
+    "floats": FLOATS,
+    "fortran": np.asfortranarray(FLOATS),
+    "swapped": FLOATS.transpose(2, 0, 1),
+    "big endian": FLOATS.astype(">f8"),
+    "half": FLOATS.astype("f2"),
+    "none": np.zeros((0, 4)),
+    "scalar": np.array(7, "i8"),
+    "bool": np.array([True, False]),
+    "bytes": np.array([b"ab", b"c"]),
+    "text": np.array(["ab", "çd"]),
+    "complex": np.array([1 + 2j]),
+    "strided": FLOATS[:, ::2],
 }
 
 
 def same(got: Any, expected: Any) -> bool:
     """Equal, and of the same types, but that an OrderedDict came back as a dict."""
     if isinstance(expected, dict):
-        return type(got) is dict and list(got) == list(expected) and all(
-            same(got[key], expected[key]) for key in expected)
+        return (
+            type(got) is dict
+            and list(got) == list(expected)
+            and all(same(got[key], expected[key]) for key in expected)
+        )
     if isinstance(expected, (list, tuple)):
-        return type(got) is type(expected) and len(got) == len(expected) and all(
-            map(same, got, expected))
+        return (
+            type(got) is type(expected)
+            and len(got) == len(expected)
+            and all(map(same, got, expected))
+        )
     if isinstance(expected, torch.Tensor):
         expected = expected.detach().numpy()
     if isinstance(expected, np.ndarray):
         if expected.dtype.hasobject:
             return got.shape == expected.shape and all(map(same, got.flat, expected.flat))
         assert got.flags.writeable and got.flags.c_contiguous
-        return (got.dtype == expected.dtype.newbyteorder("=") and got.shape == expected.shape
-                and np.array_equal(got, expected))
+        return (
+            got.dtype == expected.dtype.newbyteorder("=")
+            and got.shape == expected.shape
+            and np.array_equal(got, expected)
+        )
     return type(got) is type(expected) and got == expected
 
 
@@ -55,10 +72,15 @@ def same(got: Any, expected: Any) -> bool:
 def test_arrays_and_plain_values_come_back(protocol: int, tmp_path: Path) -> None:
     """Oracle: what was pickled, in every protocol; a file and bytes give the same."""
     value = {
-        "model": OrderedDict(ARRAYS), "numbers": [0, -5, 255, 65536, 2**70, -2**70, 1.5, -0.0],
+        "model": OrderedDict(ARRAYS),
+        "numbers": [0, -5, 255, 65536, 2**70, -(2**70), 1.5, -0.0],
         "others": (None, True, False, "", "é\n\\'", b"", b"\x00\xff", (), [], {}, (1,), [[2]]),
         "numpy": [np.float32(2.5), np.int64(-3), np.bool_(True), np.str_("é")],
-        "shared": [FLOATS, FLOATS], 3: "three", None: 1, b"raw": 2, 2.5: 3,
+        "shared": [FLOATS, FLOATS],
+        3: "three",
+        None: 1,
+        b"raw": 2,
+        2.5: 3,
     }
     data = pickle.dumps(value, protocol)
     assert same(loads(data, where="here"), value)
@@ -71,8 +93,13 @@ def test_arrays_of_objects_and_tensors_come_back(protocol: int) -> None:
     """Oracle: what was pickled. This is what bottom-up attention's features carry as `info`: an
     array without dimensions that holds a dict, with torch's tensors in it."""
     tensor = torch.arange(12.0).reshape(3, 4).t()[1:]  # part of its storage, and not in order
-    info = {"image_id": "a", "image_h": np.int64(4), "objects_id": np.array([3, 4]),
-            "attrs": tensor, "weights": torch.nn.Parameter(torch.ones(2))}
+    info = {
+        "image_id": "a",
+        "image_h": np.int64(4),
+        "objects_id": np.array([3, 4]),
+        "attrs": tensor,
+        "weights": torch.nn.Parameter(torch.ones(2)),
+    }
     for value in (np.array(info, object), np.array([[info, None], [1, "x"]], object)):
         assert same(loads(pickle.dumps(value, protocol), where="info"), value)
 
@@ -97,14 +124,18 @@ def test_the_names_of_numpy_1_are_known(protocol: int) -> None:
 def python_2(raw: bytes) -> tuple[bytes, bytes]:
     """{"a": an array of float32 in `raw`} as Python 2 pickled it, in protocols 2 and 0."""
     size, number = struct.pack("<I", len(raw)), len(raw) // 4
-    binary = (b"\x80\x02}q\x00U\x01aq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\n"
-              b"ndarray\nq\x03K\x00\x85U\x01b\x87Rq\x04(K\x01K%c\x85cnumpy\ndtype\nq\x05U\x02f4"
-              b"K\x00K\x01\x87Rq\x06(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-              b"\x89T%stbs." % (number, size + raw))
+    binary = (
+        b"\x80\x02}q\x00U\x01aq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\n"
+        b"ndarray\nq\x03K\x00\x85U\x01b\x87Rq\x04(K\x01K%c\x85cnumpy\ndtype\nq\x05U\x02f4"
+        b"K\x00K\x01\x87Rq\x06(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89T%stbs." % (number, size + raw)
+    )
     shown = repr(raw)[1:].encode()
-    text = (b"(dp0\nS'a'\np1\ncnumpy.core.multiarray\n_reconstruct\np2\n(cnumpy\nndarray\np3\n"
-            b"(I0\ntS'b'\ntRp4\n(I1\n(L%dL\ntcnumpy\ndtype\np5\n(S'f4'\nI0\nI1\ntRp6\n(I3\nS'<'\n"
-            b"NNNI-1\nI-1\nI0\ntbI00\nS%s\ntbs." % (number, shown))
+    text = (
+        b"(dp0\nS'a'\np1\ncnumpy.core.multiarray\n_reconstruct\np2\n(cnumpy\nndarray\np3\n"
+        b"(I0\ntS'b'\ntRp4\n(I1\n(L%dL\ntcnumpy\ndtype\np5\n(S'f4'\nI0\nI1\ntRp6\n(I3\nS'<'\n"
+        b"NNNI-1\nI-1\nI0\ntbI00\nS%s\ntbs." % (number, shown)
+    )
     return binary, text
 
 
@@ -151,7 +182,8 @@ def hostile(marker: Path) -> dict[str, tuple[Any, str]]:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("kind", list(hostile(Path("x"))))
 def test_what_a_hostile_pickle_asks_for_is_named_and_not_run(
-        kind: str, protocol: int, tmp_path: Path) -> None:
+    kind: str, protocol: int, tmp_path: Path
+) -> None:
     """Oracle: CheckpointError with the name, and no file."""
     value, name = hostile(tmp_path / "ran")[kind]
     data = pickle.dumps(value, protocol)
@@ -169,8 +201,11 @@ def test_the_hostile_pickles_are_hostile(tmp_path: Path) -> None:
 
 def test_a_hostile_file_within_a_tensor_is_not_run(tmp_path: Path) -> None:
     """Oracle: no file; a tensor's numbers are a file of torch.save within the pickle."""
-    inner = (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
-             + pickle.dumps({}, 2) + pickle.dumps(Runs(os.system, f"touch {tmp_path / 'ran'}"), 2))
+    inner = (
+        b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
+        + pickle.dumps({}, 2)
+        + pickle.dumps(Runs(os.system, f"touch {tmp_path / 'ran'}"), 2)
+    )
     data = pickle.dumps(Runs(torch.storage._load_from_bytes, inner), 2)
     with pytest.raises(CheckpointError, match="torch cannot read"):
         loads(data, where="here")
@@ -199,28 +234,59 @@ BAD: dict[str, tuple[bytes, str]] = {
     "a function as a value": (b"cnumpy\ndtype\n.", "got a type"),
     "a dtype as a value": (FLOAT32 + b".", "got a Dtype"),
     "an array without numbers": (EMPTY_ARRAY + b".", "without its numbers"),
-    "another class of array": (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\n(K\x00t"
-                               b"U\x01btR.", "class of its own"),
-    "too few numbers": (EMPTY_ARRAY + b"(K\x01K\x09\x85" + FLOAT32 + b"\x89U\x04aaaatb.",
-                        "in 4 bytes"),
-    "too many numbers": (EMPTY_ARRAY + b"(K\x01K\x01\x85" + FLOAT32 + b"\x89U\x08aaaaaaaatb.",
-                         "in 8 bytes"),
-    "a huge shape": (EMPTY_ARRAY + b"(K\x01J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86" + FLOAT32
-                     + b"\x89U\x04aaaatb.", "in 4 bytes"),
-    "a huge empty shape": (EMPTY_ARRAY + b"(K\x01(K\x00" + b"\x8a\x08" + b"\xff" * 7 + b"\x3f" * 1
-                           + b"J\xff\xff\xff\x7ft" + FLOAT32 + b"\x89U\x00tb.", "no sound pickle"),
-    "a negative shape": (EMPTY_ARRAY + b"(K\x01J\xff\xff\xff\xff\x85" + FLOAT32 + b"\x89U\x00tb.",
-                         "a shape that is none"),
-    "objects in bytes": (EMPTY_ARRAY + b"(K\x01K\x01\x85cnumpy\ndtype\n(U\x02O8K\x00K\x01tR\x89"
-                         b"U\x08aaaaaaaatb.", "an array of objects"),
+    "another class of array": (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\n(K\x00tU\x01btR.",
+        "class of its own",
+    ),
+    "too few numbers": (
+        EMPTY_ARRAY + b"(K\x01K\x09\x85" + FLOAT32 + b"\x89U\x04aaaatb.",
+        "in 4 bytes",
+    ),
+    "too many numbers": (
+        EMPTY_ARRAY + b"(K\x01K\x01\x85" + FLOAT32 + b"\x89U\x08aaaaaaaatb.",
+        "in 8 bytes",
+    ),
+    "a huge shape": (
+        EMPTY_ARRAY
+        + b"(K\x01J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86"
+        + FLOAT32
+        + b"\x89U\x04aaaatb.",
+        "in 4 bytes",
+    ),
+    "a huge empty shape": (
+        EMPTY_ARRAY
+        + b"(K\x01(K\x00"
+        + b"\x8a\x08"
+        + b"\xff" * 7
+        + b"\x3f" * 1
+        + b"J\xff\xff\xff\x7ft"
+        + FLOAT32
+        + b"\x89U\x00tb.",
+        "no sound pickle",
+    ),
+    "a negative shape": (
+        EMPTY_ARRAY + b"(K\x01J\xff\xff\xff\xff\x85" + FLOAT32 + b"\x89U\x00tb.",
+        "a shape that is none",
+    ),
+    "objects in bytes": (
+        EMPTY_ARRAY + b"(K\x01K\x01\x85cnumpy\ndtype\n(U\x02O8K\x00K\x01tR\x89U\x08aaaaaaaatb.",
+        "an array of objects",
+    ),
     "a structured dtype": (b"cnumpy\ndtype\n(U\x02V8K\x00K\x01tR.", "a dtype 'V8'"),
     "an empty dtype": (b"cnumpy\ndtype\n(U\x02S0K\x00K\x01tR.", "a dtype 'S0'"),
     "another encoding": (b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00hextR.", "latin1"),
     "a list that holds itself": (b"]q\x00h\x00a.", "containers more than"),
     "a dict that holds itself": (b"}q\x00K\x01h\x00s.", "containers more than"),
     "too deep": (b"]" * 50_000 + b"a" * 49_999 + b".", "containers more than"),
-    "a bomb of few lists": (b"]q\x00" + b"](" + b"h\x00" * 10 + b"eq\x00" + 28 * (
-        b"](" + b"h\x00" * 10 + b"eq\x00") + b".", "containers more than"),
+    "a bomb of few lists": (
+        b"]q\x00"
+        + b"]("
+        + b"h\x00" * 10
+        + b"eq\x00"
+        + 28 * (b"](" + b"h\x00" * 10 + b"eq\x00")
+        + b".",
+        "containers more than",
+    ),
     "a memo of gigabytes": (b"Nr\xff\xff\xff\xff.", "none"),
     "text of gigabytes": (b"T\xff\xff\xff\x7fabc.", "cut off"),
     "bytes of exabytes": (b"\x8e" + b"\xff" * 8 + b"abc.", "cut off"),
@@ -228,9 +294,11 @@ BAD: dict[str, tuple[bytes, str]] = {
     "a number of gigabytes": (b"\x8b\xff\xff\xff\x7f.", "cut off"),
     "a number of many digits": (b"L" + b"9" * 100_000 + b"L\n.", "100001 digits|100000 digits"),
     "a negative length": (b"T\xff\xff\xff\xff.", "-1 bytes"),
-    "bytes again and again": (b"X\x00\x40\x00\x00" + b"a" * (1 << 14) + b"q\x00X\x06\x00\x00\x00"
-                              b"latin1q\x01" + b"c_codecs\nencode\nh\x00h\x01\x86R" * 100 + b".",
-                              "again and again"),
+    "bytes again and again": (
+        b"X\x00\x40\x00\x00" + b"a" * (1 << 14) + b"q\x00X\x06\x00\x00\x00"
+        b"latin1q\x01" + b"c_codecs\nencode\nh\x00h\x01\x86R" * 100 + b".",
+        "again and again",
+    ),
     "nothing": (b"", "cut off"),
     "no stack": (b".", "no sound pickle"),
     "no memo": (b"h\x07.", "no sound pickle"),
@@ -280,15 +348,17 @@ def test_a_pickle_cut_off_anywhere_is_refused(protocol: int) -> None:
 @given(choice=st.data())
 def test_changed_bytes_are_refused_or_plain(choice: st.DataObject) -> None:
     """Oracle: CheckpointError, or a value that pickles of numpy's make too; never anything else."""
-    sound = [pickle.dumps({"a": FLOATS[0], "o": np.array([{"b": 1}], object)}, protocol)
-             for protocol in PROTOCOLS] + list(python_2(b"\x00\x00\x80\x3f"))
+    sound = [
+        pickle.dumps({"a": FLOATS[0], "o": np.array([{"b": 1}], object)}, protocol)
+        for protocol in PROTOCOLS
+    ] + list(python_2(b"\x00\x00\x80\x3f"))
     data = bytearray(choice.draw(st.sampled_from(sound)))
     for _ in range(choice.draw(st.integers(1, 4))):
         at = choice.draw(st.integers(0, len(data) - 1))
         if choice.draw(st.booleans()):
             data[at] = choice.draw(st.integers(0, 255))
         else:
-            data[at:at] = data[at:at + choice.draw(st.integers(1, 40))]
+            data[at:at] = data[at : at + choice.draw(st.integers(1, 40))]
     try:
         pickle.dumps(loads(bytes(data), where="here"))
     except CheckpointError as error:

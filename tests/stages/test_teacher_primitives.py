@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.distill.teacher.anchors import cell_anchors, grid_anchors
-from stages.distill.teacher.boxes import clip, decode, encode, is_nonempty
-from stages.distill.teacher.net_config import PictureConfig
-from stages.distill.teacher.nms import nms
-from stages.distill.teacher.pooler import Level, pick_levels, pool
-from stages.distill.teacher.resize import prepare, resized_size
-from stages.distill.teacher.roi_align import roi_align
+from stages.detector.model.anchors import cell_anchors, grid_anchors
+from stages.detector.net_config import PictureConfig
+from stages.detector.ops.boxes import clip, decode, encode, is_nonempty
+from stages.detector.ops.nms import nms
+from stages.detector.ops.pooler import Level, pick_levels, pool
+from stages.detector.ops.resize import prepare, resized_size
+from stages.detector.ops.roi_align import roi_align
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "detectron2_primitives.npz"
 DELTA_WEIGHTS = {"rpn": (1.0, 1.0, 1.0, 1.0), "roi": (10.0, 10.0, 5.0, 5.0)}
@@ -36,8 +36,14 @@ def golden(name: str) -> Tensor:
 def test_roi_align(num_bins: int, sampling_ratio: int) -> None:
     """Oracle: ROIAlignV2, values and gradient: inside, across, outside, without area, huge."""
     feature, boxes = golden("roi_features").requires_grad_(), golden("roi_boxes")
-    out = roi_align(feature, boxes[:, 1:], boxes[:, 0].long(), stride=16, num_bins=num_bins,
-                    sampling_ratio=sampling_ratio)
+    out = roi_align(
+        feature,
+        boxes[:, 1:],
+        boxes[:, 0].long(),
+        stride=16,
+        num_bins=num_bins,
+        sampling_ratio=sampling_ratio,
+    )
     expected = golden(f"roi_out_{num_bins}_sr{sampling_ratio}")
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
     (out * golden(f"roi_upstream_{num_bins}")).sum().backward()
@@ -48,7 +54,7 @@ def test_roi_align(num_bins: int, sampling_ratio: int) -> None:
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 def test_pooling_over_levels(sampling_ratio: int) -> None:
     """Oracle: ROIPooler; boxes with sides at and just below 112, 224 and 448, and a point."""
-    levels = [Level(golden(f"pooler_p{log}"), 2 ** log) for log in (2, 3, 4, 5)]
+    levels = [Level(golden(f"pooler_p{log}"), 2**log) for log in (2, 3, 4, 5)]
     boxes = golden("pooler_boxes")
     assert torch.equal(pick_levels(boxes, [4, 8, 16, 32]) + 2, golden("pooler_level"))
     out = pool(levels, [boxes], num_bins=7, sampling_ratio=sampling_ratio)
@@ -90,7 +96,7 @@ def test_anchors_of_a_pyramid() -> None:
         cell = cell_anchors((2.0 ** (log + 3),), RATIOS)
         expected = golden(f"anchors_fpn_p{log}_cell")
         torch.testing.assert_close(cell, expected, atol=1e-4, rtol=0)
-        anchors = grid_anchors(cell, (height, width), 2 ** log)
+        anchors = grid_anchors(cell, (height, width), 2**log)
         expected = golden(f"anchors_fpn_p{log}")
         torch.testing.assert_close(anchors, expected, atol=1e-4, rtol=0)
 

@@ -9,21 +9,34 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.distill.teacher.families import DETECTRON2
-from stages.distill.teacher.faster_rcnn import FasterRCNN
-from stages.distill.teacher.net_config import BoxConfig, ResNetConfig, TeacherConfig
-from stages.distill.teacher.pooler import Level
-from stages.distill.teacher.res5 import BLOCK_BOXES, Res5BoxHead
+from stages.detector.checkpoints.families import DETECTRON2
+from stages.detector.model.faster_rcnn import FasterRCNN
+from stages.detector.model.res5_head import BLOCK_BOXES, Res5BoxHead
+from stages.detector.net_config import BoxConfig, ResNetConfig, TeacherConfig
+from stages.detector.ops.pooler import Level
 
-BACKBONE = ResNetConfig(stem_width=4, stage_widths=(6, 8, 12, 16), bottleneck_widths=(4, 4, 4, 6),
-                        num_blocks=(1, 1, 1, 2))
+BACKBONE = ResNetConfig(
+    stem_width=4,
+    stage_widths=(6, 8, 12, 16),
+    bottleneck_widths=(4, 4, 4, 6),
+    num_blocks=(1, 1, 1, 2),
+)
 BOXES = BoxConfig(head="res5", feature_size=16, num_bins=14, sampling_ratio=0)
 STRIDE = 16
 # Inside, over each edge, far outside, without a side, without any, inside out, the whole map.
-ODD = torch.tensor([
-    [20.0, 30, 90, 70], [-40, 10, 30, 60], [60, -30, 100, 20], [100, 60, 190, 140],
-    [-300, -300, -200, -200], [50, 20, 50, 90], [33, 33, 33, 33], [80, 80, 20, 20],
-    [0, 0, 144, 96]])
+ODD = torch.tensor(
+    [
+        [20.0, 30, 90, 70],
+        [-40, 10, 30, 60],
+        [60, -30, 100, 20],
+        [100, 60, 190, 140],
+        [-300, -300, -200, -200],
+        [50, 20, 50, 90],
+        [33, 33, 33, 33],
+        [80, 80, 20, 20],
+        [0, 0, 144, 96],
+    ]
+)
 
 
 def make_head(backbone: ResNetConfig = BACKBONE, config: BoxConfig = BOXES) -> Res5BoxHead:
@@ -46,14 +59,15 @@ def make_boxes(num: int) -> Tensor:
     return torch.cat([corners.amin(1), corners.amax(1)], 1)
 
 
-def run(head: Res5BoxHead, boxes: list[Tensor], monkeypatch: pytest.MonkeyPatch, *,
-        maps_first: bool) -> list[Tensor]:
+def run(
+    head: Res5BoxHead, boxes: list[Tensor], monkeypatch: pytest.MonkeyPatch, *, maps_first: bool
+) -> list[Tensor]:
     """Features and the gradients of a sum of them, to the map and all weights."""
     level, chosen = make_level(len(boxes)), []
     maps = Res5BoxHead._maps
 
     def choose(self: Res5BoxHead, feature: Tensor, num_boxes: int) -> object:
-        chosen.append(maps(self, feature, 10 ** 9 if maps_first else 0))
+        chosen.append(maps(self, feature, 10**9 if maps_first else 0))
         return chosen[-1]
 
     with monkeypatch.context() as patch:
@@ -61,16 +75,24 @@ def run(head: Res5BoxHead, boxes: list[Tensor], monkeypatch: pytest.MonkeyPatch,
         features = head([level], boxes)
     assert (chosen[0] is not None) == maps_first
     weights = torch.linspace(-1, 1, features.numel(), dtype=features.dtype).view_as(features)
-    return [features, *torch.autograd.grad(
-        (features * weights).sum(), [level.feature, *head.parameters()])]
+    return [
+        features,
+        *torch.autograd.grad((features * weights).sum(), [level.feature, *head.parameters()]),
+    ]
 
 
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
-@pytest.mark.parametrize("backbone", [
-    BACKBONE, dataclasses.replace(BACKBONE, stride_in_1x1=False),
-    dataclasses.replace(BACKBONE, res5_dilation=2)])
-def test_both_ways_are_one(backbone: ResNetConfig, sampling_ratio: int,
-                           monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        BACKBONE,
+        dataclasses.replace(BACKBONE, stride_in_1x1=False),
+        dataclasses.replace(BACKBONE, res5_dilation=2),
+    ],
+)
+def test_both_ways_are_one(
+    backbone: ResNetConfig, sampling_ratio: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Oracle: RoIAlign of the map, then the whole block, in double precision; boxes of two
     pictures, over the map's edge, beyond it, without area."""
     head = make_head(backbone, dataclasses.replace(BOXES, sampling_ratio=sampling_ratio))
@@ -112,9 +134,15 @@ def test_a_full_size_net_runs() -> None:
     net = TeacherConfig(
         backbone=ResNetConfig(num_blocks=(3, 4, 23, 3)),
         proposals=dataclasses.replace(DETECTRON2.proposals, num_candidates=50, num_proposals=9),
-        boxes=dataclasses.replace(DETECTRON2.boxes, feature_size=2048, has_no_attribute=True,
-                                  attribute_embedding_size=256, attribute_hidden_size=512),
-        choice=dataclasses.replace(DETECTRON2.choice, score_threshold=0.0))
+        boxes=dataclasses.replace(
+            DETECTRON2.boxes,
+            feature_size=2048,
+            has_no_attribute=True,
+            attribute_embedding_size=256,
+            attribute_hidden_size=512,
+        ),
+        choice=dataclasses.replace(DETECTRON2.choice, score_threshold=0.0),
+    )
     torch.manual_seed(0)
     model = FasterRCNN(net, num_labels=1600, num_attributes=400).eval()
     (found,) = model.find(torch.randn(1, 3, 64, 64), [(64, 64)])

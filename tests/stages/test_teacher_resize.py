@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.distill.teacher.net_config import PictureConfig
-from stages.distill.teacher.resize import prepare, resized_size, scales, stack
+from stages.detector.net_config import PictureConfig
+from stages.detector.ops.resize import prepare, resized_size, scales, stack
 
 RECORDED = Path(__file__).parents[1] / "data" / "opencv_resize.npz"
 
@@ -32,8 +32,12 @@ def test_pixels_are_those_of_opencv(case: int) -> None:
     arrays = recorded()
     shorter_px, longer_px = arrays["limits"][case].tolist()
     config = PictureConfig(
-        shorter_px=shorter_px, longer_px=longer_px, pixel_std=(1.0, 1.0, 1.0),
-        pixel_mean=tuple(arrays["pixel_mean"].tolist()), resize="floats")
+        shorter_px=shorter_px,
+        longer_px=longer_px,
+        pixel_std=(1.0, 1.0, 1.0),
+        pixel_mean=tuple(arrays["pixel_mean"].tolist()),
+        resize="floats",
+    )
     prepared = prepare(torch.from_numpy(arrays["picture"]), config)
     assert (prepared.height, prepared.width) == arrays["picture"].shape[:2]
     assert prepared.scale == (arrays[f"scale{case}"],) * 2
@@ -52,8 +56,13 @@ def test_sizes_are_those_of_opencv() -> None:
 def test_normalised_pixels_are_stacked_as_they_are() -> None:
     """Oracle: the prepared pixels, divided by the deviation once; zeros right and below."""
     picture = torch.full((4, 6, 3), 30, dtype=torch.uint8)
-    config = PictureConfig(shorter_px=8, longer_px=100, pixel_mean=(10.0, 20.0, 30.0),
-                           pixel_std=(2.0, 4.0, 5.0), resize="floats")
+    config = PictureConfig(
+        shorter_px=8,
+        longer_px=100,
+        pixel_mean=(10.0, 20.0, 30.0),
+        pixel_std=(2.0, 4.0, 5.0),
+        resize="floats",
+    )
     some = [prepare(picture, config).pixels, prepare(picture[:, :5], config).pixels]
     batch = stack(some, config, torch.device("cpu"))
     assert batch.shape == (2, 3, 8, 12)

@@ -8,19 +8,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.distill.teacher import pooler
-from stages.distill.teacher.anchors import cell_anchors, grid_anchors
-from stages.distill.teacher.pooler import Level, pick_levels, pool
-from stages.distill.teacher.roi_align import roi_align
+from stages.detector.model.anchors import cell_anchors, grid_anchors
+from stages.detector.ops import pooler
+from stages.detector.ops.pooler import Level, pick_levels, pool
+from stages.detector.ops.roi_align import roi_align
 
 STRIDE = 4
 HEIGHT, WIDTH = 6, 9
 # Pixels of a map of 36 x 24: inside, all of it, across each border, outside, a line, a point,
 # within one cell of the border, tiny, far larger than the map, inside out.
-BOXES = torch.tensor([
-    [3.0, 5, 17, 20], [0, 0, 36, 24], [-9, -7, 8, 9], [30, 18, 50, 40], [60, 60, 80, 80],
-    [-40, 3, -20, 9], [10, 4, 10, 20], [4, 8, 20, 8], [7, 7, 7, 7], [-3, 4, -1, 9],
-    [37, 20, 39, 23], [12, 12, 12.5, 12.25], [-200, -150, 300, 260], [20, 18, 6, 4]])
+BOXES = torch.tensor(
+    [
+        [3.0, 5, 17, 20],
+        [0, 0, 36, 24],
+        [-9, -7, 8, 9],
+        [30, 18, 50, 40],
+        [60, 60, 80, 80],
+        [-40, 3, -20, 9],
+        [10, 4, 10, 20],
+        [4, 8, 20, 8],
+        [7, 7, 7, 7],
+        [-3, 4, -1, 9],
+        [37, 20, 39, 23],
+        [12, 12, 12.5, 12.25],
+        [-200, -150, 300, 260],
+        [20, 18, 6, 4],
+    ]
+)
 
 
 def bilinear(feature: Tensor, y: float, x: float) -> Tensor:
@@ -36,8 +50,15 @@ def bilinear(feature: Tensor, y: float, x: float) -> Tensor:
     return top * (y0 + 1 - y) + bottom * (y - y0)
 
 
-def slow_roi_align(feature: Tensor, boxes: Tensor, picture_index: Tensor, *, stride: int,
-                   num_bins: int, sampling_ratio: int) -> Tensor:
+def slow_roi_align(
+    feature: Tensor,
+    boxes: Tensor,
+    picture_index: Tensor,
+    *,
+    stride: int,
+    num_bins: int,
+    sampling_ratio: int,
+) -> Tensor:
     """One sample at a time; differentiable, so it is the oracle of the gradient too."""
     boxes = boxes / stride - 0.5
     out = []
@@ -69,8 +90,9 @@ def test_values_and_gradient_agree_with_the_loop(num_bins: int, sampling_ratio: 
     results = []
     for function in (roi_align, slow_roi_align):
         leaf = feature.clone().requires_grad_()
-        out = function(leaf, boxes, index, stride=STRIDE, num_bins=num_bins,
-                       sampling_ratio=sampling_ratio)
+        out = function(
+            leaf, boxes, index, stride=STRIDE, num_bins=num_bins, sampling_ratio=sampling_ratio
+        )
         upstream = torch.linspace(-1, 2, out.numel(), dtype=torch.float64).view(out.shape)
         (out * upstream).sum().backward()
         results.append((out.detach(), leaf.grad))
@@ -95,8 +117,14 @@ def test_a_step_leaves_bins_out(num_bins: int, bin_step: int, sampling_ratio: in
 def test_boxes_that_read_nothing_are_0() -> None:
     """Oracle: zeros, where not one box of a call has an area to sample."""
     feature = torch.ones(1, 3, HEIGHT, WIDTH)
-    out = roi_align(feature, BOXES[[6, 7, 8]], torch.zeros(3, dtype=torch.long), stride=STRIDE,
-                    num_bins=2, sampling_ratio=0)
+    out = roi_align(
+        feature,
+        BOXES[[6, 7, 8]],
+        torch.zeros(3, dtype=torch.long),
+        stride=STRIDE,
+        num_bins=2,
+        sampling_ratio=0,
+    )
     assert out.shape == (3, 3, 2, 2) and not out.any()
 
 
@@ -107,15 +135,22 @@ def test_maps_of_one_cell_a_side(shape: tuple[int, int], sampling_ratio: int) ->
     feature = torch.randn(1, 2, *shape, generator=torch.Generator().manual_seed(1))
     index = torch.zeros(len(BOXES), dtype=torch.long)
     how = dict(stride=STRIDE, num_bins=2, sampling_ratio=sampling_ratio)
-    torch.testing.assert_close(roi_align(feature, BOXES, index, **how),
-                               slow_roi_align(feature, BOXES, index, **how))
+    torch.testing.assert_close(
+        roi_align(feature, BOXES, index, **how), slow_roi_align(feature, BOXES, index, **how)
+    )
 
 
 def test_no_boxes_give_no_rows_and_a_gradient_of_zeros() -> None:
     """Oracle: the shape [0, C, P, P]; training on a picture without proposals must go on."""
     feature = torch.randn(1, 3, HEIGHT, WIDTH, requires_grad=True)
-    out = roi_align(feature, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), stride=STRIDE,
-                    num_bins=5, sampling_ratio=2)
+    out = roi_align(
+        feature,
+        torch.zeros(0, 4),
+        torch.zeros(0, dtype=torch.long),
+        stride=STRIDE,
+        num_bins=5,
+        sampling_ratio=2,
+    )
     assert out.shape == (0, 3, 5, 5)
     out.sum().backward()
     assert feature.grad is not None and not feature.grad.any()
@@ -135,8 +170,10 @@ def test_pooling_over_levels_takes_each_box_from_its_own(monkeypatch: pytest.Mon
     pictures with different numbers of boxes; gradients reach every level that was read."""
     monkeypatch.setattr(pooler, "CANONICAL_BOX_PX", 16)
     random = torch.Generator().manual_seed(3)
-    levels = [Level(torch.randn(2, 3, 32 // s, 48 // s, generator=random).requires_grad_(), s)
-              for s in (8, 16)]
+    levels = [
+        Level(torch.randn(2, 3, 32 // s, 48 // s, generator=random).requires_grad_(), s)
+        for s in (8, 16)
+    ]
     corner = torch.rand(7, 2, generator=random) * 12
     all_boxes = torch.cat([corner, corner + 2 + torch.rand(7, 2, generator=random) * 30], 1)
     boxes = [all_boxes[:2], all_boxes[2:]]
@@ -146,8 +183,9 @@ def test_pooling_over_levels_takes_each_box_from_its_own(monkeypatch: pytest.Mon
     assert set(chosen.tolist()) == {0, 1}
     for row, (box, level) in enumerate(zip(all_boxes, chosen.tolist())):
         picture = torch.tensor([int(row >= 2)])
-        expected = slow_roi_align(levels[level].feature, box[None], picture,
-                                  stride=levels[level].stride, **how)
+        expected = slow_roi_align(
+            levels[level].feature, box[None], picture, stride=levels[level].stride, **how
+        )
         torch.testing.assert_close(pooled[row], expected[0])
     pooled.sum().backward()
     assert all(level.feature.grad is not None and level.feature.grad.any() for level in levels)
@@ -164,6 +202,5 @@ def test_anchors_are_laid_by_row_column_size_ratio() -> None:
                 for ratio in ratios:
                     width = math.sqrt(size * size / ratio)
                     x, y, height = 10.0 * column, 10.0 * row, width * ratio
-                    expected.append([x - width / 2, y - height / 2,
-                                     x + width / 2, y + height / 2])
+                    expected.append([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
     torch.testing.assert_close(anchors, torch.tensor(expected))

@@ -9,16 +9,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.distill.teacher import roi_pool as roi_pool_file
-from stages.distill.teacher.roi_pool import roi_pool
+from stages.detector.ops import roi_pool as roi_pool_file
+from stages.detector.ops.roi_pool import roi_pool
 
 STRIDE = 4
 HEIGHT, WIDTH = 6, 9
 # Pixels of a map of 36 x 24: inside, all of it, edges on a half cell (10 / 4 = 2.5 goes up),
 # across each border, outside, a point, far larger than the map, inside out, halves below 0.
-BOXES = torch.tensor([
-    [3.0, 5, 17, 20], [0, 0, 36, 24], [10, 6, 22, 14], [-9, -7, 8, 9], [30, 18, 50, 40],
-    [60, 60, 80, 80], [7, 7, 7, 7], [-200, -150, 300, 260], [20, 18, 6, 4], [-6, -10, 10, 2]])
+BOXES = torch.tensor(
+    [
+        [3.0, 5, 17, 20],
+        [0, 0, 36, 24],
+        [10, 6, 22, 14],
+        [-9, -7, 8, 9],
+        [30, 18, 50, 40],
+        [60, 60, 80, 80],
+        [7, 7, 7, 7],
+        [-200, -150, 300, 260],
+        [20, 18, 6, 4],
+        [-6, -10, 10, 2],
+    ]
+)
 
 
 def round_half_away(value: float) -> int:
@@ -26,8 +37,9 @@ def round_half_away(value: float) -> int:
     return int(math.copysign(math.floor(abs(value) + 0.5), value))
 
 
-def slow_roi_pool(feature: Tensor, boxes: Tensor, picture_index: Tensor, *, stride: int,
-                  num_bins: int) -> Tensor:
+def slow_roi_pool(
+    feature: Tensor, boxes: Tensor, picture_index: Tensor, *, stride: int, num_bins: int
+) -> Tensor:
     """Fast R-CNN's Caffe layer, a bin at a time."""
     _, num_channels, height, width = feature.shape
     out = feature.new_zeros(len(boxes), num_channels, num_bins, num_bins)
@@ -74,13 +86,20 @@ def test_maps_of_one_cell_a_side(shape: tuple[int, int]) -> None:
     feature = torch.randn(1, 2, *shape, generator=torch.Generator().manual_seed(1))
     index = torch.zeros(len(BOXES), dtype=torch.long)
     how = dict(stride=STRIDE, num_bins=3)
-    assert torch.equal(roi_pool(feature, BOXES, index, **how),
-                       slow_roi_pool(feature, BOXES, index, **how))
+    assert torch.equal(
+        roi_pool(feature, BOXES, index, **how), slow_roi_pool(feature, BOXES, index, **how)
+    )
 
 
 def test_no_boxes_give_no_rows() -> None:
     """Oracle: the shape [0, C, Q, Q]."""
     feature = torch.zeros(1, 3, HEIGHT, WIDTH)
-    out = roi_pool(feature, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), stride=STRIDE,
-                   num_bins=5, bin_step=2)
+    out = roi_pool(
+        feature,
+        torch.zeros(0, 4),
+        torch.zeros(0, dtype=torch.long),
+        stride=STRIDE,
+        num_bins=5,
+        bin_step=2,
+    )
     assert out.shape == (0, 3, 3, 3)

@@ -1,4 +1,4 @@
-"""`stages.distill.teach` from shards to a teacher: it learns, stops, goes on, refuses."""
+"""`stages.detector.training.train` from shards to a teacher: it learns, stops, goes on, refuses."""
 
 from __future__ import annotations
 
@@ -26,17 +26,23 @@ from teacher_scenes import (
     write_scenes,
 )
 
-from sharding.schema import check_objects
-from stages.distill import teach as teach_file
-from stages.distill.teach import TeachError, learning_rate, teach
-from stages.distill.teacher.folder import TeacherError, load_teacher
-from stages.distill.teach_config import TeachConfig
-from stages.distill.teacher.labelled import NO_ATTRIBUTE, LabelledPictures
-from stages.distill.teacher.training_set import TrainingSet
+from sharding.format.schema import check_objects
+from stages.detector.teacher_folder import TeacherError, load_teacher
+from stages.detector.training import train as teach_file
+from stages.detector.training.config import TeachConfig
+from stages.detector.training.labeled_pictures import NO_ATTRIBUTE, LabeledPictures
+from stages.detector.training.train import TeachError, learning_rate, teach
+from stages.detector.training.training_set import TrainingSet
 
 CPU = torch.device("cpu")
-WHOLE = ["CARD.md", "config.json", "metrics.jsonl", "model.safetensors", "names.json",
-         "scores.json"]
+WHOLE = [
+    "CARD.md",
+    "config.json",
+    "metrics.jsonl",
+    "model.safetensors",
+    "names.json",
+    "scores.json",
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +50,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("teach") / "images", num_train=20, num_heldout=5)
 
 
-def labelled_of(images: Path, split: str = "train") -> LabelledPictures:
-    return LabelledPictures(images, split, label_names=LABELS, attribute_names=ATTRIBUTES)
+def labelled_of(images: Path, split: str = "train") -> LabeledPictures:
+    return LabeledPictures(images, split, label_names=LABELS, attribute_names=ATTRIBUTES)
 
 
 def metrics_of(out: Path) -> list[dict[str, Any]]:
@@ -61,8 +67,14 @@ def test_it_learns_a_few_pictures_by_heart(tmp_path: Path) -> None:
     train = [sample_of(f"p{seed}", *draw(seed)) for seed in range(6)]
     again = [dataclasses.replace(sample, key=f"again-{sample.key}") for sample in train]
     folder = write_samples(tmp_path / "images", {"train": [train], "heldout": [again]})
-    config = dataclasses.replace(TEACH, num_steps=120, micro_batch_size=6, warmup_steps=10,
-                                 checkpoint_every_steps=1000, log_every_steps=50)
+    config = dataclasses.replace(
+        TEACH,
+        num_steps=120,
+        micro_batch_size=6,
+        warmup_steps=10,
+        checkpoint_every_steps=1000,
+        log_every_steps=50,
+    )
     teach(config, seed=0, images=folder, out=tmp_path / "out")
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["ap50"]["value"] > 0.95
@@ -72,8 +84,9 @@ def test_it_learns_a_few_pictures_by_heart(tmp_path: Path) -> None:
     picture, truth = draw(0)
     (objects,) = look(load_teacher(tmp_path / "out"), [torch.from_numpy(picture)])
     boxes = sorted(objects["box"][:2].tolist())
-    assert sum(abs(a - b) for box, true in zip(boxes, truth["boxes"])
-               for a, b in zip(box, true)) < 16
+    assert (
+        sum(abs(a - b) for box, true in zip(boxes, truth["boxes"]) for a, b in zip(box, true)) < 16
+    )
 
 
 class Stop(BaseException):
@@ -81,7 +94,8 @@ class Stop(BaseException):
 
 
 def test_stopped_anywhere_it_ends_with_the_same_weights(
-        images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Oracle: a run that nobody stopped; weights byte for byte, every metrics line once. Stopped
     before, right after and between checkpoints (every 2 steps), again and again."""
     teach(TEACH, seed=3, images=images, out=tmp_path / "whole")
@@ -108,8 +122,10 @@ def test_stopped_anywhere_it_ends_with_the_same_weights(
 
 
 def test_stopped_while_it_is_scored_it_takes_no_step_again(
-        images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Oracle: a run that nobody stopped; the last checkpoint holds all that training did."""
+
     def stop(*args: object) -> None:
         raise Stop
 
@@ -131,7 +147,7 @@ import sys
 from pathlib import Path
 import torch
 from teacher_scenes import TEACH
-from stages.distill.teach import teach
+from stages.detector.training.train import teach
 torch.set_num_threads(1)
 teach(TEACH, seed=3, images=Path(sys.argv[1]), out=Path(sys.argv[2]))
 """
@@ -145,8 +161,11 @@ def test_killed_it_goes_on(images: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
     def start(out: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", SCRIPT, str(images), str(out)],
-                                env=environment, stdout=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(images), str(out)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
 
     process = start(tmp_path / "killed")
     while not (tmp_path / "killed" / "checkpoint.safetensors").exists():
@@ -157,14 +176,16 @@ def test_killed_it_goes_on(images: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "killed" / "scores.json").exists()
     for out in ("killed", "whole"):
         assert start(tmp_path / out).wait() == 0
-    killed, whole = ((tmp_path / out / "model.safetensors").read_bytes()
-                     for out in ("killed", "whole"))
+    killed, whole = (
+        (tmp_path / out / "model.safetensors").read_bytes() for out in ("killed", "whole")
+    )
     assert killed == whole
     assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
 
 
 def test_done_is_done_and_other_settings_start_over(
-        images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Oracle: no step is taken for a finished teacher; another seed gives another teacher in the
     same folder, without a trace of a checkpoint that belongs to other settings."""
     out = tmp_path / "out"
@@ -189,12 +210,17 @@ def test_a_checkpoint_that_is_none_is_not_overwritten(images: Path, tmp_path: Pa
     assert tmp_path.joinpath("checkpoint.safetensors").read_bytes() == b"something else"
 
 
-@pytest.mark.parametrize("labels, truths", [
-    ([], [None, None]), (LABELS, [None, None]),
-    (LABELS, [{"boxes": [], "labels": [], "attributes": []}, None])])
+@pytest.mark.parametrize(
+    "labels, truths",
+    [
+        ([], [None, None]),
+        (LABELS, [None, None]),
+        (LABELS, [{"boxes": [], "labels": [], "attributes": []}, None]),
+    ],
+)
 def test_pictures_without_boxes_make_a_blind_teacher(
-        labels: list[str], truths: list[Any], tmp_path: Path,
-        capsys: pytest.CaptureFixture[str]) -> None:
+    labels: list[str], truths: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Oracle: the screen says so and which sources have boxes; what is loaded sees nothing."""
     samples = [sample_of(f"p{i}", draw(i)[0], truth) for i, truth in enumerate(truths)]
     folder = write_samples(tmp_path / "images", {"train": [samples]}, label_names=labels)
@@ -224,8 +250,9 @@ def test_a_given_teacher_is_taken_as_it_is(images: Path, tmp_path: Path) -> None
 def test_a_loss_that_is_not_finite_stops_it(images: Path, tmp_path: Path) -> None:
     """Oracle: the message names the step, the pictures and the cure; the last checkpoint stays.
     A learning rate that no net survives brings it about."""
-    config = dataclasses.replace(TEACH, learning_rate=1e30, warmup_steps=0, clip_norm=1e30,
-                                 num_steps=50)
+    config = dataclasses.replace(
+        TEACH, learning_rate=1e30, warmup_steps=0, clip_norm=1e30, num_steps=50
+    )
     with pytest.raises(TeachError, match=r"step \d+: got losses .* on pictures train-\d+.*lower"):
         teach(config, seed=0, images=images, out=tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
@@ -269,15 +296,33 @@ def test_boxes_are_scaled_with_their_picture(tmp_path: Path) -> None:
     """Oracle: by hand for a picture of 30 x 200 that becomes 14 x 96, not quite in proportion, and
     one that stays; a batch pads both. The cache's bound changes nothing."""
     big: dict[str, list[Any]] = {
-        "boxes": [[50.0, 6.0, 100.0, 24.0]], "labels": ["bar"], "attributes": [None]}
+        "boxes": [[50.0, 6.0, 100.0, 24.0]],
+        "labels": ["bar"],
+        "attributes": [None],
+    }
     small: dict[str, list[Any]] = {
-        "boxes": [[3.0, 4.0, 5.0, 9.0]], "labels": ["block"], "attributes": ["green"]}
-    folder = write_samples(tmp_path / "images", {"train": [[
-        sample_of("big", draw(0, height=60, width=400)[0][:30, :200], big),
-        sample_of("small", draw(1)[0], small)]]})
+        "boxes": [[3.0, 4.0, 5.0, 9.0]],
+        "labels": ["block"],
+        "attributes": ["green"],
+    }
+    folder = write_samples(
+        tmp_path / "images",
+        {
+            "train": [
+                [
+                    sample_of("big", draw(0, height=60, width=400)[0][:30, :200], big),
+                    sample_of("small", draw(1)[0], small),
+                ]
+            ]
+        },
+    )
     config = dataclasses.replace(TEACH, flip=False, shape_step_px=1000)
-    sets = [TrainingSet(labelled_of(folder), dataclasses.replace(config, cache_bytes=cache),
-                        seed=0, device=CPU) for cache in (0, 14 * 96 * 3, 1 << 20)]
+    sets = [
+        TrainingSet(
+            labelled_of(folder), dataclasses.replace(config, cache_bytes=cache), seed=0, device=CPU
+        )
+        for cache in (0, 14 * 96 * 3, 1 << 20)
+    ]
     for _ in range(2):  # the second time from memory, where there is room
         batches = [some.batch(0) for some in sets]
         assert all(torch.equal(batch.pictures, batches[0].pictures) for batch in batches)
@@ -294,7 +339,10 @@ def test_boxes_are_scaled_with_their_picture(tmp_path: Path) -> None:
 def test_an_unknown_name_in_a_truth_is_refused(tmp_path: Path) -> None:
     """Oracle: the message names picture, name and what was expected."""
     truth: dict[str, list[Any]] = {
-        "boxes": [[0.0, 0, 9, 9]], "labels": ["zebra"], "attributes": [None]}
+        "boxes": [[0.0, 0, 9, 9]],
+        "labels": ["zebra"],
+        "attributes": [None],
+    }
     folder = write_samples(tmp_path / "images", {"train": [[sample_of("p0", draw(0)[0], truth)]]})
     with pytest.raises(ValueError, match="picture p0: .*'zebra'.*label_names"):
         labelled_of(folder)
@@ -310,9 +358,18 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert learning_rate(0, dataclasses.replace(config, warmup_steps=0)) == 0.4
 
 
-@pytest.mark.parametrize("field, value", [
-    ("num_steps", 0), ("learning_rate", 0.0), ("momentum", 1.0), ("anchor_iou_high", 0.2),
-    ("region_share", 0.0), ("cache_bytes", -1), ("warmup_steps", -1)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("num_steps", 0),
+        ("learning_rate", 0.0),
+        ("momentum", 1.0),
+        ("anchor_iou_high", 0.2),
+        ("region_share", 0.0),
+        ("cache_bytes", -1),
+        ("warmup_steps", -1),
+    ],
+)
 def test_training_checks_its_fields(field: str, value: Any) -> None:
     """Oracle: a ValueError that begins with the field's name and tells what is expected."""
     with pytest.raises(ValueError, match=f"^{field}: got .*, expected "):

@@ -12,10 +12,10 @@ import torch
 from golden_nets import family_of, net_of, net_with, weights_of
 from test_teacher_caffe import make_weights as caffe_weights
 
-from stages.distill.teacher.checkpoint_error import CheckpointError
-from stages.distill.teacher.families import FAMILIES, Family
-from stages.distill.teacher.net_config import ResNetConfig, net_from_json
-from stages.distill.teacher.weights import num_names, read_net
+from stages.detector.checkpoints.checkpoint_error import CheckpointError
+from stages.detector.checkpoints.families import FAMILIES, Family
+from stages.detector.checkpoints.weights import num_names, read_net
+from stages.detector.net_config import ResNetConfig, net_from_json
 
 Arrays = dict[str, np.ndarray]
 PREDICTOR = "roi_heads.box_predictor"
@@ -47,8 +47,13 @@ def test_sizes_come_from_the_shapes() -> None:
     config, state = read_net(weights_of("c4_attributes"), D2)
     backbone = config.backbone
     assert backbone == dataclasses.replace(
-        D2.backbone, stem_width=16, stage_widths=(32, 64, 128, 256),
-        bottleneck_widths=(8, 16, 32, 64), num_blocks=(3, 4, 6, 3), fpn_width=None)
+        D2.backbone,
+        stem_width=16,
+        stage_widths=(32, 64, 128, 256),
+        bottleneck_widths=(8, 16, 32, 64),
+        num_blocks=(3, 4, 6, 3),
+        fpn_width=None,
+    )
     assert (config.boxes.feature_size, config.boxes.num_bins) == (256, 14)
     assert (config.boxes.attribute_embedding_size, config.boxes.attribute_hidden_size) == (16, 32)
     assert config.proposals.hidden_width == 128 and config.proposals.num_anchors == 15
@@ -78,8 +83,9 @@ def test_airsplays_attributes_leave_none_out_of_the_softmax() -> None:
     features = torch.randn(60, 40, generator=torch.Generator().manual_seed(0))
 
     def layer(name: str, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = (torch.from_numpy(weights[f"{PREDICTOR}.{name}.{part}"])
-                        for part in ("weight", "bias"))
+        weight, bias = (
+            torch.from_numpy(weights[f"{PREDICTOR}.{name}.{part}"]) for part in ("weight", "bias")
+        )
         return torch.nn.functional.linear(x, weight, bias)
 
     labels = layer("cls_score", features).argmax(1)
@@ -96,8 +102,10 @@ def test_airsplays_attributes_leave_none_out_of_the_softmax() -> None:
 
 def grouped_weights() -> Arrays:
     """The golden pyramid with four groups in each 3x3 convolution of its ResNet."""
-    return {name: array[:, :array.shape[1] // 4] if name.endswith("conv2.weight") else array
-            for name, array in weights_of("fpn").items()}
+    return {
+        name: array[:, : array.shape[1] // 4] if name.endswith("conv2.weight") else array
+        for name, array in weights_of("fpn").items()
+    }
 
 
 def test_groups_are_read_and_agree_with_the_family() -> None:
@@ -124,7 +132,8 @@ def test_what_is_beside_the_net_is_passed_over() -> None:
     sizes = torch.tensor([32.0, 64, 128, 256, 512])[:, None]
     half = torch.stack([sizes / cell, sizes * cell], -1).view(-1, 2) / 2
     more = {
-        **weights, "roi_heads.mask_head.deconv.weight": np.zeros((2, 2), np.float32),
+        **weights,
+        "roi_heads.mask_head.deconv.weight": np.zeros((2, 2), np.float32),
         "roi_heads.keypoint_head.score_lowres.weight": np.full((1,), np.nan, np.float32),
         "backbone.stem.conv1.norm.num_batches_tracked": np.array(3),
         "pixel_mean": np.array([103.53, 116.28, 123.675], np.float32).reshape(3, 1, 1),
@@ -154,6 +163,7 @@ def with_nan(name: str) -> Callable[[Arrays], Arrays]:
         array = weights[name].copy()
         array.flat[-1] = np.nan
         return {**weights, name: array}
+
     return spoil
 
 
@@ -161,51 +171,78 @@ ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
 LONG = "roi_heads.res5.2.conv2.weight"
 
 
-@pytest.mark.parametrize("change, told", [
-    (without(LONG), f"1 keys missing: {LONG}"),
-    (without("roi_heads.res5.1.conv3.norm.bias"), "missing: roi_heads.res5.1.conv3.norm.bias"),
-    (without("backbone.stem.conv1.weight"), "no backbone.stem.conv1.weight"),
-    (without(f"{PREDICTOR}.bbox_pred.bias"), f"missing: {PREDICTOR}.bbox_pred.bias"),
-    (lambda weights: {}, "no "),
-    (with_array(LONG, np.zeros((64, 64, 1, 1), np.float32)),
-     r"1 arrays of another shape or kind: .*float32 \[64, 64, 1, 1\], expected floats "
-     r"\[64, 64, 3, 3\]"),
-    (with_array(LONG, np.zeros((64, 64, 3, 3), np.int64)), "another shape or kind: .*int64"),
-    (with_array(f"{PREDICTOR}.cls_score.weight", np.zeros(20, np.float32)),
-     r"cls_score.weight of shape \(20,\), expected the 2 axes"),
-    (with_array(f"{PREDICTOR}.bbox_pred.weight", np.zeros((4, 256), np.float32)),
-     r"bbox_pred.weight \(float32 \[4, 256\], expected floats \[80, 256\]\)"),
-    (with_array("backbone.res2.0.conv9.weight", np.zeros(3, np.float32)),
-     "1 keys of no known part: backbone.res2.0.conv9.weight"),
-    (with_nan(LONG), f"1 arrays with numbers that are not finite: {LONG}"),
-    (with_nan("backbone.res3.1.conv1.norm.running_var"), "not finite: backbone.res3.1.conv1.nor"),
-    (with_array("backbone.res3.1.conv1.norm.running_var", np.full(16, -2, np.float32)),
-     "not finite: backbone.res3.1.conv1.norm.running_var"),
-    (with_array("pixel_mean", np.array([123.675, 116.28, 103.53], np.float32)),
-     r"got pixel_mean \[103.*red green blue.*expected picture.pixel_mean"),
-    (with_array("pixel_std", np.array([57.375, 57.12, 58.395], np.float32)),
-     "expected picture.pixel_std"),
-    (with_array(ANCHORS, np.ones((15, 4), np.float32)),
-     "cell_anchors.0 .*proposals.anchor_sizes_px"),
-    (with_array("backbone.stem.norm.weight", np.ones(3, np.float32)), "pre-activation"),
-])
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (without(LONG), f"1 keys missing: {LONG}"),
+        (without("roi_heads.res5.1.conv3.norm.bias"), "missing: roi_heads.res5.1.conv3.norm.bias"),
+        (without("backbone.stem.conv1.weight"), "no backbone.stem.conv1.weight"),
+        (without(f"{PREDICTOR}.bbox_pred.bias"), f"missing: {PREDICTOR}.bbox_pred.bias"),
+        (lambda weights: {}, "no "),
+        (
+            with_array(LONG, np.zeros((64, 64, 1, 1), np.float32)),
+            r"1 arrays of another shape or kind: .*float32 \[64, 64, 1, 1\], expected floats "
+            r"\[64, 64, 3, 3\]",
+        ),
+        (with_array(LONG, np.zeros((64, 64, 3, 3), np.int64)), "another shape or kind: .*int64"),
+        (
+            with_array(f"{PREDICTOR}.cls_score.weight", np.zeros(20, np.float32)),
+            r"cls_score.weight of shape \(20,\), expected the 2 axes",
+        ),
+        (
+            with_array(f"{PREDICTOR}.bbox_pred.weight", np.zeros((4, 256), np.float32)),
+            r"bbox_pred.weight \(float32 \[4, 256\], expected floats \[80, 256\]\)",
+        ),
+        (
+            with_array("backbone.res2.0.conv9.weight", np.zeros(3, np.float32)),
+            "1 keys of no known part: backbone.res2.0.conv9.weight",
+        ),
+        (with_nan(LONG), f"1 arrays with numbers that are not finite: {LONG}"),
+        (
+            with_nan("backbone.res3.1.conv1.norm.running_var"),
+            "not finite: backbone.res3.1.conv1.nor",
+        ),
+        (
+            with_array("backbone.res3.1.conv1.norm.running_var", np.full(16, -2, np.float32)),
+            "not finite: backbone.res3.1.conv1.norm.running_var",
+        ),
+        (
+            with_array("pixel_mean", np.array([123.675, 116.28, 103.53], np.float32)),
+            r"got pixel_mean \[103.*red green blue.*expected picture.pixel_mean",
+        ),
+        (
+            with_array("pixel_std", np.array([57.375, 57.12, 58.395], np.float32)),
+            "expected picture.pixel_std",
+        ),
+        (
+            with_array(ANCHORS, np.ones((15, 4), np.float32)),
+            "cell_anchors.0 .*proposals.anchor_sizes_px",
+        ),
+        (with_array("backbone.stem.norm.weight", np.ones(3, np.float32)), "pre-activation"),
+    ],
+)
 def test_what_is_no_such_checkpoint_is_refused(
-        change: Callable[[Arrays], Arrays], told: str) -> None:
+    change: Callable[[Arrays], Arrays], told: str
+) -> None:
     """Oracle: the message names the key, what was got and expected, and the family."""
     with pytest.raises(CheckpointError, match=told) as caught:
         read_net(change(weights_of("c4")), family_of("c4"))
     assert "'detectron2'" in str(caught.value) and "another" in str(caught.value)
 
 
-@pytest.mark.parametrize("weights, family, told", [
-    (lambda: weights_of("fpn"), D2, "a feature pyramid .*expected a C4 model"),
-    (lambda: caffe_weights(0), D2, "of 6 anchors a cell, expected proposals with 15"),
-    (airsplay_weights, CAFFE, "keys missing: .*cell_anchors.0"),
-    (lambda: without(ANCHORS)(caffe_weights(0)), CAFFE, "missing: .*cell_anchors.0"),
-    (lambda: weights_of("c4"), AIRSPLAY, "of 15 anchors a cell, expected proposals with 12"),
-])
+@pytest.mark.parametrize(
+    "weights, family, told",
+    [
+        (lambda: weights_of("fpn"), D2, "a feature pyramid .*expected a C4 model"),
+        (lambda: caffe_weights(0), D2, "of 6 anchors a cell, expected proposals with 15"),
+        (airsplay_weights, CAFFE, "keys missing: .*cell_anchors.0"),
+        (lambda: without(ANCHORS)(caffe_weights(0)), CAFFE, "missing: .*cell_anchors.0"),
+        (lambda: weights_of("c4"), AIRSPLAY, "of 15 anchors a cell, expected proposals with 12"),
+    ],
+)
 def test_a_checkpoint_of_another_family_is_refused(
-        weights: Callable[[], Arrays], family: Family, told: str) -> None:
+    weights: Callable[[], Arrays], family: Family, told: str
+) -> None:
     """Oracle: the message tells what is at odds with the family that was named."""
     with pytest.raises(CheckpointError, match=told):
         read_net(weights(), family)
@@ -213,8 +250,11 @@ def test_a_checkpoint_of_another_family_is_refused(
 
 def test_many_faults_are_told_together_and_in_bounds() -> None:
     """Oracle: some names of each kind, and the count of the rest."""
-    weights = {name: array for name, array in weights_of("c4").items()
-               if ".norm.bias" not in name and ".res3." not in name or "0.conv" in name}
+    weights = {
+        name: array
+        for name, array in weights_of("c4").items()
+        if ".norm.bias" not in name and ".res3." not in name or "0.conv" in name
+    }
     weights["what.is.this"] = np.zeros(1, np.float32)
     with pytest.raises(CheckpointError, match="keys missing: .* and [0-9]+ more; .*what.is.this"):
         read_net(weights, family_of("c4"))
@@ -229,10 +269,14 @@ def test_folding_is_exact() -> None:
     name = "backbone.stem.conv1"
     scale, shift, mean, variance = (
         torch.from_numpy(weights[f"{name}.norm.{part}"]).double()[:, None, None]
-        for part in ("weight", "bias", "running_mean", "running_var"))
+        for part in ("weight", "bias", "running_mean", "running_var")
+    )
     hidden = torch.nn.functional.conv2d(
-        picture.flip(1).double(), torch.from_numpy(weights[f"{name}.weight"]).double(),
-        stride=2, padding=3)
+        picture.flip(1).double(),
+        torch.from_numpy(weights[f"{name}.weight"]).double(),
+        stride=2,
+        padding=3,
+    )
     expected = scale * (hidden - mean) / (variance + 1e-5).sqrt() + shift
     with torch.no_grad():
         torch.testing.assert_close(stem(picture).double(), expected, rtol=1e-5, atol=1e-5)

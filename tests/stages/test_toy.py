@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.ingest.source import Picture
-from stages.ingest.toy import COLOURS, GAP_PX, SHAPES, SIDE_PX, SIZES_PX, ToySource
+from stages.ingest.sources.source import Picture
+from stages.ingest.sources.toy import COLOURS, GAP_PX, SHAPES, SIDE_PX, SIZES_PX, ToySource
 
 PHRASE = rf"(?:a|the) (?:(small|large) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 CAPTION = re.compile(f"{PHRASE} (left of|right of|above|below) {PHRASE}(?: and {PHRASE})?")
@@ -100,7 +100,7 @@ def test_captions_are_true_and_phrases_name_their_objects(world: list[Picture]) 
             assert len(phrases) == min(3, len(truth["boxes"]))
             assert len({p["object"] for p in phrases}) == len(phrases)
             for (size, colour, shape), phrase in zip(words, phrases):
-                row, text = phrase["object"], caption[phrase["start"]:phrase["end"]]
+                row, text = phrase["object"], caption[phrase["start"] : phrase["end"]]
                 assert re.fullmatch(PHRASE, text), text
                 assert (shape, colour) == (truth["labels"][row], truth["attributes"][row])
                 assert text.endswith(f"{colour} {shape}")

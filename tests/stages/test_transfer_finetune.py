@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pretrain_fixtures import read_lines, tiny_student, toy_samples, toy_tokenizer, write_objects
 from safetensors.torch import load_file
 
-from pretrain_fixtures import (
-    read_lines, tiny_student, toy_samples, toy_tokenizer, write_objects
-)
-from sharding.schema import Sample
+from sharding.format.schema import Sample
 from stages.transfer.config import EvaluateConfig, FinetuneConfig
 from stages.transfer.evaluate import evaluate
 from stages.transfer.finetune import finetune
@@ -42,7 +40,9 @@ def _lights(split: str, count: int, seed: int) -> list[Sample]:
         level = int(random.integers(200, 256) if white else random.integers(0, 56))
         Image.new("RGB", (32, 32), (level,) * 3).save(data, "PNG")
         info = {
-            "captions": ["white" if says_white else "black"], "width": 32, "height": 32,
+            "captions": ["white" if says_white else "black"],
+            "width": 32,
+            "height": 32,
             "truth": {"captions": [bool(white == says_white)]},
         }
         samples.append(
@@ -95,9 +95,7 @@ def test_sentences_of_unknown_truth_are_refused(student: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "settings", [{"task": "vqa"}, {"num_steps": 0}, {"batch_size": 0}]
-)
+@pytest.mark.parametrize("settings", [{"task": "vqa"}, {"num_steps": 0}, {"batch_size": 0}])
 def test_settings_that_cannot_be(settings: dict) -> None:
     """Oracle: ValueError naming the field."""
     with pytest.raises(ValueError, match=next(iter(settings))):
@@ -108,7 +106,9 @@ def _evaluate(folder: Path, student: Path, samples: list[Sample]) -> dict[str, d
     objects = write_objects(folder / "objects", samples)
     evaluate(
         EvaluateConfig(num_pictures=5, captions_per_picture=2, num_shown=2),
-        objects=objects, teacher=folder / "teacher", student=student,
+        objects=objects,
+        teacher=folder / "teacher",
+        student=student,
         out=folder / "out",
     )
     return json.loads((folder / "out" / "scores.json").read_text())

@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-
 from pretrain_fixtures import tiny_student, toy_samples, toy_tokenizer
-from sharding.schema import Sample
-from stages.ingest.toy import SHAPES
-from stages.transfer.examples import Looker
+
+from sharding.format.schema import Sample
+from stages.ingest.sources.toy import SHAPES
 from stages.transfer.grounding import ground, label_objects
+from stages.transfer.predictor import Predictor
 
 SAMPLES = toy_samples(24, 6)
 
 
 @pytest.fixture
-def looker() -> Looker:
+def looker() -> Predictor:
     """A tiny student; a 96 px scene has 2 x 2 cells, each 48 px of the original."""
-    return Looker(student=tiny_student(), tokenizer=toy_tokenizer())
+    return Predictor(student=tiny_student(), tokenizer=toy_tokenizer())
 
 
 def _picture(width: int, height: int, boxes: Sequence[Sequence[float]], caption: str) -> Sample:
@@ -36,16 +36,18 @@ def _picture(width: int, height: int, boxes: Sequence[Sequence[float]], caption:
     truth = {
         "boxes": [list(map(float, box)) for box in boxes],
         "labels": list(SHAPES[: len(boxes)]),
-        "phrases": [[
-            {"start": s, "end": e - 1, "object": i}
-            for i, (s, e) in enumerate(zip(starts, starts[1:]))
-        ]],
+        "phrases": [
+            [
+                {"start": s, "end": e - 1, "object": i}
+                for i, (s, e) in enumerate(zip(starts, starts[1:]))
+            ]
+        ],
     }
     info = {"captions": [caption], "width": width, "height": height, "truth": truth}
     return Sample(key="p", image=data.getvalue(), extension="png", info=info)
 
 
-def _point_at(looker: Looker, cells: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def _point_at(looker: Predictor, cells: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The alignment head answers with these cells, one a call."""
     answers = iter(cells)
 
@@ -59,7 +61,7 @@ def _point_at(looker: Looker, cells: Sequence[int], monkeypatch: pytest.MonkeyPa
 
 
 @torch.no_grad()
-def test_hits_by_hand(looker: Looker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hits_by_hand(looker: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: a 192 x 96 picture is seen at 64 x 32, so 2 x 4 cells of 48 px, middles at 24, 72,
     120, 168. Cell 2 (120, 24) is in the first box; cell 5 (72, 72) lies on the second's right
     edge, which is not its own; cell 4 (24, 72) is in the third. Chance: the shares of the boxes."""
@@ -79,7 +81,7 @@ def test_hits_by_hand(looker: Looker, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
-def test_a_portrait_with_a_ragged_edge(looker: Looker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_portrait_with_a_ragged_edge(looker: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: 40 x 60 pixels are seen at 32 x 48: 3 x 2 cells of 20 px; cell 5 is the last row's
     right one, its middle (30, 50)."""
     _point_at(looker, [5, 1], monkeypatch)
@@ -91,7 +93,7 @@ def test_a_portrait_with_a_ragged_edge(looker: Looker, monkeypatch: pytest.Monke
 
 @torch.no_grad()
 def test_a_phrase_is_the_mean_of_its_own_pieces(
-    looker: Looker, monkeypatch: pytest.MonkeyPatch
+    looker: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: the student's outputs at the pieces of each phrase, found here by encoding the words
     before it."""
@@ -118,7 +120,7 @@ def test_a_phrase_is_the_mean_of_its_own_pieces(
     torch.testing.assert_close(torch.stack(seen), torch.stack(wanted), rtol=1e-4, atol=1e-5)
 
 
-def _answer(looker: Looker, labels: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def _answer(looker: Predictor, labels: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The object head answers with these labels, as many a call as it is asked; the calls' sizes
     are returned."""
     rest, calls = list(labels), []
@@ -133,7 +135,7 @@ def _answer(looker: Looker, labels: Sequence[int], monkeypatch: pytest.MonkeyPat
 
 
 @torch.no_grad()
-def test_labels_by_hand(looker: Looker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_by_hand(looker: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: a picture's objects at once, against the truth, or the teacher where there is none
     or it names what the student never learned; pictures without objects are left out. Six right of
     all; the commonest label's share is chance."""
@@ -157,7 +159,7 @@ def test_labels_by_hand(looker: Looker, monkeypatch: pytest.MonkeyPatch) -> None
 
 @torch.no_grad()
 def test_regions_are_the_cells_of_the_boxes(
-    looker: Looker, monkeypatch: pytest.MonkeyPatch
+    looker: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: the mean of the outputs at cells picked by hand: a 192 x 96 picture has 2 x 4 cells
     of 48 px; the left half of it is cells 0, 1, 4, 5, its last column 3 and 7."""

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from pretrain_fixtures import TINY, tiny_student, toy_samples, toy_tokenizer
-from stages.student.neck_config import DictionaryConfig, SohoNeckConfig
-from stages.transfer.codes import NUM_PATCHES, code_gallery, spread_places
-from stages.transfer.examples import Looker
+
+from stages.student.vision.neck_config import DictionaryConfig, SohoNeckConfig
 from stages.transfer.grounding import ground
-from stages.transfer.inside import attention_example, guesses, look_inside, words_of
+from stages.transfer.predictor import Predictor
+from stages.transfer.probes.codebook import NUM_PATCHES, code_gallery, spread_places
+from stages.transfer.probes.forward_trace import attention_example, guesses, trace_forward, words_of
 from stages.transfer.retrieval import captions_found
 
 SAMPLES = toy_samples(24, 6)
@@ -23,9 +23,9 @@ CODED = replace(
 
 
 @pytest.fixture
-def looker() -> Looker:
+def looker() -> Predictor:
     """A tiny student of two layers."""
-    return Looker(student=tiny_student(replace(TINY, num_layers=2)), tokenizer=toy_tokenizer())
+    return Predictor(student=tiny_student(replace(TINY, num_layers=2)), tokenizer=toy_tokenizer())
 
 
 def test_pieces_become_words_again() -> None:
@@ -40,11 +40,11 @@ def test_pieces_become_words_again() -> None:
 
 
 @torch.no_grad()
-def test_match_and_words(looker: Looker) -> None:
+def test_match_and_words(looker: Predictor) -> None:
     """Oracle: the matching head asked by itself; a word's attention is the mean of its pieces',
     taken here one by one; rows still sum to 1."""
     sample, text = SAMPLES[0], "a redden left of a circle"
-    inside = look_inside(looker, sample, text)
+    inside = trace_forward(looker, sample, text)
     ids, _ = looker.read([text])
     picture = torch.zeros(1, dtype=torch.long)
     hidden = looker.student.fuse(looker.see([sample]), picture=picture, tokens=ids)
@@ -62,14 +62,14 @@ def test_match_and_words(looker: Looker) -> None:
 
 
 @torch.no_grad()
-def test_meaning_is_the_heat_of_grounding(looker: Looker) -> None:
+def test_meaning_is_the_heat_of_grounding(looker: Predictor) -> None:
     """Oracle: the heat that the pointing game makes of the same phrase (its caption comes with
     others, padded). Characters that were cut off mean nothing."""
     sample = SAMPLES[1]
     _, shown = ground(looker, [sample], 1)
     compared = 0
     for phrase in shown[0]["phrases"]:
-        inside = look_inside(looker, sample, phrase["caption"])
+        inside = trace_forward(looker, sample, phrase["caption"])
         start = phrase["caption"].index(phrase["text"])
         heat = inside.meaning(looker, start, start + len(phrase["text"]))
         assert heat is not None
@@ -80,32 +80,30 @@ def test_meaning_is_the_heat_of_grounding(looker: Looker) -> None:
 
 
 @torch.no_grad()
-def test_guesses_are_those_for_a_text_with_a_mask(looker: Looker) -> None:
+def test_guesses_are_those_for_a_text_with_a_mask(looker: Predictor) -> None:
     """Oracle: [MASK] typed into the text at the word's place, scored by the word head. A text
     without words has none."""
     text = "a red circle"
-    inside = look_inside(looker, SAMPLES[0], text)
+    inside = trace_forward(looker, SAMPLES[0], text)
     found = guesses(looker, inside, text)
     assert sorted(found) == [1, 2, 3]
     typed = "a [MASK] circle"
     ids, _ = looker.read([typed])
     place = ids[0].tolist().index(looker.tokenizer.mask_token_id)
-    hidden = looker.student.fuse(
-        inside.cells, picture=torch.zeros(1, dtype=torch.long), tokens=ids
-    )
-    shares = looker.student.mlm_head(
-        hidden.text[0, place][None], looker.student.word_embeddings
-    )[0].softmax(dim=0)
+    hidden = looker.student.fuse(inside.cells, picture=torch.zeros(1, dtype=torch.long), tokens=ids)
+    shares = looker.student.mlm_head(hidden.text[0, place][None], looker.student.word_embeddings)[
+        0
+    ].softmax(dim=0)
     best = shares.argsort(descending=True)[:5].tolist()
     assert [word for word, _ in found[2]] == looker.tokenizer.convert_ids_to_tokens(best)
     assert [share for _, share in found[2]] == pytest.approx(shares[best].tolist(), rel=1e-3)
-    masked = guesses(looker, look_inside(looker, SAMPLES[0], typed), typed)
+    masked = guesses(looker, trace_forward(looker, SAMPLES[0], typed), typed)
     assert dict(masked[2]) == pytest.approx(dict(found[2]), rel=1e-3)
-    assert guesses(looker, look_inside(looker, SAMPLES[0], ""), "") == {}
+    assert guesses(looker, trace_forward(looker, SAMPLES[0], ""), "") == {}
 
 
 @torch.no_grad()
-def test_an_example_for_the_report(looker: Looker) -> None:
+def test_an_example_for_the_report(looker: Predictor) -> None:
     """Oracle: every heat has a number a cell and sums to 1; words are those of the caption, a
     share is what a word's attention leaves for cells."""
     found = attention_example(looker, SAMPLES[0])
@@ -113,14 +111,14 @@ def test_an_example_for_the_report(looker: Looker) -> None:
     heats = [found["whole"], *(part["heat"] for part in found["words"] + found["phrases"])]
     assert all(len(heat) == num_cells for heat in heats)
     assert [sum(heat) for heat in heats] == pytest.approx([1] * len(heats), abs=1e-2)
-    words = [found["caption"][w["start"]:w["end"]] for w in found["words"]]
+    words = [found["caption"][w["start"] : w["end"]] for w in found["words"]]
     assert " ".join(words) == found["caption"]
     assert all(0 < word["share"] < 1 for word in found["words"])
     assert len(found["phrases"]) == len(SAMPLES[0].info["phrases"][0]) > 0
 
 
 @torch.no_grad()
-def test_the_example_is_a_true_caption(looker: Looker) -> None:
+def test_the_example_is_a_true_caption(looker: Predictor) -> None:
     """The second, where the truth says that the first is false; with the second's phrases."""
     sample = SAMPLES[0]
     truth = {**sample.info["truth"], "captions": [False, True, True, True]}
@@ -134,7 +132,7 @@ def test_the_example_is_a_true_caption(looker: Looker) -> None:
 def test_codes_are_counted_and_shown() -> None:
     """Oracle: a loop over pictures and cells. Every patch shown is of its code, lies in the
     picture, and no two of a code are of one picture; a student without a dictionary has none."""
-    looker = Looker(student=tiny_student(CODED), tokenizer=toy_tokenizer())
+    looker = Predictor(student=tiny_student(CODED), tokenizer=toy_tokenizer())
     dictionary = looker.student.dictionary
     assert dictionary is not None
     # Codes among the cells, so that there is something to choose; 3 and 7 died.
@@ -165,7 +163,7 @@ def test_codes_are_counted_and_shown() -> None:
             x0, y0, x1, y1 = patch["box"]
             assert (x1 - x0, y1 - y0) == (48, 48)  # 96 px seen at 32, in cells of 16
             assert codes[patch["key"]][int(y0 // 48), int(x0 // 48)] == one["code"]
-    plain = Looker(student=tiny_student(), tokenizer=toy_tokenizer())
+    plain = Predictor(student=tiny_student(), tokenizer=toy_tokenizer())
     assert code_gallery(plain, SAMPLES) is None
 
 
@@ -185,5 +183,7 @@ def test_captions_found_by_hand() -> None:
     assert [one["rank"] for one in found] == [1, 3]
     assert [one["right"] for one in found] == ["a", "b"]
     assert [(t["text"], t["right"]) for t in found[0]["texts"]] == [
-        ("a", True), ("b", False), ("c", True)
+        ("a", True),
+        ("b", False),
+        ("c", True),
     ]

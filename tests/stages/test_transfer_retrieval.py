@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-
 from pretrain_fixtures import tiny_student, toy_samples, toy_tokenizer
-from stages.transfer.examples import Looker
+
+from stages.transfer.predictor import Predictor
 from stages.transfer.retrieval import gallery, recalls, score_matrix
 
 
@@ -89,7 +89,7 @@ def test_a_picture_without_a_true_text_is_not_asked_for_one() -> None:
 @torch.no_grad()
 def test_scores_do_not_depend_on_batches_or_company() -> None:
     """Oracle: each pair scored alone, with its text padded by nothing."""
-    looker = Looker(student=tiny_student(), tokenizer=toy_tokenizer())
+    looker = Predictor(student=tiny_student(), tokenizer=toy_tokenizer())
     samples = toy_samples(24, 6)[:3]
     texts = [text for s in samples for text in s.info["captions"][:2]]
     for pairs_per_batch in (1, 4, 100):
@@ -110,7 +110,8 @@ def test_the_gallery_shows_what_was_found() -> None:
     scores = torch.tensor([[3.0, 0.1], [1.0, 0.5], [2.0, 0.9]])
     shown = gallery(scores, torch.tensor([0, 1]), samples, ["a", "b"], 5)
     assert [(s["text"], s["right"], s["rank"]) for s in shown] == [
-        ("a", samples[0].key, 1), ("b", samples[1].key, 2)
+        ("a", samples[0].key, 1),
+        ("b", samples[1].key, 2),
     ]
     assert [p["key"] for p in shown[1]["pictures"]] == [samples[i].key for i in (2, 1, 0)]
     assert shown[1]["pictures"][0]["score"] == 0.9

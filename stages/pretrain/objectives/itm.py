@@ -9,7 +9,13 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import ItmConfig
-from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share, text_and_cells
+from stages.pretrain.objectives.objective import (
+    Objective,
+    ObjectiveOutput,
+    mean_loss,
+    share,
+    text_and_cells,
+)
 from stages.student.network import Cells, Hidden, Student
 
 
@@ -49,9 +55,11 @@ class Itm(Objective):
         first[:, 0] = True
         return text_and_cells(batch, first, None)
 
-    def score(self, student: Student, cells: Cells, hidden: Hidden, batch: Batch) -> Scored:
+    def score(
+        self, student: Student, cells: Cells, hidden: Hidden, batch: Batch
+    ) -> ObjectiveOutput:
         """Cross-entropy and accuracy over all pairs."""
         logits = student.itm_head(hidden.text[:, 0])
         labels = batch.matched.long()
         loss = mean_loss(F.cross_entropy(logits, labels, reduction="none"))
-        return Scored(loss=loss, metrics={"accuracy": share(logits.argmax(-1) == labels)})
+        return ObjectiveOutput(loss=loss, metrics={"accuracy": share(logits.argmax(-1) == labels)})

@@ -9,7 +9,13 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import MlmConfig
-from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share, text_and_cells
+from stages.pretrain.objectives.objective import (
+    Objective,
+    ObjectiveOutput,
+    mean_loss,
+    share,
+    text_and_cells,
+)
 from stages.student.network import Cells, Hidden, Student
 
 IGNORED = -100
@@ -50,11 +56,13 @@ class Mlm(Objective):
         """The chosen pieces."""
         return text_and_cells(batch, batch.mlm_labels != IGNORED, None)
 
-    def score(self, student: Student, cells: Cells, hidden: Hidden, batch: Batch) -> Scored:
+    def score(
+        self, student: Student, cells: Cells, hidden: Hidden, batch: Batch
+    ) -> ObjectiveOutput:
         """Cross-entropy and accuracy over the chosen pieces."""
         chosen = batch.mlm_labels != IGNORED
         logits = student.mlm_head(hidden.text[chosen], student.word_embeddings)
         labels = batch.mlm_labels[chosen]
         losses = F.cross_entropy(logits, labels, reduction="none")
         loss = mean_loss(losses, self.config.mean_epsilon)
-        return Scored(loss=loss, metrics={"accuracy": share(logits.argmax(-1) == labels)})
+        return ObjectiveOutput(loss=loss, metrics={"accuracy": share(logits.argmax(-1) == labels)})

@@ -9,9 +9,15 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import MvmConfig
-from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share, text_and_cells
-from stages.student.dictionary import Dictionary
+from stages.pretrain.objectives.objective import (
+    Objective,
+    ObjectiveOutput,
+    mean_loss,
+    share,
+    text_and_cells,
+)
 from stages.student.network import Cells, Hidden, Student
+from stages.student.vision.visual_dictionary import Dictionary
 
 IGNORED = -100
 
@@ -64,7 +70,9 @@ class Mvm(Objective):
         """The hidden cells."""
         return text_and_cells(batch, None, batch.mvm_labels != IGNORED)
 
-    def score(self, student: Student, cells: Cells, hidden: Hidden, batch: Batch) -> Scored:
+    def score(
+        self, student: Student, cells: Cells, hidden: Hidden, batch: Batch
+    ) -> ObjectiveOutput:
         """Cross-entropy and accuracy over hidden cells; how well the dictionary is used."""
         assert student.dictionary is not None
         chosen = batch.mvm_labels != IGNORED
@@ -73,7 +81,7 @@ class Mvm(Objective):
         losses = F.cross_entropy(logits, labels, reduction="none")
         one = student.dictionary.started.float()
         num_hidden = chosen.any(dim=1).sum().float()
-        return Scored(
+        return ObjectiveOutput(
             loss=mean_loss(losses, self.config.mean_epsilon),
             metrics={
                 "accuracy": share(logits.argmax(-1) == labels),

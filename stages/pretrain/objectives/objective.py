@@ -17,7 +17,7 @@ from stages.student.network import Cells, Hidden, Student
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class ObjectiveOutput:
     """An objective's loss (scalar, with a gradient even when nothing was labelled) and its
     metrics: name -> (sum, count), which ranks add up before dividing."""
 
@@ -44,7 +44,9 @@ class Objective(Protocol):
         """The fusion's outputs that `score` looks at, bool [B, T + C]; None for all of them."""
         return None
 
-    def score(self, student: Student, cells: Cells, hidden: Hidden, batch: Batch) -> Scored:
+    def score(
+        self, student: Student, cells: Cells, hidden: Hidden, batch: Batch
+    ) -> ObjectiveOutput:
         """The loss of what the student made of the masked batch."""
 
 

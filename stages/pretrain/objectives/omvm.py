@@ -11,7 +11,7 @@ from stages.pretrain.batch import Batch
 from stages.pretrain.config import OmvmConfig
 from stages.pretrain.objectives.objective import (
     Objective,
-    Scored,
+    ObjectiveOutput,
     mean_loss,
     share,
     text_and_cells,
@@ -62,7 +62,9 @@ class Omvm(Objective):
         cells = cells & (rows >= 0)[..., None]
         return text_and_cells(batch, None, cells.any(dim=1))
 
-    def score(self, student: Student, cells: Cells, hidden: Hidden, batch: Batch) -> Scored:
+    def score(
+        self, student: Student, cells: Cells, hidden: Hidden, batch: Batch
+    ) -> ObjectiveOutput:
         """Label and feature loss, and label accuracy, over the hidden objects."""
         pair, column = (batch.hidden_objects >= 0).nonzero(as_tuple=True)
         row, picture = batch.hidden_objects[pair, column], batch.picture[pair]
@@ -74,7 +76,7 @@ class Omvm(Objective):
         feature_losses = self._feature_losses(feature, batch.feature[picture, row])
         feature_loss = mean_loss(feature_losses)
         count = torch.tensor(float(len(label)), device=label.device)
-        return Scored(
+        return ObjectiveOutput(
             loss=self.config.label_weight * label_loss + self.config.feature_weight * feature_loss,
             metrics={
                 "label_accuracy": share(logits.argmax(-1) == label),

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import PraConfig
-from stages.pretrain.objectives.objective import Objective, Scored, mean_loss, share
+from stages.pretrain.objectives.objective import Objective, ObjectiveOutput, mean_loss, share
 from stages.student.network import Cells, Hidden, Student
 
 
@@ -38,7 +38,9 @@ class Pra(Objective):
     ) -> None:
         """Nothing is hidden: the similarities are the answer."""
 
-    def score(self, student: Student, cells: Cells, hidden: Hidden, batch: Batch) -> Scored:
+    def score(
+        self, student: Student, cells: Cells, hidden: Hidden, batch: Batch
+    ) -> ObjectiveOutput:
         """KL divergence over phrases; how often the best region is one of the target's best."""
         regions = batch.regions[batch.picture]
         exists = batch.is_object[batch.picture]
@@ -58,7 +60,7 @@ class Pra(Objective):
         else:
             losses = divergence(log_q, log_p)
         found = log_q.gather(1, log_p.argmax(dim=-1, keepdim=True))[:, 0]
-        return Scored(
+        return ObjectiveOutput(
             loss=mean_loss(losses),
             metrics={"accuracy": share(found.exp() > 0.5 * log_q.amax(dim=-1).exp())},
         )

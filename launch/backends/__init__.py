@@ -1,0 +1,1 @@
+"""The launchers behind one interface: local, torchrun, deepspeed and slurm, a module each."""

@@ -1,0 +1,1 @@
+"""The command line `boxless`, a module a command group."""

@@ -1,0 +1,231 @@
+"""``boxless``, the only command line: stages of a recipe, whole runs, and what looks at them.
+
+Exit status: 0 well; 1 a fault found (verify, doctor) or a stage that failed; 2 asked for something
+that cannot be; 130 and 143 stopped by Ctrl-C and SIGTERM, to be continued by the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from launch.job import LaunchError, Stopped
+from pipeline import __version__
+from pipeline.cli.shard_commands import add_shard_commands
+from pipeline.cli.student_commands import add_student_commands
+from pipeline.cli.teacher_commands import add_teacher_commands
+from pipeline.runner.run_folder import RunFolder
+from pipeline.runner.user_errors import is_user_error
+
+STAGES = {
+    "ingest": "raw corpora -> image shards",
+    "teach": "image shards with boxes -> a Faster R-CNN teacher",
+    "distill": "image shards -> object shards, labelled by the teacher",
+    "pretrain": "object shards -> student",
+    "finetune": "student + task data -> task scores",
+    "evaluate": "student on held-out pictures -> scores, each beside chance",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status. Errors that nobody expected keep their traceback."""
+    args = _parser().parse_args(arguments)
+    try:
+        return args.command(args)
+    except (KeyboardInterrupt, Stopped) as error:
+        number = error.signal_number if isinstance(error, Stopped) else signal.SIGINT
+        print("\nStopped. Run the same command to continue.", file=sys.stderr)
+        return 128 + number
+    except LaunchError as error:
+        _show_error(error.state, f"{error.tail}\n\nThe whole log: {error.log}")
+        return 1
+    except ValueError as error:
+        if not is_user_error(error):
+            raise
+        _show_error(str(error))
+        return 2
+    except BrokenPipeError:  # as in `boxless status | head`
+        sys.stderr.close()
+        return 1
+
+
+def _show_error(message: str, details: str = "") -> None:
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if details:
+        console.print(Text(details), soft_wrap=True)
+    if console.is_terminal:
+        console.print(Panel(Text(message), border_style="red", title="boxless", title_align="left"))
+    else:  # a frame would break lines that a log is searched for
+        print(f"boxless: error: {message}", file=sys.stderr)
+
+
+def _conduct(args: argparse.Namespace) -> int:
+    from pipeline.recipe.recipe import load_recipe
+    from pipeline.runner.launch_plan import LaunchOverrides
+    from pipeline.runner.run_stages import join, join_work, run_stages
+
+    recipe = load_recipe(args.recipe, args.set)
+    run = RunFolder(args.run or Path("runs") / recipe.name)
+    asked = LaunchOverrides(
+        launcher=args.launcher, nodes=args.nodes, procs_per_node=args.procs_per_node
+    )
+    if args.join:
+        join_work(recipe, run, args.stages, asked)
+        return 0
+    if recipe.launch.node_rank > 0:
+        join(recipe, run, args.stages, asked)
+        return 0
+    run_stages(recipe, run, args.stages, asked, dry_run=args.dry_run)
+    if args.reports and not args.dry_run:
+        return _report(argparse.Namespace(run=run.root))
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from pipeline.runner.status import show_status
+
+    show_status(RunFolder(args.run))
+    return 0
+
+
+def _retry(args: argparse.Namespace) -> int:
+    from pipeline.runner.launch_plan import LaunchOverrides
+    from pipeline.runner.retry import lines, retry_failed
+
+    print("\n".join(lines(retry_failed(RunFolder(args.run), LaunchOverrides(), stage=args.stage))))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from pipeline.pages.report.page import write_report
+
+    page = write_report(RunFolder(args.run))
+    print(f"Report: {page}")
+    return 0
+
+
+def _ablation(args: argparse.Namespace) -> int:
+    from pipeline.recipe.recipe import load_recipe
+    from pipeline.runner.ablation import VARIANTS, ablate
+
+    recipe = load_recipe(args.recipe, args.set)
+    run = RunFolder(args.run or Path("runs") / recipe.name)
+    ablate(recipe, run, num_seeds=args.seeds, only=args.only or VARIANTS)
+    return 0 if args.only else _report(argparse.Namespace(run=run.root))
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from pipeline.cli.doctor import examine
+
+    return examine(as_json=args.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="boxless",
+        description="A Faster R-CNN teacher labels pictures once, offline; a CNN + Transformer "
+        "student then learns from whole pictures and captions, and never needs a box again.",
+    )
+    parser.add_argument("--version", action="version", version=f"boxless {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for stage, text in STAGES.items():
+        _add_recipe_command(commands, stage, text, stages=[stage])
+    whole = "all stages in order, each skipped when complete and unchanged, and the report"
+    _add_recipe_command(commands, "run", whole, stages=list(STAGES))
+    _add_looking_commands(commands)
+    add_shard_commands(commands)
+    add_teacher_commands(commands)
+    add_student_commands(commands)
+    return parser
+
+
+def _add_recipe_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    *,
+    stages: list[str],
+) -> None:
+    command = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(command=_conduct, stages=stages, reports=name == "run")
+    _add_recipe(command)
+    command.add_argument("--launcher", choices=["local", "torchrun", "deepspeed", "slurm"])
+    command.add_argument("--nodes", type=_count, metavar="N")
+    command.add_argument("--procs-per-node", type=_count, metavar="P")
+    command.add_argument(
+        "--join",
+        action="store_true",
+        help="add workers to ingest or distill, which another command has begun in the run folder",
+    )
+    command.add_argument(
+        "--dry-run", action="store_true", help="say what would be run and why, and run nothing"
+    )
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", help="a built-in recipe's name, or a YAML file")
+    command.add_argument(
+        "--run", type=Path, metavar="DIR", help="the run folder (default: runs/NAME of the recipe)"
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        help="lay a value over the recipe; as often as you like",
+    )
+
+
+def _add_looking_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    status = commands.add_parser("status", help="how far each stage of a run is")
+    status.add_argument("run", type=Path, help="a run folder")
+    status.set_defaults(command=_status)
+
+    retry = commands.add_parser(
+        "retry", help="make again what failed in a run's shards, and only that"
+    )
+    retry.add_argument("run", type=Path, help="a run folder")
+    retry.add_argument(
+        "--stage", choices=["ingest", "distill"], help="default: every one that has failures"
+    )
+    retry.set_defaults(command=_retry)
+
+    report = commands.add_parser("report", help="write a run's report/index.html")
+    report.add_argument("run", type=Path, help="a run folder")
+    report.set_defaults(command=_report)
+
+    ablation = commands.add_parser(
+        "ablation", help="plain, SOHO, KD-VLP and both: the same steps and seeds, side by side"
+    )
+    _add_recipe(ablation)
+    ablation.add_argument("--seeds", type=_count, default=3, metavar="N", help="default: 3")
+    ablation.add_argument(
+        "--only",
+        nargs="+",
+        choices=("plain", "soho", "kdvlp", "both"),
+        default=[],
+        help="train these here; others may train the others in the same run folder at the same "
+        "time, and the same command without it then makes the table and the page",
+    )
+    ablation.set_defaults(command=_ablation)
+
+    doctor = commands.add_parser("doctor", help="what is here, what is missing, and the cure")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.set_defaults(command=_doctor)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"got {number}, expected 1 or more")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""Commands over folders of shards, whatever made them: look, verify, repair, repack, index, mixing.
+
+Reached from ``pipeline.cli.main``; each calls one function of ``sharding`` and shows what it
+gave. Shards are few thousand at most and each takes seconds, so all show their progress.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from stages.progress import Progress
+
+Commands = argparse._SubParsersAction
+_MIXING_NUMBERS = (
+    "micro_batch_size",
+    "window_num_shards",
+    "shape_step_px",
+    "num_ranks",
+    "num_workers",
+    "seed",
+)
+
+
+def add_shard_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add the six commands to the command line's parser."""
+    _add_look(commands)
+    _add_verify(commands)
+    _add_repair(commands)
+    _add_repack(commands)
+    _add_index(commands)
+    _add_mixing(commands)
+
+
+@contextlib.contextmanager
+def _progress(title: str, *, show: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A callback for (shards done, shards in all) that shows progress and the time left."""
+    with contextlib.ExitStack() as stack:
+        shown: list[Progress] = []
+
+        def on_shard(num_done: int, num_shards: int) -> None:
+            if not shown:
+                progress = Progress(title, total=num_shards, unit="shards", show=show)
+                shown.append(stack.enter_context(progress))
+            shown[0].advance(num_done - shown[0].done)
+
+        yield on_shard
+
+
+def _add_look(commands: Commands[argparse.ArgumentParser]) -> None:
+    look = commands.add_parser(
+        "look",
+        help="draw what is in shards on their pictures, as a page or a contact sheet",
+        description="Boxes, labels, attributes, scores, soft labels and phrases, drawn on pictures "
+        "of a shard: a page (.html, one file) or a contact sheet (.png).",
+    )
+    look.add_argument("shard", help="a shard's tar, a folder of shards, or the URL of either")
+    look.add_argument("--out", type=Path, required=True, metavar="FILE", help=".html or .png")
+    look.add_argument(
+        "--key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="draw this sample, or those of a pattern as 'toy-*'; as often as you like "
+        "(default: some of all, evenly spread)",
+    )
+    look.add_argument(
+        "--num",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="pictures at most (default: 24)",
+    )
+    look.add_argument(
+        "--min-score",
+        type=float,
+        default=argparse.SUPPRESS,
+        metavar="S",
+        help="leave out objects below this score (default: 0)",
+    )
+    look.set_defaults(command=_look)
+
+
+def _look(args: argparse.Namespace) -> int:
+    from pipeline.pages.shards.command import LookConfig, look
+    from pipeline.pages.shards.summary_text import pictures
+
+    given = {name: getattr(args, name) for name in ("num", "min_score") if hasattr(args, name)}
+    looked = look(args.shard, args.out, LookConfig(keys=tuple(args.key), **given))
+    damaged = f", {looked.num_broken} of them damaged" if looked.num_broken else ""
+    print(f"{args.out}: {pictures(looked.num_shown)}{damaged}.")
+    return 0
+
+
+def _add_verify(commands: Commands[argparse.ArgumentParser]) -> None:
+    verify = commands.add_parser("verify", help="check shards; exit status 1 on any fault")
+    verify.add_argument(
+        "paths", type=Path, nargs="+", help="tars, folders of shards, or run folders"
+    )
+    verify.add_argument("--fast", action="store_true", help="manifests and sizes, not every byte")
+    verify.add_argument("--json", action="store_true", help="for programs")
+    verify.set_defaults(command=_verify)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from sharding.tools.verify import verify_paths
+
+    with _progress("verify", show=not args.json) as on_shard:
+        faults = verify_paths(args.paths, full=not args.fast, on_shard=on_shard)
+    if args.json:
+        found = [{"tar": f.tar, "key": f.key, "cause": f.cause} for f in faults]
+        print(json.dumps({"faults": found}, indent=1))
+    else:
+        for fault in faults:
+            print(": ".join(filter(None, (fault.tar, fault.key, fault.cause))))
+        print(f"{len(faults)} faults" if faults else "No faults.")
+    return 1 if faults else 0
+
+
+def _add_repair(commands: Commands[argparse.ArgumentParser]) -> None:
+    repair = commands.add_parser(
+        "repair",
+        help="give sound tars their manifests again, move what is damaged to quarantine/",
+        description="Every byte is read. A sound tar without its manifest gets a new one; what is "
+        "damaged moves to quarantine/ with its reason, and nothing is deleted. Then the stage that "
+        "wrote the folder makes the rest again.",
+    )
+    repair.add_argument("folder", type=Path, help="a folder of shards that no stage is writing")
+    repair.add_argument("--dry-run", action="store_true", help="say what would be done, only")
+    repair.set_defaults(command=_repair)
+
+
+def _repair(args: argparse.Namespace) -> int:
+    from sharding.tools.repair import lines, repair
+
+    with _progress("repair") as on_shard:
+        report = repair(args.folder, dry_run=args.dry_run, on_shard=on_shard)
+    print("\n".join(lines(report)))
+    return 0
+
+
+def _add_repack(commands: Commands[argparse.ArgumentParser]) -> None:
+    repack = commands.add_parser(
+        "repack", help="the same samples in shards of another size or order, in a new folder"
+    )
+    repack.add_argument("sources", type=Path, nargs="+", help="folders of finished shards")
+    repack.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    size = repack.add_mutually_exclusive_group(required=True)
+    size.add_argument("--samples-per-shard", type=int, metavar="N")
+    size.add_argument("--shard-bytes", type=int, metavar="N", help="a tar's largest size")
+    repack.add_argument(
+        "--shuffle", type=int, metavar="SEED", help="a new order over each split (default: as is)"
+    )
+    repack.add_argument("--split", help="take over this split alone")
+    repack.set_defaults(command=_repack)
+
+
+def _repack(args: argparse.Namespace) -> int:
+    from sharding.tools.repack import RepackConfig, repack
+
+    config = RepackConfig(
+        samples_per_shard=args.samples_per_shard,
+        shard_bytes=args.shard_bytes,
+        seed=args.shuffle,
+        split=args.split,
+    )
+    with _progress("repack") as on_shard:
+        catalog = repack(args.sources, args.out, config, on_shard=on_shard)
+    num_samples = sum(shard.num_ok for shard in catalog.shards)
+    num_failed = sum(shard.num_failed for shard in catalog.shards)
+    print(
+        f"{args.out}: {len(catalog.shards)} shards, {num_samples} samples, {num_failed} failures "
+        "carried over."
+    )
+    return 0
+
+
+def _add_index(commands: Commands[argparse.ArgumentParser]) -> None:
+    index = commands.add_parser(
+        "index",
+        help="make manifests and a catalog for tars that others wrote (webdataset, img2dataset)",
+    )
+    index.add_argument("folder", type=Path, help="a folder of tars")
+    index.set_defaults(command=_index)
+
+
+def _index(args: argparse.Namespace) -> int:
+    from sharding.tools.index import catalog_lines, index_folder
+
+    with _progress("index") as on_shard:
+        catalog = index_folder(args.folder, on_shard=on_shard)
+    print("\n".join(catalog_lines(catalog)))
+    return 0
+
+
+def _add_mixing(commands: Commands[argparse.ArgumentParser]) -> None:
+    mixing = commands.add_parser(
+        "mixing", help="how well training mixes a folder's samples, in figures and a picture"
+    )
+    mixing.add_argument("folder", type=Path, help="a folder of finished shards")
+    # What is not given is not set: the defaults, and what each means, are MixingConfig's.
+    mixing.add_argument("--split", default=argparse.SUPPRESS, help="default: train")
+    for name in _MIXING_NUMBERS:
+        option = f"--{name.replace('_', '-')}"
+        mixing.add_argument(option, type=int, default=argparse.SUPPRESS, metavar="N")
+    mixing.add_argument("--out", type=Path, metavar="PNG", help="draw the orders as well")
+    mixing.set_defaults(command=_mixing)
+
+
+def _mixing(args: argparse.Namespace) -> int:
+    from sharding.order.shuffle_quality import lines, measure
+    from sharding.order.shuffle_simulation import MixingConfig
+
+    names = ("split", *_MIXING_NUMBERS)
+    config = MixingConfig(**{name: getattr(args, name) for name in names if hasattr(args, name)})
+    print("\n".join(lines(measure(args.folder, config, picture=args.out))))
+    if args.out:
+        print(f"Picture: {args.out}")
+    return 0

@@ -1,0 +1,131 @@
+"""Commands over a student's folder: inside shows what it makes of pictures and texts, export writes
+it for other tools.
+
+Reached from ``pipeline.cli.main``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.pages.student.inputs import Given
+
+Commands = argparse._SubParsersAction
+
+
+def add_student_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add the two commands to the command line's parser."""
+    _add_inside(commands)
+    _add_export(commands)
+
+
+def _add_examples(command: argparse._ActionsContainer) -> None:
+    """The options that pipeline.pages.student.inputs.Given describes."""
+    command.add_argument(
+        "--picture",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture of your own; as often as you like, with a --text for each or one for all",
+    )
+    command.add_argument(
+        "--text", action="append", default=[], metavar="TEXT", help="what to read beside it"
+    )
+    command.add_argument(
+        "--shards",
+        metavar="DIR",
+        help="take pictures and captions from there instead: a tar, a folder, or the URL of either",
+    )
+    command.add_argument(
+        "--key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="of the shards, this sample, or those of a pattern (default: some, evenly spread)",
+    )
+    command.add_argument(
+        "--num",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="of the shards, samples at most (default: 8)",
+    )
+
+
+def _add_inside(commands: Commands[argparse.ArgumentParser]) -> None:
+    inside = commands.add_parser(
+        "inside",
+        help="what a student makes of your own pictures and texts, as a page",
+        description="Attention of each word over the picture, the cells that words and phrases "
+        "mean, how well text and picture match, and what the student would say for each word, or "
+        "for [MASK].",
+    )
+    inside.add_argument("student", type=Path, help="a student's folder, as RUN/student")
+    inside.add_argument("--out", type=Path, required=True, metavar="FILE", help="an .html file")
+    _add_examples(inside.add_argument_group("examples"))
+    inside.set_defaults(command=_inside)
+
+
+def _inside(args: argparse.Namespace) -> int:
+    from pipeline.pages.student.command import inside
+
+    number = inside(args.student, args.out, _given(args))
+    print(f"{args.out}: {number} examples.")
+    return 0
+
+
+def _add_export(commands: Commands[argparse.ArgumentParser]) -> None:
+    export = commands.add_parser(
+        "export",
+        help="a student for other tools: a SOHO checkpoint, examples for VL-InterpreT",
+        description="soho: a checkpoint that the released SOHO code reads, of a student built as "
+        "SOHO's. vl-interpret: attention and hidden states of some examples, for Intel's viewer.",
+    )
+    export.add_argument("student", type=Path, help="a student's folder, as RUN/student")
+    export.add_argument("--to", choices=["soho", "vl-interpret"], required=True)
+    export.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="a new file (soho) or a new folder (vl-interpret)",
+    )
+    _add_examples(export.add_argument_group("examples, for vl-interpret"))
+    export.set_defaults(command=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from pipeline.export.command import export_soho, export_vl_interpret
+    from pipeline.pages.student.inputs import GivenError
+
+    if args.to == "soho":
+        if args.picture or args.text or args.shards or args.key:
+            raise GivenError("got examples with --to soho, expected them with --to vl-interpret")
+        export_soho(args.student, args.out)
+        print(f"{args.out}: read it with load_from (SOHO) or student.soho_checkpoint (a recipe).")
+        return 0
+    number = export_vl_interpret(args.student, args.out, _given(args))
+    print(
+        f"{args.out}: {number} examples. In VL-InterpreT's app/database prepare them with\n"
+        f'  python -c "from database import VliLmdb; '
+        f"VliLmdb('{args.out.absolute()}', read_only=False).preprocess()\"\n"
+        f"and in its own folder show them with\n  python run_app.py -d {args.out.absolute()}"
+    )
+    return 0
+
+
+def _given(args: argparse.Namespace) -> Given:
+    from pipeline.pages.student.inputs import Given
+
+    more = {"num": args.num} if hasattr(args, "num") else {}
+    return Given(
+        pictures=tuple(args.picture),
+        texts=tuple(args.text),
+        shards=args.shards,
+        keys=tuple(args.key),
+        **more,
+    )

@@ -1,0 +1,127 @@
+"""report/index.html of a run: one page that needs no network, no script and no other file.
+
+Reached through `boxless report RUN` and at the end of `boxless run`. Scores come first, then the
+parts follow the way of the data. What a run has not left yet is said in a word; a file of it that
+is damaged costs its own part of the page only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from pipeline import __version__
+from pipeline.pages.document import document
+from pipeline.pages.html import h, html_text
+from pipeline.pages.report.ablation import ablation_section
+from pipeline.pages.report.attention import attention_section
+from pipeline.pages.report.captions import captions_section
+from pipeline.pages.report.codebook import codes_section
+from pipeline.pages.report.data import data_section, read_catalog_or_none
+from pipeline.pages.report.grounding import heat_section
+from pipeline.pages.report.nlvr import truth_section
+from pipeline.pages.report.retrieval_gallery import gallery_section
+from pipeline.pages.report.scores import scores_section
+from pipeline.pages.report.sections import Section, count, missing
+from pipeline.pages.report.teacher import teacher_section
+from pipeline.pages.report.timeline import timeline_section
+from pipeline.pages.report.training_curves import learning_section
+from pipeline.pages.thumbnails import Pictures
+from pipeline.recipe.recipe import Recipe, load_recipe
+from pipeline.runner.run_folder import RunError, RunFolder
+from pipeline.runner.stage_state import read_done
+from pipeline.runner.stages import stage_kinds
+from sharding.writing.atomic import write_text
+
+
+def write_report(run: RunFolder) -> Path:
+    """Write the page; returns its path. RunError when there is no run in that folder."""
+    if not run.recipe.is_file():
+        raise RunError(f"{run.root} is not a run folder: it has no {run.recipe.name}.")
+    page = run.report / "index.html"
+    write_text(page, html_text(_page(run, load_recipe(run.recipe))))
+    return page
+
+
+def _page(run: RunFolder, recipe: Recipe) -> Element:
+    pictures = Pictures(run)
+    parts: list[tuple[str, str, Callable[[], Section | None]]] = [
+        ("scores", "Scores", lambda: scores_section(run)),
+        ("timeline", "What ran", lambda: timeline_section(run, recipe)),
+        ("data", "The data", lambda: data_section(run)),
+        ("teacher", "The teacher at work", lambda: teacher_section(run, pictures)),
+        ("learning", "The student learns", lambda: learning_section(run)),
+        ("heat", "Where it looks", lambda: heat_section(run, pictures)),
+        ("attention", "What a word looks at", lambda: attention_section(run, pictures)),
+        ("codes", "The visual dictionary", lambda: codes_section(run, pictures)),
+        ("gallery", "What it finds", lambda: gallery_section(run, pictures)),
+        ("captions", "What it says", lambda: captions_section(run, pictures)),
+        ("truth", "True or false?", lambda: truth_section(run, pictures)),
+        ("ablation", "Dictionary, objects, or both?", lambda: ablation_section(run)),
+        ("recipe", "The recipe", lambda: _recipe_section(run)),
+    ]
+    drawn = [_whole_or_word(name, title, draw) for name, title, draw in parts]
+    sections = [section for section in drawn if section is not None]
+    links = [h("li", h("a", {"href": f"#{s.name}"}, s.title)) for s in sections]
+    body = h(
+        "body",
+        h("a", {"class": "skip", "href": "#scores"}, "Skip to the scores"),
+        _header(run, recipe),
+        h("nav", {"aria-label": "Parts of this page"}, h("ul", *links)),
+        h("main", *(section.element() for section in sections)),
+        h("footer", h("p", f"Written by Boxless {__version__} from what the run left.")),
+    )
+    return document(f"{recipe.name} · Boxless", body)
+
+
+def _whole_or_word(name: str, title: str, draw: Callable[[], Section | None]) -> Section | None:
+    """A part of the page; a word in its place where a file has not the form that its stage gives
+    it (edited, or of another version)."""
+    try:
+        return draw()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        words = f"This part cannot be drawn: {type(error).__name__}: {error}"
+        return Section(name=name, title=title, content=(missing(words),))
+
+
+def _header(run: RunFolder, recipe: Recipe) -> Element:
+    description = recipe.description.strip()
+    return h(
+        "header",
+        h("p", {"class": "brand"}, "Boxless"),
+        h("h1", recipe.name),
+        h("p", {"class": "about"}, description) if description else None,
+        h("p", {"class": "lead"}, _lead(run)),
+        _progress(run, recipe),
+    )
+
+
+def _lead(run: RunFolder) -> str:
+    """What the run is, in two sentences."""
+    catalog = read_catalog_or_none(run.images)
+    num_pictures = sum(shard.num_ok for shard in catalog.shards) if catalog else 0
+    pictures = f"{count(num_pictures)} pictures" if num_pictures else "every picture"
+    return (
+        f"A teacher, a Faster R-CNN, looks at {pictures} once and writes down the objects it sees. "
+        "A student, a CNN and a Transformer, learns from whole pictures, their captions and those "
+        "notes; from then on it needs no boxes."
+    )
+
+
+def _progress(run: RunFolder, recipe: Recipe) -> Element | None:
+    """A word on what is still to come; nothing for a run at its end."""
+    to_come = [kind.name for kind in stage_kinds(recipe) if read_done(run, kind) is None]
+    if not to_come:
+        return None
+    return h("p", {"class": "missing"}, f"Not at its end yet. To come: {', '.join(to_come)}.")
+
+
+def _recipe_section(run: RunFolder) -> Section:
+    text = run.recipe.read_text("utf-8")
+    folded = h(
+        "details",
+        h("summary", "Every value of this run"),
+        h("pre", {"tabindex": "0"}, text),
+    )
+    return Section(name="recipe", title="The recipe", content=(folded,))

@@ -1,0 +1,200 @@
+"""What the run reached: the main scores large and in plain words, then all of them in a table.
+
+Reached from `pipeline.pages.report.page`. Reads transfer/evaluate/scores.json and, where a student was
+taught a task, transfer/truth/scores.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from pipeline.pages.html import Part, h
+from pipeline.pages.report.sections import Section, count, missing, percent, short, table
+from pipeline.runner.run_files import number, read_object
+from pipeline.runner.run_folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meaning:
+    """A main score in words: its title at the top of the page, its name in the table."""
+
+    title: str
+    name: str
+    words: str
+
+
+MEANINGS = {
+    "image_to_text_r1": Meaning(
+        title="Finds the text of a picture",
+        name="Picture to text, R@1",
+        words="Recall at 1: how often the text that the student ranks first, of all texts, is "
+        "really the picture's own.",
+    ),
+    "text_to_image_r1": Meaning(
+        title="Finds the picture of a text",
+        name="Text to picture, R@1",
+        words="Recall at 1: how often the picture that the student ranks first, of all pictures, "
+        "is really the one described.",
+    ),
+    "phrase_grounding": Meaning(
+        title="Points at what is meant",
+        name="Phrase grounding",
+        words="Given a phrase and no boxes, the student points at one spot: how often that spot "
+        "lies on the right object.",
+    ),
+    "object_label": Meaning(
+        title="Names an object",
+        name="Object label",
+        words="How often the student names what kind of thing is at a place of the picture.",
+    ),
+    "teacher_ap50": Meaning(
+        title="The teacher's own boxes",
+        name="Teacher, AP50",
+        words="Average precision of the teacher: a box counts when its label is right and it "
+        "overlaps the true box by half or more.",
+    ),
+    "truth_accuracy": Meaning(
+        title="Tells true from false",
+        name="Sentence truth",
+        words="How often the student tells whether a sentence is true of a picture. Chance is to "
+        "answer always what is commoner.",
+    ),
+}
+_ORDER = (
+    "truth_accuracy",
+    "image_to_text_r1",
+    "text_to_image_r1",
+    "phrase_grounding",
+    "object_label",
+    "teacher_ap50",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One score, 0 to 1; chance and num_queries are None where nobody says them."""
+
+    key: str
+    value: float
+    chance: float | None
+    num_queries: int | None
+
+    @property
+    def times_chance(self) -> str:
+        """How many times chance it is, in words."""
+        return f"{short(self.value / self.chance)} ×" if self.chance else "–"
+
+
+def read_scores(run: RunFolder) -> list[Score]:
+    """All scores of a run: the main ones first."""
+    entries: dict[str, Any] = {}
+    for task in ("evaluate", "truth"):
+        entries |= read_object(run.transfer / task / "scores.json")
+    found = [_score(key, entry) for key, entry in entries.items() if isinstance(entry, dict)]
+    scores = [score for score in found if score is not None]
+    return sorted(scores, key=lambda score: place_of_score(score.key))
+
+
+def score_name(key: str) -> str:
+    """A score's name for people: "text_to_image_r5" -> "Text to picture, R@5"."""
+    if key in MEANINGS:
+        return MEANINGS[key].name
+    way, k = split_recall(key)
+    if k and f"{way}_r1" in MEANINGS:
+        return MEANINGS[f"{way}_r1"].name.replace("R@1", f"R@{k}")
+    return key.replace("_", " ")
+
+
+def scores_section(run: RunFolder) -> Section:
+    """Large figures and the table; a word where nothing is scored yet."""
+    scores = read_scores(run)
+    if not scores:
+        return Section(
+            name="scores",
+            title="Scores",
+            content=(missing("Nothing is scored yet: evaluate has not run to its end."),),
+        )
+    cards = [_card(score) for score in scores if score.key in MEANINGS]
+    head = ("Score", "Value", "Chance", "Times chance", "Queries")
+    rows = [_row(score) for score in scores]
+    note = (
+        "R@k, recall at k: the right answer is among the student's first k. Chance is what blind "
+        "guessing reaches. Every figure is of held-out pictures, which no stage learned from."
+    )
+    return Section(
+        name="scores",
+        title="Scores",
+        content=(
+            h("ul", {"class": "cards"}, *cards),
+            table("All scores beside chance", head, rows),
+            h("p", {"class": "note"}, note),
+        ),
+    )
+
+
+def _score(key: str, entry: dict[str, Any]) -> Score | None:
+    value, queries = number(entry.get("value")), number(entry.get("num"))
+    if value is None:
+        return None
+    return Score(
+        key=key,
+        value=value,
+        chance=number(entry.get("chance")),
+        num_queries=None if queries is None else int(queries),
+    )
+
+
+def place_of_score(key: str) -> tuple[int, str, int]:
+    """So that the main scores come first and r5 before r10, each way's recalls together."""
+    way, k = split_recall(key)
+    first = f"{way}_r1" if k else key
+    return (_ORDER.index(first) if first in _ORDER else len(_ORDER), way, k)
+
+
+def split_recall(key: str) -> tuple[str, int]:
+    """ "text_to_image_r5" -> ("text_to_image", 5); a key that is no recall has 0 for its k."""
+    way, _, k = key.rpartition("_r")
+    return (way, int(k)) if way and k.isdecimal() else (key, 0)
+
+
+def _card(score: Score) -> Element:
+    meaning = MEANINGS[score.key]
+    return h(
+        "li",
+        h("h3", meaning.title),
+        h("p", {"class": "value"}, percent(score.value)),
+        score_bar(score.value, score.chance),
+        h("p", {"class": "beside"}, _beside(score)),
+        h("p", {"class": "words"}, meaning.words),
+    )
+
+
+def _beside(score: Score) -> str:
+    """Chance in words; at drawing boxes it is next to nothing."""
+    if not score.chance:
+        return "chance: about 0\N{NO-BREAK SPACE}%" if score.chance == 0 else ""
+    guess = "the commoner answer" if score.key == "truth_accuracy" else "chance"
+    return f"{guess}: {percent(score.chance)}"
+
+
+def score_bar(value: float, chance: float | None) -> Element:
+    """A bar from 0 to 100 % with a mark at chance; for the eye only, the number stands beside."""
+    mark = h("i", {"class": "chance", "style": _left(chance)}) if chance else None
+    bar = h("b", {"style": f"width:{100 * min(max(value, 0.0), 1.0):.1f}%"})
+    return h("div", {"class": "bar", "aria-hidden": "true"}, bar, mark)
+
+
+def _left(share: float) -> str:
+    return f"left:{100 * min(max(share, 0.0), 1.0):.1f}%"
+
+
+def _row(score: Score) -> list[Part]:
+    return [
+        score_name(score.key),
+        percent(score.value),
+        percent(score.chance) if score.chance is not None else "–",
+        score.times_chance,
+        count(score.num_queries) if score.num_queries is not None else "–",
+    ]

@@ -1,0 +1,143 @@
+"""What commands about a student are given: its folder, and pairs of a picture and a text.
+
+Reached by pipeline.pages.student.command and pipeline.export.command.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from pipeline.pages.shards.shard_browser import Broken, open_shelf
+from pipeline.runner.run_files import read_object
+from sharding.format.schema import Sample
+from stages.transfer.predictor import Predictor
+
+MOST_EXAMPLES = 200
+_ORIENTATION = 0x0112  # in EXIF; 1 is upright
+
+
+class GivenError(ValueError):
+    """Something given that cannot be used; the text says what was expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A picture and a text. `is_true`: whether the text is true of it, None where nobody knows."""
+
+    sample: Sample
+    text: str
+    is_true: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Where examples come from: files with texts, or shards.
+
+    pictures, texts: one text for all pictures, one picture for all texts, or as many of each.
+    shards: a tar, a folder of shards or a URL of either; the first caption of each sample counts.
+    keys: samples by key or pattern, none for `num` of them, evenly spread.
+    """
+
+    pictures: tuple[Path, ...] = ()
+    texts: tuple[str, ...] = ()
+    shards: str | None = None
+    keys: tuple[str, ...] = ()
+    num: int = 8
+
+    def __post_init__(self) -> None:
+        if bool(self.pictures) == bool(self.shards):
+            raise GivenError(
+                "got both --picture and --shards, expected one of them"
+                if self.shards
+                else "got no example, expected --picture FILE with --text TEXT, or --shards DIR"
+            )
+        if self.shards and self.texts:
+            raise GivenError("got --text with --shards, expected the captions of the shards alone")
+        if self.pictures and self.keys:
+            raise GivenError("got --key with --picture, expected it with --shards")
+        num_pictures, num_texts = len(self.pictures), len(self.texts)
+        if self.pictures and (not num_texts or num_pictures != num_texts > 1 < num_pictures):
+            raise GivenError(
+                f"got {num_pictures} --picture and {num_texts} --text, expected as many of each, "
+                "or one of either for all"
+            )
+        if not 1 <= self.num <= MOST_EXAMPLES:
+            raise GivenError(f"num: got {self.num}, expected 1 to {MOST_EXAMPLES} examples")
+
+    def examples(self) -> Iterator[Example]:
+        """The examples in their order. Raises GivenError on a picture that cannot be read,
+        ShardError on shards, or keys, that are not there."""
+        if self.shards is None:
+            yield from _of_files(self.pictures, self.texts)
+            return
+        shelf = open_shelf(self.shards)
+        places = shelf.find(self.keys, self.num) if self.keys else shelf.spread(self.num)
+        for found in shelf.read(places):
+            if isinstance(found, Broken):
+                raise GivenError(
+                    f"{found.key} in {found.shard}: got a damaged sample ({found.reason}), "
+                    "expected a whole one; name others with --key"
+                )
+            yield from _of_sample(found.sample)
+
+
+def _of_files(pictures: Sequence[Path], texts: Sequence[str]) -> Iterator[Example]:
+    number = max(len(pictures), len(texts))
+    for i in range(number):
+        picture = pictures[i if len(pictures) > 1 else 0]
+        yield Example(sample=_sample(picture), text=texts[i if len(texts) > 1 else 0])
+
+
+def _sample(picture: Path) -> Sample:
+    """A file's picture as a sample; one that a phone took sideways is turned upright first."""
+    try:
+        data = picture.read_bytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as opened:
+                upright = ImageOps.exif_transpose(opened)
+                width, height = upright.size
+                kind = str(opened.format)
+                if opened.getexif().get(_ORIENTATION, 1) != 1:
+                    data, kind = _png(upright), "PNG"
+    except Exception as error:  # decoders raise what they like over a broken picture
+        raise GivenError(
+            f"{picture}: got {type(error).__name__}: {error}, expected a picture"
+        ) from error
+    return Sample(
+        key=picture.stem,
+        image=data,
+        extension="png" if kind == "PNG" else "jpg",
+        info={"captions": [], "width": width, "height": height},
+    )
+
+
+def _png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.convert("RGB").save(out, "PNG")
+    return out.getvalue()
+
+
+def _of_sample(sample: Sample) -> Iterator[Example]:
+    """The first caption, and whether it is true; nothing for a sample without captions."""
+    captions = sample.info["captions"]
+    if captions:
+        truths = sample.info.get("truth", {}).get("captions") or [True]
+        yield Example(sample=sample, text=captions[0], is_true=bool(truths[0]))
+
+
+def open_student(folder: Path) -> Predictor:
+    """A student folder, as RUN/student; GivenError where there is none."""
+    kind = read_object(folder / "config.json").get("model_type")
+    if kind != "boxless-student":
+        found = f"one of model_type {kind!r}" if kind else "none with a config.json"
+        raise GivenError(
+            f"{folder}: got {found}, expected a student's folder, as pretrain writes RUN/student"
+        )
+    return Predictor.load(folder)

@@ -1,0 +1,1 @@
+"""Recipes: settings of a run as frozen dataclasses, read from YAML with overrides."""

@@ -1,0 +1,89 @@
+"""The user's own files that a stage reads, from outside the run folder.
+
+Reached from ``pipeline.runner.run_stages``, which does a stage again when they changed.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+from pipeline.recipe.recipe import Recipe
+from pipeline.runner.stages import StageKind
+from sharding.writing.atomic import sha256_file, sha256_of
+
+
+def outside(recipe: Recipe, kind: StageKind) -> dict[str, str]:
+    """A name for each of them, and a word that changes when they do.
+
+    Raises SourceError where the corpus is not what the recipe says, and ShardError for shards to
+    train on that cannot be read.
+    """
+    if kind.name == "ingest":
+        from stages.ingest.run import open_source  # heavy; a status does without
+
+        return {"corpus": open_source(recipe.ingest, seed=recipe.seed).fingerprint()}
+    if kind.name == "teach" and recipe.teach.given is not None:
+        config = Path(recipe.teach.given) / "config.json"  # holds a hash of the whole teacher
+        return {"teach.given": sha256_file(config) if config.is_file() else "not there"}
+    if kind.name == "distill":
+        return _models_from_elsewhere(recipe)
+    if kind.name == "pretrain":
+        return _settings_and_sources(recipe)
+    return {}
+
+
+def _settings_and_sources(recipe: Recipe) -> dict[str, str]:
+    """DeepSpeed's settings and the shards that pretrain takes from elsewhere."""
+    words = {}
+    if recipe.pretrain.ds_config is not None:
+        settings = Path(recipe.pretrain.ds_config)
+        words["pretrain.ds_config"] = sha256_file(settings) if settings.is_file() else "not there"
+    if recipe.pretrain.data.sources:
+        from sharding.reading import dataset_source as source
+
+        contents = [
+            source.open_source(source.Source(one.folder, one.split, one.weight), cache=None).content
+            for one in recipe.pretrain.data.sources
+        ]
+        words["pretrain.data.sources"] = sha256_of(contents)
+    return words
+
+
+def check_published(recipe: Recipe) -> None:
+    """ValueError where published weights that the student starts from cannot be had, or do not fit:
+    better now than after days of distilling."""
+    if recipe.student.pretrained_cnn or recipe.student.pretrained_text:
+        from stages.student.checkpoints.pretrained import (
+            check_pretrained,  # heavy, and seldom needed
+        )
+
+        check_pretrained(recipe.student)
+
+
+def _models_from_elsewhere(recipe: Recipe) -> dict[str, str]:
+    """Sizes and times only: files of features may be hundreds of gigabytes, and distill itself
+    looks closer before it does a shard again."""
+    model, features = recipe.distill.detectron2, recipe.distill.features
+    words = {}
+    similarity = recipe.distill.similarity
+    if similarity.kind != "lexical" and os.path.isdir(similarity.model):
+        words["distill.similarity.model"] = _stamp(os.path.join(similarity.model, "*"))
+    if model is not None:
+        words["distill.detectron2"] = _stamp(model.config_file, model.weights, model.labels)
+    if features is not None:
+        words["distill.features"] = _stamp(
+            features.path, features.predictions, features.labels, features.attributes
+        )
+    return words
+
+
+def _stamp(*patterns: str | None) -> str:
+    """A hash of what the patterns match: paths, sizes and times of last change."""
+    paths: list[str] = []
+    for pattern in patterns:
+        if pattern is not None:
+            paths += [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+    stats = [(path, os.stat(path)) for path in paths]
+    return sha256_of([[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats])

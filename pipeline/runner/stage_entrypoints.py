@@ -1,0 +1,96 @@
+"""How each stage is called, with its part of the recipe and its folders. Reached from
+``pipeline.runner.worker``; each function imports its stage itself, since stages are heavy to import."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+
+from pipeline.recipe.recipe import Recipe
+from pipeline.runner.run_folder import RunFolder
+
+
+def _ingest(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+    from stages.ingest.run import ingest
+
+    _end_at_sigterm()
+    ingest(recipe.ingest, seed=recipe.seed, out=run.images, show=rank == 0)
+
+
+def _teach(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+    from stages.detector.training.train import teach
+
+    teach(recipe.teach, seed=recipe.seed, images=run.images, out=run.teacher)
+
+
+def _distill(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+    from stages.distill.make_object_source import make_object_source
+    from stages.distill.run import distill
+
+    _end_at_sigterm()
+    distill(
+        recipe.distill,
+        images=run.images,
+        seer=make_object_source(recipe.distill, run.teacher),
+        out=run.objects,
+        show=rank == 0,
+    )
+
+
+def _end_at_sigterm() -> None:
+    """Leave by an exception when told to stop, so that claims are given back at once."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+def _pretrain(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+    from stages.pretrain.run import pretrain
+    from stages.training.stopping import Stopped
+
+    try:
+        pretrain(
+            recipe.pretrain,
+            student=recipe.student,
+            seed=recipe.seed,
+            objects=run.objects,
+            out=run.pretrain,
+            student_out=run.student,
+        )
+    except Stopped as stopped:
+        if rank == 0:
+            print(f"pretrain: {stopped}", flush=True)
+        sys.exit(128 + signal.SIGTERM)
+
+
+def _finetune(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+    from stages.transfer.finetune import finetune
+
+    finetune(
+        recipe.finetune,
+        seed=recipe.seed,
+        images=run.images,
+        student=run.student,
+        out=run.transfer / str(recipe.finetune.task),
+    )
+
+
+def _evaluate(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+    from stages.transfer.evaluate import evaluate
+
+    evaluate(
+        recipe.evaluate,
+        objects=run.objects,
+        teacher=run.teacher if recipe.distill.teacher == "run" else None,
+        student=run.student,
+        out=run.transfer / "evaluate",
+    )
+
+
+CALLS: dict[str, Callable[[Recipe, RunFolder, int, int], None]] = {
+    "ingest": _ingest,
+    "teach": _teach,
+    "distill": _distill,
+    "pretrain": _pretrain,
+    "finetune": _finetune,
+    "evaluate": _evaluate,
+}

@@ -1,0 +1,138 @@
+"""The stages in running order: what shapes each, what it reads, what it leaves. One table.
+
+Reached from ``pipeline.runner.run_stages``, which decides by it what to run, and ``pipeline.runner.status``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.recipe.dataclass_values import plain
+from pipeline.recipe.recipe import Recipe
+from pipeline.runner.run_folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageKind:
+    """One stage as the conductor sees it."""
+
+    name: str
+    parts: tuple[str, ...]
+    """Keys of the recipe that shape its output."""
+    inputs: tuple[str, ...]
+    """Stages whose output it reads."""
+    folders: tuple[str, ...]
+    """What it writes, in the run folder; its record stands in the first."""
+    outputs: tuple[str, ...]
+    """Patterns of the files, in the run folder, that make it complete; the first has to match."""
+    is_shards: bool = False
+    """Whether its output is shards, each redone on its own when what shapes it has changed."""
+    is_dear: bool = False
+    """Whether its output took so long to compute that it is set aside, not overwritten."""
+    takes_ranks: bool = False
+    """Whether several ranks can share its work."""
+
+    def folder(self, run: RunFolder) -> Path:
+        """Where its record stands."""
+        return run.root / self.folders[0]
+
+    def recipe_parts(self, recipe: Recipe) -> dict[str, Any]:
+        """The part of the recipe that shapes its output, as plain values."""
+        return _without_settings_of_the_machine(
+            {part: plain(getattr(recipe, part)) for part in self.parts}
+        )
+
+
+# Keys of any part that say how often, how fast or with how much memory a stage works, not what
+# comes of it: to change one is no reason to compute anything again.
+_SHAPES_NOTHING = {
+    "cache_bytes",
+    "checkpoint_activations",
+    "checkpoint_every_steps",
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "log_every_steps",
+    "log_steps",
+    "max_skipped",
+    "num_decoders",
+    "num_threads",
+    "num_workers",
+    "on_fault",
+    "stall_seconds",
+}
+
+
+def _without_settings_of_the_machine(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_settings_of_the_machine(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in _SHAPES_NOTHING
+    }
+
+
+def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
+    """Every stage of the recipe, in running order; finetune only where it names a task, teach only
+    where distill looks with the run's own teacher."""
+    task = recipe.finetune.task
+    has_teacher = recipe.distill.teacher == "run"
+    teach = ("teach",) if has_teacher else ()
+    absent = {"finetune": task is None, "teach": not has_teacher}
+    kinds = (
+        StageKind(
+            name="ingest",
+            parts=("seed", "ingest"),
+            inputs=(),
+            folders=("images",),
+            outputs=("images/catalog.json",),
+            is_shards=True,
+            takes_ranks=True,
+        ),
+        StageKind(
+            name="teach",
+            parts=("seed", "teach"),
+            inputs=("ingest",),
+            folders=("teacher",),
+            outputs=("teacher/config.json", "teacher/names.json", "teacher/model.safetensors"),
+            is_dear=True,
+        ),
+        StageKind(
+            name="distill",
+            parts=("distill",),
+            inputs=("ingest", *teach),
+            folders=("objects",),
+            outputs=("objects/catalog.json",),
+            is_shards=True,
+            takes_ranks=True,
+        ),
+        StageKind(
+            name="pretrain",
+            parts=("seed", "student", "pretrain"),
+            # Shards from elsewhere are none of the run's: the conductor looks at them itself.
+            inputs=() if recipe.pretrain.data.sources else ("distill",),
+            folders=("pretrain", "student"),
+            outputs=("student/config.json", "student/*"),
+            is_dear=True,
+            takes_ranks=True,
+        ),
+        StageKind(
+            name="finetune",
+            parts=("seed", "finetune"),
+            inputs=("ingest", "pretrain"),
+            folders=(f"transfer/{task}",),
+            outputs=(f"transfer/{task}/scores.json",),
+            is_dear=True,
+        ),
+        StageKind(
+            name="evaluate",
+            parts=("seed", "evaluate"),
+            inputs=("ingest", *teach, "distill", "pretrain"),
+            folders=("transfer/evaluate",),
+            outputs=("transfer/evaluate/scores.json",),
+        ),
+    )
+    return tuple(kind for kind in kinds if not absent.get(kind.name, False))
+
+
+STAGE_NAMES = ("ingest", "teach", "distill", "pretrain", "finetune", "evaluate")

@@ -1,0 +1,172 @@
+"""``boxless status RUN``: how far each stage of a run is, in a table; live while shards are made.
+
+Below the table stands who is making shards: every worker, on whatever machine, with its shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.recipe.recipe import Recipe, load_recipe
+from pipeline.runner.run_folder import RunError, RunFolder
+from pipeline.runner.run_stages import plan_stage
+from pipeline.runner.stage_figures import figures_of, in_words, seconds_in_words
+from pipeline.runner.stage_state import read_done, read_started
+from pipeline.runner.stages import StageKind, stage_kinds
+from sharding.coordination.progress import Survey, Surveyor
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+_MAX_LOOKS_IN_VAIN = 30
+_NUM_NOTICES = 5
+
+
+def status_table(run: RunFolder) -> Table:
+    """A row a stage. RunError when there is no run in that folder."""
+    recipe, is_busy = _recipe(run), run.is_busy()
+    surveys = {name: surveyor.look() for name, surveyor in surveyors(run).items()}
+    table = Table(title=f"{recipe.name} in {run.root}", title_justify="left")
+    for column in ("stage", "state", "time", "figures"):
+        table.add_column(column)
+    due: list[str] = []
+    for kind in stage_kinds(recipe):
+        survey = surveys.get(kind.name)
+        state = _state(run, recipe, kind, due, is_busy or bool(survey and survey.alive))
+        record = read_done(run, kind) or read_started(run, kind)
+        seconds = seconds_in_words(record.seconds) if record and record.seconds else ""
+        figures = in_words(figures_of(run, kind)) if record else ""
+        table.add_row(kind.name, state, seconds, escape(in_short(survey) if survey else figures))
+    return table
+
+
+def surveyors(run: RunFolder) -> dict[str, Surveyor]:
+    """{stage: who looks at its folder} of the stages that make shards."""
+    kinds = stage_kinds(_recipe(run))
+    return {kind.name: Surveyor(kind.folder(run)) for kind in kinds if kind.is_shards}
+
+
+def show_status(run: RunFolder) -> None:
+    """Print the table and the workers. In a terminal the workers are looked at again every second
+    for as long as shards are made; Ctrl-C ends it."""
+    console, looking = Console(), surveyors(run)
+    console.print(status_table(run))
+    work = _work(looking)
+    if console.is_terminal and (work.is_alive or (_is_making_shards(run) and run.is_busy())):
+        with contextlib.suppress(KeyboardInterrupt):
+            _show_live(run, looking, work, console)
+            console.print(status_table(run))
+        return
+    for name, survey in work.surveys.items():
+        if survey.workers:
+            console.print(workers_table(name, survey))
+    for line in notices(run):
+        console.print(f"pretrain: {line}", markup=False, soft_wrap=True)
+
+
+def notices(run: RunFolder) -> list[str]:
+    """The last words of ranks that train now, or were when they stopped: samples that they skipped,
+    and who was at what when no data came. None once training is complete."""
+    path = run.pretrain / "notices.log"
+    kinds = {kind.name: kind for kind in stage_kinds(_recipe(run))}
+    if not path.is_file() or read_done(run, kinds["pretrain"]) is not None:
+        return []
+    return path.read_text("utf-8", errors="replace").splitlines()[-_NUM_NOTICES:]
+
+
+def _show_live(run: RunFolder, looking: dict[str, Surveyor], work: _Work, console: Console) -> None:
+    """Until the stage is done, or nobody has been at work for a while: workers take some seconds to
+    come, and a conductor that is about to end leaves none."""
+    num_looks_in_vain = 0
+    with Live(work, console=console, auto_refresh=False) as live:
+        while _is_making_shards(run) and num_looks_in_vain < _MAX_LOOKS_IN_VAIN:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            work = _work(looking)
+            num_looks_in_vain = 0 if work.is_alive else num_looks_in_vain + 1
+            live.update(work, refresh=True)
+
+
+def _is_making_shards(run: RunFolder) -> bool:
+    """Whether a stage that makes shards was begun and has not ended."""
+    kinds = stage_kinds(_recipe(run))
+    return any(kind.is_shards and read_started(run, kind) is not None for kind in kinds)
+
+
+def in_short(survey: Survey) -> str:
+    """``shards 3 done, 2 running, 7 not begun; pictures 1400 ok, 3 failed; 41.2/s, 4 min left``."""
+    waiting = max(0, survey.num_shards - survey.num_done - survey.num_running)
+    num_ok = survey.num_input_done - survey.num_failed
+    parts = [
+        f"shards {survey.num_done} done, {survey.num_running} running, {waiting} not begun",
+        f"pictures {num_ok} ok, {survey.num_failed} failed",
+    ]
+    if survey.seconds_left is not None:
+        parts.append(f"{survey.rate:.3g}/s, {seconds_in_words(survey.seconds_left)} left")
+    return "; ".join(parts)
+
+
+def workers_table(name: str, survey: Survey) -> Table:
+    """A row a worker of the stage ``name``, those that fell silent too."""
+    table = Table(title=f"workers of {name}", title_justify="left")
+    for column in ("worker", "shard", "pictures", "for", "pictures/s", "heartbeat"):
+        table.add_column(column)
+    for worker in survey.workers:
+        heartbeat = f"{worker.silent_seconds:.0f} s ago"
+        table.add_row(
+            escape(worker.name),
+            worker.tar or "[dim]none[/]",
+            f"{worker.num_done}/{worker.num_inputs}" if worker.tar else "",
+            seconds_in_words(worker.seconds) if worker.tar else "",
+            f"{worker.rate:.3g}",
+            heartbeat if worker.is_alive else f"[red]dead, {heartbeat}[/]",
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What `show_status` keeps up to date below its table."""
+
+    surveys: dict[str, Survey]
+
+    @property
+    def is_alive(self) -> bool:
+        return any(survey.alive for survey in self.surveys.values())
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for name, survey in self.surveys.items():
+            yield Text(f"{name}: {in_short(survey)}")
+            if survey.workers:
+                yield workers_table(name, survey)
+
+
+def _work(looking: dict[str, Surveyor]) -> _Work:
+    looks = {name: surveyor.look() for name, surveyor in looking.items()}
+    return _Work({name: survey for name, survey in looks.items() if survey is not None})
+
+
+def _recipe(run: RunFolder) -> Recipe:
+    if not run.recipe.is_file():
+        raise RunError(f"{run.root} is not a run folder: it has no {run.recipe.name}.")
+    return load_recipe(run.recipe)
+
+
+def _state(run: RunFolder, recipe: Recipe, kind: StageKind, due: list[str], is_busy: bool) -> str:
+    """In a word or a line, with colours; a stage that is not done is added to ``due``."""
+    plan = plan_stage(run, recipe, kind, due=due)
+    if plan.action == "skip":
+        return "[green]done[/]"
+    due.append(kind.name)
+    is_done = read_done(run, kind) is not None
+    if plan.action == "start":
+        return "[dim]not started[/]"
+    if is_done:
+        kept = "out of date" if plan.action == "redo" else "damaged"
+        return f"[red]{kept}: {escape(plan.why)}[/]"
+    return "[cyan]running[/]" if is_busy else "[yellow]stopped part-way[/]"

@@ -1,0 +1,53 @@
+"""One rank of one stage: what every launcher starts, as ``python -m pipeline.runner.worker STAGE RUN``.
+
+With a third word, ``joined``, it is one that came to a stage under way, on any machine: no
+conductor waits for it.
+
+It reads the resolved recipe from the run folder and calls the stage. Its log is opened before
+anything heavy is imported, so that a failing import is in the log too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
+from launch.process import end_with_parent
+from pipeline.runner.user_errors import is_user_error
+
+JOINED = "joined"
+
+
+def main() -> int:
+    """Run the stage; exit status 2 when what was asked cannot be done, 1 on any other failure."""
+    stage, root, *joined = sys.argv[1:]
+    # Without a launcher, as from a --dry-run's line, it is alone.
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    logs = Path(os.environ[LOG_FOLDER_VARIABLE])
+    open_log(logs, rank)
+    end_with_parent()
+    try:
+        run_stage(stage, Path(root), rank, world_size, is_joined=joined == [JOINED])
+    except Exception as error:
+        is_users = is_user_error(error)
+        record_failure(logs, rank, error, is_users=is_users)
+        return 2 if is_users else 1
+    return 0
+
+
+def run_stage(stage: str, root: Path, rank: int, world_size: int, *, is_joined: bool) -> None:
+    """Call the stage with its part of the recipe and its folders."""
+    from pipeline.recipe.recipe import load_recipe
+    from pipeline.runner.run_folder import RunFolder
+    from pipeline.runner.stage_entrypoints import CALLS
+
+    run = RunFolder(root)
+    with contextlib.nullcontext() if is_joined else run.ranked():
+        CALLS[stage](load_recipe(run.recipe), run, rank, world_size)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

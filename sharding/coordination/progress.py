@@ -1,0 +1,148 @@
+"""How far the work in a folder of shards is, and who is at it; seen from outside, changing nothing.
+
+Reached from `boxless status`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sharding.coordination.claims import read_plan
+from sharding.coordination.heartbeat import clock, workers_in
+from sharding.coordination.work_queue import FOLDER, asked_again
+from sharding.format.manifest_summary import Head, read_head
+from sharding.format.schema import ShardError
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSeen:
+    """One worker: HOST:PID, the shard it writes (None between two), how far it is in it, for how
+    long, its rate in inputs a second, seconds since its last heartbeat, whether it is alive."""
+
+    name: str
+    tar: str | None
+    num_done: int
+    num_inputs: int
+    seconds: float
+    rate: float
+    silent_seconds: float
+    is_alive: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """All that can be seen of the work in a folder.
+
+    num_shards, num_inputs: planned in all. num_done, num_input_done, num_failed: shards done, their
+    inputs, and those of them that failed. workers: by name.
+    """
+
+    num_shards: int
+    num_inputs: int
+    num_done: int
+    num_input_done: int
+    num_failed: int
+    workers: tuple[WorkerSeen, ...]
+
+    @property
+    def alive(self) -> tuple[WorkerSeen, ...]:
+        """The workers that are alive."""
+        return tuple(worker for worker in self.workers if worker.is_alive)
+
+    @property
+    def num_running(self) -> int:
+        """Shards that living workers write now."""
+        return len({worker.tar for worker in self.alive if worker.tar is not None})
+
+    @property
+    def num_under_way(self) -> int:
+        """Inputs done in shards that are not done."""
+        return sum(worker.num_done for worker in self.alive)
+
+    @property
+    def rate(self) -> float:
+        """Inputs a second over the last minutes, of all living workers together."""
+        return sum(worker.rate for worker in self.alive)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At this rate; None where nothing moves."""
+        left = self.num_inputs - self.num_input_done - self.num_under_way
+        return left / self.rate if self.rate > 0 else None
+
+
+class Surveyor:
+    """Looks at the folder `out` as often as it is asked; each manifest is read once."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._known: dict[str, tuple[tuple[int, int], Head | None]] = {}
+
+    def look(self) -> Survey | None:
+        """What is there now; None where no shards are under way.
+
+        A shard counts as done when the workers' own fingerprint is in its manifest's.
+        """
+        plan = read_plan(self._out)
+        if plan is None:
+            return None
+        again = asked_again(self._out)
+        done = [
+            head
+            for tar, head in self._heads().items()
+            if tar not in again and plan["fingerprint"].items() <= head.fingerprint.items()
+        ]
+        return Survey(
+            num_shards=plan["num_shards"],
+            num_inputs=plan["num_inputs"],
+            num_done=len(done),
+            num_input_done=sum(head.num_input for head in done),
+            num_failed=sum(head.num_failed for head in done),
+            workers=self._workers(),
+        )
+
+    def _heads(self) -> dict[str, Head]:
+        """The heads of all manifests; those that have not changed are known from before."""
+        found: dict[str, Head] = {}
+        with os.scandir(self._out) as entries:
+            for entry in entries:
+                if not entry.name.endswith(".tar.json") or entry.name.startswith("."):
+                    continue
+                tar = entry.name.removesuffix(".json")
+                status = entry.stat()
+                version = (status.st_ino, status.st_mtime_ns)
+                if tar not in self._known or self._known[tar][0] != version:
+                    self._known[tar] = (version, self._head(tar))
+                head = self._known[tar][1]
+                if head is not None:
+                    found[tar] = head
+        return found
+
+    def _head(self, tar: str) -> Head | None:
+        try:
+            return read_head(self._out / tar)
+        except ShardError:
+            return None
+
+    def _workers(self) -> tuple[WorkerSeen, ...]:
+        now = clock(self._out / FOLDER)
+        workers = []
+        for seen in workers_in(self._out / FOLDER):
+            if seen.record is None:
+                continue
+            record = seen.record
+            workers.append(
+                WorkerSeen(
+                    name=record.name,
+                    tar=record.tar,
+                    num_done=record.num_done,
+                    num_inputs=record.num_inputs,
+                    seconds=max(0.0, now - record.began) if record.tar else 0.0,
+                    rate=record.rate,
+                    silent_seconds=max(0.0, now - seen.heartbeat),
+                    is_alive=not seen.is_dead(now),
+                )
+            )
+        return tuple(sorted(workers, key=lambda worker: worker.name))

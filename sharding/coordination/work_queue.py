@@ -1,0 +1,103 @@
+"""What is left to do in a folder of shards: all that has no manifest of the right settings.
+
+Reached from sharding.coordination.claims. Also how a done shard is asked for once more: by an empty file
+OUT/.claims/TAR.again, which goes when the shard has been written again and not before, so that what
+was asked survives every kill.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from sharding.format.manifest import is_done, manifest_path
+from sharding.format.manifest_summary import read_head
+from sharding.format.schema import ShardError
+
+FOLDER = ".claims"
+AGAIN = ".again"
+
+
+def ask_again(out: Path, tars: Iterable[str]) -> None:
+    """Ask the next workers in `out` to write these shards again although they are done."""
+    for tar in tars:
+        (out / FOLDER).mkdir(parents=True, exist_ok=True)
+        (out / FOLDER / (tar + AGAIN)).touch()
+
+
+def asked_again(out: Path) -> set[str]:
+    """The tars in `out` that are asked for once more."""
+    try:
+        names = os.listdir(out / FOLDER)
+    except FileNotFoundError:
+        return set()
+    return {name.removesuffix(AGAIN) for name in names if name.endswith(AGAIN)}
+
+
+class Pending:
+    """The shards of a folder that are not known to be done, each with the fingerprint that its
+    manifest has to have; left: their tars.
+
+    To know that a shard is done its whole manifest is read: once for each version of the file, and
+    only when nothing is left that has none, so that work begins at once in a folder of thousands.
+    """
+
+    def __init__(self, out: Path, fingerprints: Mapping[str, Mapping[str, str]]) -> None:
+        self._out, self._fingerprints = out, fingerprints
+        self._line, self.left = deque(fingerprints), set(fingerprints)
+        self._again: set[str] = set()
+        self._looked_at: dict[str, tuple[int, int]] = {}
+
+    def begin(self, number: int) -> None:
+        """Take place `number` in the line (round and round), and see what is asked for again."""
+        self._again = asked_again(self._out)
+        self._line.rotate(-(number % max(len(self._line), 1)))
+
+    def seem_done(self) -> set[str]:
+        """Those that are done as far as the heads of their manifests tell, which is quick."""
+        return {tar for tar in self.left if not self._is_asked(tar) and self._has_right_head(tar)}
+
+    def in_turn(self) -> Iterator[str]:
+        """Each that is left, once, those without a manifest first; the next call goes on behind
+        the last one that was taken."""
+        with_manifest = []
+        for _ in range(len(self._line)):
+            tar = self._line.popleft()
+            if tar in self.left:
+                self._line.append(tar)
+                if manifest_path(self._out / tar).exists():
+                    with_manifest.append(tar)
+                else:
+                    yield tar
+        yield from with_manifest
+
+    def is_done(self, tar: str) -> bool:
+        """Whether it is done now; then it is no longer left."""
+        if self._is_asked(tar):
+            return False
+        try:
+            found = os.stat(manifest_path(self._out / tar))
+        except FileNotFoundError:
+            return False
+        version = (found.st_ino, found.st_mtime_ns)
+        if self._looked_at.get(tar) == version:
+            return False
+        self._looked_at[tar] = version
+        done = is_done(self._out / tar, self._fingerprints[tar])
+        if done:
+            self.left.discard(tar)
+        return done
+
+    def _is_asked(self, tar: str) -> bool:
+        """Whether it is asked for once more and nobody has made it since."""
+        if tar in self._again and not (self._out / FOLDER / (tar + AGAIN)).exists():
+            self._again.remove(tar)
+        return tar in self._again
+
+    def _has_right_head(self, tar: str) -> bool:
+        try:
+            return read_head(self._out / tar).fingerprint == self._fingerprints[tar]
+        except ShardError:
+            return False

@@ -1,0 +1,1 @@
+"""The formats: samples, manifests, catalogs and tar headers."""

@@ -1,0 +1,1 @@
+"""Reads samples of local and remote shards, in training order."""

@@ -1,0 +1,214 @@
+"""The training data as a map from positions to micro-batches, for PyTorch's DataLoader.
+
+Reached by the training stages:
+
+    stream = Stream([Source("objects")], seed=0, micro_batch_size=32, window_num_shards=8,
+                    shape_step_px=64)
+    order = positions(start, rank, world_size)
+    loader = DataLoader(stream, batch_size=None, sampler=order, num_workers=4, collate_fn=collate)
+
+Each item is a list of samples, still encoded; collate_fn runs in the workers and decodes them. The
+state to save is `stream.state(position)`, of the position of the next step, and nothing else; it is
+good for any later number of ranks and workers, and `stream.position(state)` refuses it where shards
+or settings are others. Stages of stock webdataset go on from here in sharding.reading.webdataset_adapter.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from multiprocessing.util import get_temp_dir
+from typing import TypeVar
+
+import numpy as np
+from torch.utils.data import Dataset, get_worker_info
+
+from sharding.format.schema import Sample, ShardError
+from sharding.order.mixture import Mixture
+from sharding.order.order import Order
+from sharding.reading.cache import Cache
+from sharding.reading.dataset_source import OpenSource, Source, open_source
+from sharding.reading.sample_reader import make_sample
+from sharding.reading.shard_reader import RawSample, Shards, sound
+from sharding.reading.watchdog import StatusBoard
+from sharding.tools.verify import Fault
+from sharding.writing.atomic import sha256_of
+
+T = TypeVar("T")
+# How soon a worker notices that the process which started it is gone.
+_ORPHAN_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What came of a position: its epoch, the samples that are sound, and what is wrong with the
+    others, which are left out."""
+
+    position: int
+    epoch: int
+    samples: list[Sample]
+    faults: tuple[Fault, ...]
+
+
+class Stream(Dataset[list[Sample]]):
+    """stream[position] is the list of samples of plan[position], each checked by its CRC-32.
+
+    sources: folders of finished shards, see Source.
+    seed, micro_batch_size, window_num_shards, shape_step_px: of the order, see sharding.order.order.
+    cache_bytes: disk that a rank and its workers use, in all, for what lies behind URLs; it is for
+        sets that are gone through several times by few ranks. 0 for none.
+    board: where the workers say what they do; see sharding.reading.watchdog.
+
+    `plan` is the Order, or the Mixture of several. Opening reads catalogs and shapes; manifests and
+    tars are opened when first needed, in the process that needs them. Raises ShardError naming
+    shard, key and cause for what is missing, replaced since its catalog was written, cut or
+    damaged. Workers end by themselves when the process that started them is killed.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        seed: int,
+        micro_batch_size: int,
+        window_num_shards: int,
+        shape_step_px: int,
+        cache_bytes: int = 1 << 30,
+        board: StatusBoard | None = None,
+    ) -> None:
+        settings = {
+            "seed": seed,
+            "micro_batch_size": micro_batch_size,
+            "window_num_shards": window_num_shards,
+            "shape_step_px": shape_step_px,
+        }
+        self.board = StatusBoard() if board is None else board
+        is_far = any("://" in str(source.folder) for source in sources)
+        cache = Cache(cache_bytes) if cache_bytes and is_far else None
+        opened = [open_source(source, cache) for source in sources]
+        self.plan, self._first_shards = _make_plan(opened, settings)
+        self._shards = Shards(
+            [(one.store, entry) for one in opened for entry in one.entries],
+            num_manifests=2 * window_num_shards * len(opened),
+            board=self.board,
+        )
+        self._order_sha256 = sha256_of([settings, [one.content for one in opened]])
+        self._guarded_process = os.getpid()
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Positions after which the plan comes round: an epoch, or a cycle of weighted sources."""
+        return self.plan.num_micro_batches
+
+    def __getitem__(self, position: int) -> list[Sample]:
+        """The samples at `position`; ShardError on damage, IndexError below 0."""
+        return [sound(result) for result in self.results(position, _as_sample)[1]]
+
+    def read(self, position: int) -> Reading:
+        """The sound samples at `position` and the faults of the others; IndexError below 0."""
+        epoch, results = self.results(position, _as_sample)
+        return Reading(
+            position=position,
+            epoch=epoch,
+            samples=[result for result in results if not isinstance(result, Fault)],
+            faults=tuple(result for result in results if isinstance(result, Fault)),
+        )
+
+    def results(self, position: int, make: Callable[[RawSample], T]) -> tuple[int, list[T | Fault]]:
+        """The epoch of `position`, and what `make` gives for each of its samples, or its fault."""
+        self._leave_with_parent()
+        self.board.begin(position)
+        micro_batch = self.plan[position]
+        first = self._first_shards[micro_batch.source]
+        places = [(first + shard, sample) for shard, sample in micro_batch.samples]
+        results = self._shards.read(places, make)
+        self.board.rest()
+        return micro_batch.epoch, results
+
+    def state(self, position: int) -> dict[str, int | str]:
+        """What to save in a checkpoint, `position` being that of the next step."""
+        return {"position": position, "order": self._order_sha256}
+
+    def position(self, state: Mapping[str, int | str]) -> int:
+        """The position of a saved state; ShardError where it is not one of this very order."""
+        position = state.get("position")
+        if type(position) is not int or position < 0:
+            raise ShardError(f"state: got {dict(state)}, expected what Stream.state gave")
+        if state.get("order") != self._order_sha256:
+            raise ShardError(
+                f"state: got position {position} of order {state.get('order')}, expected one of "
+                f"{self._order_sha256}: shards, splits, weights, seed, micro_batch_size, "
+                "window_num_shards or shape_step_px are others than when it was saved; go on with "
+                "those, or begin at position 0"
+            )
+        return position
+
+    def _leave_with_parent(self) -> None:
+        """In a DataLoader's worker: a thread that ends it when the process that started it dies.
+
+        PyTorch's own watch does not help a worker that waits for the store, or for room in a pipe
+        that its siblings hold open.
+        """
+        if self._guarded_process == os.getpid() or get_worker_info() is None:
+            return
+        self._guarded_process = os.getpid()
+        parent = parent_process()
+        assert parent is not None and parent.pid is not None, "a worker has a parent"
+        threading.Thread(target=_end_without, args=(parent.pid,), daemon=True).start()
+
+
+def _make_plan(
+    sources: Sequence[OpenSource], settings: Mapping[str, int]
+) -> tuple[Order | Mixture, list[int]]:
+    """The plan, and for each set of it the number of its first shard among those of all sources."""
+    weights = [one.source.weight for one in sources if one.source.weight is not None]
+    if not weights:
+        shapes = [one.shapes for one in sources]
+        sizes = [entry.num_ok for one in sources for entry in one.entries]
+        # One source's shapes may be a memory map, which stays one.
+        every = shapes[0] if len(shapes) == 1 else np.concatenate(shapes)
+        return Order(every, sizes, **settings), [0]
+    if len(weights) != len(sources):
+        raise ShardError(
+            f"sources: got {len(weights)} of {len(sources)} with a weight, expected all or none"
+        )
+    orders = [
+        Order(one.shapes, [entry.num_ok for entry in one.entries], **settings) for one in sources
+    ]
+    first = [0, *itertools.accumulate(len(one.entries) for one in sources)]
+    return Mixture(orders, weights, settings["seed"]), first[:-1]
+
+
+def _as_sample(raw: RawSample) -> Sample:
+    return make_sample(raw.members, raw.entry)
+
+
+def _end_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_ORPHAN_SECONDS)
+    # Tensors are handed over through a socket in a folder that only an orderly exit removes.
+    shutil.rmtree(get_temp_dir(), ignore_errors=True)
+    os._exit(1)
+
+
+def positions(start: int, rank: int, world_size: int, end: int | None = None) -> Iterator[int]:
+    """The positions of one rank: start + rank, then every world_size-th, below `end` if given.
+
+    Without an end it never ends. Ranks take equally many when world_size divides end - start;
+    sharding.order.order.turns deals in equal numbers always.
+    Raises ValueError unless 0 <= rank < world_size and start >= 0.
+    """
+    if start < 0 or not 0 <= rank < world_size:
+        raise ValueError(
+            f"start, rank, world_size: got {start}, {rank}, {world_size}, "
+            "expected start >= 0 and 0 <= rank < world_size"
+        )
+    if end is None:
+        return itertools.count(start + rank, world_size)
+    return iter(range(start + rank, end, world_size))

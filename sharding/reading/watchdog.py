@@ -1,0 +1,166 @@
+"""Who does what: a board that a rank's workers write on, and a watch that reads it when data stall.
+
+Reached by sharding.reading.stream, which writes "open" and "read", by the code that decodes and collates in
+the workers, which writes stages of its own, and by the training loop, which watches:
+
+    board = Board()
+    stream = Stream(sources, board=board, ...)
+    with StallWatch(board, after_seconds=60, say=print) as watch:
+        for batch in watch.fed(loader):
+            ...
+
+    no data for 60 s: worker 3 has been in read of train-000017.tar (key 0001) for 58 s; position
+    8812
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch.utils.data import get_worker_info
+
+from sharding.reading.anonymous_file import AnonymousFile
+
+T = TypeVar("T")
+_RESTING = "resting"
+_NUM_LINES = 257
+_LINE_BYTES = 512
+# Position; then seconds (of the machine's monotonic clock, the same in all processes), stage, shard
+# and key.
+_POSITION = struct.Struct("<q")
+_DOING = struct.Struct("<d16s256s100s")
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What one worker does: its number (None: the rank itself, without workers), the stage, the
+    shard and key it is about ("" if none), the position, and for how long."""
+
+    worker: int | None
+    stage: str
+    shard: str
+    key: str
+    position: int
+    seconds: float
+
+    def __str__(self) -> str:
+        who = "the rank itself" if self.worker is None else f"worker {self.worker}"
+        shard = f" of {self.shard}" if self.shard else ""
+        key = f" (key {self.key})" if self.key else ""
+        doing = f"{who} has been in {self.stage}{shard}{key} for {self.seconds:.0f} s"
+        return f"{doing}; position {self.position}"
+
+
+class StatusBoard:
+    """One line a worker of this rank, in memory that forked and spawned workers share.
+
+    Writing costs some microseconds and waits for nobody. Workers beyond 256 share lines.
+    A stream begins, writes its stages and rests; code that goes on with the samples in the worker
+    may write stages of its own and must rest after them.
+    """
+
+    def __init__(self) -> None:
+        self._lines = AnonymousFile(_NUM_LINES * _LINE_BYTES, on_disk=False)
+
+    def begin(self, position: int) -> None:
+        """This worker turns to a position."""
+        _POSITION.pack_into(self._lines.memory, _my_line(), position)
+        self.doing("open")
+
+    def doing(self, stage: str, shard: str = "", key: str = "") -> None:
+        """This worker is now in `stage`, with a shard and key if it is about one."""
+        _DOING.pack_into(
+            self._lines.memory,
+            _my_line() + _POSITION.size,
+            time.monotonic(),
+            stage.encode(),
+            shard.encode(),
+            key.encode(),
+        )
+
+    def rest(self) -> None:
+        """This worker has handed its samples over and waits for the next position."""
+        self.doing(_RESTING)
+
+    def lines(self) -> list[Activity]:
+        """What every worker that has ever written does now, the one that is longest at it first."""
+        now = time.monotonic()
+        found = []
+        for number in range(_NUM_LINES):
+            at = number * _LINE_BYTES
+            (position,) = _POSITION.unpack_from(self._lines.memory, at)
+            since, *texts = _DOING.unpack_from(self._lines.memory, at + _POSITION.size)
+            if since:
+                stage, shard, key = (_text(field) for field in texts)
+                worker = number - 1 if number else None
+                found.append(Activity(worker, stage, shard, key, position, now - since))
+        return sorted(found, key=lambda activity: -activity.seconds)
+
+
+def _my_line() -> int:
+    """Where this process writes: line 0 for the rank itself, then its DataLoader's workers."""
+    worker = get_worker_info()
+    return 0 if worker is None else (1 + worker.id % (_NUM_LINES - 1)) * _LINE_BYTES
+
+
+def _text(field: bytes) -> str:
+    return field.rstrip(b"\0").decode("utf-8", "replace")
+
+
+class StallWatch:
+    """Says what the workers do when a rank has waited for data for long.
+
+    board: that of the stream. after_seconds: of one wait, then twice that, four times, and so on.
+    say: gets the text, in a thread of the watch. The thread lives inside the `with` block.
+    """
+
+    def __init__(
+        self, board: StatusBoard, *, after_seconds: float, say: Callable[[str], object]
+    ) -> None:
+        if after_seconds <= 0:
+            raise ValueError(f"after_seconds: got {after_seconds}, expected more than 0")
+        self._board, self._after_seconds, self._say = board, after_seconds, say
+        self._waiting_since: float | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="stall watch", daemon=True)
+
+    def __enter__(self) -> StallWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def fed(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches, each wait for one under watch."""
+        source = iter(batches)
+        while True:
+            self._waiting_since = time.monotonic()
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            finally:
+                self._waiting_since = None
+            yield batch
+
+    def _watch(self) -> None:
+        seconds, seen = self._after_seconds, None
+        while not self._ended.wait(min(1.0, self._after_seconds / 4)):
+            since = self._waiting_since
+            if since != seen:
+                seconds, seen = self._after_seconds, since
+            if since is not None and time.monotonic() - since >= seconds:
+                self._say(self._text(time.monotonic() - since))
+                seconds *= 2
+
+    def _text(self, waited_seconds: float) -> str:
+        busy = [activity for activity in self._board.lines() if activity.stage != _RESTING]
+        told = "; ".join(map(str, busy)) or "no worker is at anything"
+        return f"no data for {waited_seconds:.0f} s: {told}"

@@ -1,0 +1,1 @@
+"""Tools over finished shards: index, verify, repair, repack."""

@@ -1,0 +1,1 @@
+"""Writes shards: tar first, manifest last, atomically."""

@@ -1,0 +1,150 @@
+"""Files that are either whole or absent: temporary name, fsync, rename, fsync of the folder.
+
+Reached by every writer of the project. A temporary file is called `.NAME.PID-RANDOM.tmp`, lies in
+the folder of the file it will become, and is locked (flock) by its writer for as long as that
+writer lives. So a killed writer's temporary file is known by its free lock, on this machine or on
+another one of a shared file system, and a living writer's is never taken from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+BUFFER_BYTES = 1 << 20
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9]+-[0-9a-f]{16}\.tmp")
+
+
+class TempFileRemoved(FileNotFoundError):
+    """A temporary file was gone before its writer was done: others took the writer for dead."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file open for writing that becomes `path` when the block ends well.
+
+    If the block raises, whatever it raises, the temporary file is removed and `path` stays as it
+    was. Missing folders are made. Raises OSError when the disk says so, and Displaced when somebody
+    removed the temporary file meanwhile (remove_temporary, or remove_stale on another machine
+    whose locks do not reach here).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp, out = _create_locked(path)
+    try:
+        with out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+            # Renamed before it is closed: the lock is held until the temporary name is gone.
+            _rename(temp, path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _create_locked(path: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        temp = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(8)}.tmp")
+        out = open(temp, "xb", buffering=BUFFER_BYTES)
+        # A file system without locks refuses here and in remove_stale alike: nothing is removed.
+        with contextlib.suppress(OSError):
+            fcntl.flock(out, fcntl.LOCK_EX)
+        # remove_stale may have come between creation and lock; then this file has no name left.
+        if os.fstat(out.fileno()).st_nlink > 0:
+            return temp, out
+        out.close()
+
+
+def _rename(temp: Path, path: Path) -> None:
+    try:
+        os.replace(temp, path)
+    except FileNotFoundError as error:
+        raise TempFileRemoved(
+            f"{path}: got no {temp.name} any more, expected to rename it: another worker took this "
+            "one for dead and removed it; nothing is lost, what it wrote is written again"
+        ) from error
+
+
+def remove_stale(folder: Path, names: Collection[str]) -> None:
+    """Removes what killed writers of the files `names` left in `folder`; the living keep theirs."""
+    if not folder.is_dir():
+        return
+    for temp in folder.iterdir():
+        match = TEMPORARY.fullmatch(temp.name)
+        if match is None or match["name"] not in names:
+            continue
+        # Errors: locked by a living writer, or renamed or removed by somebody since the listing.
+        with contextlib.suppress(OSError), open(temp, "rb+") as left:
+            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temp.unlink()
+
+
+def remove_temporary(folder: Path, names: Collection[str]) -> None:
+    """Removes every temporary file of the files `names` in `folder`, locked or not.
+
+    For when all of them are finished: whoever still writes one gets Displaced at its end.
+    """
+    for temp in folder.iterdir():
+        match = TEMPORARY.fullmatch(temp.name)
+        if match is not None and match["name"] in names:
+            temp.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames and removals in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes `data` to `path`, whole or not at all."""
+    with replacing(path) as out:
+        out.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` to `path` as UTF-8, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Writes `obj` to `path` as JSON that people read: sorted keys, indent 1, newline at the end.
+
+    Raises ValueError for NaN and infinities, which JSON does not know.
+    """
+    text = json.dumps(obj, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def canonical_json(obj: Any) -> bytes:
+    """The one UTF-8 spelling of `obj` in JSON: sorted keys, no spaces, no NaN (ValueError)."""
+    text = json.dumps(
+        obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode("utf-8")
+
+
+def sha256_of(obj: Any) -> str:
+    """SHA-256, in hex, of the canonical JSON of `obj`."""
+    return hashlib.sha256(canonical_json(obj)).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256, in hex, of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as source:
+        while piece := source.read(BUFFER_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Reads detector checkpoints of detectron2, bottom-up attention and others."""

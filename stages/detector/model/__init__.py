@@ -1,0 +1,1 @@
+"""The network of the Faster R-CNN, a part a file."""

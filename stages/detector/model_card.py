@@ -1,0 +1,80 @@
+"""What a teacher's folder says of the teacher to whoever opens it.
+
+Reached from `folder.py`, which keeps it in config.json and writes it as CARD.md, and from `boxless
+teacher`. Nothing of it decides what the teacher sees, so nothing of it is in the fingerprint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TRAINED_HERE = "boxless teach"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Where a teacher is from.
+
+    family: the family of checkpoints it was read as (`families.py`), or "boxless teach".
+    source, source_sha256: name and SHA-256 of the checkpoint; null for one trained here.
+    licence: what one may do with it, in free text; "unknown" has to be said as well.
+    """
+
+    family: str = TRAINED_HERE
+    source: str | None = None
+    source_sha256: str | None = None
+    licence: str = "trained here: that of the pictures it was trained on"
+
+    def __post_init__(self) -> None:
+        if not self.family:
+            raise ValueError("family: got no text, expected where the weights are from")
+        if not self.licence.strip() or len(self.licence.splitlines()) > 1:
+            raise ValueError(
+                f"licence: got {self.licence!r}, expected a line of text, such as the name of a "
+                "licence and where it stands; say 'unknown' where you do not know"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How large a teacher is: its labels, attributes, length of a feature, and weights."""
+
+    num_labels: int
+    num_attributes: int
+    feature_size: int
+    num_parameters: int
+
+
+def rows(card: Card, sizes: Sizes, fingerprint: str) -> dict[str, str]:
+    """The lines that people read, by what they are called."""
+    return {
+        "family": card.family,
+        "checkpoint": card.source or "none: it was trained here",
+        **({"SHA-256": card.source_sha256} if card.source_sha256 else {}),
+        "licence": card.licence,
+        "labels": f"{sizes.num_labels:,}",
+        "attributes": f"{sizes.num_attributes:,}" if sizes.num_attributes else "none",
+        "feature size": f"{sizes.feature_size:,}",
+        "parameters": f"{sizes.num_parameters:,}",
+        "fingerprint": fingerprint,
+    }
+
+
+def page(card: Card, sizes: Sizes, fingerprint: str) -> str:
+    """CARD.md."""
+    lines = [f"- {name}: {text}" for name, text in rows(card, sizes, fingerprint).items()]
+    return (
+        "\n".join(
+            [
+                "# A teacher of Boxless",
+                "",
+                "A Faster R-CNN that labels pictures: its net is in config.json, its weights are in",
+                "model.safetensors and the names of its labels and attributes, by number and with synonyms",
+                "between commas, in names.json. `boxless teacher` on this folder checks the three and",
+                "prints this page; a recipe uses it as `teach.given`.",
+                "",
+                *lines,
+            ]
+        )
+        + "\n"
+    )

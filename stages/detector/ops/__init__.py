@@ -1,0 +1,1 @@
+"""Operators of the detector: boxes, NMS, RoIAlign, RoIPool, resizing."""

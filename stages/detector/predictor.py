@@ -1,0 +1,194 @@
+"""A teacher at work: decoded pictures in, one array of objects a picture out.
+
+Reached from `stages/distill/make_object_source.py` (through `folder.load_teacher`) and `evaluate.py`.
+
+What is found in a picture does not hang on its neighbours. Nothing is padded, which moves features
+even far from the border. In "fp32" each picture runs through the net alone: the kernels that
+convolve and multiply take other ways for other sizes, so that a picture among others, even of its
+own size, comes out with other last digits, and now and then with another box. That costs speed
+where a device is too wide for one picture; "bf16" is there for it. In "bf16" pictures of one size
+run together, with convolutions and linear layers in bfloat16 and all that decides (logits, softmax,
+boxes, suppression) in single precision. Of the same boxes, features then stay within 3 % of the
+largest and probabilities within 0.1, against single precision and between sizes of batches alike
+(tests/stages/test_batch_invariance.py, which also prints what "fp32" differs by: nothing).
+
+The net's weights and pictures lie in memory channels last, which convolutions are faster with on
+CPUs as on NVIDIA's tensor cores. It is not compiled by torch.compile, which gains a few percent on
+a CPU and takes seconds for each size of picture (benchmarks/teacher_ways.py); on a GPU it was not
+tried.
+
+What a row says: `box`, `label` and `score` are those of the class that won its place; `feature`,
+`top_label`, `top_score`, `attribute` are of the proposal that the object came from, as detectron2
+reports them, so two rows may share them, and `top_label[0]` may be another class than `label`
+when one proposal gave two objects. `top_score` is a part of the softmax over all classes,
+background included, and not renormalised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sharding.format.schema import object_dtype
+from stages.detector.model.faster_rcnn import FasterRCNN, Found
+from stages.detector.ops.boxes import clip, is_nonempty
+from stages.detector.ops.resize import Prepared, prepare, stack
+
+LARGEST_HALF = float(np.finfo(np.float16).max)
+
+
+class Teacher:
+    """A trained net with the names of what it knows.
+
+    label_names, attribute_names: by number. feature_size: D of the arrays. fingerprint: names
+    weights and settings. precision: "fp32" or "bf16". Batch normalisation is frozen.
+    """
+
+    def __init__(
+        self,
+        model: FasterRCNN,
+        *,
+        label_names: list[str],
+        attribute_names: list[str],
+        fingerprint: str,
+        precision: str = "fp32",
+    ) -> None:
+        self.model = model.eval()
+        self.label_names, self.attribute_names = label_names, attribute_names
+        self.fingerprint, self.precision = fingerprint, precision
+        self.feature_size = model.config.boxes.feature_size
+        self.num_top = min(model.config.choice.num_top, len(label_names))
+        self._device = next(model.parameters()).device
+
+    def with_settings(
+        self,
+        *,
+        precision: str,
+        score_threshold: float | None = None,
+        min_objects: int | None = None,
+        max_objects: int | None = None,
+    ) -> Teacher:
+        """The same teacher in `precision`, and where it chooses among its proposals, by these
+        bounds; None is its own. Its weights are shared. ValueError where bounds are at odds."""
+        model, choice = self.model, self.model.config.choice
+        if choice.rule == "proposals":
+            if score_threshold is not None:
+                choice = dataclasses.replace(choice, score_threshold=score_threshold)
+            choice = dataclasses.replace(
+                choice,
+                min_objects=choice.min_objects if min_objects is None else min_objects,
+                max_objects=choice.max_objects if max_objects is None else max_objects,
+            )
+            model = copy.copy(model)
+            model.config = dataclasses.replace(model.config, choice=choice)
+        return Teacher(
+            model,
+            label_names=self.label_names,
+            attribute_names=self.attribute_names,
+            fingerprint=self.fingerprint,
+            precision=precision,
+        )
+
+    def prepare(self, picture: Tensor) -> Prepared:
+        """A picture uint8 RGB [H, W, 3], resized. ValueError for a tensor that is no picture."""
+        _check_picture(picture)
+        prepared = prepare(picture, self.model.config.picture)
+        if self._device.type != "cuda":
+            return prepared
+        with torch.cuda.device(self._device):  # each thread has its own idea of the current one
+            # From pinned memory a picture goes over while the device works.
+            return prepared._replace(pixels=prepared.pixels.pin_memory())
+
+    def detect(self, prepared: list[Prepared]) -> list[np.ndarray]:
+        """Objects of prepared pictures of one size, boxes in pixels of the original ones.
+
+        An array of `sharding.format.schema.object_dtype` each, rows by falling score, perhaps none.
+        """
+        batches = [[picture] for picture in prepared] if self.precision == "fp32" else [prepared]
+        arrays = []
+        for batch in batches:
+            with in_precision(self.precision, self._device):
+                pixels = [picture.pixels for picture in batch]
+                pictures = stack(pixels, self.model.config.picture, self._device)
+                found = self.model.find(
+                    pictures,
+                    [picture.size for picture in batch],
+                    [picture.scale for picture in batch],
+                )
+            arrays += [self._array(*pair) for pair in zip(found, batch)]
+        return arrays
+
+    def _array(self, found: Found, picture: Prepared) -> np.ndarray:
+        """What was found in the resized picture, as rows in pixels of the original one."""
+        scale = found.boxes.new_tensor([1 / factor for factor in picture.scale] * 2)
+        boxes = clip(found.boxes * scale, (picture.height, picture.width))
+        keep = is_nonempty(boxes)
+        array = np.zeros(
+            int(keep.sum()),
+            object_dtype(
+                feature_size=self.feature_size,
+                num_top=self.num_top,
+                attributes=bool(self.attribute_names),
+            ),
+        )
+        top_scores, top_labels = largest(found.probabilities[keep], self.num_top)
+        array["box"] = boxes[keep].cpu().numpy()
+        array["score"] = found.scores[keep].cpu().numpy()
+        array["label"] = found.labels[keep].cpu().numpy()
+        array["feature"] = found.features[keep].clamp(max=LARGEST_HALF).cpu().numpy()
+        array["top_label"] = top_labels.cpu().numpy()
+        array["top_score"] = top_scores.cpu().numpy()
+        if found.attributes is not None:
+            best = found.attributes[keep].max(1)
+            array["attribute"] = best.indices.cpu().numpy()
+            array["attribute_score"] = best.values.cpu().numpy()
+        return array
+
+
+def largest(values: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """The `num` largest of each row of [N, M] and their columns, [N, num]: what a stable sort
+    gives, equal ones by rising column. Sorting all of 1600 classes takes ten times as long."""
+    top = values.topk(num, dim=1)
+    columns = top.indices.sort(dim=1).values
+    order = values.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    best, columns = order.values, columns.gather(1, order.indices)
+    # topk takes any of those that are equal to the last one.
+    is_tied = (values >= best[:, -1:]).sum(1) > num
+    if is_tied.any():
+        whole = values[is_tied].sort(dim=1, descending=True, stable=True)
+        columns[is_tied] = whole.indices[:, :num]
+    return best, columns
+
+
+@contextlib.contextmanager
+def in_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """ "fp32" is single precision in earnest, without NVIDIA's TF32, by kernels that give the same
+    each time; "bf16" leaves convolutions and linear layers to autocast."""
+    if precision == "bf16":
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+        return
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    ):
+        yield
+
+
+def _check_picture(picture: Tensor) -> None:
+    """ValueError unless `picture` is uint8 [H, W, 3] with pixels in it."""
+    if (
+        picture.dtype != torch.uint8
+        or picture.ndim != 3
+        or picture.shape[2] != 3
+        or (picture.numel() == 0)
+    ):
+        raise ValueError(
+            f"picture: got {picture.dtype} {tuple(picture.shape)}, expected torch.uint8 "
+            "[height, width, 3], red green blue, not empty; decode it to RGB"
+        )

@@ -1,0 +1,1 @@
+"""Trains and scores the Faster R-CNN (`boxless teach`)."""

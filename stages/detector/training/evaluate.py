@@ -1,0 +1,110 @@
+"""How good a teacher is: AP50 and attributes on pictures with true boxes.
+
+Reached from `stages/detector/training/train.py` at its end. AP50 is PASCAL VOC's of 2010 and later
+(Everingham et al., 2015, section 4.2): detections of a class over all pictures by falling score;
+one is right when the true box of its class that it overlaps most is overlapped by at least 0.5
+and not yet taken; average precision is the area under precision made to fall with recall, at
+every point. AP50 is the mean over the classes that have a true box.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from stages.detector.ops.boxes import iou
+from stages.detector.predictor import Teacher
+from stages.detector.training.labeled_pictures import NO_ATTRIBUTE, LabeledPictures, Truth
+
+LEAST_IOU = 0.5
+
+
+def average_precision(found: list[np.ndarray], truths: list[Truth], num_labels: int) -> np.ndarray:
+    """AP50 of each label [L], NaN for a label without true boxes.
+
+    found: for each picture a structured array with `box`, `score`, `label` (others are not
+    looked at). truths: of the same pictures, boxes in the same pixels.
+    """
+    scores: list[list[float]] = [[] for _ in range(num_labels)]
+    right: list[list[bool]] = [[] for _ in range(num_labels)]
+    num_true = np.zeros(num_labels, dtype=np.int64)
+    for objects, truth in zip(found, truths):
+        num_true += np.bincount(truth.labels.numpy(), minlength=num_labels)
+        for label, score, row in zip(objects["label"], objects["score"], match(objects, truth)):
+            scores[label].append(float(score))
+            right[label].append(row >= 0)
+    precision = np.full(num_labels, np.nan)
+    for label in np.flatnonzero(num_true):
+        order = np.argsort(-np.array(scores[label]), kind="stable")
+        hits = np.array(right[label], dtype=bool)[order]
+        precision[label] = _area_under_precision(hits, int(num_true[label]))
+    return precision
+
+
+def match(objects: np.ndarray, truth: Truth) -> np.ndarray:
+    """For each object (by falling score) the true box it finds [O], or -1."""
+    overlap = iou(torch.from_numpy(objects["box"].copy()), truth.boxes).numpy()
+    is_taken = np.zeros(len(truth.boxes), dtype=bool)
+    rows = np.full(len(objects), -1)
+    for index, label in enumerate(objects["label"]):
+        of_label = np.where(truth.labels.numpy() == label, overlap[index], -1.0)
+        if len(of_label) == 0:
+            continue
+        nearest = int(of_label.argmax())
+        if of_label[nearest] >= LEAST_IOU and not is_taken[nearest]:
+            is_taken[nearest], rows[index] = True, nearest
+    return rows
+
+
+def _area_under_precision(hits: np.ndarray, num_true: int) -> float:
+    """hits [n]: which detections, by falling score, are right."""
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    falling = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(falling[hits].sum() / num_true)
+
+
+def score_teacher(teacher: Teacher, labelled: LabeledPictures) -> dict[str, Any]:
+    """AP50 and attribute accuracy as scores.json has them; values are None without true boxes.
+
+    Attribute accuracy: of the true boxes that are found and whose attribute is known, the share
+    whose attribute is told right.
+    """
+    found = [
+        teacher.detect([teacher.prepare(labelled.picture(index))])[0]
+        for index in range(len(labelled))
+    ]
+    truths = [labelled.truth(index) for index in range(len(labelled))]
+    by_label = average_precision(found, truths, len(teacher.label_names))
+    known = by_label[~np.isnan(by_label)]
+    return {
+        "ap50": _score(float(known.mean()) if len(known) else None),
+        "attribute_accuracy": _score(
+            _attribute_accuracy(found, truths) if teacher.attribute_names else None
+        ),
+        "ap50_by_label": {
+            name: None if np.isnan(value) else float(value)
+            for name, value in zip(teacher.label_names, by_label)
+        },
+        "num_pictures": len(labelled),
+        "num_objects": sum(len(truth.labels) for truth in truths),
+        "convention": "AP at IoU 0.5, all-point interpolation (PASCAL VOC 2010), mean over the "
+        "labels that occur",
+    }
+
+
+def _score(value: float | None) -> dict[str, float | None]:
+    """Neither score has a sensible chance level; who has a baseline fills it in."""
+    return {"value": value, "chance": None, "baseline": None}
+
+
+def _attribute_accuracy(found: list[np.ndarray], truths: list[Truth]) -> float | None:
+    num_right = num_known = 0
+    for objects, truth in zip(found, truths):
+        rows = match(objects, truth)
+        told, wanted = objects["attribute"][rows >= 0], truth.attributes.numpy()[rows[rows >= 0]]
+        is_known = wanted != NO_ATTRIBUTE
+        num_right += int((told == wanted)[is_known].sum())
+        num_known += int(is_known.sum())
+    return num_right / num_known if num_known else None

@@ -1,0 +1,104 @@
+"""From labelled pictures to the batches of training, each a pure function of (seed, step).
+
+Reached from `stages/detector/training/train.py`. Which pictures share a step is `sharding.order.order`: like
+shapes together, every picture once an epoch. Decoded and resized pictures stay in memory up to a
+bound; those beyond it are read and decoded every time.
+
+Letters: B pictures, H x W pixels of the largest of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sharding.order.order import Order
+from stages.detector.ops.resize import prepare, resized_size, scales, stack
+from stages.detector.training.config import TeachConfig
+from stages.detector.training.labeled_pictures import LabeledPictures, Truth
+
+
+class Batch(NamedTuple):
+    """Pictures of one step, resized; smaller ones are padded at the right and bottom."""
+
+    keys: list[str]
+    pictures: Tensor  # [B, 3, H, W], normalised
+    sizes: list[tuple[int, int]]  # (height, width) in pixels, without padding
+    truths: list[Truth]  # boxes in pixels of `pictures`
+
+
+def step_random(seed: int, step: int, purpose: str) -> torch.Generator:
+    """The random numbers of one step, the same whenever and wherever it is run."""
+    digest = hashlib.sha256(f"{seed} {step} {purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+class TrainingSet:
+    """Batches by step, for ever; they run on from epoch to epoch."""
+
+    def __init__(
+        self, labelled: LabeledPictures, config: TeachConfig, *, seed: int, device: torch.device
+    ) -> None:
+        self.config, self.seed, self.device = config, seed, device
+        self._labelled = labelled
+        self._sizes = [
+            resized_size((place.height, place.width), config.net.picture)
+            for place in labelled.places
+        ]
+        self._cache: dict[int, Tensor] = {}
+        self._cache_bytes_left = config.cache_bytes
+        shards: list[list[int]] = [[] for _ in range(labelled.num_shards)]
+        for index, place in enumerate(labelled.places):
+            shards[place.shard].append(index)
+        self._shards = shards
+        self._order = Order(
+            [size[::-1] for size in self._sizes],
+            [len(shard) for shard in shards],
+            seed=seed,
+            micro_batch_size=config.micro_batch_size,
+            shape_step_px=config.shape_step_px,
+            window_num_shards=config.window_num_shards,
+        )
+
+    def batch(self, step: int) -> Batch:
+        """The batch of `step`, from 0. Raises ShardError where a picture's bytes have changed."""
+        indices = [self._shards[shard][place] for shard, place in self._order[step].samples]
+        pictures = [self._picture(index) for index in indices]
+        sizes = [self._sizes[index] for index in indices]
+        truths = [self._scaled_truth(index) for index in indices]
+        if self.config.flip:
+            random = step_random(self.seed, step, "flip")
+            for row in torch.nonzero(torch.rand(len(indices), generator=random) < 0.5).flatten():
+                pictures[row] = pictures[row].flip(1)
+                truths[row] = _flipped(truths[row], sizes[row][1])
+        return Batch(
+            keys=[self._labelled.key(index) for index in indices],
+            pictures=stack(pictures, self.config.net.picture, self.device),
+            sizes=sizes,
+            truths=[Truth(*(part.to(self.device) for part in truth)) for truth in truths],
+        )
+
+    def _picture(self, index: int) -> Tensor:
+        """A picture, resized: [H, W, 3]."""
+        if index in self._cache:
+            return self._cache[index]
+        picture = prepare(self._labelled.picture(index), self.config.net.picture).pixels
+        if picture.nbytes <= self._cache_bytes_left:
+            self._cache[index] = picture
+            self._cache_bytes_left -= picture.nbytes
+        return picture
+
+    def _scaled_truth(self, index: int) -> Truth:
+        """The truth of a picture in pixels of the resized one."""
+        place, truth = self._labelled.places[index], self._labelled.truth(index)
+        scale = scales((place.height, place.width), self.config.net.picture)
+        return truth._replace(boxes=truth.boxes * torch.tensor(scale * 2))
+
+
+def _flipped(truth: Truth, width: int) -> Truth:
+    """The truth of a picture `width` pixels wide that is mirrored left to right."""
+    x0, y0, x1, y1 = truth.boxes.unbind(1)
+    return truth._replace(boxes=torch.stack([width - x1, y0, width - x0, y1], 1))

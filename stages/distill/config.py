@@ -1,0 +1,106 @@
+"""The recipe's `distill` part: who looks, and how objects and the captions' phrases are kept.
+
+Reached from `pipeline.recipe.recipe`; read by `stages.distill.run` and `stages.distill.make_object_source`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from stages.detector.detectron2_config import Detectron2Config
+from stages.distill.precomputed.config import FeaturesConfig
+from stages.distill.text.similarity_config import LexicalConfig, SimilarityConfig
+
+TEACHERS = ("run", "detectron2", "features")
+PRECISIONS = ("fp32", "bf16")
+PHRASES = ("auto", "parser", "lexicon")
+OBJECT_TEXTS = ("label", "attribute label")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Settings of `boxless distill`.
+
+    teacher: whose objects: "run" (the teacher in the run's folder), "detectron2" (a model of
+        detectron2, where that is installed) or "features" (what others extracted earlier).
+    detectron2: which model; for teacher "detectron2" and no other.
+    features: which files; for teacher "features" and no other.
+    precision: of the net's convolutions and linear layers. In "fp32" each picture runs alone, so
+        that its objects are the same to the bit in any company; in "bf16" pictures of one size run
+        together, and the last digits of what is found depend on how many.
+    batch_size: the most pictures, all of one size, that run together in "bf16".
+    num_decoders: threads that decode and resize pictures, ahead of the net.
+    score_threshold: objects below this score (0 to 1) are dropped; null: no more of them than the
+        teacher itself drops. A teacher of full size from bottom-up attention chooses among its
+        proposals by these three, where they are set, and not by its own.
+    min_objects: the best objects kept of every picture even when they score lower; null as 0, or as
+        the teacher has it.
+    max_objects: the most objects kept of a picture, best first; null: all that the teacher gives.
+        Bottom-up attention's Visual Genome teachers used 0.2, 10 and 100.
+    phrases: who finds noun phrases: "parser" (a spaCy pipeline), "lexicon" (the teacher's own
+        labels and attributes), or "auto", the parser where it is installed.
+    parser: the pipeline's package name, or the path of its folder.
+    similarity: how near a phrase is to an object in words: kind lexical, spacy, bert or sentence.
+        The default, the cosine of their word sets, is ours: the embedding behind KD-VLP's
+        similarity is not known.
+    object_text: the words that stand for an object: its "label", or "attribute label" (as "red
+        circle"; the label alone where the teacher has no attributes). Ours, for the same reason.
+    num_threads: CPU threads of the teacher in each process; 0 leaves PyTorch's choice.
+    """
+
+    teacher: str = "run"
+    detectron2: Detectron2Config | None = None
+    features: FeaturesConfig | None = None
+    precision: str = "fp32"
+    batch_size: int = 8
+    num_decoders: int = 4
+    score_threshold: float | None = None
+    min_objects: int | None = None
+    max_objects: int | None = None
+    phrases: str = "auto"
+    parser: str = "en_core_web_sm"
+    similarity: SimilarityConfig = field(default_factory=LexicalConfig)
+    object_text: str = "attribute label"
+    num_threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name, lowest in (
+            ("batch_size", 1),
+            ("num_decoders", 1),
+            ("max_objects", 1),
+            ("min_objects", 0),
+            ("num_threads", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ValueError(f"{name} is {value}; expected {lowest} or more.")
+        least, most = self.min_objects, self.max_objects
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"min_objects is {least}; expected 0 to max_objects, {most}.")
+        if self.score_threshold is not None and not 0.0 <= self.score_threshold <= 1.0:
+            raise ValueError(f"score_threshold is {self.score_threshold}; expected 0 to 1.")
+        for name, valid in (
+            ("teacher", TEACHERS),
+            ("precision", PRECISIONS),
+            ("phrases", PHRASES),
+            ("object_text", OBJECT_TEXTS),
+        ):
+            if getattr(self, name) not in valid:
+                expected = ", ".join(map(repr, valid))
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
+        for name in ("detectron2", "features"):
+            is_given = getattr(self, name) is not None
+            if is_given != (self.teacher == name):
+                raise ValueError(
+                    f"{name} is {'set' if is_given else 'null'} while teacher is {self.teacher!r}; "
+                    "expected it for that teacher, and null for any other."
+                )
+        if self.precision != "fp32" and self.teacher != "run":
+            raise ValueError(
+                f"precision is {self.precision!r}; expected 'fp32' with teacher {self.teacher!r}, "
+                "which has its own."
+            )
+        if not self.parser:
+            raise ValueError(
+                "parser is empty; expected a spaCy pipeline's name, as en_core_web_sm, or path."
+            )

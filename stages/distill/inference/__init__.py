@@ -1,0 +1,1 @@
+"""Runs a detector over the pictures of shards: decoding, batches, failures."""

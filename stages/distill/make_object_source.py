@@ -1,0 +1,48 @@
+"""Whose objects a recipe asks for. Reached from the pipeline; each kind of teacher is imported only
+where it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages.detector.device import pick_device
+from stages.distill.config import DistillConfig
+from stages.distill.inference.pipeline import InferencePipeline
+from stages.distill.object_source import Detector, ObjectSource
+
+
+def make_object_source(config: DistillConfig, folder: Path) -> ObjectSource:
+    """The teacher of `config`; `folder` is that of the run's own.
+
+    Raises what reading it raises, a ValueError in each case that a user can mend.
+    """
+    if config.teacher == "features":
+        from stages.distill.precomputed.join import PrecomputedObjects
+
+        assert config.features is not None
+        return PrecomputedObjects(config.features, index_folder=folder / "features")
+    # Alone in single precision, a picture has nothing to wait for among others of its size.
+    batch_size = 1 if config.precision == "fp32" else config.batch_size
+    return InferencePipeline(
+        _make_detector(config, folder), batch_size=batch_size, num_decoders=config.num_decoders
+    )
+
+
+def _make_detector(config: DistillConfig, folder: Path) -> Detector:
+    if config.teacher == "detectron2":
+        from stages.detector.detectron2_teacher import load_detectron2
+
+        assert config.detectron2 is not None
+        return load_detectron2(config.detectron2, pick_device())
+    from stages.detector.predictor import Teacher
+    from stages.detector.teacher_folder import load_teacher
+
+    teacher = load_teacher(folder)
+    if not isinstance(teacher, Teacher):
+        return teacher
+    return teacher.with_settings(
+        precision=config.precision,
+        score_threshold=config.score_threshold,
+        min_objects=config.min_objects,
+        max_objects=config.max_objects,
+    )

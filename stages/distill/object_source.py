@@ -1,0 +1,67 @@
+"""What distillation asks of a teacher.
+
+Reached from everything in this stage. A `ObjectSource` gives the objects of samples, however it comes by
+them: by files that others left (`features/`), or by looking. Those that look are `Detector`s, and
+`flow.py` makes a Seer of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from sharding.format.schema import Failure, Sample
+from stages.detector.ops.resize import Prepared
+
+
+class Named(Protocol):
+    """What a teacher says of itself.
+
+    label_names, attribute_names: by number, synonyms with commas between, no background; no
+    attribute names where it knows none. feature_size, num_top: lengths of a feature and of a soft
+    label. fingerprint: names weights and settings, all that shapes what it gives.
+    """
+
+    @property
+    def label_names(self) -> Sequence[str]: ...
+
+    @property
+    def attribute_names(self) -> Sequence[str]: ...
+
+    @property
+    def feature_size(self) -> int: ...
+
+    @property
+    def num_top(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class ObjectSource(Named, Protocol):
+    """A teacher as `label.py` needs it."""
+
+    def see(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
+        """A result a sample, in their order: an array of `sharding.format.schema.object_dtype`, rows by
+        falling score and boxes in pixels of the original picture, or why there is none.
+
+        `samples` is gone through in the caller's thread, and may be some way ahead of the results.
+        """
+
+
+class Detector(Named, Protocol):
+    """A teacher that looks at pictures; what it sees in one depends on no other."""
+
+    def prepare(self, picture: Tensor) -> Prepared:
+        """What `detect` takes, of a picture uint8 RGB [H, W, 3]. Called in several threads at once,
+        while another one is in `detect`."""
+
+    def detect(self, prepared: list[Prepared]) -> list[np.ndarray]:
+        """An array as Seer.see's for each of some pictures, one or more, all of one `size`.
+
+        Called in one thread at a time. Memory that ran out is told by MemoryError,
+        torch.OutOfMemoryError, or a RuntimeError that says so.
+        """

@@ -1,0 +1,1 @@
+"""Readers of precomputed region features, a file a format."""

@@ -1,0 +1,144 @@
+"""Detections in COCO's results format: one JSON list of boxes of all pictures.
+
+Reached from `join` where `format` is "coco-json". https://cocodataset.org/#format-results:
+[{"image_id": number or text, "category_id": number, "bbox": [x, y, width, height], "score":
+number}], pixels of the original picture from 0, x + width being where the box ends. `feature` may
+come with each: a list of numbers, or base64 of f4 [D]. The file is gone through once by pieces, and
+each picture's detections, wherever they stand, are then read by their place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from stages.distill.precomputed.config import FeaturesConfig
+from stages.distill.precomputed.files import OpenFiles, find_files
+from stages.distill.precomputed.formats.arrays import from_base64, numbers
+from stages.distill.precomputed.formats.record import FeaturesError, Record, RowError
+from stages.distill.precomputed.ids import rule_of
+from stages.distill.precomputed.index import Found, Place, index_files
+from stages.distill.precomputed.names import Names
+
+MAX_ENTRY_BYTES = 1 << 24
+_PIECE_BYTES = 1 << 22
+
+
+class CocoJson:
+    """The detections of one file or several; the same one twice is one."""
+
+    is_row_a_picture = False
+
+    def __init__(
+        self, config: FeaturesConfig, labels: Names, *, folder: Path | None, show: bool
+    ) -> None:
+        self._labels, self._size = labels, config.feature_size
+        paths = find_files(config.path, field="path")
+        self.index = index_files(
+            paths,
+            scan_list,
+            name=f"coco {config.id} {config.pattern}",
+            rule=rule_of(config),
+            folder=folder,
+            show=show,
+        )
+        self.fingerprint = self.index.fingerprint
+        self._files = OpenFiles(paths)
+
+    def id_at(self, place: Place) -> str:
+        """The image_id of a detection."""
+        return str(self._entry(self._files.read(place)).get("image_id"))
+
+    def read(self, places: Sequence[Place]) -> Record:
+        """The record of all detections of a picture; RowError where one of them is not sound."""
+        entries = [self._entry(row) for row in dict.fromkeys(map(self._files.read, places))]
+        num = len(entries)
+        boxes = numbers([entry.get("bbox") for entry in entries], (num, 4), "bbox")
+        if (boxes[:, 2:] < 0).any():
+            raise RowError("bbox: a width or height below 0")
+        boxes[:, 2:] += boxes[:, :2]
+        return Record(
+            id=str(entries[0].get("image_id")),
+            boxes=boxes,
+            scores=numbers([entry.get("score") for entry in entries], (num,), "score"),
+            labels=np.array([self._label(entry.get("category_id")) for entry in entries]),
+            features=None
+            if self._size is None
+            else np.array([_feature(entry.get("feature"), self._size) for entry in entries]),
+        )
+
+    @staticmethod
+    def _entry(row: bytes) -> dict[str, Any]:
+        try:
+            entry = json.loads(row)
+        except (ValueError, RecursionError) as error:
+            raise RowError(f"no JSON ({str(error)[:80]})") from None
+        if not isinstance(entry, dict):
+            raise RowError(f"a {type(entry).__name__}, expected a detection")
+        return entry
+
+    def _label(self, category: Any) -> int:
+        if type(category) is not int or category not in self._labels.of_number:
+            raise RowError(f"category_id: {category!r:.40} is not among the names")
+        return self._labels.of_number[category]
+
+
+def _feature(value: Any, size: int) -> np.ndarray:
+    if isinstance(value, str):
+        return from_base64(value, dtype="<f4", shape=(size,), name="feature")
+    if not isinstance(value, list):
+        raise RowError(
+            "feature: none in a detection; set distill.features.feature_size to null where the "
+            "file has none"
+        )
+    return numbers(value, (size,), "feature")
+
+
+def scan_list(source: BinaryIO) -> Iterator[Found]:
+    """Every entry of a JSON list, with its image_id.
+
+    What follows an entry that is cut short or is no JSON cannot be told from it, so the last thing
+    given is then a fault. Raises FeaturesError where the file is no list at all.
+    """
+    decoder = json.JSONDecoder()
+    # As latin-1 every byte is one character, so places in the text are places in the file; what
+    # bounds JSON is ASCII.
+    text, start = source.read(_PIECE_BYTES).decode("latin-1"), 0
+    at = _skip(text, 3 if text.startswith("\xef\xbb\xbf") else 0, " \t\r\n")
+    if text[at : at + 1] != "[":
+        raise FeaturesError(
+            f"path is {source.name!r}, whose JSON is no list; expected COCO's results format, "
+            '[{"image_id": ..., "category_id": ..., "bbox": ..., "score": ...}, ...]'
+        )
+    at += 1
+    while True:
+        at = _skip(text, at, " \t\r\n,")
+        if text[at : at + 1] == "]":
+            return
+        try:
+            entry, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            piece = source.read(_PIECE_BYTES).decode("latin-1")
+            if not piece or len(text) - at > MAX_ENTRY_BYTES:
+                left = f"cut short or no JSON from here on ({str(error)[:60]})"
+                yield Found(None, start + at, len(text) - at, left)
+                return
+            text, start, at = text[at:] + piece, start + at, 0
+            continue
+        image_id = entry.get("image_id") if isinstance(entry, dict) else None
+        if type(image_id) in (int, str):
+            identity = str(image_id).encode("latin-1", "ignore").decode("utf-8", "replace")
+            yield Found(identity, start + at, end - at)
+        else:
+            yield Found(None, start + at, end - at, "no image_id")
+        at = end
+
+
+def _skip(text: str, at: int, blanks: str) -> int:
+    while at < len(text) and text[at] in blanks:
+        at += 1
+    return at

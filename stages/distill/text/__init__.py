@@ -1,0 +1,1 @@
+"""Noun phrases of captions, and their similarity to object labels."""

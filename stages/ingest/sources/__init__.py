@@ -1,0 +1,1 @@
+"""The corpora that ingest reads, a file a kind."""

@@ -1,0 +1,125 @@
+"""The wall between corpora and the runner: what a source hands over, and what all sources share.
+
+A source is a class in a file of this folder; `stages.ingest.run` opens the one the recipe names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sharding.format.schema import Failure
+from sharding.writing.atomic import canonical_json
+
+MAX_PLAIN_KEY = 80
+_PLAIN_KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_PLAIN_KEY}}}")
+
+
+class SourceError(ValueError):
+    """The corpus as a whole is not what the recipe says: a wrong path or file, nothing in it."""
+
+
+class PictureError(Exception):
+    """One picture cannot be used. The message is the reason, as "kind: detail"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One input of a corpus, before its bytes are read.
+
+    key: unique in the dataset, as `sharding.format.schema.check_key` wants it.
+    split: "train" or "heldout".
+    read: gives the file's bytes; raises PictureError where there are none. Called from threads.
+    captions: sentences about the picture; blank ones are dropped later, with a note.
+    fields: what else goes into the sample's json: `image_id`, `source` and the source's own.
+    truth: boxes (finite), labels, attributes, phrases and truth of captions where they are known.
+    size_px: (width, height) that the truth was made for, where the source says so.
+    origin: where the picture comes from, for messages.
+    size_bytes: length of the file, -1 where there is none or it is not known yet.
+    notes: what the source had to drop.
+    """
+
+    key: str
+    split: str
+    read: Callable[[], bytes]
+    captions: tuple[str, ...]
+    fields: dict[str, Any]
+    truth: dict[str, Any] | None = None
+    size_px: tuple[int, int] | None = None
+    origin: str = ""
+    size_bytes: int = -1
+    notes: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """A corpus that lists its pictures."""
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """Names of the object classes, () where there are no boxes."""
+
+    @property
+    def attribute_names(self) -> Sequence[str]:
+        """Names of the attributes, () where the source has none."""
+
+    def pictures(self) -> Sequence[Picture | Failure]:
+        """Every input in a fixed order; cheap, as no picture is read. A Failure is an input of
+        which it is already plain that it gives no sample."""
+
+    def fingerprint(self) -> str:
+        """Changes when anything changes that the samples are made of."""
+
+
+def inputs_fingerprint(inputs: Iterable[Picture | Failure]) -> str:
+    """Hash of all that is known of the inputs before they are read, in order.
+
+    Where the files lie does not enter, so a corpus may move. Pictures enter by size, not by
+    content: to read them all is most of the work that an unchanged run leaves out.
+    """
+    digest = hashlib.sha256()
+    for i in inputs:
+        if isinstance(i, Failure):
+            known: list[Any] = [i.key, i.reason]
+        else:
+            known = [i.key, i.split, i.size_bytes, i.captions, i.fields]
+            known += [i.truth, i.size_px, i.notes]
+        digest.update(canonical_json(known) + b"\n")
+    return digest.hexdigest()
+
+
+def split_of(group: str, *, seed: int, heldout_fraction: float) -> str:
+    """The split of a group, by a hash of seed and group: adding pictures moves no other one.
+
+    With u = first 8 bytes of SHA-256("seed/group") / 2^64, a group is held out where
+    u < heldout_fraction.
+    """
+    digest = hashlib.sha256(f"{seed}/{group}".encode("utf-8", "surrogatepass")).digest()
+    held_out = int.from_bytes(digest[:8], "big") / 2**64 < heldout_fraction
+    return "heldout" if held_out else "train"
+
+
+def safe_key(name: str) -> str:
+    """A key made of a name: itself where it is letters, digits, "_" and "-" and not too long.
+
+    Else every run of other characters becomes one "_", and eight digits of the name's SHA-256
+    follow, so that two names never become one key ("a b" and "a.b").
+    """
+    if _PLAIN_KEY.fullmatch(name):
+        return name
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[: MAX_PLAIN_KEY - 9]
+    return f"{plain}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def clean_caption(caption: object) -> str:
+    """A caption without blanks around it, as text that can be written; "" for what is no text."""
+    if not isinstance(caption, str):
+        return ""
+    return caption.strip().encode("utf-8", "replace").decode()
+
+
+def shown(name: str) -> str:
+    """A name from outside that can be printed and written, whatever bytes it is made of."""
+    return name.encode("utf-8", "backslashreplace").decode()

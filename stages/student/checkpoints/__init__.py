@@ -1,0 +1,1 @@
+"""Reads and writes weights of other projects: published ResNets and BERTs, SOHO."""

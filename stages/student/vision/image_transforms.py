@@ -1,0 +1,57 @@
+"""Pictures as the student takes them: decoded, resized, normalised, padded into one tensor.
+
+Reached from `stages.pretrain.collate` and from the transfer tasks.
+Letters: N pictures, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """A batch of pictures: `pixels` [N, 3, H, W] and `sizes_px` [N, 2], each one's height, width
+    before padding. Padding is zero after normalisation, at the right and the bottom."""
+
+    pixels: torch.Tensor
+    sizes_px: torch.Tensor
+
+
+def fitted_size(width: int, height: int, *, shorter_px: int, longer_px: int) -> tuple[int, int]:
+    """(width, height) after resizing: shorter side `shorter_px` unless the longer would exceed
+    `longer_px`; proportions kept (Faster R-CNN's rule, which both papers use with 600, 1000)."""
+    scale = min(shorter_px / min(width, height), longer_px / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def load_picture(source: bytes | Image.Image, *, shorter_px: int, longer_px: int) -> np.ndarray:
+    """Decode JPEG or PNG bytes, or take an open picture, and resize: uint8 [H, W, 3], RGB."""
+    image = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
+    rgb = image.convert("RGB")
+    size = fitted_size(*rgb.size, shorter_px=shorter_px, longer_px=longer_px)
+    return np.asarray(rgb if size == rgb.size else rgb.resize(size, Image.Resampling.BILINEAR))
+
+
+def stack_pictures(arrays: Sequence[np.ndarray], *, multiple_px: int) -> Pictures:
+    """Normalise and pad uint8 [H, W, 3] arrays to one size, a multiple of `multiple_px`: the
+    student's cell size, so that pooling never drops an edge (SOHO's released code does)."""
+    sizes = [array.shape[:2] for array in arrays]
+    height, width = (
+        -(-max(size[axis] for size in sizes) // multiple_px) * multiple_px for axis in (0, 1)
+    )
+    pixels = torch.zeros(len(arrays), 3, height, width)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    for i, array in enumerate(arrays):
+        picture = torch.tensor(array).permute(2, 0, 1).float().div_(255)
+        pixels[i, :, : array.shape[0], : array.shape[1]] = (picture - mean) / std
+    return Pictures(pixels=pixels, sizes_px=torch.tensor(sizes))

@@ -1,0 +1,57 @@
+"""What belongs to each picture of a padded batch, at any resolution of the CNN.
+
+Reached from `stages.student.vision.grid`. A picture that is seen alone is padded to multiples of `pad_px`:
+that is its canvas, and beyond it convolutions read zeros. In a batch the tensor may be larger. Its
+layers would turn the padding beyond a canvas into something else than zero (a BatchNorm's shift is
+enough), which the picture's border cells would then read. So all maps are kept at zero there, and a
+picture has the same cells whatever it is batched with.
+Letters: N pictures, H and W pixels of the tensor, h and w places of a map.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def canvas_px(sizes_px: torch.Tensor, pad_px: int) -> torch.Tensor:
+    """Height and width [N, 2] of each picture alone: sizes, rounded up to multiples of `pad_px`."""
+    return (sizes_px + pad_px - 1).div(pad_px, rounding_mode="floor") * pad_px
+
+
+class Canvases:
+    """The canvases of a batch: `keep` sets maps to zero beyond them.
+
+    sizes_px [N, 2], height and width before padding; height_px and width_px, the tensor's own H and
+    W, multiples of `pad_px`. Where every picture fills the tensor nothing is done and nothing is
+    paid. (To know that, the sizes are read once: on a GPU this waits for what was queued before.)
+    """
+
+    def __init__(
+        self, sizes_px: torch.Tensor, *, height_px: int, width_px: int, pad_px: int
+    ) -> None:
+        self._canvas_px = canvas_px(sizes_px, pad_px)
+        self._size_px = (height_px, width_px)
+        self._inside: dict[tuple[int, int], torch.Tensor] = {}
+        short = (self._canvas_px[:, 0] < height_px) | (self._canvas_px[:, 1] < width_px)
+        self.all_full = not bool(short.any())
+
+    def keep(self, maps: torch.Tensor) -> torch.Tensor:
+        """maps [N, D, h, w], zero beyond each picture's canvas from here on, in place.
+
+        In place costs no memory where it stands between a BatchNorm, whose output nobody keeps for
+        the backward pass, and a ReLU.
+        """
+        rows, columns = maps.shape[2:]
+        return maps.mul_(self.inside(rows, columns))  # several times faster than masked_fill_
+
+    def inside(self, rows: int, columns: int) -> torch.Tensor:
+        """Places of a map that lie on the canvases: bool [N, 1, rows, columns], each of which
+        stands for as many pixels as any other."""
+        if (rows, columns) not in self._inside:
+            down, across = (
+                torch.arange(num, device=self._canvas_px.device) * (size // num)
+                for num, size in zip((rows, columns), self._size_px)
+            )
+            on_rows, on_columns = down < self._canvas_px[:, :1], across < self._canvas_px[:, 1:]
+            self._inside[rows, columns] = (on_rows[:, :, None] & on_columns[:, None, :])[:, None]
+        return self._inside[rows, columns]

@@ -1,0 +1,1 @@
+"""What pretrain and finetune share: engine, optimizer, schedule, checkpoints, metrics."""

@@ -1,0 +1,86 @@
+"""What training reports: `metrics.jsonl`, TensorBoard, and sums over ranks.
+
+Reached from `stages.pretrain.run`. A run that goes on from a checkpoint first drops the lines that
+were written after it, so that no step stands twice.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from sharding.writing.atomic import write_text
+from stages.pretrain.objectives.objective import ObjectiveOutput
+
+
+class MetricAccumulator:
+    """Sums of losses and metrics of this rank since the last report."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def add(self, loss: torch.Tensor, scores: dict[str, ObjectiveOutput], *, counts: bool) -> None:
+        """Count one micro-batch. One that does not count adds zeros, for `take` needs the same
+        names on every rank."""
+        one = torch.full((), float(counts), device=loss.device)
+        self._add("loss", loss * one, one)
+        for name, scored in scores.items():
+            self._add(f"{name}/loss", scored.loss * one, one)
+            for metric, (total, count) in scored.metrics.items():
+                self._add(f"{name}/{metric}", total * one, count * one)
+
+    def _add(self, name: str, total: torch.Tensor, count: torch.Tensor) -> None:
+        entry = torch.stack([total.detach().float(), count.float()])
+        self._sums[name] = self._sums[name] + entry if name in self._sums else entry
+
+    def take(self) -> dict[str, float]:
+        """Means over all ranks (a collective: every rank calls it), then start over."""
+        names = sorted(self._sums)
+        sums = torch.stack([self._sums[name] for name in names])
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        self._sums = {}
+        totals, counts = sums.double().cpu().unbind(dim=1)
+        return {
+            name: float(total / count)
+            for name, total, count in zip(names, totals, counts)
+            if count > 0
+        }
+
+
+class MetricsLog:
+    """Appends a line a report to `metrics.jsonl` and the same to TensorBoard. Rank 0 only."""
+
+    def __init__(self, folder: Path, *, step: int) -> None:
+        self._path = folder / "metrics.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_metrics(self._path) if line["step"] <= step]
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, line: dict[str, float]) -> None:
+        """One report; `line` has its `step`."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            self._board.add_scalar(name, value, int(line["step"]))
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics file, without a last one that a kill cut; [] where there is none."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,73 @@
+"""Held-out samples and the student that looks at them.
+
+Reached from `stages.transfer.evaluate` and `stages.transfer.finetune`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from sharding.format.catalog import read_catalog
+from sharding.format.schema import Sample
+from sharding.reading.sample_reader import iterate
+from stages.student.network import Cells, Student
+from stages.student.text.tokenizer import load_tokenizer
+from stages.student.vision.image_transforms import load_picture, stack_pictures
+
+
+def read_split(folder: Path, split: str, most: int | None = None) -> list[Sample]:
+    """The first `most` samples of a split (all if None), in shard order.
+
+    Raises ShardError (a ValueError) where the shards are damaged or the split is empty.
+    """
+    catalog = read_catalog(folder)
+    every = (sample for tar in catalog.tars(folder, split) for sample in iterate(tar))
+    samples = list(itertools.islice(every, most))
+    if not samples:
+        raise ValueError(
+            f"{folder}: got no sample in split {split!r}, expected at least one; a larger "
+            "ingest.heldout_fraction holds out more"
+        )
+    return samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """A student with its tokenizer."""
+
+    student: Student
+    tokenizer: PreTrainedTokenizerFast
+
+    @classmethod
+    def load(cls, folder: Path) -> Predictor:
+        """From a student folder, ready to score."""
+        student = Student.from_pretrained(str(folder)).eval()
+        return cls(student=student, tokenizer=load_tokenizer(folder))
+
+    def see(self, samples: Sequence[Sample]) -> Cells:
+        """The cells of some samples' pictures, padded to one grid."""
+        config = self.student.config
+        arrays = [
+            load_picture(s.image, shorter_px=config.shorter_px, longer_px=config.longer_px)
+            for s in samples
+        ]
+        pictures = stack_pictures(arrays, multiple_px=self.student.grid.pad_px)
+        return self.student.see(pictures.pixels, pictures.sizes_px)
+
+    def read(self, texts: Iterable[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Word pieces [B, T], padded, and the characters each covers [B, T, 2]."""
+        encoded = self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self.student.config.max_tokens,
+            return_offsets_mapping=True,
+            return_tensors="pt",
+        )
+        return encoded["input_ids"], encoded["offset_mapping"]

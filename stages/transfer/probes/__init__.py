@@ -1,0 +1,1 @@
+"""Looks inside a trained student: attention, guesses, codes of the dictionary."""
