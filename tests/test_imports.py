@@ -136,7 +136,7 @@ def test_every_module_says_what_it_is(folder: str) -> None:
     [
         ("sharding/reading/sample_reader.py", "from stages.progress import Progress"),
         ("launch/backends/local.py", "def f():\n    import pipeline.recipe.recipe"),
-        ("stages/pretrain/run.py", "import stages.detector.training.train"),
+        ("stages/pretrain/run.py", "import stages.distill.run"),
         ("stages/pretrain/run.py", "from stages import distill"),
         ("stages/pretrain/run.py", "from pipeline.recipe.recipe import Recipe"),
         ("stages/student/network.py", "from stages.pretrain.config import PretrainConfig"),
