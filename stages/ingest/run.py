@@ -22,25 +22,33 @@ from sharding.coordination.claims import Worker
 from sharding.coordination.heartbeat import LEASE_SECONDS
 from sharding.format.catalog import NAME, Catalog, read_catalog, write_catalog
 from sharding.format.completeness import check_account
-from sharding.format.manifest import manifest_path, read_manifest
+from sharding.format.manifest import Manifest, manifest_path, read_manifest
 from sharding.format.manifest_summary import read_head
 from sharding.format.schema import EncodedSample, Failure, Note, Sample, ShardError
 from sharding.writing.atomic import remove_temporary
 from sharding.writing.previous_shard import PreviousShard
 from sharding.writing.shard_writer import write_shard
 from stages.ingest.config import IngestConfig
+from stages.ingest.evaluation_pictures import (
+    GuardedSource,
+    check_no_evaluation_pictures,
+    read_exclusions,
+)
 from stages.ingest.sample import make_sample
-from stages.ingest.sources.coco import CocoSource
+from stages.ingest.sources.coco import CocoSource, coco_files
+from stages.ingest.sources.flickr30k_entities import Flickr30kEntitiesSource
 from stages.ingest.sources.nlvr import NlvrSource
 from stages.ingest.sources.source import Picture, Source, SourceError, inputs_fingerprint, shown
 from stages.ingest.sources.toy import ToySource
+from stages.ingest.sources.visual_genome import VisualGenomeSource
 from stages.ingest.sources.webdataset import WebdatasetSource
+from stages.ingest.splits import SplitRule
 from stages.ingest.summary import print_summary
 from stages.progress import Progress
 
 # The number rises when the same inputs would give other samples; also when the toy is drawn anew.
-STAGE = "ingest/1"
-PATHS = ("root", "captions", "instances")
+STAGE = "ingest/2"
+PATHS = ("root", "images", "captions", "instances", "phrases", "annotations", "exclude")
 MAX_THREADS = 16
 AHEAD_PER_THREAD = 8
 
@@ -71,6 +79,9 @@ def ingest(
     of other settings in `out`.
     """
     source = open_source(config, seed=seed)
+    if show:
+        for warning in source.warnings:
+            print(f"ingest: warning: {warning}", flush=True)
     plan = plan_shards(source.pictures(), samples_per_shard=config.samples_per_shard)
     _check_something_to_train_on(plan, config)
     fingerprints = {shard.tar: fingerprint_of(config, shard, seed=seed) for shard in plan}
@@ -83,7 +94,8 @@ def ingest(
     ) as worker:
         _write_shards(worker, plan, config, fingerprints=fingerprints, out=out, show=show)
         if show:
-            print_summary([(shard.split, read_head(out / shard.tar)) for shard in plan])
+            heads = [(shard.split, read_head(out / shard.tar)) for shard in plan]
+            print_summary(heads, dropped=source.dropped)
         with worker.closing() as is_last:
             if is_last:
                 finish(plan, config, source, out=out)
@@ -99,9 +111,11 @@ def finish(
     train on.
     """
     trained_on: list[Failure] = []
-    num_ok = 0
+    num_ok = num_with_boxes = num_boxes_lost = 0
     for shard in plan:
         manifest = read_manifest(out / shard.tar)
+        with_boxes, lost = _count_lost_truths(shard, manifest)
+        num_with_boxes, num_boxes_lost = num_with_boxes + with_boxes, num_boxes_lost + lost
         check_account(out / shard.tar, (i.key for i in shard.inputs), manifest)
         if shard.split == "train":
             num_ok += manifest.num_ok
@@ -110,6 +124,12 @@ def finish(
         raise SourceError(
             f"no input of the train split gave a sample ({_first_reasons(trained_on)}); "
             f"each one's reason is in {out}/train-*.tar.json"
+        )
+    if num_with_boxes and num_boxes_lost == num_with_boxes:
+        raise SourceError(
+            f"the boxes of all {num_with_boxes} pictures that have some were made for pictures of "
+            f"another shape (the notes in {out}/*.tar.json give both sizes); expected the boxes of "
+            "these pictures, or none"
         )
     tars = [shard.tar for shard in plan]
     _remove_strangers(out, set(tars))
@@ -122,30 +142,61 @@ def finish(
             "label_names": list(source.label_names),
             "attribute_names": list(source.attribute_names),
             "source": config.source,
+            **({"dropped": dict(sorted(source.dropped.items()))} if source.dropped else {}),
         },
     )
 
 
 def open_source(config: IngestConfig, *, seed: int) -> Source:
-    """The source that the recipe names; SourceError where its paths or files are wrong."""
+    """The source that the recipe names, without the pictures of the train split that others
+    evaluate on; SourceError where its paths or files are wrong, or it trains on such pictures."""
+    source = _open_source(config, seed=seed)
+    if config.source in ("toy", "nlvr"):
+        return source
+    exclusions = read_exclusions(config.exclude)
+    if not config.allow_evaluation_pictures:
+        check_no_evaluation_pictures(source, exclusions)
+    return GuardedSource(source=source, exclusions=exclusions) if exclusions else source
+
+
+def _open_source(config: IngestConfig, *, seed: int) -> Source:
+    rule = SplitRule(
+        seed=seed, heldout_fraction=config.heldout_fraction, chosen=config.split_of_word
+    )
     if config.source == "toy":
         return ToySource(num_train=config.num_train, num_heldout=config.num_heldout, seed=seed)
     assert config.root is not None  # IngestConfig has seen to it
     if config.source == "coco":
         assert config.captions is not None
-        return CocoSource(
+        files = coco_files(
             root=config.root,
+            images=config.images,
             captions=config.captions,
             instances=config.instances,
-            seed=seed,
-            heldout_fraction=config.heldout_fraction,
+            phrases=config.phrases,
+            splits=config.words_of_splits,
         )
+        return CocoSource(files, split_rule=rule)
     if config.source == "nlvr":
         return NlvrSource(
             root=config.root,
             num_orders=config.nlvr_num_orders,
             seed=seed,
             heldout_fraction=config.heldout_fraction,
+        )
+    if config.source == "flickr30k-entities":
+        assert config.annotations is not None
+        return Flickr30kEntitiesSource(
+            root=config.root, annotations=config.annotations, split_rule=rule
+        )
+    if config.source == "visual-genome":
+        assert config.annotations is not None
+        return VisualGenomeSource(
+            root=config.root,
+            annotations=config.annotations,
+            split_rule=rule,
+            num_labels=config.vg_num_labels,
+            num_attributes=config.vg_num_attributes,
         )
     return WebdatasetSource(root=config.root, seed=seed, heldout_fraction=config.heldout_fraction)
 
@@ -155,12 +206,13 @@ def plan_shards(
 ) -> list[PlannedShard]:
     """Deal the inputs to shards, in order; heldout shards first, as tars are named.
 
-    Of pictures with one key the first is kept, the others become failures. An input that failed in
+    Of pictures with one key the first is kept, one that is held out before one that is trained on;
+    the others become failures. An input that failed in
     the source has no split and is counted with train.
     """
-    of_split: dict[str, list[Picture | Failure]] = {"heldout": [], "train": []}
+    of_split: dict[str, list[Picture | Failure]] = {"heldout": [], "test": [], "train": []}
     first_of_key: dict[str, Picture] = {}
-    for i in inputs:
+    for i in sorted(inputs, key=_is_trained_on):
         if isinstance(i, Failure):
             of_split["train"].append(i)
         elif (first := first_of_key.setdefault(i.key, i)) is i:
@@ -177,6 +229,10 @@ def plan_shards(
         for split, members in of_split.items()
         for start in range(0, len(members), samples_per_shard)
     ]
+
+
+def _is_trained_on(i: Picture | Failure) -> bool:
+    return isinstance(i, Failure) or i.split == "train"
 
 
 def fingerprint_of(config: IngestConfig, shard: PlannedShard, *, seed: int) -> dict[str, str]:
@@ -268,6 +324,19 @@ def _strangers(out: Path, planned: set[str]) -> list[Path]:
         if stage.startswith("ingest/"):
             strangers.append(tar)
     return strangers
+
+
+def _count_lost_truths(shard: PlannedShard, manifest: Manifest) -> tuple[int, int]:
+    """Samples of a shard that came with boxes, and how many of these lost all of them because they
+    were made for another picture."""
+    sampled = {entry.key for entry in manifest.samples}
+    with_boxes = {
+        i.key
+        for i in shard.inputs
+        if isinstance(i, Picture) and i.truth and i.truth["boxes"] and i.key in sampled
+    }
+    lost = {note.key for note in manifest.notes if note.reason.startswith("truth dropped")}
+    return len(with_boxes), len(with_boxes & lost)
 
 
 def _check_something_to_train_on(plan: Sequence[PlannedShard], config: IngestConfig) -> None:

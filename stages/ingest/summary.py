@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -15,13 +15,17 @@ from sharding.format.schema import Failure, Note
 EXAMPLE_CHARACTERS = 70
 
 
-def print_summary(shards: Sequence[tuple[str, Head]]) -> None:
-    """Print input = ok + failed for (split, head of manifest) pairs, then reasons and notes."""
+def print_summary(
+    shards: Sequence[tuple[str, Head]], *, dropped: Mapping[str, int] | None = None
+) -> None:
+    """Print input = ok + failed for (split, head of manifest) pairs, then reasons and notes, and
+    {reason: how many} of what belongs to no picture."""
     console = Console(highlight=False)
     table = Table("split", title="ingest", title_justify="left")
     for name in ("shards", "input", "ok", "failed"):
         table.add_column(name, justify="right")
-    for split in ("train", "heldout", "total"):
+    has_test = any(split == "test" for split, _ in shards)
+    for split in ("train", "heldout", *(("test",) if has_test else ()), "total"):
         heads = [head for name, head in shards if split in (name, "total")]
         counts = [
             len(heads),
@@ -33,6 +37,8 @@ def print_summary(shards: Sequence[tuple[str, Head]]) -> None:
     console.print(table)
     _print_reasons(console, "failed inputs", [f for _, m in shards for f in m.failures])
     _print_reasons(console, "dropped from samples", [n for _, m in shards for n in m.notes])
+    for reason, count in sorted((dropped or {}).items()):
+        console.print(f"dropped, of no picture: {count} x {reason}", markup=False)
     if not any(m.num_ok for split, m in shards if split == "heldout"):
         console.print("warning: nothing is held out, so there is nothing to evaluate on")
 

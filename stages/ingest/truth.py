@@ -1,49 +1,80 @@
-"""Ground truth, fitted to the picture it came with; reached from `stages.ingest.sample`."""
+"""Ground truth, fitted to the picture it came with."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Truth = dict[str, Any]
 
 # Corpora round: up to this far outside is cut off without a word, and a narrower box is no box.
 ROUNDING_PX = 1.0
+# How far a side may be from the other one, scaled: both were rounded, one perhaps twice.
+SCALE_TOLERANCE_PX = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """How the boxes of a truth come to lie on the upright picture: turned first, then scaled.
+
+    turn: the EXIF orientation, 5 to 8, that takes the picture they were made for to the upright
+    one; 1 for none. size_px: (width, height) of the picture they were made for, None where it is
+    the upright picture itself.
+    """
+
+    turn: int = 1
+    size_px: tuple[int, int] | None = None
 
 
 def fit_truth(
-    truth: Truth, *, width: int, height: int, size_px: tuple[int, int] | None
+    truth: Truth,
+    *,
+    width: int,
+    height: int,
+    size_px: tuple[int, int] | None,
+    orientation: int = 1,
 ) -> tuple[Truth | None, list[str]]:
-    """The truth with its boxes inside the picture, and notes on what was changed.
+    """The truth with its boxes inside the upright picture, and notes on what was changed.
 
     truth: "boxes" (xyxy, pixels), "labels", "attributes" row by row, and where they are known
-    "phrases" (a list a caption of {"start", "end", "object": row}). Boxes without area and those
-    outside of the picture are dropped, with their phrases; those that stick out are cut. Where
-    `size_px` says that the boxes were drawn on a picture of another size, there is no truth.
+    "phrases" (a list a caption of {"start", "end", and "objects": rows or "boxes": xyxy}).
+    width, height: of the upright picture; orientation: its EXIF orientation. Boxes without area and
+    those outside of the picture are dropped; those that stick out are cut. A phrase whose boxes are
+    all dropped goes with them. Where `size_px` says that the boxes were drawn on the picture at
+    another size, they are scaled; where it is the size of the stored pixels, they are turned; where
+    it is another shape, there is no truth.
     """
-    if size_px is not None and size_px != (width, height):
-        note = f"truth dropped: made for {size_px[0]} x {size_px[1]} pixels, not {width} x {height}"
+    place, note = _placement(size_px, (width, height), orientation)
+    if place is None:
         return None, [note]
-    boxes, rows, notes = [], [], []
+    notes = [note] if note else []
+    rows: dict[int, int] = {}
+    boxes = []
     for row, box in enumerate(truth["boxes"]):
-        cut, note = _fit_box(box, width=width, height=height)
-        if note:
-            notes.append(f"{note} (object {row})")
-        if cut:
-            boxes.append(cut)
-            rows.append(row)
-    fitted = {
+        fitted, why = _fit_box(_placed(box, place, width, height), width=width, height=height)
+        if why:
+            notes.append(f"{why} (object {row})")
+        if fitted:
+            rows[row] = len(boxes)
+            boxes.append(fitted)
+    found = {
         **truth,
         "boxes": boxes,
         "labels": [truth["labels"][row] for row in rows],
         "attributes": [truth["attributes"][row] for row in rows],
     }
     if "phrases" in truth:
-        new_row = {row: i for i, row in enumerate(rows)}
-        fitted["phrases"] = [
-            [{**p, "object": new_row[p["object"]]} for p in phrases if p["object"] in new_row]
-            for phrases in truth["phrases"]
-        ]
-    return fitted, notes
+        found["phrases"] = []
+        for phrases in truth["phrases"]:
+            fitted_phrases = []
+            for phrase in phrases:
+                fitted_phrase, why = _fit_phrase(phrase, rows, place, width, height)
+                notes += why
+                if fitted_phrase is not None:
+                    fitted_phrases.append(fitted_phrase)
+            found["phrases"].append(fitted_phrases)
+    return found, notes
 
 
 def keep_captions(truth: Truth, kept: list[int]) -> Truth:
@@ -63,6 +94,78 @@ def finite_numbers(values: object, *, count: int) -> list[float] | None:
         return None
     # Bounded, as an integer of JSON can be too long for a float.
     return [float(v) for v in values] if all(abs(v) < 1e9 for v in values) else None
+
+
+def _placement(
+    size_px: tuple[int, int] | None, upright: tuple[int, int], orientation: int
+) -> tuple[Placement | None, str]:
+    """What the size that the boxes were made for tells of them, and a note where it is another."""
+    if size_px is None or size_px == upright:
+        return Placement(), ""
+    told = f"{size_px[0]} x {size_px[1]} pixels, the picture has {upright[0]} x {upright[1]}"
+    if _is_same_shape(size_px, upright):
+        return Placement(size_px=size_px), f"boxes scaled: made for {told}"
+    turned = (size_px[1], size_px[0])
+    if orientation >= 5 and _is_same_shape(turned, upright):
+        note = f"boxes turned: made for the stored orientation, {told}"
+        return Placement(turn=orientation, size_px=size_px), note
+    return None, f"truth dropped: made for {told}: another shape"
+
+
+def _is_same_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether one is the other at another scale, to the rounding of the smaller one."""
+    small, large = sorted((a, b), key=max)
+    if min(small) < 1:
+        return False
+    scale = max(large) / max(small)
+    return max(abs(s * scale - p) / scale for s, p in zip(small, large, strict=True)) <= (
+        SCALE_TOLERANCE_PX
+    )
+
+
+def _placed(box: Sequence[float], place: Placement, width: int, height: int) -> list[float]:
+    """A box in pixels of the upright picture of `width` x `height`."""
+    if place.size_px is None:
+        return list(box)
+    own_width, own_height = place.size_px
+    if place.turn >= 5:
+        box = turned_box(box, place.turn, own_width, own_height)
+        own_width, own_height = own_height, own_width
+    x, y = width / own_width, height / own_height
+    return [box[0] * x, box[1] * y, box[2] * x, box[3] * y]
+
+
+def turned_box(box: Sequence[float], orientation: int, width: int, height: int) -> list[float]:
+    """A box on stored pixels, `width` x `height`, where the upright picture has it.
+
+    orientation: EXIF's, 1 to 8 (Exif 2.32, 4.6.4 A, tag 274).
+    """
+    x0, y0, x1, y1 = box
+    if orientation in (2, 3, 7, 8):
+        x0, x1 = width - x1, width - x0
+    if orientation in (3, 4, 6, 7):
+        y0, y1 = height - y1, height - y0
+    return [y0, x0, y1, x1] if orientation >= 5 else [x0, y0, x1, y1]
+
+
+def _fit_phrase(
+    phrase: dict[str, Any], rows: dict[int, int], place: Placement, width: int, height: int
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """A phrase with the boxes that are left of it, and notes on its own boxes; None where it had
+    some and none is left."""
+    if "objects" in phrase:
+        left = [rows[row] for row in phrase["objects"] if row in rows]
+        if phrase["objects"] and not left:
+            return None, []
+        return {**phrase, "objects": left}, []
+    boxes, notes = [], []
+    for box in phrase["boxes"]:
+        fitted, why = _fit_box(_placed(box, place, width, height), width=width, height=height)
+        if why:
+            notes.append(f"{why} (a phrase's)")
+        if fitted:
+            boxes.append(fitted)
+    return ({**phrase, "boxes": boxes} if boxes else None), notes
 
 
 def _fit_box(box: list[float], *, width: int, height: int) -> tuple[list[float] | None, str]:

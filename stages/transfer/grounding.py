@@ -2,7 +2,7 @@
 
 Reached from `stages.transfer.evaluate`. Grounding is a pointing game (Zhang et al.,
 arXiv 1608.00507): the student is given a picture and a caption, no boxes; it points to the cell
-most similar to a phrase; a hit is a point inside the true object's box.
+most similar to a phrase; a hit is a point inside one of the phrase's true boxes.
 Letters: P phrases, C cells, T word pieces, D hidden size.
 """
 
@@ -18,6 +18,7 @@ from stages.student.heads import weighted_mean
 from stages.student.vision.grid import cells_of_boxes
 from stages.student.vision.image_transforms import fitted_size
 from stages.transfer.predictor import Predictor
+from stages.true_phrases import boxes_of_phrase
 
 
 def ground(
@@ -25,21 +26,45 @@ def ground(
 ) -> tuple[dict[str, float], list[dict]]:
     """The score over all true phrases of all captions, and examples with heat maps.
 
-    Chance is the mean share of the picture that a box covers.
+    Phrases that no box was drawn for are left out. Chance is the mean share of the picture that
+    the boxes of a phrase cover; "center" is what pointing at the picture's center always reaches.
     """
-    hits, chances, num_phrases = 0, 0.0, 0
+    hits, center_hits, chances, num_phrases = 0, 0, 0.0, 0
     shown: list[dict] = []
     with Progress("grounding", total=len(samples), unit="pictures") as progress:
         for sample in samples:
             found = _point(looker, sample)
             hits += sum(phrase["hit"] for phrase in found)
+            center_hits += sum(phrase.pop("center_hit") for phrase in found)
             chances += sum(phrase.pop("chance") for phrase in found)
             num_phrases += len(found)
             if len(shown) < num_shown:
                 shown.append({"key": sample.key, "phrases": found})
             progress.advance()
     count = max(1, num_phrases)
-    return {"value": hits / count, "chance": chances / count, "num": num_phrases}, shown
+    score = {
+        "value": hits / count,
+        "chance": chances / count,
+        "center": center_hits / count,
+        "num": num_phrases,
+    }
+    return score, shown
+
+
+def is_in_some_box(point: torch.Tensor, boxes: torch.Tensor) -> bool:
+    """Whether a point [2] lies in one of some boxes [G, 4], right and lower edges excluded."""
+    inside = (point >= boxes[:, :2]) & (point < boxes[:, 2:])
+    return bool(inside.all(dim=1).any())
+
+
+def covered_area(boxes: torch.Tensor) -> float:
+    """The area that boxes [G, 4] cover together, where they overlap once."""
+    xs, ys = (boxes[:, axis::2].unique() for axis in (0, 1))  # sorted
+    middles_x, middles_y = (xs[1:] + xs[:-1]) / 2, (ys[1:] + ys[:-1]) / 2
+    in_x = (boxes[:, :1] <= middles_x) & (middles_x < boxes[:, 2:3])  # [G, X]
+    in_y = (boxes[:, 1:2] <= middles_y) & (middles_y < boxes[:, 3:])
+    covered = (in_x[:, :, None] & in_y[:, None, :]).any(dim=0).double()
+    return float((xs.diff().double()[:, None] * ys.diff().double() * covered).sum())
 
 
 def _point(looker: Predictor, sample: Sample) -> list[dict]:
@@ -55,21 +80,24 @@ def _point(looker: Predictor, sample: Sample) -> list[dict]:
     found = []
     for row, (caption, phrases) in enumerate(zip(captions, truth["phrases"])):
         for phrase in phrases:
+            true_boxes = boxes_of_phrase(truth, phrase)
+            if not true_boxes:  # a scene, or nothing that a box was drawn around
+                continue
             start, end = phrase["start"], phrase["end"]
             pieces = (offsets[row, :, 0] < end) & (offsets[row, :, 1] > start)
             heat = phrase_heat(looker, hidden.text[row], hidden.cells[row], cells.inside[0], pieces)
             best = int(heat.argmax())
             point = (torch.tensor([best % cells.columns, best // cells.columns]) + 0.5) * scale
-            box = torch.tensor(truth["boxes"][phrase["object"]])
-            covered = (box[2:] - box[:2]).prod() / size_px.prod()
+            boxes = torch.tensor(true_boxes)
             found.append(
                 {
                     "caption": caption,
                     "text": caption[start:end],
-                    "box": box.tolist(),
+                    "boxes": boxes.tolist(),
                     "point": point.tolist(),
-                    "hit": bool(((point >= box[:2]) & (point < box[2:])).all()),
-                    "chance": float(covered),
+                    "hit": is_in_some_box(point, boxes),
+                    "chance": covered_area(boxes) / float(size_px.prod()),
+                    "center_hit": is_in_some_box(size_px / 2, boxes),
                     "heat": [round(v, 4) for v in heat.tolist()],
                     "rows": cells.rows,
                     "columns": cells.columns,

@@ -68,7 +68,7 @@ def toy_object_sample(picture: Picture) -> Sample:
                 "text": caption[p["start"] : p["end"]],
                 "start": p["start"],
                 "end": p["end"],
-                "similarity": [1.0 if row == p["object"] else 0.2 for row in range(rows)],
+                "similarity": [1.0 if row in p["objects"] else 0.2 for row in range(rows)],
             }
             for p in spans
         ]

@@ -21,14 +21,20 @@ from ingest_corpora import (
 from sharding.format.catalog import Catalog
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest
-from stages.ingest.sources.coco import CocoSource
+from stages.ingest.sources.coco import CocoFiles, CocoSource
 from stages.ingest.sources.source import SourceError
+from stages.ingest.splits import SplitRule
 
 
 def run(tmp_path: Path, captions: str, **more: Any) -> Catalog:
     fields = {"heldout_fraction": 0.0, "samples_per_shard": 4, "min_side_px": 2, **more}
     config = IngestConfig(source="coco", root=str(tmp_path / "p"), captions=captions, **fields)
     return ingest(config, seed=0, out=tmp_path / "out")
+
+
+def open_coco(*, root: str, captions: str) -> CocoSource:
+    rule = SplitRule(seed=0, heldout_fraction=0.0)
+    return CocoSource([CocoFiles(images=root, captions=captions)], split_rule=rule)
 
 
 def write_pictures(tmp_path: Path, pictures: dict[str, bytes]) -> None:
@@ -162,7 +168,8 @@ def test_an_id_that_comes_twice_with_instances_is_a_duplicate(tmp_path: Path) ->
 
 
 def test_instances_become_truth(tmp_path: Path) -> None:
-    """x, y, width, height become corners; crowds go silently, faulty boxes with a note."""
+    """x, y, width, height become corners; crowds and faulty boxes go with a note, boxes
+    of the same picture at another size are scaled, boxes of no picture are counted."""
     write_pictures(tmp_path, {name: encoded(width=40, height=30) for name in ("a.jpg", "b.jpg")})
     write_pictures(tmp_path, {"c.jpg": encoded(width=40, height=30)})
     captions = captions_of({"a.jpg": ["a"], "b.jpg": ["b"], "c.jpg": ["c"]})
@@ -202,12 +209,19 @@ def test_instances_become_truth(tmp_path: Path) -> None:
         "labels": ["cat", "dog"],
         "attributes": [None, None],
     }
-    assert "truth" not in found["b"].info  # drawn on a picture of another size
+    assert found["b"].info["truth"]["boxes"] == [
+        [1.0, 1.0, 6.0, 6.0]
+    ]  # drawn at ten times the size
     assert "truth" not in found["c"].info  # not in the instances file
-    assert catalog.about == {"label_names": ["cat", "dog"], "attribute_names": [], "source": "coco"}
+    assert catalog.about == {
+        "label_names": ["cat", "dog"],
+        "attribute_names": [],
+        "source": "coco",
+        "dropped": {"boxes of a picture that the instances file does not list": 2},
+    }
     kinds = [reason.partition(":")[0] for _, reason in notes(tmp_path / "out", catalog)]
     assert sorted(kinds) == sorted(
-        ["box without area", "box outside of the picture", "truth dropped"]
+        ["box without area", "box outside of the picture", "boxes scaled", "crowd box"]
         + 2 * ["unknown category"]
         + 2 * ["box is not four numbers"]
     )
@@ -227,14 +241,14 @@ BOXES = {
         ("no json", "is not JSON"),
         ([1, 2], "holds a JSON list; expected an object"),
         ({"photos": []}, "got keys photos; expected a list 'images'"),
-        ({"images": [], "annotations": {}}, "'annotations' is a dict; expected a list"),
+        ({**SOUND, "annotations": {}}, 'expected a list "annotations"'),
         ({"images": [], "annotations": []}, '"images" is empty'),
         ({**SOUND, "images": [{"id": 1}]}, r'images\[0\] is .*expected an object with an "id"'),
         ({**SOUND, "images": [{"id": [1], "file_name": "a"}]}, r"images\[0\] is"),
         ({**SOUND, "images": [5]}, r"images\[0\] is 5"),
         ({**SOUND, "annotations": [{"image_id": 1}]}, r"annotations\[0\] is .*\"caption\""),
         ({**SOUND, "annotations": [{"image_id": {}, "caption": "a"}]}, r'has "image_id" \{\}'),
-        ({**SOUND, "annotations": [{"image_id": "1", "caption": "a"}]}, "not one of its 1 images"),
+        ({**SOUND, "annotations": [{"image_id": "2", "caption": "a"}]}, "not one of its 1 images"),
         (BOXES, "looks like an instances file, which goes into ingest.instances"),
     ],
 )
@@ -276,11 +290,9 @@ def test_wrong_paths_stop_at_once(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="ingest.captions is .*a folder"):
         run(tmp_path, str(tmp_path))
     with pytest.raises(SourceError, match="ingest.root is .*which is a file"):
-        CocoSource(root=captions, captions=captions, instances=None, seed=0, heldout_fraction=0.0)
+        open_coco(root=captions, captions=captions)
     with pytest.raises(SourceError, match="not one of the 1 pictures.*a.jpg; it holds c.json, p"):
-        CocoSource(
-            root=str(tmp_path), captions=captions, instances=None, seed=0, heldout_fraction=0.0
-        )
+        open_coco(root=str(tmp_path), captions=captions)
 
 
 def test_only_failures_stop_with_their_reasons(tmp_path: Path) -> None:

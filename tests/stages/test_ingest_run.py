@@ -28,7 +28,8 @@ from sharding.writing.shard_writer import write_shard
 from stages.ingest import run
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest, plan_shards
-from stages.ingest.sources.source import Failure, Picture, SourceError, safe_key, split_of
+from stages.ingest.sources.source import Failure, Picture, SourceError, safe_key
+from stages.ingest.splits import draw_split
 
 TOY = IngestConfig(num_train=60, num_heldout=10, samples_per_shard=8)
 NUM_TOY_SHARDS = 8 + 2
@@ -318,7 +319,7 @@ def test_the_split_is_a_hash_of_seed_and_group() -> None:
         return {
             n
             for n in range(2000)
-            if split_of(str(n), seed=seed, heldout_fraction=share) == "heldout"
+            if draw_split(str(n), seed=seed, heldout_fraction=share) == "heldout"
         }
 
     assert 150 < len(held_out(0, 0.1)) < 250

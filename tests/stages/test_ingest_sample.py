@@ -31,7 +31,7 @@ def test_a_blank_caption_takes_its_truth_along() -> None:
         "boxes": [[1.0, 2.0, 11.0, 12.0]],
         "labels": ["cat"],
         "attributes": ["black"],
-        "phrases": [[{"start": 0, "end": 1, "object": 0}], [], [{"start": 2, "object": 0}]],
+        "phrases": [[{"start": 0, "end": 1, "objects": [0]}], [], [{"start": 2, "objects": [0]}]],
         "captions": [True, False, False],
     }
     sample, note = make_sample(

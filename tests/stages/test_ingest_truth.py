@@ -57,15 +57,17 @@ def test_rounding_is_cut_without_a_word() -> None:
 
 def test_phrases_follow_their_objects() -> None:
     """Object 1 becomes row 0; the phrase of the dropped object 0 goes."""
-    phrases = [[{"start": 0, "end": 3, "object": 1}, {"start": 8, "end": 9, "object": 0}]]
+    phrases = [[{"start": 0, "end": 3, "objects": [1]}, {"start": 8, "end": 9, "objects": [0]}]]
     truth, _ = fit([5.0, 5.0, 5.0, 5.0], INSIDE, phrases=phrases)
-    assert truth is not None and truth["phrases"] == [[{"start": 0, "end": 3, "object": 0}]]
+    assert truth is not None and truth["phrases"] == [[{"start": 0, "end": 3, "objects": [0]}]]
 
 
 def test_boxes_for_another_size_are_not_used() -> None:
     truth = {"boxes": [INSIDE], "labels": ["cat"], "attributes": [None]}
     fitted, notes = fit_truth(truth, width=100, height=50, size_px=(50, 100))
-    assert fitted is None and notes == ["truth dropped: made for 50 x 100 pixels, not 100 x 50"]
+    assert fitted is None and notes == [
+        "truth dropped: made for 50 x 100 pixels, the picture has 100 x 50: another shape"
+    ]
     assert fit_truth(truth, width=100, height=50, size_px=(100, 50)) == (truth, [])
 
 

@@ -98,14 +98,14 @@ def test_captions_are_true_and_phrases_name_their_objects(world: list[Picture]) 
             groups = match.groups()
             words = [groups[0:3], groups[4:7], groups[7:10]][: len(phrases)]
             assert len(phrases) == min(3, len(truth["boxes"]))
-            assert len({p["object"] for p in phrases}) == len(phrases)
+            assert len({tuple(p["objects"]) for p in phrases}) == len(phrases)
             for (size, colour, shape), phrase in zip(words, phrases):
-                row, text = phrase["object"], caption[phrase["start"] : phrase["end"]]
+                (row,), text = phrase["objects"], caption[phrase["start"] : phrase["end"]]
                 assert re.fullmatch(PHRASE, text), text
                 assert (shape, colour) == (truth["labels"][row], truth["attributes"][row])
                 assert text.endswith(f"{colour} {shape}")
                 assert size in (None, _size(truth["boxes"][row]))
-            _check_relation(groups[3], *(truth["boxes"][p["object"]] for p in phrases[:2]))
+            _check_relation(groups[3], *(truth["boxes"][p["objects"][0]] for p in phrases[:2]))
 
 
 def _check_relation(relation: str, a: list[float], b: list[float]) -> None:

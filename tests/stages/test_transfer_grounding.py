@@ -38,7 +38,7 @@ def _picture(width: int, height: int, boxes: Sequence[Sequence[float]], caption:
         "labels": list(SHAPES[: len(boxes)]),
         "phrases": [
             [
-                {"start": s, "end": e - 1, "object": i}
+                {"start": s, "end": e - 1, "objects": [i]}
                 for i, (s, e) in enumerate(zip(starts, starts[1:]))
             ]
         ],

@@ -106,14 +106,14 @@ def _figure(key: str, phrase: dict[str, Any], pictures: Pictures) -> Element | N
     if small is None:
         return None
     hit = bool(phrase["hit"])
+    boxes = phrase.get("boxes") or [phrase["box"]]  # an earlier version had one
     said = f"The student looks for “{phrase['text']}” and {'hits' if hit else 'misses'} it."
     drawing = h(
         "svg",
         {"viewBox": f"0 0 {small.width} {small.height}", "role": "img", "aria-label": said},
         picture_in_drawing(small.uri, small.width, small.height),
         heat_in_drawing(phrase),
-        outline(phrase["box"], "true-under"),
-        outline(phrase["box"], "true"),
+        *(outline(box, name) for name in ("true-under", "true") for box in boxes),
         *_cross(phrase["point"], max(small.width, small.height) / 30),
     )
     verdict = h("b", {"class": "good" if hit else "bad"}, "✓ hit" if hit else "✗ miss")

@@ -18,6 +18,7 @@ from pipeline.pages.object_names import Names
 from pipeline.pages.shards.shard_browser import Whole
 from pipeline.pages.thumbnails import Reduced, reduced
 from sharding.format.schema import Sample, ShardError, check_objects
+from stages.true_phrases import object_rows
 
 Box = tuple[float, float, float, float]
 
@@ -266,10 +267,11 @@ def _is_finite(value: object) -> bool:
 
 
 def _true_phrase(raw: Mapping[str, Any], num_objects: int) -> Phrase:
-    start, end, row = (_whole(raw[name]) for name in ("start", "end", "object"))
-    if not 0 <= row < num_objects:
+    start, end = (_whole(raw[name]) for name in ("start", "end"))
+    rows = [_whole(row) for row in object_rows(raw)]
+    if not all(0 <= row < num_objects for row in rows):
         raise ValueError
-    return Phrase(start=start, end=end, numbers=(row + 1,), similarity=None)
+    return Phrase(start=start, end=end, numbers=tuple(row + 1 for row in rows), similarity=None)
 
 
 def _phrases(

@@ -1,77 +1,77 @@
-"""Pictures in a folder with captions, and perhaps boxes, in COCO's format.
+"""Pictures in folders with captions, and perhaps boxes and phrases, in files of COCO's layout or
+Karpathy's.
 
-Reached from `stages.ingest.run` when `ingest.source` is "coco". The format is described at
-https://cocodataset.org/#format-data; used are of a captions file `images` (`id`, `file_name`) and
-`annotations` (`image_id`, `caption`), of an instances file `images` (`id`, `width`, `height`),
-`categories` (`id`, `name`) and `annotations` (`image_id`, `category_id`, `bbox`, `iscrowd`).
+Split by split (`ingest.splits`), each with files of its own; or in one set of files, whose pictures
+go to the split that Karpathy's JSON says, or that is drawn.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import PurePosixPath
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 from stages.ingest.files import (
     describe_folder,
     list_pictures,
     open_folder,
-    read_json_object,
     read_picture,
     size_bytes,
 )
-from stages.ingest.sources.coco_instances import is_id, read_instances
+from stages.ingest.sources.caption_files import CaptionedImage, CaptionFile, id_of, read_captions
+from stages.ingest.sources.coco_instances import ImageBoxes, Instances, read_instances
+from stages.ingest.sources.phrase_files import PhraseFile, check_phrases, read_phrases
 from stages.ingest.sources.source import (
     Failure,
     Picture,
     SourceError,
-    clean_caption,
     inputs_fingerprint,
     safe_key,
     shown,
-    split_of,
 )
+from stages.ingest.splits import SplitRule
 
-EXPECTED = "a captions file in COCO's format, as captions_val2017.json"
+
+@dataclass(frozen=True, kw_only=True)
+class CocoFiles:
+    """The files of one split, or of all: the folder of the pictures, captions, and perhaps boxes
+    and phrases. split: ours, None where the captions file or a draw decides; word: the recipe's.
+    images_field: what the recipe calls the folder."""
+
+    images: str
+    captions: str
+    instances: str | None = None
+    phrases: str | None = None
+    split: str | None = None
+    word: str = ""
+    images_field: str = "ingest.root"
 
 
 class CocoSource:
-    """The pictures below `root` that a captions file names, with boxes where `instances` is given.
+    """The pictures that captions files name, with boxes and phrases where they are given.
 
-    A key is the file name without its ending. Pictures below `root` that the captions file does not
-    name, and captions of pictures that it does not list, are inputs that failed. Raises SourceError
-    at once where paths or files are not what they should be.
+    A key is the file name without its ending; where two splits have different pictures of one name,
+    the later one's key begins with the split's word. Pictures that no captions file names, and
+    captions of pictures that it does not list, are inputs that failed. Raises SourceError at once
+    where paths or files are not what they should be, or one that was given gives nothing.
     """
 
     attribute_names: Sequence[str] = ()
 
-    def __init__(
-        self,
-        *,
-        root: str,
-        captions: str,
-        instances: str | None,
-        seed: int,
-        heldout_fraction: float,
-    ) -> None:
-        self._root = open_folder(root, field="ingest.root", expected="the folder of the pictures")
-        self._split = functools.partial(split_of, seed=seed, heldout_fraction=heldout_fraction)
-        images, captions_of = read_captions(captions)
-        self._instances = read_instances(instances, images=images) if instances else None
-        self._inputs = self._list_inputs(images, captions_of)
-        named = [i for i in self._inputs if isinstance(i, Picture)]
-        if all(picture.size_bytes < 0 for picture in named):
-            raise SourceError(
-                f"ingest.root is {root!r}, where not one of the {len(named)} pictures is that "
-                f"{captions} names (one of them: {shown(named[0].origin)}; "
-                f"{describe_folder(self._root)}); expected the folder of just these pictures"
-            )
+    def __init__(self, files: Sequence[CocoFiles], *, split_rule: SplitRule) -> None:
+        self._split_rule = split_rule
+        self.dropped: Counter[str] = Counter()
+        self.warnings: list[str] = []
+        self._labels: dict[str, None] = {}
+        by_split = [_Part(part, self).inputs() for part in files]
+        self._inputs = _with_unique_keys(by_split, files)
 
     @property
     def label_names(self) -> Sequence[str]:
-        """Category names by rising id; () without instances."""
-        return self._instances.label_names if self._instances else ()
+        """Category names by rising id, those of the first file first; () without instances."""
+        return list(self._labels)
 
     def pictures(self) -> Sequence[Picture | Failure]:
         """One input an entry of `images`, a picture nobody names, a missing entry; by key."""
@@ -81,51 +81,157 @@ class CocoSource:
         """Hash of names and sizes of all pictures and of all that the files say about them."""
         return inputs_fingerprint(self._inputs)
 
-    def _list_inputs(
-        self, images: list[dict[str, Any]], captions_of: dict[Any, list[str]]
-    ) -> list[Picture | Failure]:
-        inputs: list[Picture | Failure] = []
-        file_of_id: dict[Any, str] = {}
-        for image in images:
-            if image["id"] in file_of_id:
-                reason = f"duplicate image id: {image['id']} is already {file_of_id[image['id']]}"
-                inputs.append(Failure(key=key_of(image["file_name"]), reason=shown(reason)))
-            else:
-                file_of_id[image["id"]] = image["file_name"]
-                inputs.append(self._picture(image, captions_of.get(image["id"], [])))
-        named = {str(PurePosixPath(image["file_name"])) for image in images}
+    def add_labels(self, names: Sequence[str]) -> None:
+        """Take over the category names of an instances file."""
+        self._labels.update(dict.fromkeys(names))
+
+    def split_of(self, part: CocoFiles, image: CaptionedImage) -> str:
+        """The split of a picture of `part`; "" for none of ours."""
+        if part.split is not None and image.split is None:
+            return part.split
+        return self._split_rule.of(image.split, group=image.image_id)
+
+
+class _Part:
+    """The inputs of one set of files."""
+
+    def __init__(self, files: CocoFiles, source: CocoSource) -> None:
+        self._files, self._source = files, source
+        self._root = open_folder(
+            files.images, field=files.images_field, expected="the folder of the pictures"
+        )
+        self._captions = read_captions(files.captions)
+        self._instances = self._read_instances(self._captions)
+        self._phrases = self._read_phrases()
+
+    def inputs(self) -> list[Picture | Failure]:
+        """The inputs, in no order that means anything."""
+        found: list[Picture | Failure] = [self._input(image) for image in self._captions.images]
+        if all(isinstance(i, Failure) or i.size_bytes < 0 for i in found):
+            origin = next((i.origin for i in found if isinstance(i, Picture)), "all failed")
+            raise SourceError(
+                f"{self._files.images_field} is {self._files.images!r}, where not one of the "
+                f"{len(found)} pictures is that {self._files.captions} names (one of them: "
+                f"{shown(origin)}; {describe_folder(self._root)}); expected the folder of just "
+                "these pictures"
+            )
+        for name, reason in self._captions.duplicates:
+            found.append(Failure(key=key_of(name), reason=reason))
+        named = {str(PurePosixPath(n)) for i in self._captions.images for n in i.file_names}
+        named |= {str(PurePosixPath(name)) for name, _ in self._captions.duplicates}
         for name in list_pictures(self._root):
             if name not in named:
                 reason = f"no caption names this picture: {shown(name)}"
-                inputs.append(Failure(key=key_of(name), reason=reason))
-        for image_id, captions in captions_of.items():
-            if image_id not in file_of_id:
-                reason = f"missing picture: {len(captions)} captions are of image id {image_id}, "
-                reason += 'which "images" does not list'
-                inputs.append(Failure(key=safe_key(f"image-id-{image_id}"), reason=shown(reason)))
-        # By key, not in the order above, so that failed inputs spread over the shards. The sort is
-        # stable: of two equal keys the one that the captions file has first stays first.
-        return sorted(inputs, key=lambda i: i.key)
+                found.append(Failure(key=key_of(name), reason=reason))
+        for image_id, number in self._captions.orphans:
+            reason = f"missing picture: {number} captions are of image id {image_id}, "
+            reason += 'which "images" does not list'
+            found.append(Failure(key=safe_key(f"image-id-{image_id}"), reason=shown(reason)))
+        return found
 
-    def _picture(self, image: dict[str, Any], captions: list[str]) -> Picture:
-        image_id, name = image["id"], image["file_name"]
-        boxes = self._instances.of_image.get(image_id) if self._instances else None
+    def _input(self, image: CaptionedImage) -> Picture | Failure:
+        name, num_bytes = self._find(image)
+        split = self._source.split_of(self._files, image)
+        if not split:
+            reason = f"of no split: {shown(str(image.split))}, which ingest.splits does not have"
+            return Failure(key=key_of(name), reason=reason)
+        boxes = self._boxes_of(image, name)
+        truth = dict(boxes.truth) if boxes else None
+        notes = list(boxes.notes) if boxes else []
+        if self._phrases is not None and boxes and truth is not None:
+            phrases = self._phrases.of_image.get(id_of(image.shown_id) or "")
+            if phrases is None:
+                notes.append("no phrases: the phrases file has no line of this picture")
+            fitted, phrase_notes = check_phrases(
+                phrases or [[] for _ in image.captions], image.captions, len(boxes.row_of)
+            )
+            truth["phrases"] = [[boxes.renumbered(p) for p in several] for several in fitted]
+            notes += phrase_notes
         return Picture(
             key=key_of(name),
-            split=self._split(str(image_id)),
+            split=split,
             read=functools.partial(read_picture, self._root, name),
-            captions=tuple(captions),
-            fields={
-                "image_id": shown(image_id) if isinstance(image_id, str) else image_id,
-                "source": "coco",
-                "file_name": shown(name),
-            },
-            truth=boxes.truth if boxes else None,
+            captions=image.captions,
+            fields=self._fields(image, name),
+            truth=truth,
             size_px=boxes.size_px if boxes else None,
             origin=name,
-            size_bytes=size_bytes(self._root, name),
-            notes=tuple(boxes.notes) if boxes else (),
+            size_bytes=num_bytes,
+            notes=tuple(notes),
         )
+
+    def _fields(self, image: CaptionedImage, name: str) -> dict[str, object]:
+        shown_id = image.shown_id
+        fields: dict[str, object] = {
+            "image_id": shown(shown_id) if isinstance(shown_id, str) else shown_id,
+            "source": "coco",
+            "file_name": shown(name),
+        }
+        if image.split is not None:
+            fields["corpus_split"] = shown(image.split)
+        if image.coco_id is not None:
+            fields["coco_id"] = image.coco_id
+        return fields
+
+    def _find(self, image: CaptionedImage) -> tuple[str, int]:
+        """(file name, bytes) of a picture; its first name and -1 where there is none."""
+        for name in image.file_names:
+            if (num_bytes := size_bytes(self._root, name)) >= 0:
+                return name, num_bytes
+        return image.file_names[0], -1
+
+    def _boxes_of(self, image: CaptionedImage, name: str) -> ImageBoxes | None:
+        """By id; Karpathy's files have ids of their own, so there by the file's name."""
+        if self._instances is None:
+            return None
+        if self._captions.is_karpathy:
+            return self._instances.of_name.get(PurePosixPath(name).name)
+        return self._instances.of_image.get(image.image_id)
+
+    def _read_instances(self, captions: CaptionFile) -> Instances | None:
+        if self._files.instances is None:
+            return None
+        images = [] if captions.is_karpathy else captions.images
+        instances = read_instances(self._files.instances, images=images)
+        self._source.add_labels(instances.label_names)
+        self._source.dropped.update(instances.dropped)
+        return instances
+
+    def _read_phrases(self) -> PhraseFile | None:
+        if self._files.phrases is None:
+            return None
+        found = read_phrases(self._files.phrases)
+        known = {id_of(image.shown_id) for image in self._captions.images}
+        if known.isdisjoint(found.of_image):
+            raise SourceError(
+                f"ingest.phrases ({self._files.phrases}) has no image id in common with "
+                f"{self._files.captions}; expected the two files of the same pictures"
+            )
+        self._source.dropped.update(found.dropped)
+        for reason, names in found.named.items():
+            self._source.warnings.append(f"{self._files.phrases}: {reason}: {'; '.join(names)}")
+        if unknown := len(found.of_image.keys() - known):
+            self._source.dropped["lines of phrases whose picture has no captions"] += unknown
+        return found
+
+
+def _with_unique_keys(
+    by_split: Sequence[list[Picture | Failure]], files: Sequence[CocoFiles]
+) -> list[Picture | Failure]:
+    """All inputs by key. The order spreads failed inputs over the shards; the sort is stable, so
+    that of two equal keys the one that comes first stays first."""
+    inputs: list[Picture | Failure] = []
+    size_of: dict[str, int] = {}
+    for part, several in zip(files, by_split, strict=True):
+        taken = dict(size_of)
+        for i in several:
+            if isinstance(i, Picture):
+                # Of one name and another length: another picture, not one that is in two splits.
+                if taken.get(i.key, i.size_bytes) != i.size_bytes:
+                    i = replace(i, key=safe_key(f"{part.word}-{i.key}"))
+                size_of.setdefault(i.key, i.size_bytes)
+            inputs.append(i)
+    return sorted(inputs, key=lambda i: i.key)
 
 
 def key_of(file_name: str) -> str:
@@ -134,40 +240,40 @@ def key_of(file_name: str) -> str:
     return safe_key(str(path.parent / path.stem))
 
 
-def read_captions(path: str) -> tuple[list[dict[str, Any]], dict[Any, list[str]]]:
-    """(`images` entries, {image id: captions in the file's order}); SourceError for other files."""
-    content = read_json_object(
-        path, field="ingest.captions", expected=EXPECTED, keys=("images", "annotations")
-    )
-    if not content["images"]:
-        raise SourceError(f'ingest.captions ({path}): "images" is empty; expected {EXPECTED}')
-    for i, image in enumerate(content["images"]):
-        name = image.get("file_name") if isinstance(image, dict) else None
-        if not isinstance(name, str) or not PurePosixPath(name).name or not is_id(image.get("id")):
-            raise SourceError(
-                f"ingest.captions ({path}): images[{i}] is {str(image)[:80]}; expected an object "
-                'with an "id" (number or text) and a "file_name"'
-            )
-    captions: dict[Any, list[str]] = {}
-    for i, annotation in enumerate(content["annotations"]):
-        if not isinstance(annotation, dict) or "caption" not in annotation:
-            hint = ""
-            if isinstance(annotation, dict) and "bbox" in annotation:
-                hint = "; this looks like an instances file, which goes into ingest.instances"
-            raise SourceError(
-                f"ingest.captions ({path}): annotations[{i}] is {str(annotation)[:80]}; expected "
-                f'an object with "image_id" and "caption"{hint}'
-            )
-        if not is_id(annotation.get("image_id")):
-            raise SourceError(
-                f'ingest.captions ({path}): annotations[{i}] has "image_id" '
-                f"{annotation.get('image_id')!r}; expected the id of a picture, number or text"
-            )
-        captions.setdefault(annotation["image_id"], []).append(clean_caption(annotation["caption"]))
-    if not any(image["id"] in captions for image in content["images"]):
-        raise SourceError(
-            f"ingest.captions ({path}): not one of its {len(content['images'])} images has one of "
-            f"its {len(content['annotations'])} annotations; expected each annotation's "
-            '"image_id" to be the "id" of an image'
+def coco_files(
+    *,
+    root: str,
+    images: str | None,
+    captions: str,
+    instances: str | None,
+    phrases: str | None,
+    splits: dict[str, str],
+) -> list[CocoFiles]:
+    """The files that a recipe's paths mean, a set a split; see IngestConfig. Held-out ones first,
+    so that a picture which is in two splits is not trained on.
+
+    splits: {our split: the words that {split} stands for, joined by "+"}. Without {split} in
+    `captions` there is one set of files, whose layout has to know the splits.
+    """
+    field = "ingest.images" if images else "ingest.root"
+    paths = (images or root, captions, instances, phrases)
+    if "{split}" not in captions:
+        return [CocoFiles(**_filled(paths, root=root, word=""), images_field=field)]
+    order = sorted(splits, key=("heldout", "test", "train").index)
+    return [
+        CocoFiles(
+            **_filled(paths, root=root, word=word), split=split, word=word, images_field=field
         )
-    return content["images"], captions
+        for split in order
+        for word in splits[split].split("+")
+    ]
+
+
+def _filled(paths: tuple[str | None, ...], *, root: str, word: str) -> dict[str, str | None]:
+    """CocoFiles' paths with {root} and {split} filled in. Not by str.format: names may have
+    braces."""
+    names = ("images", "captions", "instances", "phrases")
+    return {
+        name: path and path.replace("{root}", str(Path(root))).replace("{split}", word)
+        for name, path in zip(names, paths, strict=True)
+    }

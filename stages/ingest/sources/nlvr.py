@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from stages.ingest.sources.source import (
     inputs_fingerprint,
     safe_key,
     shown,
-    split_of,
 )
+from stages.ingest.splits import draw_split
 from stages.ingest.truth import finite_numbers
 
 SPLITS = ("train", "dev", "test")
@@ -50,10 +50,12 @@ class NlvrSource:
 
     label_names: Sequence[str] = SHAPES
     attribute_names: Sequence[str] = tuple(COLOURS.values())
+    dropped: Mapping[str, int] = {}
+    warnings: Sequence[str] = ()
 
     def __init__(self, *, root: str, num_orders: int, seed: int, heldout_fraction: float) -> None:
         self._root = _find_corpus(root)
-        self._split = functools.partial(split_of, seed=seed, heldout_fraction=heldout_fraction)
+        self._split = functools.partial(draw_split, seed=seed, heldout_fraction=heldout_fraction)
         files = [self._root / split / f"{split}.json" for split in SPLITS]
         files = [file for file in files if file.is_file()]
         self._pictures = [

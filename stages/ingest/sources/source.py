@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,7 +31,7 @@ class Picture:
     """One input of a corpus, before its bytes are read.
 
     key: unique in the dataset, as `sharding.format.schema.check_key` wants it.
-    split: "train" or "heldout".
+    split: "train", "heldout" or "test".
     read: gives the file's bytes; raises PictureError where there are none. Called from threads.
     captions: sentences about the picture; blank ones are dropped later, with a note.
     fields: what else goes into the sample's json: `image_id`, `source` and the source's own.
@@ -65,6 +65,14 @@ class Source(Protocol):
     def attribute_names(self) -> Sequence[str]:
         """Names of the attributes, () where the source has none."""
 
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """{reason: how many} of what the corpus has that belongs to no picture."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What the user should know of the corpus as a whole."""
+
     def pictures(self) -> Sequence[Picture | Failure]:
         """Every input in a fixed order; cheap, as no picture is read. A Failure is an input of
         which it is already plain that it gives no sample."""
@@ -88,17 +96,6 @@ def inputs_fingerprint(inputs: Iterable[Picture | Failure]) -> str:
             known += [i.truth, i.size_px, i.notes]
         digest.update(canonical_json(known) + b"\n")
     return digest.hexdigest()
-
-
-def split_of(group: str, *, seed: int, heldout_fraction: float) -> str:
-    """The split of a group, by a hash of seed and group: adding pictures moves no other one.
-
-    With u = first 8 bytes of SHA-256("seed/group") / 2^64, a group is held out where
-    u < heldout_fraction.
-    """
-    digest = hashlib.sha256(f"{seed}/{group}".encode("utf-8", "surrogatepass")).digest()
-    held_out = int.from_bytes(digest[:8], "big") / 2**64 < heldout_fraction
-    return "heldout" if held_out else "train"
 
 
 def safe_key(name: str) -> str:

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +71,8 @@ class ToySource:
 
     label_names = list(SHAPES)
     attribute_names = list(COLOURS)
+    dropped: Mapping[str, int] = {}
+    warnings: Sequence[str] = ()
 
     def __init__(self, *, num_train: int, num_heldout: int, seed: int) -> None:
         self.num_train, self.num_heldout, self.seed = num_train, num_heldout, seed
@@ -113,7 +115,7 @@ class ToySource:
                 "labels": [o.shape for o in objects],
                 "attributes": [o.colour for o in objects],
                 "phrases": [
-                    [{"start": s, "end": e, "object": row} for s, e, row in caption.phrases]
+                    [{"start": s, "end": e, "objects": [row]} for s, e, row in caption.phrases]
                     for caption in captions
                 ],
             },

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from stages.ingest.sources.source import (
     inputs_fingerprint,
     safe_key,
     shown,
-    split_of,
 )
 from stages.ingest.sources.tar_members import Member, list_members
+from stages.ingest.splits import draw_split
 
 EXTENSIONS = ("jpg", "jpeg", "png")
 MAX_TEXT_BYTES = 1 << 20
@@ -44,6 +44,8 @@ class WebdatasetSource:
 
     label_names: Sequence[str] = ()
     attribute_names: Sequence[str] = ()
+    dropped: Mapping[str, int] = {}
+    warnings: Sequence[str] = ()
 
     def __init__(self, *, root: str, seed: int, heldout_fraction: float) -> None:
         expected = "a folder with tars in webdataset's layout"
@@ -54,7 +56,7 @@ class WebdatasetSource:
                 f"ingest.root is {root!r}, where no *.tar is ({describe_folder(folder)}); expected "
                 f"{expected} (not in subfolders)"
             )
-        self._split = functools.partial(split_of, seed=seed, heldout_fraction=heldout_fraction)
+        self._split = functools.partial(draw_split, seed=seed, heldout_fraction=heldout_fraction)
         self._inputs = [i for tar in tars for i in self._read_tar(tar)]
 
     def pictures(self) -> Sequence[Picture | Failure]:

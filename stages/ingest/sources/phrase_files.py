@@ -1,0 +1,109 @@
+"""Phrases of captions with the boxes they mean: JSON lines, a line a picture.
+
+A line is `{"image_id": ..., "phrases": [[[start, end, chain, type, rows], ...], ...]}`: a list a
+caption, in the order of the captions file. start and end are characters of the caption, end
+exclusive; chain is the coreference chain, type what Flickr30k Entities calls it ("people", "scene",
+"notvisual" ...); rows index the picture's boxes in the order of its instances file. A phrase with
+several rows means several boxes; one without any is a scene, not visible or not boxed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stages.ingest.sources.caption_files import id_of
+from stages.ingest.sources.source import SourceError
+
+EXPECTED = 'JSON lines, {"image_id": ..., "phrases": [[[start, end, chain, type, rows], ...], ...]}'
+NUM_NAMED = 3
+_MAX_LINE_SHOWN = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhraseFile:
+    """{image id: a list a caption of phrases as a sample's truth has them}.
+
+    dropped: {reason: how many lines}; named: the first of each reason, for messages.
+    """
+
+    of_image: dict[str, list[list[dict[str, Any]]]]
+    dropped: Counter[str] = field(default_factory=Counter)
+    named: dict[str, list[str]] = field(default_factory=dict)
+
+
+def read_phrases(path: str) -> PhraseFile:
+    """The phrases of a file; broken lines are counted and named, SourceError where none is sound."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        got = "a folder" if file.is_dir() else "not there"
+        raise SourceError(f"ingest.phrases is {path!r}, which is {got}; expected {EXPECTED}")
+    found = PhraseFile(of_image={})
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                _read_line(line, number, found)
+    if not found.of_image:
+        first = "; ".join(names[0] for names in found.named.values()) or "it is empty"
+        raise SourceError(f"ingest.phrases ({path}): no sound line ({first}); expected {EXPECTED}")
+    return found
+
+
+def _read_line(line: bytes, number: int, found: PhraseFile) -> None:
+    try:
+        entry = json.loads(line)
+        image_id = id_of(entry["image_id"])
+        phrases = [[_phrase(phrase) for phrase in caption] for caption in entry["phrases"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        _drop(found, "broken line of phrases", f"line {number}: {line[:_MAX_LINE_SHOWN]!r}")
+        return
+    if image_id is None:
+        _drop(found, "broken line of phrases", f"line {number}: no image_id")
+    elif image_id in found.of_image:
+        _drop(found, "second line of phrases for a picture", f"line {number}: {image_id}")
+    else:
+        found.of_image[image_id] = phrases
+
+
+def _phrase(phrase: Sequence[Any]) -> dict[str, Any]:
+    """One phrase as a sample's truth has it; ValueError or TypeError where it is not sound."""
+    start, end, chain, kind, rows = phrase
+    whole = [start, end, *rows]
+    if not all(type(value) is int and value >= 0 for value in whole) or not start < end:
+        raise ValueError(f"phrase {phrase}")
+    return {"start": start, "end": end, "chain": str(chain), "type": str(kind), "objects": rows}
+
+
+def check_phrases(
+    phrases: list[list[dict[str, Any]]], captions: Sequence[str], num_boxes: int
+) -> tuple[list[list[dict[str, Any]]], list[str]]:
+    """Phrases that fit the captions and boxes of their picture, and notes on those that do not.
+
+    A list of phrases for another number of captions fits none of them.
+    """
+    if len(phrases) != len(captions):
+        note = f"phrases dropped: for {len(phrases)} captions, the picture has {len(captions)}"
+        return [[] for _ in captions], [note]
+    fitted: list[list[dict[str, Any]]] = []
+    notes = []
+    for caption, of_caption in zip(captions, phrases, strict=True):
+        fitted.append([])
+        for phrase in of_caption:
+            if phrase["end"] > len(caption):
+                notes.append(f"phrase outside of its caption: {phrase['start']}:{phrase['end']}")
+            elif any(row >= num_boxes for row in phrase["objects"]):
+                notes.append(f"phrase of a box that is not there: rows {phrase['objects']}")
+            else:
+                fitted[-1].append(phrase)
+    return fitted, notes
+
+
+def _drop(found: PhraseFile, reason: str, example: str) -> None:
+    found.dropped[reason] += 1
+    names = found.named.setdefault(reason, [])
+    if len(names) < NUM_NAMED:
+        names.append(example)
