@@ -194,6 +194,8 @@ def make_batch(size: Size, model: PretrainModel) -> Batch:
         sizes_px=torch.tensor([[size.height_px, size.width_px]] * NUM_PICTURES),
         picture=torch.arange(NUM_PICTURES).repeat_interleave(NUM_CAPTIONS),
         tokens=torch.where(hidden, MASK, tokens),
+        texts=tokens,
+        is_true=torch.ones(num_pairs, dtype=torch.bool),
         ordinary=tokens > MASK,
         matched=torch.arange(num_pairs) % 2 == 0,
         masked_cells=torch.zeros(num_pairs, num_cells, dtype=torch.bool),

@@ -61,6 +61,18 @@ class Recipe:
                 f"pretrain.mvm.weight is {self.pretrain.mvm.weight}, but student.neck.kind is "
                 "plain, which has no visual dictionary; expected kind soho, or weight 0."
             )
+        needs_contrast = bool(self.pretrain.itc.weight) or self.pretrain.itm.negatives == "itc"
+        if needs_contrast and not self.student.itc_size:
+            raise ValueError(
+                f"pretrain.itc.weight is {self.pretrain.itc.weight} and pretrain.itm.negatives "
+                f"{self.pretrain.itm.negatives}, but student.itc_size is 0, a student without a "
+                "contrastive head; expected a size, as 256, or weight 0 and negatives random."
+            )
+        if self.pretrain.itm.negatives == "itc" and not self.pretrain.itc.weight:
+            raise ValueError(
+                "pretrain.itm.negatives is itc, but pretrain.itc.weight is 0, so that the "
+                "contrastive head that draws them learns nothing; expected a weight above 0."
+            )
         if self._aligns_hidden_cells():
             raise ValueError(
                 "student.neck.width_mask is height, which hides columns of upright pictures (a "

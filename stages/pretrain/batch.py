@@ -30,6 +30,10 @@ class Batch:
     """int [B]: the picture of each pair."""
     tokens: torch.Tensor
     """int [B, T]: word pieces with [CLS] and [SEP], padded."""
+    texts: torch.Tensor
+    """int [B, T]: the pieces of each pair's own caption, whatever ITM and MLM make of `tokens`."""
+    is_true: torch.Tensor
+    """bool [B]: the source holds that caption for true of the picture."""
     ordinary: torch.Tensor
     """bool [B, T]: pieces that are neither special nor padding."""
     matched: torch.Tensor
@@ -60,6 +64,9 @@ class Batch:
     """int [B, A]: cells whose codes MVM hides, in the order of their draw; -1 for none."""
     mvm_labels: torch.Tensor
     """int [B, C]: the code that was hidden; -100 elsewhere."""
+    contrast: torch.Tensor | None = None
+    """float [B, N]: the contrastive head's logits of each pair's own caption with each picture;
+    None until the student has made them, and where no objective asks for them."""
 
     @property
     def is_object(self) -> torch.Tensor:
@@ -68,9 +75,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
-            for field in fields(self)
-            if field.name != "keys"
+            name: tensor.to(device, non_blocking=True)
+            for name, tensor in tensors.items()
+            if isinstance(tensor, torch.Tensor)
         }
         return replace(self, **moved)

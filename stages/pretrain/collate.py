@@ -108,6 +108,7 @@ class Collate:
             encoded["offset_mapping"],
             objects["label"].shape[1],
         )
+        is_true = torch.tensor([_is_true(samples[n], caption) for n, caption in pairs])
         masked_cells = torch.zeros(len(pairs), grid[0] * grid[1], dtype=torch.bool)
         return Batch(
             keys=[sample.key for sample in samples],
@@ -115,8 +116,10 @@ class Collate:
             sizes_px=pictures.sizes_px,
             picture=torch.tensor([n for n, _ in pairs]),
             tokens=tokens,
+            texts=tokens,
+            is_true=is_true,
             ordinary=encoded["special_tokens_mask"] == 0,
-            matched=torch.tensor([_is_true(samples[n], caption) for n, caption in pairs]),
+            matched=is_true,
             masked_cells=masked_cells,
             phrases=phrases,
             similarity=similarity,

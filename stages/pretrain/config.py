@@ -37,10 +37,28 @@ class ItmConfig:
     """Factor of the loss in the sum; 0 leaves the objective out."""
     mismatch: float = 0.5
     """Share of pairs that get a strange text."""
+    negatives: Literal["random", "itc"] = "random"
+    """How a strange text is drawn from the micro-batch: `random`, each as likely; `itc` (ours; of
+    ALBEF), by the contrastive head, so that those that nearly fit come more often."""
 
     def __post_init__(self) -> None:
+        _check_choice("itm.negatives", self.negatives, ("random", "itc"))
         _check_share("itm.mismatch", self.mismatch)
         _check_weight("itm.weight", self.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItcConfig:
+    """Image-text contrastive learning (ours; of ALBEF). It needs `student.itc_size` above 0."""
+
+    weight: float = 0.0
+    """Factor of the loss in the sum; 0 leaves the objective out."""
+    label_smoothing: float = 0.0
+    """Share of the target that goes to all pictures, or texts, alike."""
+
+    def __post_init__(self) -> None:
+        _check_share("itc.label_smoothing", self.label_smoothing)
+        _check_weight("itc.weight", self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +193,7 @@ class PretrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     mlm: MlmConfig = field(default_factory=MlmConfig)
     itm: ItmConfig = field(default_factory=ItmConfig)
+    itc: ItcConfig = field(default_factory=ItcConfig)
     regions: RegionConfig = field(default_factory=RegionConfig)
     omvm: OmvmConfig = field(default_factory=OmvmConfig)
     pra: PraConfig = field(default_factory=PraConfig)
@@ -253,7 +272,7 @@ class PretrainConfig:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if self.num_workers < 0:
             raise ValueError(f"num_workers: got {self.num_workers}, expected 0 or more")
-        objectives = (self.mlm, self.itm, self.omvm, self.pra, self.mvm)
+        objectives = (self.mlm, self.itm, self.itc, self.omvm, self.pra, self.mvm)
         if not any(objective.weight for objective in objectives):
             raise ValueError("every objective's weight is 0, expected at least one above 0")
         _check_choice("schedule", self.schedule, ("cosine", "steps"))

@@ -10,13 +10,14 @@ from torch import nn
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import PretrainConfig
+from stages.pretrain.objectives.itc import Itc
 from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm
 from stages.pretrain.objectives.mvm import Mvm
 from stages.pretrain.objectives.objective import Objective, ObjectiveOutput
 from stages.pretrain.objectives.omvm import Omvm
 from stages.pretrain.objectives.pra import Pra
-from stages.student.network import Student
+from stages.student.network import Cells, Hidden, Student
 
 
 class PretrainModel(nn.Module):
@@ -41,21 +42,31 @@ class PretrainModel(nn.Module):
         cells = self.student.see(
             batch.pixels, batch.sizes_px, num_texts=self._num_texts(batch, counts)
         )
+        if any(objective.contrasts for _, objective in self.objectives.values()):
+            batch.contrast = self.student.compare(
+                self.student.embed_texts(batch.texts), self.student.embed_pictures(cells)
+            )
         for _, objective in self.objectives.values():
             objective.hide(cells, batch)
-        hidden = self.student.fuse(
-            cells,
-            picture=batch.picture,
-            tokens=batch.tokens,
-            masked_cells=batch.masked_cells,
-            read=self._read(batch),
-        )
+        hidden = self._hidden(cells, batch)
         scores = {
             name: objective.score(self.student, cells, hidden, batch)
             for name, (_, objective) in self.objectives.items()
         }
         weighted = [self.objectives[name][0] * s.loss.float() for name, s in scores.items()]
         return torch.stack(weighted).sum(), scores
+
+    def _hidden(self, cells: Cells, batch: Batch) -> Hidden:
+        """The fusion's outputs of all pairs; nothing where no objective looks at them."""
+        if not any(objective.fuses for _, objective in self.objectives.values()):
+            return Hidden(text=cells.features[:0], cells=cells.features[:0])
+        return self.student.fuse(
+            cells,
+            picture=batch.picture,
+            tokens=batch.tokens,
+            masked_cells=batch.masked_cells,
+            read=self._read(batch),
+        )
 
     def _read(self, batch: Batch) -> torch.Tensor | None:
         """The fusion's outputs that any objective looks at, bool [B, T + C]; None for all."""
@@ -86,6 +97,7 @@ def make_objectives(config: PretrainConfig) -> dict[str, tuple[float, Objective]
     The order matters: ITM deals out strange texts before MLM and OMVM hide parts of them.
     """
     every: tuple[tuple[float, Objective], ...] = (
+        (config.itc.weight, Itc(config.itc)),
         (config.itm.weight, Itm(config.itm)),
         (config.mlm.weight, Mlm(config.mlm)),
         (config.omvm.weight, Omvm(config.omvm)),

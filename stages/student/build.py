@@ -62,6 +62,9 @@ def make_student(
             itm_head=config.itm_head,
             frozen_stages=config.frozen_stages,
             batch_norm=config.batch_norm,
+            cell_pooling=config.cell_pooling,
+            itc_size=config.itc_size,
+            itc_temperature=config.itc_temperature,
         )
     )
     _load_pretrained(student, config)

@@ -7,6 +7,8 @@ from typing import Literal
 
 from stages.student.vision.neck_config import NeckConfig, PlainNeckConfig
 
+ITC_TEMPERATURES = (0.001, 0.5)
+"""Bounds of the contrastive head's temperature, ALBEF's."""
 CnnName = Literal["resnet-18", "resnet-34", "resnet-50", "resnet-101", "resnet-152"]
 
 
@@ -39,6 +41,9 @@ class StudentConfig:
     only); `frozen`: statistics and weights stay those it starts with (detectron2's habit)."""
     neck: NeckConfig = field(default_factory=PlainNeckConfig)
     """How cells are made of the CNN's output: kind `plain`, or `soho` with a visual dictionary."""
+    cell_pooling: Literal[1, 2] = 2
+    """Side of the max pooling between CNN and cells: 2 (both papers), or 1 for none (ours), a finer
+    grid for small pictures: cells of 32 pixels with a full ResNet instead of 64."""
     pretrained_text: str | None = None
     """A BERT by name or folder, cased or not, of any size; it then gives tokenizer, vocabulary and
     Transformer sizes. RoBERTa and others are refused."""
@@ -76,6 +81,11 @@ class StudentConfig:
     it, of whose code KD-VLP's is."""
     pra_temperature: float = 0.1
     """Divides cosine similarities of phrase and region (ours: the paper's value is not known)."""
+    itc_size: int = 0
+    """Size of the vectors in which the contrastive head compares pictures with texts (ours, after
+    ALBEF, which has 256); 0 for no such head. `pretrain.itc` needs it."""
+    itc_temperature: float = 0.07
+    """Temperature with which the contrastive head starts; it is learned (ALBEF)."""
     phrase_pooling: Literal["mean", "last"] = "mean"
     """A phrase's vector: the mean over its word pieces, or its last piece, as the head of an
     English noun phrase comes last (ours: the paper's way is not known)."""
@@ -112,6 +122,13 @@ class StudentConfig:
             raise ValueError(
                 f"student.shorter_px: got {self.shorter_px}, expected between 1 and longer_px "
                 f"= {self.longer_px}"
+            )
+        if self.itc_size < 0:
+            raise ValueError(f"student.itc_size: got {self.itc_size}, expected 0 (none) or more")
+        low, high = ITC_TEMPERATURES
+        if not low <= self.itc_temperature <= high:
+            raise ValueError(
+                f"student.itc_temperature: got {self.itc_temperature}, expected {low} to {high}"
             )
         if self.max_tokens < 4:
             raise ValueError(f"student.max_tokens: got {self.max_tokens}, expected at least 4")

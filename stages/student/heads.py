@@ -6,9 +6,13 @@ formulas. Letters: B pairs, M rows picked by an objective, D hidden size, V voca
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from stages.student.config import ITC_TEMPERATURES
 
 
 class MlmHead(nn.Module):
@@ -87,6 +91,45 @@ class AlignHead(nn.Module):
         phrases = F.normalize(phrases, dim=-1)
         regions = F.normalize(regions, dim=-1)
         return phrases @ regions.transpose(1, 2) / self.temperature
+
+
+class ContrastiveHead(nn.Module):
+    """Pictures and texts as unit vectors of one space (ALBEF, arXiv 2107.07651, section 3.2).
+
+    A text's vector is a linear map of the mean over its word pieces. A picture's is a linear map of
+    its cells, weighed by attention with one learned query a head. ALBEF takes the [CLS] outputs of
+    two Transformers instead; here the text goes through the student's Transformer alone, without
+    cells, and pictures have no Transformer of their own (ours).
+    Letters: N pictures, C cells, B texts, T word pieces, D hidden size, E size of the vectors.
+    """
+
+    def __init__(self, hidden_size: int, size: int, num_heads: int, temperature: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.cell_norm = nn.LayerNorm(hidden_size)
+        self.attend = nn.Linear(hidden_size, num_heads)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.picture = nn.Linear(hidden_size, size)
+        self.text = nn.Linear(hidden_size, size)
+        self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
+
+    def embed_pictures(self, cells: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        """cells [N, C, D] and which of them are no padding, bool [N, C] -> unit vectors [N, E]."""
+        cells = self.cell_norm(cells)
+        weights = self.attend(cells).masked_fill(~inside[..., None], -torch.inf).softmax(dim=1)
+        values = self.value(cells).unflatten(-1, (self.num_heads, -1))
+        pooled = torch.einsum("nch,nchd->nhd", weights, values).flatten(1)
+        return F.normalize(self.picture(pooled), dim=-1)
+
+    def embed_texts(self, hidden: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """The Transformer's output of texts alone [B, T, D], bool [B, T] which pieces are no
+        padding -> unit vectors [B, E]."""
+        return F.normalize(self.text(weighted_mean(real[:, None], hidden)[:, 0]), dim=-1)
+
+    def compare(self, texts: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+        """Unit vectors [B, E] and [N, E] -> cosines over the learned temperature [B, N]."""
+        low, high = (math.log(bound) for bound in ITC_TEMPERATURES)
+        return texts @ pictures.T / self.log_temperature.clamp(low, high).exp()
 
 
 def weighted_mean(weights: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
 from stages.student.heads import (
     AlignHead,
+    ContrastiveHead,
     ItmHead,
     LinearItmHead,
     MlmHead,
@@ -71,6 +72,9 @@ class StudentNetConfig(PreTrainedConfig):
         itm_head: str = "pooled",
         frozen_stages: int = 0,
         batch_norm: Policy = "local",
+        cell_pooling: int = 2,
+        itc_size: int = 0,
+        itc_temperature: float = 0.07,
         **kwargs: Any,
     ) -> None:
         self.resnet = resnet or {}
@@ -85,6 +89,8 @@ class StudentNetConfig(PreTrainedConfig):
         self.neck = neck or {"kind": "plain"}
         self.mlm_head, self.itm_head = mlm_head, itm_head
         self.frozen_stages, self.batch_norm = frozen_stages, batch_norm
+        self.cell_pooling = cell_pooling
+        self.itc_size, self.itc_temperature = itc_size, itc_temperature
         # BERT's 0.02 suits its width of 768. A narrower network needs wider weights for the same
         # activations, or its attention starts out flat and learns late.
         width = self.bert.get("hidden_size", BERT_BASE_WIDTH)
@@ -146,6 +152,7 @@ class Student(PreTrainedModel):
             batch_norm=config.batch_norm,
             bias=neck.kind == "plain",
             drop_edge=neck.kind == "soho" and neck.drop_edge,
+            pooling=config.cell_pooling,
         )
         self.neck = SohoNeck(neck, hidden) if neck.kind == "soho" else None
         eps = SOHO_NORM_EPS if self.neck else bert.layer_norm_eps
@@ -162,6 +169,13 @@ class Student(PreTrainedModel):
         self.itm_head = LinearItmHead(hidden) if config.itm_head == "linear" else ItmHead(hidden)
         self.object_head = ObjectHead(hidden, max(1, len(config.label_names)), config.feature_size)
         self.align_head = AlignHead(config.pra_temperature)
+        self.contrastive_head = (
+            ContrastiveHead(
+                hidden, config.itc_size, bert.num_attention_heads, config.itc_temperature
+            )
+            if config.itc_size
+            else None
+        )
         self.post_init()
 
     @torch.no_grad()
@@ -275,6 +289,30 @@ class Student(PreTrainedModel):
         read[:, 0] = True
         hidden = self.fuse(cells, picture=picture, tokens=tokens, read=read)
         return self.itm_head(hidden.text[:, 0])
+
+    def embed_pictures(self, cells: Cells) -> torch.Tensor:
+        """The contrastive head's unit vectors of pictures: [N, E]. Raises ValueError without it."""
+        return self._contrastive().embed_pictures(cells.features, cells.inside)
+
+    def embed_texts(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The contrastive head's unit vectors of texts [B, T], which go through the Transformer
+        without cells: [B, E]. Raises ValueError without the head."""
+        head = self._contrastive()
+        real = tokens != self.pad_id
+        hidden = self._through_layers(self.embeddings(tokens), real[:, None, None, :], None)
+        return head.embed_texts(hidden, real)
+
+    def compare(self, texts: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+        """Cosines of unit vectors [B, E] and [N, E] over the learned temperature: [B, N]."""
+        return self._contrastive().compare(texts, pictures)
+
+    def _contrastive(self) -> ContrastiveHead:
+        if self.contrastive_head is None:
+            raise ValueError(
+                "got a student without a contrastive head, expected one; pretrain with "
+                "student.itc_size above 0 and pretrain.itc.weight above 0"
+            )
+        return self.contrastive_head
 
     def _through_layers(
         self, hidden: torch.Tensor, attended: torch.Tensor, read: torch.Tensor | None

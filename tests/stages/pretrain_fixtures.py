@@ -184,14 +184,17 @@ def random_batch(
     spans = torch.from_numpy(random.random((pairs, phrases, length)) < 0.4) & (tokens > 4)[:, None]
     num_phrases = torch.from_numpy(random.integers(0, phrases + 1, pairs))
     top_label = random.permuted(np.tile(np.arange(num_labels), (pictures, objects, 1)), axis=-1)
+    is_true = torch.from_numpy(random.random(pairs) < 0.7)
     return Batch(
         keys=[f"k{n}" for n in range(pictures)],
         pixels=torch.zeros(pictures, 3, grid[0] * 16, grid[1] * 16),
         sizes_px=sizes,
         picture=torch.arange(pictures).repeat_interleave(captions),
         tokens=tokens,
+        texts=tokens.clone(),
+        is_true=is_true,
         ordinary=tokens > 4,
-        matched=torch.from_numpy(random.random(pairs) < 0.7),
+        matched=is_true.clone(),
         masked_cells=torch.zeros(pairs, cells, dtype=torch.bool),
         regions=weights * exists[..., None],
         score=torch.from_numpy(random.random((pictures, objects))).float() * exists,

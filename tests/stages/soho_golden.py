@@ -121,6 +121,8 @@ def golden_batch(section: str) -> Batch:
         sizes_px=sizes,
         picture=torch.tensor([0, 0, 1, 1]),
         tokens=tokens,
+        texts=tokens,
+        is_true=torch.ones(4, dtype=torch.bool),
         ordinary=tokens > 103,
         matched=torch.from_numpy(GOLDEN["in/next_label"]).flatten() == 1,
         masked_cells=torch.zeros(4, 16, dtype=torch.bool),

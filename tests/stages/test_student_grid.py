@@ -202,6 +202,10 @@ def test_a_cell_is_the_stride_times_the_pooling(stages: int, first: bool, wanted
     assert cell_size_px(config) == wanted
     with torch.no_grad():
         assert Grid(config, 8)(torch.zeros(1, 3, 2 * wanted, 3 * wanted)).shape == (1, 2, 3, 8)
+    fine = Grid(config, 8, pooling=1)
+    assert fine.cell_px == fine.pad_px == wanted // 2
+    with torch.no_grad():
+        assert fine(torch.zeros(1, 3, 2 * wanted, 3 * wanted)).shape == (1, 4, 6, 8)
 
 
 def test_sine_positions_by_hand() -> None:

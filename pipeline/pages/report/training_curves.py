@@ -16,6 +16,7 @@ from pipeline.runner.run_files import number, points, read_lines
 from pipeline.runner.run_folder import RunFolder
 
 _OBJECTIVES = {
+    "itc": "image-text contrastive learning: which text of the micro-batch fits which picture?",
     "itm": "image-text matching: do this picture and this text belong together?",
     "mlm": "masked language modelling: which word is hidden?",
     "omvm": "object-guided masked vision modelling: what did the teacher see at the hidden cells?",

@@ -18,6 +18,8 @@ from stages.pretrain.objectives.objective import (
 )
 from stages.student.network import Cells, Hidden, Student
 
+NOT_LEARNED = -100
+
 
 class Itm(Objective):
     """Give some pictures the text of another one, tell which.
@@ -26,7 +28,10 @@ class Itm(Objective):
     at [CLS] (SOHO: softmax(W h_cls), by `student.itm_head`). A strange text comes from another
     picture of the same micro-batch, so that it costs no reading; SOHO's released code takes the
     first caption of another group of the same file, and KD-VLP's way is not known. With one picture
-    a micro-batch there is no strange text. A text that the source itself calls false (NLVR) is
+    a micro-batch there is no strange text. `negatives` "itc" (ours; ALBEF, arXiv 2107.07651, section
+    3.3): the strange text is drawn by the softmax of the contrastive head's logits for the picture,
+    so that texts that nearly fit come more often; it keeps its masks, and MLM learns nothing from
+    it. A text that the source itself calls false (NLVR) is
     mismatched already and stays as it is.
     """
 
@@ -34,11 +39,13 @@ class Itm(Objective):
 
     def __init__(self, config: ItmConfig) -> None:
         self.config = config
+        self.contrasts = config.negatives == "itc"
 
     def mask(
         self, batch: Batch, tokenizer: PreTrainedTokenizerFast, random: np.random.Generator
     ) -> None:
-        """Replace texts (with their phrases) and clear `batch.matched` there."""
+        """Replace texts (with their phrases) and clear `batch.matched` there; with negatives by
+        itc only the latter, as `hide` replaces them."""
         picture = batch.picture.numpy()
         source = np.arange(len(picture))
         for pair in np.flatnonzero(random.random(len(picture)) < self.config.mismatch):
@@ -46,8 +53,26 @@ class Itm(Objective):
             if batch.matched[pair] and len(strange):
                 source[pair] = random.choice(strange)
         batch.matched = batch.matched & torch.from_numpy(source == np.arange(len(picture)))
+        if self.contrasts:
+            return
         for name in ("tokens", "ordinary", "phrases"):
             setattr(batch, name, getattr(batch, name)[source])
+
+    def hide(self, cells: Cells, batch: Batch) -> None:
+        """With negatives by itc: give the pairs that `mask` chose their texts."""
+        chosen = (batch.is_true & ~batch.matched).nonzero()[:, 0]
+        if not self.contrasts or not len(chosen):
+            return
+        assert batch.contrast is not None
+        logits = batch.contrast.detach().float().T[batch.picture[chosen]]
+        own = batch.picture[chosen, None] == batch.picture
+        texts = torch.multinomial(logits.masked_fill(own, -torch.inf).softmax(dim=1), 1)[:, 0]
+        for name in ("tokens", "ordinary", "phrases"):
+            values = getattr(batch, name).clone()
+            values[chosen] = getattr(batch, name)[texts]
+            setattr(batch, name, values)
+        batch.mlm_labels = batch.mlm_labels.clone()
+        batch.mlm_labels[chosen] = NOT_LEARNED
 
     def reads(self, batch: Batch) -> torch.Tensor:
         """[CLS]."""

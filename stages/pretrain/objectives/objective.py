@@ -30,6 +30,10 @@ class Objective(Protocol):
 
     name: str
     """The paper's abbreviation, lower case: the key in recipe and metrics."""
+    fuses: bool = True
+    """Whether `score` looks at the fusion's outputs."""
+    contrasts: bool = False
+    """Whether it looks at `batch.contrast`."""
 
     def mask(
         self, batch: Batch, tokenizer: PreTrainedTokenizerFast, random: np.random.Generator

@@ -33,7 +33,7 @@ class Grid(nn.Module):
 
     `frozen_stages` and `batch_norm` as in StudentConfig; `bias` False where a BatchNorm follows.
     Pictures are to be padded to multiples of `pad_px`; with `drop_edge` that is the CNN's stride,
-    not the cell's. Raises ValueError on another activation than ReLU: max pooling reads the zeros
+    not the cell's. `pooling` is the side of the max pooling after the CNN, 1 for none. Raises ValueError on another activation than ReLU: max pooling reads the zeros
     beyond a picture.
     """
 
@@ -46,6 +46,7 @@ class Grid(nn.Module):
         batch_norm: Policy = "local",
         bias: bool = True,
         drop_edge: bool = False,
+        pooling: int = 2,
     ) -> None:
         super().__init__()
         if resnet.hidden_act != "relu":
@@ -55,10 +56,10 @@ class Grid(nn.Module):
         for block in self._blocks():
             # What calls a block (hooks, activation checkpointing) goes on to call it.
             block.forward = functools.partial(_residual, block)
-        self.pool = nn.MaxPool2d(2)
+        self.pool = nn.MaxPool2d(pooling)
         self.project = nn.Conv2d(list(resnet.hidden_sizes or ())[-1], hidden_size, 1, bias=bias)
-        self.cell_px = cell_size_px(resnet)
-        self.pad_px = self.cell_px // 2 if drop_edge else self.cell_px
+        self.cell_px = cell_size_px(resnet, pooling)
+        self.pad_px = self.cell_px // pooling if drop_edge else self.cell_px
         self.frozen_stages, self.batch_norm = frozen_stages, batch_norm
         self._compiled: Callable[..., torch.Tensor] | None = None
         for part in self._frozen():
@@ -182,10 +183,10 @@ def _residual(block: nn.Module, x: torch.Tensor, canvases: Canvases | None = Non
     return (canvases.keep(changed) if canvases else changed).relu_()
 
 
-def cell_size_px(resnet: ResNetConfig) -> int:
+def cell_size_px(resnet: ResNetConfig, pooling: int = 2) -> int:
     """Side of a cell in pixels of the resized picture: the CNN's stride times the pooling."""
     first = 2 if resnet.downsample_in_first_stage else 1
-    return 4 * first * 2 ** (len(resnet.depths or ()) - 1) * 2
+    return 4 * first * 2 ** (len(resnet.depths or ()) - 1) * pooling
 
 
 def cells_inside(

@@ -1,0 +1,85 @@
+"""Image-text contrastive learning (ALBEF, arXiv 2107.07651). Settings: `pretrain.itc`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from stages.pretrain.batch import Batch
+from stages.pretrain.config import ItcConfig
+from stages.pretrain.objectives.objective import (
+    Objective,
+    ObjectiveOutput,
+    mean_loss,
+    share,
+    text_and_cells,
+)
+from stages.student.network import Cells, Hidden, Student
+
+
+class Itc(Objective):
+    """Of all pictures and texts of a micro-batch, tell which belong together (ours; of ALBEF).
+
+    s [B, N] = cos(t_b, v_n) / temperature, with t_b the vector of text b alone and v_n that of
+    picture n alone, by the student's contrastive head; the temperature is learned.
+    loss = (L_texts + L_pictures) / 2. L_texts = mean over texts b of the cross-entropy of
+    softmax_n s[b, n] to its picture. L_pictures = mean over pictures n of the cross-entropy of
+    softmax_b s[b, n] to its texts, each with the same share. `label_smoothing` e mixes a share e of
+    the uniform distribution into both targets.
+
+    Texts are read as they are, before ITM deals out other ones and MLM masks them. Those that the
+    source calls false of their picture are left out. Only what a micro-batch holds is compared, so
+    the loss is the same on any number of ranks; it wants large micro-batches. (ALBEF adds a queue
+    of vectors that a momentum copy made.)
+    """
+
+    name = "itc"
+    fuses = False
+    contrasts = True
+
+    def __init__(self, config: ItcConfig) -> None:
+        self.config = config
+
+    def mask(
+        self, batch: Batch, tokenizer: PreTrainedTokenizerFast, random: np.random.Generator
+    ) -> None:
+        """Nothing is hidden."""
+
+    def reads(self, batch: Batch) -> torch.Tensor:
+        """None of the fusion's outputs."""
+        return text_and_cells(batch, None, None)
+
+    def score(
+        self, student: Student, cells: Cells, hidden: Hidden, batch: Batch
+    ) -> ObjectiveOutput:
+        """The loss; how often a text finds its picture, and a picture one of its texts."""
+        assert batch.contrast is not None
+        logits = batch.contrast.float()[batch.is_true]
+        own = batch.picture[batch.is_true, None] == torch.arange(
+            logits.shape[1], device=logits.device
+        )
+        of_texts = self._cross_entropies(logits, own)
+        has_text = own.any(dim=0)
+        of_pictures = self._cross_entropies(logits.T[has_text], own.T[has_text])
+        return ObjectiveOutput(
+            loss=(mean_loss(of_texts) + mean_loss(of_pictures)) / 2,
+            metrics={
+                "text_accuracy": share(_finds(logits, own)),
+                "picture_accuracy": share(_finds(logits.T[has_text], own.T[has_text])),
+            },
+        )
+
+    def _cross_entropies(self, logits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """A row's cross-entropy to its right columns: logits and bool [M, K] -> [M]."""
+        target = right / right.sum(dim=1, keepdim=True)
+        smoothing = self.config.label_smoothing
+        target = (1 - smoothing) * target + smoothing / max(1, right.shape[1])
+        return -(target * logits.log_softmax(dim=1)).sum(dim=1)
+
+
+def _finds(logits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Whether a row's best column is a right one: [M, K] twice -> bool [M]."""
+    if not logits.numel():
+        return right.new_zeros(len(right))
+    return right.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0]
