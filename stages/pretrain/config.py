@@ -213,6 +213,14 @@ class PretrainConfig:
     """Processes a rank that read and decode; 0 does it in the rank itself."""
     lr_transformer: float = 2e-3
     """Peak AdamW rate of everything but the CNN (both papers' full size: 1e-4)."""
+    lr_text: float | None = None
+    """That of the word, position and type embeddings (ours); null for lr_transformer."""
+    lr_heads: float | None = None
+    """That of all but CNN, embeddings and Transformer layers (ours): what is new where those come
+    from published weights; null for lr_transformer."""
+    frozen: tuple[Literal["text", "fusion", "heads"], ...] = ()
+    """Parts that stay as they are (ours), as `lr_text` and `lr_heads` name them. For the CNN see
+    `student.frozen_stages` and `student.batch_norm`, which save its backward pass too."""
     lr_cnn: float = 0.1
     """Peak SGD rate of the CNN (SOHO's code: 1e-2)."""
     weight_decay: float = 0.01
@@ -279,6 +287,11 @@ class PretrainConfig:
         _check_choice("precision", self.precision, ("fp32", "bf16", "fp16", "apex-o1"))
         _check_choice("save_precision", self.save_precision, ("training", "fp32"))
         _check_choice("zero_stage", self.zero_stage, (0, 1, 2, 3))
+        for part in self.frozen:
+            _check_choice("frozen", part, ("text", "fusion", "heads"))
+        for name in ("lr_text", "lr_heads"):
+            if getattr(self, name) is not None:
+                _check_weight(name, getattr(self, name))
         for part in self.checkpoint_activations:
             _check_choice("checkpoint_activations", part, ("cnn", "transformer"))
         if self.precision == "fp16" and not self.zero_stage:

@@ -32,6 +32,7 @@ from stages.student.build import make_student
 from stages.student.config import StudentConfig
 from stages.student.network import Student
 from stages.training.engine import check_device, join_ranks, load_checkpoint, make_engine
+from stages.training.optimizer import freeze
 from stages.training.stopping import Watch
 
 TOKENIZER = "tokenizer"
@@ -59,6 +60,7 @@ def pretrain(
     tokenizer = make_tokenizer(student, opened, out / TOKENIZER)
     torch.manual_seed(seed)
     net = _new_student(student, tokenizer, about_of(opened))
+    freeze(net, config)
     model = PretrainModel(net, make_objectives(config))
     engine = make_engine(model, config, torch.distributed.get_world_size())
     collate = Collate(

@@ -97,29 +97,47 @@ def _gradients(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def make_optimizer(student: Student, config: PretrainConfig) -> AdamwSgd:
-    """Four groups: CNN and the rest, each with and without decay. Norms and biases have none
-    unless `decay_norms`.
+    """A group for each part, each with and without decay: the CNN by SGD, text, fusion and heads by
+    AdamW. Norms and biases have no decay unless `decay_norms`.
 
     A group keeps its peak rate in `peak_lr`; the schedule writes `lr`. Frozen parameters are in no
     group, and a group without any is left out.
     """
-    cnn = {id(p) for p in student.grid.resnet.parameters()}
     groups: list[dict[str, Any]] = []
-    for is_cnn in (False, True):
+    for part, everything in parts_of(student).items():
+        is_cnn = part == "cnn"
         for decays in (True, False):
             parameters = [
                 p
-                for p in student.parameters()
-                if p.requires_grad
-                and (id(p) in cnn) == is_cnn
-                and (p.dim() > 1 or config.decay_norms) == decays
+                for p in everything
+                if p.requires_grad and (p.dim() > 1 or config.decay_norms) == decays
             ]
             if not parameters:
                 continue
             decay = config.weight_decay_cnn if is_cnn else config.weight_decay
-            rule = _sgd_rule(config) if is_cnn else _adamw_rule(config)
+            rule = _sgd_rule(config) if is_cnn else _adamw_rule(config, part)
             groups.append({"params": parameters, "weight_decay": decays * decay, **rule})
     return AdamwSgd(groups)
+
+
+def parts_of(student: Student) -> dict[str, list[torch.nn.Parameter]]:
+    """Each parameter once, by part: `cnn`, the ResNet; `text`, the word, position and type
+    embeddings; `fusion`, the Transformer's layers; `heads`, everything else, which is new where
+    these come from published weights."""
+    parts = {
+        "cnn": list(student.grid.resnet.parameters()),
+        "text": list(student.embeddings.parameters()),
+        "fusion": list(student.fusion.parameters()),
+    }
+    known = {id(p) for own in parts.values() for p in own}
+    return {**parts, "heads": [p for p in student.parameters() if id(p) not in known]}
+
+
+def freeze(student: Student, config: PretrainConfig) -> None:
+    """Let the parts in `frozen` learn nothing."""
+    for part in config.frozen:
+        for parameter in parts_of(student)[part]:
+            parameter.requires_grad_(False)
 
 
 def _sgd_rule(config: PretrainConfig) -> dict[str, Any]:
@@ -131,5 +149,10 @@ def _sgd_rule(config: PretrainConfig) -> dict[str, Any]:
     }
 
 
-def _adamw_rule(config: PretrainConfig) -> dict[str, Any]:
-    return {"rule": "adamw", "peak_lr": config.lr_transformer, "betas": config.betas}
+def _adamw_rule(config: PretrainConfig, part: str) -> dict[str, Any]:
+    own = {"text": config.lr_text, "fusion": None, "heads": config.lr_heads}[part]
+    return {
+        "rule": "adamw",
+        "peak_lr": config.lr_transformer if own is None else own,
+        "betas": config.betas,
+    }

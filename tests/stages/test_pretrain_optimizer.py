@@ -13,7 +13,7 @@ from pretrain_fixtures import tiny_student
 from stages.pretrain.config import ItmConfig, MlmConfig, OmvmConfig, PraConfig, PretrainConfig
 from stages.pretrain.model import make_objectives
 from stages.training import optimizer as optimizer_file
-from stages.training.optimizer import AdamwSgd, make_optimizer
+from stages.training.optimizer import AdamwSgd, freeze, make_optimizer
 from stages.training.schedule import rate_factor
 
 RUN = PretrainConfig(num_steps=100, warmup=0.1)
@@ -121,6 +121,26 @@ def test_groups_hold_every_parameter_once_and_spare_norms_and_biases(decay_norms
         spared = name.endswith(".bias") or "norm" in name.lower() or name == "mask_cell"
         decay = 0.0 if spared and not decay_norms else 0.2 if is_cnn else 0.3
         assert got[id(p)] == (("sgd", decay, 0.5) if is_cnn else ("adamw", decay, 0.1)), name
+
+
+def test_each_part_has_its_rate_and_frozen_ones_are_left_out() -> None:
+    """Oracle: names. Embeddings, layers and everything else have the rates of text, transformer and
+    heads; a part that is frozen is in no group and takes no gradient."""
+    student = tiny_student()
+    config = PretrainConfig(lr_transformer=0.1, lr_text=0.2, lr_heads=0.3, lr_cnn=0.5)
+    wanted = {"embeddings": 0.2, "fusion": 0.1, "grid.resnet": 0.5}
+    groups = make_optimizer(student, config).param_groups
+    got = {id(p): group["peak_lr"] for group in groups for p in group["params"]}
+    for name, p in student.named_parameters():
+        rates = [rate for part, rate in wanted.items() if name.startswith(f"{part}.")]
+        assert got[id(p)] == (rates or [0.3])[0], name
+    freeze(student, replace(config, frozen=("text", "fusion")))
+    for name, p in student.named_parameters():
+        assert p.requires_grad != name.startswith(("embeddings.", "fusion.")), name
+    groups = make_optimizer(student, config).param_groups
+    assert {group["peak_lr"] for group in groups} == {0.3, 0.5}
+    with pytest.raises(ValueError, match="frozen: got 'neck'"):
+        PretrainConfig(frozen=("neck",))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
