@@ -16,9 +16,11 @@ from PIL import Image
 
 from pipeline.runner.run_folder import RunFolder
 from sharding.format.catalog import read_catalog
+from sharding.format.image_size import picture_size
 from sharding.format.manifest import SampleEntry, read_manifest
 from sharding.format.schema import Sample, ShardError
 from sharding.reading.sample_reader import read_sample
+from stages.picture import upright
 
 _KEPT_BYTES = 16 * 1024
 _MOST_BYTES = 96 * 1024
@@ -124,17 +126,16 @@ def thumbnail(image: bytes, *, longest_px: int) -> Thumbnail | None:
 def reduced(image: bytes, *, longest_px: int) -> Reduced:
     """A picture decoded, of at most `longest_px` a side; ShardError saying why it cannot be.
 
-    Stored pixels, as boxes count in them: an EXIF orientation is taken off, lest the browser turns
-    the picture under its boxes.
+    Upright, as boxes count: what the browser would turn is turned here and has no EXIF any more.
     """
     try:
         with _opened(image) as picture:
-            width, height = picture.size
             fits = max(picture.size) <= longest_px and len(image) <= _KEPT_BYTES
             picture.draft("RGB", (2 * longest_px, 2 * longest_px))
             as_it_is = fits and not picture.getexif() and picture.format in ("JPEG", "PNG")
             picture.load()
-            small = _flat(picture)
+            width, height = picture_size(image)
+            small = upright(_flat(picture), image)
             small.thumbnail((longest_px, longest_px))
             kept = (image, str(picture.format)) if as_it_is else None
     # Decoders raise what they like over a broken picture: SyntaxError, struct.error, EOFError...

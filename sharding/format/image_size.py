@@ -4,7 +4,7 @@ Reached by sharding.tools.index. A picture from anybody is looked at in a few pl
 that none costs more than another, however large it would be when decoded (a decompression bomb).
 
 Layouts: ITU T.81, annex B (JPEG); PNG, 3rd edition, section 11.2.1; RFC 9649 and RFC 6386, 9.1
-(WebP). EXIF orientation is left aside: boxes are in the stored pixels.
+(WebP). Sizes are of the upright picture: an EXIF orientation is applied.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from sharding.format.schema import ShardError
 # Pillow's own bound (PIL.Image.MAX_IMAGE_PIXELS): 256 MiB as RGB.
 MAX_PIXELS = (1 << 28) // 3
 MAX_JPEG_SEGMENTS = 4096
+MAX_CHUNKS = 4096  # of a PNG or WebP
 # As decoders do: whatever is no marker is skipped between segments, and so are fill bytes (FF).
 _MARKER = re.compile(rb"\xff+[^\xff]", re.DOTALL)
 # Markers of frame headers, which hold the size: C0 to CF but for DHT, JPG and DAC.
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = {0x00, 0x01, *range(0xD0, 0xD9)}  # no length follows these
+_APP1 = 0xE1
+_ORIENTATION, _SHORT = 274, 3  # a tag of TIFF and the type of its value
 _STOPS = {0xD9, 0xDA}  # the end, and the scan, before which the size must have come
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
-    """(width, height) in pixels of the picture in `data`.
+    """(width, height) in pixels of the picture in `data`, upright.
 
     Raises ShardError unless it begins as a JPEG, PNG or WebP with at least one pixel and at most
     MAX_PIXELS. Whether the rest can be decoded is not looked at.
@@ -42,7 +45,7 @@ def picture_size(data: bytes) -> tuple[int, int]:
         raise ShardError(
             f"picture: got {width} x {height} pixels, expected at least 1 and at most {MAX_PIXELS}"
         )
-    return size
+    return size if picture_orientation(data) < 5 else (height, width)
 
 
 def _size(data: bytes) -> tuple[int, int] | None:
@@ -83,3 +86,77 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
     if data[12:16] == b"VP8X" and len(data) >= 30:
         return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
     return None
+
+
+def picture_orientation(data: bytes) -> int:
+    """The EXIF orientation, 1 to 8, that a picture's header notes; 1 where it notes none, or its
+    EXIF is damaged. At 5 to 8 the upright picture has the stored width as its height.
+
+    Layouts: Exif 2.32, 4.7.2 (JPEG's APP1); PNG, 3rd edition, 11.3.2.6 (eXIf); RFC 9649 (WebP).
+    """
+    try:
+        return _tiff_orientation(_exif(data))
+    except (struct.error, IndexError, ShardError):
+        return 1
+
+
+def _exif(data: bytes) -> bytes:
+    """The TIFF block that holds a picture's EXIF, b"" where there is none."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return _jpeg_exif(data)
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _chunk(data, b"eXIf", start=8, order=">", head_bytes=8, extra_bytes=4)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        block = _chunk(data, b"EXIF", start=12, order="<", head_bytes=8, extra_bytes=0)
+        return block.removeprefix(b"Exif\0\0")
+    return b""
+
+
+def _jpeg_exif(data: bytes) -> bytes:
+    at = 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None or data[found.end() - 1] in _STOPS:
+            break
+        marker, at = data[found.end() - 1], found.end()
+        if marker in _ALONE:
+            continue
+        (length,) = struct.unpack_from(">H", data, at)
+        if marker == _APP1 and data[at + 2 : at + 8] == b"Exif\0\0":
+            return data[at + 8 : at + length]
+        at += length
+    return b""
+
+
+def _chunk(
+    data: bytes, wanted: bytes, *, start: int, order: str, head_bytes: int, extra_bytes: int
+) -> bytes:
+    """The content of the first chunk of a type, in PNG (length, type, content, CRC-32) or in RIFF
+    (type, length, content, padded to even)."""
+    at = start
+    for _ in range(MAX_CHUNKS):
+        if at + head_bytes > len(data):
+            break
+        first, second = data[at : at + 4], data[at + 4 : at + 8]
+        kind, length = (second, first) if order == ">" else (first, second)
+        (num_bytes,) = struct.unpack(f"{order}I", length)
+        if kind == wanted:
+            return data[at + head_bytes : at + head_bytes + num_bytes]
+        padding = num_bytes % 2 if order == "<" else 0
+        at += head_bytes + num_bytes + padding + extra_bytes
+    return b""
+
+
+def _tiff_orientation(block: bytes) -> int:
+    """Tag 274 of the first directory of a TIFF block (TIFF 6.0, section 2); 1 where it is not
+    there."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    if order is None:
+        return 1
+    (at,) = struct.unpack_from(f"{order}I", block, 4)
+    (num_entries,) = struct.unpack_from(f"{order}H", block, at)
+    for entry in range(num_entries):
+        tag, kind, count, value = struct.unpack_from(f"{order}HHIH", block, at + 2 + 12 * entry)
+        if tag == _ORIENTATION:
+            return value if kind == _SHORT and count == 1 and 1 <= value <= 8 else 1
+    return 1

@@ -35,7 +35,7 @@ SCHEMA = "boxless/manifest/1"
 MAX_MANIFEST_BYTES = 32 << 20  # for as many samples as sharding.format.tar_scan lets a tar have
 MAX_SAMPLE_BYTES = 1 << 30  # from its first to its last byte; a sample is read as one piece
 MAX_SIDE_PX = (1 << 31) - 1
-PICTURE_EXTENSIONS = (*IMAGE_EXTENSIONS, "jpeg", "webp")
+PICTURE_EXTENSIONS = (*IMAGE_EXTENSIONS, "jpeg")
 TEXT = "txt"
 _OURS = {(image, JSON, *objects) for image in IMAGE_EXTENSIONS for objects in ((), (OBJECTS,))}
 _BY_PLACE = operator.itemgetter(1)
@@ -57,7 +57,7 @@ class SampleEntry:
 
     @property
     def extension(self) -> str:
-        """That of the picture, one of PICTURE_EXTENSIONS; in our own tars "jpg" or "png"."""
+        """That of the picture, one of PICTURE_EXTENSIONS; in our own tars one of IMAGE_EXTENSIONS."""
         return next(extension for extension in self.members if extension in PICTURE_EXTENSIONS)
 
 

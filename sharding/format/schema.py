@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-IMAGE_EXTENSIONS = ("jpg", "png")
+IMAGE_EXTENSIONS = ("jpg", "png", "webp")
 JSON = "json"
 OBJECTS = "objects.npy"
 KEY_MAX_BYTES = 80  # with the longest extension still inside a tar header's 100 bytes
@@ -40,7 +40,7 @@ class Sample:
 
     key: names the sample in the whole data set, see check_key.
     image: the original bytes of the picture.
-    extension: "jpg" or "png".
+    extension: "jpg", "png" or "webp".
     info: the content of KEY.json: captions (list of str), width and height in pixels, image_id,
         source and the source's fields; object shards add phrases.
     objects: array of object_dtype [O], or None in an image shard.

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.ingest.sources.source import PictureError, SourceError, shown
+from stages.ingest.sources.source import SourceError, shown
+from stages.picture import PictureError
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 NUM_NAMES_SHOWN = 5
@@ -84,7 +85,7 @@ def size_bytes(root: Path, name: str) -> int:
     """Size of the file `name` below `root`, or -1 where there is no such file."""
     try:
         return os.stat(_inside(root, name)).st_size
-    except (OSError, ValueError, PictureError):
+    except (OSError, ValueError):  # PictureError is one
         return -1
 
 

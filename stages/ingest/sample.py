@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sharding.format.schema import Failure, Note, Sample
 from stages.ingest.config import IngestConfig
-from stages.ingest.pictures import PictureFacts, inspect_picture
-from stages.ingest.sources.source import Picture, PictureError
+from stages.ingest.sources.source import Picture
 from stages.ingest.truth import fit_truth, keep_captions
+from stages.picture import PictureError, PictureFacts, inspect_picture
 
 
 def make_sample(picture: Picture | Failure, config: IngestConfig) -> list[Sample | Failure | Note]:
@@ -47,7 +47,11 @@ def _describe(
     }
     if picture.truth is not None:
         truth, truth_notes = fit_truth(
-            picture.truth, width=facts.width, height=facts.height, size_px=picture.size_px
+            picture.truth,
+            width=facts.width,
+            height=facts.height,
+            size_px=picture.size_px,
+            orientation=facts.orientation,
         )
         notes += truth_notes
         if truth is not None:

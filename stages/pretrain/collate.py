@@ -8,15 +8,14 @@ P phrases a caption (padded), K classes of a soft label.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from sharding.format.image_size import picture_size
 from sharding.format.schema import Sample
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import RegionConfig
@@ -52,12 +51,13 @@ class Collate:
         """The picture, resized: uint8 [H, W, 3].
 
         Raises ValueError where its size is not the one in its json (its boxes would be wrong, and
-        its memory not what the shard says), and what Pillow raises on bytes that it cannot read.
+        its memory not what the shard says), and PictureError, which is one, for bytes that are no
+        picture.
         """
         said = (sample.info["width"], sample.info["height"])
-        with Image.open(io.BytesIO(sample.image)) as image:
-            if image.size != said:
-                raise ValueError(f"the picture has {image.size} pixels, its json says {said}")
+        size = picture_size(sample.image)
+        if size != said:
+            raise ValueError(f"the picture has {size} pixels, its json says {said}")
         return load_picture(sample.image, shorter_px=self.shorter_px, longer_px=self.longer_px)
 
     def batch(

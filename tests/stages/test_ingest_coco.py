@@ -57,7 +57,7 @@ def test_every_kind_of_breakage_has_its_reason(
             "deep/down.JPEG": encoded(),
             "half.jpg": encoded()[:200],
             "empty.jpg": b"",
-            "webp.jpg": encoded("WEBP"),
+            "gif.jpg": encoded("GIF"),
             "dot.png": encoded("PNG", width=1, height=1),
             "huge.png": png_header(20_000, 10_000),
             "silent.jpg": encoded(),
@@ -77,7 +77,7 @@ def test_every_kind_of_breakage_has_its_reason(
             "./deep/down.JPEG": ["deep"],
             "half.jpg": ["half"],
             "empty.jpg": ["empty"],
-            "webp.jpg": ["webp"],
+            "gif.jpg": ["gif"],
             "dot.png": ["a dot"],
             "huge.png": ["huge"],
             "gone.jpg": ["gone"],
@@ -118,8 +118,8 @@ def test_every_kind_of_breakage_has_its_reason(
     told = {reason for several in reasons(tmp_path / "out", catalog).values() for reason in several}
     expected = (
         "broken picture: ",
-        "not JPEG or PNG: it is an empty file",
-        "not JPEG or PNG: it is WebP",
+        "not JPEG, PNG or WebP: it is an empty file",
+        "not JPEG, PNG or WebP: it is GIF",
         "too small: 1 x 1 pixels; ingest.min_side_px is 2",
         "too large: 200.0 megapixels; ingest.max_megapixels is 50",
         "missing picture: gone.jpg is not in ingest.root",

@@ -7,11 +7,15 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from ingest_corpora import encoded, png_header
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
-from stages.ingest.pictures import PictureFacts, inspect_picture
-from stages.ingest.sources.source import PictureError
+from sharding.format.image_size import picture_size
+from sharding.format.schema import Sample
+from stages.distill.inference.decode import decode
+from stages.picture import PictureError, PictureFacts, inspect_picture, open_picture
+from stages.student.vision.image_transforms import load_picture
 
 JPEG, PNG = encoded("JPEG"), encoded("PNG")
 
@@ -23,25 +27,24 @@ def inspect(data: bytes) -> PictureFacts:
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_jpeg_of_every_colour_space(mode: str) -> None:
     facts = inspect(encoded("JPEG", width=50, height=20, mode=mode))
-    assert facts == PictureFacts(extension="jpg", width=50, height=20)
+    assert facts == PictureFacts(extension="jpg", width=50, height=20, orientation=1)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
 def test_png_of_every_mode(mode: str) -> None:
     facts = inspect(encoded("PNG", width=50, height=20, mode=mode))
-    assert facts == PictureFacts(extension="png", width=50, height=20)
+    assert facts == PictureFacts(extension="png", width=50, height=20, orientation=1)
 
 
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"", "not JPEG or PNG: it is an empty file"),
-        (b"hello world", "not JPEG or PNG: it is something else"),
-        (b"<!DOCTYPE html><html>404</html>", "not JPEG or PNG: it is a web page"),
-        (encoded("WEBP"), "not JPEG or PNG: it is WebP"),
-        (encoded("GIF"), "not JPEG or PNG: it is GIF"),
-        (encoded("BMP"), "not JPEG or PNG: it is BMP"),
-        (encoded("TIFF"), "not JPEG or PNG: it is TIFF"),
+        (b"", "not JPEG, PNG or WebP: it is an empty file"),
+        (b"hello world", "not JPEG, PNG or WebP: it is something else"),
+        (b"<!DOCTYPE html><html>404</html>", "not JPEG, PNG or WebP: it is a web page"),
+        (encoded("GIF"), "not JPEG, PNG or WebP: it is GIF"),
+        (encoded("BMP"), "not JPEG, PNG or WebP: it is BMP"),
+        (encoded("TIFF"), "not JPEG, PNG or WebP: it is TIFF"),
         (JPEG[: len(JPEG) // 2], "broken picture: .*truncated"),
         (PNG[: len(PNG) // 2], "broken picture: .*"),
         (JPEG[:3], "broken picture: .*"),
@@ -93,3 +96,52 @@ def test_greyscale_of_16_bits_is_refused() -> None:
     Image.fromarray(np.full((20, 20), 40_000, dtype=np.uint16)).save(out, "PNG")
     with pytest.raises(PictureError, match="16-bit greyscale"):
         inspect(out.getvalue())
+
+
+def stored(orientation: int, form: str) -> bytes:
+    """A picture of two colours, 40 x 30 stored pixels, with an EXIF orientation."""
+    picture = Image.new("RGB", (40, 30), (250, 0, 0))
+    picture.paste((0, 0, 250), (0, 0, 12, 8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    out = io.BytesIO()
+    picture.save(out, form, exif=exif.tobytes(), **({} if form == "PNG" else {"quality": 95}))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_upright_everywhere(orientation: int, form: str) -> None:
+    """Oracle: Pillow's own exif_transpose; header, ingest, teacher and student say the same."""
+    data = stored(orientation, form)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    facts = inspect(data)
+    assert (facts.width, facts.height) == expected.size == picture_size(data)
+    assert facts.orientation == orientation
+    info = {"captions": ["x"], "width": facts.width, "height": facts.height}
+    sample = Sample(key="p", image=data, extension=facts.extension, info=info)
+    assert torch.equal(decode(sample), torch.from_numpy(np.array(expected)))
+    shorter = min(expected.size)
+    seen = load_picture(data, shorter_px=shorter, longer_px=max(expected.size))
+    assert np.array_equal(seen, np.array(expected))
+
+
+def test_an_orientation_that_cannot_be_read_is_none() -> None:
+    """No damage to the EXIF block makes a whole picture unusable."""
+    data = stored(6, "JPEG")
+    at = data.index(b"Exif")
+    for place in range(at, at + 32):
+        damaged = bytearray(data)
+        damaged[place] ^= 0xFF
+        assert open_picture(bytes(damaged)).size in ((40, 30), (30, 40))
+
+
+def test_long_text_in_a_png_is_no_fault() -> None:
+    """Viewers open it; Pillow alone refuses more than a megabyte of text."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * 2_000_000, zip=True)
+    out = io.BytesIO()
+    Image.new("RGB", (20, 10), (1, 2, 3)).save(out, "PNG", pnginfo=text)
+    with pytest.raises(ValueError):
+        Image.open(io.BytesIO(out.getvalue())).load()
+    assert inspect(out.getvalue()).width == 20

@@ -9,7 +9,8 @@ from ingest_corpora import encoded
 from sharding.format.schema import Failure, Note, Sample
 from stages.ingest.config import IngestConfig
 from stages.ingest.sample import make_sample
-from stages.ingest.sources.source import Picture, PictureError
+from stages.ingest.sources.source import Picture
+from stages.picture import PictureError
 
 CONFIG = IngestConfig()
 

@@ -77,7 +77,7 @@ def test_every_faulty_key_has_its_reason(tmp_path: Path) -> None:
             entry("silent"),
             entry("blank", "  "),
             {"__key__": "nopicture", "txt": "words", "cls": b"1"},
-            {"__key__": "webp", "webp": encoded("WEBP"), "txt": "words"},
+            {"__key__": "gif", "gif": encoded("GIF"), "txt": "words"},
             entry("broken", "words", jpg=encoded()[:100]),
             {"__key__": "badjson", "jpg": encoded(), "json": b"{"},
             {"__key__": "listjson", "jpg": encoded(), "txt": "words", "json": b"[1]"},
@@ -95,9 +95,9 @@ def test_every_faulty_key_has_its_reason(tmp_path: Path) -> None:
     ]
     assert told["silent"] == told["blank"] == ["no captions: all 1 are blank"]
     assert told["nopicture"] == [
-        "no picture: a.tar has cls, txt for nopicture, not one of jpg, jpeg, png"
+        "no picture: a.tar has cls, txt for nopicture, not one of jpg, jpeg, png, webp"
     ]
-    assert told["webp"][0].startswith("not JPEG or PNG: a.tar has txt, webp")
+    assert told["gif"][0].startswith("not JPEG, PNG or WebP: a.tar has gif, txt")
     assert told["broken"][0].startswith("broken picture")
     assert told["badjson"][0].startswith("no captions; unreadable text: badjson.json: ")
     assert told["latin"][0].startswith("no captions; unreadable text: latin.txt: 'utf-8' codec")

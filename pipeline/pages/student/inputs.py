@@ -5,21 +5,17 @@ Reached by pipeline.pages.student.command and pipeline.export.command.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from pipeline.pages.shards.shard_browser import Broken, open_shelf
 from pipeline.runner.run_files import read_object
 from sharding.format.schema import Sample
+from stages.picture import PictureError, inspect_picture
 from stages.transfer.predictor import Predictor
 
 MOST_EXAMPLES = 200
-_ORIENTATION = 0x0112  # in EXIF; 1 is upright
 
 
 class GivenError(ValueError):
@@ -95,33 +91,20 @@ def _of_files(pictures: Sequence[Path], texts: Sequence[str]) -> Iterator[Exampl
 
 
 def _sample(picture: Path) -> Sample:
-    """A file's picture as a sample; one that a phone took sideways is turned upright first."""
+    """A file's picture as a sample."""
     try:
         data = picture.read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as opened:
-                upright = ImageOps.exif_transpose(opened)
-                width, height = upright.size
-                kind = str(opened.format)
-                if opened.getexif().get(_ORIENTATION, 1) != 1:
-                    data, kind = _png(upright), "PNG"
-    except Exception as error:  # decoders raise what they like over a broken picture
+        facts = inspect_picture(data)
+    except (OSError, PictureError) as error:
         raise GivenError(
             f"{picture}: got {type(error).__name__}: {error}, expected a picture"
         ) from error
     return Sample(
         key=picture.stem,
         image=data,
-        extension="png" if kind == "PNG" else "jpg",
-        info={"captions": [], "width": width, "height": height},
+        extension=facts.extension,
+        info={"captions": [], "width": facts.width, "height": facts.height},
     )
-
-
-def _png(picture: Image.Image) -> bytes:
-    out = io.BytesIO()
-    picture.convert("RGB").save(out, "PNG")
-    return out.getvalue()
 
 
 def _of_sample(sample: Sample) -> Iterator[Example]:

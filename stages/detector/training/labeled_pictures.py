@@ -7,7 +7,6 @@ the manifests, and kept as small arrays; pictures are read when asked for.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from sharding.format.catalog import read_catalog
@@ -23,6 +21,7 @@ from sharding.reading.sample_reader import OpenTar, make_sample
 from sharding.reading.shard_reader import Shards, sound
 from sharding.reading.store import LocalStore
 from sharding.reading.watchdog import StatusBoard
+from stages.picture import open_picture
 
 NO_ATTRIBUTE = -1  # of a box whose attribute is unknown
 NUM_MANIFESTS = 64
@@ -87,13 +86,12 @@ class LabeledPictures:
         return self._truths[index]
 
     def picture(self, index: int) -> Tensor:
-        """A picture, uint8 RGB [H, W, 3]. Raises ShardError where its bytes have changed."""
+        """A picture, upright, uint8 RGB [H, W, 3]. Raises ShardError where its bytes have changed."""
         place = self.places[index]
         (result,) = self._shards.read(
             [(place.shard, place.sample)], lambda raw: make_sample(raw.members, raw.entry)
         )
-        with Image.open(io.BytesIO(sound(result).image)) as image:
-            return torch.from_numpy(np.array(image.convert("RGB")))
+        return torch.from_numpy(np.array(open_picture(sound(result).image)))
 
     def _read_truths(self, shard: int, tar: OpenTar) -> None:
         manifest = self._shards.manifest(shard)

@@ -22,10 +22,6 @@ class SourceError(ValueError):
     """The corpus as a whole is not what the recipe says: a wrong path or file, nothing in it."""
 
 
-class PictureError(Exception):
-    """One picture cannot be used. The message is the reason, as "kind: detail"."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     """One input of a corpus, before its bytes are read.

@@ -1,7 +1,7 @@
 """Existing tars in webdataset's layout, as img2dataset writes them: a picture and a caption a key.
 
 Reached from `stages.ingest.run` when `ingest.source` is "webdataset". Members KEY.EXT with the
-same KEY that follow each other are one input: KEY.jpg, KEY.jpeg or KEY.png, with KEY.txt (one
+same KEY that follow each other are one input: KEY.jpg, KEY.jpeg, KEY.png or KEY.webp, with KEY.txt (one
 caption) or KEY.json ("caption": text, or "captions": a list of texts) or both. Everything after the
 first dot of the name is EXT. Layout: https://github.com/webdataset/webdataset and
 https://github.com/rom1504/img2dataset#output-format.
@@ -21,7 +21,6 @@ from stages.ingest.files import PICTURE_SUFFIXES, describe_folder, open_folder
 from stages.ingest.sources.source import (
     Failure,
     Picture,
-    PictureError,
     SourceError,
     clean_caption,
     inputs_fingerprint,
@@ -30,8 +29,9 @@ from stages.ingest.sources.source import (
 )
 from stages.ingest.sources.tar_members import Member, list_members
 from stages.ingest.splits import draw_split
+from stages.picture import PictureError
 
-EXTENSIONS = ("jpg", "jpeg", "png")
+EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAX_TEXT_BYTES = 1 << 20
 
 
@@ -82,7 +82,7 @@ class WebdatasetSource:
         if not images:
             got = ", ".join(by_extension)
             known = any(f".{extension}" in PICTURE_SUFFIXES for extension in by_extension)
-            kind = "not JPEG or PNG" if known else "no picture"
+            kind = "not JPEG, PNG or WebP" if known else "no picture"
             reason = f"{kind}: {tar.name} has {got} for {name}, not one of {', '.join(EXTENSIONS)}"
             return Failure(key=safe_key(name), reason=shown(reason))
         captions, described, notes = read_texts(by_extension)

@@ -6,13 +6,14 @@ Letters: N pictures, H and W pixels.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
+
+from stages.picture import open_picture
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,9 +36,9 @@ def fitted_size(width: int, height: int, *, shorter_px: int, longer_px: int) -> 
 
 
 def load_picture(source: bytes | Image.Image, *, shorter_px: int, longer_px: int) -> np.ndarray:
-    """Decode JPEG or PNG bytes, or take an open picture, and resize: uint8 [H, W, 3], RGB."""
-    image = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
-    rgb = image.convert("RGB")
+    """Decode a picture's bytes, or take an upright one that is open, and resize: uint8 [H, W, 3],
+    RGB. Raises PictureError for bytes that are no picture."""
+    rgb = open_picture(source) if isinstance(source, bytes) else source.convert("RGB")
     size = fitted_size(*rgb.size, shorter_px=shorter_px, longer_px=longer_px)
     return np.asarray(rgb if size == rgb.size else rgb.resize(size, Image.Resampling.BILINEAR))
 

@@ -1,0 +1,160 @@
+"""What a picture is, for every stage: which bytes are one, and how they are decoded.
+
+A picture is a whole JPEG, PNG or WebP of a fitting size. It is upright: the EXIF orientation that a
+camera noted is applied, so that width, height and boxes are those of the picture that people see.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from sharding.format.image_size import picture_orientation
+
+MAX_MEGAPIXELS = 89.0
+"""Pillow warns above this and later refuses (PIL.Image.MAX_IMAGE_PIXELS)."""
+_OPENERS: dict[str, type[ImageFile.ImageFile]] = {
+    # Opened by their own class, not by PIL.Image.open: that one stops a huge picture with an error
+    # of its own before we could say how large it is, and would guess among dozens of formats.
+    "jpg": JpegImagePlugin.JpegImageFile,
+    "png": PngImagePlugin.PngImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+}
+_SIGNATURES = (
+    ("JPEG", 0, b"\xff\xd8\xff"),
+    ("PNG", 0, b"\x89PNG\r\n\x1a\n"),
+    ("GIF", 0, b"GIF8"),
+    ("BMP", 0, b"BM"),
+    ("TIFF", 0, b"II*\0"),
+    ("TIFF", 0, b"MM\0*"),
+    ("WebP", 8, b"WEBP"),
+    ("AVIF", 4, b"ftypavif"),
+    ("HEIC", 4, b"ftyphei"),
+    ("JPEG 2000", 4, b"jP  \r\n"),
+    ("a web page", 0, b"<!DOCTYPE"),
+    ("a web page", 0, b"<html"),
+)
+_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WebP": "webp"}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
+
+
+class PictureError(ValueError):
+    """One picture cannot be used. The message is the reason, as "kind: detail"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFacts:
+    """What a file is: `extension` ("jpg", "png" or "webp", by its bytes), width and height of the
+    upright picture in pixels, and the EXIF orientation (1 to 8) that makes it upright."""
+
+    extension: str
+    width: int
+    height: int
+    orientation: int
+
+
+def inspect_picture(
+    data: bytes, *, max_megapixels: float = MAX_MEGAPIXELS, min_side_px: int = 1
+) -> PictureFacts:
+    """Check that `data` is a whole picture of a fitting size, by decoding all of it.
+
+    Raises PictureError with the reason.
+    """
+    picture = open_picture(data, max_megapixels=max_megapixels, min_side_px=min_side_px)
+    return PictureFacts(
+        extension=_EXTENSIONS[_format_of(data)],
+        width=picture.width,
+        height=picture.height,
+        orientation=picture_orientation(data),
+    )
+
+
+def open_picture(
+    data: bytes, *, max_megapixels: float = MAX_MEGAPIXELS, min_side_px: int = 1
+) -> Image.Image:
+    """The picture, decoded and upright, in RGB.
+
+    The size is read from the header first, so that a picture of 200 megapixels costs nothing.
+    Raises PictureError with the reason.
+    """
+    extension = _EXTENSIONS.get(_format_of(data))
+    if extension is None:
+        raise PictureError(f"not JPEG, PNG or WebP: it is {_format_of(data)}")
+    source = _without_text(data) if extension == "png" else data
+    try:
+        with _OPENERS[extension](io.BytesIO(source)) as image:
+            _check_size(*image.size, max_megapixels=max_megapixels, min_side_px=min_side_px)
+            if image.mode.startswith("I"):
+                # Pillow clips these to white when it makes them RGB.
+                raise PictureError("16-bit greyscale: make it 8-bit")
+            image.load()
+            rgb = image.convert("RGB")
+    except (PictureError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly every kind on damaged bytes
+        raise PictureError(f"broken picture: {str(error) or type(error).__name__}") from None
+    return upright(rgb, data)
+
+
+def upright(picture: Image.Image, data: bytes) -> Image.Image:
+    """A picture decoded from `data`, perhaps smaller, turned as its EXIF orientation says."""
+    turn = _TURNS.get(picture_orientation(data))
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _format_of(data: bytes) -> str:
+    if not data:
+        return "an empty file"
+    for name, offset, signature in _SIGNATURES:
+        if data.startswith(signature, offset):
+            return name
+    return f"something else (it begins with {data[:8].hex(' ')})"
+
+
+def _check_size(width: int, height: int, *, max_megapixels: float, min_side_px: int) -> None:
+    megapixels = width * height / 1e6
+    if megapixels > max_megapixels:
+        raise PictureError(
+            f"too large: {megapixels:.1f} megapixels; ingest.max_megapixels is {max_megapixels:g}"
+        )
+    if min(width, height) < min_side_px:
+        raise PictureError(
+            f"too small: {width} x {height} pixels; ingest.min_side_px is {min_side_px}"
+        )
+
+
+def _without_text(data: bytes) -> bytes:
+    """A PNG without its text chunks, which say nothing of the pixels: Pillow refuses long ones, as
+    generators of pictures write them (a workflow, XMP)."""
+    chunks = list(_png_chunks(data))
+    if not any(kind in _PNG_TEXT for kind, _, _ in chunks):
+        return data
+    kept = [data[start:end] for kind, start, end in chunks if kind not in _PNG_TEXT]
+    return b"".join([data[:8], *kept])
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(type, first byte, end) of each chunk; what is cut short or follows IEND comes as one."""
+    at = 8
+    while at + 8 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        kind, end = data[at + 4 : at + 8], min(at + 12 + length, len(data))
+        yield kind, at, end
+        at = end
+        if kind == b"IEND":
+            break
+    if at < len(data):
+        yield b"rest", at, len(data)
