@@ -42,12 +42,20 @@ class EvaluateConfig:
     """Most captions taken of a picture, the first ones."""
     pairs_per_batch: int = 256
     """Picture-text pairs a forward pass."""
+    shortlist: int = 0
+    """With a contrastive head: candidates a picture, and a text, that the matching head scores too
+    (ALBEF); 0 for the contrastive head alone. Without that head the matching head scores all."""
+    itm_weight: float = 1.0
+    """What the matching head's log odds count beside the contrastive head's logits (ours)."""
     num_shown: int = 12
     """Examples kept for the report."""
     num_threads: int = 0
     """CPU threads; 0 leaves PyTorch's choice."""
 
     def __post_init__(self) -> None:
+        for name in ("shortlist", "itm_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")
         for name in ("num_pictures", "captions_per_picture", "pairs_per_batch", "num_shown"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")

@@ -44,7 +44,14 @@ def evaluate(
     shown: dict[str, list[dict]] = {}
     texts, picture_of = _true_captions(samples, config.captions_per_picture)
     if texts:
-        matrix = score_matrix(looker, samples, texts, pairs_per_batch=config.pairs_per_batch)
+        matrix = score_matrix(
+            looker,
+            samples,
+            texts,
+            pairs_per_batch=config.pairs_per_batch,
+            shortlist=config.shortlist,
+            itm_weight=config.itm_weight,
+        )
         scores.update(recalls(matrix, picture_of))
         shown["retrieval"] = gallery(matrix, picture_of, samples, texts, config.num_shown)
         shown["captions"] = captions_found(matrix, picture_of, samples, texts, config.num_shown)

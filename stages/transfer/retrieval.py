@@ -1,7 +1,8 @@
 """Image-to-text and text-to-image retrieval: recall at 1, 5, 10.
 
-Reached from `stages.transfer.evaluate`. Every picture is scored with every text by the
-image-text matching head (a full cross-encoder matrix, as UNITER and ViLT do; no shortlist).
+Every picture is scored with every text: by the image-text matching head (a full cross-encoder
+matrix, as UNITER and ViLT do), or, where the student has a contrastive head, by that one, with the
+matching head on a shortlist of the best (as ALBEF does).
 Letters: N pictures, M texts.
 """
 
@@ -17,16 +18,35 @@ from stages.progress import Progress
 from stages.transfer.predictor import Predictor
 
 KS = (1, 5, 10)
+BEHIND = -1e4
+"""Added to the score of what is on no shortlist."""
 
 
 def score_matrix(
-    looker: Predictor, samples: Sequence[Sample], texts: Sequence[str], *, pairs_per_batch: int
+    looker: Predictor,
+    samples: Sequence[Sample],
+    texts: Sequence[str],
+    *,
+    pairs_per_batch: int,
+    shortlist: int = 0,
+    itm_weight: float = 1.0,
 ) -> torch.Tensor:
-    """How well each text fits each picture: float [N, M], the matching head's log odds.
+    """How well each text fits each picture: float [N, M].
 
-    The CNN runs once a picture.
+    The matching head's log odds; with a contrastive head, its logits, to which `itm_weight` times
+    those log odds are added where the text is among the `shortlist` best of the picture or the
+    picture among those of the text (all others then stand behind). The CNN runs once a picture.
     """
     tokens, _ = looker.read(texts)
+    if looker.student.contrastive_head is not None:
+        return _contrast_matrix(
+            looker,
+            samples,
+            tokens,
+            pairs_per_batch=pairs_per_batch,
+            shortlist=shortlist,
+            itm_weight=itm_weight,
+        )
     rows = []
     with Progress("retrieval", total=len(samples), unit="pictures") as progress:
         for sample in samples:
@@ -39,6 +59,47 @@ def score_matrix(
             rows.append(torch.cat(parts))
             progress.advance()
     return torch.stack(rows)
+
+
+def _contrast_matrix(
+    looker: Predictor,
+    samples: Sequence[Sample],
+    tokens: torch.Tensor,
+    *,
+    pairs_per_batch: int,
+    shortlist: int,
+    itm_weight: float,
+) -> torch.Tensor:
+    student = looker.student
+    vectors = torch.cat([student.embed_texts(part) for part in tokens.split(pairs_per_batch)])
+    seen = []
+    with Progress("retrieval", total=len(samples), unit="pictures") as progress:
+        for sample in samples:
+            seen.append(looker.see([sample]))
+            progress.advance()
+    pictures = torch.cat([student.embed_pictures(cells) for cells in seen])
+    scores = student.compare(vectors, pictures).T
+    if not shortlist:
+        return scores
+    listed = shortlisted(scores, shortlist)
+    reranked = scores + BEHIND * ~listed
+    with Progress("re-ranking", total=len(samples), unit="pictures") as progress:
+        for row, cells in enumerate(seen):
+            for texts in listed[row].nonzero()[:, 0].split(pairs_per_batch):
+                picture = torch.zeros(len(texts), dtype=torch.long)
+                logits = student.match(cells, picture=picture, tokens=tokens[texts])
+                reranked[row, texts] += itm_weight * (logits[:, 1] - logits[:, 0])
+            progress.advance()
+    return reranked
+
+
+def shortlisted(scores: torch.Tensor, num_best: int) -> torch.Tensor:
+    """Which pairs of scores [N, M] are among the best of their row or of their column: bool."""
+    listed = torch.zeros_like(scores, dtype=torch.bool)
+    for axis in (0, 1):
+        best = scores.topk(min(num_best, scores.shape[axis]), dim=axis).indices
+        listed.scatter_(axis, best, True)
+    return listed
 
 
 def recalls(scores: torch.Tensor, picture_of: torch.Tensor) -> dict[str, dict[str, float]]:

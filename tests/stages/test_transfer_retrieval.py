@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from pretrain_fixtures import tiny_student, toy_samples, toy_tokenizer
+from pretrain_fixtures import TINY, tiny_student, toy_samples, toy_tokenizer
 
 from stages.transfer.predictor import Predictor
-from stages.transfer.retrieval import gallery, recalls, score_matrix
+from stages.transfer.retrieval import gallery, recalls, score_matrix, shortlisted
 
 
 def _value(found: dict[str, dict[str, float]], name: str) -> float:
@@ -115,3 +116,44 @@ def test_the_gallery_shows_what_was_found() -> None:
     ]
     assert [p["key"] for p in shown[1]["pictures"]] == [samples[i].key for i in (2, 1, 0)]
     assert shown[1]["pictures"][0]["score"] == 0.9
+
+
+def test_a_shortlist_by_hand() -> None:
+    """Oracle: on paper. The best of each row: 9, 8; of each column: 9, 4, 8."""
+    scores = torch.tensor([[9.0, 1.0, 3.0], [2.0, 4.0, 8.0]])
+    wanted = torch.tensor([[True, False, False], [False, True, True]])
+    assert torch.equal(shortlisted(scores, 1), wanted)
+    assert shortlisted(scores, 5).all()
+
+
+def test_the_contrastive_head_ranks_and_the_matching_head_ranks_again() -> None:
+    """Oracle: a loop over pairs, each alone: the cosine over the temperature; with a shortlist that
+    holds everything, plus half of the matching head's log odds; with a shorter one, those pairs
+    alone, and all others behind them."""
+    student = tiny_student(replace(TINY, itc_size=6))
+    looker = Predictor(student=student, tokenizer=toy_tokenizer())
+    samples = toy_samples(4, 2)[:4]
+    texts = [sample.info["captions"][0] for sample in samples] + ["a red circle"]
+    with torch.no_grad():
+        first = score_matrix(looker, samples, texts, pairs_per_batch=2)
+        both, few = (
+            score_matrix(
+                looker, samples, texts, pairs_per_batch=2, shortlist=number, itm_weight=0.5
+            )
+            for number in (5, 1)
+        )
+        for n, sample in enumerate(samples):
+            cells = looker.see([sample])
+            for m, text in enumerate(texts):
+                tokens, _ = looker.read([text])
+                cosine = student.embed_texts(tokens) @ student.embed_pictures(cells)[0]
+                wanted = cosine[0] / 0.07
+                torch.testing.assert_close(first[n, m], wanted, rtol=1e-4, atol=1e-4)
+                no, yes = student.match(
+                    cells, picture=torch.zeros(1, dtype=torch.long), tokens=tokens
+                )[0]
+                wanted = wanted + 0.5 * (yes - no)
+                torch.testing.assert_close(both[n, m], wanted, rtol=1e-4, atol=1e-4)
+    listed = shortlisted(first, 1)
+    torch.testing.assert_close(few[listed], both[listed])
+    assert few[~listed].max() < few[listed].min()
