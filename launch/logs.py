@@ -1,60 +1,77 @@
-"""Logs and last words of ranks.
+"""Logs of ranks, and how each of them failed.
 
 A rank calls ``open_log`` first. Its stderr then goes to ``rank-N.log``, and so does stdout on every
 rank but the first, whose stdout stays the screen (a progress bar needs the terminal itself). A rank
-that fails calls ``record_failure``; the process that launched it reads ``first_failure``.
+that fails calls ``record_failure``; the process that launched it reads ``read_failures``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
+import socket
 import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launch.job import LaunchError, UserError
+from launch.paths import JobPaths
+
 LOG_FOLDER_VARIABLE = "BOXLESS_LOG_FOLDER"
+START_VARIABLE = "BOXLESS_START"
+"""Names the start that a rank belongs to: a failure of an earlier one is not reported again."""
 _NUM_TAIL_LINES = 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """How a rank ended: ``message`` for whom it concerns, ``traceback`` unless that is the user."""
+    """How a rank ended: ``message`` for the reader, ``traceback`` unless the user caused it.
+    ``is_permanent``: another start would fail in the same way."""
 
     rank: int
     message: str
     traceback: str | None
     time_seconds: float
+    host: str = ""
+    start: str = ""
+    is_permanent: bool = False
+
+    def as_error(self, title: str, paths: JobPaths) -> UserError | LaunchError:
+        """The error that the launching process raises for it."""
+        if self.traceback is None:
+            return UserError(self.message)
+        where = f" on {self.host}" if self.host else ""
+        return LaunchError(
+            f"{title}: rank {self.rank}{where} failed: {_last_line(self.traceback)}",
+            paths.rank_log(self.rank),
+            self.traceback,
+            is_permanent=self.is_permanent,
+        )
 
 
 def open_log(folder: Path, rank: int) -> None:
     """Send this process's stderr (and stdout, unless rank 0) to the end of its log."""
     folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(log_path(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(JobPaths(folder).rank_log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 2)
     if rank > 0:
         os.dup2(log, 1)
     os.close(log)
-    words = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(sys.argv)} (process {os.getpid()})"
-    print(f"---- {words}", file=sys.stderr, flush=True)
+    command = " ".join(sys.argv)
+    place = f"process {os.getpid()} on {socket.gethostname()}"
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    print(f"---- {now} {command} ({place})", file=sys.stderr, flush=True)
     faulthandler.enable()
 
 
-def log_path(folder: Path, rank: int) -> Path:
-    """Where the log of ``rank`` stands."""
-    return folder / f"rank-{rank}.log"
-
-
-def launcher_log_path(folder: Path, node_rank: int) -> Path:
-    """Where the log of what starts the ranks of a node stands."""
-    return folder / f"launcher-{node_rank}.log"
-
-
-def record_failure(folder: Path, rank: int, error: BaseException, *, is_users: bool) -> None:
-    """Leave the last words of a rank. ``is_users``: the message alone says what to change."""
+def record_failure(
+    folder: Path, rank: int, error: BaseException, *, is_users: bool, is_permanent: bool = False
+) -> None:
+    """Record how a rank failed. ``is_users``: the message alone says what to change."""
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     print(trace, file=sys.stderr, flush=True)
     failure = Failure(
@@ -62,35 +79,44 @@ def record_failure(folder: Path, rank: int, error: BaseException, *, is_users: b
         message=str(error),
         traceback=None if is_users else trace,
         time_seconds=time.time(),
+        host=socket.gethostname(),
+        start=os.environ.get(START_VARIABLE, ""),
+        is_permanent=is_users or is_permanent,
     )
-    _failure_path(folder, rank).write_text(json.dumps(asdict(failure)), "utf-8")
+    with contextlib.suppress(OSError):  # on a full disk the log and the exit status remain
+        JobPaths(folder).failure(rank).write_text(json.dumps(asdict(failure)), "utf-8")
 
 
-def clear_failures(folder: Path) -> None:
-    """Forget what an earlier start left; before ranks are started."""
-    for path in folder.glob("rank-*.failure.json"):
-        path.unlink()
+def clear_failures(paths: JobPaths) -> None:
+    """Remove what an earlier start left; before ranks are started."""
+    for path in paths.failures:
+        path.unlink(missing_ok=True)
 
 
-def first_failure(folder: Path) -> Failure | None:
-    """The failure that came first: the others are often its echo (a peer that hung up)."""
+def read_failures(paths: JobPaths, start: str | None = None) -> list[Failure]:
+    """Failures, the first one first: the others often follow from it (a peer that hung up).
+    ``start``: only those of that start."""
     failures = []
-    for path in folder.glob("rank-*.failure.json"):
+    for path in paths.failures:
         try:
             failures.append(Failure(**json.loads(path.read_text("utf-8"))))
-        except ValueError:
-            continue  # killed while it wrote; its log tells
-    return min(failures, key=lambda failure: failure.time_seconds, default=None)
+        except (OSError, ValueError, TypeError):
+            continue  # killed while it was written; the log has the error
+    failures = [one for one in failures if start is None or one.start == start]
+    return sorted(failures, key=lambda failure: failure.time_seconds)
 
 
 def tail(path: Path) -> str:
     """The last lines of a log; empty when there is none."""
     try:
-        lines = path.read_text("utf-8", errors="replace").splitlines()
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 65536))
+            lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
     return "\n".join(lines[-_NUM_TAIL_LINES:])
 
 
-def _failure_path(folder: Path, rank: int) -> Path:
-    return folder / f"rank-{rank}.failure.json"
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1][:200] if lines else ""

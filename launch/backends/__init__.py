@@ -1,1 +1,1 @@
-"""The launchers behind one interface: local, torchrun, deepspeed and slurm, a module each."""
+"""The launchers: local, torchrun, deepspeed and slurm."""

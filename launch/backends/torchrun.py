@@ -10,56 +10,107 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 
-from launch.config import LaunchConfig
+from launch.config import DEFAULT_PORT, LaunchConfig
+from launch.environment import address_towards, interface_variables
 from launch.job import Job, LaunchError
-from launch.logs import launcher_log_path, log_path, tail
-from launch.process import run_process, state_of
+from launch.logs import tail
+from launch.peers import Peers
+from launch.process import prepare_logs, state_of
+from launch.supervisor import RestartPolicy, Supervisor
+
+RENDEZVOUS_CONF = "join_timeout=1800,last_call_timeout=5,timeout=1800"
+"""Nodes are waited for half an hour; once the least number has come, others have five seconds."""
+ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Without it, ranks that were started again may read addresses of their predecessors."""
+MAX_RESTARTS = 1_000_000
+"""torchrun's own limit, where the supervisor decides."""
 
 
 def command(job: Job, config: LaunchConfig) -> list[str]:
     """``python -m torch.distributed.run ... -m MODULE ARGS...``."""
     if config.nodes == 1:
-        rendezvous = ["--standalone", "--local-addr=127.0.0.1"]
+        rendezvous = ["--standalone", "--nnodes=1", "--local-addr=127.0.0.1"]
     else:
+        address, port = config.master_address, config.master_port or DEFAULT_PORT
         rendezvous = [
-            f"--nnodes={config.nodes}",
-            f"--node-rank={config.node_rank}",
-            "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={config.master_address}:{config.master_port}",
+            *several_nodes(config, is_host=str(int(config.node_rank == 0))),
+            f"--rdzv-endpoint={address}:{port}",
             f"--rdzv-id={job.title}",
+            f"--local-addr={address_towards(str(address))}",
         ]
+    return [sys.executable, *worker_options(job, config, rendezvous)]
+
+
+def several_nodes(config: LaunchConfig, *, is_host: str) -> list[str]:
+    """Options by which several nodes meet, but for where."""
+    few = config.min_nodes or config.nodes
+    nodes = f"{few}:{config.nodes}" if few < config.nodes else str(config.nodes)
     return [
-        sys.executable,
+        f"--nnodes={nodes}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-conf={RENDEZVOUS_CONF},is_host={is_host}",
+    ]
+
+
+def worker_options(job: Job, config: LaunchConfig, rendezvous: list[str]) -> list[str]:
+    """What follows ``python``."""
+    restarts = MAX_RESTARTS if job.can_restart and config.restarts else 0
+    return [
         "-m",
         "torch.distributed.run",
         *rendezvous,
         f"--nproc-per-node={config.procs_per_node}",
-        "--max-restarts=0",  # a restart is a resume, and that is the conductor's to start
+        f"--max-restarts={restarts}",
+        "--monitor-interval=0.5",
         "-m",
         job.module,
         *job.args,
     ]
 
 
+def environment(job: Job, config: LaunchConfig) -> dict[str, str]:
+    """Variables of the ranks, the job's own included."""
+    is_one = config.nodes == 1
+    address = "127.0.0.1" if is_one else address_towards(str(config.master_address))
+    return ENVIRONMENT | interface_variables(address) | job.env
+
+
 def run(job: Job, config: LaunchConfig) -> None:
     """Run this node's ranks to the end; see launch.job."""
+    prepare_logs(job)
+    peers = None
+    if config.nodes > 1 and job.can_restart and config.restarts:
+        port = (config.master_port or DEFAULT_PORT) + 1
+        peers = Peers(str(config.master_address), port, is_first=config.node_rank == 0)
+    run_torchrun(replace(job, env=environment(job, config)), config, command(job, config), peers)
+
+
+def run_torchrun(job: Job, config: LaunchConfig, torchrun: list[str], peers: Peers | None) -> None:
+    """Supervise ``torchrun``; an error names the rank that was killed first, where one was."""
+    policy = RestartPolicy(
+        max_restarts=config.restarts if job.can_restart else 0, hang_seconds=config.hang_seconds
+    )
     try:
-        run_process(command(job, config), job)
+        Supervisor(job, policy, peers).run(lambda: torchrun)
     except LaunchError as error:
-        said_by_torchrun = error.log == launcher_log_path(job.log_folder, job.node_rank)
-        killed = _first_killed(error.tail) if said_by_torchrun else None
-        if killed is None:
+        is_of_torchrun = error.log == job.paths.launcher_log(job.node_rank)
+        killed = first_killed(error.tail) if is_of_torchrun else None
+        if killed is None or error.is_permanent:
             raise
         rank, exitcode = killed
-        log = log_path(job.log_folder, rank)
+        log = job.paths.rank_log(rank)
         state = f"{job.title}: rank {rank} {state_of(exitcode)}"
         raise LaunchError(state, log, tail(log)) from error
+    finally:
+        if peers is not None:
+            peers.close()
 
 
-def _first_killed(said: str) -> tuple[int, int] | None:
+def first_killed(summary: str) -> tuple[int, int] | None:
     """Rank and exit code of the root cause in torchrun's summary of failures: the rank that had no
-    time for last words of its own."""
-    cause = said.rpartition("Root Cause")[2]
+    time to record its own."""
+    cause = summary.rpartition("Root Cause")[2]
     found = re.search(r"rank +: (\d+) .*?exitcode +: (-?\d+)", cause, re.DOTALL)
     return (int(found[1]), int(found[2])) if found else None

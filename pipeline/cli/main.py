@@ -13,6 +13,7 @@ from pathlib import Path
 
 from launch.job import LaunchError, Stopped
 from pipeline import __version__
+from pipeline.cli.launch_commands import add_launch_commands
 from pipeline.cli.shard_commands import add_shard_commands
 from pipeline.cli.student_commands import add_student_commands
 from pipeline.cli.teacher_commands import add_teacher_commands
@@ -70,11 +71,11 @@ def _conduct(args: argparse.Namespace) -> int:
     from pipeline.runner.launch_plan import LaunchOverrides
     from pipeline.runner.run_stages import join, join_work, run_stages
 
-    recipe = load_recipe(args.recipe, args.set)
-    run = RunFolder(args.run or Path("runs") / recipe.name)
     asked = LaunchOverrides(
         launcher=args.launcher, nodes=args.nodes, procs_per_node=args.procs_per_node
     )
+    recipe = load_recipe(args.recipe, args.set, merge=asked.merged)
+    run = RunFolder(args.run or Path("runs") / recipe.name)
     if args.join:
         join_work(recipe, run, args.stages, asked)
         return 0
@@ -139,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     whole = "all stages in order, each skipped when complete and unchanged, and the report"
     _add_recipe_command(commands, "run", whole, stages=list(STAGES))
     _add_looking_commands(commands)
+    add_launch_commands(commands)
     add_shard_commands(commands)
     add_teacher_commands(commands)
     add_student_commands(commands)

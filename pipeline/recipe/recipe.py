@@ -7,7 +7,8 @@ Each stage's part is a dataclass that stands beside the stage, and is documented
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -52,8 +53,11 @@ class Recipe:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ValueError("name is empty; expected a short name such as toy.")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(
+                f"name is {self.name!r}; expected letters, digits, '.', '_' and '-', a letter or "
+                "digit first: it names the run folder and the cluster's jobs."
+            )
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; expected 0 or more.")
         if self.pretrain.mvm.weight and self.student.neck.kind == "plain":
@@ -90,10 +94,16 @@ class Recipe:
         )
 
 
-def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(
+    name_or_path: str | Path,
+    overrides: Iterable[str] = (),
+    *,
+    merge: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> Recipe:
     """The recipe of that name or file, with ``overrides`` such as ``pretrain.num_steps=100`` laid
-    over it. Raises RecipeError."""
-    return build(Recipe, read_recipe(name_or_path, overrides))
+    over it, and what ``merge`` makes of that. Only the result is checked. Raises RecipeError."""
+    values = read_recipe(name_or_path, overrides)
+    return build(Recipe, merge(values) if merge else values)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -141,7 +151,7 @@ def _find(name: str, beside: Path) -> tuple[str, str, str]:
     if "/" in name or name.endswith((".yaml", ".yml")):
         path = beside / name
         try:
-            return path.read_text("utf-8"), str(path), path.stem
+            return path.read_text("utf-8"), str(path), _name_of(path)
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"cannot read the recipe {path}: {error}") from error
     known = built_in_recipes()
@@ -151,6 +161,11 @@ def _find(name: str, beside: Path) -> tuple[str, str, str]:
             f"{nearest(name, known)}"
         )
     return known[name], name, name
+
+
+def _name_of(path: Path) -> str:
+    """A recipe's name by its file, with a dash for what a name cannot have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "recipe"
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """How a stage is started: which launcher with how many ranks, and the job that it is given.
 
-By default only pretrain has the ranks of the recipe's ``launch``; the other stages are one process,
-here or, where the recipe says slurm, in a job of their own. What the command line asks for lies
-over the recipe; stages that share out shards (ingest, distill) have several ranks only when asked
-there, and more join from other machines (``join``).
+Pretrain has the ranks of the recipe's ``launch``. The other stages are one process by default, here
+or, where the recipe says slurm, in a job of their own; ingest and distill share their shards among
+as many workers as the command line asks for, under slurm as an array of tasks.
 """
 
 from __future__ import annotations
@@ -12,13 +11,17 @@ import os
 import shlex
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import Any
 
 from launch.backends import deepspeed, local, slurm, torchrun
 from launch.config import LaunchConfig, LauncherName
-from launch.job import Job
+from launch.environment import variables_of_other_launchers
+from launch.job import Job, UserError
 from launch.logs import LOG_FOLDER_VARIABLE
+from launch.paths import JobPaths
 from pipeline.recipe.dataclass_values import RecipeError
 from pipeline.recipe.recipe import Recipe
 from pipeline.runner.run_folder import RunFolder
@@ -41,37 +44,57 @@ class LaunchOverrides:
     nodes: int | None = None
     procs_per_node: int | None = None
 
+    def merged(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The plain values of a recipe with these laid over its ``launch``, before any check."""
+        launch = values.get("launch") or {}
+        if not isinstance(launch, Mapping):
+            return dict(values)  # the check of the recipe says what is wrong with it
+        given = {
+            "launcher": self.launcher,
+            "nodes": self.nodes,
+            "procs_per_node": self.procs_per_node,
+        }
+        merged = {**launch, **{key: value for key, value in given.items() if value is not None}}
+        if self.launcher == "local":
+            merged |= {"nodes": self.nodes or 1, "procs_per_node": self.procs_per_node or 1}
+        several = merged.get("nodes", 1) != 1 or merged.get("procs_per_node", 1) != 1
+        if self.launcher is None and merged.get("launcher", "local") == "local" and several:
+            merged["launcher"] = "torchrun"
+        return {**values, "launch": merged}
+
 
 def launch_config(
-    kind: StageKind, recipe: Recipe, asked: LaunchOverrides, *, alone: bool
+    kind: StageKind, recipe: Recipe, overrides: LaunchOverrides, *, alone: bool
 ) -> LaunchConfig:
     """How ``kind`` is launched; ``alone`` when it was asked for by its own name.
 
     RecipeError when several ranks are asked for a stage that cannot share its work.
     """
-    given, is_pretrain = recipe.launch, kind.name == "pretrain"
-    if not alone and not is_pretrain:
-        by_slurm = (asked.launcher or given.launcher) == "slurm"
-        asked = LaunchOverrides(launcher="slurm" if by_slurm else "local")
-    default = given.procs_per_node if is_pretrain and asked.launcher != "local" else 1
-    procs_per_node = asked.procs_per_node or default
-    default = given.nodes if is_pretrain and asked.launcher != "local" else 1
-    nodes = asked.nodes or default
+    given = recipe.launch
+    if kind.name == "pretrain":
+        return given
+    launcher = overrides.launcher or ("slurm" if given.launcher == "slurm" else "local")
+    nodes, procs_per_node = overrides.nodes or 1, overrides.procs_per_node or 1
     if nodes * procs_per_node > 1 and not kind.takes_ranks:
-        raise RecipeError(
-            f"{kind.name} is one process, got {nodes} nodes of {procs_per_node}; only ingest, "
-            "distill and pretrain take --nodes and --procs-per-node."
-        )
-    launcher = asked.launcher or given.launcher
-    if asked.launcher is None and launcher != "slurm" and not is_pretrain:
-        launcher = "local"
-    if asked.launcher is None and launcher == "local" and nodes * procs_per_node > 1:
+        if alone:
+            raise RecipeError(
+                f"{kind.name} is one process, got {nodes} nodes of {procs_per_node}; only stages "
+                "that share their work take --nodes and --procs-per-node: ingest, distill, "
+                "pretrain."
+            )
+        nodes = procs_per_node = 1
+    if not alone and launcher == "torchrun":
+        nodes = 1  # the other nodes wait for pretrain; they may come with --join
+    if nodes * procs_per_node == 1 and launcher != "slurm":
+        launcher = "local" if overrides.launcher is None or not alone else launcher
+    elif launcher == "local" and overrides.launcher is None:
         launcher = "torchrun"
     try:
         return replace(
             given,
             launcher=launcher,
             nodes=nodes,
+            min_nodes=None,
             procs_per_node=procs_per_node,
             node_rank=given.node_rank if nodes > 1 else 0,
         )
@@ -98,21 +121,44 @@ def command_text(kind: StageKind, recipe: Recipe, run: RunFolder, config: Launch
     job = _job(kind, recipe, run, config)
     command = shlex.join(LAUNCHERS[config.launcher].command(job, config))
     if config.launcher == "slurm":
-        return f"{slurm.script(job, config)}\n# {command}"
+        place = shlex.quote(str(job.log_folder))
+        return f"{slurm.script(job, config)}\n# {job.paths.script.name} in {place}: {command}"
     env = job.env | {LOG_FOLDER_VARIABLE: str(job.log_folder)}
-    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in env.items()), command])
+    words = [f"-u {name}" for name in variables_of_other_launchers(os.environ)]
+    words += [f"{name}={shlex.quote(value)}" for name, value in env.items()]
+    return " ".join(["env", *words, command])
+
+
+def submitted_jobs(run: RunFolder) -> dict[str, str]:
+    """{stage: the number of its Slurm job} of the stages that have been submitted as one."""
+    found = {}
+    for folder in sorted((run.root / "logs").glob("*/")):
+        job_id = slurm.submitted_job(JobPaths(folder))
+        if job_id is not None:
+            found[folder.name] = job_id
+    return found
+
+
+def has_active_job(kind: StageKind, run: RunFolder) -> bool:
+    """Whether a Slurm job of the stage waits or runs."""
+    return slurm.has_active_job(JobPaths(run.logs(kind.name)))
 
 
 def _job(kind: StageKind, recipe: Recipe, run: RunFolder, config: LaunchConfig) -> Job:
     root = run.root.resolve()
-    return Job(
-        title=f"{recipe.name}-{kind.name}",
-        module="pipeline.runner.worker",
-        args=(kind.name, str(root)),
-        log_folder=RunFolder(root).logs(kind.name),
-        env=_environment(config),
-        node_rank=config.node_rank,
-    )
+    try:
+        return Job(
+            title=f"{recipe.name}-{kind.name}",
+            module="pipeline.runner.worker",
+            args=(kind.name, str(root)),
+            log_folder=RunFolder(root).logs(kind.name),
+            env=_environment(config) | config.env,
+            node_rank=config.node_rank,
+            is_elastic=kind.is_shards,
+            can_restart=kind.name == "pretrain",
+        )
+    except UserError as error:
+        raise RecipeError(str(error)) from error
 
 
 def _environment(config: LaunchConfig) -> dict[str, str]:

@@ -79,16 +79,18 @@ class RunFolder:
             raise RunError(f"cannot make the run folder {self.root}: {error}") from error
 
     @contextmanager
-    def conducted(self) -> Iterator[None]:
+    def conducted(self, *, wait_for_ranks: bool = True) -> Iterator[None]:
         """Hold the folder as its only conductor. RunError when another boxless works in it, or
-        ranks of a killed one do not end within a minute."""
+        ranks of a killed one do not end within a minute (``wait_for_ranks``: false where they
+        belong to a job that is followed)."""
         with self._lock("conductor", fcntl.LOCK_EX) as locked:
             if not locked:
                 raise RunError(
                     f"another boxless is at work in {self.root}; wait for it, stop it, or give "
                     "this one a folder of its own with --run DIR."
                 )
-            self._wait_for_ranks()
+            if wait_for_ranks:
+                self._wait_for_ranks()
             yield
 
     @contextmanager
@@ -96,6 +98,23 @@ class RunFolder:
         """Be one of the ranks that work in the folder."""
         with self._lock("ranks", fcntl.LOCK_SH):
             yield
+
+    @contextmanager
+    def sole_writer(self, stage: str) -> Iterator[None]:
+        """Be the only job that writes the output of ``stage``: its first rank holds this. RunError
+        when that of another job does not end within a minute."""
+        for attempt in range(int(_WAIT_FOR_RANKS_SECONDS)):
+            with self._lock(f"writer-{stage}", fcntl.LOCK_EX) as locked:
+                if locked:
+                    yield
+                    return
+            if attempt == 0:
+                print(f"Waiting for another {stage} in {self.root} ...", flush=True)
+            time.sleep(1.0)
+        raise RunError(
+            f"another {stage} is at work in {self.root}, started by another command or job; wait "
+            "for it, end it (`boxless cancel`), or give this one a folder of its own with --run."
+        )
 
     def is_busy(self) -> bool:
         """Whether a conductor or ranks are at work in it now."""

@@ -23,9 +23,11 @@ from pipeline.runner.external_inputs import check_published, outside
 from pipeline.runner.launch_plan import (
     LaunchOverrides,
     command_text,
+    has_active_job,
     launch_config,
     launch_joined,
     launch_stage,
+    submitted_jobs,
 )
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.stage_figures import figures_of, in_words, seconds_in_words
@@ -118,7 +120,8 @@ def run_stages(
     if any(k.name == "pretrain" and plan_stage(run, recipe, k).action != "skip" for k in kinds):
         check_published(recipe)
     run.make()
-    with run.conducted():
+    is_followed = _check_active_jobs(recipe, run, names, asked)
+    with run.conducted(wait_for_ranks=not is_followed):
         write_text(run.recipe, dump_recipe(recipe))
         for kind in kinds:
             _check_inputs(run, recipe, kind, console, alone=len(names) == 1)
@@ -129,6 +132,27 @@ def run_stages(
             why = "" if plan.action == "start" else f": {plan.action}, {plan.why}"
             console.print(f"[bold]▶ {kind.name}[/]{escape(why)}")
             run_stage(recipe, run, plan, asked, console, alone=len(names) == 1)
+
+
+def _check_active_jobs(
+    recipe: Recipe, run: RunFolder, names: Sequence[str], asked: LaunchOverrides
+) -> bool:
+    """Whether a Slurm job of an earlier command waits or runs here, to be followed. RunError when
+    it cannot be: another stage's, or one of other settings."""
+    for kind in stage_kinds(recipe):
+        if not has_active_job(kind, run):
+            continue
+        plan = plan_stage(run, recipe, kind)
+        config = launch_config(kind, recipe, asked, alone=len(names) == 1)
+        if kind.name in names and plan.action == "continue" and config.launcher == "slurm":
+            return True
+        raise RunError(
+            f"the Slurm job {submitted_jobs(run)[kind.name]} of {kind.name} waits or runs in "
+            f"{run.root}, and this command is not the one that started it: {plan.why}. Wait for it "
+            f"(`boxless attach {run.root}`), end it (`boxless cancel {run.root}`), or give this "
+            "one a folder of its own with --run DIR."
+        )
+    return False
 
 
 def join(recipe: Recipe, run: RunFolder, names: Sequence[str], asked: LaunchOverrides) -> None:

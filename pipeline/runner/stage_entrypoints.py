@@ -6,25 +6,35 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pipeline.recipe.recipe import Recipe
 from pipeline.runner.run_folder import RunFolder
 
 
-def _ingest(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+@dataclass(frozen=True, kw_only=True)
+class RankContext:
+    """Which rank of how many runs the stage; ``on_step`` is told how many steps are done."""
+
+    rank: int
+    world_size: int
+    on_step: Callable[[int], None]
+
+
+def _ingest(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
     from stages.ingest.run import ingest
 
     _end_at_sigterm()
-    ingest(recipe.ingest, seed=recipe.seed, out=run.images, show=rank == 0)
+    ingest(recipe.ingest, seed=recipe.seed, out=run.images, show=context.rank == 0)
 
 
-def _teach(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+def _teach(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
     from stages.detector.training.train import teach
 
     teach(recipe.teach, seed=recipe.seed, images=run.images, out=run.teacher)
 
 
-def _distill(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+def _distill(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
     from stages.distill.make_object_source import make_object_source
     from stages.distill.run import distill
 
@@ -34,7 +44,7 @@ def _distill(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None
         images=run.images,
         seer=make_object_source(recipe.distill, run.teacher),
         out=run.objects,
-        show=rank == 0,
+        show=context.rank == 0,
     )
 
 
@@ -43,7 +53,7 @@ def _end_at_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
-def _pretrain(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+def _pretrain(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
     from stages.pretrain.run import pretrain
     from stages.training.stopping import Stopped
 
@@ -55,14 +65,15 @@ def _pretrain(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> Non
             objects=run.objects,
             out=run.pretrain,
             student_out=run.student,
+            on_step=context.on_step,
         )
     except Stopped as stopped:
-        if rank == 0:
+        if context.rank == 0:
             print(f"pretrain: {stopped}", flush=True)
         sys.exit(128 + signal.SIGTERM)
 
 
-def _finetune(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+def _finetune(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
     from stages.transfer.finetune import finetune
 
     finetune(
@@ -74,7 +85,7 @@ def _finetune(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> Non
     )
 
 
-def _evaluate(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> None:
+def _evaluate(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
     from stages.transfer.evaluate import evaluate
 
     evaluate(
@@ -86,7 +97,7 @@ def _evaluate(recipe: Recipe, run: RunFolder, rank: int, world_size: int) -> Non
     )
 
 
-CALLS: dict[str, Callable[[Recipe, RunFolder, int, int], None]] = {
+CALLS: dict[str, Callable[[Recipe, RunFolder, RankContext], None]] = {
     "ingest": _ingest,
     "teach": _teach,
     "distill": _distill,

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
+from launch.heartbeat import Heartbeat, exit_after_parent
 from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
-from launch.process import end_with_parent
+from launch.marked_processes import end_with_parent
 from pipeline.runner.user_errors import is_user_error
 
 JOINED = "joined"
+_SECONDS_TO_SAVE = 60.0  # after the parent ended
 
 
 def main() -> int:
@@ -28,25 +31,46 @@ def main() -> int:
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     logs = Path(os.environ[LOG_FOLDER_VARIABLE])
     open_log(logs, rank)
-    end_with_parent()
+    # Below torchrun that was killed, a rank would train on beside its successor: it ends at once.
+    # Below a command that was killed, it may save.
+    end_with_parent(signal.SIGKILL if "TORCHELASTIC_RUN_ID" in os.environ else signal.SIGTERM)
+    exit_after_parent(_SECONDS_TO_SAVE)
+    heartbeat = Heartbeat(rank)
     try:
-        run_stage(stage, Path(root), rank, world_size, is_joined=joined == [JOINED])
+        run_stage(stage, Path(root), rank, world_size, heartbeat, is_joined=joined == [JOINED])
     except Exception as error:
         is_users = is_user_error(error)
-        record_failure(logs, rank, error, is_users=is_users)
+        has_diverged = isinstance(error, FloatingPointError)
+        record_failure(logs, rank, error, is_users=is_users, is_permanent=has_diverged)
         return 2 if is_users else 1
     return 0
 
 
-def run_stage(stage: str, root: Path, rank: int, world_size: int, *, is_joined: bool) -> None:
+def run_stage(
+    stage: str,
+    root: Path,
+    rank: int,
+    world_size: int,
+    heartbeat: Heartbeat,
+    *,
+    is_joined: bool,
+) -> None:
     """Call the stage with its part of the recipe and its folders."""
     from pipeline.recipe.recipe import load_recipe
     from pipeline.runner.run_folder import RunFolder
-    from pipeline.runner.stage_entrypoints import CALLS
+    from pipeline.runner.stage_entrypoints import CALLS, RankContext
+    from pipeline.runner.stages import stage_kinds
 
     run = RunFolder(root)
-    with contextlib.nullcontext() if is_joined else run.ranked():
-        CALLS[stage](load_recipe(run.recipe), run, rank, world_size)
+    recipe = load_recipe(run.recipe)
+    (kind,) = (kind for kind in stage_kinds(recipe) if kind.name == stage)
+    is_writer = rank == 0 and not kind.is_shards  # shards have claims of their own
+    with (
+        contextlib.nullcontext() if is_joined else run.ranked(),
+        run.sole_writer(stage) if is_writer else contextlib.nullcontext(),
+    ):
+        context = RankContext(rank=rank, world_size=world_size, on_step=heartbeat.beat)
+        CALLS[stage](recipe, run, context)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Reached from `stages.pretrain.run`, on every rank.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,10 @@ class Loop:
         out: Path,
         watch: Watch,
         device: torch.device,
+        on_step: Callable[[int], None] | None = None,
     ) -> None:
         self.engine, self.config, self.seed, self.device = engine, config, seed, device
-        self.state, self.out, self.watch = state, out, watch
+        self.state, self.out, self.watch, self.on_step = state, out, watch, on_step
         out.mkdir(parents=True, exist_ok=True)
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
@@ -82,6 +84,8 @@ class Loop:
         ):
             while state["step"] < config.num_steps:
                 self.step()
+                if self.on_step is not None:
+                    self.on_step(state["step"])
                 is_last = state["step"] == config.num_steps
                 if self._is_reported(state["step"]):
                     self.report(progress)

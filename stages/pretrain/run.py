@@ -7,6 +7,7 @@ random comes from (seed, position): a run that was stopped goes on as if it had 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ def pretrain(
     objects: Path,
     out: Path,
     student_out: Path,
+    on_step: Callable[[int], None] | None = None,
 ) -> None:
     """Train from the last checkpoint in `out`, or from the start, and save the student.
+    ``on_step`` is called after each step with the number of steps done.
 
     Raises ValueError on shards or settings that do not fit, `Stopped` (after a checkpoint) on
     SIGTERM or SIGINT, FloatingPointError on every rank when a loss is not finite on any.
@@ -84,6 +87,7 @@ def pretrain(
         state=_state(load_checkpoint(engine, out), stream),
         out=out,
         watch=watch,
+        on_step=on_step,
         device=torch.device(deepspeed.accelerator.get_accelerator().current_device_name()),
     ).run()
     save_student(engine, net, tokenizer, student_out, config.save_precision)

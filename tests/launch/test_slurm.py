@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.backends import slurm
+from launch.backends import slurm, slurm_queue
 from launch.config import LaunchConfig
 from launch.job import Job, LaunchError, Stopped, UserError
 
@@ -202,7 +202,7 @@ def test_a_job_runs_to_its_end(
 
 @needs_slurm
 def test_a_failing_rank_is_named(cluster: Path, tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match="rank 1 failed") as caught:
+    with pytest.raises(LaunchError, match="rank 1 on .* failed: RuntimeError: boom") as caught:
         slurm.run(*make_job(tmp_path, "raise"))
     assert caught.value.tail.strip().endswith("RuntimeError: boom")
 
@@ -272,9 +272,9 @@ def test_states_from_the_accounting_and_from_the_controller(
     ):
         (tmp_path / name).write_text(f"#!{sys.executable}\nprint({said!r})\n")
         (tmp_path / name).chmod(0o755)
-    assert slurm.state_of_job("7") == "OUT_OF_MEMORY, exit status 0:125"
+    assert slurm_queue.state_of_job("7") == "OUT_OF_MEMORY, exit status 0:125"
     (tmp_path / "sacct").unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert slurm.state_of_job("7") == "TIMEOUT, exit status 0:15, reason TimeLimit"
+    assert slurm_queue.state_of_job("7") == "TIMEOUT, exit status 0:15, reason TimeLimit"
     (tmp_path / "scontrol").unlink()
-    assert "neither" in slurm.state_of_job("7")
+    assert "neither" in slurm_queue.state_of_job("7")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import process
 from launch.job import Job, LaunchError, Stopped
+from launch.supervisor import RestartPolicy, Supervisor
 from pipeline.cli import main as command_line
 from pipeline.cli.main import main
 
@@ -110,14 +110,19 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_users_error_of_a_rank_is_told_as_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """The whole way from a rank's last words: the launcher raises what they say."""
-    failure = {"rank": 1, "message": "no such corpus", "traceback": None, "time_seconds": 1.0}
-    (tmp_path / "rank-1.failure.json").write_text(json.dumps(failure))
+    """From a rank's record of its failure: the launcher raises it as the user's error."""
+    code = """if True:
+        import os
+        from pathlib import Path
+        from launch.logs import LOG_FOLDER_VARIABLE, record_failure
+        folder = Path(os.environ[LOG_FOLDER_VARIABLE])
+        record_failure(folder, 1, ValueError("no such corpus"), is_users=True)
+        raise SystemExit(2)
+    """
     job = Job(title="t", module="m", args=(), log_folder=tmp_path)
 
     def ends(args: object) -> int:
-        monkeypatch.setattr(process, "clear_failures", lambda folder: None)
-        process.run_process([sys.executable, "-c", "raise SystemExit(2)"], job)
+        Supervisor(job, RestartPolicy()).run(lambda: [sys.executable, "-c", code])
         return 0
 
     monkeypatch.setattr(command_line, "_doctor", ends)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from launch.config import LaunchConfig
 from launch.job import LaunchError, Stopped
@@ -339,8 +340,15 @@ def test_a_changed_given_teacher_is_seen(go: Go, tmp_path: Path) -> None:
         ("teach", LaunchOverrides(launcher="slurm", nodes=2), False, "slurm", 1),
         ("teach", LaunchOverrides(launcher="slurm"), True, "slurm", 1),
         ("ingest", LaunchOverrides(procs_per_node=2), True, "torchrun", 2),
-        ("ingest", LaunchOverrides(procs_per_node=2), False, "local", 1),
-        ("distill", LaunchOverrides(procs_per_node=4), False, "local", 1),
+        ("ingest", LaunchOverrides(procs_per_node=2), False, "torchrun", 2),
+        ("distill", LaunchOverrides(procs_per_node=4), False, "torchrun", 4),
+        (
+            "distill",
+            LaunchOverrides(launcher="slurm", nodes=4, procs_per_node=8),
+            False,
+            "slurm",
+            32,
+        ),
         ("distill", LaunchOverrides(), True, "local", 1),
         ("distill", LaunchOverrides(procs_per_node=3), True, "torchrun", 3),
         ("distill", LaunchOverrides(procs_per_node=3, launcher="slurm", nodes=2), True, "slurm", 6),
@@ -349,10 +357,11 @@ def test_a_changed_given_teacher_is_seen(go: Go, tmp_path: Path) -> None:
 def test_how_a_stage_is_launched(
     stage: str, asked: LaunchOverrides, alone: bool, launcher: str, ranks: int
 ) -> None:
-    """toy says torchrun with two ranks: they are pretrain's; others share only when asked."""
+    """toy says torchrun with two ranks: they are pretrain's; others share only when asked, in a
+    whole run too."""
     from pipeline.runner.launch_plan import launch_config
 
-    recipe = load_recipe("toy")
+    recipe = load_recipe("toy", merge=asked.merged)
     (kind,) = (kind for kind in stage_kinds(recipe) if kind.name == stage)
     config = launch_config(kind, recipe, asked, alone=alone)
     assert (config.launcher, config.num_ranks) == (launcher, ranks)
@@ -366,12 +375,7 @@ def test_ranks_for_a_stage_that_cannot_share_are_refused() -> None:
     with pytest.raises(RecipeError, match="teach is one process, got 1 nodes of 2"):
         launch_config(teach, recipe, LaunchOverrides(procs_per_node=2), alone=True)
     with pytest.raises(RecipeError, match="launch.launcher is local with 2 ranks"):
-        launch_config(
-            stage_kinds(recipe)[3],
-            recipe,
-            LaunchOverrides(launcher="local", procs_per_node=2),
-            alone=True,
-        )
+        load_recipe("toy", merge=LaunchOverrides(launcher="local", procs_per_node=2).merged)
 
 
 FEATURES = 'distill.features={"format": "coco-json", "path": "%s", "labels": "names.txt"}'
@@ -413,3 +417,27 @@ def test_another_model_of_language_is_a_reason_to_distill_again(tmp_path: Path) 
     assert shaped_by() == before
     (tmp_path / "model.safetensors").write_bytes(b"22")
     assert shaped_by() != before
+
+
+def test_the_command_line_is_merged_before_the_recipe_is_checked() -> None:
+    """Node 1 of 2: without --nodes the recipe alone cannot be."""
+    overrides = ["launch.node_rank=1", "launch.master_address=node0"]
+    with pytest.raises(RecipeError, match="node_rank is 1; expected 0 to 0"):
+        load_recipe("toy", overrides)
+    recipe = load_recipe("toy", overrides, merge=LaunchOverrides(nodes=2).merged)
+    assert (recipe.launch.nodes, recipe.launch.node_rank) == (2, 1)
+
+
+@pytest.mark.parametrize("name", ["x\ntouch owned #", "../../x", "a b", "-x", "", "a/b", "x%j"])
+def test_a_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
+    """It becomes a folder's name and a line of a Slurm script."""
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump({"base": "toy", "name": name}))
+    with pytest.raises(RecipeError, match="name is"):
+        load_recipe(path)
+
+
+def test_a_recipe_file_with_a_space_in_its_name_gets_a_name_without(tmp_path: Path) -> None:
+    path = tmp_path / "my recipe 100%.yaml"
+    path.write_text("base: toy\n")
+    assert load_recipe(path).name == "my-recipe-100"

@@ -1,0 +1,85 @@
+"""One node of a Slurm job: ``python -m launch.agent OPTIONS -- PYTHON TORCHRUN-ARGUMENTS...``.
+
+srun starts one on every node. It needs nothing but the standard library, so that it is there at
+once, and supervises the node's torchrun. ``{is_host}`` and ``{address}`` in the command become this
+node's own. One agent a node, rather than a task a rank: ranks are restarted without a new step of
+Slurm, and the exit status is ours.
+
+Exit status: 0 well; 2 what was asked cannot be done; 93 no progress; 143 stopped; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from launch.backends.torchrun import ENVIRONMENT, run_torchrun
+from launch.config import LaunchConfig
+from launch.environment import address_towards, interface_variables
+from launch.events import record_event
+from launch.job import EXIT_NO_PROGRESS, Job, LaunchError, NoProgressError, Stopped, UserError
+from launch.peers import Peers
+
+
+def main() -> int:
+    """Run this node's ranks to their end."""
+    args = _parse()
+    node = int(os.environ.get("SLURM_NODEID", 0))
+    address = address_towards(args.head)
+    torchrun = [
+        part.replace("{is_host}", str(int(node == 0))).replace("{address}", address)
+        for part in args.command
+    ]
+    job = Job(
+        title=args.title,
+        module="",
+        args=(),
+        log_folder=Path(args.logs),
+        env=ENVIRONMENT | interface_variables(address),
+        node_rank=node,
+        can_restart=args.max_restarts > 0,
+    )
+    # Only what a supervisor reads; the ranks' numbers are torchrun's.
+    config = LaunchConfig(
+        launcher="slurm", max_restarts=args.max_restarts, hang_seconds=args.hang_seconds
+    )
+    peers = None
+    if job.can_restart and int(os.environ.get("SLURM_NNODES", 1)) > 1:
+        peers = Peers(args.head, args.port + 1, is_first=node == 0)
+    record_event(job.paths.events, "start", node=node)
+    try:
+        run_torchrun(job, config, torchrun, peers)
+    except Stopped:
+        return _end(job, "stopped", 143)
+    except UserError as error:
+        return _end(job, str(error), 2)
+    except NoProgressError as error:
+        return _end(job, str(error), EXIT_NO_PROGRESS)
+    except LaunchError as error:
+        return _end(job, str(error), 1)
+    record_event(job.paths.events, "end", node=node)
+    return 0
+
+
+def _end(job: Job, cause: str, status: int) -> int:
+    record_event(job.paths.events, "failure", node=job.node_rank, cause=cause.splitlines()[0])
+    print(f"boxless: {cause}", file=sys.stderr, flush=True)
+    return status
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="launch.agent")
+    parser.add_argument("--title", required=True)
+    parser.add_argument("--logs", required=True)
+    parser.add_argument("--head", required=True, help="address of the first node")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--max-restarts", type=int, required=True)
+    parser.add_argument("--hang-seconds", type=int, required=True)
+    parser.add_argument("command", nargs="+")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

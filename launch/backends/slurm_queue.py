@@ -1,0 +1,79 @@
+"""What Slurm's controller says about a job, asked at a polite rate."""
+
+from __future__ import annotations
+
+import subprocess
+
+FINAL_STATES = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+}  # squeue's names; https://slurm.schedmd.com/squeue.html#SECTION_JOB-STATE-CODES
+
+
+def has_ended(job_id: str) -> bool:
+    """Whether the controller says so, of every task; when it does not answer, the job may well go
+    on."""
+    try:
+        query = ["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"]
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    if answer.returncode != 0:
+        return "Invalid job id" in answer.stderr  # ended so long ago that it is forgotten
+    return all(state in FINAL_STATES for state in answer.stdout.split())
+
+
+def states(job_id: str) -> list[str]:
+    """The state of each task that the controller knows, as in ``["RUNNING"]``."""
+    return ask(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"]).split()
+
+
+def is_active(job_id: str) -> bool:
+    """Whether the job, or a task of it, waits or runs."""
+    return any(state not in FINAL_STATES for state in states(job_id))
+
+
+def state_of_job(job_id: str) -> str:
+    """What Slurm says a job ended as: ``FAILED, exit status 1:0``; from the accounting, or, where
+    the cluster keeps none, from the controller, which remembers a job for some minutes."""
+    query = ["sacct", "--jobs", job_id, "--allocations", "--noheader", "--parsable2"]
+    answer = ask([*query, "--format=State,ExitCode"]).strip()
+    if "|" in answer:
+        state, exit_status = answer.splitlines()[0].split("|")
+        return f"{state}, exit status {exit_status}"
+    values = dict(
+        word.split("=", 1)
+        for word in ask(["scontrol", "show", "job", job_id, "--oneliner"]).split()
+        if "=" in word
+    )
+    if "JobState" not in values:
+        return "in a state that neither sacct nor scontrol knows"
+    reason = f", reason {values['Reason']}" if values.get("Reason", "None") != "None" else ""
+    return f"{values['JobState']}, exit status {values.get('ExitCode', '?')}{reason}"
+
+
+def terminate(job_id: str) -> None:
+    """End the job: its script, when it runs, signals the ranks, so that they can checkpoint."""
+    how = ["--batch", "--signal=TERM"] if "RUNNING" in states(job_id) else []
+    ask(["scancel", *how, job_id])
+
+
+def kill(job_id: str) -> None:
+    """End the job at once."""
+    ask(["scancel", job_id])
+
+
+def ask(query: list[str]) -> str:
+    """What a Slurm command prints; nothing when it fails."""
+    try:
+        return subprocess.run(query, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

@@ -1,0 +1,78 @@
+"""The environment that ranks are started in."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import socket
+import struct
+from collections.abc import Mapping
+
+_SIOCGIFADDR = 0x8915  # linux/sockios.h
+# What a launcher tells its ranks. Left over from another launcher, a pod or a shell, it would be
+# believed by ours: torchrun reads PET_* as its own options.
+_OF_LAUNCHERS = re.compile(
+    r"PET_.*|TORCHELASTIC_.*|OMPI_COMM_WORLD_.*|PMI_.*|PMIX_.*|GROUP_(RANK|WORLD_SIZE)"
+    r"|ROLE_(RANK|NAME|WORLD_SIZE)|(LOCAL_|CROSS_)?(RANK|SIZE|WORLD_SIZE)|MASTER_(ADDR|PORT)"
+    r"|NODE_RANK|BOXLESS_(LOG_FOLDER|HEARTBEAT_FOLDER|START)"
+)
+
+
+def variables_of_other_launchers(environment: Mapping[str, str]) -> list[str]:
+    """The names in ``environment`` by which a launcher tells ranks who they are."""
+    return sorted(name for name in environment if _OF_LAUNCHERS.fullmatch(name))
+
+
+def launch_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment without what other launchers left, and ``given`` laid over it."""
+    left = set(variables_of_other_launchers(os.environ))
+    return {name: value for name, value in os.environ.items() if name not in left} | dict(given)
+
+
+def interface_variables(address: str) -> dict[str, str]:
+    """GLOO_SOCKET_IFNAME where gloo would not find the right interface by itself.
+
+    gloo listens on the address that the machine's own name resolves to. Where that is no address
+    or a loopback one, it is given the interface that has ``address``.
+    """
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return {}
+    try:
+        own = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        own = None
+    if own is not None and own.startswith("127.") == address.startswith("127."):
+        return {}
+    name = "lo" if address.startswith("127.") else _interface_of(address)
+    return {"GLOO_SOCKET_IFNAME": name} if name else {}
+
+
+def address_towards(host: str) -> str:
+    """This machine's address on the way to ``host``; loopback where there is no way."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))  # UDP: no packet is sent
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _interface_of(address: str) -> str | None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+            except OSError:
+                continue  # an interface without an IPv4 address
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None

@@ -1,0 +1,89 @@
+"""How far each rank of a node is, for the process that started them.
+
+A rank writes a line of fixed length into a file of its own on every step; the supervisor of the
+node reads it. The folder is the node's own, not the run's: nothing goes over the network.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HEARTBEAT_FOLDER_VARIABLE = "BOXLESS_HEARTBEAT_FOLDER"
+STACKS_SIGNAL = signal.SIGUSR2
+"""A rank that gets it writes the Python stacks of all its threads to its log."""
+_LINE_BYTES = 96
+_SECONDS_BETWEEN_CHECKS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """What a rank said last: its number, process, step and since when (seconds of the machine's
+    monotonic clock) that step stands."""
+
+    rank: int
+    pid: int
+    step: int
+    since_seconds: float
+
+    @property
+    def process_state(self) -> str:
+        """The kernel's letter: R, S, D (waits for a disk), T (stopped), Z or X (gone)."""
+        try:
+            text = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return "X"
+        return text.rpartition(")")[2].split()[0]
+
+
+class Heartbeat:
+    """A rank's side; without HEARTBEAT_FOLDER_VARIABLE in the environment it does nothing."""
+
+    def __init__(self, rank: int) -> None:
+        folder = os.environ.get(HEARTBEAT_FOLDER_VARIABLE)
+        self._rank, self._file = rank, -1
+        if folder:
+            flags = os.O_WRONLY | os.O_CREAT
+            self._file = os.open(Path(folder) / f"rank-{rank}", flags, 0o600)
+            faulthandler.register(STACKS_SIGNAL, file=sys.stderr, all_threads=True)
+            self.beat(-1)
+
+    def beat(self, step: int) -> None:
+        """Say that ``step`` steps are done."""
+        if self._file >= 0:
+            line = f"{self._rank} {os.getpid()} {step} {time.monotonic():.3f}"
+            os.pwrite(self._file, line.ljust(_LINE_BYTES).encode(), 0)
+
+
+def read_beats(folder: Path) -> list[Beat]:
+    """What every rank of the node said last, by rank."""
+    beats = []
+    for path in folder.glob("rank-*"):
+        try:
+            rank, pid, step, since = path.read_text().split()
+        except (OSError, ValueError):
+            continue  # just being made
+        beats.append(Beat(rank=int(rank), pid=int(pid), step=int(step), since_seconds=float(since)))
+    return sorted(beats, key=lambda beat: beat.rank)
+
+
+def exit_after_parent(grace_seconds: float) -> None:
+    """End this process ``grace_seconds`` after its parent ended, whatever it waits for.
+
+    A signal alone does not end a rank that waits in a collective or for data.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_SECONDS_BETWEEN_CHECKS)
+        time.sleep(grace_seconds)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, name="exit-after-parent", daemon=True).start()

@@ -1,0 +1,257 @@
+"""Runs the ranks of one node to their end: passes signals on, notices failures, hangs and lost
+nodes, and starts ranks again as long as training gets on.
+
+Two ways lead to a restart. Where the launcher restarts ranks itself (torchrun), the supervisor only
+counts; where the launcher has ended, it is started again. What no restart can help (a recipe that
+cannot be, a loss that is not finite) ends the job at once, and so do ``max_restarts`` restarts in a
+row without a new step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.environment import launch_environment
+from launch.events import record_event
+from launch.heartbeat import HEARTBEAT_FOLDER_VARIABLE, STACKS_SIGNAL, Beat, read_beats
+from launch.job import Job, LaunchError, NoProgressError, Stopped, UserError
+from launch.logs import LOG_FOLDER_VARIABLE, START_VARIABLE, Failure, read_failures, tail
+from launch.marked_processes import end_with_parent, kill_marked
+from launch.peers import Peers
+from launch.process import forwarded_signals, missing_command, state_of
+
+STALL_REPORT_SECONDS = 40.0
+"""Without a step for so long, every rank writes its Python stacks to its log."""
+STOPPED_SECONDS = 15.0
+"""A process that is stopped (SIGSTOP) for so long is ended."""
+_POLL_SECONDS = 0.25
+_SHUTDOWN_SECONDS = 30.0
+_SECONDS_BETWEEN_STARTS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestartPolicy:
+    """When ranks are started again.
+
+    max_restarts: in a row without a new step; 0 never starts anything again.
+    hang_seconds: without a step for so long, ranks are ended and started again.
+    """
+
+    max_restarts: int = 0
+    hang_seconds: float = 600.0
+
+
+class Supervisor:
+    """The ranks of ``job`` on this node. ``peers`` watches the other nodes, where there are any."""
+
+    def __init__(self, job: Job, policy: RestartPolicy, peers: Peers | None = None) -> None:
+        self._job, self._policy, self._peers = job, policy, peers
+        self._best_step, self._num_in_a_row = -1, 0
+        self._cause = "the ranks ended"
+        self._num_lost = 0
+
+    def run(self, command: Callable[[], list[str]]) -> None:
+        """Run the command that ``command`` gives, anew at every start, until its ranks ended well.
+
+        Raises Stopped, UserError, LaunchError or NoProgressError; see launch.job.
+        """
+        while True:
+            start = _Start(self._job, command())
+            try:
+                with forwarded_signals(
+                    terminate=start.terminate, force_kill=start.kill
+                ) as received:
+                    returncode = self._watch(start, received)
+            finally:
+                start.end()
+            if received:
+                raise Stopped(received[0])
+            if returncode == 0:
+                return
+            error = self._error(start, returncode)
+            if isinstance(error, UserError) or self._policy.max_restarts == 0 or _ends(error):
+                raise error
+            self._count_restart(error)
+            time.sleep(_SECONDS_BETWEEN_STARTS)
+
+    def _watch(self, start: _Start, received: list[int]) -> int:
+        """Until the launcher of this start has ended; its exit status."""
+        generation: dict[int, int] = {}
+        while True:
+            try:
+                return start.process.wait(_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+            beats = read_beats(start.heartbeats)
+            pids = {beat.rank: beat.pid for beat in beats}
+            self._note_steps(beats)
+            if self._policy.max_restarts and not received:
+                permanent = [f for f in start.failures() if f.is_permanent]
+                if permanent:
+                    return start.end_with(1)
+                started_again = generation and pids != generation and len(pids) >= len(generation)
+                if started_again and not set(pids.values()) & set(generation.values()):
+                    self._count_restart(self._error(start, 1))
+                    generation = {}
+                self._check_peers(start, beats)
+                self._check_stopped(start, beats)
+                self._check_hang(start, beats)
+            if not generation or set(pids.values()) & set(generation.values()):
+                generation = pids
+
+    def _note_steps(self, beats: list[Beat]) -> None:
+        step = max((beat.step for beat in beats), default=-1)
+        if step > self._best_step:
+            self._best_step, self._num_in_a_row = step, 0
+
+    def _count_restart(self, error: UserError | LaunchError) -> None:
+        """NoProgressError when this restart would be one too many."""
+        self._num_in_a_row += 1
+        cause = self._cause if self._cause != "the ranks ended" else error.state
+        self._cause = "the ranks ended"
+        record_event(
+            self._job.paths.events, "restart", cause=cause, step=self._best_step,
+            in_a_row=self._num_in_a_row,
+        )  # fmt: skip
+        _say(f"restart {self._num_in_a_row} after step {max(self._best_step, 0)}: {cause}")
+        if self._num_in_a_row > self._policy.max_restarts:
+            raise NoProgressError(
+                f"{self._job.title}: {self._policy.max_restarts} restarts in a row without a new "
+                f"step after step {max(self._best_step, 0)}; the last cause: {cause}",
+                error.log,
+                error.tail,
+            )
+
+    def _check_peers(self, start: _Start, beats: list[Beat]) -> None:
+        if self._peers is None or self._peers.lost == self._num_lost:
+            return
+        self._num_lost = self._peers.lost
+        self._cause = "a node was lost"
+        _say("a node was lost: its ranks' peers here start again")
+        start.kill_ranks(beats)
+
+    def _check_stopped(self, start: _Start, beats: list[Beat]) -> None:
+        now = time.monotonic()
+        for beat in beats:
+            if now - beat.since_seconds > STOPPED_SECONDS and beat.process_state == "T":
+                self._cause = f"rank {beat.rank} was stopped (SIGSTOP)"
+                _say(
+                    f"rank {beat.rank} on {socket.gethostname()} (process {beat.pid}) is stopped "
+                    f"(SIGSTOP) after step {beat.step}: it is ended"
+                )
+                start.kill_ranks([beat])
+
+    def _check_hang(self, start: _Start, beats: list[Beat]) -> None:
+        """Report ranks that make no step, and end them after ``hang_seconds``. A start's first
+        steps (imports, compilation, the checkpoint) are only ended, and ten times later."""
+        if not beats:
+            return
+        latest = max(beat.since_seconds for beat in beats)
+        silent = time.monotonic() - latest
+        is_training = any(beat.step > start.first_step for beat in beats)
+        start.first_step = max([start.first_step, *(beat.step for beat in beats if beat.step <= 0)])
+        if is_training and silent > STALL_REPORT_SECONDS and start.reported_at != latest:
+            start.reported_at = latest
+            slowest = min(beats, key=lambda beat: beat.step)
+            _say(
+                f"no step for {silent:.0f} s on {socket.gethostname()}; rank {slowest.rank} stands "
+                f"at step {slowest.step}; Python stacks are in the ranks' logs"
+            )
+            for beat in beats:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(beat.pid, STACKS_SIGNAL)
+        limit = self._policy.hang_seconds * (1 if is_training else 10)
+        if silent > limit:
+            self._cause = f"no step for {silent:.0f} s"
+            _say(f"no step for {silent:.0f} s: the ranks of this node are ended")
+            start.kill_ranks(beats)
+
+    def _error(self, start: _Start, returncode: int) -> UserError | LaunchError:
+        paths = self._job.paths
+        failures = start.failures()
+        if failures:
+            return failures[0].as_error(self._job.title, paths)
+        log = paths.launcher_log(self._job.node_rank)
+        if not tail(log).strip():  # the rank was the child itself, and was killed
+            log = paths.rank_log(0)
+        return LaunchError(f"{self._job.title}: {state_of(returncode)}", log, tail(log))
+
+
+class _Start:
+    """One start of the launcher's process and what belongs to it."""
+
+    def __init__(self, job: Job, command: list[str]) -> None:
+        self._job = job
+        self._folder = tempfile.TemporaryDirectory(prefix="boxless-heartbeats-")
+        self.heartbeats = Path(self._folder.name)
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}"
+        self.first_step = 0
+        self.reported_at = -1.0
+        env = launch_environment(job.env) | {
+            LOG_FOLDER_VARIABLE: str(job.log_folder.resolve()),
+            HEARTBEAT_FOLDER_VARIABLE: self._folder.name,
+            START_VARIABLE: self.id,
+        }
+        sys.stdout.flush()
+        with job.paths.launcher_log(job.node_rank).open("wb") as log:
+            try:
+                self.process = subprocess.Popen(
+                    command, env=env, stderr=log, start_new_session=True, preexec_fn=end_with_parent
+                )
+            except FileNotFoundError as error:
+                self._folder.cleanup()
+                raise missing_command(command[0]) from error
+
+    def failures(self) -> list[Failure]:
+        """Failures of this start's own ranks, the first one first."""
+        return read_failures(self._job.paths, start=self.id)
+
+    def terminate(self) -> None:
+        """SIGTERM to the launcher, which passes it on: ranks save and end."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to the launcher and everything below it, whatever sessions they have."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        kill_marked(START_VARIABLE, self.id)
+
+    def kill_ranks(self, beats: list[Beat]) -> None:
+        """SIGKILL to the ranks; the launcher stays to start them again."""
+        for beat in beats:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(beat.pid, signal.SIGKILL)
+
+    def end_with(self, returncode: int) -> int:
+        """Terminate the launcher, and kill it when it takes too long; returns ``returncode``."""
+        self.terminate()
+        try:
+            self.process.wait(_SHUTDOWN_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self.process.wait()
+        return returncode
+
+    def end(self) -> None:
+        """Leave nothing of this start behind."""
+        self.kill()
+        self.process.wait()
+        self._folder.cleanup()
+
+
+def _ends(error: LaunchError | UserError) -> bool:
+    return isinstance(error, LaunchError) and error.is_permanent
+
+
+def _say(text: str) -> None:
+    print(f"boxless: {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,104 @@
+"""Commands about jobs under way: ``boxless attach | cancel | logs``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from pipeline.runner.run_folder import RunError, RunFolder
+
+
+def add_launch_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add them to the command line."""
+    attach = commands.add_parser(
+        "attach", help="show what a run's Slurm job prints until it ends; Ctrl-C leaves the job"
+    )
+    attach.add_argument("run", type=Path, help="a run folder")
+    attach.set_defaults(command=_attach)
+
+    cancel = commands.add_parser("cancel", help="end a run's Slurm jobs; pretraining saves first")
+    cancel.add_argument("run", type=Path, help="a run folder")
+    cancel.add_argument("--now", action="store_true", help="at once, without saving")
+    cancel.set_defaults(command=_cancel)
+
+    logs = commands.add_parser("logs", help="show the log of a rank")
+    logs.add_argument("run", type=Path, help="a run folder")
+    logs.add_argument("--stage", help="default: the stage that wrote last")
+    logs.add_argument("--rank", type=int, default=0, metavar="N", help="default: 0")
+    logs.add_argument(
+        "--launcher", action="store_true", help="the launcher's log of node N instead"
+    )
+    logs.add_argument("--lines", type=int, default=40, metavar="L", help="default: the last 40")
+    logs.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
+    logs.set_defaults(command=_logs)
+
+
+def _attach(args: argparse.Namespace) -> int:
+    from launch.backends import slurm
+    from launch.paths import JobPaths
+
+    run = _existing(args.run)
+    for stage, job_id in _active_jobs(run).items():
+        print(f"{stage}: Slurm job {job_id}", flush=True)
+        try:
+            slurm.attach(JobPaths(run.logs(stage)), job_id)
+        except KeyboardInterrupt:
+            print(f"\nThe job goes on; `boxless cancel {args.run}` ends it.", file=sys.stderr)
+            return 0
+        return 0
+    print(f"No Slurm job of {args.run} waits or runs.")
+    return 1
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    from launch.backends import slurm_queue
+
+    jobs = _active_jobs(_existing(args.run))
+    for stage, job_id in jobs.items():
+        (slurm_queue.kill if args.now else slurm_queue.terminate)(job_id)
+        print(f"{stage}: Slurm job {job_id} was told to end")
+    if not jobs:
+        print(f"No Slurm job of {args.run} waits or runs.")
+    return 0 if jobs else 1
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from launch.paths import JobPaths
+
+    run = _existing(args.run)
+    folder = run.logs(args.stage or _latest_stage(run))
+    paths = JobPaths(folder)
+    path = paths.launcher_log(args.rank) if args.launcher else paths.rank_log(args.rank)
+    if not path.is_file():
+        there = ", ".join(sorted(log.name for log in folder.glob("*.log"))) or "none"
+        raise RunError(f"{path} does not exist; expected one of the logs there: {there}.")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        print("".join(file.readlines()[-args.lines :]), end="", flush=True)
+        while args.follow:
+            print(file.read(), end="", flush=True)
+            time.sleep(1)
+    return 0
+
+
+def _active_jobs(run: RunFolder) -> dict[str, str]:
+    from launch.backends import slurm_queue
+    from pipeline.runner.launch_plan import submitted_jobs
+
+    jobs = submitted_jobs(run)
+    return {stage: job_id for stage, job_id in jobs.items() if slurm_queue.is_active(job_id)}
+
+
+def _latest_stage(run: RunFolder) -> str:
+    logs = sorted((run.root / "logs").glob("*/*.log"), key=lambda log: log.stat().st_mtime)
+    if not logs:
+        raise RunError(f"{run.root} has no logs yet.")
+    return logs[-1].parent.name
+
+
+def _existing(root: Path) -> RunFolder:
+    run = RunFolder(root)
+    if not run.recipe.is_file():
+        raise RunError(f"{root} is not a run folder: it has no {run.recipe.name}.")
+    return run
