@@ -58,7 +58,7 @@ def make_set(folder: Path) -> None:
         samples = [_sample(shard * NUM_SAMPLES + i, random) for i in range(NUM_SAMPLES)]
         write_shard(folder / name, samples, fingerprint={"made by": "benchmarks.damages"})
         splits[name] = "train"
-    write_catalog(folder, kind="objects", splits=splits, about={})
+    write_catalog(folder, kind="objects", splits=splits, metadata={})
 
 
 def truth_of(folder: Path) -> Samples:

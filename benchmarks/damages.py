@@ -38,7 +38,7 @@ from benchmarks.damaged_shards import (
 )
 from sharding.format.catalog import read_catalog, write_catalog
 from sharding.format.schema import JSON, OBJECTS, Sample, ShardError, encode_objects
-from sharding.reading.stream import Source, Stream
+from sharding.reading.stream import DatasetSource, ShardStream
 from sharding.reading.watchdog import StallWatch
 from sharding.tools.repair import repair
 from sharding.tools.verify import Fault, verify_paths
@@ -98,7 +98,7 @@ def _refused(folder: Path) -> str:
     catalog = read_catalog(folder)
     splits = {shard.tar: shard.split for shard in catalog.shards}
     try:
-        write_catalog(folder, kind=catalog.kind, splits=splits, about=catalog.about)
+        write_catalog(folder, kind=catalog.kind, splits=splits, metadata=catalog.metadata)
         return ""
     except ShardError as error:
         return _brief(str(error))
@@ -113,13 +113,13 @@ def _train(folder: Path, damage: Damage, truth: Samples) -> tuple[list[Fault], i
         said.append(text)
         (folder / GO).touch()
 
-    stream = Stream(
-        [Source(place)], seed=0, micro_batch_size=3, window_num_shards=1, shape_step_px=64
+    stream = ShardStream(
+        [DatasetSource(place)], seed=0, micro_batch_size=3, window_num_shards=1, shape_step_px=64
     )
     faults: list[Fault] = []
     num_right = 0
-    with StallWatch(stream.board, after_seconds=STALL_SECONDS, say=say) as watch:
-        for reading in watch.fed(map(stream.read, range(stream.num_micro_batches))):
+    with StallWatch(stream.board, after_seconds=STALL_SECONDS, log=say) as watch:
+        for reading in watch.watched(map(stream.read, range(stream.num_micro_batches))):
             faults += reading.faults
             num_right += sum(_members(sample) == truth[sample.key] for sample in reading.samples)
             if damage.during and reading.position == 0:

@@ -183,7 +183,7 @@ def note_turns(path: Path, *, start: int) -> None:
 
     def noting(self: Batches, turn: object) -> LoadedBatch:
         delivery = plain(self, turn)  # type: ignore[arg-type]
-        if delivery.turn.real and delivery.batch is not None:
+        if not delivery.turn.is_padding and delivery.batch is not None:
             line = {"start": start, "position": delivery.turn.position, "keys": delivery.batch.keys}
             with path.open("a") as file:
                 file.write(json.dumps(line) + "\n")

@@ -172,7 +172,7 @@ def write_photographs(folder: Path, num_pictures: int) -> None:
         folder,
         kind="images",
         splits={f"train-{number:06d}.tar": "train" for number in range(2)},
-        about={"label_names": [], "attribute_names": [], "source": "noise"},
+        metadata={"label_names": [], "attribute_names": [], "source": "noise"},
     )
 
 

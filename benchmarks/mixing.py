@@ -4,7 +4,7 @@
 
 A set of so many shards of 1000 samples, by its catalog alone; eight ranks of four workers, 32
 samples a micro-batch, webdataset's shuffle buffer of 1000 samples. `boxless mixing FOLDER` does it
-for shards of your own; what the figures mean stands in `sharding.order.shuffle_quality.Quality`.
+for shards of your own; what the figures mean stands in `sharding.order.shuffle_quality.ShuffleQuality`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.scale import make_set
 from sharding.order.shuffle_quality import lines, measure
-from sharding.order.shuffle_simulation import MixingConfig
+from sharding.order.shuffle_simulation import ShuffleConfig
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_set(Path(folder), options.shards)
         for window in options.windows:
-            config = MixingConfig(window_num_shards=window)
+            config = ShuffleConfig(window_num_shards=window)
             picture = options.out / f"mixing-{window}.png" if options.out else None
             ours, *others = measure(Path(folder), config, picture=picture)
             found.append(replace(ours, name=f"window {window}"))

@@ -106,7 +106,7 @@ def _run(
     num_steps: int,
     chance: random.Random,
 ) -> tuple[int, int]:
-    """One world's life, counted in `seen`; its turns that were not real, and what it had in hand.
+    """One world's life, counted in `seen`; its turns that were padding, and what it had in hand.
 
     reach: the position where it starts, and the end of the whole training.
     """
@@ -117,8 +117,8 @@ def _run(
     for rank in range(world_size):
         mine = turns(reach[0], rank, world_size, step_size=STEP_SIZE, end=reach[1])
         for turn in itertools.islice(mine, num_steps * turns_a_step):
-            masked += not turn.real
-            if turn.real:
+            masked += turn.is_padding
+            if not turn.is_padding:
                 batch = order[turn.position]
                 shards, within = np.array(batch.samples).T
                 np.add.at(seen[batch.epoch], starts[shards] + within, 1)

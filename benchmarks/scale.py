@@ -4,9 +4,9 @@
 
 For each number of shards, of 1000 samples each, a catalog and its shapes are written into a folder
 (4 GB for a million shards; no tars and no manifests, which a start does not read), and a fresh
-process opens a Stream on it, as training does. Printed are
+process opens a ShardStream on it, as training does. Printed are
 
-    start     seconds from Stream(...) to its being open: catalog, shapes, order; and how many of
+    start     seconds from ShardStream(...) to its being open: catalog, shapes, order; and how many of
               them the processor worked, which a busy machine does not change
     seek      seconds to the first micro-batch in the middle of epoch 1000
     us a sample   processor time of going through 20,000 micro-batches at the beginning, in the
@@ -34,8 +34,8 @@ import numpy as np
 from sharding.format import catalog as catalogs
 from sharding.format import shapes as shapes_files
 from sharding.format.shapes import write_shapes
-from sharding.reading.dataset_source import Source
-from sharding.reading.stream import Stream
+from sharding.reading.dataset_source import DatasetSource
+from sharding.reading.stream import ShardStream
 
 SAMPLES_A_SHARD, SHARDS_A_BLOCK = 1000, 10
 MICRO_BATCH_SIZE, EPOCH, NUM_TIMED = 32, 1000, 20_000
@@ -107,8 +107,8 @@ def measure(folder: Path) -> dict[str, float | list[float]]:
     before = _memory_mb()["RssAnon"]
     watch = _Watch()
     began, worked = time.perf_counter(), time.process_time()
-    stream = Stream(
-        [Source(folder)],
+    stream = ShardStream(
+        [DatasetSource(folder)],
         seed=0,
         micro_batch_size=MICRO_BATCH_SIZE,
         window_num_shards=16,

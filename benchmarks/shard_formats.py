@@ -27,7 +27,7 @@ from PIL import Image
 
 from sharding.format.catalog import write_catalog
 from sharding.format.schema import OBJECTS, Sample, object_dtype
-from sharding.reading.stream import Source, Stream
+from sharding.reading.stream import DatasetSource, ShardStream
 from sharding.writing.shard_writer import write_shard
 
 WIDTH_PX, HEIGHT_PX = 480, 360
@@ -95,13 +95,13 @@ def write_ours(folder: Path, samples: Sequence[Sample]) -> None:
         tar = folder / f"train-{number:06d}.tar"
         write_shard(tar, samples[first : first + SAMPLES_A_SHARD], fingerprint={"benchmark": "1"})
         splits[tar.name] = "train"
-    write_catalog(folder, kind="objects", splits=splits, about={})
+    write_catalog(folder, kind="objects", splits=splits, metadata={})
 
 
-def open_ours(folder: Path) -> Stream:
+def open_ours(folder: Path) -> ShardStream:
     """Our stream over a folder of write_ours."""
-    return Stream(
-        [Source(folder)],
+    return ShardStream(
+        [DatasetSource(folder)],
         seed=0,
         micro_batch_size=MICRO_BATCH_SIZE,
         window_num_shards=4,

@@ -153,7 +153,7 @@ def test_the_rule_sees_what_is_wrong(path: str, source: str) -> None:
     [
         ("stages/pretrain/run.py", "from stages.student.network import Student"),
         ("stages/pretrain/run.py", "from stages.progress import Progress"),
-        ("stages/pretrain/run.py", "from sharding.reading.stream import Stream"),
+        ("stages/pretrain/run.py", "from sharding.reading.stream import ShardStream"),
         ("pipeline/runner/run_stages.py", "from launch.job import Job\nimport stages.ingest.run"),
     ],
 )

@@ -201,7 +201,7 @@ def _add_mixing(commands: Commands[argparse.ArgumentParser]) -> None:
         "mixing", help="how well training mixes a folder's samples, in figures and a picture"
     )
     mixing.add_argument("folder", type=Path, help="a folder of finished shards")
-    # What is not given is not set: the defaults, and what each means, are MixingConfig's.
+    # What is not given is not set: the defaults, and what each means, are ShuffleConfig's.
     mixing.add_argument("--split", default=argparse.SUPPRESS, help="default: train")
     for name in _MIXING_NUMBERS:
         option = f"--{name.replace('_', '-')}"
@@ -212,10 +212,10 @@ def _add_mixing(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _mixing(args: argparse.Namespace) -> int:
     from sharding.order.shuffle_quality import lines, measure
-    from sharding.order.shuffle_simulation import MixingConfig
+    from sharding.order.shuffle_simulation import ShuffleConfig
 
     names = ("split", *_MIXING_NUMBERS)
-    config = MixingConfig(**{name: getattr(args, name) for name in names if hasattr(args, name)})
+    config = ShuffleConfig(**{name: getattr(args, name) for name in names if hasattr(args, name)})
     print("\n".join(lines(measure(args.folder, config, picture=args.out))))
     if args.out:
         print(f"Picture: {args.out}")

@@ -44,7 +44,9 @@ def _settings_and_sources(recipe: Recipe) -> dict[str, str]:
         from sharding.reading import dataset_source as source
 
         contents = [
-            source.open_source(source.Source(one.folder, one.split, one.weight), cache=None).content
+            source.open_source(
+                source.DatasetSource(one.folder, one.split, one.weight), cache=None
+            ).content
             for one in recipe.pretrain.data.sources
         ]
         words["pretrain.data.sources"] = sha256_of(contents)

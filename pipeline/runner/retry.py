@@ -18,8 +18,8 @@ from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import plan_stage, run_stage
 from pipeline.runner.stage_state import read_done, read_started
 from pipeline.runner.stages import StageKind, stage_kinds
-from sharding.coordination.work_queue import ask_again
-from sharding.format.manifest_summary import heads
+from sharding.coordination.work_queue import request_rewrites
+from sharding.format.manifest_summary import read_manifest_summaries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def _retry_stage(
     plan = plan_stage(run, recipe, kind, look_outside=True)
     if not failed and not (follows and was_done and plan.action == "redo"):
         return []
-    ask_again(kind.folder(run), failed)
+    request_rewrites(kind.folder(run), failed)
     num_before = sum(failed.values())
     why = f"{num_before} failed in {len(failed)} shards" if failed else plan.why
     console = Console(highlight=False, soft_wrap=True)
@@ -84,5 +84,5 @@ def _retry_stage(
 
 def _failed(run: RunFolder, kind: StageKind) -> dict[str, int]:
     """{tar: number of failed inputs} of the shards that have some."""
-    found = heads(kind.folder(run))
+    found = read_manifest_summaries(kind.folder(run))
     return {tar: head.num_failed for tar, head in found.items() if head.num_failed}

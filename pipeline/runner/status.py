@@ -21,7 +21,7 @@ from pipeline.runner.run_stages import plan_stage
 from pipeline.runner.stage_figures import figures_of, in_words, seconds_in_words
 from pipeline.runner.stage_state import read_done, read_started
 from pipeline.runner.stages import StageKind, stage_kinds
-from sharding.coordination.progress import Survey, Surveyor
+from sharding.coordination.progress import ProgressReader, WorkProgress
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _MAX_LOOKS_IN_VAIN = 30
@@ -31,7 +31,7 @@ _NUM_NOTICES = 5
 def status_table(run: RunFolder) -> Table:
     """A row a stage. RunError when there is no run in that folder."""
     recipe, is_busy = _recipe(run), run.is_busy()
-    surveys = {name: surveyor.look() for name, surveyor in surveyors(run).items()}
+    surveys = {name: surveyor.read() for name, surveyor in surveyors(run).items()}
     table = Table(title=f"{recipe.name} in {run.root}", title_justify="left")
     for column in ("stage", "state", "time", "figures"):
         table.add_column(column)
@@ -46,10 +46,10 @@ def status_table(run: RunFolder) -> Table:
     return table
 
 
-def surveyors(run: RunFolder) -> dict[str, Surveyor]:
+def surveyors(run: RunFolder) -> dict[str, ProgressReader]:
     """{stage: who looks at its folder} of the stages that make shards."""
     kinds = stage_kinds(_recipe(run))
-    return {kind.name: Surveyor(kind.folder(run)) for kind in kinds if kind.is_shards}
+    return {kind.name: ProgressReader(kind.folder(run)) for kind in kinds if kind.is_shards}
 
 
 def show_status(run: RunFolder) -> None:
@@ -80,7 +80,9 @@ def notices(run: RunFolder) -> list[str]:
     return path.read_text("utf-8", errors="replace").splitlines()[-_NUM_NOTICES:]
 
 
-def _show_live(run: RunFolder, looking: dict[str, Surveyor], work: _Work, console: Console) -> None:
+def _show_live(
+    run: RunFolder, looking: dict[str, ProgressReader], work: _Work, console: Console
+) -> None:
     """Until the stage is done, or nobody has been at work for a while: workers take some seconds to
     come, and a conductor that is about to end leaves none."""
     num_looks_in_vain = 0
@@ -98,7 +100,7 @@ def _is_making_shards(run: RunFolder) -> bool:
     return any(kind.is_shards and read_started(run, kind) is not None for kind in kinds)
 
 
-def in_short(survey: Survey) -> str:
+def in_short(survey: WorkProgress) -> str:
     """``shards 3 done, 2 running, 7 not begun; pictures 1400 ok, 3 failed; 41.2/s, 4 min left``."""
     waiting = max(0, survey.num_shards - survey.num_done - survey.num_running)
     num_ok = survey.num_input_done - survey.num_failed
@@ -111,7 +113,7 @@ def in_short(survey: Survey) -> str:
     return "; ".join(parts)
 
 
-def workers_table(name: str, survey: Survey) -> Table:
+def workers_table(name: str, survey: WorkProgress) -> Table:
     """A row a worker of the stage ``name``, those that fell silent too."""
     table = Table(title=f"workers of {name}", title_justify="left")
     for column in ("worker", "shard", "pictures", "for", "pictures/s", "heartbeat"):
@@ -133,7 +135,7 @@ def workers_table(name: str, survey: Survey) -> Table:
 class _Work:
     """What `show_status` keeps up to date below its table."""
 
-    surveys: dict[str, Survey]
+    surveys: dict[str, WorkProgress]
 
     @property
     def is_alive(self) -> bool:
@@ -146,8 +148,8 @@ class _Work:
                 yield workers_table(name, survey)
 
 
-def _work(looking: dict[str, Surveyor]) -> _Work:
-    looks = {name: surveyor.look() for name, surveyor in looking.items()}
+def _work(looking: dict[str, ProgressReader]) -> _Work:
+    looks = {name: surveyor.read() for name, surveyor in looking.items()}
     return _Work({name: survey for name, survey in looks.items() if survey is not None})
 
 

@@ -61,7 +61,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Seen:
+class WorkerState:
     """A worker's file as it was found: its record (None if unreadable), last heartbeat in seconds
     of the file system's clock, whether this machine knows that its process has ended."""
 
@@ -89,7 +89,7 @@ def this_machine() -> str:
     return f"{socket.gethostname()} {boot}"
 
 
-def look(path: Path) -> Seen | None:
+def read_worker_state(path: Path) -> WorkerState | None:
     """The worker whose file, or claim, is `path`; None if there is none.
 
     Opened anew each time: over a network that asks the server for its present state.
@@ -100,19 +100,19 @@ def look(path: Path) -> Seen | None:
             heartbeat = os.fstat(source.fileno()).st_mtime
             record = _parsed(data)
             is_here = record is not None and record.machine == this_machine()
-            return Seen(record, heartbeat, is_here and _is_free(source.fileno()))
+            return WorkerState(record, heartbeat, is_here and _is_free(source.fileno()))
     except FileNotFoundError:
         return None
 
 
-def workers_in(folder: Path) -> Iterator[Seen]:
+def workers_in(folder: Path) -> Iterator[WorkerState]:
     """Every worker whose file is in `folder`, dead ones too; none if there is no such folder."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
         return
     for name in names:
-        if name.startswith(PREFIX) and (seen := look(folder / name)) is not None:
+        if name.startswith(PREFIX) and (seen := read_worker_state(folder / name)) is not None:
             yield seen
 
 
@@ -178,7 +178,7 @@ class Heartbeat:
         except OSError:
             os.close(self._descriptor)
             raise
-        self._thread = threading.Thread(target=self._go_on, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def begin(self, tar: str, num_inputs: int) -> None:
@@ -215,7 +215,7 @@ class Heartbeat:
         self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
-    def _go_on(self) -> None:
+    def _run(self) -> None:
         every = min(self.record.lease_seconds / 4, _BEAT_SECONDS)
         while not self._stopped.wait(every):
             with contextlib.suppress(OSError):  # a full or slow disk: the next one may succeed

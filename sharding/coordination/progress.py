@@ -11,13 +11,13 @@ from pathlib import Path
 
 from sharding.coordination.claims import read_plan
 from sharding.coordination.heartbeat import clock, workers_in
-from sharding.coordination.work_queue import FOLDER, asked_again
-from sharding.format.manifest_summary import Head, read_head
+from sharding.coordination.work_queue import FOLDER, rewrite_requests
+from sharding.format.manifest_summary import ManifestSummary, read_manifest_summary
 from sharding.format.schema import ShardError
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerSeen:
+class WorkerProgress:
     """One worker: HOST:PID, the shard it writes (None between two), how far it is in it, for how
     long, its rate in inputs a second, seconds since its last heartbeat, whether it is alive."""
 
@@ -32,7 +32,7 @@ class WorkerSeen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class WorkProgress:
     """All that can be seen of the work in a folder.
 
     num_shards, num_inputs: planned in all. num_done, num_input_done, num_failed: shards done, their
@@ -44,10 +44,10 @@ class Survey:
     num_done: int
     num_input_done: int
     num_failed: int
-    workers: tuple[WorkerSeen, ...]
+    workers: tuple[WorkerProgress, ...]
 
     @property
-    def alive(self) -> tuple[WorkerSeen, ...]:
+    def alive(self) -> tuple[WorkerProgress, ...]:
         """The workers that are alive."""
         return tuple(worker for worker in self.workers if worker.is_alive)
 
@@ -73,14 +73,14 @@ class Survey:
         return left / self.rate if self.rate > 0 else None
 
 
-class Surveyor:
+class ProgressReader:
     """Looks at the folder `out` as often as it is asked; each manifest is read once."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        self._known: dict[str, tuple[tuple[int, int], Head | None]] = {}
+        self._known: dict[str, tuple[tuple[int, int], ManifestSummary | None]] = {}
 
-    def look(self) -> Survey | None:
+    def read(self) -> WorkProgress | None:
         """What is there now; None where no shards are under way.
 
         A shard counts as done when the workers' own fingerprint is in its manifest's.
@@ -88,13 +88,13 @@ class Surveyor:
         plan = read_plan(self._out)
         if plan is None:
             return None
-        again = asked_again(self._out)
+        again = rewrite_requests(self._out)
         done = [
             head
-            for tar, head in self._heads().items()
+            for tar, head in self._summaries().items()
             if tar not in again and plan["fingerprint"].items() <= head.fingerprint.items()
         ]
-        return Survey(
+        return WorkProgress(
             num_shards=plan["num_shards"],
             num_inputs=plan["num_inputs"],
             num_done=len(done),
@@ -103,9 +103,9 @@ class Surveyor:
             workers=self._workers(),
         )
 
-    def _heads(self) -> dict[str, Head]:
+    def _summaries(self) -> dict[str, ManifestSummary]:
         """The heads of all manifests; those that have not changed are known from before."""
-        found: dict[str, Head] = {}
+        found: dict[str, ManifestSummary] = {}
         with os.scandir(self._out) as entries:
             for entry in entries:
                 if not entry.name.endswith(".tar.json") or entry.name.startswith("."):
@@ -114,19 +114,19 @@ class Surveyor:
                 status = entry.stat()
                 version = (status.st_ino, status.st_mtime_ns)
                 if tar not in self._known or self._known[tar][0] != version:
-                    self._known[tar] = (version, self._head(tar))
+                    self._known[tar] = (version, self._summary(tar))
                 head = self._known[tar][1]
                 if head is not None:
                     found[tar] = head
         return found
 
-    def _head(self, tar: str) -> Head | None:
+    def _summary(self, tar: str) -> ManifestSummary | None:
         try:
-            return read_head(self._out / tar)
+            return read_manifest_summary(self._out / tar)
         except ShardError:
             return None
 
-    def _workers(self) -> tuple[WorkerSeen, ...]:
+    def _workers(self) -> tuple[WorkerProgress, ...]:
         now = clock(self._out / FOLDER)
         workers = []
         for seen in workers_in(self._out / FOLDER):
@@ -134,7 +134,7 @@ class Surveyor:
                 continue
             record = seen.record
             workers.append(
-                WorkerSeen(
+                WorkerProgress(
                     name=record.name,
                     tar=record.tar,
                     num_done=record.num_done,

@@ -13,21 +13,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sharding.format.manifest import is_done, manifest_path
-from sharding.format.manifest_summary import read_head
+from sharding.format.manifest_summary import read_manifest_summary
 from sharding.format.schema import ShardError
 
 FOLDER = ".claims"
 AGAIN = ".again"
 
 
-def ask_again(out: Path, tars: Iterable[str]) -> None:
+def request_rewrites(out: Path, tars: Iterable[str]) -> None:
     """Ask the next workers in `out` to write these shards again although they are done."""
     for tar in tars:
         (out / FOLDER).mkdir(parents=True, exist_ok=True)
         (out / FOLDER / (tar + AGAIN)).touch()
 
 
-def asked_again(out: Path) -> set[str]:
+def rewrite_requests(out: Path) -> set[str]:
     """The tars in `out` that are asked for once more."""
     try:
         names = os.listdir(out / FOLDER)
@@ -36,7 +36,7 @@ def asked_again(out: Path) -> set[str]:
     return {name.removesuffix(AGAIN) for name in names if name.endswith(AGAIN)}
 
 
-class Pending:
+class WorkQueue:
     """The shards of a folder that are not known to be done, each with the fingerprint that its
     manifest has to have; left: their tars.
 
@@ -46,27 +46,31 @@ class Pending:
 
     def __init__(self, out: Path, fingerprints: Mapping[str, Mapping[str, str]]) -> None:
         self._out, self._fingerprints = out, fingerprints
-        self._line, self.left = deque(fingerprints), set(fingerprints)
-        self._again: set[str] = set()
-        self._looked_at: dict[str, tuple[int, int]] = {}
+        self._order, self.left = deque(fingerprints), set(fingerprints)
+        self._rewrites: set[str] = set()
+        self._checked_version: dict[str, tuple[int, int]] = {}
 
     def begin(self, number: int) -> None:
         """Take place `number` in the line (round and round), and see what is asked for again."""
-        self._again = asked_again(self._out)
-        self._line.rotate(-(number % max(len(self._line), 1)))
+        self._rewrites = rewrite_requests(self._out)
+        self._order.rotate(-(number % max(len(self._order), 1)))
 
-    def seem_done(self) -> set[str]:
+    def appear_done(self) -> set[str]:
         """Those that are done as far as the heads of their manifests tell, which is quick."""
-        return {tar for tar in self.left if not self._is_asked(tar) and self._has_right_head(tar)}
+        return {
+            tar
+            for tar in self.left
+            if not self._is_rewrite_requested(tar) and self._has_right_summary(tar)
+        }
 
-    def in_turn(self) -> Iterator[str]:
+    def in_order(self) -> Iterator[str]:
         """Each that is left, once, those without a manifest first; the next call goes on behind
         the last one that was taken."""
         with_manifest = []
-        for _ in range(len(self._line)):
-            tar = self._line.popleft()
+        for _ in range(len(self._order)):
+            tar = self._order.popleft()
             if tar in self.left:
-                self._line.append(tar)
+                self._order.append(tar)
                 if manifest_path(self._out / tar).exists():
                     with_manifest.append(tar)
                 else:
@@ -75,29 +79,29 @@ class Pending:
 
     def is_done(self, tar: str) -> bool:
         """Whether it is done now; then it is no longer left."""
-        if self._is_asked(tar):
+        if self._is_rewrite_requested(tar):
             return False
         try:
             found = os.stat(manifest_path(self._out / tar))
         except FileNotFoundError:
             return False
         version = (found.st_ino, found.st_mtime_ns)
-        if self._looked_at.get(tar) == version:
+        if self._checked_version.get(tar) == version:
             return False
-        self._looked_at[tar] = version
+        self._checked_version[tar] = version
         done = is_done(self._out / tar, self._fingerprints[tar])
         if done:
             self.left.discard(tar)
         return done
 
-    def _is_asked(self, tar: str) -> bool:
+    def _is_rewrite_requested(self, tar: str) -> bool:
         """Whether it is asked for once more and nobody has made it since."""
-        if tar in self._again and not (self._out / FOLDER / (tar + AGAIN)).exists():
-            self._again.remove(tar)
-        return tar in self._again
+        if tar in self._rewrites and not (self._out / FOLDER / (tar + AGAIN)).exists():
+            self._rewrites.remove(tar)
+        return tar in self._rewrites
 
-    def _has_right_head(self, tar: str) -> bool:
+    def _has_right_summary(self, tar: str) -> bool:
         try:
-            return read_head(self._out / tar).fingerprint == self._fingerprints[tar]
+            return read_manifest_summary(self._out / tar).fingerprint == self._fingerprints[tar]
         except ShardError:
             return False

@@ -50,14 +50,14 @@ class ShardEntry:
 class Catalog:
     """All shards of a folder.
 
-    kind: "images" or "objects". shards: by name. about: what readers need to know of the whole
+    kind: "images" or "objects". shards: by name. metadata: what readers need to know of the whole
     set: label_names, attribute_names and the like. shapes_sha256: of the file with all shapes,
     None in catalogs written before there was one.
     """
 
     kind: str
     shards: tuple[ShardEntry, ...]
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     shapes_sha256: str | None = None
 
     @property
@@ -79,7 +79,7 @@ class Catalog:
 
 
 def write_catalog(
-    folder: Path, *, kind: str, splits: Mapping[str, str], about: Mapping[str, Any]
+    folder: Path, *, kind: str, splits: Mapping[str, str], metadata: Mapping[str, Any]
 ) -> Catalog:
     """Writes catalog.json over the finished shards {tar name: split} of `folder`.
 
@@ -100,8 +100,13 @@ def write_catalog(
     names |= {name for tar in splits for name in (tar, manifest_path(Path(tar)).name)}
     remove_stale(folder, names)
     sha256 = write_shapes(folder / shapes_files.NAME, shapes)
-    catalog = Catalog(kind=kind, shards=tuple(shards), about=dict(about), shapes_sha256=sha256)
-    write_json(folder / NAME, {"schema": SCHEMA, **asdict(catalog)})
+    catalog = Catalog(
+        kind=kind, shards=tuple(shards), metadata=dict(metadata), shapes_sha256=sha256
+    )
+    fields = asdict(catalog)
+    # The released format has the metadata under "about".
+    fields["about"] = fields.pop("metadata")
+    write_json(folder / NAME, {"schema": SCHEMA, **fields})
     return catalog
 
 
@@ -177,7 +182,7 @@ def parse_catalog(data: bytes, where: str) -> Catalog:
         if sha256 is not None and len(bytes.fromhex(sha256)) != hashlib.sha256().digest_size:
             raise ValueError(f"shapes_sha256 {sha256!r}")
         return Catalog(
-            kind=raw["kind"], shards=shards, about=dict(raw["about"]), shapes_sha256=sha256
+            kind=raw["kind"], shards=shards, metadata=dict(raw["about"]), shapes_sha256=sha256
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ShardError(

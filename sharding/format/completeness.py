@@ -15,7 +15,7 @@ from sharding.format.schema import ShardError
 _NUM_SHOWN = 3
 
 
-def check_account(tar: Path, inputs: Iterable[str], manifest: Manifest) -> None:
+def check_completeness(tar: Path, inputs: Iterable[str], manifest: Manifest) -> None:
     """ShardError, naming shard and keys, unless the keys `inputs` are those of `manifest`.
 
     Keys are counted: inputs that failed may repeat one.

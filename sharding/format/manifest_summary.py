@@ -20,7 +20,7 @@ _PIECE_BYTES = 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head:
+class ManifestSummary:
     """The same fields as in Manifest; num_input = num_ok + num_failed."""
 
     tar_bytes: int
@@ -36,11 +36,11 @@ class Head:
         return len(self.failures)
 
 
-def read_head(tar: Path) -> Head:
-    """The head of the manifest of `tar`; ShardError if it is missing or odd."""
+def read_manifest_summary(tar: Path) -> ManifestSummary:
+    """The summary of the manifest of `tar`; ShardError if it is missing or odd."""
     try:
-        raw = json.loads(_head_bytes(manifest_path(tar)) + b"}")
-        head = Head(
+        raw = json.loads(_summary_bytes(manifest_path(tar)) + b"}")
+        summary = ManifestSummary(
             tar_bytes=raw["bytes"],
             num_input=raw["counts"]["input"],
             num_ok=raw["counts"]["ok"],
@@ -48,15 +48,15 @@ def read_head(tar: Path) -> Head:
             notes=tuple(Note(**note) for note in raw["notes"]),
             fingerprint=dict(raw["fingerprint"]),
         )
-        if head.num_input != head.num_ok + head.num_failed:
+        if summary.num_input != summary.num_ok + summary.num_failed:
             raise ValueError("the counts do not add up")
-        return head
+        return summary
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         # In another order, or broken: the full reader takes it or says what is wrong with it.
-        return _head_of(read_manifest(tar))
+        return _summary_of(read_manifest(tar))
 
 
-def _head_bytes(path: Path) -> bytes:
+def _summary_bytes(path: Path) -> bytes:
     """The file up to its samples; ValueError if it has none."""
     head = b""
     with open(path, "rb") as source:
@@ -69,8 +69,8 @@ def _head_bytes(path: Path) -> bytes:
     raise ValueError(f"{path}: got no samples")
 
 
-def _head_of(manifest: Manifest) -> Head:
-    return Head(
+def _summary_of(manifest: Manifest) -> ManifestSummary:
+    return ManifestSummary(
         tar_bytes=manifest.tar_bytes,
         num_input=manifest.num_input,
         num_ok=manifest.num_ok,
@@ -80,12 +80,12 @@ def _head_of(manifest: Manifest) -> Head:
     )
 
 
-def heads(folder: Path) -> dict[str, Head]:
-    """{tar: head} of every manifest in `folder` that can be read, by name."""
+def read_manifest_summaries(folder: Path) -> dict[str, ManifestSummary]:
+    """{tar: summary} of every manifest in `folder` that can be read, by name."""
     found = {}
     for path in sorted(folder.glob("*.tar.json")):
         try:
-            found[path.name.removesuffix(".json")] = read_head(path.with_suffix(""))
+            found[path.name.removesuffix(".json")] = read_manifest_summary(path.with_suffix(""))
         except ShardError:
             continue  # not done, then
     return found

@@ -121,7 +121,7 @@ class Mixture:
             raise IndexError(f"position: got {position}, expected at least 0")
         return self._cycle(int(position) // self.num_micro_batches)
 
-    def _deal(self, cycle: int) -> _Cycle:
+    def _cycle_layout(self, cycle: int) -> _Cycle:
         """Step 2: the sets of a cycle's places, and their turns before each."""
         sets = np.repeat(np.arange(len(self._weights)), self._weights)
         turns = np.concatenate([np.arange(weight) for weight in self._weights])
@@ -134,7 +134,7 @@ class Mixture:
         return _Cycle(sources=sources, before=before)
 
     def _make_caches(self) -> None:
-        self._cycle = lru_cache(maxsize=_NUM_CYCLES_KEPT)(self._deal)
+        self._cycle = lru_cache(maxsize=_NUM_CYCLES_KEPT)(self._cycle_layout)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the cache, which cannot be pickled and is cheap to fill again."""

@@ -78,7 +78,7 @@ from numpy.typing import ArrayLike
 # What a permutation is for; part of its seed.
 _SHARDS, _SAMPLES, _MICRO_BATCHES = range(3)
 # Windows whose permuted samples are kept: the current one and those that carried samples into it.
-_NUM_POURS_KEPT = 16
+_NUM_WINDOWS_KEPT = 16
 # How many are looked at at once, which bounds the memory of going over all of them.
 _NUM_SAMPLES_AT_ONCE, _NUM_WINDOWS_AT_ONCE = 1 << 18, 1 << 12
 # Entries of the table from shape to group: 8192 x 8192 steps.
@@ -100,10 +100,10 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Turn:
-    """A rank's turn: the position to read, and whether it counts; turns() says when it does not."""
+    """A rank's turn: the position to read, and whether it is padding, which counts for nothing."""
 
     position: int
-    real: bool
+    is_padding: bool
 
 
 class Plan(Protocol):
@@ -208,7 +208,7 @@ class Order:
         epoch, place = divmod(int(position), self.num_micro_batches)
         given = self._epoch(epoch).given
         window = bisect_right(given, place) - 1
-        samples = self._leave(epoch, window)[place - given[window]]
+        samples = self._window_micro_batches(epoch, window)[place - given[window]]
         pairs = tuple((shard, sample) for shard, sample in samples.tolist())
         return MicroBatch(position=int(position), epoch=epoch, samples=pairs)
 
@@ -253,7 +253,7 @@ class Order:
             counts[first:stop] = found.reshape(-1, num_groups)
         return counts
 
-    def _lay_out(self, epoch: int) -> _Epoch:
+    def _epoch_layout(self, epoch: int) -> _Epoch:
         """Steps 1 and 2, and the running counts of step 3, of an epoch."""
         num_shards, num_groups = self._counts.shape
         shards = self._permutation(num_shards, epoch, _SHARDS, 0)
@@ -276,7 +276,7 @@ class Order:
         """Samples poured into each queue before a window and up to its end, [2, G]."""
         return self._epoch(epoch).received[:, window : window + 2].T.astype(np.int64)
 
-    def _pour(self, epoch: int, window: int) -> np.ndarray:
+    def _window_samples(self, epoch: int, window: int) -> np.ndarray:
         """The samples of a window, permuted, then brought together by group (stably).
 
         [n, 2], (shard, sample).
@@ -293,7 +293,7 @@ class Order:
         permutation = self._permutation(len(samples), epoch, _SAMPLES, window)
         return samples[permutation[np.argsort(groups[permutation], kind="stable")]]
 
-    def _wanted(self, epoch: int, window: int) -> dict[int, list[tuple[int, int, int]]]:
+    def _carried_ranges(self, epoch: int, window: int) -> dict[int, list[tuple[int, int, int]]]:
         """What leaves in a window, by the window that poured it: (group, first, stop) in its queue."""
         plan, size = self._epoch(epoch), self._micro_batch_size
         before, after = self._received(epoch, window)
@@ -309,15 +309,15 @@ class Order:
                 first = until
         return wanted
 
-    def _fill(self, epoch: int, window: int) -> list[np.ndarray]:
+    def _make_micro_batches(self, epoch: int, window: int) -> list[np.ndarray]:
         """The micro-batches that belong to a window, permuted: steps 3 and 4."""
         queues: dict[int, list[np.ndarray]] = defaultdict(list)
         # One window after the other, for many rare groups may want samples of the same one.
-        for source, pieces in sorted(self._wanted(epoch, window).items()):
+        for source, pieces in sorted(self._carried_ranges(epoch, window).items()):
             before, after = self._received(epoch, source)
             # Groups lie one after the other in what a window pours: from queue places to there.
             shift = np.cumsum(after - before) - after
-            poured = self._poured(epoch, source)
+            poured = self._cached_window_samples(epoch, source)
             for group, first, stop in pieces:
                 queues[group].append(poured[shift[group] + first : shift[group] + stop])
         full = []
@@ -332,16 +332,16 @@ class Order:
         return np.argsort(np.random.PCG64(words).random_raw(num), kind="stable")
 
     def _make_caches(self) -> None:
-        self._epoch = lru_cache(maxsize=2)(self._lay_out)
-        self._poured = lru_cache(maxsize=_NUM_POURS_KEPT)(self._pour)
-        self._leave = lru_cache(maxsize=2)(self._fill)
+        self._epoch = lru_cache(maxsize=2)(self._epoch_layout)
+        self._cached_window_samples = lru_cache(maxsize=_NUM_WINDOWS_KEPT)(self._window_samples)
+        self._window_micro_batches = lru_cache(maxsize=2)(self._make_micro_batches)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the caches, which cannot be pickled and are cheap to fill again."""
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in ("_epoch", "_poured", "_leave")
+            if name not in ("_epoch", "_cached_window_samples", "_window_micro_batches")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -357,14 +357,14 @@ def turns(
     A step is `step_size` positions, whatever the world size; its ranks take them in turn, so rank r
     of R has positions r, r + R, ... of each step. Every rank has ceil(step_size / R) turns a step,
     so none is ever waited for. Turns that find no position left in their step (R does not divide
-    step_size, or `end` cuts the last step) are not real: they repeat one of the step's positions,
+    step_size, or `end` cuts the last step) are padding: they repeat one of the step's positions,
     so that there is data to go through, and must count for nothing. Step 5 from 10 on, three ranks:
 
     >>> for rank in range(3):
-    ...     print([(turn.position, turn.real) for turn in turns(10, rank, 3, step_size=5, end=15)])
-    [(10, True), (13, True)]
-    [(11, True), (14, True)]
-    [(12, True), (10, False)]
+    ...     print([(turn.position, turn.is_padding) for turn in turns(10, rank, 3, step_size=5, end=15)])
+    [(10, False), (13, False)]
+    [(11, False), (14, False)]
+    [(12, False), (10, True)]
 
     Raises ValueError unless 0 <= rank < world_size, start >= 0 and step_size >= 1.
     """
@@ -384,4 +384,4 @@ def _turns(
         if num_left <= 0:
             return
         for place in range(rank, rank + step_size, world_size):
-            yield Turn(first + place % num_left, place < num_left)
+            yield Turn(first + place % num_left, place >= num_left)

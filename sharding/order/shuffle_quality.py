@@ -15,9 +15,9 @@ from sharding.format.catalog import load_manifest, read_catalog, read_shapes, sh
 from sharding.format.shapes import manifest_shapes
 from sharding.order.order import Order
 from sharding.order.shuffle_simulation import (
-    MixingConfig,
-    Passage,
-    Way,
+    SampleSequence,
+    ShuffleConfig,
+    ShuffleMethod,
     batch_shares,
     compare,
     shard_starts,
@@ -32,7 +32,7 @@ _NUM_POINTS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quality:
+class ShuffleQuality:
     """The figures of one way.
 
     num_shards, step_num_shards: how many shards a micro-batch has samples of, and a step of a
@@ -40,9 +40,9 @@ class Quality:
     entropy: of the shards in a micro-batch, over the most that its size allows; the mean, 0 to 1.
     drift: how far any set ever gets ahead of its exact share or behind it, in micro-batches; the
         most that is met in the epoch, 0 where there is one set.
-    travel: how far a sample moves from one epoch to the next, in epochs; the mean. 1/3 by chance.
-    parting: how far two neighbours are from each other an epoch later; likewise.
-    reunions: share of samples that have some sample within 8 places in both epochs.
+    displacement: how far a sample moves from one epoch to the next, in epochs; the mean. 1/3 by chance.
+    separation: how far two neighbours are from each other an epoch later; likewise.
+    retention: share of samples that have some sample within 8 places in both epochs.
     """
 
     name: str
@@ -50,12 +50,14 @@ class Quality:
     step_num_shards: float
     entropy: float
     drift: float
-    travel: float
-    parting: float
-    reunions: float
+    displacement: float
+    separation: float
+    retention: float
 
 
-def measure(folder: Path, config: MixingConfig, *, picture: Path | None = None) -> list[Quality]:
+def measure(
+    folder: Path, config: ShuffleConfig, *, picture: Path | None = None
+) -> list[ShuffleQuality]:
     """The figures of a folder of finished shards: ours, webdataset's and a permutation's.
 
     Writes a PNG of the three as well, if `picture` says where. Reads catalog and shapes only, no
@@ -82,42 +84,44 @@ def measure(folder: Path, config: MixingConfig, *, picture: Path | None = None) 
         window_num_shards=config.window_num_shards,
         shape_step_px=config.shape_step_px,
     )
-    ways = compare(order, [sizes], config)
+    methods = compare(order, [sizes], config)
     if picture is not None:
-        draw(picture, ways, [sizes])
-    return quality(ways, [sizes], config.num_ranks)
+        draw(picture, methods, [sizes])
+    return quality(methods, [sizes], config.num_ranks)
 
 
-def quality(ways: Sequence[Way], sizes: Sequence[Sequence[int]], num_ranks: int) -> list[Quality]:
+def quality(
+    methods: Sequence[ShuffleMethod], sizes: Sequence[Sequence[int]], num_ranks: int
+) -> list[ShuffleQuality]:
     """The figures of each way; the first one's shares of the sets count as the exact ratio."""
-    shares = batch_shares(ways[0].first, sizes).mean(0)
+    shares = batch_shares(methods[0].first, sizes).mean(0)
     found = []
-    for way in ways:
+    for way in methods:
         num_shards, entropy = _of_shards(way.first, sizes)
         step_num_shards, _ = _of_shards(_in_steps(way.first, num_ranks), sizes)
-        travel, parting, reunions = _of_epochs(way.first.samples, way.second.samples)
+        displacement, separation, retention = _of_epochs(way.first.samples, way.second.samples)
         found.append(
-            Quality(
+            ShuffleQuality(
                 name=way.name,
                 num_shards=num_shards,
                 step_num_shards=step_num_shards,
                 entropy=entropy,
                 drift=_drift(way.first, sizes, shares),
-                travel=travel,
-                parting=parting,
-                reunions=reunions,
+                displacement=displacement,
+                separation=separation,
+                retention=retention,
             )
         )
     return found
 
 
-def _of_shards(passage: Passage, sizes: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """How many shards micro-batches have samples of, the mean, and Quality.entropy."""
+def _of_shards(sequence: SampleSequence, sizes: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """How many shards micro-batches have samples of, the mean, and ShuffleQuality.entropy."""
     num_shards = len(shard_starts(sizes)) - 1
-    batch_sizes = np.diff(passage.edges)
+    batch_sizes = np.diff(sequence.edges)
     batches = np.repeat(np.arange(len(batch_sizes)), batch_sizes)
     pairs, counts = np.unique(
-        batches * num_shards + shards_of(passage.samples, sizes), return_counts=True
+        batches * num_shards + shards_of(sequence.samples, sizes), return_counts=True
     )
     batch_of_pair = pairs // num_shards
     shares = counts / batch_sizes[batch_of_pair]
@@ -128,53 +132,53 @@ def _of_shards(passage: Passage, sizes: Sequence[Sequence[int]]) -> tuple[float,
     return float(np.bincount(batch_of_pair).mean()), float(relative.mean())
 
 
-def _in_steps(passage: Passage, step_size: int) -> Passage:
+def _in_steps(sequence: SampleSequence, step_size: int) -> SampleSequence:
     """The same samples with whole steps in place of micro-batches."""
-    edges = np.append(passage.edges[:-1:step_size], passage.edges[-1])
-    return Passage(samples=passage.samples, edges=edges)
+    edges = np.append(sequence.edges[:-1:step_size], sequence.edges[-1])
+    return SampleSequence(samples=sequence.samples, edges=edges)
 
 
-def _drift(passage: Passage, sizes: Sequence[Sequence[int]], shares: np.ndarray) -> float:
-    """Quality.drift, looked at after each micro-batch."""
-    had = np.cumsum(batch_shares(passage, sizes), axis=0)
+def _drift(sequence: SampleSequence, sizes: Sequence[Sequence[int]], shares: np.ndarray) -> float:
+    """ShuffleQuality.drift, looked at after each micro-batch."""
+    had = np.cumsum(batch_shares(sequence, sizes), axis=0)
     due = np.arange(1, len(had) + 1)[:, None] * shares
     return float(np.abs(had - due).max())
 
 
 def _of_epochs(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
-    """Quality.travel, .parting and .reunions; samples that are not in both are left out."""
+    """ShuffleQuality.displacement, .separation and .retention; samples that are not in both are left out."""
     places = np.full(max(first.max(), second.max()) + 1, -1)
     # Backwards, so that of a sample that comes more than once the first place is kept.
     places[second[::-1]] = np.arange(len(second))[::-1]
     later = places[first]
     known = later >= 0
-    travel = np.abs(later / len(second) - np.arange(len(first)) / len(first))[known].mean()
+    displacement = np.abs(later / len(second) - np.arange(len(first)) / len(first))[known].mean()
     together = known[1:] & known[:-1]
-    parting = np.abs(np.diff(later))[together].mean() / len(second)
+    separation = np.abs(np.diff(later))[together].mean() / len(second)
     met = np.zeros(len(first), bool)
     for apart in range(1, _REACH + 1):
         one, other = later[:-apart], later[apart:]
         near = (one >= 0) & (other >= 0) & (one != other) & (np.abs(one - other) <= _REACH)
         met[:-apart] |= near
         met[apart:] |= near
-    return float(travel), float(parting), float(met[known].mean())
+    return float(displacement), float(separation), float(met[known].mean())
 
 
-def lines(qualities: Sequence[Quality]) -> list[str]:
+def lines(qualities: Sequence[ShuffleQuality]) -> list[str]:
     """The figures as a table for people."""
     found = [
-        "                     shards in a       entropy     drift,   travel,  parting,  reunions",
+        "                     shards in a       entropy     drift,  displac.,  separat.,  retention",
         "             micro-batch        step           micro-batches   epochs    epochs",
     ]
     for one in qualities:
         found.append(
             f"{one.name:11} {one.num_shards:12.1f} {one.step_num_shards:11.1f} {one.entropy:9.3f} "
-            f"{one.drift:12.1f} {one.travel:8.3f} {one.parting:9.3f} {one.reunions:9.2%}"
+            f"{one.drift:12.1f} {one.displacement:8.3f} {one.separation:9.3f} {one.retention:9.2%}"
         )
     return found
 
 
-def draw(path: Path, ways: Sequence[Way], sizes: Sequence[Sequence[int]]) -> None:
+def draw(path: Path, methods: Sequence[ShuffleMethod], sizes: Sequence[Sequence[int]]) -> None:
     """A PNG, a panel a way: when in the first epoch each shard's samples come.
 
     Shards are in the order in which that way comes to them, so a fine band is few shards at a time;
@@ -182,9 +186,9 @@ def draw(path: Path, ways: Sequence[Way], sizes: Sequence[Sequence[int]]) -> Non
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * len(ways), 4), layout="constrained")
-    panels = figure.subplots(1, len(ways), sharey=True, squeeze=False)[0]
-    for panel, way in zip(panels, ways):
+    figure = Figure(figsize=(4 * len(methods), 4), layout="constrained")
+    panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    for panel, way in zip(panels, methods):
         shards = shards_of(way.first.samples, sizes)
         moments = np.linspace(0, 1, len(shards))
         seen = np.bincount(shards)

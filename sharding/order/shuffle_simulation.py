@@ -1,4 +1,4 @@
-"""Three ways of going twice through the same samples, followed sample by sample.
+"""Three methods of going twice through the same samples, followed sample by sample.
 
 Reached by sharding.order.shuffle_quality, which makes figures of them.
 
@@ -25,7 +25,7 @@ from sharding.order.order import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixingConfig:
+class ShuffleConfig:
     """What is measured, and how webdataset is set.
 
     split, seed, micro_batch_size, window_num_shards, shape_step_px: as for training.
@@ -59,7 +59,7 @@ class MixingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passage:
+class SampleSequence:
     """Samples in the order in which they came.
 
     samples: their numbers, counted through all sets and shards [T].
@@ -71,15 +71,17 @@ class Passage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class ShuffleMethod:
     """One way of shuffling: its name, and two epochs, one after the other."""
 
     name: str
-    first: Passage
-    second: Passage
+    first: SampleSequence
+    second: SampleSequence
 
 
-def compare(plan: Plan, sizes: Sequence[Sequence[int]], config: MixingConfig) -> list[Way]:
+def compare(
+    plan: Plan, sizes: Sequence[Sequence[int]], config: ShuffleConfig
+) -> list[ShuffleMethod]:
     """Two epochs each of ours, of webdataset and of a permutation.
 
     plan: an Order of all shards of all sets, one after the other, or a Mixture of the sets.
@@ -95,12 +97,15 @@ def compare(plan: Plan, sizes: Sequence[Sequence[int]], config: MixingConfig) ->
         for epoch in range(2)
     ]
     rng = np.random.default_rng(config.seed)
-    best = [Passage(samples=rng.permutation(one.samples), edges=one.edges) for one in ours]
+    best = [SampleSequence(samples=rng.permutation(one.samples), edges=one.edges) for one in ours]
     named = {"ours": ours, "webdataset": stock, "permutation": best}
-    return [Way(name=name, first=first, second=second) for name, (first, second) in named.items()]
+    return [
+        ShuffleMethod(name=name, first=first, second=second)
+        for name, (first, second) in named.items()
+    ]
 
 
-def _followed(plan: Plan, sizes: Sequence[Sequence[int]], first: int, num: int) -> Passage:
+def _followed(plan: Plan, sizes: Sequence[Sequence[int]], first: int, num: int) -> SampleSequence:
     """What `num` positions of a plan give, from `first` on."""
     starts = shard_starts(sizes)
     first_shards = np.cumsum([0, *map(len, sizes)])
@@ -117,8 +122,8 @@ def shard_starts(sizes: Sequence[Sequence[int]]) -> np.ndarray:
     return np.cumsum([0, *(size for one in sizes for size in one)])
 
 
-def _joined(pieces: Sequence[np.ndarray]) -> Passage:
-    return Passage(samples=np.concatenate(pieces), edges=np.cumsum([0, *map(len, pieces)]))
+def _joined(pieces: Sequence[np.ndarray]) -> SampleSequence:
+    return SampleSequence(samples=np.concatenate(pieces), edges=np.cumsum([0, *map(len, pieces)]))
 
 
 def _through_webdataset(
@@ -126,8 +131,8 @@ def _through_webdataset(
     shares: np.ndarray,
     num_samples: int,
     epoch: int,
-    config: MixingConfig,
-) -> Passage:
+    config: ShuffleConfig,
+) -> SampleSequence:
     """What webdataset's stages give, in micro-batches; `shares` are RandomMix's probabilities."""
     import webdataset
 
@@ -161,7 +166,7 @@ def _pipeline(
     rank: int,
     worker: int,
     epoch: int,
-    config: MixingConfig,
+    config: ShuffleConfig,
 ) -> Any:
     """webdataset's stages over one set's shards, as a worker of a rank has them: sample numbers."""
     import webdataset
@@ -197,8 +202,8 @@ def sets_of(samples: np.ndarray, sizes: Sequence[Sequence[int]]) -> np.ndarray:
     return np.repeat(np.arange(len(sizes)), [len(one) for one in sizes])[shards_of(samples, sizes)]
 
 
-def batch_shares(passage: Passage, sizes: Sequence[Sequence[int]]) -> np.ndarray:
+def batch_shares(sequence: SampleSequence, sizes: Sequence[Sequence[int]]) -> np.ndarray:
     """The share of each set in each micro-batch, [B, K]."""
-    sets = sets_of(passage.samples, sizes)[:, None] == np.arange(len(sizes))
-    had = np.add.reduceat(sets, passage.edges[:-1], axis=0, dtype=np.int64)
-    return had / np.diff(passage.edges)[:, None]
+    sets = sets_of(sequence.samples, sizes)[:, None] == np.arange(len(sizes))
+    had = np.add.reduceat(sets, sequence.edges[:-1], axis=0, dtype=np.int64)
+    return had / np.diff(sequence.edges)[:, None]

@@ -17,13 +17,13 @@ from sharding.format.catalog import Catalog, ShardEntry, parse_catalog, read_sha
 from sharding.format.schema import ShardError
 from sharding.format.shapes import manifest_shapes, parse_shapes
 from sharding.reading.cache import Cache
-from sharding.reading.shard_reader import Shards
+from sharding.reading.shard_reader import ShardReader
 from sharding.reading.store import LocalStore, Store, open_store
 from sharding.reading.watchdog import StatusBoard
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetSource:
     """A set of shards: a folder or URL, a split of its catalog, and its weight among others.
 
     weight: its micro-batches in each cycle of as many as all weights together. Either all sources
@@ -38,14 +38,14 @@ class Source:
 @dataclass(frozen=True)
 class OpenSource:
     """A source with its store, the catalog's entries of its split, and all its samples' shapes:
-    width and height in pixels [N, 2], shard after shard. about: what the catalog tells of the set.
+    width and height in pixels [N, 2], shard after shard. metadata: the catalog's, of the whole set.
     """
 
-    source: Source
+    source: DatasetSource
     store: Store
     entries: tuple[ShardEntry, ...]
     shapes: np.ndarray
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
     @property
     def content(self) -> list[object]:
@@ -54,7 +54,7 @@ class OpenSource:
         return [self.source.split, self.source.weight, shards]
 
 
-def open_source(source: Source, cache: Cache | None) -> OpenSource:
+def open_source(source: DatasetSource, cache: Cache | None) -> OpenSource:
     """Reads catalog and shapes; ShardError if the folder is unfinished or has no such split."""
     store = open_store(source.folder, cache=cache)
     catalog = _read_catalog(store)
@@ -64,7 +64,7 @@ def open_source(source: Source, cache: Cache | None) -> OpenSource:
         shapes = _shapes_by_manifests(store, entries)
     else:
         shapes = shapes_of_split(shapes, catalog, source.split)
-    return OpenSource(source, store, entries, shapes, catalog.about)
+    return OpenSource(source, store, entries, shapes, catalog.metadata)
 
 
 def _read_catalog(store: Store) -> Catalog:
@@ -93,7 +93,9 @@ def _read_shapes(store: Store, catalog: Catalog) -> np.ndarray | None:
 
 
 def _shapes_by_manifests(store: Store, entries: tuple[ShardEntry, ...]) -> np.ndarray:
-    shards = Shards([(store, entry) for entry in entries], num_manifests=1, board=StatusBoard())
+    shards = ShardReader(
+        [(store, entry) for entry in entries], num_manifests=1, board=StatusBoard()
+    )
     return np.concatenate(
         [manifest_shapes(shards.manifest(number)) for number in range(len(entries))]
     )

@@ -16,7 +16,7 @@ from sharding.format.catalog import ShardEntry, check_manifest
 from sharding.format.manifest import Manifest, SampleEntry, manifest_path, parse_manifest
 from sharding.format.schema import ShardError
 from sharding.reading.sample_reader import Members
-from sharding.reading.store import Store, Unreachable, Wanted
+from sharding.reading.store import SampleRequest, Store, StoreUnavailable
 from sharding.reading.watchdog import StatusBoard
 from sharding.tools.verify import Fault
 
@@ -34,7 +34,7 @@ class RawSample(NamedTuple):
 _UNREAD = Fault("", None, "not read")
 
 
-class Shards:
+class ShardReader:
     """The shards [S] of one or more stores, by number.
 
     shards: the store and the catalog's entry of each. num_manifests: how many are kept in memory,
@@ -67,13 +67,13 @@ class Shards:
         A Fault where a sample cannot be read, or make raises ShardError.
         """
         results: list[T | Fault] = [_UNREAD] * len(samples)
-        found: dict[Store, list[tuple[int, Wanted]]] = defaultdict(list)
+        found: dict[Store, list[tuple[int, SampleRequest]]] = defaultdict(list)
         # In the order in which they lie, which disks like.
         for place in sorted(range(len(samples)), key=samples.__getitem__):
             shard, sample = samples[place]
             try:
                 manifest = self._manifest(shard)
-                wanted = Wanted(manifest, manifest.samples[sample])
+                wanted = SampleRequest(manifest, manifest.samples[sample])
             except ShardError as error:
                 results[place] = self._fault(shard, None, error)
             else:
@@ -81,7 +81,7 @@ class Shards:
         for store, listed in found.items():
             read = store.read_samples([wanted for _, wanted in listed])
             for place, (manifest, entry) in listed:
-                self._board.doing("read", manifest.tar, entry.key)
+                self._board.set_stage("read", manifest.tar, entry.key)
                 results[place] = self._made(samples[place][0], entry, next(read), make)
         return results
 
@@ -105,7 +105,7 @@ class Shards:
 
     def _explained(self, shard: int, error: ShardError) -> ShardError:
         """What is wrong with a shard may be that it is a new one: then its manifest is new too."""
-        if isinstance(error, Unreachable):
+        if isinstance(error, StoreUnavailable):
             return error
         try:
             self._load(shard)
@@ -116,7 +116,7 @@ class Shards:
     def _load(self, shard: int) -> Manifest:
         store, entry = self._shards[shard]
         name = manifest_path(Path(entry.tar)).name
-        self._board.doing("open", entry.tar)
+        self._board.set_stage("open", entry.tar)
         try:
             data = store.read_file(name)
         except ShardError as error:

@@ -38,7 +38,7 @@ NUM_TARS_OPEN = 64
 # How often something far is asked for, how long each time and in all, and the first pause between.
 NUM_ATTEMPTS = 5
 ATTEMPT_SECONDS = 60.0
-PATIENCE_SECONDS = 180.0
+RETRY_SECONDS = 180.0
 PAUSE_SECONDS = 0.5
 # These read elsewhere than their URL says, run code, or leave files behind when they are killed.
 # Chains ("simplecache::s3://...") are made of them.
@@ -65,7 +65,7 @@ _REFUSED = frozenset(
 )
 # What may follow a URL: nothing that a server or fsspec takes for more than a name.
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9_.,=+@-]+")
-_NOT_WORTH_ASKING_AGAIN = (
+_PERMANENT_ERRORS = (
     FileNotFoundError,
     IsADirectoryError,
     NotADirectoryError,
@@ -74,11 +74,11 @@ _NOT_WORTH_ASKING_AGAIN = (
 )
 
 
-class Unreachable(ShardError):
+class StoreUnavailable(ShardError):
     """A store does not answer, or has no such file; nothing is known of the shard's bytes."""
 
 
-class Wanted(NamedTuple):
+class SampleRequest(NamedTuple):
     """A sample to read: the manifest of its shard, and its entry in there."""
 
     manifest: Manifest
@@ -93,7 +93,7 @@ class Store(Protocol):
     def read_file(self, name: str) -> bytes:
         """All of a small file; ShardError, naming it, if it is missing or cannot be read."""
 
-    def read_samples(self, wanted: Sequence[Wanted]) -> Iterator[Members | ShardError]:
+    def read_samples(self, wanted: Sequence[SampleRequest]) -> Iterator[Members | ShardError]:
         """Each wanted sample's members, checked, or what is wrong with it. May share one array."""
 
 
@@ -130,7 +130,7 @@ class LocalStore:
         except OSError as error:
             raise ShardError(f"{self.where}/{name}: got {error.strerror}") from error
 
-    def read_samples(self, wanted: Sequence[Wanted]) -> Iterator[Members | ShardError]:
+    def read_samples(self, wanted: Sequence[SampleRequest]) -> Iterator[Members | ShardError]:
         """See Store. One after the other, as they are taken; all but the pictures into one array.
 
         One array, because a process that asks for and frees much memory in small pieces spends more
@@ -204,11 +204,11 @@ class _Range(NamedTuple):
     num_bytes: int | None = None
 
 
-class _NoRanges(ValueError):
+class RangesUnsupported(ValueError):
     """A server answers with more than was asked for."""
 
 
-class _Short(OSError):
+class ShortRead(OSError):
     """A server answers with less than was asked for."""
 
 
@@ -228,16 +228,16 @@ class RemoteStore:
 
     def read_file(self, name: str) -> bytes:
         """See Store."""
-        (answer,) = self._ask([_Range(name)])
+        (answer,) = self._fetch_with_retries([_Range(name)])
         if isinstance(answer, Exception):
-            raise Unreachable(f"{self.where}/{name}: {_told(answer)}") from answer
+            raise StoreUnavailable(f"{self.where}/{name}: {describe_error(answer)}") from answer
         return answer
 
-    def read_samples(self, wanted: Sequence[Wanted]) -> Iterator[Members | ShardError]:
+    def read_samples(self, wanted: Sequence[SampleRequest]) -> Iterator[Members | ShardError]:
         """See Store. What the cache does not have is fetched at once, before the first is given."""
         kept = [self._kept(one) for one in wanted]
         asked = [_range(one) for one, members in zip(wanted, kept) if members is None]
-        answers = iter(self._ask_for_ranges(asked))
+        answers = iter(self._fetch_ranges(asked))
         for one, members in zip(wanted, kept):
             if members is not None:
                 yield members
@@ -247,7 +247,7 @@ class RemoteStore:
             except ShardError as error:
                 yield type(error)(f"{self.where}/{one.manifest.tar}: {error}")
 
-    def _kept(self, wanted: Wanted) -> Members | None:
+    def _kept(self, wanted: SampleRequest) -> Members | None:
         """What the cache has of a sample, if it is right."""
         piece = self._cache.get(self._name(wanted)) if self._cache else None
         offset, num_bytes = span_of(wanted.entry)
@@ -258,57 +258,57 @@ class RemoteStore:
         except ShardError:
             return None
 
-    def _accept(self, wanted: Wanted, answer: bytes | Exception) -> Members:
-        if isinstance(answer, _Short):
+    def _accept(self, wanted: SampleRequest, answer: bytes | Exception) -> Members:
+        if isinstance(answer, ShortRead):
             raise ShardError(str(answer)) from answer
         if isinstance(answer, Exception):
-            raise Unreachable(_told(answer)) from answer
+            raise StoreUnavailable(describe_error(answer)) from answer
         members = _checked(np.frombuffer(bytearray(answer), np.uint8), wanted.entry)
         if self._cache:
             self._cache.put(self._name(wanted), answer)
         return members
 
-    def _name(self, wanted: Wanted) -> str:
+    def _name(self, wanted: SampleRequest) -> str:
         """A sample's name in the cache; with the CRC-32, so that a shard made anew has others."""
         asked = _range(wanted)
         return f"{self.where}/{asked.name} {asked.offset} {asked.num_bytes} {wanted.entry.crc32}"
 
-    def _ask_for_ranges(self, ranges: Sequence[_Range]) -> list[bytes | Exception]:
-        """_ask, the very first alone: a server that does not know ranges answers with all of a
+    def _fetch_ranges(self, ranges: Sequence[_Range]) -> list[bytes | Exception]:
+        """_fetch_with_retries, the very first alone: a server that does not know ranges answers with all of a
         shard, and would do so for each of them."""
         if self._serves_ranges or not ranges:
-            return self._ask(ranges)
-        (first,) = self._ask(ranges[:1])
-        if isinstance(first, _NoRanges):
+            return self._fetch_with_retries(ranges)
+        (first,) = self._fetch_with_retries(ranges[:1])
+        if isinstance(first, RangesUnsupported):
             return [first] * len(ranges)
         self._serves_ranges = isinstance(first, bytes)
-        return [first, *self._ask(ranges[1:])]
+        return [first, *self._fetch_with_retries(ranges[1:])]
 
-    def _ask(self, ranges: Sequence[_Range]) -> list[bytes | Exception]:
+    def _fetch_with_retries(self, ranges: Sequence[_Range]) -> list[bytes | Exception]:
         """The bytes of each range, of the right number, or why they cannot be had."""
         answers: dict[int, bytes | Exception] = {}
         places = list(range(len(ranges)))
         for seconds in _attempts():
             self._connect()
-            answers |= zip(places, self._fetch([ranges[place] for place in places], seconds))
-            places = [place for place in places if _is_worth_asking_again(answers[place])]
+            answers |= zip(places, self._fetch_once([ranges[place] for place in places], seconds))
+            places = [place for place in places if _is_transient(answers[place])]
             if not places:
                 break
         return [answers[place] for place in range(len(ranges))]
 
-    def _fetch(self, ranges: Sequence[_Range], seconds: float) -> list[bytes | Exception]:
+    def _fetch_once(self, ranges: Sequence[_Range], seconds: float) -> list[bytes | Exception]:
         """Asks once, for all at the same time."""
         if self._filesystem.async_impl:
             calls = [self._cat(one, seconds) for one in ranges]
             answers = sync(self._filesystem.loop, _gather, calls)
         else:
-            answers = [self._cat_in_turn(one) for one in ranges]
+            answers = [self._cat_blocking(one) for one in ranges]
         return [_of_right_length(one, answer) for one, answer in zip(ranges, answers)]
 
     async def _cat(self, one: _Range, seconds: float) -> bytes:
         return await asyncio.wait_for(self._filesystem._cat_file(*self._place(one)), seconds)
 
-    def _cat_in_turn(self, one: _Range) -> bytes | Exception:
+    def _cat_blocking(self, one: _Range) -> bytes | Exception:
         try:
             return self._filesystem.cat_file(*self._place(one))
         # File systems raise what they like; it comes back as what is wrong with this range.
@@ -349,7 +349,7 @@ class RemoteStore:
         }
 
 
-def _range(wanted: Wanted) -> _Range:
+def _range(wanted: SampleRequest) -> _Range:
     return _Range(wanted.manifest.tar, *span_of(wanted.entry))
 
 
@@ -362,13 +362,15 @@ def _of_right_length(one: _Range, answer: bytes | Exception) -> bytes | Exceptio
         return answer
     got = f"got {len(answer)} bytes, expected {one.num_bytes} from byte {one.offset} on: "
     if len(answer) > one.num_bytes:
-        return _NoRanges(f"{got}the server knows no ranges; serve the shards by one that does")
-    return _Short(f"{got}the shard is cut short, or the answer was")
+        return RangesUnsupported(
+            f"{got}the server knows no ranges; serve the shards by one that does"
+        )
+    return ShortRead(f"{got}the shard is cut short, or the answer was")
 
 
-def _is_worth_asking_again(answer: bytes | Exception) -> bool:
+def _is_transient(answer: bytes | Exception) -> bool:
     """Whether another attempt may help: not with what is missing, forbidden or misspelled."""
-    if not isinstance(answer, Exception) or isinstance(answer, _NOT_WORTH_ASKING_AGAIN):
+    if not isinstance(answer, Exception) or isinstance(answer, _PERMANENT_ERRORS):
         return False
     status = getattr(answer, "status", None)
     return status in (408, 429) or not (isinstance(status, int) and 400 <= status < 500)
@@ -376,7 +378,7 @@ def _is_worth_asking_again(answer: bytes | Exception) -> bool:
 
 def _attempts() -> Iterator[float]:
     """The seconds that each attempt may take; pauses, ever longer, before all but the first."""
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + RETRY_SECONDS
     for number in range(NUM_ATTEMPTS):
         left = end - time.monotonic()
         if number:
@@ -388,7 +390,7 @@ def _attempts() -> Iterator[float]:
         yield min(ATTEMPT_SECONDS, left)
 
 
-def _told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """An error for people: some of those that file systems raise have no text."""
     text = str(error)
     return text if text.startswith("got ") else f"got {type(error).__name__} {text}".rstrip()

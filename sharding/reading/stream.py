@@ -2,7 +2,7 @@
 
 Reached by the training stages:
 
-    stream = Stream([Source("objects")], seed=0, micro_batch_size=32, window_num_shards=8,
+    stream = ShardStream([DatasetSource("objects")], seed=0, micro_batch_size=32, window_num_shards=8,
                     shape_step_px=64)
     order = positions(start, rank, world_size)
     loader = DataLoader(stream, batch_size=None, sampler=order, num_workers=4, collate_fn=collate)
@@ -33,9 +33,9 @@ from sharding.format.schema import Sample, ShardError
 from sharding.order.mixture import Mixture
 from sharding.order.order import Order
 from sharding.reading.cache import Cache
-from sharding.reading.dataset_source import OpenSource, Source, open_source
+from sharding.reading.dataset_source import DatasetSource, OpenSource, open_source
 from sharding.reading.sample_reader import make_sample
-from sharding.reading.shard_reader import RawSample, Shards, sound
+from sharding.reading.shard_reader import RawSample, ShardReader, sound
 from sharding.reading.watchdog import StatusBoard
 from sharding.tools.verify import Fault
 from sharding.writing.atomic import sha256_of
@@ -56,10 +56,10 @@ class Reading:
     faults: tuple[Fault, ...]
 
 
-class Stream(Dataset[list[Sample]]):
+class ShardStream(Dataset[list[Sample]]):
     """stream[position] is the list of samples of plan[position], each checked by its CRC-32.
 
-    sources: folders of finished shards, see Source.
+    sources: folders of finished shards, see DatasetSource.
     seed, micro_batch_size, window_num_shards, shape_step_px: of the order, see sharding.order.order.
     cache_bytes: disk that a rank and its workers use, in all, for what lies behind URLs; it is for
         sets that are gone through several times by few ranks. 0 for none.
@@ -73,7 +73,7 @@ class Stream(Dataset[list[Sample]]):
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[DatasetSource],
         *,
         seed: int,
         micro_batch_size: int,
@@ -93,7 +93,7 @@ class Stream(Dataset[list[Sample]]):
         cache = Cache(cache_bytes) if cache_bytes and is_far else None
         opened = [open_source(source, cache) for source in sources]
         self.plan, self._first_shards = _make_plan(opened, settings)
-        self._shards = Shards(
+        self._shards = ShardReader(
             [(one.store, entry) for one in opened for entry in one.entries],
             num_manifests=2 * window_num_shards * len(opened),
             board=self.board,
@@ -128,7 +128,7 @@ class Stream(Dataset[list[Sample]]):
         first = self._first_shards[micro_batch.source]
         places = [(first + shard, sample) for shard, sample in micro_batch.samples]
         results = self._shards.read(places, make)
-        self.board.rest()
+        self.board.set_idle()
         return micro_batch.epoch, results
 
     def state(self, position: int) -> dict[str, int | str]:
@@ -139,7 +139,7 @@ class Stream(Dataset[list[Sample]]):
         """The position of a saved state; ShardError where it is not one of this very order."""
         position = state.get("position")
         if type(position) is not int or position < 0:
-            raise ShardError(f"state: got {dict(state)}, expected what Stream.state gave")
+            raise ShardError(f"state: got {dict(state)}, expected what ShardStream.state gave")
         if state.get("order") != self._order_sha256:
             raise ShardError(
                 f"state: got position {position} of order {state.get('order')}, expected one of "

@@ -3,10 +3,10 @@
 Reached by sharding.reading.stream, which writes "open" and "read", by the code that decodes and collates in
 the workers, which writes stages of its own, and by the training loop, which watches:
 
-    board = Board()
-    stream = Stream(sources, board=board, ...)
-    with StallWatch(board, after_seconds=60, say=print) as watch:
-        for batch in watch.fed(loader):
+    board = StatusBoard()
+    stream = ShardStream(sources, board=board, ...)
+    with StallWatch(board, after_seconds=60, log=print) as watch:
+        for batch in watch.watched(loader):
             ...
 
     no data for 60 s: worker 3 has been in read of train-000017.tar (key 0001) for 58 s; position
@@ -27,13 +27,13 @@ from torch.utils.data import get_worker_info
 from sharding.reading.anonymous_file import AnonymousFile
 
 T = TypeVar("T")
-_RESTING = "resting"
-_NUM_LINES = 257
-_LINE_BYTES = 512
+_IDLE = "idle"
+_NUM_ROWS = 257
+_ROW_BYTES = 512
 # Position; then seconds (of the machine's monotonic clock, the same in all processes), stage, shard
 # and key.
 _POSITION = struct.Struct("<q")
-_DOING = struct.Struct("<d16s256s100s")
+_ACTIVITY = struct.Struct("<d16s256s100s")
 
 
 @dataclass(frozen=True)
@@ -65,36 +65,36 @@ class StatusBoard:
     """
 
     def __init__(self) -> None:
-        self._lines = AnonymousFile(_NUM_LINES * _LINE_BYTES, on_disk=False)
+        self._table = AnonymousFile(_NUM_ROWS * _ROW_BYTES, on_disk=False)
 
     def begin(self, position: int) -> None:
         """This worker turns to a position."""
-        _POSITION.pack_into(self._lines.memory, _my_line(), position)
-        self.doing("open")
+        _POSITION.pack_into(self._table.memory, _my_row(), position)
+        self.set_stage("open")
 
-    def doing(self, stage: str, shard: str = "", key: str = "") -> None:
+    def set_stage(self, stage: str, shard: str = "", key: str = "") -> None:
         """This worker is now in `stage`, with a shard and key if it is about one."""
-        _DOING.pack_into(
-            self._lines.memory,
-            _my_line() + _POSITION.size,
+        _ACTIVITY.pack_into(
+            self._table.memory,
+            _my_row() + _POSITION.size,
             time.monotonic(),
             stage.encode(),
             shard.encode(),
             key.encode(),
         )
 
-    def rest(self) -> None:
+    def set_idle(self) -> None:
         """This worker has handed its samples over and waits for the next position."""
-        self.doing(_RESTING)
+        self.set_stage(_IDLE)
 
-    def lines(self) -> list[Activity]:
+    def activities(self) -> list[Activity]:
         """What every worker that has ever written does now, the one that is longest at it first."""
         now = time.monotonic()
         found = []
-        for number in range(_NUM_LINES):
-            at = number * _LINE_BYTES
-            (position,) = _POSITION.unpack_from(self._lines.memory, at)
-            since, *texts = _DOING.unpack_from(self._lines.memory, at + _POSITION.size)
+        for number in range(_NUM_ROWS):
+            at = number * _ROW_BYTES
+            (position,) = _POSITION.unpack_from(self._table.memory, at)
+            since, *texts = _ACTIVITY.unpack_from(self._table.memory, at + _POSITION.size)
             if since:
                 stage, shard, key = (_text(field) for field in texts)
                 worker = number - 1 if number else None
@@ -102,10 +102,10 @@ class StatusBoard:
         return sorted(found, key=lambda activity: -activity.seconds)
 
 
-def _my_line() -> int:
+def _my_row() -> int:
     """Where this process writes: line 0 for the rank itself, then its DataLoader's workers."""
     worker = get_worker_info()
-    return 0 if worker is None else (1 + worker.id % (_NUM_LINES - 1)) * _LINE_BYTES
+    return 0 if worker is None else (1 + worker.id % (_NUM_ROWS - 1)) * _ROW_BYTES
 
 
 def _text(field: bytes) -> str:
@@ -116,15 +116,15 @@ class StallWatch:
     """Says what the workers do when a rank has waited for data for long.
 
     board: that of the stream. after_seconds: of one wait, then twice that, four times, and so on.
-    say: gets the text, in a thread of the watch. The thread lives inside the `with` block.
+    log: gets the text, in a thread of the watch. The thread lives inside the `with` block.
     """
 
     def __init__(
-        self, board: StatusBoard, *, after_seconds: float, say: Callable[[str], object]
+        self, board: StatusBoard, *, after_seconds: float, log: Callable[[str], object]
     ) -> None:
         if after_seconds <= 0:
             raise ValueError(f"after_seconds: got {after_seconds}, expected more than 0")
-        self._board, self._after_seconds, self._say = board, after_seconds, say
+        self._board, self._after_seconds, self._log = board, after_seconds, log
         self._waiting_since: float | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="stall watch", daemon=True)
@@ -137,7 +137,7 @@ class StallWatch:
         self._ended.set()
         self._thread.join()
 
-    def fed(self, batches: Iterable[T]) -> Iterator[T]:
+    def watched(self, batches: Iterable[T]) -> Iterator[T]:
         """The same batches, each wait for one under watch."""
         source = iter(batches)
         while True:
@@ -157,10 +157,10 @@ class StallWatch:
             if since != seen:
                 seconds, seen = self._after_seconds, since
             if since is not None and time.monotonic() - since >= seconds:
-                self._say(self._text(time.monotonic() - since))
+                self._log(self._text(time.monotonic() - since))
                 seconds *= 2
 
     def _text(self, waited_seconds: float) -> str:
-        busy = [activity for activity in self._board.lines() if activity.stage != _RESTING]
+        busy = [activity for activity in self._board.activities() if activity.stage != _IDLE]
         told = "; ".join(map(str, busy)) or "no worker is at anything"
         return f"no data for {waited_seconds:.0f} s: {told}"

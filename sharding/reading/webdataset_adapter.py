@@ -20,7 +20,7 @@ from webdataset.pipeline import DataPipeline
 
 from sharding.reading.sample_reader import as_bytes
 from sharding.reading.shard_reader import RawSample, sound
-from sharding.reading.stream import Stream, positions
+from sharding.reading.stream import ShardStream, positions
 
 
 class WebdatasetAdapter(DataPipeline, FluidInterface):
@@ -32,7 +32,7 @@ class WebdatasetAdapter(DataPipeline, FluidInterface):
     """
 
     def __init__(
-        self, stream: Stream, *, start: int, rank: int, world_size: int, end: int | None = None
+        self, stream: ShardStream, *, start: int, rank: int, world_size: int, end: int | None = None
     ) -> None:
         super().__init__(_Dealt(stream, start, rank, world_size, end))
 
@@ -41,7 +41,7 @@ class _Dealt(IterableDataset):
     """The first stage: what webdataset's own would have read from tars."""
 
     def __init__(
-        self, stream: Stream, start: int, rank: int, world_size: int, end: int | None
+        self, stream: ShardStream, start: int, rank: int, world_size: int, end: int | None
     ) -> None:
         positions(start, rank, world_size, end)  # ValueError here, not in a worker
         self._stream, self._start, self._end = stream, start, end

@@ -55,7 +55,7 @@ _MAX_BYTES = {
     TEXT: 4 << 20,
 }
 _MAX_JSON_DEPTH = 64
-_MAX_TOLD = 300  # characters of what a tar says itself
+_MAX_QUOTED = 300  # characters of what a tar says itself
 
 
 def index_tar(tar: Path, *, fingerprint: Mapping[str, str] | None = None) -> Manifest:
@@ -169,12 +169,12 @@ class _Draft:
             told = info.get("error_message") or info.get("status")
         except (ValueError, AttributeError, RecursionError):
             told = None
-        return f"{reason}; it says {told!r:.{_MAX_TOLD}}" if told else reason
+        return f"{reason}; it says {told!r:.{_MAX_QUOTED}}" if told else reason
 
 
 def _listed(names: Iterable[str]) -> str:
     """Names from a tar, which may be many and long."""
-    return f"{', '.join(names):.{_MAX_TOLD}}"
+    return f"{', '.join(names):.{_MAX_QUOTED}}"
 
 
 def _check_sample(payloads: Mapping[str, bytes], entry: SampleEntry) -> None:
@@ -228,7 +228,7 @@ def index_folder(
     tars = sorted(tar for tar in folder.glob("*.tar") if tar.is_file())
     if not tars or not all(tar.name.isprintable() for tar in tars):
         raise ShardError(f"{folder}: got no tars, or odd names, expected shards as 00000.tar")
-    if (folder / NAME).exists() and read_catalog(folder).about != ABOUT:
+    if (folder / NAME).exists() and read_catalog(folder).metadata != ABOUT:
         raise ShardError(
             f"{folder}: got the {NAME} of a stage, expected tars that others wrote; to mend a "
             "folder of ours run boxless repair"
@@ -242,7 +242,7 @@ def index_folder(
         )
     kind = "objects" if num_with_objects else "images"
     splits = {tar.name: split_of(tar.name) for tar in tars}
-    return write_catalog(folder, kind=kind, splits=splits, about=ABOUT)
+    return write_catalog(folder, kind=kind, splits=splits, metadata=ABOUT)
 
 
 def catalog_lines(catalog: Catalog) -> Iterator[str]:

@@ -123,7 +123,7 @@ def repack(
             write_shard(out / shard.tar, index.read(shard), fingerprint=fingerprint)
         on_shard(num_done, len(shards))
     splits = {shard.tar: shard.split for shard in shards}
-    return write_catalog(out, kind=kind, splits=splits, about=about)
+    return write_catalog(out, kind=kind, splits=splits, metadata=about)
 
 
 def _agreed(sources: Sequence[Path], catalogs: Sequence[Catalog]) -> tuple[str, dict[str, Any]]:
@@ -131,17 +131,17 @@ def _agreed(sources: Sequence[Path], catalogs: Sequence[Catalog]) -> tuple[str, 
 
     Only the source's name, which nothing depends on, may differ: they are listed.
     """
-    first = {"kind": catalogs[0].kind, **catalogs[0].about}
+    first = {"kind": catalogs[0].kind, **catalogs[0].metadata}
     for folder, catalog in zip(sources, catalogs):
-        other = {"kind": catalog.kind, **catalog.about}
+        other = {"kind": catalog.kind, **catalog.metadata}
         for field in sorted((first.keys() | other.keys()) - {"source"}):
             if first.get(field) != other.get(field):
                 raise ShardError(
                     f"{folder / NAME}: {field}: got {_brief(other.get(field))}, expected "
                     f"{_brief(first.get(field))} as in {sources[0]}; repack them apart"
                 )
-    about = dict(catalogs[0].about)
-    if names := sorted({str(c.about["source"]) for c in catalogs if "source" in c.about}):
+    about = dict(catalogs[0].metadata)
+    if names := sorted({str(c.metadata["source"]) for c in catalogs if "source" in c.metadata}):
         about["source"] = " + ".join(names)
     return catalogs[0].kind, about
 
@@ -173,9 +173,9 @@ def _begin(out: Path, fingerprint: dict[str, str]) -> None:
             f"{path}: got the folder of a repack with other settings or sources, expected a new "
             "folder; name another one, or remove this one"
         )
-    if not path.is_file() and (strangers := sorted(out.glob("*.tar*"))):
+    if not path.is_file() and (foreign := sorted(out.glob("*.tar*"))):
         raise ShardError(
-            f"{out}: got {strangers[0].name}, expected a new or empty folder; name another one"
+            f"{out}: got {foreign[0].name}, expected a new or empty folder; name another one"
         )
     write_bytes(path, data)
 

@@ -115,7 +115,7 @@ def repair(
             if not dry_run:
                 _act(folder / name, findings[name], manifest)
             on_shard(num_done, len(names))
-        for name, reason in _twins(digests, listed=entries.keys()).items():
+        for name, reason in _duplicates(digests, listed=entries.keys()).items():
             lost = entries[name].num_ok if name in entries else 0
             findings[name] = Finding(tar=name, action="quarantined", reason=reason, num_lost=lost)
             if not dry_run:
@@ -282,7 +282,7 @@ def _digests(manifest: Manifest) -> np.ndarray:
     return np.frombuffer(b"".join(hashlib.sha256(key).digest()[:16] for key in keys), "S16")
 
 
-def _twins(digests: Mapping[str, np.ndarray], *, listed: Collection[str]) -> dict[str, str]:
+def _duplicates(digests: Mapping[str, np.ndarray], *, listed: Collection[str]) -> dict[str, str]:
     """{tar: reason} of shards that repeat a key of a shard that stays: those that the catalog lists
     come before those that it does not, and then the first by name."""
     tars = sorted(digests, key=lambda tar: (tar not in listed, tar))
@@ -290,17 +290,17 @@ def _twins(digests: Mapping[str, np.ndarray], *, listed: Collection[str]) -> dic
         np.concatenate([*digests.values(), np.empty(0, "S16")]), return_counts=True
     )
     repeated = set(keys[counts > 1].tolist())
-    twins: dict[str, str] = {}
+    duplicates: dict[str, str] = {}
     tar_of: dict[bytes, str] = {}
     for tar in tars if repeated else ():
         mine = repeated.intersection(digests[tar].tolist())
         shared = [key for key in mine if key in tar_of]
         if shared:
             others = sorted({tar_of[key] for key in shared})
-            twins[tar] = f"{len(shared)} keys of it are in {', '.join(others)} as well"
+            duplicates[tar] = f"{len(shared)} keys of it are in {', '.join(others)} as well"
         else:
             tar_of.update(dict.fromkeys(mine, tar))
-    return twins
+    return duplicates
 
 
 def _renew_catalog(
@@ -327,7 +327,7 @@ def _renew_catalog(
     if not dry_run:
         old = (folder / catalogs.NAME).read_bytes()
         _keep(folder / QUARANTINE / catalogs.NAME, old)
-        write_catalog(folder, kind=catalog.kind, splits=splits, about=catalog.about)
+        write_catalog(folder, kind=catalog.kind, splits=splits, metadata=catalog.metadata)
     return sentence
 
 

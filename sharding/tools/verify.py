@@ -60,14 +60,14 @@ def _look(tar: Path, *, full: bool) -> tuple[list[Fault], Manifest | None]:
     except ShardError as error:
         cause = str(error)
         if full and manifest is not None and tar.is_file():
-            cause += f"; {_told_by_headers(tar)}"
+            cause += f"; {_describe_headers(tar)}"
         return [Fault(str(tar), None, cause)], manifest
     if not full:
         return [], manifest
     return [Fault(str(tar), key, cause) for key, cause in _full_causes(source, manifest)], manifest
 
 
-def _told_by_headers(tar: Path) -> str:
+def _describe_headers(tar: Path) -> str:
     """What a tar of another size than its manifest's says of itself."""
     try:
         source = OpenTar(tar)

@@ -32,7 +32,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file open for writing that becomes `path` when the block ends well.
 
     If the block raises, whatever it raises, the temporary file is removed and `path` stays as it
-    was. Missing folders are made. Raises OSError when the disk says so, and Displaced when somebody
+    was. Missing folders are made. Raises OSError when the disk says so, and TempFileRemoved when somebody
     removed the temporary file meanwhile (remove_temporary, or remove_stale on another machine
     whose locks do not reach here).
     """
@@ -91,7 +91,7 @@ def remove_stale(folder: Path, names: Collection[str]) -> None:
 def remove_temporary(folder: Path, names: Collection[str]) -> None:
     """Removes every temporary file of the files `names` in `folder`, locked or not.
 
-    For when all of them are finished: whoever still writes one gets Displaced at its end.
+    For when all of them are finished: whoever still writes one gets TempFileRemoved at its end.
     """
     for temp in folder.iterdir():
         match = TEMPORARY.fullmatch(temp.name)

@@ -75,7 +75,7 @@ def write_shard(
     failures: list[Failure] = []
     notes: list[Note] = []
     with ThreadPoolExecutor(1) as hasher, replacing(tar) as out:
-        tape = _Tape(out, hasher)
+        tape = _TarStream(out, hasher)
         for result in results:
             if isinstance(result, Failure):
                 failures.append(result)
@@ -86,8 +86,8 @@ def write_shard(
                     f"{tar}: got key {result.key!r} twice, expected every key once in the data set"
                 )
             else:
-                packed = result if isinstance(result, EncodedSample) else _pack(result)
-                samples[result.key] = _write_packed(tape, packed)
+                packed = result if isinstance(result, EncodedSample) else _encode(result)
+                samples[result.key] = _write_encoded(tape, packed)
         tape.write([END_OF_TAR])
         manifest = Manifest(
             tar=tar.name,
@@ -104,7 +104,7 @@ def write_shard(
     return manifest
 
 
-class _Tape:
+class _TarStream:
     """The tar being written: where it stands and the SHA-256 of all before.
 
     Hashing takes longer than all else and leaves Python's lock free, so it has a thread of its
@@ -125,15 +125,15 @@ class _Tape:
         self._num_bytes_held += num_bytes
         self.position += num_bytes
         if self._num_bytes_held >= AT_ONCE_BYTES or len(self._held) > MOST_PIECES:
-            self._hand_over()
+            self._flush()
 
     def close(self) -> str:
         """Hand over what is held; the SHA-256 of all that was written, in hex."""
-        self._hand_over()
+        self._flush()
         self._hashing.result()
         return self._digest.hexdigest()
 
-    def _hand_over(self) -> None:
+    def _flush(self) -> None:
         self._hashing.result()
         self._hashing = self._hasher.submit(self._hash, self._held)
         _write_all(self._out.fileno(), self._held, self._num_bytes_held)
@@ -153,7 +153,7 @@ def _write_all(descriptor: int, pieces: list[bytes], num_bytes: int) -> None:
             rest = rest[os.write(descriptor, rest) :]
 
 
-def _pack(sample: Sample) -> EncodedSample:
+def _encode(sample: Sample) -> EncodedSample:
     """The members of a sample, encoded; ShardError if it breaks the schema."""
     check_sample(sample)
     try:
@@ -168,7 +168,7 @@ def _pack(sample: Sample) -> EncodedSample:
     )
 
 
-def _write_packed(tape: _Tape, packed: EncodedSample) -> SampleEntry:
+def _write_encoded(tape: _TarStream, packed: EncodedSample) -> SampleEntry:
     """Appends the members of one sample."""
     check_key(packed.key)
     pieces: list[bytes] = []

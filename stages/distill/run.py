@@ -24,9 +24,9 @@ import torch
 from sharding.coordination.claims import Worker
 from sharding.coordination.heartbeat import LEASE_SECONDS
 from sharding.format.catalog import Catalog, ShardEntry, load_manifest, read_catalog, write_catalog
-from sharding.format.completeness import check_account
+from sharding.format.completeness import check_completeness
 from sharding.format.manifest import is_done, manifest_path, read_manifest
-from sharding.format.manifest_summary import read_head
+from sharding.format.manifest_summary import read_manifest_summary
 from sharding.format.schema import EncodedSample, Failure, Sample
 from sharding.reading.sample_reader import OpenTar, iterate, read_info
 from sharding.writing.atomic import remove_temporary, sha256_of, write_json
@@ -102,7 +102,7 @@ def distill(
         out,
         {tar: shard.num_ok for tar, shard in shards.items()},
         {tar: _with_input(fingerprint, shard) for tar, shard in shards.items()},
-        say=say,
+        log=say,
         lease_seconds=lease_seconds,
     ) as worker:
         clock = seer.clock if isinstance(seer, InferencePipeline) else Clock()
@@ -110,7 +110,7 @@ def distill(
         _label_shards(
             worker, shards, labeller, fingerprint, images=images, out=out, clock=clock, show=show
         )
-        with worker.closing() as is_last:
+        with worker.finalize() as is_last:
             if is_last:
                 about = _about(seer, chunker, similarity)
                 if isinstance(seer, PrecomputedObjects):
@@ -138,10 +138,10 @@ def _label_shards(
 ) -> None:
     """Write object shards until all are done, by this worker or by others."""
     total = sum(shard.num_ok for shard in shards.values())
-    (num_before, start), tally = worker.before(), Counts()
+    (num_before, start), tally = worker.count_done(), Counts()
     with Progress("distill", total=total, unit="pictures", start=start, show=show) as progress:
         clock.start()
-        for claim in worker.take(progress.advance):
+        for claim in worker.claims(progress.advance):
             with claim:
                 load_manifest(images / claim.tar, shards[claim.tar])  # ShardError where it changed
                 labelled = label_or_reuse(
@@ -153,7 +153,7 @@ def _label_shards(
                 with contextlib.closing(labelled), clock.during("write", without=_LABEL):
                     write_shard(
                         out / claim.tar,
-                        claim.through(tally.count(labelled, progress, clock)),
+                        claim.track(tally.count(labelled, progress, clock)),
                         fingerprint=_with_input(fingerprint, shards[claim.tar]),
                     )
         progress.say(f"distill: {num_before} of {len(shards)} shards were done before. {tally}")
@@ -180,7 +180,7 @@ def finish(images: Path, out: Path) -> Catalog:
         if is_done(out / shard.tar, _with_input(run["fingerprint"], shard)):
             inputs = load_manifest(images / shard.tar, shard).samples
             keys = (sample.key for sample in inputs)
-            check_account(out / shard.tar, keys, read_manifest(out / shard.tar))
+            check_completeness(out / shard.tar, keys, read_manifest(out / shard.tar))
         else:
             missing.append(shard.tar)
     if missing:
@@ -191,9 +191,9 @@ def finish(images: Path, out: Path) -> Catalog:
     tars = [shard.tar for shard in pictures.shards]
     names = {name for tar in tars for name in (tar, manifest_path(Path(tar)).name)}
     remove_temporary(out, {ABOUT, *names})
-    about = {**pictures.about, **run["about"]}
+    about = {**pictures.metadata, **run["about"]}
     splits = {shard.tar: shard.split for shard in pictures.shards}
-    return write_catalog(out, kind="objects", splits=splits, about=about)
+    return write_catalog(out, kind="objects", splits=splits, metadata=about)
 
 
 @dataclass
@@ -309,6 +309,8 @@ def _say_counts(catalog: Catalog, out: Path) -> None:
         flush=True,
     )
     tars = [out / shard.tar for shard in catalog.shards if shard.num_failed]
-    reasons = Counter(failure.reason for tar in tars for failure in read_head(tar).failures)
+    reasons = Counter(
+        failure.reason for tar in tars for failure in read_manifest_summary(tar).failures
+    )
     for reason, count in reasons.most_common(_NUM_REASONS_SHOWN):
         print(f"  {count} x {reason}", flush=True)

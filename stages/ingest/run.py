@@ -21,9 +21,9 @@ import PIL
 from sharding.coordination.claims import Worker
 from sharding.coordination.heartbeat import LEASE_SECONDS
 from sharding.format.catalog import NAME, Catalog, read_catalog, write_catalog
-from sharding.format.completeness import check_account
+from sharding.format.completeness import check_completeness
 from sharding.format.manifest import Manifest, manifest_path, read_manifest
-from sharding.format.manifest_summary import read_head
+from sharding.format.manifest_summary import read_manifest_summary
 from sharding.format.schema import EncodedSample, Failure, Note, Sample, ShardError
 from sharding.writing.atomic import remove_temporary
 from sharding.writing.previous_shard import PreviousShard
@@ -89,14 +89,14 @@ def ingest(
         out,
         {shard.tar: len(shard.inputs) for shard in plan},
         fingerprints,
-        say=functools.partial(print, flush=True),
+        log=functools.partial(print, flush=True),
         lease_seconds=lease_seconds,
     ) as worker:
         _write_shards(worker, plan, config, fingerprints=fingerprints, out=out, show=show)
         if show:
-            heads = [(shard.split, read_head(out / shard.tar)) for shard in plan]
+            heads = [(shard.split, read_manifest_summary(out / shard.tar)) for shard in plan]
             print_summary(heads, dropped=source.dropped)
-        with worker.closing() as is_last:
+        with worker.finalize() as is_last:
             if is_last:
                 finish(plan, config, source, out=out)
     return read_catalog(out)
@@ -116,7 +116,7 @@ def finish(
         manifest = read_manifest(out / shard.tar)
         with_boxes, lost = _count_lost_truths(shard, manifest)
         num_with_boxes, num_boxes_lost = num_with_boxes + with_boxes, num_boxes_lost + lost
-        check_account(out / shard.tar, (i.key for i in shard.inputs), manifest)
+        check_completeness(out / shard.tar, (i.key for i in shard.inputs), manifest)
         if shard.split == "train":
             num_ok += manifest.num_ok
             trained_on += manifest.failures[:1]
@@ -138,7 +138,7 @@ def finish(
         out,
         kind="images",
         splits={shard.tar: shard.split for shard in plan},
-        about={
+        metadata={
             "label_names": list(source.label_names),
             "attribute_names": list(source.attribute_names),
             "source": config.source,
@@ -264,14 +264,14 @@ def _write_shards(
     """Write shards until all of the plan are done, by this worker or by others."""
     by_tar = {shard.tar: shard for shard in plan}
     total = sum(len(shard.inputs) for shard in plan)
-    _, start = worker.before()
+    _, start = worker.count_done()
     with Progress("ingest", total=total, unit="pictures", start=start, show=show) as progress:
-        for claim in worker.take(progress.advance):
+        for claim in worker.claims(progress.advance):
             with claim:
                 earlier = PreviousShard(out / claim.tar, fingerprints[claim.tar])
                 results = _results(by_tar[claim.tar].inputs, config, earlier, progress)
                 write_shard(
-                    out / claim.tar, claim.through(results), fingerprint=fingerprints[claim.tar]
+                    out / claim.tar, claim.track(results), fingerprint=fingerprints[claim.tar]
                 )
 
 

@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sharding.format.manifest_summary import Head
+from sharding.format.manifest_summary import ManifestSummary
 from sharding.format.schema import Failure, Note
 
 EXAMPLE_CHARACTERS = 70
 
 
 def print_summary(
-    shards: Sequence[tuple[str, Head]], *, dropped: Mapping[str, int] | None = None
+    shards: Sequence[tuple[str, ManifestSummary]], *, dropped: Mapping[str, int] | None = None
 ) -> None:
     """Print input = ok + failed for (split, head of manifest) pairs, then reasons and notes, and
     {reason: how many} of what belongs to no picture."""

@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerFast
 
 from sharding.format.schema import Sample, ShardError
 from sharding.order.order import Turn, turns
-from sharding.reading.dataset_source import OpenSource, Source
+from sharding.reading.dataset_source import DatasetSource, OpenSource
 from sharding.reading.sample_reader import make_sample
-from sharding.reading.shard_reader import RawSample, Shards
-from sharding.reading.stream import Stream
+from sharding.reading.shard_reader import RawSample, ShardReader
+from sharding.reading.stream import ShardStream
 from sharding.reading.watchdog import StatusBoard
 from sharding.tools.verify import Fault
 from stages.folders import replace_folder
@@ -51,7 +51,7 @@ class LoadedBatch:
 class Batches(Dataset[LoadedBatch]):
     """`batches[turn]` is the turn's delivery: samples read, decoded, collated and masked."""
 
-    def __init__(self, stream: Stream, collate: Collate) -> None:
+    def __init__(self, stream: ShardStream, collate: Collate) -> None:
         self.stream, self.collate = stream, collate
 
     def __getitem__(self, turn: Turn) -> LoadedBatch:
@@ -61,16 +61,16 @@ class Batches(Dataset[LoadedBatch]):
         faults = tuple(result for result in results if isinstance(result, Fault))
         batch = None
         if decoded:
-            self.stream.board.doing("collate")
+            self.stream.board.set_stage("collate")
             samples, arrays = zip(*decoded)
             batch = self.collate.batch(turn.position, samples, arrays)
-            self.stream.board.rest()
+            self.stream.board.set_idle()
         return LoadedBatch(turn=turn, batch=batch, faults=faults)
 
     def _decoded(self, raw: RawSample) -> tuple[Sample, np.ndarray]:
         """A sample and its picture; ShardError, to which the stream adds shard and key."""
         sample = make_sample(raw.members, raw.entry)
-        self.stream.board.doing("decode", raw.shard, sample.key)
+        self.stream.board.set_stage("decode", raw.shard, sample.key)
         try:
             return sample, self.collate.decode(sample)
         except Exception as error:  # Pillow raises nearly everything on broken bytes
@@ -112,22 +112,22 @@ class _Turns:
         return turns(*self._share, step_size=self._step_size, end=self._end)
 
 
-def sources_of(objects: Path, config: PretrainConfig) -> list[Source]:
+def sources_of(objects: Path, config: PretrainConfig) -> list[DatasetSource]:
     """The sets of shards to train on: those of the recipe, else the run's own."""
     return [
-        Source(folder=source.folder, split=source.split, weight=source.weight)
+        DatasetSource(folder=source.folder, split=source.split, weight=source.weight)
         for source in config.data.sources
-    ] or [Source(folder=objects)]
+    ] or [DatasetSource(folder=objects)]
 
 
 def open_stream(
-    sources: Sequence[Source], config: PretrainConfig, *, seed: int, cell_px: int
-) -> Stream:
+    sources: Sequence[DatasetSource], config: PretrainConfig, *, seed: int, cell_px: int
+) -> ShardStream:
     """The sources in the run's order.
 
     Pictures whose sides round up to the same two cells share micro-batches.
     """
-    return Stream(
+    return ShardStream(
         sources,
         seed=seed,
         micro_batch_size=config.micro_batch_size,
@@ -145,12 +145,12 @@ def about_of(opened: Sequence[OpenSource]) -> dict[str, Any]:
     first, *others = opened
     for other in others:
         for name in ONE_TEACHER:
-            if other.about.get(name) != first.about.get(name):
+            if other.metadata.get(name) != first.metadata.get(name):
                 raise ShardError(
                     f"pretrain.data.sources: got another {name} in {other.store.where} than in "
                     f"{first.store.where}, expected shards of one teacher; distil both with it"
                 )
-    return first.about
+    return first.metadata
 
 
 def make_tokenizer(
@@ -181,7 +181,7 @@ def _tokenizer(
 
 def captions_of(opened: Sequence[OpenSource]) -> Iterator[str]:
     """Every caption of every source, in the order of the shards; damaged samples are left out."""
-    shards = Shards(
+    shards = ShardReader(
         [(one.store, entry) for one in opened for entry in one.entries],
         num_manifests=1,
         board=StatusBoard(),

@@ -52,10 +52,10 @@ class Loop:
         self.world_size = torch.distributed.get_world_size()
         self.stream = batches.stream
         self.stalls = StallWatch(
-            self.stream.board, after_seconds=config.data.stall_seconds, say=self._say
+            self.stream.board, after_seconds=config.data.stall_seconds, log=self._say
         )
         loader = batches.loader(config, state["position"], self.rank, self.world_size)
-        self.deliveries = self.stalls.fed(loader)
+        self.deliveries = self.stalls.watched(loader)
         self.skipped = Skipped(config.data, state["skipped"], self._say)
         self.last_batch: Batch | None = None
         self.log = MetricsLog(out, step=state["step"]) if self.rank == 0 else None
@@ -142,7 +142,7 @@ class Loop:
 
     @property
     def _weight(self) -> float:
-        """Of a turn's loss: DeepSpeed divides by all turns of a step, real or not."""
+        """Of a turn's loss: DeepSpeed divides by all turns of a step, padding too."""
         num_turns = self.engine.gradient_accumulation_steps() * self.world_size
         return num_turns / self.config.micro_batches_per_step
 
@@ -151,7 +151,7 @@ class Loop:
         last batch is gone through again for nothing, as every rank has to."""
         if delivery.batch is not None:
             self.last_batch = delivery.batch
-            return delivery.batch, delivery.turn.real
+            return delivery.batch, not delivery.turn.is_padding
         if self.last_batch is None:
             raise ShardError(
                 f"position {delivery.turn.position}: no sample of this rank's first micro-batch "

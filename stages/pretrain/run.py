@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from sharding.reading.dataset_source import open_source
-from sharding.reading.stream import Stream
+from sharding.reading.stream import ShardStream
 from stages.pretrain.collate import Collate
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data import (
@@ -93,7 +93,7 @@ def pretrain(
     save_student(engine, net, tokenizer, student_out, config.save_precision)
 
 
-def _state(saved: dict[str, Any] | None, stream: Stream) -> dict[str, int]:
+def _state(saved: dict[str, Any] | None, stream: ShardStream) -> dict[str, int]:
     """Where to go on: steps done, the next position, samples skipped so far.
 
     Raises ShardError when the checkpoint was trained on other data or in another order.

@@ -23,7 +23,7 @@ class Skipped:
 
     def add(self, delivery: LoadedBatch) -> None:
         """Names each fault of a turn that counts; ShardError where the recipe says stop."""
-        if not delivery.turn.real:
+        if delivery.turn.is_padding:
             return
         for fault in delivery.faults:
             text = f"{fault.tar}: sample {fault.key}: {fault.cause}"

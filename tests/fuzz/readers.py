@@ -278,7 +278,7 @@ def _folder_of_one(folder: Path) -> Path:
             ],
             fingerprint={"stage": "1"},
         )
-        write_catalog(kept, kind="objects", splits={TAR: "train"}, about={"label_names": ["a"]})
+        write_catalog(kept, kind="objects", splits={TAR: "train"}, metadata={"label_names": ["a"]})
     for path in kept.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     return folder / TAR

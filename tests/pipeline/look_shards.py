@@ -80,5 +80,5 @@ def folder_of(
     for name, samples in zip(names, shards):
         write_shard(folder / name, samples, fingerprint={})
     splits = dict.fromkeys(names, "train")
-    write_catalog(folder, kind=kind, splits=splits, about=ABOUT if about is None else about)
+    write_catalog(folder, kind=kind, splits=splits, metadata=ABOUT if about is None else about)
     return folder

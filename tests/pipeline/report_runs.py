@@ -93,7 +93,7 @@ def shards(folder: Path, kind: str, *, width: int = 60) -> None:
             samples += [Note(key="train-0", reason="empty caption")]
         write_shard(folder / f"{split}-000000.tar", samples, fingerprint={})
     splits = {"train-000000.tar": "train", "heldout-000000.tar": "heldout"}
-    write_catalog(folder, kind=kind, splits=splits, about=ABOUT)
+    write_catalog(folder, kind=kind, splits=splits, metadata=ABOUT)
 
 
 def metrics(run: RunFolder) -> None:

@@ -50,7 +50,7 @@ class FakeStages:
         sample = Sample(key=key, image=b"png", extension="png", info=info, objects=objects)
         write_shard(folder / "train-000000.tar", [sample], fingerprint={"key": key})
         kind = "images" if objects is None else "objects"
-        write_catalog(folder, kind=kind, splits={"train-000000.tar": "train"}, about={})
+        write_catalog(folder, kind=kind, splits={"train-000000.tar": "train"}, metadata={})
 
     def ingest(self, run: RunFolder, content: str) -> None:
         self._shard(run.images, f"seed{content}", None)

@@ -49,8 +49,8 @@ def lone_worker(under_way: RunFolder) -> Iterator[Worker]:
     """A worker in that run that has claimed a shard and made one of its four inputs."""
     tars = {f"train-{number:06d}.tar": 4 for number in range(3)}
     with Worker(under_way.images, tars, dict.fromkeys(tars, {"a": "b"})) as worker:
-        with next(worker.take()) as claim:
-            next(claim.through(range(4)))
+        with next(worker.claims()) as claim:
+            next(claim.track(range(4)))
             worker._heart.beat()
             yield worker
 

@@ -119,7 +119,7 @@ def test_what_evaluate_leaves_can_be_drawn(tmp_path: Path) -> None:
     samples = [sample("bare", info=info(captions=[], phrases=[])), sample("a"), sample("b")]
     write_shard(run.objects / "heldout-000000.tar", samples, fingerprint={})
     splits = {"heldout-000000.tar": "heldout"}
-    write_catalog(run.objects, kind="objects", splits=splits, about=ABOUT)
+    write_catalog(run.objects, kind="objects", splits=splits, metadata=ABOUT)
     evaluate(
         EvaluateConfig(),
         objects=run.objects,

@@ -23,7 +23,7 @@ from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import run_stages
 from pipeline.runner.stage_entrypoints import CALLS
 from pipeline.runner.stages import StageKind
-from sharding.coordination.work_queue import asked_again
+from sharding.coordination.work_queue import rewrite_requests
 from stages.detector.model.faster_rcnn import FasterRCNN
 from stages.detector.net_config import (
     BoxConfig,
@@ -210,7 +210,7 @@ def test_a_retry_that_was_killed_is_continued(launch: Launch, corpus: Path) -> N
     launch.fails = ["ingest"]
     with pytest.raises(LaunchError):
         retry_failed(run, LaunchOverrides())
-    assert len(asked_again(run.images)) == 2
+    assert len(rewrite_requests(run.images)) == 2
     run_stages(corpus, "run")
     assert shards(run) == expected
 

@@ -31,7 +31,7 @@ def _write(folder: Path, key: str) -> None:
     info = {"captions": [], "width": 8, "height": 8, "phrases": []}
     sample = Sample(key=key, image=b"x", extension="jpg", info=info, objects=objects)
     write_shard(folder / "train-000000.tar", [sample], fingerprint={})
-    write_catalog(folder, kind="objects", splits={"train-000000.tar": "train"}, about={})
+    write_catalog(folder, kind="objects", splits={"train-000000.tar": "train"}, metadata={})
 
 
 def test_shards_from_elsewhere_stand_in_for_distill(tmp_path: Path) -> None:

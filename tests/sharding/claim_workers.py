@@ -26,7 +26,7 @@ def samples(tar: str) -> list[Sample]:
 
 
 def make_worker(out: Path, settings: Mapping[str, str] = SETTINGS, **changes: Any) -> Worker:
-    options: dict[str, Any] = {"say": lambda text: None, **changes}
+    options: dict[str, Any] = {"log": lambda text: None, **changes}
     return Worker(out, TARS, dict.fromkeys(TARS, settings), **options)
 
 
@@ -40,15 +40,15 @@ def work(
     """One worker from its first look to the catalog; the tars that it wrote."""
     wrote = []
     with make_worker(out, settings, **changes) as worker:
-        for claim in worker.take():
+        for claim in worker.claims():
             with claim:
                 before_each(claim.tar)
-                results = claim.through(samples(claim.tar))
+                results = claim.track(samples(claim.tar))
                 write_shard(out / claim.tar, results, fingerprint=settings)
                 wrote.append(claim.tar)
-        with worker.closing() as is_last:
+        with worker.finalize() as is_last:
             if is_last:
-                write_catalog(out, kind="images", splits=dict.fromkeys(TARS, "train"), about={})
+                write_catalog(out, kind="images", splits=dict.fromkeys(TARS, "train"), metadata={})
     return wrote
 
 
@@ -68,10 +68,10 @@ if machine:
 sys.path[:0] = [sys.argv[4]]
 from claim_workers import make_worker
 with make_worker(out, lease_seconds=lease) as worker:
-    for claim in worker.take():
+    for claim in worker.claims():
         print(claim.tar, flush=True)
         time.sleep(600)
-    with worker.closing():
+    with worker.finalize():
         print("catalog.json", flush=True)
         time.sleep(600)
 """

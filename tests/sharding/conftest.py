@@ -64,7 +64,7 @@ def make_folder(make_sample: Callable[..., Sample]) -> Callable[..., Path]:
             write_shard(folder / name, results, fingerprint={"test": "1"})
             splits[name] = "train"
             first += num_samples
-        write_catalog(folder, kind="objects", splits=splits, about={"label_names": ["a", "b"]})
+        write_catalog(folder, kind="objects", splits=splits, metadata={"label_names": ["a", "b"]})
         return folder
 
     return make

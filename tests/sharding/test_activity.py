@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from sharding.reading.dataset_source import Source
-from sharding.reading.stream import Stream
+from sharding.reading.dataset_source import DatasetSource
+from sharding.reading.stream import ShardStream
 from sharding.reading.watchdog import Activity, StallWatch, StatusBoard
 
-PATIENCE_SECONDS = 60
+RETRY_SECONDS = 60
 
 
 class _Stuck(Dataset[int]):
@@ -27,10 +27,10 @@ class _Stuck(Dataset[int]):
 
     def __getitem__(self, position: int) -> int:
         self.board.begin(position)
-        self.board.doing("read", f"train-{position:06d}.tar", "key")
+        self.board.set_stage("read", f"train-{position:06d}.tar", "key")
         if position % 2:
             self.freed.wait()
-        self.board.rest()
+        self.board.set_idle()
         return position
 
 
@@ -39,15 +39,15 @@ def test_the_watch_names_stage_shard_and_key_of_the_worker_that_is_stuck() -> No
     said: queue.Queue[str] = queue.Queue()
     data = _Stuck(StatusBoard())
     loader = DataLoader(data, batch_size=None, sampler=range(4), num_workers=2)
-    with StallWatch(data.board, after_seconds=0.1, say=said.put) as watch:
-        fed = watch.fed(loader)
+    with StallWatch(data.board, after_seconds=0.1, log=said.put) as watch:
+        fed = watch.watched(loader)
         got = [next(fed)]
         # A batch may be waited for while its worker only starts; then nobody does anything yet.
         waiting = threading.Thread(target=lambda: got.append(next(fed)))
         waiting.start()
-        text = said.get(timeout=PATIENCE_SECONDS)
+        text = said.get(timeout=RETRY_SECONDS)
         while "worker 1" not in text:
-            text = said.get(timeout=PATIENCE_SECONDS)
+            text = said.get(timeout=RETRY_SECONDS)
         data.freed.set()
         waiting.join()
         got += list(fed)
@@ -68,15 +68,15 @@ def test_it_says_so_again_after_growing_times_and_not_without_a_wait() -> None:
         for number, times in enumerate(waits):
             began.append(time.monotonic())
             for count in range(times):
-                text, at = said.get(timeout=PATIENCE_SECONDS)
+                text, at = said.get(timeout=RETRY_SECONDS)
                 assert text.startswith("no data for ") and at - began[-1] >= 0.1 * 2**count
             yield number
 
     def say(text: str) -> None:
         said.put((text, time.monotonic()))
 
-    with StallWatch(StatusBoard(), after_seconds=0.1, say=say) as watch:
-        for _ in watch.fed(slow()):
+    with StallWatch(StatusBoard(), after_seconds=0.1, log=say) as watch:
+        for _ in watch.watched(slow()):
             while not said.empty():  # said between the last that was waited for and its end
                 said.get()
             time.sleep(0.3)
@@ -86,25 +86,25 @@ def test_it_says_so_again_after_growing_times_and_not_without_a_wait() -> None:
 
 def test_the_watch_ends_with_its_block() -> None:
     """Oracle: the thread; and after_seconds that make no sense are refused."""
-    watch = StallWatch(StatusBoard(), after_seconds=1000, say=print)
+    watch = StallWatch(StatusBoard(), after_seconds=1000, log=print)
     with watch:
         assert watch._thread.is_alive()
-        assert list(watch.fed([1, 2])) == [1, 2]
+        assert list(watch.watched([1, 2])) == [1, 2]
     assert not watch._thread.is_alive()
     with pytest.raises(ValueError, match="after_seconds: got 0"):
-        StallWatch(StatusBoard(), after_seconds=0, say=print)
+        StallWatch(StatusBoard(), after_seconds=0, log=print)
 
 
 def test_a_line_is_what_was_written_last() -> None:
     """Oracle: the calls. Names that are too long are cut, those that are not ASCII kept."""
     board = StatusBoard()
-    assert board.lines() == []
+    assert board.activities() == []
     board.begin(8812)
-    assert [(line.stage, line.shard, line.position) for line in board.lines()] == [
+    assert [(line.stage, line.shard, line.position) for line in board.activities()] == [
         ("open", "", 8812)
     ]
-    board.doing("read", "é" * 200 + ".tar", "k" * 300)
-    (line,) = board.lines()
+    board.set_stage("read", "é" * 200 + ".tar", "k" * 300)
+    (line,) = board.activities()
     assert (line.worker, line.stage, line.shard, line.key, line.position) == (
         None,
         "read",
@@ -124,12 +124,12 @@ def test_a_stream_writes_what_it_does(tmp_path: Path, make_folder: Callable[...,
     """Oracle: the calls on a board that keeps them: a manifest is opened once, samples are read."""
 
     class Kept(StatusBoard):
-        def doing(self, stage: str, shard: str = "", key: str = "") -> None:
+        def set_stage(self, stage: str, shard: str = "", key: str = "") -> None:
             calls.append((stage, shard, key))
 
     calls: list[tuple[str, str, str]] = []
-    stream = Stream(
-        [Source(make_folder(tmp_path, [2, 1]))],
+    stream = ShardStream(
+        [DatasetSource(make_folder(tmp_path, [2, 1]))],
         seed=0,
         micro_batch_size=3,
         window_num_shards=2,
@@ -141,4 +141,4 @@ def test_a_stream_writes_what_it_does(tmp_path: Path, make_folder: Callable[...,
     read = [call for call in calls if call[0] == "read"]
     assert opened == {("open", f"train-{shard:06d}.tar", "") for shard in range(2)}
     assert sorted(key for _, _, key in read) == sorted(sample.key for sample in samples)
-    assert calls[0] == ("open", "", "") and calls[-1] == ("resting", "", "")
+    assert calls[0] == ("open", "", "") and calls[-1] == ("idle", "", "")

@@ -27,7 +27,7 @@ from claim_workers import (
 from sharding.coordination import heartbeat
 from sharding.coordination import work_queue as pending
 from sharding.coordination.claims import Worker
-from sharding.coordination.work_queue import FOLDER, ask_again, asked_again
+from sharding.coordination.work_queue import FOLDER, request_rewrites, rewrite_requests
 from sharding.format.catalog import write_catalog
 from sharding.format.manifest import is_done
 from sharding.format.schema import Sample, ShardError
@@ -70,7 +70,7 @@ def test_a_worker_killed_on_this_machine_is_replaced_at_once(
     out, said = tmp_path / "out", list[str]()
     tar = killed_holder(out, lease_seconds=600.0)
     assert (out / FOLDER / f"{tar}.claim").exists()
-    assert work(out, say=said.append)[-1:] and tree(out) == whole
+    assert work(out, log=said.append)[-1:] and tree(out) == whole
     assert len(said) == 1 and said[0].startswith(f"Took over {tar} from ")
     assert "whose process has ended" in said[0]
 
@@ -103,7 +103,7 @@ def test_a_claim_that_changed_hands_while_it_was_judged_is_given_back(
         def change_hands(source: Any, target: Any) -> None:
             monkeypatch.setattr(os, "rename", real)
             claim.unlink()
-            os.link(other._heart.path, claim)
+            os.link(other._heartbeat.path, claim)
             real(source, target)
 
         monkeypatch.setattr(os, "rename", change_hands)
@@ -128,7 +128,7 @@ def test_a_worker_that_was_taken_for_dead_gives_up_and_goes_on(
                     assert other._claim(tar)
                     threading.Timer(0.2, other._release, [tar]).start()
 
-        wrote = work(out, before_each=lose, say=said.append)
+        wrote = work(out, before_each=lose, log=said.append)
     assert said == [
         f"Gave up {min(TARS)}: this worker was silent for so long that another took it over."
     ]
@@ -149,10 +149,10 @@ def test_a_writer_whose_temporary_file_is_gone_goes_on(
         return samples(tar)
 
     with make_worker(out) as worker:
-        for claim in worker.take():
+        for claim in worker.claims():
             with claim:
                 results = (one for _ in range(1) for one in displaced(claim.tar))
-                write_shard(out / claim.tar, claim.through(results), fingerprint=SETTINGS)
+                write_shard(out / claim.tar, claim.track(results), fingerprint=SETTINGS)
     assert seen[0] == seen[-1] and len(seen) == len(TARS) + 1
     assert work(out) == []
     assert tree(out) == whole
@@ -162,7 +162,7 @@ def test_an_error_gives_the_shard_back(tmp_path: Path) -> None:
     """Oracle: no claim is left, and another worker gets the same shard."""
     with pytest.raises(RuntimeError, match="broke"):
         with make_worker(tmp_path) as worker:
-            for claim in worker.take():
+            for claim in worker.claims():
                 with claim:
                     raise RuntimeError("broke")
     assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["plan.json"]
@@ -203,18 +203,18 @@ def test_a_worker_that_slept_through_a_change_of_settings_stops(tmp_path: Path) 
     """Oracle: it writes nothing over what the others of new settings made or make."""
     other = {**SETTINGS, "weights": "2"}
     with make_worker(tmp_path) as slept:
-        taking = slept.take()
+        taking = slept.claims()
         with next(taking) as claim:
             write_shard(tmp_path / claim.tar, samples(claim.tar), fingerprint=SETTINGS)
-        os.utime(slept._heart.path, (0, 0))
+        os.utime(slept._heartbeat.path, (0, 0))
         with make_worker(tmp_path, other):
             with pytest.raises(ShardError, match=r"\(weights\).* others that came after it"):
                 next(taking)
     with make_worker(tmp_path) as slept:
-        os.utime(slept._heart.path, (0, 0))
+        os.utime(slept._heartbeat.path, (0, 0))
         work(tmp_path, other)
         with pytest.raises(ShardError, match="6 shards .* not as this worker makes them"):
-            next(slept.take())
+            next(slept.claims())
     assert all(is_done(tmp_path / tar, other) for tar in TARS)
 
 
@@ -222,19 +222,19 @@ def test_what_is_asked_for_again_is_made_again_and_only_that(tmp_path: Path) -> 
     """Oracle: the tars written; the asking ends when it is done, not when a worker takes it up."""
     work(tmp_path)
     tar = "train-000004.tar"
-    ask_again(tmp_path, [tar])
+    request_rewrites(tmp_path, [tar])
     with pytest.raises(RuntimeError):
 
         def broken(tar: str) -> None:
             raise RuntimeError
 
         work(tmp_path, before_each=broken)
-    assert asked_again(tmp_path) == {tar}
+    assert rewrite_requests(tmp_path) == {tar}
     with make_worker(tmp_path) as worker:
-        with next(worker.take()) as claim:
+        with next(worker.claims()) as claim:
             write_shard(tmp_path / claim.tar, samples(claim.tar), fingerprint=SETTINGS)
-    assert claim.tar == tar and asked_again(tmp_path) == set()
-    ask_again(tmp_path, [tar])
+    assert claim.tar == tar and rewrite_requests(tmp_path) == set()
+    request_rewrites(tmp_path, [tar])
     assert work(tmp_path) == [tar]
     assert work(tmp_path) == []
     assert not (tmp_path / FOLDER).exists()
@@ -247,7 +247,7 @@ def test_the_catalog_goes_before_the_first_shard_and_stays_if_none_is_written(
     work(tmp_path)
     before = (tmp_path / "catalog.json").stat().st_ino
     with make_worker(tmp_path) as worker:
-        assert not list(worker.take())
+        assert not list(worker.claims())
     assert (tmp_path / "catalog.json").stat().st_ino == before
     (tmp_path / "train-000002.tar.json").unlink()
     seen = []
@@ -270,7 +270,7 @@ def test_a_shard_finished_while_it_was_being_claimed_is_not_made_again(
 
     monkeypatch.setattr(Worker, "_claim", late)
     with make_worker(tmp_path) as worker:
-        assert next(worker.take(found.append)).tar == tars[1]
+        assert next(worker.claims(found.append)).tar == tars[1]
         assert found == [2]
         assert not worker._is_held(tars[0])
 
@@ -301,9 +301,9 @@ def test_what_one_left_that_was_killed_while_it_tidied_up_is_removed(tmp_path: P
     work(tmp_path)
     with make_worker(tmp_path) as worker:
         killed_holder_of_catalog(tmp_path)
-        worker._heart.path.unlink()
+        worker._heartbeat.path.unlink()
         (tmp_path / FOLDER / "plan.json").unlink()
-        with worker.closing() as is_last:
+        with worker.finalize() as is_last:
             assert not is_last
     assert not (tmp_path / FOLDER).exists()
 
@@ -324,7 +324,7 @@ def test_each_manifest_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(pending, "is_done", counted)
     with make_worker(tmp_path) as other:
-        with next(other.take()) as claim:
+        with next(other.claims()) as claim:
             waiting.start()
             time.sleep(0.3)
             write_shard(tmp_path / claim.tar, samples(claim.tar), fingerprint=SETTINGS)
@@ -339,11 +339,11 @@ def test_what_was_done_before_is_told_at_once_and_what_others_do_later(tmp_path:
     for tar in tars[:3]:
         write_shard(tmp_path / tar, samples(tar), fingerprint=SETTINGS)
     write_shard(tmp_path / tars[3], samples(tars[3]), fingerprint={"rule": "other"})
-    ask_again(tmp_path, [tars[0]])
+    request_rewrites(tmp_path, [tars[0]])
     found: list[int] = []
     with make_worker(tmp_path) as worker:
-        assert worker.before() == (2, 4)
-        for claim in worker.take(found.append):
+        assert worker.count_done() == (2, 4)
+        for claim in worker.claims(found.append):
             with claim:
                 write_shard(tmp_path / claim.tar, samples(claim.tar), fingerprint=SETTINGS)
                 if not found and claim.tar != tars[5]:
@@ -357,8 +357,8 @@ def test_shards_without_a_manifest_come_first(tmp_path: Path) -> None:
     work(tmp_path)
     (tmp_path / "train-000004.tar.json").unlink()
     with make_worker(tmp_path) as worker:
-        assert next(worker.take()).tar == "train-000004.tar"
-        assert not worker._pending._looked_at
+        assert next(worker.claims()).tar == "train-000004.tar"
+        assert not worker._queue._checked_version
 
 
 def test_one_worker_closes_and_the_others_wait_for_it(tmp_path: Path) -> None:
@@ -367,15 +367,15 @@ def test_one_worker_closes_and_the_others_wait_for_it(tmp_path: Path) -> None:
 
     def close(_: int) -> bool:
         with make_worker(tmp_path) as worker:
-            for claim in worker.take():
+            for claim in worker.claims():
                 with claim:
                     write_shard(tmp_path / claim.tar, samples(claim.tar), fingerprint=SETTINGS)
             came.wait()
-            with worker.closing() as is_last:
+            with worker.finalize() as is_last:
                 if is_last:
                     time.sleep(0.2)
                     write_catalog(
-                        tmp_path, kind="images", splits=dict.fromkeys(TARS, "train"), about={}
+                        tmp_path, kind="images", splits=dict.fromkeys(TARS, "train"), metadata={}
                     )
                 return is_last or not (tmp_path / "catalog.json").exists()
 
@@ -390,10 +390,10 @@ def test_a_heartbeat_tells_shard_progress_and_time(tmp_path: Path) -> None:
     heart.begin("a.tar", 7)
     heart.advance()
     now = heart.beat()
-    seen = heartbeat.look(heart.path)
+    seen = heartbeat.read_worker_state(heart.path)
     assert seen is not None and seen.record is not None
     assert (seen.record.tar, seen.record.num_done, seen.record.num_inputs) == ("a.tar", 1, 7)
     assert seen.record.name.endswith(f":{os.getpid()}") and seen.heartbeat == now
     assert not seen.has_ended and not seen.is_dead(now + 59) and seen.is_dead(now + 61)
     heart.stop()
-    assert heartbeat.look(heart.path) is None and not list(tmp_path.iterdir())
+    assert heartbeat.read_worker_state(heart.path) is None and not list(tmp_path.iterdir())

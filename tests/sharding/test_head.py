@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sharding.format.completeness import check_account
+from sharding.format.completeness import check_completeness
 from sharding.format.manifest import manifest_path, read_manifest
-from sharding.format.manifest_summary import heads, read_head
+from sharding.format.manifest_summary import read_manifest_summaries, read_manifest_summary
 from sharding.format.schema import Failure, Note, Sample, ShardError
 from sharding.reading.sample_reader import iterate
 from sharding.writing.previous_shard import PreviousShard
@@ -36,7 +36,7 @@ def tar(tmp_path: Path, make_sample: Make) -> Path:
 
 def test_a_head_says_what_the_manifest_says(tar: Path) -> None:
     """Oracle: the full reader."""
-    head, manifest = read_head(tar), read_manifest(tar)
+    head, manifest = read_manifest_summary(tar), read_manifest(tar)
     for name in (
         "tar_bytes",
         "num_input",
@@ -47,7 +47,7 @@ def test_a_head_says_what_the_manifest_says(tar: Path) -> None:
         "fingerprint",
     ):
         assert getattr(head, name) == getattr(manifest, name), name
-    assert heads(tar.parent) == {"a.tar": head}
+    assert read_manifest_summaries(tar.parent) == {"a.tar": head}
 
 
 @pytest.mark.parametrize("over", [-20, -12, -6, -1, 0])
@@ -66,22 +66,22 @@ def test_the_end_of_a_head_is_found_wherever_it_falls(
     assert samples_begin((1 << 13) + over - samples_begin(0)) == (1 << 13) + over
     with open(manifest_path(tar), "r+b") as broken:
         broken.truncate(manifest_path(tar).stat().st_size - 10)
-    assert read_head(tar).num_input == 2
+    assert read_manifest_summary(tar).num_input == 2
 
 
 def test_a_manifest_in_another_order_is_read_too_and_a_broken_one_refused(tar: Path) -> None:
     """Oracle: the head before; the full reader's own error."""
-    before = read_head(tar)
+    before = read_manifest_summary(tar)
     path = manifest_path(tar)
     text = path.read_text("utf-8")
     start = text.index('"counts"')
     end = text.index('"failures"')
     path.write_text(text[:start] + text[end:-2] + "," + text[start : end - 1] + "}\n", "utf-8")
-    assert read_head(tar) == before
+    assert read_manifest_summary(tar) == before
     path.write_text(text[:1000], "utf-8")
     with pytest.raises(ShardError, match="expected a manifest"):
-        read_head(tar)
-    assert heads(tar.parent) == {}
+        read_manifest_summary(tar)
+    assert read_manifest_summaries(tar.parent) == {}
 
 
 def test_earlier_samples_come_back_as_the_same_bytes(tar: Path, make_sample: Make) -> None:
@@ -119,8 +119,8 @@ def test_lost_doubled_and_strange_inputs_are_named(tar: Path, make_sample: Make)
     """Oracle: the inputs spelled out, and each way to miss them."""
     manifest = read_manifest(tar)
     inputs = [make_sample(i).key for i in range(3)] + ["bad"] * len(TRAPS)
-    check_account(tar, reversed(inputs), manifest)
+    check_completeness(tar, reversed(inputs), manifest)
     with pytest.raises(ShardError, match=r"a.tar: got 7 .* 8 inputs: 1 are lost \(x\), 0"):
-        check_account(tar, [*inputs, "x"], manifest)
+        check_completeness(tar, [*inputs, "x"], manifest)
     with pytest.raises(ShardError, match=r"0 are lost \(none\), 1 are no inputs \(bad\)"):
-        check_account(tar, inputs[:-1], manifest)
+        check_completeness(tar, inputs[:-1], manifest)

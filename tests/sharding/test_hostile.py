@@ -35,7 +35,7 @@ from sharding.format.manifest import (
 )
 from sharding.format.schema import ShardError, encode_objects, object_dtype
 from sharding.reading.sample_reader import OpenTar, iterate
-from sharding.reading.stream import Source, Stream
+from sharding.reading.stream import DatasetSource, ShardStream
 from sharding.reading.webdataset_adapter import WebdatasetAdapter
 from sharding.tools import index
 from sharding.tools.index import index_folder, index_tar
@@ -82,12 +82,12 @@ def _vouch(tar: Path, members: dict[str, bytes]) -> None:
     )
     manifest_path(tar).write_bytes(manifest_bytes(manifest))
     kind = "objects" if "a.objects.npy" in members else "images"
-    write_catalog(tar.parent, kind=kind, splits={tar.name: "train"}, about={})
+    write_catalog(tar.parent, kind=kind, splits={tar.name: "train"}, metadata={})
 
 
-def _stream(folder: Path) -> Stream:
-    return Stream(
-        [Source(folder)], seed=0, micro_batch_size=2, window_num_shards=1, shape_step_px=64
+def _stream(folder: Path) -> ShardStream:
+    return ShardStream(
+        [DatasetSource(folder)], seed=0, micro_batch_size=2, window_num_shards=1, shape_step_px=64
     )
 
 

@@ -17,15 +17,15 @@ from sharding.format.catalog import read_catalog
 from sharding.order.mixture import Mixture
 from sharding.order.order import Order
 from sharding.order.shuffle_quality import lines, measure, quality
-from sharding.order.shuffle_simulation import MixingConfig, Passage, Way, compare
+from sharding.order.shuffle_simulation import SampleSequence, ShuffleConfig, ShuffleMethod, compare
 from sharding.reading.sample_reader import iterate
 
-CONFIG = MixingConfig(micro_batch_size=8, num_ranks=2, num_workers=2, buffer_num_samples=50)
+CONFIG = ShuffleConfig(micro_batch_size=8, num_ranks=2, num_workers=2, buffer_num_samples=50)
 
 
-def _passage(samples: list[int], size: int) -> Passage:
+def _passage(samples: list[int], size: int) -> SampleSequence:
     edges = np.arange(0, len(samples) + size, size).clip(max=len(samples))
-    return Passage(samples=np.array(samples), edges=edges)
+    return SampleSequence(samples=np.array(samples), edges=edges)
 
 
 def _order(sizes: list[int], window_num_shards: int, seed: int = 0) -> Order:
@@ -43,10 +43,10 @@ def test_nothing_is_mixed() -> None:
     """Oracle: by hand. 2 shards of 16 read as they lie, twice: one shard a micro-batch of 16, both
     in a step of two, nobody moves, neighbours stay one place of 32 apart and meet again.
     """
-    passage = _passage(list(range(32)), 16)
-    got = quality([Way(name="still", first=passage, second=passage)], [[16, 16]], 2)[0]
+    sequence = _passage(list(range(32)), 16)
+    got = quality([ShuffleMethod(name="still", first=sequence, second=sequence)], [[16, 16]], 2)[0]
     assert (got.num_shards, got.step_num_shards, got.entropy, got.drift) == (1, 2, 0, 0)
-    assert (got.travel, got.parting, got.reunions) == (0, 1 / 32, 1)
+    assert (got.displacement, got.separation, got.retention) == (0, 1 / 32, 1)
 
 
 def test_shards_take_turns() -> None:
@@ -54,9 +54,9 @@ def test_shards_take_turns() -> None:
     next epoch all comes the other way round, so sample at place i of 8 moves by |7 - 2 i|.
     """
     samples = [0, 1, 2, 4, 3, 5, 6, 7]
-    way = Way(name="turns", first=_passage(samples, 4), second=_passage(samples[::-1], 4))
+    way = ShuffleMethod(name="turns", first=_passage(samples, 4), second=_passage(samples[::-1], 4))
     got = quality([way], [[4, 4]], 1)[0]
-    assert got.num_shards == 2 and got.travel == 4 / 8 and got.parting == 1 / 8
+    assert got.num_shards == 2 and got.displacement == 4 / 8 and got.separation == 1 / 8
     assert got.entropy == pytest.approx(-(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25)))
 
 
@@ -66,8 +66,10 @@ def test_neighbours_part() -> None:
     """
     first = np.arange(10_007)
     second = np.argsort(first * 1009 % 10_007)
-    way = Way(name="", first=_passage(first.tolist(), 10), second=_passage(second.tolist(), 10))
-    assert quality([way], [[10_007]], 1)[0].reunions == 0
+    way = ShuffleMethod(
+        name="", first=_passage(first.tolist(), 10), second=_passage(second.tolist(), 10)
+    )
+    assert quality([way], [[10_007]], 1)[0].retention == 0
 
 
 def test_a_set_drifts() -> None:
@@ -76,8 +78,8 @@ def test_a_set_drifts() -> None:
     """
     halves = _passage(list(range(16)), 2)
     turns = _passage(np.arange(16).reshape(2, 4, 2).transpose(1, 0, 2).ravel().tolist(), 2)
-    ways = [Way(name="", first=one, second=one) for one in (halves, turns)]
-    assert [one.drift for one in quality(ways, [[8], [4, 4]], 1)] == [2, 0.5]
+    methods = [ShuffleMethod(name="", first=one, second=one) for one in (halves, turns)]
+    assert [one.drift for one in quality(methods, [[8], [4, 4]], 1)] == [2, 0.5]
 
 
 def test_a_permutation_is_what_chance_expects() -> None:
@@ -89,8 +91,8 @@ def test_a_permutation_is_what_chance_expects() -> None:
     expected = 40 * (1 - comb(1950, 8) / comb(2000, 8))
     for got in (ours, best):
         assert got.num_shards == pytest.approx(expected, rel=0.02)
-        assert got.travel == pytest.approx(1 / 3, rel=0.1)
-        assert got.parting == pytest.approx(1 / 3, rel=0.1)
+        assert got.displacement == pytest.approx(1 / 3, rel=0.1)
+        assert got.separation == pytest.approx(1 / 3, rel=0.1)
         assert got.entropy > 0.94 and got.drift == 0
 
 
@@ -107,11 +109,11 @@ def test_a_window_bounds_the_shards_of_a_micro_batch() -> None:
 def test_every_way_gives_every_sample_once() -> None:
     """Oracle: the set of all samples, of shards of uneven sizes, more workers than some have."""
     sizes = [3, 0, 20, 7, 11]
-    ways = compare(_order(sizes, 2), [sizes], replace(CONFIG, num_workers=3))
-    for way in ways:
-        for passage in (way.first, way.second):
-            assert sorted(passage.samples) == list(range(41))
-            assert np.diff(passage.edges).max() <= 8 and passage.edges[-1] == 41
+    methods = compare(_order(sizes, 2), [sizes], replace(CONFIG, num_workers=3))
+    for way in methods:
+        for sequence in (way.first, way.second):
+            assert sorted(sequence.samples) == list(range(41))
+            assert np.diff(sequence.edges).max() <= 8 and sequence.edges[-1] == 41
         assert way.first.samples.tolist() != way.second.samples.tolist()
 
 
@@ -168,7 +170,7 @@ def test_webdataset_is_really_webdataset(
 
 
 def test_a_folder_is_measured_and_drawn(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
-    """Oracle: three ways, a line each under the heading; a PNG's first bytes; the same figures from
+    """Oracle: three methods, a line each under the heading; a PNG's first bytes; the same figures from
     a catalog without shapes beside it; only the first shards of a set that is too large.
     """
     folder = make_folder(tmp_path, [5, 9, 2, 7])
@@ -197,4 +199,4 @@ def test_a_folder_is_measured_and_drawn(tmp_path: Path, make_folder: Callable[..
 def test_settings_out_of_range_are_refused(name: str) -> None:
     """Oracle: the error names the setting."""
     with pytest.raises(ValueError, match=f"^{name}: got 0, expected at least 1"):
-        MixingConfig(**{name: 0})  # type: ignore[arg-type]  # one of its ints
+        ShuffleConfig(**{name: 0})  # type: ignore[arg-type]  # one of its ints

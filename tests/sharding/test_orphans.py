@@ -22,14 +22,14 @@ RANK = """
 import sys, time
 import torch
 from torch.utils.data import DataLoader
-from sharding.reading.dataset_source import Source
-from sharding.reading.stream import Stream, positions
+from sharding.reading.dataset_source import DatasetSource
+from sharding.reading.stream import ShardStream, positions
 
 def collate(samples):
     images = bytearray(b"".join(sample.image for sample in samples))
     return torch.frombuffer(images, dtype=torch.uint8), samples
 
-stream = Stream([Source(sys.argv[1])], seed=0, micro_batch_size=4, window_num_shards=2,
+stream = ShardStream([DatasetSource(sys.argv[1])], seed=0, micro_batch_size=4, window_num_shards=2,
                 shape_step_px=64)
 loader = DataLoader(stream, batch_size=None, sampler=positions(0, 0, 1), num_workers=2,
                     prefetch_factor=50, collate_fn=collate)

@@ -72,7 +72,7 @@ def _with_heldout(folder: Path) -> Path:
     catalog = read_catalog(folder)
     splits = {shard.tar: shard.split for shard in catalog.shards}
     splits[catalog.shards[1].tar] = "heldout"
-    write_catalog(folder, kind=catalog.kind, splits=splits, about=catalog.about)
+    write_catalog(folder, kind=catalog.kind, splits=splits, metadata=catalog.metadata)
     return folder
 
 
@@ -104,7 +104,7 @@ def test_the_same_samples_lie_in_other_shards(
         assert sum(getattr(shard, count) for shard in catalog.shards) == sum(
             getattr(shard, count) for shard in before.shards
         )
-    assert (catalog.kind, catalog.about) == (before.kind, before.about)
+    assert (catalog.kind, catalog.metadata) == (before.kind, before.metadata)
     assert verify_paths([out], full=True) == []
     for shard in catalog.shards:  # a note stays with its sample
         manifest = read_manifest(out / shard.tar)
@@ -226,13 +226,13 @@ def test_folders_are_merged_and_seeds_differ(
     second = tmp_path / "second"
     write_shard(second / "b.tar", [make_sample(i) for i in range(90, 97)], fingerprint={"b": "1"})
     about = {"label_names": ["a", "b"], "source": "b"}
-    write_catalog(second, kind="objects", splits={"b.tar": "train"}, about=about)
+    write_catalog(second, kind="objects", splits={"b.tar": "train"}, metadata=about)
     orders = []
     for seed in (0, 1, 2):
         out = tmp_path / str(seed)
         catalog = repack([first, second], out, RepackConfig(samples_per_shard=5, seed=seed))
         orders.append(_samples(out))
-        assert catalog.about == about
+        assert catalog.metadata == about
         assert sorted(orders[-1]) == sorted(_samples(first) + _samples(second))
     assert orders[0] != orders[1] != orders[2] != orders[0]
     only = repack(
@@ -273,11 +273,13 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, make_folder: MakeFolder) -
         repack([source], twin, config)
     assert _files(tmp_path / "done") == before
     catalog = read_catalog(twin)
-    write_catalog(twin, kind="objects", splits={"train-000000.tar": "../x"}, about=catalog.about)
+    write_catalog(
+        twin, kind="objects", splits={"train-000000.tar": "../x"}, metadata=catalog.metadata
+    )
     with pytest.raises(ShardError, match="got '../x'"):
         repack([twin], tmp_path / "split", config)
-    for kind, about in (("images", catalog.about), ("objects", {"label_names": ["b", "a"]})):
-        write_catalog(twin, kind=kind, splits={"train-000000.tar": "train"}, about=about)
+    for kind, about in (("images", catalog.metadata), ("objects", {"label_names": ["b", "a"]})):
+        write_catalog(twin, kind=kind, splits={"train-000000.tar": "train"}, metadata=about)
         with pytest.raises(ShardError, match="kind: got 'images'|label_names: got"):
             repack([source, twin], tmp_path / "out", config)
 
@@ -312,7 +314,7 @@ def test_samples_are_never_all_in_memory(tmp_path: Path, make_sample: MakeSample
     source = tmp_path / "source"
     for number in range(2):
         write_shard(source / f"{number}.tar", big(40 * number), fingerprint={})
-    write_catalog(source, kind="objects", splits={"0.tar": "train", "1.tar": "train"}, about={})
+    write_catalog(source, kind="objects", splits={"0.tar": "train", "1.tar": "train"}, metadata={})
     tracemalloc.start()
     try:
         repack([source], tmp_path / "out", RepackConfig(samples_per_shard=60, seed=0))

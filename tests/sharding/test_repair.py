@@ -58,7 +58,7 @@ def folder(tmp_path: Path, whole: Path, make_sample: MakeSample) -> Path:
             write_shard(whole / name, [*samples, failure], fingerprint={"stage": "1"})
             splits[name] = split
             first += num
-        write_catalog(whole, kind="objects", splits=splits, about={"label_names": ["a"]})
+        write_catalog(whole, kind="objects", splits=splits, metadata={"label_names": ["a"]})
     return shutil.copytree(whole, tmp_path / "objects")
 
 
@@ -95,7 +95,7 @@ def _older_manifest(tar: Path) -> None:
     old = manifest_path(tar).read_bytes()
     _rewrite(tar, list(iterate(tar))[:4], "1")
     splits = {s.tar: s.split for s in read_catalog(tar.parent).shards}
-    write_catalog(tar.parent, kind="objects", splits=splits, about={"label_names": ["a"]})
+    write_catalog(tar.parent, kind="objects", splits=splits, metadata={"label_names": ["a"]})
     manifest_path(tar).write_bytes(old)
 
 
@@ -238,7 +238,7 @@ def test_a_rebuilt_manifest_counts_and_is_not_taken_for_the_stages_own(folder: P
     assert any("1 failures are known by their number alone" in line for line in lines(report))
     _rewrite(folder / NAME, results, "1")
     splits = {shard.tar: shard.split for shard in before.shards}
-    write_catalog(folder, kind=before.kind, splits=splits, about=before.about)
+    write_catalog(folder, kind=before.kind, splits=splits, metadata=before.metadata)
     after = _files(folder)
     assert {name: after[name] for name in sound} == sound
 

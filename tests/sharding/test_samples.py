@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from sharding.format.catalog import write_catalog
 from sharding.format.manifest import read_manifest
 from sharding.format.schema import Sample, ShardError
-from sharding.reading.dataset_source import Source
-from sharding.reading.stream import Stream
+from sharding.reading.dataset_source import DatasetSource
+from sharding.reading.stream import ShardStream
 from sharding.reading.webdataset_adapter import WebdatasetAdapter
 from sharding.tools.index import index_folder
 from sharding.writing.shard_writer import write_shard
@@ -51,13 +51,13 @@ def folder(tmp_path: Path, make_sample: Callable[..., Sample]) -> Path:
             fingerprint={},
         )
         splits[name], first = "train", first + count
-    write_catalog(tmp_path, kind="objects", splits=splits, about={})
+    write_catalog(tmp_path, kind="objects", splits=splits, metadata={})
     return tmp_path
 
 
-def _stream(folder: Path) -> Stream:
-    return Stream(
-        [Source(folder)], seed=5, micro_batch_size=2, window_num_shards=2, shape_step_px=64
+def _stream(folder: Path) -> ShardStream:
+    return ShardStream(
+        [DatasetSource(folder)], seed=5, micro_batch_size=2, window_num_shards=2, shape_step_px=64
     )
 
 

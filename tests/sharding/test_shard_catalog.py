@@ -38,7 +38,7 @@ def test_the_catalog_lists_what_the_manifests_say(tmp_path: Path, make_folder: M
     """Oracle: counts given to make_folder (one failure a shard), hashlib, stat."""
     folder = make_folder(tmp_path, [3, 0, 2])
     catalog = read_catalog(folder)
-    assert catalog.kind == "objects" and catalog.about == {"label_names": ["a", "b"]}
+    assert catalog.kind == "objects" and catalog.metadata == {"label_names": ["a", "b"]}
     assert [(s.num_input, s.num_ok, s.num_failed) for s in catalog.shards] == [
         (4, 3, 1),
         (1, 0, 1),
@@ -62,7 +62,7 @@ def test_splits_are_told_apart(tmp_path: Path, make_sample: Callable[..., Sample
     for index, name in enumerate(names):
         write_shard(tmp_path / name, [make_sample(index)], fingerprint={})
     splits = {name: name.split("-")[0] for name in reversed(names)}
-    catalog = write_catalog(tmp_path, kind="objects", splits=splits, about={})
+    catalog = write_catalog(tmp_path, kind="objects", splits=splits, metadata={})
     assert catalog == read_catalog(tmp_path)
     assert [tar.name for tar in catalog.tars(tmp_path, "train")] == [names[0], names[2]]
     assert [tar.name for tar in catalog.tars(tmp_path, "heldout")] == [names[1]]
@@ -76,14 +76,14 @@ def test_unfinished_shards_and_repeated_keys_get_no_catalog(
         write_shard(tmp_path / name, [make_sample(1)], fingerprint={})
     both = {"a.tar": "train", "b.tar": "heldout"}
     with pytest.raises(ShardError, match="picture-00001.*a.tar.*b.tar"):
-        write_catalog(tmp_path, kind="images", splits=both, about={})
+        write_catalog(tmp_path, kind="images", splits=both, metadata={})
     with pytest.raises(ShardError, match="c.tar"):
-        write_catalog(tmp_path, kind="images", splits={"c.tar": "train"}, about={})
+        write_catalog(tmp_path, kind="images", splits={"c.tar": "train"}, metadata={})
     with pytest.raises(ShardError, match="kind: got 'pictures'"):
-        write_catalog(tmp_path, kind="pictures", splits={"a.tar": "train"}, about={})
+        write_catalog(tmp_path, kind="pictures", splits={"a.tar": "train"}, metadata={})
     os.truncate(tmp_path / "a.tar", 512)
     with pytest.raises(ShardError, match="another size"):
-        write_catalog(tmp_path, kind="images", splits={"a.tar": "train"}, about={})
+        write_catalog(tmp_path, kind="images", splits={"a.tar": "train"}, metadata={})
     assert not (tmp_path / "catalog.json").exists()
 
 
@@ -103,7 +103,7 @@ def test_writing_it_sweeps_up_after_killed_writers(tmp_path: Path, make_folder: 
     for name in stale + other:
         (folder / name).touch()
     splits = {"train-000000.tar": "train"}
-    write_catalog(folder, kind="objects", splits=splits, about={})
+    write_catalog(folder, kind="objects", splits=splits, metadata={})
     hidden = {name for name in os.listdir(folder) if name.startswith(".")}
     assert hidden == set(other)
 
@@ -184,7 +184,7 @@ def test_keys_are_compared_where_their_hashes_agree(
     tars = ["train-000000.tar", "train-000001.tar", "twin.tar"]
     write_shard(folder / "twin.tar", iterate(folder / tars[1]), fingerprint={})
     with pytest.raises(ShardError, match="picture-00002' in train-000001.tar and in twin.tar"):
-        write_catalog(folder, kind="objects", splits=dict.fromkeys(tars, "train"), about={})
+        write_catalog(folder, kind="objects", splits=dict.fromkeys(tars, "train"), metadata={})
 
 
 def _sizes_px(folder: Path, catalog: Catalog, split: str) -> list[list[int]]:
@@ -219,7 +219,7 @@ def test_a_split_has_its_own_shapes(tmp_path: Path, make_folder: MakeFolder) -> 
     splits = dict(zip(sorted(tar.name for tar in folder.glob("*.tar")), "abbc"))
     for name, new in (("train-000003.tar", "c"), ("train-000003.tar", "a")):
         splits[name] = new
-        catalog = write_catalog(folder, kind="objects", splits=splits, about={})
+        catalog = write_catalog(folder, kind="objects", splits=splits, metadata={})
         shapes = read_shapes(folder, catalog)
         assert shapes is not None
         for split in set(splits.values()):
@@ -242,7 +242,7 @@ def test_a_catalog_from_before_has_no_shapes(tmp_path: Path, make_folder: MakeFo
 
 def test_an_empty_folder_has_no_shapes_and_a_catalog(tmp_path: Path) -> None:
     """Oracle: no shards, no samples, an array [0, 2]."""
-    catalog = write_catalog(tmp_path, kind="images", splits={}, about={})
+    catalog = write_catalog(tmp_path, kind="images", splits={}, metadata={})
     shapes = read_shapes(tmp_path, catalog)
     assert shapes is not None and shapes.shape == (0, 2)
 
@@ -256,7 +256,7 @@ def test_shapes_of_another_catalog_are_never_used(tmp_path: Path, make_folder: M
     write_catalog(
         folder,
         kind="objects",
-        about={},
+        metadata={},
         splits={"train-000000.tar": "train", "train-000001.tar": "train"},
     )
     shapes = np.load(folder / "catalog.shapes.npy")

@@ -16,10 +16,10 @@ from sharding.format.catalog import read_catalog
 from sharding.format.manifest import manifest_path, read_manifest
 from sharding.format.schema import Sample, ShardError
 from sharding.reading import store as store_module
-from sharding.reading.dataset_source import Source
+from sharding.reading.dataset_source import DatasetSource
 from sharding.reading.sample_reader import iterate
 from sharding.reading.store import LocalStore, RemoteStore, open_store
-from sharding.reading.stream import Stream, positions
+from sharding.reading.stream import ShardStream, positions
 from sharding.writing.shard_writer import write_shard
 
 pytest.importorskip("aiohttp", reason="fsspec reads http through aiohttp, which is not installed")
@@ -41,9 +41,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "NUM_ATTEMPTS", 2)
 
 
-def _stream(folder: str | Path, **changes: Any) -> Stream:
+def _stream(folder: str | Path, **changes: Any) -> ShardStream:
     config = {"seed": 1, "micro_batch_size": 4, "window_num_shards": 2, "shape_step_px": 16}
-    return Stream([Source(folder)], **{**config, **changes})
+    return ShardStream([DatasetSource(folder)], **{**config, **changes})
 
 
 def _bytes(sample: Sample) -> tuple[object, ...]:
@@ -51,7 +51,7 @@ def _bytes(sample: Sample) -> tuple[object, ...]:
     return sample.key, sample.image, sample.extension, sample.info, sample.objects.tobytes()
 
 
-def _epoch(stream: Stream, **settings: Any) -> list[list[tuple[object, ...]]]:
+def _epoch(stream: ShardStream, **settings: Any) -> list[list[tuple[object, ...]]]:
     order = positions(0, 0, 1, stream.num_micro_batches)
     loader = DataLoader(stream, batch_size=None, sampler=order, **settings)
     return [[_bytes(sample) for sample in batch] for batch in loader]
@@ -109,7 +109,7 @@ def test_the_workers_of_a_rank_share_its_cache_and_board(
     before = server.num_requests[TAR]
     assert _epoch(stream) == first == _epoch(_stream(server.folder))
     assert server.num_requests[TAR] == before
-    assert {line.worker for line in stream.board.lines()} == {None, *range(num_workers)}
+    assert {line.worker for line in stream.board.activities()} == {None, *range(num_workers)}
 
 
 @pytest.mark.parametrize("fault", ["500", "cut", "stall"])

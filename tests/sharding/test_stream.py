@@ -21,18 +21,18 @@ from sharding.format.catalog import read_catalog
 from sharding.format.manifest import manifest_path, read_manifest
 from sharding.format.schema import Sample, ShardError
 from sharding.reading import store as store_module
-from sharding.reading.dataset_source import Source
+from sharding.reading.dataset_source import DatasetSource
 from sharding.reading.sample_reader import iterate
-from sharding.reading.stream import Stream, positions
+from sharding.reading.stream import ShardStream, positions
 from sharding.writing.shard_writer import write_shard
 
 MakeFolder = Callable[..., Path]
 COUNTS = [7, 0, 12, 3, 9]
 
 
-def _stream(folder: Path, **changes: Any) -> Stream:
+def _stream(folder: Path, **changes: Any) -> ShardStream:
     config = {"seed": 3, "micro_batch_size": 4, "window_num_shards": 2, "shape_step_px": 16}
-    return Stream([Source(folder)], **{**config, **changes})
+    return ShardStream([DatasetSource(folder)], **{**config, **changes})
 
 
 def _same(one: Sample, two: Sample) -> bool:
@@ -46,7 +46,7 @@ def _same(one: Sample, two: Sample) -> bool:
     )
 
 
-def _loader(stream: Stream, order: Any, num_workers: int, **settings: Any) -> DataLoader:
+def _loader(stream: ShardStream, order: Any, num_workers: int, **settings: Any) -> DataLoader:
     return DataLoader(stream, batch_size=None, sampler=order, num_workers=num_workers, **settings)
 
 
@@ -232,19 +232,19 @@ def test_the_state_is_the_position_and_the_order_it_belongs_to(
         _stream(folder, window_num_shards=3),
         _stream(folder, shape_step_px=32),
         _stream(make_folder(tmp_path / "c", COUNTS[::-1])),
-        _of([Source(folder, weight=1)], shape_step_px=16),
-        _of([Source(folder), Source(folder)], shape_step_px=16),
+        _of([DatasetSource(folder, weight=1)], shape_step_px=16),
+        _of([DatasetSource(folder), DatasetSource(folder)], shape_step_px=16),
     ]
     for other in others:
         with pytest.raises(ShardError, match="state: got position 1234 of order"):
             other.position(state)
     for broken in ({}, {"position": -1, **{"order": state["order"]}}, {"position": True}):
-        with pytest.raises(ShardError, match="expected what Stream.state gave"):
+        with pytest.raises(ShardError, match="expected what ShardStream.state gave"):
             _stream(folder).position(broken)
 
 
-def _of(sources: list[Source], shape_step_px: int = 64) -> Stream:
-    return Stream(
+def _of(sources: list[DatasetSource], shape_step_px: int = 64) -> ShardStream:
+    return ShardStream(
         sources, seed=3, micro_batch_size=4, window_num_shards=2, shape_step_px=shape_step_px
     )
 
@@ -260,7 +260,7 @@ def test_weighted_sources_come_in_their_ratio_each_once_an_epoch(
 ) -> None:
     """Oracle: micro-batches of a cycle counted; the keys of three epochs of each set: 3 each."""
     large, small = two_sets
-    stream = _of([Source(large, weight=1), Source(str(small), weight=2)])
+    stream = _of([DatasetSource(large, weight=1), DatasetSource(str(small), weight=2)])
     assert stream.num_micro_batches == 3
     seen: dict[int, Counter[str]] = {0: Counter(), 1: Counter()}
     for cycle in range(9):
@@ -277,7 +277,7 @@ def test_weighted_sources_come_in_their_ratio_each_once_an_epoch(
 def test_sources_without_weights_are_one_set(two_sets: tuple[Path, Path]) -> None:
     """Oracle: keys counted over an epoch; the shard that a fault names is that of its folder."""
     large, small = two_sets
-    stream = _of([Source(large), Source(small)])
+    stream = _of([DatasetSource(large), DatasetSource(small)])
     assert stream.num_micro_batches == 5
     seen = Counter(sample.key for position in range(5) for sample in stream[position])
     assert seen == Counter({f"picture-{index:05d}": 1 + (index < 8) for index in range(12)})
@@ -285,12 +285,12 @@ def test_sources_without_weights_are_one_set(two_sets: tuple[Path, Path]) -> Non
     faults = [
         fault
         for position in range(5)
-        for fault in _of([Source(large), Source(small)]).read(position).faults
+        for fault in _of([DatasetSource(large), DatasetSource(small)]).read(position).faults
     ]
     assert {fault.tar for fault in faults} == {str(small / "train-000001.tar")}
     assert {fault.key for fault in faults} == {f"picture-{index:05d}" for index in range(4, 8)}
     with pytest.raises(ShardError, match="1 of 2 with a weight"):
-        _of([Source(large, weight=3), Source(small)])
+        _of([DatasetSource(large, weight=3), DatasetSource(small)])
 
 
 def test_an_unfinished_or_unknown_set_is_refused_at_once(
@@ -301,8 +301,8 @@ def test_an_unfinished_or_unknown_set_is_refused_at_once(
         _stream(tmp_path)
     make_folder(tmp_path, [1])
     with pytest.raises(ShardError, match="split"):
-        Stream(
-            [Source(tmp_path, "heldout")],
+        ShardStream(
+            [DatasetSource(tmp_path, "heldout")],
             seed=0,
             micro_batch_size=1,
             window_num_shards=1,

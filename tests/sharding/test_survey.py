@@ -6,16 +6,16 @@ from pathlib import Path
 
 from claim_workers import SETTINGS, TARS, killed_holder, make_worker, samples, work
 
-from sharding.coordination.progress import Surveyor
-from sharding.coordination.work_queue import ask_again
+from sharding.coordination.progress import ProgressReader
+from sharding.coordination.work_queue import request_rewrites
 from sharding.format.schema import Failure
 from sharding.writing.shard_writer import write_shard
 
 
 def test_no_work_is_no_survey(tmp_path: Path) -> None:
-    assert Surveyor(tmp_path / "nothing").look() is None
+    assert ProgressReader(tmp_path / "nothing").read() is None
     work(tmp_path)
-    assert Surveyor(tmp_path).look() is None
+    assert ProgressReader(tmp_path).read() is None
 
 
 def test_done_running_failed_and_progress_are_counted(tmp_path: Path) -> None:
@@ -26,13 +26,13 @@ def test_done_running_failed_and_progress_are_counted(tmp_path: Path) -> None:
     results = [samples(tars[0])[0], Failure(key="b", reason="r")]
     write_shard(tmp_path / tars[0], results, fingerprint=whole)
     write_shard(tmp_path / tars[1], samples(tars[1]), fingerprint={**whole, "rule": "other"})
-    surveyor = Surveyor(tmp_path)
+    surveyor = ProgressReader(tmp_path)
     with make_worker(tmp_path, whole) as worker:
-        with next(worker.take()) as claim:
-            results = claim.through(samples(claim.tar))
+        with next(worker.claims()) as claim:
+            results = claim.track(samples(claim.tar))
             next(results)
-            worker._heart.beat()
-            survey = surveyor.look()
+            worker._heartbeat.beat()
+            survey = surveyor.read()
             assert survey is not None
             assert (survey.num_shards, survey.num_inputs) == (6, 12)
             assert (survey.num_done, survey.num_input_done, survey.num_failed) == (1, 2, 1)
@@ -44,10 +44,10 @@ def test_done_running_failed_and_progress_are_counted(tmp_path: Path) -> None:
             assert abs(survey.seconds_left * survey.rate - (12 - 2 - 1)) < 1e-6
             list(results)
             write_shard(tmp_path / claim.tar, samples(claim.tar), fingerprint=whole)
-    survey = surveyor.look()
+    survey = surveyor.read()
     assert survey is not None
     assert (survey.num_done, survey.num_running, survey.alive) == (2, 0, ())
     assert survey.seconds_left is None
-    ask_again(tmp_path, [tars[0]])
-    survey = surveyor.look()
+    request_rewrites(tmp_path, [tars[0]])
+    survey = surveyor.read()
     assert survey is not None and survey.num_done == 1 and survey.num_failed == 0

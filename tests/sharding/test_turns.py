@@ -39,14 +39,14 @@ def test_every_position_is_real_once_and_ranks_have_equally_many_turns(
         positions = range(first, min(first + step_size, start + num))
         mine = [rank[step * turns_a_step : (step + 1) * turns_a_step] for rank in per_rank]
         in_time = [turn for at_once in zip(*mine) for turn in at_once]
-        assert [turn.position for turn in in_time if turn.real] == list(positions)
+        assert [turn.position for turn in in_time if not turn.is_padding] == list(positions)
         assert all(turn.position in positions for turn in in_time)
 
 
 def test_without_an_end_it_never_ends() -> None:
     """Oracle: with two ranks and steps of 3, rank 1 has the middle one and, in vain, the first."""
     mine = itertools.islice(turns(9, 1, 2, step_size=3), 4)
-    assert list(mine) == [Turn(10, True), Turn(9, False), Turn(13, True), Turn(12, False)]
+    assert list(mine) == [Turn(10, False), Turn(9, True), Turn(13, False), Turn(12, True)]
 
 
 def test_a_world_larger_than_a_step_is_masked() -> None:
@@ -54,18 +54,18 @@ def test_a_world_larger_than_a_step_is_masked() -> None:
     all_turns = [list(turns(0, rank, 5, step_size=2, end=2)) for rank in range(5)]
     assert [len(mine) for mine in all_turns] == [1] * 5
     assert [mine[0] for mine in all_turns] == [
-        Turn(0, True),
-        Turn(1, True),
         Turn(0, False),
         Turn(1, False),
-        Turn(0, False),
+        Turn(0, True),
+        Turn(1, True),
+        Turn(0, True),
     ]
 
 
 def test_as_many_as_before_where_ranks_divide_the_step() -> None:
     """Oracle: start + rank, start + rank + world_size, ...: what checkpoints were made with."""
     mine = itertools.islice(turns(7, 1, 4, step_size=8), 5)
-    assert list(mine) == [Turn(position, True) for position in (8, 12, 16, 20, 24)]
+    assert list(mine) == [Turn(position, False) for position in (8, 12, 16, 20, 24)]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +157,6 @@ def test_worlds_come_and_go_with_their_workers(
             loader = _Loader(order, mine, data.draw(st.integers(1, 4), "num_workers"))
             for turn, samples in itertools.islice(loader, wanted):
                 epoch = turn.position * 2 // end
-                seen.update((epoch, *sample) for sample in samples if turn.real)
+                seen.update((epoch, *sample) for sample in samples if not turn.is_padding)
         position = min(end, position + num_steps * step_size)
     assert set(seen.values()) == {1} and len(seen) == 2 * num_samples

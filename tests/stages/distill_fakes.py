@@ -93,7 +93,7 @@ def write_images(folder: Path, shards: Mapping[str, Sequence[Sample | Failure]])
         folder,
         kind="images",
         splits={tar: SHARDS[tar] for tar in shards},
-        about={"label_names": [], "attribute_names": [], "source": "t"},
+        metadata={"label_names": [], "attribute_names": [], "source": "t"},
     )
 
 

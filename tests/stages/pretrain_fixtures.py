@@ -121,7 +121,7 @@ def write_objects(folder: Path, samples: Sequence[Sample]) -> Path:
         "feature_size": FEATURE_SIZE,
         "num_top": NUM_TOP,
     }
-    write_catalog(folder, kind="objects", splits=splits, about=about)
+    write_catalog(folder, kind="objects", splits=splits, metadata=about)
     return folder
 
 

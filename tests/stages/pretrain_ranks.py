@@ -170,7 +170,7 @@ def _trace(path: Path) -> None:
 
     def traced(self: Batches, turn: Any) -> LoadedBatch:
         delivery = plain(self, turn)
-        if delivery.turn.real:
+        if not delivery.turn.is_padding:
             keys = delivery.batch.keys if delivery.batch else []
             with path.open("a") as file:
                 file.write(json.dumps({"position": turn.position, "keys": keys}) + "\n")

@@ -107,7 +107,7 @@ def write_samples(
             write_shard(folder / tar, samples, fingerprint={})
             split_of[tar] = split
     about = {"label_names": list(label_names), "attribute_names": ATTRIBUTES}
-    write_catalog(folder, kind="images", splits=split_of, about=about)
+    write_catalog(folder, kind="images", splits=split_of, metadata=about)
     return folder
 
 

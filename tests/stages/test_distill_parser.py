@@ -266,7 +266,7 @@ def test_object_shards_from_the_parser(parser_folder: Path, tmp_path: Path) -> N
         seer=seer_of(FakeTeacher()),
         out=tmp_path / "objects",
     )
-    assert catalog is not None and catalog.about["chunker"].startswith("en_pipeline")
+    assert catalog is not None and catalog.metadata["chunker"].startswith("en_pipeline")
     (seen,) = iterate(tmp_path / "objects" / "train-000000.tar")
     (phrases,) = seen.info["phrases"]
     assert [phrase["text"] for phrase in phrases] == ["the small dog", "a red square"]

@@ -119,7 +119,7 @@ def test_catalog_tells_what_readers_need(images: Path, tmp_path: Path) -> None:
     assert catalog == read_catalog(out)
     assert catalog.kind == "objects"
     assert {shard.tar: shard.split for shard in catalog.shards} == SHARDS
-    assert catalog.about == {
+    assert catalog.metadata == {
         "label_names": FakeTeacher.label_names,
         "attribute_names": FakeTeacher.attribute_names,
         "feature_size": 6,

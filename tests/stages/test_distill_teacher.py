@@ -56,8 +56,8 @@ def test_shards_hold_what_the_teacher_sees_in_each_picture_alone(tmp_path: Path)
     seer = make_object_source(config, tmp_path / "teacher")
     catalog = distill(config, images=tmp_path / "images", seer=seer, out=out)
     assert catalog is not None
-    assert (catalog.about["feature_size"], catalog.about["num_top"]) == (12, 3)
-    assert catalog.about["teacher"] == teacher.fingerprint
+    assert (catalog.metadata["feature_size"], catalog.metadata["num_top"]) == (12, 3)
+    assert catalog.metadata["teacher"] == teacher.fingerprint
     num_objects = 0
     for sample, seen in zip(samples, iterate(out / "train-000000.tar"), strict=True):
         (alone,) = teacher.detect([teacher.prepare(decode(sample))])

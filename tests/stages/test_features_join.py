@@ -348,8 +348,8 @@ def test_a_whole_distillation_from_old_features(
         out=out,
     )
     assert not verify_paths([out], full=True)
-    assert catalog.about["label_names"] == list(LABELS)
-    account = catalog.about["features"]
+    assert catalog.metadata["label_names"] == list(LABELS)
+    account = catalog.metadata["features"]
     assert (account["num_pictures"], account["num_pictures_without_features"]) == (12, 1)
     assert (account["num_features"], account["features_without_pictures"]) == (12, ["999"])
     assert (account["num_repeated"], account["repeated"]) == (1, ["109"])

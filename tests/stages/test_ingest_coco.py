@@ -213,7 +213,7 @@ def test_instances_become_truth(tmp_path: Path) -> None:
         [1.0, 1.0, 6.0, 6.0]
     ]  # drawn at ten times the size
     assert "truth" not in found["c"].info  # not in the instances file
-    assert catalog.about == {
+    assert catalog.metadata == {
         "label_names": ["cat", "dog"],
         "attribute_names": [],
         "source": "coco",

@@ -19,7 +19,7 @@ import pytest
 import webdataset
 from ingest_corpora import captions_of, encoded, samples, write_json
 
-from sharding.coordination.work_queue import ask_again
+from sharding.coordination.work_queue import request_rewrites
 from sharding.format.catalog import Catalog, read_catalog
 from sharding.format.manifest import manifest_path, read_manifest
 from sharding.format.schema import ShardError, check_key
@@ -62,7 +62,7 @@ def test_the_catalog_counts_what_is_there(tmp_path: Path) -> None:
     assert catalog == read_catalog(tmp_path) and catalog.kind == "images"
     assert len(catalog.shards) == NUM_TOY_SHARDS
     assert [len(catalog.tars(tmp_path, split)) for split in ("train", "heldout")] == [8, 2]
-    assert catalog.about["source"] == "toy" and "circle" in catalog.about["label_names"]
+    assert catalog.metadata["source"] == "toy" and "circle" in catalog.metadata["label_names"]
     assert len(samples(tmp_path, catalog)) == 70
 
 
@@ -182,7 +182,7 @@ def test_only_what_failed_is_made_again(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(run, "make_sample", counted)
     coco(tmp_path, 9, write=False)
     assert made == []
-    ask_again(tmp_path / "out", failed)
+    request_rewrites(tmp_path / "out", failed)
     coco(tmp_path, 9, write=False)
     assert sorted(made) == ["002", "007"]
     assert digests(tmp_path / "out") == expected

@@ -254,7 +254,7 @@ def test_shards_are_made_anew_when_the_model_changed(tmp_path: Path) -> None:
             out=tmp_path / "objects",
             show=False,
         )
-        assert catalog.about["similarity"] == "spacy en_pipeline"
+        assert catalog.metadata["similarity"] == "spacy en_pipeline"
         shards.append((tar.stat().st_mtime_ns, tar.read_bytes()))
     assert shards[0] == shards[1]
     assert shards[1][0] != shards[2][0] and shards[1][1] != shards[2][1]

@@ -14,7 +14,7 @@ from PIL import Image
 from pretrain_fixtures import TINY, tiny_student, toy_samples, toy_tokenizer, write_objects
 from transformers import PreTrainedTokenizerFast
 
-from sharding.reading.dataset_source import Source, open_source
+from sharding.reading.dataset_source import DatasetSource, open_source
 from stages.pretrain.data import make_tokenizer
 from stages.student.build import make_student
 from stages.student.extend_vocabulary import extend
@@ -80,7 +80,7 @@ def test_person_tags_are_words_of_their_own(tmp_path: Path) -> None:
 def test_a_recipe_with_person_tags(tmp_path: Path) -> None:
     """Oracle: the tokenizer trained on the same captions without, and then the tags."""
     objects = write_objects(tmp_path / "objects", toy_samples(6, 3))
-    opened = [open_source(Source(folder=objects), cache=None)]
+    opened = [open_source(DatasetSource(folder=objects), cache=None)]
     (tmp_path / "at").mkdir()
     toy_tokenizer().save_pretrained(tmp_path / "at")
     tokenizer = _made(tmp_path / "at", opened)

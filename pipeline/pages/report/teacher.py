@@ -93,7 +93,7 @@ def _boxes(run: RunFolder, pictures: Pictures) -> Sequence[Element]:
     if catalog is None:
         return [missing("The teacher has not looked at the pictures yet: distill comes next.")]
     samples = [sample for sample in pictures.first(_NUM_PICTURES) if sample.objects is not None]
-    figures = [boxed_picture(sample, catalog.about) for sample in samples]
+    figures = [boxed_picture(sample, catalog.metadata) for sample in samples]
     drawn = [figure for figure in figures if figure is not None]
     if not drawn:
         return [missing("No held-out picture can be drawn.")]

@@ -20,7 +20,7 @@ from sharding.format.catalog import ShardEntry, parse_catalog
 from sharding.format.manifest import Manifest, manifest_path, parse_manifest
 from sharding.format.schema import Sample, ShardError
 from sharding.reading.sample_reader import make_sample
-from sharding.reading.shard_reader import RawSample, Shards
+from sharding.reading.shard_reader import RawSample, ShardReader
 from sharding.reading.store import LocalStore, Store, Unreachable, open_store
 from sharding.reading.watchdog import StatusBoard
 from sharding.tools.verify import Fault
@@ -69,7 +69,7 @@ class Shelf:
     ) -> None:
         self.where, self.entries, self.about, self.words = where, entries, about, words
         self.is_far = not isinstance(store, LocalStore)
-        self._shards = Shards(
+        self._shards = ShardReader(
             [(store, entry) for entry in entries], num_manifests=_NUM_MANIFESTS, board=StatusBoard()
         )
 
@@ -195,7 +195,7 @@ def _of_tar(where: str, folder: str, name: str) -> Shelf:
         words = []
     else:
         words = [f"The {CATALOG} beside it knows another shard of this name: names may not fit."]
-    return Shelf(where, store, [entry], about=catalog.about, words=words)
+    return Shelf(where, store, [entry], about=catalog.metadata, words=words)
 
 
 def _manifest_bytes(store: Store, name: str) -> bytes:
@@ -222,7 +222,7 @@ def _of_folder(where: str, folder: str) -> Shelf:
             f"{error}, expected the catalog of a folder of finished shards, or the URL of one .tar"
         ) from error
     catalog = parse_catalog(data, f"{store.where}/{CATALOG}")
-    return Shelf(where, store, catalog.shards, about=catalog.about, words=[])
+    return Shelf(where, store, catalog.shards, about=catalog.metadata, words=[])
 
 
 def _unfinished(where: str, store: Store, folder: Path) -> Shelf:

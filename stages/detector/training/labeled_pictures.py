@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sharding.format.catalog import read_catalog
 from sharding.reading.sample_reader import OpenTar, make_sample
-from sharding.reading.shard_reader import Shards, sound
+from sharding.reading.shard_reader import ShardReader, sound
 from sharding.reading.store import LocalStore
 from sharding.reading.watchdog import StatusBoard
 from stages.picture import open_picture
@@ -60,7 +60,7 @@ class LabeledPictures:
         self._attributes = {name: index for index, name in enumerate(attribute_names)}
         store = LocalStore(images)
         entries = [shard for shard in read_catalog(images).shards if shard.split == split]
-        self._shards = Shards(
+        self._shards = ShardReader(
             [(store, entry) for entry in entries], num_manifests=NUM_MANIFESTS, board=StatusBoard()
         )
         self.places: list[Place] = []

@@ -262,7 +262,7 @@ def _is_finished(out: Path, fingerprint: str) -> bool:
 
 
 def _read_names(images: Path) -> Names:
-    about = read_catalog(images).about
+    about = read_catalog(images).metadata
     return Names(list(about.get("label_names", [])), list(about.get("attribute_names", [])))
 
 
