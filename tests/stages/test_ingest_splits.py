@@ -88,7 +88,7 @@ def test_each_split_has_files_of_its_own(tmp_path: Path) -> None:
         [{"start": 0, "end": 8, "chain": "7", "type": "animals", "objects": [0, 1]}]
     ]
     assert reasons(tmp_path / "out", catalog) == {"b": ["duplicate key: b.jpg after b.jpg"]}
-    assert catalog.about["dropped"] == {"broken line of phrases": 3}
+    assert catalog.metadata["dropped"] == {"broken line of phrases": 3}
 
 
 def test_splits_that_cannot_be_meant_are_refused() -> None:
