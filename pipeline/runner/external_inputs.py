@@ -27,6 +27,11 @@ def outside(recipe: Recipe, kind: StageKind) -> dict[str, str]:
     if kind.name == "teach" and recipe.teach.given is not None:
         config = Path(recipe.teach.given) / "config.json"  # holds a hash of the whole teacher
         return {"teach.given": sha256_file(config) if config.is_file() else "not there"}
+    if kind.name == "teach" and recipe.teach.initial_weights is not None:
+        from stages.detector.training.initial_weights import weights_file  # heavy
+
+        weights = weights_file(Path(recipe.teach.initial_weights))
+        return {"teach.initial_weights": sha256_file(weights) if weights.is_file() else "not there"}
     if kind.name == "distill":
         return _models_from_elsewhere(recipe)
     if kind.name == "pretrain":

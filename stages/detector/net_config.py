@@ -7,13 +7,22 @@ that stand here are those of the toy world.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FPN_STRIDES_PX = (4, 8, 16, 32, 64)  # of p2 to p6
+FINEST_LEVELS = (2, 3, 4)  # the first of p2 to p4 that a pyramid may begin with
 C4_STRIDE_PX = 16
+
+
+# Fields that earlier versions did not have, and what they did.
+LATER_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "backbone": {"block": "bottleneck", "fpn_finest": 2},
+    "boxes": {"canonical_box_px": 224.0, "class_agnostic": False},
+}
 
 
 def check(config: object, valid: Mapping[str, tuple[bool, str]]) -> None:
@@ -103,8 +112,10 @@ class PlainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig:
-    """A ResNet of bottleneck blocks (`resnet.py`), with or without a pyramid (`fpn.py`).
+    """A ResNet (`resnet.py`), with or without a pyramid (`fpn.py`).
 
+    block: "bottleneck" (ResNet 50, 101, 152) or "basic" (ResNet 18, 34: two 3x3 convolutions;
+        bottleneck_widths, groups and stride_in_1x1 do not apply).
     stem_width: channels after the stem. stage_widths, bottleneck_widths, num_blocks: channels
         that a block gives, channels inside it, and blocks, of the stages res2 to res5.
     groups: of the 3x3 convolutions; above 1 it is a ResNeXt.
@@ -115,9 +126,11 @@ class ResNetConfig:
     res5_dilation: 2 has res5 keep the stride of res4 and dilate its 3x3 convolutions instead.
     fpn_width: channels of the pyramid p2 to p6; null is a C4 model, whose backbone ends with res4
         and whose box head is res5.
+    fpn_finest: the pyramid's first level, 2 to 4; 3 leaves out p2, most of a pyramid's work.
     """
 
     kind: Literal["resnet"] = "resnet"
+    block: Literal["bottleneck", "basic"] = "bottleneck"
     stem_width: int = 64
     stage_widths: tuple[int, int, int, int] = (256, 512, 1024, 2048)
     bottleneck_widths: tuple[int, int, int, int] = (64, 128, 256, 512)
@@ -127,6 +140,7 @@ class ResNetConfig:
     max_pool: Literal["padded", "caffe"] = "padded"
     res5_dilation: int = 1
     fpn_width: int | None = None
+    fpn_finest: int = 2
 
     def __post_init__(self) -> None:
         four = {
@@ -140,6 +154,7 @@ class ResNetConfig:
             self,
             {
                 "kind": (self.kind == "resnet", "'resnet'"),
+                "block": (self.block in ("bottleneck", "basic"), "'bottleneck' or 'basic'"),
                 "stem_width": (self.stem_width >= 1, "1 or more"),
                 **four,
                 "groups": (
@@ -150,13 +165,16 @@ class ResNetConfig:
                 "max_pool": (self.max_pool in ("padded", "caffe"), "'padded' or 'caffe'"),
                 "res5_dilation": (self.res5_dilation in (1, 2), "1 or 2"),
                 "fpn_width": (self.fpn_width is None or self.fpn_width >= 1, "1 or more, or null"),
+                "fpn_finest": (self.fpn_finest in FINEST_LEVELS, "2, 3 or 4"),
             },
         )
 
     @property
     def strides_px(self) -> tuple[int, ...]:
         """Pixels that a cell spans, level by level."""
-        return (C4_STRIDE_PX,) if self.fpn_width is None else FPN_STRIDES_PX
+        if self.fpn_width is None:
+            return (C4_STRIDE_PX,)
+        return FPN_STRIDES_PX[self.fpn_finest - FINEST_LEVELS[0] :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +249,13 @@ class BoxConfig:
     pooling: "align" (RoIAlign, aligned) or "pool" (the older RoIPool, a maximum a bin).
     num_bins: side, in bins, of what is taken from a box.
     sampling_ratio: samples of RoIAlign a bin and side; 0 is one a cell that the bin spans.
+    canonical_box_px: side of a box that reads the level of stride 16 of a pyramid; 224, of the
+        paper and detectron2, suits pictures of 600 px and more.
     head: "fc" (two linear layers, as pyramids have), "conv" (two convolutions and a mean, for
         small nets) or "res5" (ResNet's last stage and a mean, as C4 models have).
     feature_size: length of an object's feature, which is what the classifier sees.
     delta_weights: dx, dy, dw and dh are predicted this many times as large.
+    class_agnostic: one box a proposal for all classes, else one for each.
     attribute_embedding_size, attribute_hidden_size: widths of the attribute predictor.
     has_no_attribute: its softmax has one more column, the last, for a box without attribute.
     """
@@ -242,9 +263,11 @@ class BoxConfig:
     pooling: Literal["align", "pool"] = "align"
     num_bins: int = 7
     sampling_ratio: int = 1
+    canonical_box_px: float = 224.0
     head: Literal["fc", "conv", "res5"] = "fc"
     feature_size: int = 128
     delta_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    class_agnostic: bool = False
     attribute_embedding_size: int = 16
     attribute_hidden_size: int = 64
     has_no_attribute: bool = False
@@ -260,6 +283,7 @@ class BoxConfig:
                     "'align', or with the head 'res5' 'pool'",
                 ),
                 "sampling_ratio": (self.sampling_ratio >= 0, "0 or more"),
+                "canonical_box_px": (self.canonical_box_px > 0, "above 0"),
                 "head": (self.head in ("fc", "conv", "res5"), "'fc', 'conv' or 'res5'"),
                 "delta_weights": (
                     len(self.delta_weights) == 4 and min(self.delta_weights) > 0,
@@ -345,8 +369,22 @@ class TeacherConfig:
         )
 
 
+def net_to_json(net: TeacherConfig) -> dict[str, Any]:
+    """The config as `net_from_json` reads it.
+
+    Fields that came later are left out where they have the value that held before, so that the
+    fingerprints of older teachers, which are taken over this, stay.
+    """
+    parts = dataclasses.asdict(net)
+    for part, fields in LATER_FIELDS.items():
+        for name, value in fields.items():
+            if parts[part].get(name) == value:
+                del parts[part][name]
+    return parts
+
+
 def net_from_json(net: Mapping[str, Any]) -> TeacherConfig:
-    """The config that `dataclasses.asdict` and JSON made `net` from.
+    """The config that `net_to_json` and JSON made `net` from.
 
     Raises ValueError for a part that is missing, odd or of no known kind.
     """

@@ -25,7 +25,7 @@ from stages.detector.device import pick_device
 from stages.detector.model.faster_rcnn import FasterRCNN
 from stages.detector.model.meta_init import put_weights, shapes_only
 from stages.detector.model_card import Card, Sizes, page
-from stages.detector.net_config import TeacherConfig, net_from_json
+from stages.detector.net_config import TeacherConfig, net_from_json, net_to_json
 from stages.detector.null_teacher import NullTeacher
 from stages.detector.predictor import Teacher
 
@@ -71,7 +71,7 @@ def save_teacher(
     data = safetensors.torch.save(weights)
     write_bytes(folder / WEIGHTS, data)
     write_json(folder / NAMES, {"labels": label_names, "attributes": attribute_names})
-    net = dataclasses.asdict(model.config)
+    net = net_to_json(model.config)
     fingerprint = _fingerprint(hashlib.sha256(data).hexdigest(), net, label_names, attribute_names)
     write_text(folder / CARD, page(card, sizes, fingerprint))
     write_json(
@@ -170,7 +170,7 @@ def _names(names: Any) -> list[str]:
 def _check_fingerprint(folder: Path, about: About) -> None:
     """TeacherError where net, names and weights are not those that the fingerprint is of."""
     assert about.net is not None, folder
-    net = dataclasses.asdict(about.net)
+    net = net_to_json(about.net)
     got = _fingerprint(sha256_file(folder / WEIGHTS), net, about.labels, about.attributes)
     if got != about.fingerprint:
         raise TeacherError(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from stages.detector.model.anchors import cell_anchors, grid_anchors
-from stages.detector.ops import pooler
 from stages.detector.ops.pooler import Level, pick_levels, pool
 from stages.detector.ops.roi_align import roi_align
 
@@ -165,10 +164,9 @@ def test_levels_follow_the_box_size() -> None:
     assert pick_levels(boxes, [8, 16]).tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
 
 
-def test_pooling_over_levels_takes_each_box_from_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pooling_over_levels_takes_each_box_from_its_own() -> None:
     """Oracle: `slow_roi_align` on the level that `pick_levels` names, box after box, over two
     pictures with different numbers of boxes; gradients reach every level that was read."""
-    monkeypatch.setattr(pooler, "CANONICAL_BOX_PX", 16)
     random = torch.Generator().manual_seed(3)
     levels = [
         Level(torch.randn(2, 3, 32 // s, 48 // s, generator=random).requires_grad_(), s)

@@ -31,9 +31,7 @@ class LinearBoxHead(nn.Module):
 
     def forward(self, levels: list[Level], boxes: list[Tensor]) -> Tensor:
         """Features [R, D] of boxes, one [R_i, 4] a picture."""
-        bins = pool(
-            levels, boxes, num_bins=self.config.num_bins, sampling_ratio=self.config.sampling_ratio
-        )
+        bins = _pool(levels, boxes, self.config)
         return torch.relu(self.fc2(torch.relu(self.fc1(bins.flatten(1)))))
 
 
@@ -51,10 +49,19 @@ class ConvolutionalBoxHead(nn.Module):
 
     def forward(self, levels: list[Level], boxes: list[Tensor]) -> Tensor:
         """Features [R, D] of boxes, one [R_i, 4] a picture."""
-        bins = pool(
-            levels, boxes, num_bins=self.config.num_bins, sampling_ratio=self.config.sampling_ratio
-        )
+        bins = _pool(levels, boxes, self.config)
         return torch.relu(self.conv2(torch.relu(self.conv1(bins)))).mean((2, 3))
+
+
+def _pool(levels: list[Level], boxes: list[Tensor], config: BoxConfig) -> Tensor:
+    """The bins [R, C, P, P] of boxes, one [R_i, 4] a picture."""
+    return pool(
+        levels,
+        boxes,
+        num_bins=config.num_bins,
+        sampling_ratio=config.sampling_ratio,
+        canonical_box_px=config.canonical_box_px,
+    )
 
 
 def build_box_head(width: int, config: TeacherConfig) -> nn.Module:
@@ -67,12 +74,14 @@ def build_box_head(width: int, config: TeacherConfig) -> nn.Module:
 
 
 class BoxPredictor(nn.Module):
-    """Class logits, background last, and box deltas for each class (Fast R-CNN, 2015)."""
+    """Class logits, background last, and box deltas (Fast R-CNN, 2015), for each class or, where
+    `class_agnostic`, the same for all."""
 
-    def __init__(self, feature_size: int, num_labels: int) -> None:
+    def __init__(self, feature_size: int, num_labels: int, *, class_agnostic: bool = False) -> None:
         super().__init__()
+        self.num_labels = num_labels
         self.cls_score = nn.Linear(feature_size, num_labels + 1)
-        self.bbox_pred = nn.Linear(feature_size, num_labels * 4)
+        self.bbox_pred = nn.Linear(feature_size, 4 if class_agnostic else num_labels * 4)
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
@@ -81,7 +90,8 @@ class BoxPredictor(nn.Module):
         """features [R, D] -> logits [R, L + 1], deltas [R, L, 4]."""
         with torch.autocast(features.device.type, enabled=False):
             wide = features.float()
-            return self.cls_score(wide), self.bbox_pred(wide).unflatten(1, (-1, 4))
+            deltas = self.bbox_pred(wide).unflatten(1, (-1, 4))
+            return self.cls_score(wide), deltas.expand(-1, self.num_labels, -1)
 
 
 class AttributePredictor(nn.Module):

@@ -58,7 +58,9 @@ class FasterRCNN(nn.Module):
             self.backbone.width, config.proposals, inclusive=config.inclusive_boxes
         )
         self.box_head = build_box_head(self.backbone.width, config)
-        self.box_predictor = BoxPredictor(config.boxes.feature_size, num_labels)
+        self.box_predictor = BoxPredictor(
+            config.boxes.feature_size, num_labels, class_agnostic=config.boxes.class_agnostic
+        )
         self.attribute_predictor = (
             AttributePredictor(num_labels, num_attributes, config.boxes) if num_attributes else None
         )

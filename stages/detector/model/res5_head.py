@@ -64,8 +64,10 @@ class Res5BoxHead(nn.Module):
 
     def _maps(self, feature: Tensor, num_boxes: int) -> Maps | None:
         """The maps of a feature [B, C, H, W]; None where the plain way is exact or cheaper."""
-        first = self._first_block()
-        if self.config.pooling != "align" or first.shortcut is None:
+        first = self.res5[0]
+        if self.config.pooling != "align" or not isinstance(first, Bottleneck):
+            return None
+        if first.shortcut is None or type(first.conv1) is not nn.Conv2d:  # a normalisation is apart
             return None
         layers = (first.conv1, first.shortcut)
         num_cells = feature.shape[0] * feature.shape[2] * feature.shape[3]

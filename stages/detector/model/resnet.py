@@ -1,4 +1,4 @@
-"""ResNets of bottleneck blocks, the backbones of full-size teachers.
+"""ResNets, the backbones of full-size teachers.
 
 Reached from `faster_rcnn.py` (up to res4, one level: a C4 model), from `fpn.py` (all stages) and,
 for the last stage alone, from `res5.py`. He et al., 2015 (https://arxiv.org/abs/1512.03385), in
@@ -79,24 +79,43 @@ class Bottleneck(nn.Module):
         return torch.relu_(self.conv3(hidden) + shortcut)
 
 
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a way round them, as in ResNet 18 and 34."""
+
+    def __init__(self, width_in: int, width: int, *, stride: int, dilation: int) -> None:
+        super().__init__()
+        self.shortcut = nn.Conv2d(width_in, width, 1, stride) if width_in != width else None
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, padding=dilation, dilation=dilation)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """feature [B, C_in, H, W] -> [B, C, H / stride, W / stride], rounded up."""
+        shortcut = feature if self.shortcut is None else self.shortcut(feature)
+        return torch.relu_(self.conv2(torch.relu_(self.conv1(feature))) + shortcut)
+
+
 def build_stage(config: ResNetConfig, place: int) -> nn.Sequential:
     """The blocks of the stage res2 (`place` 0) to res5 (`place` 3)."""
     dilation = config.res5_dilation if place == RES5 else 1
     width, width_in = config.stage_widths[place], (config.stem_width, *config.stage_widths)[place]
-    blocks = []
+    blocks: list[nn.Module] = []
     for number in range(config.num_blocks[place]):
         halves = number == 0 and place > 0 and dilation == 1
-        blocks.append(
-            Bottleneck(
-                width_in,
-                width,
-                config.bottleneck_widths[place],
-                stride=2 if halves else 1,
-                groups=config.groups,
-                dilation=dilation,
-                stride_in_1x1=config.stride_in_1x1,
+        stride = 2 if halves else 1
+        if config.block == "basic":
+            blocks.append(BasicBlock(width_in, width, stride=stride, dilation=dilation))
+        else:
+            blocks.append(
+                Bottleneck(
+                    width_in,
+                    width,
+                    config.bottleneck_widths[place],
+                    stride=stride,
+                    groups=config.groups,
+                    dilation=dilation,
+                    stride_in_1x1=config.stride_in_1x1,
+                )
             )
-        )
         width_in = width
     return nn.Sequential(*blocks)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from stages.detector.ops.boxes import area
 from stages.detector.ops.roi_align import roi_align
 
-CANONICAL_BOX_PX = 224
+CANONICAL_BOX_PX = 224.0  # side of a box that reads the map of CANONICAL_STRIDE_PX
 CANONICAL_STRIDE_PX = 16
 
 
@@ -27,9 +27,11 @@ class Level(NamedTuple):
     stride: int
 
 
-def pick_levels(boxes: Tensor, strides: list[int]) -> Tensor:
+def pick_levels(
+    boxes: Tensor, strides: list[int], canonical_box_px: float = CANONICAL_BOX_PX
+) -> Tensor:
     """Which of the maps with `strides` (pixels, each double the last) a box reads: [R], int64."""
-    scale = torch.log2(area(boxes).sqrt() / CANONICAL_BOX_PX + 1e-8)
+    scale = torch.log2(area(boxes).sqrt() / canonical_box_px + 1e-8)
     level = torch.floor(math.log2(CANONICAL_STRIDE_PX) + scale)
     first, last = math.log2(strides[0]), math.log2(strides[-1])
     return (level.clamp(first, last) - first).long()
@@ -41,7 +43,14 @@ def picture_of_boxes(boxes: list[Tensor]) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(boxes), device=counts.device), counts)
 
 
-def pool(levels: list[Level], boxes: list[Tensor], *, num_bins: int, sampling_ratio: int) -> Tensor:
+def pool(
+    levels: list[Level],
+    boxes: list[Tensor],
+    *,
+    num_bins: int,
+    sampling_ratio: int,
+    canonical_box_px: float = CANONICAL_BOX_PX,
+) -> Tensor:
     """Features [R, C, P, P] of all boxes, picture after picture.
 
     boxes: one [R_i, 4] a picture in pixels of the network's input, R their sum.
@@ -56,7 +65,7 @@ def pool(levels: list[Level], boxes: list[Tensor], *, num_bins: int, sampling_ra
             num_bins=num_bins,
             sampling_ratio=sampling_ratio,
         )
-    chosen = pick_levels(all_boxes, [level.stride for level in levels])
+    chosen = pick_levels(all_boxes, [level.stride for level in levels], canonical_box_px)
     num_channels = levels[0].feature.shape[1]
     pooled = levels[0].feature.new_zeros(len(all_boxes), num_channels, num_bins, num_bins)
     for index, level in enumerate(levels):

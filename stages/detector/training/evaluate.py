@@ -16,9 +16,11 @@ import torch
 
 from stages.detector.ops.boxes import iou
 from stages.detector.predictor import Teacher
+from stages.detector.training.coco_metrics import coco_scores
 from stages.detector.training.labeled_pictures import NO_ATTRIBUTE, LabeledPictures, Truth
 
 LEAST_IOU = 0.5
+NUM_COMMONEST = 20  # labels of the score over the commonest
 
 
 def average_precision(found: list[np.ndarray], truths: list[Truth], num_labels: int) -> np.ndarray:
@@ -77,9 +79,13 @@ def score_teacher(teacher: Teacher, labelled: LabeledPictures) -> dict[str, Any]
     ]
     truths = [labelled.truth(index) for index in range(len(labelled))]
     by_label = average_precision(found, truths, len(teacher.label_names))
-    known = by_label[~np.isnan(by_label)]
     return {
-        "ap50": _score(float(known.mean()) if len(known) else None),
+        "ap50": _score(_mean(by_label)),
+        "ap50_commonest": {
+            **_score(_mean(by_label[_commonest(truths, len(by_label))])),
+            "num_labels": min(NUM_COMMONEST, len(by_label)),
+        },
+        "coco": coco_scores(found, truths, len(teacher.label_names)),
         "attribute_accuracy": _score(
             _attribute_accuracy(found, truths) if teacher.attribute_names else None
         ),
@@ -92,6 +98,20 @@ def score_teacher(teacher: Teacher, labelled: LabeledPictures) -> dict[str, Any]
         "convention": "AP at IoU 0.5, all-point interpolation (PASCAL VOC 2010), mean over the "
         "labels that occur",
     }
+
+
+def _mean(by_label: np.ndarray) -> float | None:
+    """Of the labels [n] that occur, whose precision is no NaN."""
+    known = by_label[~np.isnan(by_label)]
+    return float(known.mean()) if len(known) else None
+
+
+def _commonest(truths: list[Truth], num_labels: int) -> np.ndarray:
+    """The labels with most true boxes, at most NUM_COMMONEST; of equal ones the first."""
+    counts = np.zeros(num_labels, dtype=np.int64)
+    for truth in truths:
+        counts += np.bincount(truth.labels.numpy(), minlength=num_labels)
+    return np.argsort(-counts, kind="stable")[:NUM_COMMONEST]
 
 
 def _score(value: float | None) -> dict[str, float | None]:

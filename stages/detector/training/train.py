@@ -2,10 +2,11 @@
 
 Reached from `pipeline`. Writes to `out`, the teacher folder of the run:
 
-    checkpoint.safetensors   while it runs: weights, momentum, steps done
+    checkpoint.safetensors   while it runs: weights, the optimizer's state, steps done
+    best.safetensors         while it runs: the weights with the best AP50 on held-out pictures
     metrics.jsonl            losses, learning rate and seconds, a line every few steps
-    model.safetensors, names.json, config.json   the teacher (`teacher/folder.py`)
-    scores.json              AP50 on held-out pictures; written last
+    model.safetensors, names.json, config.json   the teacher (`teacher_folder.py`)
+    scores.json              AP on held-out pictures; written last
 
 Stopped at any moment and started again it ends with the same weights, bit for bit, on the same
 machine with the same number of threads: a step's pictures and random numbers are functions of
@@ -26,10 +27,13 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from sharding.format.catalog import catalog_sha256, read_catalog
-from sharding.writing.atomic import sha256_of, write_json, write_text
+from sharding.writing.atomic import sha256_file, sha256_of, write_json, write_text
 from stages.detector.model.faster_rcnn import FasterRCNN
+from stages.detector.net_config import ResNetConfig
+from stages.detector.null_teacher import NullTeacher
 from stages.detector.predictor import Teacher
 from stages.detector.teacher_folder import (
     copy_teacher,
@@ -39,8 +43,19 @@ from stages.detector.teacher_folder import (
 )
 from stages.detector.training.config import TeachConfig
 from stages.detector.training.evaluate import score_teacher
+from stages.detector.training.frozen_norm import folded
+from stages.detector.training.initial_weights import (
+    freeze,
+    load_initial_weights,
+    weights_file,
+)
 from stages.detector.training.labeled_pictures import LabeledPictures
 from stages.detector.training.losses import detection_losses
+from stages.detector.training.optimizer import (
+    build_optimizer,
+    learning_rate,
+    set_learning_rate,
+)
 from stages.detector.training.training_set import TrainingSet, step_random
 from stages.detector.training.training_state import (
     State,
@@ -55,7 +70,8 @@ NO_BOXES = (
     "alone: OMVM and PRA have nothing to go by. A source with boxes (toy, nlvr, or coco with "
     "ingest.instances) or a teacher from elsewhere (teach.given) changes that."
 )
-CHECKPOINT, METRICS, SCORES = "checkpoint.safetensors", "metrics.jsonl", "scores.json"
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+METRICS, SCORES = "metrics.jsonl", "scores.json"
 
 
 class TeachError(ValueError):
@@ -67,6 +83,16 @@ class Names(NamedTuple):
 
     labels: list[str]
     attributes: list[str]
+
+
+class Job(NamedTuple):
+    """One training: what it is of, what it is scored on and where it is written."""
+
+    config: TeachConfig
+    names: Names
+    heldout: LabeledPictures
+    out: Path
+    fingerprint: str
 
 
 def teach(config: TeachConfig, *, seed: int, images: Path, out: Path) -> None:
@@ -94,54 +120,55 @@ def teach(config: TeachConfig, *, seed: int, images: Path, out: Path) -> None:
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training_set = TrainingSet(labelled, config, seed=seed, device=device)
-    model = build_model(config, names, seed).to(device)
+    heldout = LabeledPictures(
+        images, "heldout", label_names=names.labels, attribute_names=names.attributes
+    )
     with _cpu_threads(config.num_threads):
-        seconds = _train(model, training_set, config, seed=seed, out=out, fingerprint=fingerprint)
-        save_teacher(out, model, label_names=names.labels, attribute_names=names.attributes)
-        scores = _score(images, out, names, config)
+        model, initialized = build_model(config, names, seed)
+        model.to(device)
+        job = Job(config, names, heldout, out, fingerprint)
+        seconds = _train(
+            model, build_optimizer(model, config, initialized=initialized), training_set, job
+        )
+        best = read_state(out / BEST)
+        if best is not None and best.fingerprint == fingerprint:
+            load_checkpoint(out / BEST, model, None)
+        save_teacher(out, folded(model), label_names=names.labels, attribute_names=names.attributes)
+        scores = _score(load_teacher(out), heldout)
     write_json(
         out / SCORES,
         {
             **scores,
             "training": fingerprint,
             "num_steps": config.num_steps,
+            "best_step": best.num_steps if best is not None else config.num_steps,
             "seconds": round(seconds, 1),
         },
     )
-    (out / CHECKPOINT).unlink(missing_ok=True)
+    for name in (CHECKPOINT, BEST):
+        (out / name).unlink(missing_ok=True)
 
 
-def build_model(config: TeachConfig, names: Names, seed: int) -> FasterRCNN:
-    """The net as `seed` initialises it; the global random state is left as it was."""
+def build_model(config: TeachConfig, names: Names, seed: int) -> tuple[FasterRCNN, set[str] | None]:
+    """The net as `seed` and the published weights initialise it, and the names of the parameters
+    that these gave; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return FasterRCNN(
+        model = FasterRCNN(
             config.net, num_labels=len(names.labels), num_attributes=len(names.attributes)
         )
-
-
-def build_optimizer(model: FasterRCNN, config: TeachConfig) -> torch.optim.SGD:
-    """SGD with momentum; weight decay on weights only, not on biases and normalisation."""
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [parameter for parameter in model.parameters() if parameter.ndim > 1],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [parameter for parameter in model.parameters() if parameter.ndim <= 1]},
-    ]
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
-
-
-def learning_rate(step: int, config: TeachConfig) -> float:
-    """Of `step` (from 0): a straight line up, then half a cosine down to nearly 0."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(config.num_steps - config.warmup_steps, 1)
-    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+    if isinstance(config.net.backbone, ResNetConfig):
+        for layer in model.proposal_network.children():  # as detectron2; the toy's are not
+            nn.init.zeros_(layer.bias)
+    initialized = None
+    if config.initial_weights is not None:
+        initialized = load_initial_weights(model, Path(config.initial_weights))
+    freeze(model, config.freeze_at)
+    return model, initialized
 
 
 def take_step(
-    model: FasterRCNN, optimizer: torch.optim.SGD, training_set: TrainingSet, step: int
+    model: FasterRCNN, optimizer: torch.optim.Optimizer, training_set: TrainingSet, step: int
 ) -> dict[str, float]:
     """One optimizer step on the batch of `step`; returns its losses by name, their weighted sum
     and the L2 norm of the gradients before clipping.
@@ -150,7 +177,11 @@ def take_step(
     """
     config = training_set.config
     batch = training_set.batch(step)
-    losses = detection_losses(model, batch, config, step_random(training_set.seed, step, "sample"))
+    with torch.autocast(
+        batch.pictures.device.type, torch.bfloat16, enabled=config.precision == "bf16"
+    ):
+        random = step_random(training_set.seed, step, "sample")
+        losses = detection_losses(model, batch, config, random)
     weights = {"attribute": config.attribute_weight}
     total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
     optimizer.zero_grad(set_to_none=True)
@@ -163,8 +194,7 @@ def take_step(
             f"step {step}: got losses {figures} on pictures {', '.join(batch.keys)}, expected "
             "finite numbers; lower teach.learning_rate or raise teach.warmup_steps"
         )
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, config)
+    set_learning_rate(optimizer, step, config)
     optimizer.step()
     return figures
 
@@ -181,16 +211,10 @@ def _cpu_threads(num_threads: int) -> Iterator[None]:
 
 
 def _train(
-    model: FasterRCNN,
-    training_set: TrainingSet,
-    config: TeachConfig,
-    *,
-    seed: int,
-    out: Path,
-    fingerprint: str,
+    model: FasterRCNN, optimizer: torch.optim.Optimizer, training_set: TrainingSet, job: Job
 ) -> float:
     """Trains `model` to the end, from the checkpoint if there is one; returns seconds in all."""
-    optimizer = build_optimizer(model, config)
+    config, out, fingerprint = job.config, job.out, job.fingerprint
     state = _continue_from(out, fingerprint, model, optimizer)
     began = time.monotonic() - state.seconds
     model.train()
@@ -212,6 +236,10 @@ def _train(
                 }
                 metrics.write(json.dumps(line) + "\n")
                 metrics.flush()
+            if config.evaluate_every_steps and (
+                num_steps % config.evaluate_every_steps == 0 or is_last
+            ):
+                _keep_best(model, num_steps, seconds, job)
             if num_steps % config.checkpoint_every_steps == 0 or is_last:
                 os.fsync(metrics.fileno())
                 save_checkpoint(
@@ -220,8 +248,32 @@ def _train(
     return time.monotonic() - began
 
 
+def _keep_best(model: FasterRCNN, num_steps: int, seconds: float, job: Job) -> None:
+    """Scores the weights on the held-out pictures and keeps them where none were better.
+
+    After a stop the same steps give the same scores, so the best of a run that was stopped is that
+    of one that was not.
+    """
+    teacher = Teacher(
+        folded(model),
+        label_names=job.names.labels,
+        attribute_names=job.names.attributes,
+        fingerprint=job.fingerprint,
+    )
+    score = _score(teacher, job.heldout)["ap50"]["value"]
+    model.train()
+    best = read_state(job.out / BEST)
+    if best is not None and best.fingerprint == job.fingerprint and best.score is not None:
+        if score is None or score < best.score:
+            return
+    save_checkpoint(job.out / BEST, model, None, State(job.fingerprint, num_steps, seconds, score))
+    Console().print(
+        f"teach: step {num_steps}, AP50 on held-out pictures {score or 0:.4f}, the best"
+    )
+
+
 def _continue_from(
-    out: Path, fingerprint: str, model: FasterRCNN, optimizer: torch.optim.SGD
+    out: Path, fingerprint: str, model: FasterRCNN, optimizer: torch.optim.Optimizer
 ) -> State:
     """Restores the checkpoint of this very training, if there is one, and says how far it is.
 
@@ -247,9 +299,11 @@ def _lines_until(path: Path, num_steps: int) -> list[str]:
 
 def _fingerprint(config: TeachConfig, seed: int, images: Path) -> str:
     """SHA-256 over all that decides the teacher."""
-    return sha256_of(
-        {"config": dataclasses.asdict(config), "seed": seed, "images": catalog_sha256(images)}
-    )
+    parts = {"config": dataclasses.asdict(config), "seed": seed, "images": catalog_sha256(images)}
+    if config.initial_weights is not None:
+        weights = weights_file(Path(config.initial_weights))
+        parts["initial_weights"] = sha256_file(weights) if weights.is_file() else None
+    return sha256_of(parts)
 
 
 def _is_finished(out: Path, fingerprint: str) -> bool:
@@ -266,11 +320,7 @@ def _read_names(images: Path) -> Names:
     return Names(list(about.get("label_names", [])), list(about.get("attribute_names", [])))
 
 
-def _score(images: Path, out: Path, names: Names, config: TeachConfig) -> dict[str, Any]:
-    """Scores of the teacher in `out`, as it was written, on the held-out pictures."""
-    labelled = LabeledPictures(
-        images, "heldout", label_names=names.labels, attribute_names=names.attributes
-    )
-    teacher = load_teacher(out)
-    assert isinstance(teacher, Teacher), out
-    return score_teacher(teacher, labelled)
+def _score(teacher: Teacher | NullTeacher, heldout: LabeledPictures) -> dict[str, Any]:
+    """Scores of a teacher on the held-out pictures."""
+    assert isinstance(teacher, Teacher)
+    return score_teacher(teacher, heldout)

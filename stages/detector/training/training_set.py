@@ -9,13 +9,16 @@ Letters: B pictures, H x W pixels of the largest of them.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sharding.order.order import Order
+from stages.detector.net_config import PictureConfig
 from stages.detector.ops.resize import prepare, resized_size, scales, stack
 from stages.detector.training.config import TeachConfig
 from stages.detector.training.labeled_pictures import LabeledPictures, Truth
@@ -66,9 +69,10 @@ class TrainingSet:
     def batch(self, step: int) -> Batch:
         """The batch of `step`, from 0. Raises ShardError where a picture's bytes have changed."""
         indices = [self._shards[shard][place] for shard, place in self._order[step].samples]
-        pictures = [self._picture(index) for index in indices]
-        sizes = [self._sizes[index] for index in indices]
-        truths = [self._scaled_truth(index) for index in indices]
+        config = self._resize_config(step)
+        pictures = [self._picture(index, config) for index in indices]
+        sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
+        truths = [self._scaled_truth(index, config) for index in indices]
         if self.config.flip:
             random = step_random(self.seed, step, "flip")
             for row in torch.nonzero(torch.rand(len(indices), generator=random) < 0.5).flatten():
@@ -81,20 +85,42 @@ class TrainingSet:
             truths=[Truth(*(part.to(self.device) for part in truth)) for truth in truths],
         )
 
-    def _picture(self, index: int) -> Tensor:
-        """A picture, resized: [H, W, 3]."""
+    def _resize_config(self, step: int) -> PictureConfig:
+        """How the pictures of `step` are resized: one size for all, so that few cells are padding."""
+        config, factors = self.config.net.picture, self.config.scale_jitter
+        if len(factors) == 1 and factors[0] == 1.0:
+            return config
+        random = step_random(self.seed, step, "scale")
+        factor = factors[int(torch.randint(len(factors), (), generator=random))]
+        return dataclasses.replace(
+            config,
+            shorter_px=max(round(config.shorter_px * factor), 1),
+            longer_px=max(round(config.longer_px * factor), 1),
+        )
+
+    def _picture(self, index: int, config: PictureConfig) -> Tensor:
+        """A picture, resized: [H, W, 3]. With one size for all steps the cache holds it so, else
+        as it was decoded."""
+        if len(self.config.scale_jitter) == 1:
+            return self._cached(
+                index, lambda: prepare(self._labelled.picture(index), config).pixels
+            )
+        return prepare(self._cached(index, lambda: self._labelled.picture(index)), config).pixels
+
+    def _cached(self, index: int, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives for a picture, kept while there is room."""
         if index in self._cache:
             return self._cache[index]
-        picture = prepare(self._labelled.picture(index), self.config.net.picture).pixels
+        picture = make()
         if picture.nbytes <= self._cache_bytes_left:
             self._cache[index] = picture
             self._cache_bytes_left -= picture.nbytes
         return picture
 
-    def _scaled_truth(self, index: int) -> Truth:
-        """The truth of a picture in pixels of the resized one."""
+    def _scaled_truth(self, index: int, config: PictureConfig) -> Truth:
+        """The truth of a picture in pixels of the one that `config` makes of it."""
         place, truth = self._labelled.places[index], self._labelled.truth(index)
-        scale = scales((place.height, place.width), self.config.net.picture)
+        scale = scales((place.height, place.width), config)
         return truth._replace(boxes=truth.boxes * torch.tensor(scale * 2))
 
 

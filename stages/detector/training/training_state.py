@@ -1,8 +1,9 @@
 """The state of a training that was stopped: one file, whole or absent.
 
 Reached from `stages/detector/training/train.py`. The file is a safetensors file of the weights
-(`model/NAME`) and of SGD's momentum (`momentum/NAME`); its header carries the rest as JSON: the
-steps done, the seconds they took, and the fingerprint of the training it belongs to.
+(`model/NAME`) and of what the optimizer keeps for each (`optimizer/KEY/NAME`); its header carries
+the rest as JSON: the steps done, the seconds they took, the fingerprint of the training it belongs
+to, and of the best weights the score.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import nn
 
 from sharding.writing.atomic import write_bytes
 
-STATE = "boxless/teach/1"  # the header's key, and the version of what is under it
+STATE = "boxless/teach/2"  # the header's key, and the version of what is under it
 
 
 class State(NamedTuple):
@@ -27,15 +28,19 @@ class State(NamedTuple):
     fingerprint: str
     num_steps: int
     seconds: float
+    score: float | None = None  # of the weights, where they were scored
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, state: State) -> None:
-    """Writes `path`; an older one stays until this one is whole."""
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, state: State
+) -> None:
+    """Writes `path`, without `optimizer` the weights alone; an older one stays until this one is
+    whole."""
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        momentum = optimizer.state[parameter].get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum/{name}"] = momentum
+    for name, parameter in model.named_parameters() if optimizer is not None else ():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer/{key}/{name}"] = value
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {STATE: json.dumps(state._asdict(), sort_keys=True)}
     write_bytes(path, safetensors.torch.save(whole, header))
@@ -58,8 +63,9 @@ def read_state(path: Path) -> State | None:
         ) from error
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD) -> None:
-    """Puts weights and momentum of `path` into `model` and `optimizer`, bit for bit."""
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Puts weights and the optimizer's state of `path` into `model` and `optimizer`, bit for
+    bit; the weights alone without `optimizer`."""
     tensors = safetensors.torch.load_file(path)
     model.load_state_dict(
         {
@@ -68,7 +74,16 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD) ->
             if name.startswith("model/")
         }
     )
+    if optimizer is None:
+        return
+    kept: dict[str, set[str]] = {}
+    for name in tensors:
+        if name.startswith("optimizer/"):
+            _, key, of = name.split("/")
+            kept.setdefault(of, set()).add(key)
     for name, parameter in model.named_parameters():
-        if f"momentum/{name}" in tensors:
-            momentum = torch.empty_like(parameter).copy_(tensors[f"momentum/{name}"])
-            optimizer.state[parameter]["momentum_buffer"] = momentum
+        for key in sorted(kept.get(name, ())):
+            value = tensors[f"optimizer/{key}/{name}"]
+            if value.shape == parameter.shape:  # in the parameter's memory order
+                value = torch.empty_like(parameter).copy_(value)
+            optimizer.state[parameter][key] = value
