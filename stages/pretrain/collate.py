@@ -8,6 +8,7 @@ P phrases a caption (padded), K classes of a soft label.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,11 +18,13 @@ from transformers import PreTrainedTokenizerFast
 
 from sharding.format.image_size import picture_size
 from sharding.format.schema import Sample
+from stages.picture import open_picture
+from stages.pretrain.augmentation import draw_view, view_picture, view_sample
 from stages.pretrain.batch import Batch
-from stages.pretrain.config import RegionConfig
+from stages.pretrain.config import AugmentConfig, RegionConfig
 from stages.pretrain.objectives.objective import Objective
 from stages.student.vision.grid import region_weights
-from stages.student.vision.image_transforms import load_picture, stack_pictures
+from stages.student.vision.image_transforms import fitted_size, load_picture, stack_pictures
 from stages.student.vision.padding import canvas_px
 
 
@@ -39,16 +42,19 @@ class Collate:
     cell_px: int
     pad_px: int
     regions: RegionConfig
+    augment: AugmentConfig = AugmentConfig()
 
     def __call__(self, position: int, samples: Sequence[Sample]) -> Batch:
         """The samples of `position` as a batch, masked by every objective in turn.
 
         Raises what `decode` raises.
         """
-        return self.batch(position, samples, [self.decode(sample) for sample in samples])
+        seen, arrays = zip(*(self.decode(position, sample) for sample in samples))
+        return self.batch(position, seen, arrays)
 
-    def decode(self, sample: Sample) -> np.ndarray:
-        """The picture, resized: uint8 [H, W, 3].
+    def decode(self, position: int, sample: Sample) -> tuple[Sample, np.ndarray]:
+        """The sample and its picture, resized: uint8 [H, W, 3]; of both a random view, where the
+        recipe asks for any.
 
         Raises ValueError where its size is not the one in its json (its boxes would be wrong, and
         its memory not what the shard says), and PictureError, which is one, for bytes that are no
@@ -58,7 +64,13 @@ class Collate:
         size = picture_size(sample.image)
         if size != said:
             raise ValueError(f"the picture has {size} pixels, its json says {said}")
-        return load_picture(sample.image, shorter_px=self.shorter_px, longer_px=self.longer_px)
+        limits = {"shorter_px": self.shorter_px, "longer_px": self.longer_px}
+        if self.augment.changes_nothing:
+            return sample, load_picture(sample.image, **limits)
+        random = np.random.default_rng([self.seed, position, zlib.crc32(sample.key.encode())])
+        view = draw_view(self.augment, *size, random)
+        array = view_picture(view, open_picture(sample.image), fitted_size(*size, **limits))
+        return view_sample(view, sample, self.augment.min_visible), array
 
     def batch(
         self, position: int, samples: Sequence[Sample], arrays: Sequence[np.ndarray]

@@ -62,6 +62,40 @@ class ItcConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random views of the training pictures, with boxes, phrases and captions carried along (ours;
+    neither paper has any). The defaults change nothing."""
+
+    min_area: float = 1.0
+    """Least share of the picture that a random crop keeps, above 0; 1 for no crop. A crop is
+    stretched to the size of the whole picture."""
+    max_stretch: float = 4 / 3
+    """Most that a crop changes the picture's proportions, at least 1."""
+    mirror: float = 0.0
+    """Share of pictures that are mirrored; in their captions left and right change places. Writing
+    in a picture is mirrored with it."""
+    colour: float = 0.0
+    """Brightness, contrast and saturation each change by a factor within this of 1, below 1."""
+    min_visible: float = 0.3
+    """An object of which a crop leaves a smaller share of its box is dropped."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_area", "mirror", "colour", "min_visible"):
+            _check_share(f"augment.{name}", getattr(self, name))
+        if not self.min_area:
+            raise ValueError("augment.min_area: got 0, expected above 0, 1 for no crop")
+        if self.colour >= 1:
+            raise ValueError(f"augment.colour: got {self.colour}, expected below 1")
+        if self.max_stretch < 1:
+            raise ValueError(f"augment.max_stretch: got {self.max_stretch}, expected at least 1")
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether every picture is seen as it is."""
+        return self.min_area == 1 and not self.mirror and not self.colour
+
+
+@dataclass(frozen=True, kw_only=True)
 class RegionConfig:
     """What of the grid is an object's, for omvm and pra. KD-VLP makes a mask of its box; no source
     says how, so all of this is ours. `evaluate` scores labels by centres and means, whatever stands
@@ -194,6 +228,7 @@ class PretrainConfig:
     mlm: MlmConfig = field(default_factory=MlmConfig)
     itm: ItmConfig = field(default_factory=ItmConfig)
     itc: ItcConfig = field(default_factory=ItcConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     regions: RegionConfig = field(default_factory=RegionConfig)
     omvm: OmvmConfig = field(default_factory=OmvmConfig)
     pra: PraConfig = field(default_factory=PraConfig)

@@ -5,6 +5,7 @@ Reached from `stages.pretrain.run` and `stages.pretrain.loop`.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,9 @@ class Batches(Dataset[LoadedBatch]):
 
     def __getitem__(self, turn: Turn) -> LoadedBatch:
         """Samples that are damaged, gone or cannot be decoded are left out and named."""
-        _, results = self.stream.results(turn.position, self._decoded)
+        _, results = self.stream.results(
+            turn.position, functools.partial(self._decoded, turn.position)
+        )
         decoded = [result for result in results if not isinstance(result, Fault)]
         faults = tuple(result for result in results if isinstance(result, Fault))
         batch = None
@@ -67,12 +70,12 @@ class Batches(Dataset[LoadedBatch]):
             self.stream.board.set_idle()
         return LoadedBatch(turn=turn, batch=batch, faults=faults)
 
-    def _decoded(self, raw: RawSample) -> tuple[Sample, np.ndarray]:
+    def _decoded(self, position: int, raw: RawSample) -> tuple[Sample, np.ndarray]:
         """A sample and its picture; ShardError, to which the stream adds shard and key."""
         sample = make_sample(raw.members, raw.entry)
         self.stream.board.set_stage("decode", raw.shard, sample.key)
         try:
-            return sample, self.collate.decode(sample)
+            return self.collate.decode(position, sample)
         except Exception as error:  # Pillow raises nearly everything on broken bytes
             raise ShardError(
                 f"got {type(error).__name__} ({error}), expected a picture that can be decoded"

@@ -77,6 +77,7 @@ def pretrain(
         cell_px=net.grid.cell_px,
         pad_px=net.grid.pad_px,
         regions=config.regions,
+        augment=config.augment,
     )
     stream = open_stream(sources, config, seed=seed, cell_px=net.grid.cell_px)
     Loop(
