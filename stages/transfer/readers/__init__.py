@@ -1,0 +1,1 @@
+"""Readers of the downstream tasks' ORIGINAL annotation files, one file a format."""

@@ -1,0 +1,186 @@
+"""JSON annotation files, read so that whatever is wrong is named: file, line or row, and field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.transfer.example import Example
+
+NUM_NAMED = 5
+
+
+class ReaderError(ValueError):
+    """An annotation file that cannot be used; the text says where, what was got and expected."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One entry of an annotation file. `where` is "FILE:LINE" or "FILE, FIELD[ROW]"."""
+
+    where: str
+    values: dict[str, Any]
+
+    def text(self, *names: str) -> str:
+        """The field under the first of `names` that is there (spellings of one field)."""
+        return self._typed(names, str, "a text")
+
+    def identifier(self, *names: str) -> str:
+        """As `text`; a number is taken too, since files differ."""
+        value = self._get(names)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return self._typed(names, str, "a text or a number")
+
+    def integer(self, *names: str) -> int:
+        """A whole number; one written as a text ("3") is taken as what it says."""
+        value = self._get(names)
+        if isinstance(value, str) and value.strip().lstrip("-").isdigit():
+            return int(value)
+        if isinstance(value, bool):
+            raise self.error(names[0], value, "a whole number")
+        return self._typed(names, int, "a whole number")
+
+    def list(self, *names: str) -> list[Any]:
+        """A list."""
+        return self._typed(names, list, "a list")
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        """One of some texts; case does not count, and booleans and numbers are read as texts."""
+        value = str(self._get((name,))).strip().lower()
+        for choice in choices:
+            if value == choice.lower():
+                return choice
+        raise self.error(name, self.values.get(name), f"one of {', '.join(choices)}")
+
+    def error(self, name: str, got: object, expected: str) -> ReaderError:
+        """What to raise about a field."""
+        return ReaderError(f"{self.where}: {name}: got {_short(got)}, expected {expected}")
+
+    def part(self, name: str, row: int, value: Any) -> Record:
+        """An entry of the list `name` as a record of its own."""
+        if not isinstance(value, dict):
+            raise self.error(f"{name}[{row}]", value, "an object")
+        return Record(f"{self.where}, {name}[{row}]", value)
+
+    def _get(self, names: Sequence[str]) -> Any:
+        for name in names:
+            if name in self.values:
+                return self.values[name]
+        raise ReaderError(
+            f"{self.where}: {' or '.join(names)}: missing; the fields are "
+            f"{', '.join(map(str, self.values)) or 'none'}"
+        )
+
+    def _typed(self, names: Sequence[str], kind: type, expected: str) -> Any:
+        value = self._get(names)
+        if not isinstance(value, kind):
+            raise self.error(" or ".join(names), value, expected)
+        return value
+
+
+def read_json_lines(path: Path) -> Iterator[Record]:
+    """Every object of a file with one a line; blank lines are passed over. ReaderError names the
+    line that is damaged or cut short."""
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ReaderError(
+                f"{where}: not whole JSON ({error}); expected one object a line, got {_short(line)}"
+            ) from None
+        if not isinstance(values, dict):
+            raise ReaderError(f"{where}: got {_short(values)}, expected an object")
+        yield Record(where, values)
+
+
+def read_json(path: Path) -> Record:
+    """A file that holds one object."""
+    try:
+        values = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise ReaderError(f"{path}:{line}: not whole JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ReaderError(f"{path}: got {_short(values)}, expected an object")
+    return Record(str(path), values)
+
+
+def parts(record: Record, name: str) -> Iterator[Record]:
+    """The entries of the list `name`, each a record."""
+    for row, value in enumerate(record.list(name)):
+        yield record.part(name, row, value)
+
+
+class ExampleCollector:
+    """Gathers a file's examples; counts, with their reason and place, those that are left out.
+
+    images_of: checks that a picture is there. max_missing: examples that may lack a picture.
+    """
+
+    def __init__(
+        self, *, max_missing: int, is_there: Callable[[Path], bool] = Path.is_file
+    ) -> None:
+        self.examples: list[Example] = []
+        self.dropped: dict[str, int] = {}
+        self._max_missing, self._is_there = max_missing, is_there
+        self._missing: list[str] = []
+        self._seen: dict[str, str] = {}
+        self._known: dict[Path, bool] = {}
+
+    def add(self, example: Example, where: str) -> None:
+        """Take an example. ReaderError where its id was there before."""
+        first = self._seen.setdefault(example.id, where)
+        if first != where:
+            raise ReaderError(
+                f"{where}: the id {example.id!r} is that of {first}, expected another"
+            )
+        for image in example.images:
+            if not self._known.setdefault(image, self._is_there(image)):
+                self._missing.append(f"{where}: {image} is not there")
+                self.drop("picture missing")
+                return
+        self.examples.append(example)
+
+    def drop(self, reason: str) -> None:
+        """Count an example that the task leaves out by its own rule."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def done(self) -> TaskData:
+        """All examples. ReaderError where more pictures are missing than allowed, and for none."""
+        if len(self._missing) > self._max_missing:
+            raise ReaderError(
+                f"{len(self._missing)} examples have no picture, expected at most "
+                f"{self._max_missing} (max_missing): " + "; ".join(self._missing[:NUM_NAMED])
+            )
+        if not self.examples:
+            raise ReaderError(f"got no example (left out: {self.dropped}), expected at least one")
+        return TaskData(examples=tuple(self.examples), dropped=self.dropped)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData:
+    """Examples in the order of the file, and how many were left out for which reason."""
+
+    examples: tuple[Example, ...]
+    dropped: dict[str, int]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ReaderError(f"{path}: {error.strerror}; expected an annotation file") from None
+    except UnicodeDecodeError as error:
+        raise ReaderError(f"{path}: not UTF-8 ({error})") from None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
