@@ -31,6 +31,8 @@ _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,6}) ")
 # Headers that say something of the next one, and the most bytes they may take.
 EXTENDED_TYPES = {b"L": MAX_NAME_BYTES, b"x": MAX_PAX_BYTES, b"g": MAX_PAX_BYTES}
 SERVED_TYPES = {b"0", b"\0", b"7", b"5", *EXTENDED_TYPES}  # 7: a contiguous file; 5: a folder
+LINK_TYPES = (b"1", b"2")
+LONG_LINK = b"K"  # the target of the link that follows
 REFUSED_TYPES = {
     b"1": "a hard link",
     b"2": "a symbolic link",
@@ -88,11 +90,20 @@ class _Header:
     num_bytes: int
 
 
-def scan(read: Callable[[int, int], bytes], num_bytes: int, *, start: int = 0) -> Iterator[Member]:
+def scan(
+    read: Callable[[int, int], bytes],
+    num_bytes: int,
+    *,
+    start: int = 0,
+    on_link: Callable[[str], None] | None = None,
+) -> Iterator[Member]:
     """The regular files of a tar of `num_bytes`, in their order, from the header at `start` on.
 
     read: (offset, length) -> exactly so many bytes; it is asked for headers alone, by growing
     offsets, so one that reads ahead does well. Folders are left out. Memory does not grow.
+
+    on_link: takes the name of each symbolic or hard link, which is then passed over, as stock
+    webdataset does; without it a link is an error.
 
     Raises ShardError naming the byte, after the members before it: for a tar that is cut or has a
     damaged header, for anything that is neither file nor folder (links, devices, sparse files),
@@ -104,10 +115,18 @@ def scan(read: Callable[[int, int], bytes], num_bytes: int, *, start: int = 0) -
         block = _block(read, position, num_bytes, before)
         if block == ZEROS:
             return _check_end(read, position, num_bytes)
-        header = _parse(block, position, before)
+        header = _parse(block, position, before, links=on_link is not None)
+        if header.type in LINK_TYPES and on_link is not None:
+            # The size of a link is its target's; nothing follows the header.
+            on_link(long_name or header.name)
+            long_name, before = "", repr(header.name)
+            position += BLOCK_BYTES
+            continue
         _check_size(header, position, num_bytes)
         data = position + BLOCK_BYTES
-        if header.type in EXTENDED_TYPES:
+        if header.type == LONG_LINK:
+            pass
+        elif header.type in EXTENDED_TYPES:
             name = _given_name(header, read(data, header.num_bytes), position)
             if name and long_name:
                 raise _error(position, f"names {long_name!r} and {name!r}", "one for a member")
@@ -145,7 +164,7 @@ def _block(read: Callable[[int, int], bytes], position: int, num_bytes: int, bef
     return read(position, BLOCK_BYTES)
 
 
-def _parse(block: bytes, position: int, before: str) -> _Header:
+def _parse(block: bytes, position: int, before: str, *, links: bool) -> _Header:
     """What a header block says; ShardError unless its checksum holds and its type is served."""
     # The sum of all bytes, the checksum's own eight counted as spaces.
     if _number(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
@@ -159,7 +178,8 @@ def _parse(block: bytes, position: int, before: str) -> _Header:
     if block[257:263] == b"ustar\0" and (prefix := _text(block[345:500])):
         name = f"{prefix}/{name}"
     header_type = block[156:157]
-    if header_type not in SERVED_TYPES:
+    is_link = header_type in (*LINK_TYPES, LONG_LINK)
+    if header_type not in SERVED_TYPES and not (links and is_link):
         what = REFUSED_TYPES.get(header_type, f"a member of type {header_type!r}")
         raise _error(position, f"{what}, {name!r}", "regular files and folders only")
     num_bytes = _number(block[124:136])

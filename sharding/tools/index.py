@@ -85,12 +85,13 @@ def index_tar(tar: Path, *, fingerprint: Mapping[str, str] | None = None) -> Man
 def _results(source: SequentialReader) -> Iterator[SampleEntry | Failure | Note]:
     """What becomes of each input of a tar, and what is left out of it."""
     keys: set[str] = set()
-    for stem, members in itertools.groupby(
-        scan(source.read, source.num_bytes), key=lambda member: member.stem
-    ):
-        if not stem:
-            yield from (Note(key=m.name, reason="left out: of no sample") for m in members)
-            continue
+    # Members of no sample, as macOS' "._0.jpg", may stand between those of one.
+    of_no_sample: list[str] = []
+    links: list[str] = []
+    named = _with_stem(
+        scan(source.read, source.num_bytes, on_link=links.append), of_no_sample.append
+    )
+    for stem, members in itertools.groupby(named, key=lambda member: member.stem):
         first = next(members)
         draft = _Draft(first.key)
         for member in itertools.chain([first], members):
@@ -101,6 +102,19 @@ def _results(source: SequentialReader) -> Iterator[SampleEntry | Failure | Note]
             continue
         keys.add(draft.key)
         yield from draft.finish()
+    for name in of_no_sample:
+        yield Note(key=name, reason="left out: of no sample")
+    for name in links:
+        yield Note(key=name, reason="left out: a link")
+
+
+def _with_stem(members: Iterator[Member], on_other: Callable[[str], None]) -> Iterator[Member]:
+    """The members that name a sample; the names of the others go to `on_other`."""
+    for member in members:
+        if member.stem:
+            yield member
+        else:
+            on_other(member.name)
 
 
 class _Draft:
@@ -225,7 +239,12 @@ def index_folder(
     if there is no sample, if only some have objects, if a key is in two tars, or if the folder has
     a catalog that a stage wrote.
     """
-    tars = sorted(tar for tar in folder.glob("*.tar") if tar.is_file())
+    tars = sorted(folder.glob("*.tar"))
+    if lost := [tar.name for tar in tars if not tar.is_file()]:
+        raise ShardError(
+            f"{folder}: got {', '.join(lost[:NUM_REFUSED_SHOWN])}, no file or a link that points "
+            "nowhere; bring these tars, or remove their names"
+        )
     if not tars or not all(tar.name.isprintable() for tar in tars):
         raise ShardError(f"{folder}: got no tars, or odd names, expected shards as 00000.tar")
     if (folder / NAME).exists() and read_catalog(folder).metadata != ABOUT:

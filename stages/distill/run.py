@@ -46,6 +46,11 @@ from stages.progress import Progress
 
 VERSION = "distill/2"
 """Names the rules of this stage in fingerprints; a change that moves any output raises it."""
+NO_PHRASES = (
+    "distill: warning: no caption has a phrase, so pretrain.pra (phrase-region alignment) will have "
+    "no targets and learn nothing; set distill.phrases to parser with distill.parser of the "
+    "captions' language, or pretrain.pra.weight to 0"
+)
 ABOUT = "about.json"
 """What `finish` has to know of teacher and settings; each worker would write the same bytes."""
 # Their effect is in the fingerprints of teacher, chunker or similarity, or they belong to the
@@ -157,6 +162,8 @@ def _label_shards(
                         fingerprint=_with_input(fingerprint, shards[claim.tar]),
                     )
         progress.say(f"distill: {num_before} of {len(shards)} shards were done before. {tally}")
+        if tally.num_captions and not tally.num_phrases:
+            progress.say(NO_PHRASES)
         if tally.num_pictures:
             progress.say(f"distill: {_times(tally.num_pictures, clock)}")
 

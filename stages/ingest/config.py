@@ -56,6 +56,8 @@ class IngestConfig:
         several words are joined by "+". With {split} in captions each word has files of its own.
         With Karpathy's JSON words are the file's own; {} takes train and restval to train on, val
         to hold out, test to test. Every key but train may be left out.
+    prefix_keys_by_tar: put the tar's name before each key, for tars whose keys begin anew in each
+        (webdataset only).
     num_train: scenes to draw for training (toy only).
     num_heldout: scenes to draw that no stage trains on (toy only).
     heldout_fraction: share of the groups held out where neither splits nor the corpus says which,
@@ -82,6 +84,7 @@ class IngestConfig:
     phrases: str | None = None
     annotations: str | None = None
     splits: dict[str, str] = field(default_factory=dict)
+    prefix_keys_by_tar: bool = False
     num_train: int = 2000
     num_heldout: int = 256
     heldout_fraction: float = 0.1

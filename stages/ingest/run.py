@@ -198,7 +198,12 @@ def _open_source(config: IngestConfig, *, seed: int) -> Source:
             num_labels=config.vg_num_labels,
             num_attributes=config.vg_num_attributes,
         )
-    return WebdatasetSource(root=config.root, seed=seed, heldout_fraction=config.heldout_fraction)
+    return WebdatasetSource(
+        root=config.root,
+        seed=seed,
+        heldout_fraction=config.heldout_fraction,
+        prefix_keys=config.prefix_keys_by_tar,
+    )
 
 
 def plan_shards(

@@ -3,9 +3,14 @@ its own (test_distill_parser.py). Oracles are phrases marked by hand."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import spacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spacy.tokens import Doc
+from spacy.training import Example
 
 from stages.distill.config import DistillConfig
 from stages.distill.text.phrases import LexiconChunker, Phrase, make_chunker
@@ -184,3 +189,36 @@ def test_toy_captions() -> None:
         assert [[(p.start, p.end) for p in phrases] for phrases in found] == [
             [(p["start"], p["end"]) for p in phrases] for phrases in picture.truth["phrases"]
         ]
+
+
+def test_the_vocabulary_does_not_grow_with_the_captions(chunker: LexiconChunker) -> None:
+    """Ids, names and URLs in captions: no word outlives the call."""
+    strings = chunker._lexicon._nlp.vocab.strings
+    chunker.chunk(["a red square"])
+    before = len(strings)
+    for number in range(300):
+        (phrases,) = chunker.chunk([f"a red square seen by user{number} at shop{number * 7}"])
+        assert [phrase.text for phrase in phrases][0] == "a red square"
+    assert len(strings) <= before + 10
+
+
+def polish_parser(folder: Path) -> str:
+    """A parser of a language that spaCy has no noun chunks for."""
+    nlp = spacy.blank("pl")
+    nlp.add_pipe("parser", config={"min_action_freq": 1})
+    words = {"words": ["a", "b"], "heads": [1, 1], "deps": ["amod", "ROOT"]}
+    example = Example.from_dict(Doc(nlp.vocab, words=["a", "b"]), words)
+    nlp.initialize(lambda: [example])
+    nlp.to_disk(folder)
+    return str(folder)
+
+
+def test_a_parser_without_noun_chunks_is_refused_before_any_work(tmp_path: Path) -> None:
+    """Where it was asked for; "auto" says why it takes the lexicon instead."""
+    parser = polish_parser(tmp_path / "pl")
+    with pytest.raises(ValueError, match="spaCy has no noun chunks; expected a pipeline of a lang"):
+        make_chunker(DistillConfig(phrases="parser", parser=parser), LABELS, ATTRIBUTES)
+    said: list[str] = []
+    config = DistillConfig(phrases="auto", parser=parser)
+    assert make_chunker(config, LABELS, ATTRIBUTES, say=said.append).name == "lexicon"
+    assert "no noun chunks" in said[0]

@@ -66,10 +66,11 @@ class SpacyEmbedder:
 
     def embed(self, text: str) -> np.ndarray:
         """As Embedder.embed."""
-        words = [token for token in self._nlp.make_doc(text) if token.has_vector]
-        if not words:
-            return np.zeros(self._nlp.vocab.vectors_length, np.float32)
-        return np.stack([np.asarray(word.vector) for word in words]).mean(axis=0)
+        with self._nlp.memory_zone():  # else the vocabulary keeps every word it ever saw
+            words = [token for token in self._nlp.make_doc(text) if token.has_vector]
+            if not words:
+                return np.zeros(self._nlp.vocab.vectors_length, np.float32)
+            return np.stack([np.asarray(word.vector) for word in words]).mean(axis=0)
 
 
 class BertEmbedder:

@@ -49,6 +49,14 @@ class Lexicon:
 
     def find(self, text: str) -> list[tuple[int, int]]:
         """(start, end) of each phrase, characters, end exclusive; from left to right, apart."""
+        return self.find_all([text])[0]
+
+    def find_all(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """As find, for each of some texts, which is faster than one after the other."""
+        with self._nlp.memory_zone():  # else the vocabulary keeps every word it ever saw
+            return [self._find(text) for text in texts]
+
+    def _find(self, text: str) -> list[tuple[int, int]]:
         doc, starts = self._read(text)
         return [
             (starts[span.start], starts[span.end - 1] + len(doc[span.end - 1]))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import spacy
+from spacy.language import Language
 from spacy.tokens import Span
 
 from stages.distill.config import DistillConfig
@@ -29,6 +30,10 @@ class Phrase:
     text: str
     start: int
     end: int
+
+
+class NoNounChunks(ValueError):
+    """A parser of a language whose noun phrases spaCy does not know how to find."""
 
 
 class Chunker(Protocol):
@@ -58,15 +63,22 @@ class ParserChunker:
                 "expected a parser among its parts, as en_core_web_sm has."
             )
         meta = self._nlp.meta
+        if not has_noun_chunks(self._nlp):
+            raise NoNounChunks(
+                f"distill.parser is {parser}, of language {meta['lang']}, for which spaCy has no "
+                "noun chunks; expected a pipeline of a language that has them, as en_core_web_sm, "
+                "or distill.phrases lexicon."
+            )
         self.name = f"{meta['lang']}_{meta['name']} {meta['version']}"
         self.fingerprint = f"parser {self.name} {digest} spacy {spacy.__version__}"
 
     def chunk(self, captions: Sequence[str]) -> list[list[Phrase]]:
         """As Chunker.chunk."""
-        return [
-            [_phrase(chunk) for chunk in doc.noun_chunks if _is_noun_phrase(chunk)]
-            for doc in self._nlp.pipe(captions)
-        ]
+        with self._nlp.memory_zone():  # else the vocabulary keeps every word it ever saw
+            return [
+                [_phrase(chunk) for chunk in doc.noun_chunks if _is_noun_phrase(chunk)]
+                for doc in self._nlp.pipe(captions)
+            ]
 
 
 class LexiconChunker:
@@ -81,8 +93,8 @@ class LexiconChunker:
     def chunk(self, captions: Sequence[str]) -> list[list[Phrase]]:
         """As Chunker.chunk."""
         return [
-            [Phrase(caption[start:end], start, end) for start, end in self._lexicon.find(caption)]
-            for caption in captions
+            [Phrase(caption[start:end], start, end) for start, end in places]
+            for caption, places in zip(captions, self._lexicon.find_all(captions), strict=True)
         ]
 
 
@@ -93,9 +105,11 @@ def make_chunker(
     *,
     say: Callable[[str], None] = print,
 ) -> Chunker:
-    """The chunker that the recipe asks for; `say` is told when "auto" falls back to the lexicon.
+    """The chunker that the recipe asks for; `say` gets a message when "auto" falls back to the
+    lexicon.
 
-    Raises ValueError where `phrases` is "parser" and the pipeline is not installed.
+    Raises ValueError where `phrases` is "parser" and the pipeline is not installed, or its language
+    has no noun chunks.
     """
     cure = (
         f"Get it with `python -m spacy download {config.parser}`, "
@@ -114,7 +128,18 @@ def make_chunker(
                 f"teacher's labels and attributes. {cure}"
             )
         return LexiconChunker(label_names, attribute_names)
-    return ParserChunker(config.parser)
+    try:
+        return ParserChunker(config.parser)
+    except NoNounChunks as error:
+        if config.phrases == "parser":
+            raise
+        say(f"{error} Phrases are found by the teacher's labels and attributes.")
+        return LexiconChunker(label_names, attribute_names)
+
+
+def has_noun_chunks(nlp: Language) -> bool:
+    """Whether spaCy knows how to find noun phrases in the language of a pipeline."""
+    return nlp.vocab.get_noun_chunks is not None
 
 
 def _is_noun_phrase(chunk: Span) -> bool:

@@ -30,19 +30,22 @@ class Member:
             return os.pread(file.fileno(), self.num_bytes, self.offset)
 
 
-def list_members(tar: Path) -> tuple[list[Member], str]:
-    """(files in `tar` that are whole, damage), damage "" or what is wrong from which byte on.
+def list_members(tar: Path) -> tuple[list[Member], list[str], str]:
+    """(files in `tar` that are whole, names of links, damage), damage "" or what is wrong from
+    which byte on.
 
-    What is no damage but refused all the same (links, devices, absolute paths, names that cannot
-    be printed, too many members) ends the list likewise.
+    Links, symbolic and hard, are left out, as stock webdataset does. What is no damage but refused
+    all the same (devices, absolute paths, names that cannot be printed, too many members) ends the
+    list as damage does.
     """
     members: list[Member] = []
+    links: list[str] = []
     try:
         source = OpenTar(tar)
-        for member in scan(source.read, source.num_bytes):
+        for member in scan(source.read, source.num_bytes, on_link=links.append):
             members.append(
                 Member(tar=tar, name=member.name, offset=member.offset, num_bytes=member.num_bytes)
             )
     except ShardError as error:
-        return members, str(error).removeprefix(f"{tar}: ")
-    return members, ""
+        return members, links, str(error).removeprefix(f"{tar}: ")
+    return members, links, ""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,14 @@ from stages.picture import PictureError
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAX_TEXT_BYTES = 1 << 20
+APART = (
+    "the members of a key do not follow each other in the tar; tar --sort=name puts them side by "
+    "side"
+)
+FIRST_DOT = (
+    "a key ends at the first dot of its name (webdataset's rule); give the files names without "
+    "dots before the extension"
+)
 
 
 class WebdatasetSource:
@@ -44,20 +53,24 @@ class WebdatasetSource:
 
     label_names: Sequence[str] = ()
     attribute_names: Sequence[str] = ()
-    dropped: Mapping[str, int] = {}
-    warnings: Sequence[str] = ()
 
-    def __init__(self, *, root: str, seed: int, heldout_fraction: float) -> None:
+    def __init__(
+        self, *, root: str, seed: int, heldout_fraction: float, prefix_keys: bool = False
+    ) -> None:
         expected = "a folder with tars in webdataset's layout"
         folder = open_folder(root, field="ingest.root", expected=expected)
-        tars = sorted(path for path in folder.glob("*.tar") if path.is_file())
-        if not tars:
+        tars = sorted(folder.glob("*.tar"))
+        if not any(tar.is_file() for tar in tars):
             raise SourceError(
                 f"ingest.root is {root!r}, where no *.tar is ({describe_folder(folder)}); expected "
                 f"{expected} (not in subfolders)"
             )
         self._split = functools.partial(draw_split, seed=seed, heldout_fraction=heldout_fraction)
+        self._prefix_keys = prefix_keys
+        self.dropped: Counter[str] = Counter()
+        self.warnings: list[str] = []
         self._inputs = [i for tar in tars for i in self._read_tar(tar)]
+        self._warn_of_repeated_keys()
 
     def pictures(self) -> Sequence[Picture | Failure]:
         """One input a key, in the order of the tars."""
@@ -68,15 +81,38 @@ class WebdatasetSource:
         return inputs_fingerprint(self._inputs)
 
     def _read_tar(self, tar: Path) -> Iterator[Picture | Failure]:
-        members, damage = list_members(tar)
-        for key, group in itertools.groupby(members, key=lambda member: split_name(member.name)[0]):
-            yield self._read_group(tar, key, list(group))
+        if not tar.is_file():
+            kind = "a link that points nowhere" if tar.is_symlink() else "no file"
+            reason = f"missing tar: {tar.name} is {kind}; bring the tar, or remove its name"
+            yield Failure(key=safe_key(tar.name), reason=shown(reason))
+            return
+        members, links, damage = list_members(tar)
+        if links:
+            self.dropped["links in tars"] += len(links)
+            self.warnings.append(
+                f"{tar.name} has {len(links)} links (the first: {shown(links[0])}), which are left "
+                "out as webdataset does; tar --hard-dereference --dereference packs the files"
+            )
+        # As in webdataset, a name without a key, such as macOS' "._0.jpg", belongs to no sample.
+        named = [member for member in members if split_name(member.name)[0]]
+        if len(named) < len(members):
+            self.dropped["members of tars whose names have no key"] += len(members) - len(named)
+        groups = [
+            (key, list(group))
+            for key, group in itertools.groupby(named, key=lambda m: split_name(m.name)[0])
+        ]
+        repeated = Counter(key for key, _ in groups)
+        for key, group in groups:
+            yield self._read_group(tar, key, group, is_apart=repeated[key] > 1)
         if damage:
             reason = f"damaged tar: {tar.name}: {damage}; what is before that byte is used"
             yield Failure(key=safe_key(tar.name), reason=shown(reason))
 
-    def _read_group(self, tar: Path, name: str, group: list[Member]) -> Picture | Failure:
-        """The members of one key, which is `name` in its tar."""
+    def _read_group(
+        self, tar: Path, name: str, group: list[Member], *, is_apart: bool
+    ) -> Picture | Failure:
+        """The members of one key, which is `name` in its tar; is_apart: it has others elsewhere."""
+        key = safe_key(f"{tar.stem}/{name}" if self._prefix_keys else name)
         by_extension = {split_name(member.name)[1]: member for member in group}
         images = [by_extension[e] for e in EXTENSIONS if e in by_extension]
         if not images:
@@ -84,12 +120,14 @@ class WebdatasetSource:
             known = any(f".{extension}" in PICTURE_SUFFIXES for extension in by_extension)
             kind = "not JPEG, PNG or WebP" if known else "no picture"
             reason = f"{kind}: {tar.name} has {got} for {name}, not one of {', '.join(EXTENSIONS)}"
-            return Failure(key=safe_key(name), reason=shown(reason))
+            return Failure(key=key, reason=shown(reason + _hint(by_extension, is_apart)))
         captions, described, notes = read_texts(by_extension)
+        if not captions and is_apart:
+            notes.append(f"members apart: {APART}")
         notes += [f"another picture: {shown(other.name)} left out" for other in images[1:]]
         return Picture(
-            key=safe_key(name),
-            split=self._split(name),
+            key=key,
+            split=self._split(f"{tar.stem}/{name}" if self._prefix_keys else name),
             read=functools.partial(_read_image, images[0]),
             captions=tuple(captions),
             fields={
@@ -102,6 +140,24 @@ class WebdatasetSource:
             size_bytes=images[0].num_bytes,
             notes=tuple(notes),
         )
+
+    def _warn_of_repeated_keys(self) -> None:
+        """Tars whose keys begin anew in each are one picture a key to webdataset's readers."""
+        counts = Counter(i.key for i in self._inputs if isinstance(i, Picture))
+        if num := sum(1 for count in counts.values() if count > 1):
+            self.warnings.append(
+                f"{num} keys come several times, and only the first of each is taken; where keys "
+                "begin anew in each tar, set ingest.prefix_keys_by_tar to true"
+            )
+
+
+def _hint(by_extension: Mapping[str, Member], is_apart: bool) -> str:
+    """Why members that people mean as one sample are none, where it is plain."""
+    if is_apart:
+        return f"; {APART}"
+    if any(extension.endswith(tuple(f".{e}" for e in EXTENSIONS)) for extension in by_extension):
+        return f"; {FIRST_DOT}"
+    return ""
 
 
 def split_name(member: str) -> tuple[str, str]:
@@ -153,7 +209,7 @@ def _read_json(member: Member) -> dict[str, Any]:
 def _read_text(member: Member) -> str:
     if member.num_bytes > MAX_TEXT_BYTES:
         raise ValueError(f"{member.num_bytes} bytes; at most {MAX_TEXT_BYTES} are read")
-    return member.read().decode()
+    return member.read().decode("utf-8-sig")
 
 
 def _read_image(member: Member) -> bytes:
