@@ -19,12 +19,6 @@ MAY_IMPORT = {
 }
 # Parts that every stage may import; they import no stage.
 SHARED_PARTS = {"student", "training", "detector"}
-# What training still takes from pretrain, until the loop is shared with finetune.
-TRAINING_IMPORTS_PRETRAIN = {
-    "stages.pretrain.config.PretrainConfig",
-    "stages.pretrain.model.PretrainModel",
-    "stages.pretrain.objectives.objective.ObjectiveOutput",
-}
 FORBIDDEN_NAMES = {"utils", "util", "common", "core", "helpers", "helper", "misc"}
 OPTIONAL = {"torchvision", "detectron2", "apex", "wandb", "lmdb", "lz4", "msgpack"}
 PICKLES = {"pickle", "dill", "joblib", "cloudpickle"}
@@ -61,7 +55,6 @@ def faults(source: str, path: Path) -> list[str]:
             other = parts[1]
             is_stage = (ROOT / "stages" / other).is_dir()
             allowed = other == stage or (other in SHARED_PARTS and stage is not None)
-            allowed |= stage == "training" and name in TRAINING_IMPORTS_PRETRAIN
             if is_stage and not allowed:
                 found.append(f"{path}:{line}: stage {stage} imports {name}")
     return found

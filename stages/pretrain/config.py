@@ -4,9 +4,10 @@ open is marked as ours. The formulas stand with the objectives."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from stages.pretrain.data_config import DataConfig
+from stages.training.config import TrainingConfig, check_choice, check_share, check_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,9 @@ class MlmConfig:
     """
 
     def __post_init__(self) -> None:
-        _check_share("mlm.probability", self.probability)
+        check_share("mlm.probability", self.probability)
         for name in ("weight", "mean_epsilon"):
-            _check_weight(f"mlm.{name}", getattr(self, name))
+            check_weight(f"mlm.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +43,9 @@ class ItmConfig:
     ALBEF), by the contrastive head, so that those that nearly fit come more often."""
 
     def __post_init__(self) -> None:
-        _check_choice("itm.negatives", self.negatives, ("random", "itc"))
-        _check_share("itm.mismatch", self.mismatch)
-        _check_weight("itm.weight", self.weight)
+        check_choice("itm.negatives", self.negatives, ("random", "itc"))
+        check_share("itm.mismatch", self.mismatch)
+        check_weight("itm.weight", self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,8 @@ class ItcConfig:
     """Share of the target that goes to all pictures, or texts, alike."""
 
     def __post_init__(self) -> None:
-        _check_share("itc.label_smoothing", self.label_smoothing)
-        _check_weight("itc.weight", self.weight)
+        check_share("itc.label_smoothing", self.label_smoothing)
+        check_weight("itc.weight", self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ class RegionConfig:
 
     def __post_init__(self) -> None:
         if self.min_overlap is not None:
-            _check_share("regions.min_overlap", self.min_overlap)
+            check_share("regions.min_overlap", self.min_overlap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +142,9 @@ class OmvmConfig:
     def __post_init__(self) -> None:
         if self.num_objects < 1:
             raise ValueError(f"omvm.num_objects: got {self.num_objects}, expected at least 1")
-        _check_share("omvm.hide", self.hide)
+        check_share("omvm.hide", self.hide)
         for name in ("weight", "label_weight", "feature_weight"):
-            _check_weight(f"omvm.{name}", getattr(self, name))
+            check_weight(f"omvm.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +182,7 @@ class PraConfig:
             raise ValueError(
                 f"pra.target_temperature: got {self.target_temperature}, expected above 0"
             )
-        _check_weight("pra.weight", self.weight)
+        check_weight("pra.weight", self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,18 +212,20 @@ class MvmConfig:
 
     def __post_init__(self) -> None:
         for name in ("share", "probability"):
-            _check_share(f"mvm.{name}", getattr(self, name))
+            check_share(f"mvm.{name}", getattr(self, name))
         if self.share >= 0.5:
             raise ValueError(f"mvm.share: got {self.share}, expected below 0.5")
         if self.temperature <= 0:
             raise ValueError(f"mvm.temperature: got {self.temperature}, expected above 0")
         for name in ("weight", "mean_epsilon"):
-            _check_weight(f"mvm.{name}", getattr(self, name))
+            check_weight(f"mvm.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """The training run: data, objectives, batch, optimizer, schedule, engine, checkpoints."""
+class PretrainConfig(TrainingConfig):
+    """The training run: data, objectives and optimizer; the rest is what all training has."""
+
+    section: ClassVar[str] = "pretrain"
 
     data: DataConfig = field(default_factory=DataConfig)
     mlm: MlmConfig = field(default_factory=MlmConfig)
@@ -233,19 +236,10 @@ class PretrainConfig:
     omvm: OmvmConfig = field(default_factory=OmvmConfig)
     pra: PraConfig = field(default_factory=PraConfig)
     mvm: MvmConfig = field(default_factory=MvmConfig)
-    num_steps: int = 900
-    """Optimizer steps of the whole run."""
-    micro_batch_size: int = 16
-    """Pictures a forward pass; the unit of the sample order."""
-    micro_batches_per_step: int = 2
-    """Micro-batches a step over all ranks; ranks and accumulation share them, so the step is the
-    same whatever the number of ranks. One that does not divide it has turns that count nothing."""
     captions_per_picture: int = 4
     """Most captions used of a picture at a time, all on one pass of the CNN (SOHO's code: 4)."""
     window_num_shards: int = 16
     """Shards whose samples are mixed with each other."""
-    num_workers: int = 0
-    """Processes a rank that read and decode; 0 does it in the rank itself."""
     lr_transformer: float = 2e-3
     """Peak AdamW rate of everything but the CNN (both papers' full size: 1e-4)."""
     lr_text: float | None = None
@@ -270,90 +264,17 @@ class PretrainConfig:
     """Nesterov's momentum for SGD (ours; SOHO's code: false)."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW betas."""
-    warmup: float = 0.1
-    """Share of the steps in which the rates rise to their peaks."""
-    warmup_from: float = 0.0
-    """Share of the peaks at which they start to rise (SOHO's code: a third)."""
-    schedule: str = "cosine"
-    """`cosine` to a fiftieth of the peak, or `steps`: a tenth at each of `decay_at`."""
-    decay_at: tuple[float, ...] = (0.625, 0.875)
-    """Shares of the steps at which `steps` decays (SOHO: epochs 25 and 35 of 40)."""
-    clip_norm: float = 5.0
-    """Largest gradient norm; longer gradients are scaled to it."""
-    zero_stage: int = 1
-    """DeepSpeed ZeRO: what ranks share out; 0 nothing, 1 optimizer states, 2 gradients too, 3
-    weights too."""
-    precision: str = "fp32"
-    """`fp32`, `bf16`, `fp16` (with dynamic loss scaling), or `apex-o1` (SOHO's code; NVIDIA's apex
-    and a DeepSpeed that still takes it)."""
-    save_precision: str = "training"
-    """Of the weights in the student folder: `training`, those of `precision`, or `fp32`, the
-    optimizer's own."""
-    checkpoint_activations: tuple[str, ...] = ()
-    """`cnn`, `transformer` or both: layers that run again in the backward pass, to save memory."""
-    ds_config: str | None = None
-    """A JSON file of DeepSpeed's settings; what the recipe says must not stand otherwise in it."""
-    checkpoint_steps: int = 100
-    """Steps from one checkpoint to the next."""
-    keep_checkpoints: int = 2
-    """Newest checkpoints kept."""
-    log_steps: int = 10
-    """Steps from one line of metrics to the next."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_steps",
-            "micro_batch_size",
-            "micro_batches_per_step",
-            "captions_per_picture",
-            "window_num_shards",
-            "checkpoint_steps",
-            "keep_checkpoints",
-            "log_steps",
-        ):
+        super().__post_init__()
+        for name in ("captions_per_picture", "window_num_shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers: got {self.num_workers}, expected 0 or more")
+        for part in self.frozen:
+            check_choice("frozen", part, ("text", "fusion", "heads"))
+        for name in ("lr_text", "lr_heads"):
+            if getattr(self, name) is not None:
+                check_weight(name, getattr(self, name))
         objectives = (self.mlm, self.itm, self.itc, self.omvm, self.pra, self.mvm)
         if not any(objective.weight for objective in objectives):
             raise ValueError("every objective's weight is 0, expected at least one above 0")
-        _check_choice("schedule", self.schedule, ("cosine", "steps"))
-        _check_choice("precision", self.precision, ("fp32", "bf16", "fp16", "apex-o1"))
-        _check_choice("save_precision", self.save_precision, ("training", "fp32"))
-        _check_choice("zero_stage", self.zero_stage, (0, 1, 2, 3))
-        for part in self.frozen:
-            _check_choice("frozen", part, ("text", "fusion", "heads"))
-        for name in ("lr_text", "lr_heads"):
-            if getattr(self, name) is not None:
-                _check_weight(name, getattr(self, name))
-        for part in self.checkpoint_activations:
-            _check_choice("checkpoint_activations", part, ("cnn", "transformer"))
-        if self.precision == "fp16" and not self.zero_stage:
-            # DeepSpeed 0.19.8 then divides gradients by a scale that it has not put on the loss.
-            raise ValueError(
-                "precision: got fp16 with zero_stage 0, expected zero_stage 1, 2 or 3: DeepSpeed "
-                "scales the loss under ZeRO only"
-            )
-        if self.precision == "apex-o1" and self.zero_stage:
-            raise ValueError(
-                f"precision: got apex-o1 with zero_stage {self.zero_stage}, expected zero_stage 0: "
-                "DeepSpeed joins apex with no other"
-            )
-        for name in ("warmup", "warmup_from"):
-            _check_share(name, getattr(self, name))
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: got {value}, expected between 0 and 1")
-
-
-def _check_weight(name: str, value: float) -> None:
-    if value < 0:
-        raise ValueError(f"{name}: got {value}, expected 0 or more")
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(str, choices))}")

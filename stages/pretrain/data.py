@@ -1,24 +1,18 @@
-"""What a rank trains on: its turns at the positions, each made into a masked batch.
-
-Reached from `stages.pretrain.run` and `stages.pretrain.loop`.
-"""
+"""What pretraining trains on: positions in the order of the shards, each made into a masked batch."""
 
 from __future__ import annotations
 
 import functools
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
 from sharding.format.schema import Sample, ShardError
-from sharding.order.order import Turn, turns
+from sharding.order.order import Turn
 from sharding.reading.dataset_source import DatasetSource, OpenSource
 from sharding.reading.sample_reader import make_sample
 from sharding.reading.shard_reader import RawSample, ShardReader
@@ -26,34 +20,38 @@ from sharding.reading.stream import ShardStream
 from sharding.reading.watchdog import StatusBoard
 from sharding.tools.verify import Fault
 from stages.folders import replace_folder
-from stages.pretrain.batch import Batch
 from stages.pretrain.collate import Collate
 from stages.pretrain.config import PretrainConfig
 from stages.student.checkpoints.pretrained import published_tokenizer
 from stages.student.config import StudentConfig
 from stages.student.text.spans import add_person_tags
 from stages.student.text.tokenizer import load_tokenizer, train_tokenizer
+from stages.training.batches import LoadedBatch
 
 ONE_TEACHER = ("label_names", "attribute_names", "feature_size", "num_top", "teacher")
 """What the catalogs of sources that are mixed must agree on."""
 SAMPLES_AT_ONCE = 64
-LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoadedBatch:
-    """What a turn brought: its batch, None if no sample of it could be read, and what could not."""
-
-    turn: Turn
-    batch: Batch | None
-    faults: tuple[Fault, ...]
-
-
-class Batches(Dataset[LoadedBatch]):
-    """`batches[turn]` is the turn's delivery: samples read, decoded, collated and masked."""
+class Batches:
+    """`batches[turn]` is the turn's batch: samples read, decoded, collated and masked. A
+    `stages.training.batches.BatchSource`."""
 
     def __init__(self, stream: ShardStream, collate: Collate) -> None:
         self.stream, self.collate = stream, collate
+        self.board = stream.board
+
+    def state(self, position: int) -> Mapping[str, Any]:
+        """What to save in a checkpoint."""
+        return self.stream.state(position)
+
+    def position(self, state: Mapping[str, Any]) -> int:
+        """The position of a saved state; ShardError where data or order are others."""
+        return self.stream.position(state)
+
+    def epochs(self, position: int) -> float:
+        """How often the first source has been gone through before `position`."""
+        return self.stream.plan.epochs(position)[0]
 
     def __getitem__(self, turn: Turn) -> LoadedBatch:
         """Samples that are damaged, gone or cannot be decoded are left out and named."""
@@ -80,39 +78,6 @@ class Batches(Dataset[LoadedBatch]):
             raise ShardError(
                 f"got {type(error).__name__} ({error}), expected a picture that can be decoded"
             ) from error
-
-    def loader(
-        self, config: PretrainConfig, start: int, rank: int, world_size: int
-    ) -> DataLoader[LoadedBatch]:
-        """This rank's turns from position `start` to the end of the run, in order.
-
-        Raises ValueError where PyTorch's workers could not hand a tensor over: they would drop it
-        without a word, and the rank would wait for ever.
-        """
-        if config.num_workers and len(tempfile.gettempdir()) > LONGEST_TMPDIR:
-            raise ValueError(
-                f"TMPDIR: got {tempfile.gettempdir()}, expected at most {LONGEST_TMPDIR} letters, "
-                "as PyTorch's workers hand tensors over through a socket in it, whose path may not "
-                "be longer; set TMPDIR to another folder, or pretrain.num_workers=0"
-            )
-        end = config.num_steps * config.micro_batches_per_step
-        return DataLoader(
-            self,
-            batch_size=None,
-            sampler=_Turns(start, rank, world_size, config.micro_batches_per_step, end),
-            num_workers=config.num_workers,
-        )
-
-
-class _Turns:
-    """Turns that can be asked for again (DataLoader's samplers must be)."""
-
-    def __init__(self, start: int, rank: int, world_size: int, step_size: int, end: int) -> None:
-        self._share = (start, rank, world_size)
-        self._step_size, self._end = step_size, end
-
-    def __iter__(self) -> Iterator[Turn]:
-        return turns(*self._share, step_size=self._step_size, end=self._end)
 
 
 def sources_of(objects: Path, config: PretrainConfig) -> list[DatasetSource]:

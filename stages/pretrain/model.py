@@ -14,14 +14,15 @@ from stages.pretrain.objectives.itc import Itc
 from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm
 from stages.pretrain.objectives.mvm import Mvm
-from stages.pretrain.objectives.objective import Objective, ObjectiveOutput
+from stages.pretrain.objectives.objective import Objective
 from stages.pretrain.objectives.omvm import Omvm
 from stages.pretrain.objectives.pra import Pra
 from stages.student.network import Cells, Hidden, Student
+from stages.training.metrics import ObjectiveOutput
 
 
 class PretrainModel(nn.Module):
-    """`forward(batch)` -> (loss, {name: Scored}); loss = sum of weight x objective's loss.
+    """`forward(batch)` -> (loss, {name: ObjectiveOutput}); loss = sum of weight x objective's loss.
 
     `end_step` is to be called, on every rank, after each optimizer step.
     """
@@ -35,12 +36,12 @@ class PretrainModel(nn.Module):
         student.embeddings.word_embeddings.sparse = "mlm" in objectives
 
     def forward(
-        self, batch: Batch, counts: bool = True
+        self, batch: Batch, is_valid: bool = True
     ) -> tuple[torch.Tensor, dict[str, ObjectiveOutput]]:
         """See every picture once, fuse every pair once, score every objective. A visual dictionary
-        learns from a batch that counts."""
+        learns from a batch that is valid."""
         cells = self.student.see(
-            batch.pixels, batch.sizes_px, num_texts=self._num_texts(batch, counts)
+            batch.pixels, batch.sizes_px, num_texts=self._num_texts(batch, is_valid)
         )
         if any(objective.contrasts for _, objective in self.objectives.values()):
             batch.contrast = self.student.compare(
@@ -83,12 +84,12 @@ class PretrainModel(nn.Module):
         if self.student.dictionary:
             self.student.dictionary.learn()
 
-    def _num_texts(self, batch: Batch, counts: bool) -> torch.Tensor | None:
-        """How many texts look at each picture [N]; zeros where the batch does not count."""
+    def _num_texts(self, batch: Batch, is_valid: bool) -> torch.Tensor | None:
+        """How many texts look at each picture [N]; zeros where the batch is not valid."""
         if not self.student.dictionary or not self.training:
             return None
         num_texts = batch.picture.new_zeros(len(batch.sizes_px))
-        return num_texts.index_add_(0, batch.picture, torch.ones_like(batch.picture)) * counts
+        return num_texts.index_add_(0, batch.picture, torch.ones_like(batch.picture)) * is_valid
 
 
 def make_objectives(config: PretrainConfig) -> dict[str, tuple[float, Objective]]:

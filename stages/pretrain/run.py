@@ -1,8 +1,8 @@
 """The pretraining run: object shards in, a student folder out. One rank of it.
 
 Reached through `boxless pretrain`, which starts this on every rank. The order of samples is
-arithmetic on a position (`sharding.order.order`), the position stands in the checkpoint, and everything
-random comes from (seed, position): a run that was stopped goes on as if it had not been.
+arithmetic on a position (`sharding.order.order`), the position stands in the checkpoint,
+and everything random comes from (seed, position): a run that was stopped goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from sharding.reading.dataset_source import open_source
-from sharding.reading.stream import ShardStream
 from stages.pretrain.collate import Collate
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data import (
@@ -26,15 +24,16 @@ from stages.pretrain.data import (
     open_stream,
     sources_of,
 )
-from stages.pretrain.loop import Loop
 from stages.pretrain.model import PretrainModel, make_objectives
-from stages.pretrain.student_weights import save_student
+from stages.pretrain.optimizer import freeze, make_optimizer
 from stages.student.build import make_student
 from stages.student.config import StudentConfig
 from stages.student.network import Student
-from stages.training.engine import check_device, join_ranks, load_checkpoint, make_engine
-from stages.training.optimizer import freeze
+from stages.training.engine import check_precision, current_device, join_ranks, make_engine
+from stages.training.loop import Loop
+from stages.training.skipped_samples import FaultPolicy
 from stages.training.stopping import Watch
+from stages.training.student_folder import save_student
 
 TOKENIZER = "tokenizer"
 
@@ -55,18 +54,62 @@ def pretrain(
     Raises ValueError on shards or settings that do not fit, `Stopped` (after a checkpoint) on
     SIGTERM or SIGINT, FloatingPointError on every rank when a loss is not finite on any.
     """
-    watch = Watch()
-    join_ranks()
-    check_device(config, student, torch.distributed.get_world_size())
-    sources = sources_of(objects, config)
-    opened = [open_source(source, cache=None) for source in sources]
-    tokenizer = make_tokenizer(student, opened, out / TOKENIZER)
-    torch.manual_seed(seed)
-    net = _new_student(student, tokenizer, about_of(opened))
-    freeze(net, config)
-    model = PretrainModel(net, make_objectives(config))
-    engine = make_engine(model, config, torch.distributed.get_world_size())
-    collate = Collate(
+    with Watch() as watch:
+        join_ranks()
+        world_size = torch.distributed.get_world_size()
+        check_precision(config)
+        check_batch_norm(student, world_size, current_device())
+        sources = sources_of(objects, config)
+        opened = [open_source(source, cache=None) for source in sources]
+        tokenizer = make_tokenizer(student, opened, out / TOKENIZER)
+        torch.manual_seed(seed)
+        net = _new_student(student, tokenizer, about_of(opened))
+        freeze(net, config)
+        model = PretrainModel(net, make_objectives(config))
+        engine = make_engine(model, make_optimizer(net, config), config, world_size)
+        collate = _collate(config, student, model, tokenizer, seed)
+        stream = open_stream(sources, config, seed=seed, cell_px=net.grid.cell_px)
+        Loop(
+            engine,
+            Batches(stream, collate),
+            config,
+            title="pretrain",
+            seed=seed,
+            out=out,
+            watch=watch,
+            device=current_device(),
+            on_step=on_step,
+            faults=FaultPolicy(
+                on_fault=config.data.on_fault,
+                max_skipped=config.data.max_skipped,
+                stall_seconds=config.data.stall_seconds,
+            ),
+        ).run()
+        save_student(engine, net, tokenizer, student_out, config.save_precision)
+
+
+def check_batch_norm(student: StudentConfig, world_size: int, device: torch.device) -> None:
+    """Raises ValueError for a BatchNorm over several ranks where PyTorch has none."""
+    norms = {"student.batch_norm": student.batch_norm}
+    if student.neck.kind == "soho":
+        norms["student.neck.batch_norm"] = student.neck.batch_norm
+    for name, policy in norms.items():
+        if policy == "sync" and world_size > 1 and device.type == "cpu":
+            raise ValueError(
+                f"{name}: got sync on {world_size} ranks of CPUs, expected local there: PyTorch "
+                "has it on GPUs only"
+            )
+
+
+def _collate(
+    config: PretrainConfig,
+    student: StudentConfig,
+    model: PretrainModel,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+) -> Collate:
+    grid = model.student.grid
+    return Collate(
         tokenizer=tokenizer,
         objectives=[objective for _, objective in model.objectives.values()],
         seed=seed,
@@ -74,35 +117,11 @@ def pretrain(
         max_tokens=student.max_tokens,
         shorter_px=student.shorter_px,
         longer_px=student.longer_px,
-        cell_px=net.grid.cell_px,
-        pad_px=net.grid.pad_px,
+        cell_px=grid.cell_px,
+        pad_px=grid.pad_px,
         regions=config.regions,
         augment=config.augment,
     )
-    stream = open_stream(sources, config, seed=seed, cell_px=net.grid.cell_px)
-    Loop(
-        engine,
-        Batches(stream, collate),
-        config,
-        seed=seed,
-        state=_state(load_checkpoint(engine, out), stream),
-        out=out,
-        watch=watch,
-        on_step=on_step,
-        device=torch.device(deepspeed.accelerator.get_accelerator().current_device_name()),
-    ).run()
-    save_student(engine, net, tokenizer, student_out, config.save_precision)
-
-
-def _state(saved: dict[str, Any] | None, stream: ShardStream) -> dict[str, int]:
-    """Where to go on: steps done, the next position, samples skipped so far.
-
-    Raises ShardError when the checkpoint was trained on other data or in another order.
-    """
-    if saved is None:
-        return {"step": 0, "position": 0, "skipped": 0}
-    position = stream.position(saved["data"])
-    return {"step": saved["step"], "position": position, "skipped": saved["skipped"]}
 
 
 def _new_student(

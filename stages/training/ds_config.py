@@ -1,6 +1,6 @@
 """DeepSpeed's settings: from the recipe, and from a `ds_config.json` of the user's own.
 
-Reached from `stages.training.engine`. What the recipe says is the recipe's to say: a file that says
+What the recipe says is the recipe's to say: a file that says
 otherwise is an error, one that says "auto" gets the recipe's value. What the recipe does not speak
 of (offload, bucket sizes, loggers, profilers ...) is passed on. Keys are explained at
 https://www.deepspeed.ai/docs/config-json.
@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.pretrain.config import PretrainConfig
+from stages.training.config import TrainingConfig
 
 AUTO = "auto"
 OURS_ALONE = {
-    "optimizer": "AdamwSgd with the rates, decays and betas of pretrain",
-    "scheduler": "pretrain.schedule, pretrain.warmup and pretrain.num_steps",
-    "elasticity": "any number of ranks, by pretrain.micro_batches_per_step",
+    "optimizer": "AdamwSgd with the rates, decays and betas of {section}",
+    "scheduler": "{section}.schedule, {section}.warmup and {section}.num_steps",
+    "elasticity": "any number of ranks, by {section}.micro_batches_per_step",
     "checkpoint.load_universal": "checkpoints that other numbers of ranks can read anyway",
-    "torch_autocast": "pretrain.precision",
-    "amp": "pretrain.precision",
+    "torch_autocast": "{section}.precision",
+    "amp": "{section}.precision",
     "data_types.buffer_dtype": "float32 statistics and codes under any precision",
 }
 """Settings of DeepSpeed's for what the recipe, or Boxless, does; a file may not have them."""
@@ -34,19 +34,19 @@ DEFAULTS: dict[str, Any] = {
 """Ours where a file says nothing: metrics are ours, and so is the optimizer."""
 
 
-def engine_settings(config: PretrainConfig, world_size: int) -> dict[str, Any]:
+def engine_settings(config: TrainingConfig, world_size: int) -> dict[str, Any]:
     """What DeepSpeed is started with: the recipe's settings over those of its `ds_config`.
 
     Raises ValueError where the two disagree, or where the file is none.
     """
     ours = recipe_settings(config, world_size)
-    given = read_settings(Path(config.ds_config)) if config.ds_config else {}
+    given = read_settings(Path(config.ds_config), config.section) if config.ds_config else {}
     for section, instead in OURS_ALONE.items():
         got = _at(given, tuple(section.split(".")))
         if got is not None:
             raise ValueError(
                 f"{config.ds_config}: got {section} = {json.dumps(got)}, expected none, as the "
-                f"recipe has {instead}; remove it from the file"
+                f"recipe has {instead.format(section=config.section)}; remove it from the file"
             )
     for path, wanted in _leaves(ours):
         got = _at(given, path)
@@ -59,7 +59,7 @@ def engine_settings(config: PretrainConfig, world_size: int) -> dict[str, Any]:
     return _merged(_merged(DEFAULTS, _without_auto(given)), ours)
 
 
-def recipe_settings(config: PretrainConfig, world_size: int) -> dict[str, Any]:
+def recipe_settings(config: TrainingConfig, world_size: int) -> dict[str, Any]:
     """What follows from the recipe alone.
 
     Every rank takes the same number of turns a step; where the ranks do not share its micro-batches
@@ -71,34 +71,45 @@ def recipe_settings(config: PretrainConfig, world_size: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": num_turns,
         "gradient_clipping": config.clip_norm,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": {"stage": zero_stage(config)},
         "bf16": {"enabled": config.precision == "bf16"},
         "fp16": {"enabled": config.precision == "fp16"},
     }
     if config.precision == "fp16":
         # 0: the scale is found while training.
         settings["fp16"]["loss_scale"] = 0
-    if config.precision == "apex-o1":
-        settings["amp"] = {"enabled": True, "opt_level": "O1"}
+    if sums_in_fp32(config):
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return settings
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def sums_in_fp32(config: TrainingConfig) -> bool:
+    """Whether gradients of bf16 weights are added up in float32."""
+    return config.precision == "bf16" and config.accumulate_precision == "fp32"
+
+
+def zero_stage(config: TrainingConfig) -> int:
+    """The recipe's; 1 in place of 0 where gradients of bf16 weights are added up in float32, which
+    DeepSpeed does under ZeRO only."""
+    return max(1, config.zero_stage) if sums_in_fp32(config) else config.zero_stage
+
+
+def read_settings(path: Path, section: str) -> dict[str, Any]:
     """The file as it stands. Raises ValueError where it is not there or is no JSON object."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"pretrain.ds_config: got {path} ({error}), expected DeepSpeed's settings as JSON"
+            f"{section}.ds_config: got {path} ({error}), expected DeepSpeed's settings as JSON"
         ) from error
     if not isinstance(settings, dict):
         raise ValueError(
-            f"pretrain.ds_config: got a {type(settings).__name__} in {path}, expected an object"
+            f"{section}.ds_config: got a {type(settings).__name__} in {path}, expected an object"
         )
     return settings
 
 
-def _source(path: tuple[str, ...], config: PretrainConfig) -> str:
+def _source(path: tuple[str, ...], config: TrainingConfig) -> str:
     """The recipe's fields that a setting follows from, with their values."""
     fields = {
         "train_micro_batch_size_per_gpu": ("micro_batch_size",),
@@ -106,8 +117,9 @@ def _source(path: tuple[str, ...], config: PretrainConfig) -> str:
         "gradient_accumulation_steps": ("micro_batches_per_step",),
         "gradient_clipping": ("clip_norm",),
         "zero_optimization": ("zero_stage",),
+        "data_types": ("precision", "accumulate_precision"),
     }.get(path[0], ("precision",))
-    return ", ".join(f"pretrain.{name} = {getattr(config, name)}" for name in fields)
+    return ", ".join(f"{config.section}.{name} = {getattr(config, name)}" for name in fields)
 
 
 def _leaves(

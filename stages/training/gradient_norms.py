@@ -1,8 +1,7 @@
-"""The norm of the gradient, in all and of each part of the student, before it is clipped.
+"""The norm of the gradient, in all and of each part of the network, before it is clipped.
 
-Reached from `stages.pretrain.loop`, between the last backward pass of a step and the step.
-DeepSpeed then holds the mean gradient over ranks and micro-batches, whole or cut by ZeRO; this
-reads what DeepSpeed's own norm is made of, once more, in one all-reduce.
+Read between the last backward pass of a step and the optimizer's step. DeepSpeed then holds the
+mean gradient over ranks and micro-batches, whole or cut by ZeRO.
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-
-from stages.student.network import Student
+from torch import nn
 
 PARTS = ("cnn", "cells", "transformer", "heads")
 """ResNet; what makes cells of its map (projection, neck, norm, mask vector); embeddings and fusion;
-the objectives' heads."""
+the heads of objectives and tasks."""
+STUDENT = "student."
+"""Where a module that is trained holds its student; all else in it is a head."""
 
 
 def part_of(name: str) -> str:
@@ -30,21 +30,35 @@ def part_of(name: str) -> str:
 
 
 class GradientNorms:
-    """`norms()` of the gradient that an engine is about to step by."""
+    """The gradient that an engine is about to step by."""
 
-    def __init__(self, engine: Any, student: Student) -> None:
+    def __init__(self, engine: Any, module: nn.Module) -> None:
         self._engine = engine
-        self._parts = {id(p): PARTS.index(part_of(n)) for n, p in student.named_parameters()}
+        self._parts = {
+            id(parameter): PARTS.index(
+                part_of(name.removeprefix(STUDENT)) if name.startswith(STUDENT) else "heads"
+            )
+            for name, parameter in module.named_parameters()
+        }
 
     @torch.no_grad()
-    def norms(self) -> dict[str, float]:
-        """`grad_norm` and `grad_norm/PART`. A collective. {} where they cannot be told: gradients
-        that DeepSpeed has offloaded, or that overflow in fp16."""
+    def squares(self) -> torch.Tensor | None:
+        """Sum of squares of each part [len(PARTS)], under ZeRO of this rank's share; None for
+        gradients that DeepSpeed has offloaded. Nothing is read from the device."""
         if self._engine.zero_offload_optimizer() is not None:
-            return {}
+            return None
         squares = torch.zeros(len(PARTS), device=self._engine.device)
         for gradient, parameter in self._gradients():
-            squares[self._parts[id(parameter)]] += gradient.float().square().sum()
+            norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+            squares[self._parts[id(parameter)]] += norm.square()
+        return squares
+
+    @torch.no_grad()
+    def norms(self, squares: torch.Tensor | None) -> dict[str, float]:
+        """`grad_norm` and `grad_norm/PART` from what `squares` gave. A collective. {} where there
+        is none, or where they overflow in fp16."""
+        if squares is None:
+            return {}
         if self._engine.zero_optimization():
             torch.distributed.all_reduce(squares)
         scaled = squares.double() / loss_scale(self._engine) ** 2
@@ -53,7 +67,7 @@ class GradientNorms:
         named = {f"grad_norm/{part}": float(one) for part, one in zip(PARTS, scaled.sqrt())}
         return {"grad_norm": float(scaled.sum().sqrt()), **named}
 
-    def _gradients(self) -> Iterator[tuple[torch.Tensor, torch.nn.Parameter]]:
+    def _gradients(self) -> Iterator[tuple[torch.Tensor, nn.Parameter]]:
         """The gradients, or under ZeRO this rank's pieces of them, with their parameters."""
         optimizer, stage = self._engine.optimizer, self._engine.zero_optimization_stage()
         if stage == 0:
@@ -63,9 +77,24 @@ class GradientNorms:
             return
         groups = optimizer.fp16_groups if stage == 3 else optimizer.params_in_partition
         for group, parameters in enumerate(groups):
-            yield from zip(optimizer.averaged_gradients[group], parameters)
+            pieces = optimizer.averaged_gradients[group]
+            # Between pieces that are summed in float32 DeepSpeed puts padding.
+            yield from zip(
+                (piece for piece in pieces if not getattr(piece, "_zero_padding", False)),
+                parameters,
+            )
 
 
 def loss_scale(engine: Any) -> float:
     """What the engine multiplies losses by, 1 but for fp16."""
     return float(getattr(engine.optimizer, "loss_scale", 1.0)) if engine.fp16_enabled() else 1.0
+
+
+@torch.no_grad()
+def are_weights_finite(module: nn.Module) -> torch.Tensor:
+    """Whether every weight is, bool []; under ZeRO 3 of this rank's share."""
+    weights = [
+        getattr(parameter, "ds_tensor", parameter).detach() for parameter in module.parameters()
+    ]
+    norms = torch.stack([torch.linalg.vector_norm(w, dtype=torch.float32) for w in weights])
+    return norms.isfinite().all()

@@ -1,19 +1,29 @@
 """What training reports: `metrics.jsonl`, TensorBoard, and sums over ranks.
 
-Reached from `stages.pretrain.run`. A run that goes on from a checkpoint first drops the lines that
+A run that goes on from a checkpoint first drops the lines that
 were written after it, so that no step stands twice.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from sharding.writing.atomic import write_text
-from stages.pretrain.objectives.objective import ObjectiveOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveOutput:
+    """An objective's loss (scalar, with a gradient even when nothing was labelled) and its
+    metrics: name -> (sum, count), which ranks add up before dividing."""
+
+    loss: torch.Tensor
+    metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 class MetricAccumulator:
@@ -22,14 +32,16 @@ class MetricAccumulator:
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
 
-    def add(self, loss: torch.Tensor, scores: dict[str, ObjectiveOutput], *, counts: bool) -> None:
-        """Count one micro-batch. One that does not count adds zeros, for `take` needs the same
-        names on every rank."""
-        one = torch.full((), float(counts), device=loss.device)
+    def add(
+        self, loss: torch.Tensor, outputs: Mapping[str, ObjectiveOutput], *, is_valid: bool
+    ) -> None:
+        """Count one micro-batch. One that is padding adds zeros, for `take` needs the same names on
+        every rank."""
+        one = torch.full((), float(is_valid), device=loss.device)
         self._add("loss", loss * one, one)
-        for name, scored in scores.items():
-            self._add(f"{name}/loss", scored.loss * one, one)
-            for metric, (total, count) in scored.metrics.items():
+        for name, output in outputs.items():
+            self._add(f"{name}/loss", output.loss * one, one)
+            for metric, (total, count) in output.metrics.items():
                 self._add(f"{name}/{metric}", total * one, count * one)
 
     def _add(self, name: str, total: torch.Tensor, count: torch.Tensor) -> None:

@@ -11,18 +11,18 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from stages.pretrain.config import PretrainConfig
-from stages.student.network import Student
-
 
 class AdamwSgd(torch.optim.Optimizer):
-    """Steps each parameter group by the rule in its `rule`: "adamw" or "sgd"."""
+    """Steps each parameter group by the rule in its `rule`: "adamw" or "sgd". A group keeps its
+    peak rate in `peak_lr`; the schedule writes `lr`. While `is_held`, a step changes nothing."""
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+        self.is_held = False
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -32,6 +32,8 @@ class AdamwSgd(torch.optim.Optimizer):
         """
         if closure is not None:
             raise ValueError("AdamwSgd.step: got a closure, expected none")
+        if self.is_held:
+            return
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters and group["rule"] == "adamw":
@@ -63,7 +65,7 @@ class AdamwSgd(torch.optim.Optimizer):
             beta2=group["betas"][1],
             lr=group["lr"],
             weight_decay=group["weight_decay"],
-            eps=1e-6,
+            eps=group.get("eps", 1e-6),
             maximize=False,
         )
 
@@ -96,63 +98,33 @@ def _gradients(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
 
 
-def make_optimizer(student: Student, config: PretrainConfig) -> AdamwSgd:
-    """A group for each part, each with and without decay: the CNN by SGD, text, fusion and heads by
-    AdamW. Norms and biases have no decay unless `decay_norms`.
+def parameter_groups(
+    parameters: Iterable[nn.Parameter],
+    *,
+    weight_decay: float,
+    decay_norms: bool,
+    rule: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Two groups for AdamwSgd, with and without decay: norms and biases have none unless
+    `decay_norms`.
 
-    A group keeps its peak rate in `peak_lr`; the schedule writes `lr`. Frozen parameters are in no
-    group, and a group without any is left out.
+    rule: `rule`, `peak_lr` and what else the rule takes. Frozen parameters are in no group, and a
+    group without any is left out.
     """
-    groups: list[dict[str, Any]] = []
-    for part, everything in parts_of(student).items():
-        is_cnn = part == "cnn"
-        for decays in (True, False):
-            parameters = [
-                p
-                for p in everything
-                if p.requires_grad and (p.dim() > 1 or config.decay_norms) == decays
-            ]
-            if not parameters:
-                continue
-            decay = config.weight_decay_cnn if is_cnn else config.weight_decay
-            rule = _sgd_rule(config) if is_cnn else _adamw_rule(config, part)
-            groups.append({"params": parameters, "weight_decay": decays * decay, **rule})
-    return AdamwSgd(groups)
+    learning = [p for p in parameters if p.requires_grad]
+    groups = []
+    for decays in (True, False):
+        own = [p for p in learning if (p.dim() > 1 or decay_norms) == decays]
+        if own:
+            groups.append({"params": own, "weight_decay": decays * weight_decay, **rule})
+    return groups
 
 
-def parts_of(student: Student) -> dict[str, list[torch.nn.Parameter]]:
-    """Each parameter once, by part: `cnn`, the ResNet; `text`, the word, position and type
-    embeddings; `fusion`, the Transformer's layers; `heads`, everything else, which is new where
-    these come from published weights."""
-    parts = {
-        "cnn": list(student.grid.resnet.parameters()),
-        "text": list(student.embeddings.parameters()),
-        "fusion": list(student.fusion.parameters()),
-    }
-    known = {id(p) for own in parts.values() for p in own}
-    return {**parts, "heads": [p for p in student.parameters() if id(p) not in known]}
+def adamw_rule(lr: float, betas: tuple[float, float], eps: float = 1e-6) -> dict[str, Any]:
+    """AdamW with the peak rate `lr`."""
+    return {"rule": "adamw", "peak_lr": lr, "betas": betas, "eps": eps}
 
 
-def freeze(student: Student, config: PretrainConfig) -> None:
-    """Let the parts in `frozen` learn nothing."""
-    for part in config.frozen:
-        for parameter in parts_of(student)[part]:
-            parameter.requires_grad_(False)
-
-
-def _sgd_rule(config: PretrainConfig) -> dict[str, Any]:
-    return {
-        "rule": "sgd",
-        "peak_lr": config.lr_cnn,
-        "momentum": config.momentum,
-        "nesterov": config.nesterov,
-    }
-
-
-def _adamw_rule(config: PretrainConfig, part: str) -> dict[str, Any]:
-    own = {"text": config.lr_text, "fusion": None, "heads": config.lr_heads}[part]
-    return {
-        "rule": "adamw",
-        "peak_lr": config.lr_transformer if own is None else own,
-        "betas": config.betas,
-    }
+def sgd_rule(lr: float, momentum: float, *, nesterov: bool) -> dict[str, Any]:
+    """SGD with momentum and the peak rate `lr`."""
+    return {"rule": "sgd", "peak_lr": lr, "momentum": momentum, "nesterov": nesterov}

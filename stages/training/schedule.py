@@ -1,15 +1,15 @@
-"""The learning rate at a step, as a factor of the peak. Reached from `stages.pretrain.run`."""
+"""The learning rate at a step, as a factor of the peak."""
 
 from __future__ import annotations
 
 import math
 
-from stages.pretrain.config import PretrainConfig
+from stages.training.config import TrainingConfig
 
 COSINE_FLOOR = 0.02
 
 
-def rate_factor(step: int, config: PretrainConfig) -> float:
+def rate_factor(step: int, config: TrainingConfig) -> float:
     """Factor for step 0 .. num_steps - 1: a linear rise, then the recipe's schedule.
 
     A step is a fixed number of samples, `micro_batch_size` x `micro_batches_per_step`, and this is
@@ -24,5 +24,7 @@ def rate_factor(step: int, config: PretrainConfig) -> float:
         return start + (1 - start) * risen
     if config.schedule == "steps":
         return 0.1 ** sum(step >= share * config.num_steps for share in config.decay_at)
+    if config.schedule == "linear":
+        return (config.num_steps - step) / max(1.0, config.num_steps - warmup_steps)
     progress = (step - warmup_steps) / max(1.0, config.num_steps - warmup_steps)
     return COSINE_FLOOR + (1 - COSINE_FLOOR) * (1 + math.cos(math.pi * progress)) / 2

@@ -164,7 +164,8 @@ def _run_rank(job: dict[str, Any], rank: int) -> str:
 
 def _trace(path: Path) -> None:
     """Note every micro-batch that the rank trains on, turns that count nothing apart."""
-    from stages.pretrain.data import Batches, LoadedBatch
+    from stages.pretrain.data import Batches
+    from stages.training.batches import LoadedBatch
 
     plain = Batches.__getitem__
 
@@ -200,16 +201,16 @@ def _spoil(what: str, step: int, rank: int) -> None:
     kill: SIGKILL. term: SIGTERM. nan: the next loss of ITM is not a number.
     kill-saving: SIGKILL of rank 0 when the step's checkpoint is written, all but `latest`.
     """
-    from stages.pretrain.loop import Loop
     from stages.pretrain.objectives.itm import Itm
-    from stages.training import engine
+    from stages.training.checkpoints import save_and_load
+    from stages.training.loop import Loop
 
-    plain, write_text = Loop.step, engine.write_text
+    plain, write_text = Loop.step, save_and_load.write_text
 
     def spoiled(self: Loop) -> None:
-        if self.state["step"] + 1 == step and what == "nan":
+        if self.state.step + 1 == step and what == "nan":
             Itm.score = _not_a_number(Itm)  # type: ignore[method-assign]
-        elif self.state["step"] + 1 == step:
+        elif self.state.step + 1 == step:
             os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[what])
         plain(self)
 
@@ -219,7 +220,7 @@ def _spoil(what: str, step: int, rank: int) -> None:
         write_text(path, text)
 
     if what == "kill-saving":
-        engine.write_text = dying
+        save_and_load.write_text = dying
     elif what and rank == int(os.environ["WORLD_SIZE"]) - 1:
         Loop.step = spoiled  # type: ignore[method-assign]
 

@@ -14,10 +14,10 @@ from pretrain_fixtures import random_batch, toy_tokenizer
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import MvmConfig
 from stages.pretrain.objectives.mvm import IGNORED, Mvm
-from stages.pretrain.objectives.objective import ObjectiveOutput
 from stages.student.network import Cells, Hidden, Student
 from stages.student.vision.neck_config import DictionaryConfig
 from stages.student.vision.visual_dictionary import Dictionary
+from stages.training.metrics import ObjectiveOutput
 
 NO_CELLS = cast(Cells, None)
 GRID = (4, 5)

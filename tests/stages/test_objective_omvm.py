@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import OmvmConfig
-from stages.pretrain.objectives.objective import ObjectiveOutput
 from stages.pretrain.objectives.omvm import Omvm
 from stages.student.network import Cells, Hidden, Student
+from stages.training.metrics import ObjectiveOutput
 
 NO_CELLS = cast(Cells, None)
 

@@ -13,10 +13,10 @@ from pretrain_fixtures import in_double, random_batch, tiny_student, toy_tokeniz
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import PraConfig
-from stages.pretrain.objectives.objective import ObjectiveOutput
 from stages.pretrain.objectives.pra import Pra, divergence
 from stages.student.heads import AlignHead, weighted_mean
 from stages.student.network import Cells, Hidden, Student
+from stages.training.metrics import ObjectiveOutput
 
 REGIONS = ["object", "cell"]
 WAYS = [("object", "forward"), ("object", "reverse"), ("cell", "forward")]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from deepspeed.runtime import config as deepspeed_config
+import torch
 
 from pipeline.recipe.recipe import load_recipe
 from pipeline.runner.external_inputs import outside
 from pipeline.runner.stages import stage_kinds
 from stages.pretrain.config import PretrainConfig
+from stages.pretrain.run import check_batch_norm
 from stages.student.config import StudentConfig
 from stages.student.vision.neck_config import SohoNeckConfig
-from stages.training import apex_package, engine
+from stages.training import engine
 from stages.training.ds_config import engine_settings
 
 RECIPE: dict[str, Any] = {
@@ -48,13 +48,22 @@ def test_the_recipes_settings_by_hand() -> None:
         assert "amp" not in settings
 
 
-def test_fp16_finds_its_scale_and_apex_is_o1() -> None:
-    """Oracle: DeepSpeed's documentation: loss_scale 0 is dynamic scaling; amp passes opt_level on
-    to apex."""
+def test_fp16_finds_its_scale() -> None:
+    """Oracle: DeepSpeed's documentation: loss_scale 0 is dynamic scaling."""
     settings = engine_settings(PretrainConfig(precision="fp16"), 1)
     assert settings["fp16"] == {"enabled": True, "loss_scale": 0}
-    settings = engine_settings(PretrainConfig(precision="apex-o1", zero_stage=0), 1)
-    assert settings["amp"] == {"enabled": True, "opt_level": "O1"}
+
+
+def test_bf16_sums_gradients_in_float32() -> None:
+    """Oracle: DeepSpeed's grad_accum_dtype, which it takes under ZeRO only; the recipe can say
+    otherwise, and float32 weights need none of it."""
+    settings = engine_settings(PretrainConfig(precision="bf16", zero_stage=0), 1)
+    assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert settings["zero_optimization"] == {"stage": 1}
+    training = PretrainConfig(precision="bf16", zero_stage=0, accumulate_precision="training")
+    for config in (training, PretrainConfig(zero_stage=0)):
+        settings = engine_settings(config, 1)
+        assert "data_types" not in settings and settings["zero_optimization"] == {"stage": 0}
 
 
 @pytest.mark.parametrize(
@@ -165,33 +174,18 @@ def test_what_a_device_has_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     accelerator = engine.get_accelerator()
     monkeypatch.setattr(accelerator, "device_name", lambda *_: "cpu")
     monkeypatch.setattr(accelerator, "is_fp16_supported", lambda: False)
-    engine.check_device(PretrainConfig(), sync, 1)
+    cpu = torch.device("cpu")
+    check_batch_norm(sync, 1, cpu)
     for student, name in ((sync, "student.batch_norm"), (neck, "student.neck.batch_norm")):
         with pytest.raises(ValueError, match=f"{name}: got sync on 2 ranks"):
-            engine.check_device(PretrainConfig(), student, 2)
+            check_batch_norm(student, 2, cpu)
     with pytest.raises(ValueError, match="pretrain.precision: got fp16 on a cpu"):
-        engine.check_device(PretrainConfig(precision="fp16"), StudentConfig(), 1)
-
-
-def test_apex_has_to_be_nvidias_and_deepspeed_to_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Oracle: the package's kind, as the doctor tells it, and DeepSpeed's own list of what it has
-    removed. Nothing is raised where both are as they should be."""
-    monkeypatch.setattr(deepspeed_config, "_REMOVED_TOP_LEVEL_CONFIG_KEYS", {}, raising=False)
-    for kind in ("impostor", "absent"):
-        monkeypatch.setattr(apex_package, "look", lambda kind=kind: (kind, "what it is"))
-        with pytest.raises(ValueError, match="apex is what it is; expected NVIDIA's"):
-            apex_package.require_apex()
-    monkeypatch.setattr(apex_package, "look", lambda: ("nvidia", ""))
-    apex_package.require_apex()
-    removed = {"amp": "removed"}
-    monkeypatch.setattr(deepspeed_config, "_REMOVED_TOP_LEVEL_CONFIG_KEYS", removed, raising=False)
-    with pytest.raises(ValueError, match=importlib.metadata.version("deepspeed")):
-        apex_package.require_apex()
+        engine.check_precision(PretrainConfig(precision="fp16"))
 
 
 def test_precisions_that_a_stage_has_not() -> None:
     """Oracle: ValueError naming both fields."""
     with pytest.raises(ValueError, match="precision: got fp16 with zero_stage 0"):
         PretrainConfig(precision="fp16", zero_stage=0)
-    with pytest.raises(ValueError, match="precision: got apex-o1 with zero_stage 1"):
+    with pytest.raises(ValueError, match="got apex-o1, expected one of .* apex removed its amp"):
         PretrainConfig(precision="apex-o1")

@@ -117,7 +117,7 @@ def test_norms_without_zero_are_those_of_pytorch() -> None:
         if number % 3:
             parameter.grad = torch.randn(parameter.shape, generator=random)
     engine = SimpleNamespace(
-        module=student,
+        module=torch.nn.ModuleDict({"student": student}),
         optimizer=None,
         device="cpu",
         fp16_enabled=lambda: False,
@@ -133,7 +133,8 @@ def test_norms_without_zero_are_those_of_pytorch() -> None:
         "cells": ("grid.project", "cell_norm", "mask_cell"),
         "": ("",),
     }
-    norms = GradientNorms(engine, student).norms()
+    gradients = GradientNorms(engine, engine.module)
+    norms = gradients.norms(gradients.squares())
     assert len(norms) == len(starts)
     for part, start in starts.items():
         gradients = [p.grad for n, p in student.named_parameters() if n.startswith(start)]

@@ -12,8 +12,9 @@ from pretrain_fixtures import tiny_student
 
 from stages.pretrain.config import ItmConfig, MlmConfig, OmvmConfig, PraConfig, PretrainConfig
 from stages.pretrain.model import make_objectives
+from stages.pretrain.optimizer import freeze, make_optimizer
 from stages.training import optimizer as optimizer_file
-from stages.training.optimizer import AdamwSgd, freeze, make_optimizer
+from stages.training.optimizer import AdamwSgd
 from stages.training.schedule import rate_factor
 
 RUN = PretrainConfig(num_steps=100, warmup=0.1)

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 
 from sharding.format.manifest import read_manifest
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.data import LONGEST_TMPDIR, Batches
 from stages.pretrain.data_config import DataConfig, SourceConfig
 from stages.student.network import Student
 from stages.student.text.tokenizer import load_tokenizer
+from stages.training.batches import LONGEST_TMPDIR, load_batches
 
 NUM_TRAIN = 2 * SHARD_SIZE + 2
 RUN = PretrainConfig(
@@ -142,7 +142,7 @@ def test_every_zero_stage_trains_the_same(
 
 def test_a_run_in_half_precision_leaves_a_student_that_sees(ranks: Ranks, tmp_path: Path) -> None:
     """Oracle: bfloat16 weights on disk that load and give finite scores to plain pixels."""
-    config = replace(RUN, precision="bf16", num_steps=2)
+    config = replace(RUN, precision="bf16", save_precision="training", num_steps=2)
     assert ranks(config, tmp_path, world_size=2) == DONE
     student = Student.from_pretrained(tmp_path / "student").eval()
     with torch.no_grad():
@@ -165,7 +165,7 @@ def test_a_folder_too_long_for_sockets_is_refused(monkeypatch: pytest.MonkeyPatc
             shutil.rmtree(folder.parent)
     monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * (LONGEST_TMPDIR - 4))
     with pytest.raises(ValueError, match="TMPDIR: got /tmp/xxx"):
-        Batches(None, None).loader(replace(RUN, num_workers=1), 0, 0, 1)  # type: ignore
+        load_batches(None, replace(RUN, num_workers=1), 0, 0, 1)  # type: ignore
 
 
 @pytest.mark.parametrize("step", [1, 4])

@@ -14,12 +14,12 @@ from pretrain_fixtures import TINY, tiny_student
 
 from pipeline.recipe.recipe import load_recipe
 from stages.pretrain.config import PretrainConfig
+from stages.pretrain.optimizer import make_optimizer
 from stages.student.build import make_student
 from stages.student.checkpoints.soho import official_name, write_soho_checkpoint
 from stages.student.network import Student
 from stages.student.vision.neck_config import DictionaryConfig, SohoNeckConfig
 from stages.student.vision.soho_neck import cells_inside_released, padding_aware_positions
-from stages.training.optimizer import make_optimizer
 
 SOHO = replace(TINY, neck=SohoNeckConfig(dictionary=DictionaryConfig(num_codes=12)))
 TOKENS = torch.tensor([[2, 7, 8, 9, 3]])

@@ -5,7 +5,6 @@ Reached from `stages.pretrain.run`, which adds up `weight x loss` by name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,15 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.batch import Batch
 from stages.student.network import Cells, Hidden, Student
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveOutput:
-    """An objective's loss (scalar, with a gradient even when nothing was labelled) and its
-    metrics: name -> (sum, count), which ranks add up before dividing."""
-
-    loss: torch.Tensor
-    metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]
+from stages.training.metrics import ObjectiveOutput
 
 
 class Objective(Protocol):

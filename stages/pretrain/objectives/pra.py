@@ -8,8 +8,9 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import PraConfig
-from stages.pretrain.objectives.objective import Objective, ObjectiveOutput, mean_loss, share
+from stages.pretrain.objectives.objective import Objective, mean_loss, share
 from stages.student.network import Cells, Hidden, Student
+from stages.training.metrics import ObjectiveOutput
 
 
 class Pra(Objective):

@@ -1,6 +1,6 @@
 """ZeRO's parts of a checkpoint, cut anew for another number of ranks.
 
-Reached from `stages.training.engine`. ZeRO 1 and 2 lay the parameters of a group one after the
+ZeRO 1 and 2 lay the parameters of a group one after the
 other in one flat tensor, pad it, and give each rank an equal part; ZeRO 3 cuts each parameter so,
 and lays a rank's parts of a group one after the other. Weights in fp32 and optimizer states are cut
 alike. DeepSpeed reads the parts back only on as many ranks as wrote them, so here they are joined,

@@ -1,0 +1,262 @@
+"""Where a run's batches come from: a pure function of a turn, read ahead by worker processes.
+
+A turn (`sharding.order`) is a position in the order of all micro-batches. A source gives the same
+batch for a position on any rank, in any process, at any time: that is what makes a run that was
+stopped go on exactly as if it had not been.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sharding.order.order import Turn, turns
+from sharding.reading.watchdog import StatusBoard
+from sharding.tools.verify import Fault
+from stages.training.config import TrainingConfig
+
+LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Batch(Protocol):
+    """A micro-batch. `keys` name its samples in errors."""
+
+    keys: Sequence[str]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedBatch:
+    """What a turn brought: its batch, None if no sample of it could be read, and what could not."""
+
+    turn: Turn
+    batch: Any
+    faults: tuple[Fault, ...] = ()
+
+
+class BatchSource(Protocol):
+    """What a run trains on."""
+
+    board: StatusBoard
+    """Where whoever reads says what it does."""
+
+    def __getitem__(self, turn: Turn) -> LoadedBatch:
+        """The turn's batch. Called in worker processes, in any order."""
+
+    def state(self, position: int) -> Mapping[str, Any]:
+        """What to save in a checkpoint, `position` being that of the next step."""
+
+    def position(self, state: Mapping[str, Any]) -> int:
+        """The position of a saved state. Raises ValueError where that is of another order."""
+
+    def epochs(self, position: int) -> float:
+        """How often the samples (of the first set) have been gone through before `position`."""
+
+
+class ExampleBatches:
+    """A source of batches of numbered examples: each once an epoch, in an order of the seed's.
+
+    make: numbers of examples -> their batch. The last batch of an epoch may be smaller. Raises
+    ValueError without examples.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        make: Callable[[Sequence[int]], Batch],
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        if num_examples < 1:
+            raise ValueError(f"num_examples: got {num_examples}, expected at least 1")
+        self.board = StatusBoard()
+        self._num_examples, self._make = num_examples, make
+        self._batch_size, self._seed = batch_size, seed
+        self._num_batches = -(-num_examples // batch_size)
+
+    def rows(self, position: int) -> list[int]:
+        """The examples of a position."""
+        epoch, place = divmod(position, self._num_batches)
+        order = np.random.default_rng([self._seed, epoch]).permutation(self._num_examples)
+        return order[place * self._batch_size : (place + 1) * self._batch_size].tolist()
+
+    def __getitem__(self, turn: Turn) -> LoadedBatch:
+        """The batch of the examples at the turn's position."""
+        return LoadedBatch(turn=turn, batch=self._make(self.rows(turn.position)))
+
+    def state(self, position: int) -> dict[str, int]:
+        """Position, and all that the order depends on."""
+        return {
+            "position": position,
+            "num_examples": self._num_examples,
+            "batch_size": self._batch_size,
+            "seed": self._seed,
+        }
+
+    def position(self, state: Mapping[str, Any]) -> int:
+        """The position of a saved state; ValueError where examples, batch or seed are others."""
+        position = int(state["position"])
+        if dict(state) != self.state(position):
+            raise ValueError(
+                f"got a checkpoint of the order {dict(state)}, expected {self.state(position)}; go "
+                "on with the settings and examples that it was made with, or start anew"
+            )
+        return position
+
+    def epochs(self, position: int) -> float:
+        """How often the examples have been gone through before `position`."""
+        return position / self._num_batches
+
+
+def load_batches(
+    source: BatchSource, config: TrainingConfig, start: int, rank: int, world_size: int
+) -> DataLoader[LoadedBatch]:
+    """This rank's turns from position `start` to the end of the run, in order; read them with
+    `received`.
+
+    Raises ValueError where PyTorch's workers could not hand a tensor over: they would drop it
+    without a word, and the rank would wait for ever.
+    """
+    if config.num_workers and len(tempfile.gettempdir()) > LONGEST_TMPDIR:
+        raise ValueError(
+            f"TMPDIR: got {tempfile.gettempdir()}, expected at most {LONGEST_TMPDIR} letters, "
+            "as PyTorch's workers hand tensors over through a socket in it, whose path may not "
+            f"be longer; set TMPDIR to another folder, or {config.section}.num_workers=0"
+        )
+    end = config.num_steps * config.micro_batches_per_step
+    return DataLoader(
+        _Packed(source) if config.num_workers else _Plain(source),
+        batch_size=None,
+        sampler=_Turns(start, rank, world_size, config.micro_batches_per_step, end),
+        num_workers=config.num_workers,
+        worker_init_fn=_start_worker if config.num_workers else None,
+    )
+
+
+def received(loader: DataLoader[Any], section: str) -> Iterator[LoadedBatch]:
+    """The loader's batches.
+
+    Raises ValueError, naming the limit and what to do, where a worker could not hand one over. The
+    workers end with the iterator, whatever they are at.
+    """
+    batches = iter(loader)
+    try:
+        while True:
+            try:
+                item = next(batches)
+                if isinstance(item, bytes):
+                    item = ForkingPickler.loads(item)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError) as error:
+                reason = _limit(error)
+                if not loader.num_workers or reason is None:
+                    raise
+                raise ValueError(_cannot_hand_over(reason, section)) from error
+            if isinstance(item, _NotHandedOver):
+                raise ValueError(_cannot_hand_over(item.reason, section))
+            yield item
+    finally:
+        if loader.num_workers:
+            _end_workers(batches)
+
+
+def _end_workers(batches: Any) -> None:
+    """In order where they can, by SIGKILL where they do not come to an end: workers ignore SIGTERM
+    and may wait for a store that does not answer."""
+    batches._shutdown_workers()
+    for worker in batches._workers:
+        worker.kill()
+
+
+@dataclass(frozen=True)
+class _NotHandedOver:
+    """Why a worker kept a batch."""
+
+    reason: str
+
+
+class _Plain(Dataset[LoadedBatch]):
+    """The source as PyTorch's kind of data set."""
+
+    def __init__(self, source: BatchSource) -> None:
+        self._source = source
+
+    def __getitem__(self, turn: Turn) -> LoadedBatch:
+        return self._source[turn]
+
+
+class _Packed(Dataset[bytes]):
+    """The source in a worker, each batch moved to shared memory here, where an error is seen.
+
+    DataLoader leaves that to a thread of its queue, which drops what it cannot move.
+    """
+
+    def __init__(self, source: BatchSource) -> None:
+        self._source = source
+
+    def __getitem__(self, turn: Turn) -> bytes:
+        batch = self._source[turn]
+        try:
+            return bytes(ForkingPickler.dumps(batch))
+        except (RuntimeError, OSError) as error:
+            reason = _limit(error) or f"{type(error).__name__}: {error}"
+            return bytes(ForkingPickler.dumps(_NotHandedOver(reason)))
+
+
+def _limit(error: Exception) -> str | None:
+    """The limit that an error of shared memory or file descriptors is of; None for others."""
+    text = str(error)
+    if "Too many open files" in text or getattr(error, "errno", None) == errno.EMFILE:
+        return "the limit of open files (`ulimit -n`) is reached"
+    if "ancdata" in text:
+        return "the limit of open files (`ulimit -n`) is reached"
+    shared = "shared memory" in text or "/torch_" in text or "Bus error" in text
+    if shared or getattr(error, "errno", None) == errno.ENOSPC:
+        return "/dev/shm is full"
+    return None
+
+
+def _cannot_hand_over(reason: str, section: str) -> str:
+    return (
+        f"{section}.num_workers: a worker could not hand a batch over: {reason}. Expected room for "
+        "two batches a worker: give the container more (docker run --shm-size=8g, or --ipc=host; "
+        f"`ulimit -n 65536` for files), lower {section}.micro_batch_size, or read in the rank "
+        f"itself with {section}.num_workers=0. The last checkpoint is sound"
+    )
+
+
+def _start_worker(number: int) -> None:
+    """A worker does not stop by signals of the whole process group (torchrun's, a terminal's): its
+    rank still needs batches to the end of the step. It ends with its rank."""
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+class _Turns:
+    """Turns that can be asked for again (DataLoader's samplers must be)."""
+
+    def __init__(self, start: int, rank: int, world_size: int, step_size: int, end: int) -> None:
+        self._share = (start, rank, world_size)
+        self._step_size, self._end = step_size, end
+
+    def __iter__(self) -> Iterator[Turn]:
+        return turns(*self._share, step_size=self._step_size, end=self._end)

@@ -1,0 +1,119 @@
+"""Checkpoints that survive kill -9, and that other numbers of ranks can go on from.
+
+DeepSpeed's own `latest` file is not used: it is written in place. Ours is written after every
+rank's files are on disk, by rename.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+
+from sharding.writing.atomic import write_text
+from stages.training.checkpoints.zero_resharding import load_parts, load_whole_parts, num_parts
+from stages.training.gradient_norms import are_weights_finite
+from stages.training.stopping import any_rank
+
+LATEST = "latest"
+PLAIN_CLASSES = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+"""Of DeepSpeed, in its checkpoints: they hold numbers."""
+
+
+class SafeCheckpointEngine(TorchCheckpointEngine):
+    """DeepSpeed's checkpoint files, synced to disk, and read without running any pickled code."""
+
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        """Write beside, sync, rename."""
+        beside = f"{path}.tmp"
+        with open(beside, "wb") as file:
+            torch.save(state_dict, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+
+    def load(self, path: str, map_location: Any = None) -> dict[str, Any]:
+        """Tensors, containers and DeepSpeed's `PLAIN_CLASSES`."""
+        with torch.serialization.safe_globals(PLAIN_CLASSES):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def check_weights(engine: Any) -> None:
+    """Raises FloatingPointError on every rank where a weight is not finite on any. A collective."""
+    are_finite = are_weights_finite(engine.module)
+    if any_rank(~are_finite, are_finite.device):
+        raise FloatingPointError(
+            "got weights that are not finite, expected none: they are not saved, and the last "
+            "checkpoint is sound. Try a lower rate, or a precision of more range"
+        )
+
+
+def save_checkpoint(engine: Any, folder: Path, state: dict[str, Any], keep: int) -> None:
+    """Every rank writes its part; then `latest` names the new one; then old ones go.
+
+    state: what `load_checkpoint` gives back; it has `step`, and `data`, the source's state. Raises
+    FloatingPointError, and saves nothing, where weights are not finite. A collective.
+    """
+    check_weights(engine)
+    tag = f"step-{state['step']:08d}"
+    if torch.distributed.get_rank() == 0 and (folder / tag).exists():
+        # Half of a save that was killed, perhaps by more ranks than there are now.
+        shutil.rmtree(folder / tag)
+    torch.distributed.barrier()
+    engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        write_text(folder / LATEST, tag)
+        # A later one is half of a save that was killed: it must not count among the kept.
+        saved = sorted(path for path in folder.glob("step-*") if path.name <= tag)
+        for old in saved[:-keep]:
+            shutil.rmtree(old)
+    torch.distributed.barrier()
+
+
+def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
+    """Bring back weights and optimizer; the state given to `save_checkpoint`, None at the start.
+
+    The checkpoint may be of another number of ranks. Raises ValueError when it cannot be read.
+    """
+    if not (folder / LATEST).exists():
+        return None
+    tag = (folder / LATEST).read_text().strip()
+    num_saved = num_parts(folder / tag)
+    if bool(num_saved) != bool(engine.zero_optimization()):
+        raise ValueError(
+            f"{folder / tag}: got a checkpoint made {'with' if num_saved else 'without'} ZeRO, "
+            f"expected one made {'without' if num_saved else 'with'} it; go on with the zero_stage "
+            "that it was made with (and accumulate_precision=training where that is bf16 of an "
+            f"earlier Boxless without ZeRO), or remove the {folder.name} folder to start anew"
+        )
+    is_cut_otherwise = num_saved not in (0, torch.distributed.get_world_size())
+    if is_cut_otherwise and engine.zero_optimization_partition_weights():
+        return _known(load_whole_parts(engine, folder / tag), folder / tag)
+    path, state = engine.load_checkpoint(str(folder), tag=tag, load_module_only=is_cut_otherwise)
+    if path is None:
+        raise ValueError(
+            f"{folder / tag}: got no checkpoint that DeepSpeed can read, expected the one that "
+            f"{folder / LATEST} names; remove the {folder.name} folder to start anew"
+        )
+    if is_cut_otherwise:
+        load_parts(engine, folder / tag)
+        engine.global_steps, engine.skipped_steps = state["global_steps"], state["skipped_steps"]
+    return _known(state, folder / tag)
+
+
+def _known(state: dict[str, Any], place: Path) -> dict[str, Any]:
+    """What was saved, without what DeepSpeed keeps beside it."""
+    if "data" not in state:
+        raise ValueError(
+            f"{place}: got a checkpoint of an older Boxless, expected one that knows its data; "
+            f"remove the {place.parent.name} folder to start anew"
+        )
+    return state

@@ -1,0 +1,339 @@
+"""The training loop: steps from where the last checkpoint was, reports, checkpoints and validations
+on the way. `stages.training` describes what it is given."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sharding.format.schema import ShardError
+from sharding.reading.watchdog import StallWatch
+from stages.progress import Progress
+from stages.training.batches import BatchSource, LoadedBatch, load_batches, received
+from stages.training.checkpoints.save_and_load import load_checkpoint, save_checkpoint
+from stages.training.config import TrainingConfig
+from stages.training.gradient_norms import GradientNorms, loss_scale
+from stages.training.metrics import MetricAccumulator, MetricsLog
+from stages.training.schedule import rate_factor
+from stages.training.skipped_samples import FaultPolicy, SkippedSamples
+from stages.training.stopping import Stopped, Watch, of_all_ranks
+
+NOTICES = "notices.log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What a run is measured by on the way, every `validate_steps` steps and at the end.
+
+    run: step -> values by name; a collective, with the module in evaluation mode. They stand in the
+        metrics as `validation/NAME`.
+    best: the value by which one step is better than another; None for none.
+    save_best: called with the step, on every rank, when its value is the best so far.
+    """
+
+    run: Callable[[int], Mapping[str, float]]
+    best: str | None = None
+    higher_is_better: bool = True
+    save_best: Callable[[int], None] | None = None
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """How far a run is: what its checkpoints hold beside weights and optimizer."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    position: int = 0
+    """The next micro-batch."""
+    skipped_samples: int = 0
+    """Of all ranks, since the start."""
+    nonfinite_steps: int = 0
+    """Steps that left the weights because a gradient was not finite."""
+    best: float | None = None
+    """The best value of the validation's criterion so far."""
+    precision: str = "fp32"
+    """What the run computes in; `auto` chooses once."""
+
+
+class Loop:
+    """One rank's training, from the last checkpoint in `out` on.
+
+    engine: of `stages.training.engine.make_engine`, around the module to train. title: of the
+    progress bar and of log lines. seed: each micro-batch's random draws come from it and from the
+    position. on_step: called after each step with the number of steps done. Raises ValueError where the checkpoint is of another order of samples.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        source: BatchSource,
+        config: TrainingConfig,
+        *,
+        title: str,
+        seed: int,
+        out: Path,
+        watch: Watch,
+        device: torch.device,
+        faults: FaultPolicy = FaultPolicy(),
+        validation: Validation | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> None:
+        self.engine, self.source, self.config = engine, source, config
+        self.title, self.seed, self.device = title, seed, device
+        self.out, self.watch, self.validation, self.on_step = out, watch, validation, on_step
+        out.mkdir(parents=True, exist_ok=True)
+        self.rank = torch.distributed.get_rank()
+        self.world_size = torch.distributed.get_world_size()
+        self.state = self._state(load_checkpoint(engine, out))
+        self.stalls = StallWatch(source.board, after_seconds=faults.stall_seconds, log=self._say)
+        self.loader = load_batches(source, config, self.state.position, self.rank, self.world_size)
+        self.skipped = SkippedSamples(
+            faults, self.state.skipped_samples, self._say, section=config.section
+        )
+        self.last_batch: Any = None
+        self.log = MetricsLog(out, step=self.state.step) if self.rank == 0 else None
+        self.gradients = GradientNorms(engine, engine.module)
+        self.norms: dict[str, float] = {}
+        self.metrics, self.waited_seconds = MetricAccumulator(), 0.0
+        self.nonfinite_in_a_row = 0
+        self.is_signalled = False
+        self.reported_step, self.reported_at = self.state.step, time.monotonic()
+
+    def run(self) -> None:
+        """Steps to the recipe's end, a checkpoint every so many and at the last.
+
+        Raises Stopped, after a checkpoint, when a rank was told to stop, and FloatingPointError,
+        on every rank, when a loss is not finite on any, or gradients are not for too many steps.
+        """
+        config, state = self.config, self.state
+        self.engine.train()
+        self.batches = self.stalls.watched(received(self.loader, config.section))
+        with (
+            self.stalls,
+            Progress(
+                self.title,
+                total=config.num_steps,
+                unit="steps",
+                start=state.step,
+                show=self.rank == 0,
+            ) as progress,
+        ):
+            try:
+                while state.step < config.num_steps:
+                    self.step()
+                    if self.on_step is not None:
+                        self.on_step(state.step)
+                    is_last = state.step == config.num_steps
+                    values = self.validate() if self._is_validated(state.step) else {}
+                    if self._is_reported(state.step) or values:
+                        self.report(progress, values)
+                    if self.is_signalled or is_last or state.step % config.checkpoint_steps == 0:
+                        self.save()
+                    if self.is_signalled and not is_last:
+                        raise Stopped(f"stopped at step {state.step} of {config.num_steps}, saved")
+            finally:
+                self.batches.close()
+        if self.log:
+            self.log.close()
+
+    def step(self) -> None:
+        """One optimizer step, over as many micro-batches as are this rank's share of it.
+
+        A step whose gradients are not finite leaves the weights, on all ranks (in fp16 DeepSpeed
+        sees to that, and halves the scale). It counts: its samples are seen, and the schedule is of
+        samples.
+        """
+        factor = rate_factor(self.state.step, self.config)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = factor * group["peak_lr"]
+        num_turns, num_skipped = (
+            self.engine.gradient_accumulation_steps(),
+            self.engine.skipped_steps,
+        )
+        keys: list[str] = []
+        for turn in range(num_turns):
+            loaded = self._next_batch()
+            batch, is_valid = self._batch_of(loaded)
+            torch.manual_seed(self.seed * 1_000_003 + loaded.turn.position)
+            loss, outputs = self.engine(batch.to(self.device), is_valid)
+            self.watch.note(loss, outputs, batch.keys)
+            self.engine.backward(loss * self._weight if is_valid else loss * 0.0)
+            if turn == num_turns - 1:
+                keys = self._before_step()
+            self.engine.step()
+            self.metrics.add(loss, outputs, is_valid=is_valid)
+        is_skipped = self.engine.skipped_steps > num_skipped
+        if self.engine.basic_optimizer.is_held or (is_skipped and not self.engine.fp16_enabled()):
+            self._note_nonfinite(self.state.step + 1, keys)
+        else:
+            self.nonfinite_in_a_row = 0
+        self.engine.module.end_step()
+        self.state.step += 1
+        self.state.position += self.config.micro_batches_per_step
+
+    def _next_batch(self) -> LoadedBatch:
+        asked = time.monotonic()
+        with self.watch.waiting_for_data():
+            loaded = next(self.batches)
+        self.waited_seconds += time.monotonic() - asked
+        self.skipped.add(loaded)
+        return loaded
+
+    def _before_step(self) -> list[str]:
+        """Agree with the other ranks on signals, losses and gradients: the keys of this rank's
+        samples in the step. A collective; FloatingPointError on every rank where a loss is not
+        finite on any."""
+        step = self.state.step + 1
+        squares = self.gradients.squares()
+        # Overflow is how fp16 finds its scale; DeepSpeed sees to it.
+        is_scaled = squares is None or self.engine.fp16_enabled()
+        agreement, keys = self.watch.agree(step, None if is_scaled else squares.sum())
+        self.is_signalled |= agreement.is_signalled
+        self.engine.basic_optimizer.is_held = not agreement.is_finite
+        if self._is_reported(step):
+            self.norms = self.gradients.norms(squares)
+        return keys
+
+    def _note_nonfinite(self, step: int, keys: list[str]) -> None:
+        """Log a step that left the weights. A collective; FloatingPointError on every rank after
+        `max_nonfinite_steps` in a row."""
+        self.state.nonfinite_steps += 1
+        self.nonfinite_in_a_row += 1
+        text = f"step {step}: a gradient is not finite, on {', '.join(keys)}"
+        if self.nonfinite_in_a_row < self.config.max_nonfinite_steps:
+            self._say(f"{text}. The weights stay as they are")
+            return
+        raise FloatingPointError(
+            f"step {step}: for {self.nonfinite_in_a_row} steps in a row a gradient is not finite. "
+            f"This one is of {of_all_ranks(', '.join(keys))}. No weight was changed by them; the "
+            "last checkpoint is sound. Try a lower rate, a precision of more range, or look at "
+            "these samples"
+        )
+
+    def save(self) -> None:
+        """A checkpoint of this step. A collective."""
+        state = {
+            "step": self.state.step,
+            "skipped": self.state.skipped_samples,
+            "nonfinite_steps": self.state.nonfinite_steps,
+            "best": self.state.best,
+            "precision": self.state.precision,
+            "data": dict(self.source.state(self.state.position)),
+        }
+        save_checkpoint(self.engine, self.out, state, self.config.keep_checkpoints)
+
+    def validate(self) -> dict[str, float]:
+        """The values of the validation, and the best kept. A collective."""
+        assert self.validation is not None, "asked for by _is_validated"
+        self.engine.eval()
+        values = dict(self.validation.run(self.state.step))
+        if self.validation.best is not None:
+            value, best = values[self.validation.best], self.state.best
+            is_higher = best is None or value > best
+            if is_higher if self.validation.higher_is_better else best is None or value < best:
+                self.state.best = value
+                if self.validation.save_best:
+                    self.validation.save_best(self.state.step)
+        self.engine.train()
+        return {f"validation/{name}": float(value) for name, value in values.items()}
+
+    def _state(self, saved: dict[str, Any] | None) -> TrainingState:
+        """Where to go on, with what a checkpoint says."""
+        if saved is None:
+            return TrainingState(precision=self.config.precision)
+        return TrainingState(
+            step=saved["step"],
+            position=self.source.position(saved["data"]),
+            skipped_samples=saved["skipped"],
+            nonfinite_steps=saved.get("nonfinite_steps", 0),
+            best=saved.get("best"),
+            precision=saved.get("precision", self.config.precision),
+        )
+
+    def _is_reported(self, step: int) -> bool:
+        """Whether `step`, counted from 1, has a line of metrics."""
+        return (
+            step == self.config.num_steps
+            or step % self.config.log_steps == 0
+            or self._is_validated(step)
+        )
+
+    def _is_validated(self, step: int) -> bool:
+        """Whether a validation follows `step`, counted from 1: the last one and each
+        `validate_steps`-th, or each that ends an epoch."""
+        if self.validation is None:
+            return False
+        if step == self.config.num_steps:
+            return True
+        if self.config.validate_steps is not None:
+            return step % self.config.validate_steps == 0
+        before, after = (
+            int(self.source.epochs(number * self.config.micro_batches_per_step))
+            for number in (step - 1, step)
+        )
+        return after > before
+
+    @property
+    def _weight(self) -> float:
+        """Of a turn's loss: DeepSpeed divides by all turns of a step, padding too."""
+        num_turns = self.engine.gradient_accumulation_steps() * self.world_size
+        return num_turns / self.config.micro_batches_per_step
+
+    def _batch_of(self, loaded: LoadedBatch) -> tuple[Any, bool]:
+        """The batch to go through, and whether it counts. Where nothing of a turn could be read the
+        last batch is gone through again for nothing, as every rank has to."""
+        if loaded.batch is not None:
+            self.last_batch = loaded.batch
+            return loaded.batch, not loaded.turn.is_padding
+        if self.last_batch is None:
+            raise ShardError(
+                f"position {loaded.turn.position}: no sample of this rank's first micro-batch "
+                f"could be read; {loaded.faults[0].cause}"
+            )
+        return self.last_batch, False
+
+    def _say(self, text: str) -> None:
+        """To this rank's own log, and to the notices of all ranks, which `boxless status` shows."""
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {self.rank}: {text}"
+        print(f"{self.title}: {line}", flush=True)
+        with open(self.out / NOTICES, "a", encoding="utf-8") as notices:
+            notices.write(line + "\n")
+
+    def report(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """A line of metrics over the steps since the last one. A collective.
+
+        Raises ShardError on every rank when more samples were skipped than the recipe allows.
+        """
+        state, config = self.state, self.config
+        state.skipped_samples = self.skipped.of_all_ranks(self.device)
+        num_steps = state.step - self.reported_step
+        seconds = time.monotonic() - self.reported_at
+        pictures = config.micro_batch_size * config.micro_batches_per_step
+        line = {
+            "step": state.step,
+            "epoch": self.source.epochs(state.position),
+            "pictures": state.position * config.micro_batch_size,
+            "step_seconds": seconds / num_steps,
+            "pictures_per_second": pictures * num_steps / seconds,
+            "data_wait_share": self.waited_seconds / seconds,
+            "lr_factor": rate_factor(state.step - 1, config),
+            "skipped": state.skipped_samples,
+            "nonfinite_steps": state.nonfinite_steps,
+            **self.norms,
+            **self.metrics.take(),
+            **values,
+        }
+        if self.engine.fp16_enabled():
+            line["loss_scale"] = loss_scale(self.engine)
+            line["overflow_steps"] = self.engine.skipped_steps
+        self.waited_seconds = 0.0
+        self.reported_step, self.reported_at = state.step, time.monotonic()
+        if self.log:
+            self.log.write(line)
+        figures = {"pictures/s": line["pictures_per_second"], "loss": line["loss"]}
+        progress.advance(num_steps, **figures)

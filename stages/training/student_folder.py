@@ -1,0 +1,39 @@
+"""A student in training, saved as a student folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from stages.folders import replace_folder
+from stages.student.network import Student, StudentNetConfig
+from stages.student.processor import StudentProcessor
+from stages.training.checkpoints.save_and_load import check_weights
+from stages.training.checkpoints.whole_weights import whole_weights
+
+
+def save_student(
+    engine: Any, student: Student, tokenizer: PreTrainedTokenizerFast, folder: Path, precision: str
+) -> None:
+    """Rank 0 writes the folder in Hugging Face's layout, complete or not at all. A collective.
+
+    `precision` "training": weights as the network has them; "fp32": the optimizer's.
+    """
+    check_weights(engine)
+    state = whole_weights(engine, student, precision)
+    if torch.distributed.get_rank() == 0:
+        # A student that no rank has a hand in, whatever DeepSpeed made of ours.
+        assert isinstance(student.config, StudentNetConfig)
+        with torch.device("meta"):
+            whole = Student(student.config)
+        whole.load_state_dict(state, assign=True)
+
+        def write(temporary: str) -> None:
+            whole.save_pretrained(temporary)
+            StudentProcessor.of(whole, tokenizer).save_pretrained(temporary)
+
+        replace_folder(folder, write)
+    torch.distributed.barrier()
