@@ -82,7 +82,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         for name in ("min_area", "mirror", "colour", "min_visible"):
-            _check_share(f"augment.{name}", getattr(self, name))
+            check_share(f"augment.{name}", getattr(self, name))
         if not self.min_area:
             raise ValueError("augment.min_area: got 0, expected above 0, 1 for no crop")
         if self.colour >= 1:
