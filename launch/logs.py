@@ -69,14 +69,21 @@ def open_log(folder: Path, rank: int) -> None:
 
 
 def record_failure(
-    folder: Path, rank: int, error: BaseException, *, is_users: bool, is_permanent: bool = False
+    folder: Path,
+    rank: int,
+    error: BaseException,
+    *,
+    is_users: bool,
+    is_permanent: bool = False,
+    message: str | None = None,
 ) -> None:
-    """Record how a rank failed. ``is_users``: the message alone says what to change."""
+    """Record how a rank failed. ``is_users``: the message alone says what to change;
+    ``message``: instead of the error's own."""
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     print(trace, file=sys.stderr, flush=True)
     failure = Failure(
         rank=rank,
-        message=str(error),
+        message=message or str(error),
         traceback=None if is_users else trace,
         time_seconds=time.time(),
         host=socket.gethostname(),

@@ -10,8 +10,11 @@ import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+import numpy as np
+import torch
+from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from sharding.format.image_size import picture_orientation
 
@@ -97,9 +100,7 @@ def open_picture(
     try:
         with _OPENERS[extension](io.BytesIO(source)) as image:
             _check_size(*image.size, max_megapixels=max_megapixels, min_side_px=min_side_px)
-            if image.mode.startswith("I"):
-                # Pillow clips these to white when it makes them RGB.
-                raise PictureError("16-bit greyscale: make it 8-bit")
+            _check_mode(image)
             image.load()
             rgb = image.convert("RGB")
     except (PictureError, MemoryError):
@@ -113,6 +114,52 @@ def upright(picture: Image.Image, data: bytes) -> Image.Image:
     """A picture decoded from `data`, perhaps smaller, turned as its EXIF orientation says."""
     turn = _TURNS.get(picture_orientation(data))
     return picture if turn is None else picture.transpose(turn)
+
+
+def upright_picture(
+    picture: str | Path | bytes | Image.Image | np.ndarray | torch.Tensor,
+) -> Image.Image:
+    """A picture as people have it, upright, in RGB: a file, its bytes, open, or pixels of uint8
+    ([H, W, 3], [3, H, W] or [H, W]).
+
+    Raises PictureError for what is no picture, OSError for a file that cannot be read.
+    """
+    if isinstance(picture, (str, Path)):
+        return open_picture(Path(picture).expanduser().read_bytes())
+    if isinstance(picture, bytes):
+        return open_picture(picture)
+    if isinstance(picture, Image.Image):
+        _check_size(*picture.size, max_megapixels=MAX_MEGAPIXELS, min_side_px=1)
+        _check_mode(picture)
+        try:
+            return ImageOps.exif_transpose(picture).convert("RGB")
+        except Exception as error:  # as in open_picture
+            raise PictureError(f"broken picture: {str(error) or type(error).__name__}") from None
+    return _of_pixels(picture)
+
+
+def _of_pixels(pixels: np.ndarray | torch.Tensor) -> Image.Image:
+    array = pixels.detach().cpu().numpy() if isinstance(pixels, torch.Tensor) else pixels
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
+        array = array.transpose(1, 2, 0)
+    is_grey = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
+    if array.dtype != np.uint8 or not (is_grey or (array.ndim == 3 and array.shape[2] == 3)):
+        raise PictureError(
+            f"not pixels: got {array.dtype} {tuple(array.shape)}, expected uint8 (0 to 255) "
+            "[H, W, 3], [3, H, W] or [H, W]"
+        )
+    if not array.size:
+        raise PictureError(f"too small: got pixels of shape {tuple(array.shape)}")
+    height, width = array.shape[:2]
+    _check_size(width, height, max_megapixels=MAX_MEGAPIXELS, min_side_px=1)
+    flat = array.reshape(height, width) if is_grey else array
+    return Image.fromarray(np.ascontiguousarray(flat)).convert("RGB")
+
+
+def _check_mode(picture: Image.Image) -> None:
+    """PictureError for what Pillow would clip to white when it makes it RGB."""
+    if picture.mode.startswith("I"):
+        raise PictureError("16-bit greyscale: make it 8-bit")
 
 
 def _format_of(data: bytes) -> str:

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline.cli.arguments import user_path
 from pipeline.runner.run_folder import RunError, RunFolder
 
 
@@ -15,16 +16,16 @@ def add_launch_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     attach = commands.add_parser(
         "attach", help="show what a run's Slurm job prints until it ends; Ctrl-C leaves the job"
     )
-    attach.add_argument("run", type=Path, help="a run folder")
+    attach.add_argument("run", type=user_path, help="a run folder")
     attach.set_defaults(command=_attach)
 
     cancel = commands.add_parser("cancel", help="end a run's Slurm jobs; pretraining saves first")
-    cancel.add_argument("run", type=Path, help="a run folder")
+    cancel.add_argument("run", type=user_path, help="a run folder")
     cancel.add_argument("--now", action="store_true", help="at once, without saving")
     cancel.set_defaults(command=_cancel)
 
     logs = commands.add_parser("logs", help="show the log of a rank")
-    logs.add_argument("run", type=Path, help="a run folder")
+    logs.add_argument("run", type=user_path, help="a run folder")
     logs.add_argument("--stage", help="default: the stage that wrote last")
     logs.add_argument("--rank", type=int, default=0, metavar="N", help="default: 0")
     logs.add_argument(

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from launch.job import LaunchError, Stopped
 from pipeline import __version__
+from pipeline.cli.arguments import user_path
 from pipeline.cli.launch_commands import add_launch_commands
 from pipeline.cli.shard_commands import add_shard_commands
 from pipeline.cli.student_commands import add_student_commands
 from pipeline.cli.teacher_commands import add_teacher_commands
+from pipeline.runner.output_encoding import replace_unencodable
 from pipeline.runner.run_folder import RunFolder
-from pipeline.runner.user_errors import is_user_error
+from pipeline.runner.user_errors import describe_error, is_user_error
 
 STAGES = {
     "ingest": "raw corpora -> image shards",
@@ -32,6 +34,7 @@ STAGES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors that nobody expected keep their traceback."""
+    replace_unencodable()
     args = _parser().parse_args(arguments)
     try:
         return args.command(args)
@@ -50,6 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # as in `boxless status | head`
         sys.stderr.close()
         return 1
+    except OSError as error:
+        if not is_user_error(error):
+            raise
+        _show_error(describe_error(error))
+        return 2
 
 
 def _show_error(message: str, details: str = "") -> None:
@@ -173,7 +181,10 @@ def _add_recipe_command(
 def _add_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", help="a built-in recipe's name, or a YAML file")
     command.add_argument(
-        "--run", type=Path, metavar="DIR", help="the run folder (default: runs/NAME of the recipe)"
+        "--run",
+        type=user_path,
+        metavar="DIR",
+        help="the run folder (default: runs/NAME of the recipe)",
     )
     command.add_argument(
         "--set",
@@ -186,20 +197,20 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
 
 def _add_looking_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     status = commands.add_parser("status", help="how far each stage of a run is")
-    status.add_argument("run", type=Path, help="a run folder")
+    status.add_argument("run", type=user_path, help="a run folder")
     status.set_defaults(command=_status)
 
     retry = commands.add_parser(
         "retry", help="make again what failed in a run's shards, and only that"
     )
-    retry.add_argument("run", type=Path, help="a run folder")
+    retry.add_argument("run", type=user_path, help="a run folder")
     retry.add_argument(
         "--stage", choices=["ingest", "distill"], help="default: every one that has failures"
     )
     retry.set_defaults(command=_retry)
 
     report = commands.add_parser("report", help="write a run's report/index.html")
-    report.add_argument("run", type=Path, help="a run folder")
+    report.add_argument("run", type=user_path, help="a run folder")
     report.set_defaults(command=_report)
 
     ablation = commands.add_parser(

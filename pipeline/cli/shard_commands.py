@@ -10,8 +10,8 @@ import argparse
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
+from pipeline.cli.arguments import user_path
 from stages.progress import Progress
 
 Commands = argparse._SubParsersAction
@@ -58,7 +58,7 @@ def _add_look(commands: Commands[argparse.ArgumentParser]) -> None:
         "of a shard: a page (.html, one file) or a contact sheet (.png).",
     )
     look.add_argument("shard", help="a shard's tar, a folder of shards, or the URL of either")
-    look.add_argument("--out", type=Path, required=True, metavar="FILE", help=".html or .png")
+    look.add_argument("--out", type=user_path, required=True, metavar="FILE", help=".html or .png")
     look.add_argument(
         "--key",
         action="append",
@@ -98,7 +98,7 @@ def _look(args: argparse.Namespace) -> int:
 def _add_verify(commands: Commands[argparse.ArgumentParser]) -> None:
     verify = commands.add_parser("verify", help="check shards; exit status 1 on any fault")
     verify.add_argument(
-        "paths", type=Path, nargs="+", help="tars, folders of shards, or run folders"
+        "paths", type=user_path, nargs="+", help="tars, folders of shards, or run folders"
     )
     verify.add_argument("--fast", action="store_true", help="manifests and sizes, not every byte")
     verify.add_argument("--json", action="store_true", help="for programs")
@@ -128,7 +128,9 @@ def _add_repair(commands: Commands[argparse.ArgumentParser]) -> None:
         "damaged moves to quarantine/ with its reason, and nothing is deleted. Then the stage that "
         "wrote the folder makes the rest again.",
     )
-    repair.add_argument("folder", type=Path, help="a folder of shards that no stage is writing")
+    repair.add_argument(
+        "folder", type=user_path, help="a folder of shards that no stage is writing"
+    )
     repair.add_argument("--dry-run", action="store_true", help="say what would be done, only")
     repair.set_defaults(command=_repair)
 
@@ -146,8 +148,8 @@ def _add_repack(commands: Commands[argparse.ArgumentParser]) -> None:
     repack = commands.add_parser(
         "repack", help="the same samples in shards of another size or order, in a new folder"
     )
-    repack.add_argument("sources", type=Path, nargs="+", help="folders of finished shards")
-    repack.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    repack.add_argument("sources", type=user_path, nargs="+", help="folders of finished shards")
+    repack.add_argument("--out", type=user_path, required=True, metavar="DIR", help="a new folder")
     size = repack.add_mutually_exclusive_group(required=True)
     size.add_argument("--samples-per-shard", type=int, metavar="N")
     size.add_argument("--shard-bytes", type=int, metavar="N", help="a tar's largest size")
@@ -183,7 +185,7 @@ def _add_index(commands: Commands[argparse.ArgumentParser]) -> None:
         "index",
         help="make manifests and a catalog for tars that others wrote (webdataset, img2dataset)",
     )
-    index.add_argument("folder", type=Path, help="a folder of tars")
+    index.add_argument("folder", type=user_path, help="a folder of tars")
     index.set_defaults(command=_index)
 
 
@@ -200,13 +202,13 @@ def _add_mixing(commands: Commands[argparse.ArgumentParser]) -> None:
     mixing = commands.add_parser(
         "mixing", help="how well training mixes a folder's samples, in figures and a picture"
     )
-    mixing.add_argument("folder", type=Path, help="a folder of finished shards")
+    mixing.add_argument("folder", type=user_path, help="a folder of finished shards")
     # What is not given is not set: the defaults, and what each means, are ShuffleConfig's.
     mixing.add_argument("--split", default=argparse.SUPPRESS, help="default: train")
     for name in _MIXING_NUMBERS:
         option = f"--{name.replace('_', '-')}"
         mixing.add_argument(option, type=int, default=argparse.SUPPRESS, metavar="N")
-    mixing.add_argument("--out", type=Path, metavar="PNG", help="draw the orders as well")
+    mixing.add_argument("--out", type=user_path, metavar="PNG", help="draw the orders as well")
     mixing.set_defaults(command=_mixing)
 
 

@@ -7,8 +7,9 @@ Reached from ``pipeline.cli.main``.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pipeline.cli.arguments import user_path
 
 if TYPE_CHECKING:
     from pipeline.pages.student.inputs import Given
@@ -26,7 +27,7 @@ def _add_examples(command: argparse._ActionsContainer) -> None:
     """The options that pipeline.pages.student.inputs.Given describes."""
     command.add_argument(
         "--picture",
-        type=Path,
+        type=user_path,
         action="append",
         default=[],
         metavar="FILE",
@@ -64,8 +65,10 @@ def _add_inside(commands: Commands[argparse.ArgumentParser]) -> None:
         "mean, how well text and picture match, and what the student would say for each word, or "
         "for [MASK].",
     )
-    inside.add_argument("student", type=Path, help="a student's folder, as RUN/student")
-    inside.add_argument("--out", type=Path, required=True, metavar="FILE", help="an .html file")
+    inside.add_argument("student", type=user_path, help="a student's folder, as RUN/student")
+    inside.add_argument(
+        "--out", type=user_path, required=True, metavar="FILE", help="an .html file"
+    )
     _add_examples(inside.add_argument_group("examples"))
     inside.set_defaults(command=_inside)
 
@@ -85,11 +88,11 @@ def _add_export(commands: Commands[argparse.ArgumentParser]) -> None:
         description="soho: a checkpoint that the released SOHO code reads, of a student built as "
         "SOHO's. vl-interpret: attention and hidden states of some examples, for Intel's viewer.",
     )
-    export.add_argument("student", type=Path, help="a student's folder, as RUN/student")
+    export.add_argument("student", type=user_path, help="a student's folder, as RUN/student")
     export.add_argument("--to", choices=["soho", "vl-interpret"], required=True)
     export.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         required=True,
         metavar="PATH",
         help="a new file (soho) or a new folder (vl-interpret)",

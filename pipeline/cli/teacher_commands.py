@@ -11,6 +11,7 @@ import json
 import textwrap
 from pathlib import Path
 
+from pipeline.cli.arguments import user_path
 from stages.detector.checkpoints.families import FAMILIES, Family
 
 Commands = argparse._SubParsersAction
@@ -31,19 +32,22 @@ def _add_convert(commands: Commands[argparse.ArgumentParser]) -> None:
         epilog=_families(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    convert.add_argument("checkpoint", type=Path, help="a file of weights")
+    convert.add_argument("checkpoint", type=user_path, help="a file of weights")
     convert.add_argument(
         "--family", choices=list(FAMILIES), required=True, help="where it is from, see below"
     )
     convert.add_argument(
         "--labels",
-        type=Path,
+        type=user_path,
         required=True,
         metavar="FILE",
         help="names of the classes, one a line, synonyms with commas between; or a JSON list",
     )
     convert.add_argument(
-        "--attributes", type=Path, metavar="FILE", help="names of the attributes, where it has some"
+        "--attributes",
+        type=user_path,
+        metavar="FILE",
+        help="names of the attributes, where it has some",
     )
     convert.add_argument(
         "--licence",
@@ -51,7 +55,7 @@ def _add_convert(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="TEXT",
         help="what one may do with the weights, for the folder's card; 'unknown' where it is",
     )
-    convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    convert.add_argument("--out", type=user_path, required=True, metavar="DIR", help="a new folder")
     convert.add_argument(
         "--set",
         action="append",
@@ -125,7 +129,7 @@ def _add_teacher(commands: Commands[argparse.ArgumentParser]) -> None:
         help="check a teacher's folder and say what it is",
         description="Checks that weights, names and net belong together, and prints the card.",
     )
-    teacher.add_argument("folder", type=Path, help="a teacher's folder, as RUN/teacher")
+    teacher.add_argument("folder", type=user_path, help="a teacher's folder, as RUN/teacher")
     teacher.add_argument("--json", action="store_true", help="for programs")
     teacher.set_defaults(command=_teacher)
 

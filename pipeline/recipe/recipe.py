@@ -18,6 +18,7 @@ import yaml
 
 from launch.config import LaunchConfig
 from pipeline.recipe.dataclass_values import RecipeError, build, nearest, plain
+from pipeline.recipe.paths import absolute_paths
 from pipeline.recipe.yaml_format import read_yaml, write_yaml
 from stages.detector.training.config import TeachConfig
 from stages.distill.config import DistillConfig
@@ -101,9 +102,10 @@ def load_recipe(
     merge: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Recipe:
     """The recipe of that name or file, with ``overrides`` such as ``pretrain.num_steps=100`` laid
-    over it, and what ``merge`` makes of that. Only the result is checked. Raises RecipeError."""
+    over it, and what ``merge`` makes of that; its paths absolute. Only the result is checked.
+    Raises RecipeError."""
     values = read_recipe(name_or_path, overrides)
-    return build(Recipe, merge(values) if merge else values)
+    return build(Recipe, absolute_paths(merge(values) if merge else values))
 
 
 def dump_recipe(recipe: Recipe) -> str:

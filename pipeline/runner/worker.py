@@ -18,7 +18,8 @@ from pathlib import Path
 from launch.heartbeat import Heartbeat, exit_after_parent
 from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
 from launch.marked_processes import end_with_parent
-from pipeline.runner.user_errors import is_user_error
+from pipeline.runner.output_encoding import replace_unencodable
+from pipeline.runner.user_errors import describe_error, is_user_error
 
 JOINED = "joined"
 _SECONDS_TO_SAVE = 60.0  # after the parent ended
@@ -31,6 +32,7 @@ def main() -> int:
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     logs = Path(os.environ[LOG_FOLDER_VARIABLE])
     open_log(logs, rank)
+    replace_unencodable()
     # Below torchrun that was killed, a rank would train on beside its successor: it ends at once.
     # Below a command that was killed, it may save.
     end_with_parent(signal.SIGKILL if "TORCHELASTIC_RUN_ID" in os.environ else signal.SIGTERM)
@@ -41,7 +43,10 @@ def main() -> int:
     except Exception as error:
         is_users = is_user_error(error)
         has_diverged = isinstance(error, FloatingPointError)
-        record_failure(logs, rank, error, is_users=is_users, is_permanent=has_diverged)
+        message = describe_error(error) if is_users else None
+        record_failure(
+            logs, rank, error, is_users=is_users, is_permanent=has_diverged, message=message
+        )
         return 2 if is_users else 1
     return 0
 

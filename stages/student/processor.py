@@ -7,17 +7,19 @@ Reached by who uses a student folder (docs/students.md); saved into it by `stage
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerFast
+from transformers import BatchFeature, PreTrainedTokenizerFast
 
 from sharding.writing.atomic import write_json
+from stages.picture import upright_picture
 from stages.student.network import Student
 from stages.student.text.spans import Spans, encode_spans
 from stages.student.text.tokenizer import load_tokenizer
@@ -31,8 +33,8 @@ from stages.student.vision.image_transforms import (
 FILE = "preprocessor_config.json"
 SIZES = ("shorter_px", "longer_px", "pad_px", "max_tokens", "num_token_types")
 
-Picture = str | Path | bytes | Image.Image
-"""A file, its bytes, or a picture that is open already."""
+Picture = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor
+"""A file, its bytes, a picture that is open already, or its pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,23 +95,39 @@ class StudentProcessor:
         write_json(Path(folder) / FILE, settings)
 
     def __call__(
-        self, pictures: Sequence[Picture], texts: Sequence[str | Spans]
-    ) -> dict[str, torch.Tensor]:
-        """`pixels` [N, 3, H, W], `sizes_px` [N, 2], `tokens` [B, T], `token_types` [B, T].
+        self,
+        pictures: Picture | Sequence[Picture] | None = None,
+        texts: str | Spans | Sequence[str | Spans] | None = None,
+    ) -> BatchFeature:
+        """`pixels` [N, 3, H, W] and `sizes_px` [N, 2] of pictures, `tokens` and `token_types` [B, T]
+        of texts; `.to(device)` moves them. One picture or text may stand without a list.
 
-        A text is a str, or its parts in order: [("question", ...), ("answer", ...)]. Raises
-        ValueError on an unknown part or one that the student has no token type for, and what Pillow
-        raises on a picture that it cannot read.
+        A picture is a file's path, its bytes, an open PIL picture, or an array or tensor of uint8,
+        [H, W, 3], [3, H, W] or [H, W]. A text is a str, or its parts in order: [("question", ...),
+        ("answer", ...)]. Raises ValueError where there is neither, on what is no picture or text,
+        and on a part that is unknown or that the student has no token type for; OSError on a file
+        that cannot be read.
         """
+        if pictures is None and texts is None:
+            raise ValueError("got neither pictures nor texts, expected at least one of them")
+        features: dict[str, torch.Tensor] = {}
+        if pictures is not None:
+            features |= self._pictures(_as_list(pictures, is_one=_is_picture, what="pictures"))
+        if texts is not None:
+            features |= self._texts(_as_list(texts, is_one=_is_text, what="texts"))
+        return BatchFeature(features)
+
+    def _pictures(self, pictures: list[Any]) -> dict[str, torch.Tensor]:
         arrays = [
-            load_picture(_opened(p), shorter_px=self.shorter_px, longer_px=self.longer_px)
+            load_picture(upright_picture(p), shorter_px=self.shorter_px, longer_px=self.longer_px)
             for p in pictures
         ]
         stacked = stack_pictures(arrays, multiple_px=self.pad_px)
+        return {"pixels": stacked.pixels, "sizes_px": stacked.sizes_px}
+
+    def _texts(self, texts: list[Any]) -> dict[str, torch.Tensor]:
         encoded = [self._encode(text) for text in texts]
         return {
-            "pixels": stacked.pixels,
-            "sizes_px": stacked.sizes_px,
             "tokens": pad_sequence(
                 [tokens for tokens, _ in encoded],
                 batch_first=True,
@@ -133,8 +151,41 @@ class StudentProcessor:
         return torch.tensor(pieces), torch.tensor(types)
 
 
-def _opened(picture: Picture) -> Image.Image:
-    """The picture, upright: cameras note in a photograph how they were held."""
-    if not isinstance(picture, Image.Image):
-        picture = Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture)
-    return ImageOps.exif_transpose(picture)
+def _as_list(values: Any, *, is_one: Callable[[object], bool], what: str) -> list[Any]:
+    """`values` as a list, also where it is a single one; ValueError for anything else."""
+    if is_one(values):
+        return [values]
+    several = isinstance(values, (list, tuple, np.ndarray, torch.Tensor))
+    found = list(values) if several else [values]
+    wrong = [value for value in found if not is_one(value)]
+    if wrong or not found:
+        got = f"{type(wrong[0]).__name__} {str(wrong[0])[:60]!r}" if wrong else "none"
+        raise ValueError(f"{what}: got {got}, expected {_EXPECTED[what]}")
+    return found
+
+
+_EXPECTED = {
+    "pictures": "one or a list of them: a path, bytes, an open PIL picture, or an array of uint8 "
+    "[H, W, 3], [3, H, W] or [H, W]",
+    "texts": 'one or a list of them: a str, or parts as [("question", "..."), ("answer", "...")]',
+}
+
+
+def _is_picture(value: object) -> bool:
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim in (2, 3)
+    return isinstance(value, (str, Path, bytes, Image.Image))
+
+
+def _is_text(value: object) -> bool:
+    """A str, or a list of (kind, text) pairs."""
+    return isinstance(value, str) or (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and all(
+            isinstance(part, (list, tuple))
+            and len(part) == 2
+            and all(isinstance(word, str) for word in part)
+            for part in value
+        )
+    )

@@ -1,0 +1,86 @@
+"""The paths in a recipe: which values they are, and how they become absolute.
+
+A relative path means a place below the folder where the command was given. The run folder keeps the
+recipe, so a path that stayed relative would mean another place for a later command, given
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FILES = (
+    "ingest.root",
+    "ingest.images",
+    "ingest.captions",
+    "ingest.instances",
+    "ingest.phrases",
+    "ingest.annotations",
+    "ingest.exclude",
+    "teach.given",
+    "distill.features.path",
+    "distill.features.predictions",
+    "distill.features.labels",
+    "distill.features.attributes",
+    "distill.detectron2.weights",
+    "distill.detectron2.labels",
+    "pretrain.ds_config",
+    "pretrain.data.sources.folder",
+    "launch.hostfile",
+)
+"""Always paths, or URLs."""
+NAMES = (
+    "teach.initial_weights",
+    "distill.parser",
+    "distill.similarity.model",
+    "distill.detectron2.config_file",
+    "student.pretrained_cnn",
+    "student.pretrained_text",
+)
+"""Paths, or names of something published: a path where it begins as one, or is there."""
+
+
+def absolute_paths(values: dict[str, Any]) -> dict[str, Any]:
+    """The plain values of a recipe with every path absolute and ~ expanded; {root} stays."""
+    for place in FILES:
+        _change(values, place.split("."), _absolute)
+    for place in NAMES:
+        _change(values, place.split("."), _absolute_if_path)
+    return values
+
+
+def _change(values: Any, keys: list[str], change: Any) -> None:
+    """Apply `change` to the texts at a dotted place, also in lists; what is missing or something
+    else is left for the recipe's checks."""
+    for holder in _holders(values, keys[:-1]):
+        held = holder.get(keys[-1])
+        if isinstance(held, str):
+            holder[keys[-1]] = change(held)
+        elif isinstance(held, list):
+            holder[keys[-1]] = [change(one) if isinstance(one, str) else one for one in held]
+
+
+def _holders(values: Any, keys: list[str]) -> Iterator[dict[str, Any]]:
+    if isinstance(values, list):
+        for one in values:
+            yield from _holders(one, keys)
+    elif isinstance(values, dict):
+        if keys:
+            yield from _holders(values.get(keys[0]), keys[1:])
+        else:
+            yield values
+
+
+def _absolute(path: str) -> str:
+    """A path from the root; "" and URLs stay, and so does what begins with the place of another."""
+    if not path or "://" in path or path.startswith("{root}"):
+        return path
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_if_path(name: str) -> str:
+    is_path = name.startswith(("~", "./", "../", "/")) or (bool(name) and Path(name).exists())
+    return _absolute(name) if is_path else name

@@ -1,0 +1,45 @@
+"""Paths in a recipe are those of the folder where it was read; oracle: os.path, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli.arguments import user_path
+from pipeline.recipe.recipe import load_recipe
+
+
+def test_paths_are_absolute_and_home_is_expanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and folders always, names of published things only where they are paths; URLs and
+    places below another field's stay."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "my_parser").mkdir()
+    recipe = load_recipe(
+        "coco",
+        [
+            "ingest.root=~/coco/im",
+            "ingest.captions={root}/c.json",
+            "ingest.instances=../i.json",
+            "ingest.exclude=[k.json]",
+            "teach.given=~/vg",
+            "distill.parser=my_parser",
+            "pretrain.ds_config=ds.json",
+            "pretrain.data.sources=[{folder: shards}, {folder: 's3://bucket/shards'}]",
+            "student.pretrained_text=bert-base-uncased",
+        ],
+    )
+    assert recipe.ingest.root == "/home/me/coco/im"
+    assert recipe.ingest.captions == "{root}/c.json"
+    assert recipe.ingest.instances == str(tmp_path.parent / "i.json")
+    assert recipe.ingest.exclude == [str(tmp_path / "k.json")]
+    assert recipe.teach.given == "/home/me/vg"
+    assert recipe.distill.parser == str(tmp_path / "my_parser")
+    assert recipe.pretrain.ds_config == str(tmp_path / "ds.json")
+    folders = [source.folder for source in recipe.pretrain.data.sources]
+    assert folders == [str(tmp_path / "shards"), "s3://bucket/shards"]
+    assert recipe.student.pretrained_text == "bert-base-uncased"
+    assert user_path("~/runs/x") == Path("/home/me/runs/x")

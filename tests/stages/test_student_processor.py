@@ -1,0 +1,94 @@
+"""The student's processor takes what transformers' processors take; oracle: the same call with
+lists of paths and of texts."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pretrain_fixtures import tiny_student, toy_tokenizer
+
+from stages.student.processor import StudentProcessor
+
+
+@pytest.fixture(scope="module")
+def processor() -> StudentProcessor:
+    return StudentProcessor.of(tiny_student(), toy_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 96, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def equal(one: Any, other: Any) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in other)
+
+
+def test_one_picture_and_one_text_need_no_lists(
+    processor: StudentProcessor, picture: Image.Image, tmp_path: Path
+) -> None:
+    """In every form that a picture has; a path is a picture, not a list of letters."""
+    path = tmp_path / "one.png"
+    picture.save(path)
+    expected = processor([path], ["a red square"])
+    assert expected["tokens"].shape[0] == 1
+    pixels = np.asarray(picture)
+    forms: list[Any] = [
+        path,
+        str(path),
+        path.read_bytes(),
+        picture,
+        pixels,
+        torch.tensor(pixels),
+        torch.tensor(pixels).permute(2, 0, 1),
+        [picture],
+        (pixels,),
+        pixels[None],
+    ]
+    for form in forms:
+        assert equal(processor(form, "a red square"), expected)
+    spans = [("question", "a red"), ("answer", "square")]
+    of_parts = replace(processor, num_token_types=8)
+    assert equal(of_parts(texts=spans), of_parts(texts=[spans]))
+    assert equal(processor(picture) | processor(texts="a red square"), expected)
+    assert processor(picture, "a").to("cpu")["pixels"].device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("pictures", "texts", "told"),
+    [
+        (None, None, "neither pictures nor texts"),
+        ([], "x", "pictures: got none, expected one or a list"),
+        (Image.new("RGB", (40, 40)), [], "texts: got none"),
+        (Image.new("RGB", (40, 40)), [5], "texts: got int '5'"),
+        (3.5, "x", "pictures: got float"),
+        (np.zeros((40, 40, 3), np.float32), "x", "not pixels: got float32"),
+        (np.zeros((40, 40, 4), np.uint8), "x", "not pixels"),
+        (b"GIF89a", "x", "not JPEG, PNG or WebP: it is GIF"),
+        (Image.new("I;16", (40, 40)), "x", "16-bit greyscale"),
+    ],
+)
+def test_what_is_no_picture_or_text_is_refused(
+    processor: StudentProcessor, pictures: Any, texts: Any, told: str
+) -> None:
+    """As ingest refuses it, by a ValueError that says what was expected."""
+    with pytest.raises(ValueError, match=told):
+        processor(pictures, texts)
+
+
+def test_a_picture_that_is_open_is_turned_upright(processor: StudentProcessor) -> None:
+    """Oracle: its own bytes."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    out = io.BytesIO()
+    Image.new("RGB", (96, 48), (200, 10, 10)).save(out, "JPEG", exif=exif.tobytes())
+    opened = Image.open(io.BytesIO(out.getvalue()))
+    assert equal(processor(opened), processor(out.getvalue()))
