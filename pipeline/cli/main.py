@@ -7,6 +7,7 @@ that cannot be; 130 and 143 stopped by Ctrl-C and SIGTERM, to be continued by th
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from pathlib import Path
@@ -82,7 +83,7 @@ def _conduct(args: argparse.Namespace) -> int:
     asked = LaunchOverrides(
         launcher=args.launcher, nodes=args.nodes, procs_per_node=args.procs_per_node
     )
-    recipe = load_recipe(args.recipe, args.set, merge=asked.merged)
+    recipe = load_recipe(args.recipe, [*args.set, *_evaluate_overrides(args)], merge=asked.merged)
     run = RunFolder(args.run or Path("runs") / recipe.name)
     if args.join:
         join_work(recipe, run, args.stages, asked)
@@ -152,7 +153,38 @@ def _parser() -> argparse.ArgumentParser:
     add_shard_commands(commands)
     add_teacher_commands(commands)
     add_student_commands(commands)
+    _add_evaluate_options(commands.choices["evaluate"])
     return parser
+
+
+def _add_evaluate_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--student",
+        type=user_path,
+        metavar="DIR",
+        help="score this student, of any run, on the recipe's pictures (ingest runs if it has to)",
+    )
+    command.add_argument(
+        "--split", choices=["dev", "val", "heldout", "test", "train"], help="default: heldout"
+    )
+
+
+def _evaluate_overrides(args: argparse.Namespace) -> list[str]:
+    """What `evaluate`'s own options mean as values of the recipe."""
+    given = {name: getattr(args, name, None) for name in ("student", "split")}
+    if given["student"] is not None:
+        if not (given["student"] / "config.json").is_file():
+            raise ValueError(
+                f"--student is {given['student']}, with no config.json in it; expected the folder "
+                "of a student, as RUN/student"
+            )
+        args.stages = ["ingest", "evaluate"]
+        given["student"] = given["student"].absolute()
+    return [
+        f"evaluate.{name}={json.dumps(str(value))}"
+        for name, value in given.items()
+        if value is not None
+    ]
 
 
 def _add_recipe_command(

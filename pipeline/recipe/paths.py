@@ -29,6 +29,7 @@ FILES = (
     "distill.detectron2.labels",
     "pretrain.ds_config",
     "pretrain.data.sources.folder",
+    "evaluate.student",
     "launch.hostfile",
 )
 """Always paths, or URLs."""

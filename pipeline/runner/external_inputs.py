@@ -34,6 +34,11 @@ def outside(recipe: Recipe, kind: StageKind) -> dict[str, str]:
         return {"teach.initial_weights": sha256_file(weights) if weights.is_file() else "not there"}
     if kind.name == "distill":
         return _models_from_elsewhere(recipe)
+    if kind.name == "evaluate" and recipe.evaluate.student is not None:
+        folder = Path(recipe.evaluate.student)
+        return {
+            "evaluate.student": _stamp(str(folder / "config.json"), str(folder / "*.safetens*"))
+        }
     if kind.name == "pretrain":
         return _settings_and_sources(recipe)
     return {}

@@ -41,6 +41,7 @@ from pipeline.runner.stage_state import (
     write_started,
 )
 from pipeline.runner.stages import StageKind, stage_kinds
+from sharding.format.catalog import read_catalog
 from sharding.writing.atomic import write_text
 
 Action = Literal["skip", "start", "continue", "redo"]
@@ -125,6 +126,13 @@ def run_stages(
         write_text(run.recipe, dump_recipe(recipe))
         for kind in kinds:
             _check_inputs(run, recipe, kind, console, alone=len(names) == 1)
+            if kind.name == "evaluate" and not _has_pictures(run, recipe):
+                split = recipe.evaluate.split
+                console.print(
+                    f"[yellow]evaluate[/] skipped: no picture is in the split {split}; a larger "
+                    "ingest.heldout_fraction holds some out, and ingest.splits names fixed ones."
+                )
+                continue
             plan = plan_stage(run, recipe, kind, look_outside=True)
             if plan.action == "skip":
                 console.print(f"[green]✓[/] [bold]{kind.name}[/] skipped: {escape(plan.why)}")
@@ -132,6 +140,13 @@ def run_stages(
             why = "" if plan.action == "start" else f": {plan.action}, {plan.why}"
             console.print(f"[bold]▶ {kind.name}[/]{escape(why)}")
             run_stage(recipe, run, plan, asked, console, alone=len(names) == 1)
+
+
+def _has_pictures(run: RunFolder, recipe: Recipe) -> bool:
+    """Whether the split that evaluate scores has a picture."""
+    split = recipe.evaluate.split_of_shards
+    shards = read_catalog(run.images).shards
+    return any(shard.num_ok for shard in shards if shard.split == split)
 
 
 def _check_active_jobs(

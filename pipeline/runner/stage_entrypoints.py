@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.recipe.recipe import Recipe
 from pipeline.runner.run_folder import RunFolder
@@ -88,12 +89,14 @@ def _finetune(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
 def _evaluate(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
     from stages.transfer.evaluate import evaluate
 
+    own = recipe.evaluate.student is None
+    has_teacher = own and recipe.distill.teacher == "run"
     evaluate(
         recipe.evaluate,
-        objects=run.objects,
-        teacher=run.teacher if recipe.distill.teacher == "run" else None,
-        student=run.student,
-        out=run.transfer / "evaluate",
+        samples=run.objects if own else run.images,
+        teacher=run.teacher if has_teacher else None,
+        student=Path(recipe.evaluate.student or run.student),
+        out=run.transfer / recipe.evaluate.folder_name,
     )
 
 

@@ -127,9 +127,12 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
         StageKind(
             name="evaluate",
             parts=("seed", "evaluate"),
-            inputs=("ingest", *teach, "distill", "pretrain"),
-            folders=("transfer/evaluate",),
-            outputs=("transfer/evaluate/scores.json",),
+            # A student of elsewhere is scored on image shards alone.
+            inputs=("ingest",)
+            if recipe.evaluate.student
+            else ("ingest", *teach, "distill", "pretrain"),
+            folders=(f"transfer/{recipe.evaluate.folder_name}",),
+            outputs=(f"transfer/{recipe.evaluate.folder_name}/scores.json",),
         ),
     )
     return tuple(kind for kind in kinds if not absent.get(kind.name, False))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
+from pathlib import PurePath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +35,24 @@ class FinetuneConfig:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
 
 
+EVALUATED_SPLITS = {
+    "heldout": "heldout",
+    "dev": "heldout",
+    "val": "heldout",
+    "test": "test",
+    "train": "train",
+}
+"""What a recipe may call a split, and what the shards call it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Scoring a student on held-out pictures."""
 
+    split: str = "heldout"
+    """Whose pictures: `heldout` (also dev, val), `test` or `train`."""
+    student: str | None = None
+    """Folder of a student of elsewhere to score instead of the run's own."""
     num_pictures: int = 200
     """Most pictures taken; retrieval scores every picture with every text."""
     captions_per_picture: int = 1
@@ -56,6 +73,27 @@ class EvaluateConfig:
         for name in ("shortlist", "itm_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")
+        if self.split not in EVALUATED_SPLITS:
+            raise ValueError(
+                f"split: got {self.split!r}, expected one of {', '.join(EVALUATED_SPLITS)}"
+            )
         for name in ("num_pictures", "captions_per_picture", "pairs_per_batch", "num_shown"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+
+    @property
+    def split_of_shards(self) -> str:
+        """The split as the shards call it."""
+        return EVALUATED_SPLITS[self.split]
+
+    @property
+    def folder_name(self) -> str:
+        """Where the scores go, below transfer/: of another split or student, beside the run's."""
+        name = "evaluate"
+        if self.split_of_shards != "heldout":
+            name += f"-{self.split_of_shards}"
+        if self.student is not None:
+            path = PurePath(self.student)
+            digest = hashlib.sha256(self.student.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+            name += f"-{re.sub('[^A-Za-z0-9_-]+', '_', path.parent.name or path.name)}-{digest}"
+        return name

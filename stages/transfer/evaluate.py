@@ -26,12 +26,13 @@ from stages.transfer.retrieval import captions_found, gallery, recalls, score_ma
 def evaluate(
     config: EvaluateConfig,
     *,
-    objects: Path,
+    samples: Path,
     teacher: Path | None,
     student: Path,
     out: Path,
 ) -> None:
-    """Score the student folder on the held-out split of the object shards.
+    """Score the student folder on a split of the shards in `samples`: object shards, or image
+    shards for a student of elsewhere.
 
     teacher: folder of the run's teacher; None where the objects came from elsewhere. A score whose
     truth the source does not have is left out. Nothing is drawn, so there is no seed.
@@ -39,33 +40,35 @@ def evaluate(
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     looker = Predictor.load(student)
-    samples = read_split(objects, "heldout", config.num_pictures)
+    pictures = read_split(samples, config.split_of_shards, config.num_pictures)
     scores: dict[str, dict] = {}
     shown: dict[str, list[dict]] = {}
-    texts, picture_of = _true_captions(samples, config.captions_per_picture)
+    texts, picture_of = _true_captions(pictures, config.captions_per_picture)
     if texts:
         matrix = score_matrix(
             looker,
-            samples,
+            pictures,
             texts,
             pairs_per_batch=config.pairs_per_batch,
             shortlist=config.shortlist,
             itm_weight=config.itm_weight,
         )
         scores.update(recalls(matrix, picture_of))
-        shown["retrieval"] = gallery(matrix, picture_of, samples, texts, config.num_shown)
-        shown["captions"] = captions_found(matrix, picture_of, samples, texts, config.num_shown)
-    captioned = [sample for sample in samples if sample.info["captions"]]
+        shown["retrieval"] = gallery(matrix, picture_of, pictures, texts, config.num_shown)
+        shown["captions"] = captions_found(matrix, picture_of, pictures, texts, config.num_shown)
+    captioned = [sample for sample in pictures if sample.info["captions"]]
     shown["attention"] = [
         attention_example(looker, sample) for sample in captioned[: config.num_shown // 2]
     ]
-    codes = code_gallery(looker, samples)
-    if all("phrases" in sample.info.get("truth", {}) for sample in samples):
-        scores["phrase_grounding"], shown["grounding"] = ground(looker, samples, config.num_shown)
-    labels = label_objects(looker, samples)
+    codes = code_gallery(looker, pictures)
+    with_phrases = [one for one in pictures if "phrases" in one.info.get("truth", {})]
+    if with_phrases:
+        found, shown["grounding"] = ground(looker, with_phrases, config.num_shown)
+        scores.update(found)
+    labels = label_objects(looker, pictures)
     if labels["num"]:
         scores["object_label"] = labels
-    ap50 = _teacher_ap50(teacher)
+    ap50 = _teacher_ap50(teacher) if config.split_of_shards == "heldout" else None
     if ap50 is not None:
         scores["teacher_ap50"] = {"value": ap50, "chance": 0.0}
     write_json(out / "examples.json", {**shown, "codes": codes} if codes else shown)

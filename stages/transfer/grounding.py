@@ -9,6 +9,7 @@ Letters: P phrases, C cells, T word pieces, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -20,35 +21,108 @@ from stages.student.vision.image_transforms import fitted_size
 from stages.transfer.predictor import Predictor
 from stages.true_phrases import boxes_of_phrase
 
+MIN_IOU = 0.5
+"""Overlap from which a box counts as the right one, as phrase grounding is scored."""
+
 
 def ground(
     looker: Predictor, samples: Sequence[Sample], num_shown: int
-) -> tuple[dict[str, float], list[dict]]:
-    """The score over all true phrases of all captions, and examples with heat maps.
+) -> tuple[dict[str, dict[str, float]], list[dict]]:
+    """The scores over all true phrases of all captions, and examples with heat maps.
 
-    Phrases that no box was drawn for are left out. Chance is the mean share of the picture that
-    the boxes of a phrase cover; "center" is what pointing at the picture's center always reaches.
+    "phrase_grounding": pointing. Chance is the mean share of the picture that the boxes of a phrase
+    cover; "center" is what pointing at the picture's center always reaches. "phrase_best_box": of
+    candidate boxes (the teacher's, else the true ones of the picture) the one most similar to the
+    phrase; a hit overlaps one of the phrase's boxes by half or more (IoU). Chance is the mean share
+    of candidates that do. Phrases that no box was drawn for are left out.
     """
-    hits, center_hits, chances, num_phrases = 0, 0, 0.0, 0
+    points, best_boxes = _Mean(), _Mean()
     shown: list[dict] = []
     with Progress("grounding", total=len(samples), unit="pictures") as progress:
         for sample in samples:
             found = _point(looker, sample)
-            hits += sum(phrase["hit"] for phrase in found)
-            center_hits += sum(phrase.pop("center_hit") for phrase in found)
-            chances += sum(phrase.pop("chance") for phrase in found)
-            num_phrases += len(found)
+            for phrase in found:
+                points.add(
+                    value=phrase["hit"],
+                    chance=phrase.pop("chance"),
+                    center=phrase.pop("center_hit"),
+                )
+                best_boxes.add(**phrase.pop("best_box"))
             if len(shown) < num_shown:
                 shown.append({"key": sample.key, "phrases": found})
             progress.advance()
-    count = max(1, num_phrases)
-    score = {
-        "value": hits / count,
-        "chance": chances / count,
-        "center": center_hits / count,
-        "num": num_phrases,
-    }
-    return score, shown
+    scores = {"phrase_grounding": points.means()}
+    if best_boxes.num:
+        scores["phrase_best_box"] = best_boxes.means()
+    return scores, shown
+
+
+class _Mean:
+    """Means of several values over the same things."""
+
+    def __init__(self) -> None:
+        self.num = 0
+        self._sums: dict[str, float] = {}
+
+    def add(self, **values: float) -> None:
+        """Count one thing; no values, no thing."""
+        self.num += bool(values)
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+
+    def means(self) -> dict[str, float]:
+        """Each value's mean, and "num"."""
+        count = max(1, self.num)
+        means = {name: total / count for name, total in self._sums.items()}
+        return {"value": 0.0, "chance": 0.0, **means, "num": self.num}
+
+
+def best_box(
+    looker: Predictor,
+    phrase: torch.Tensor,
+    candidates: Candidates | None,
+    cells: torch.Tensor,
+    true_boxes: torch.Tensor,
+) -> dict[str, float]:
+    """Whether the candidate most similar to a phrase's vector [D] overlaps one of its true boxes
+    [G, 4] by half, and the share of candidates that do; {} without candidates. cells [C, D]."""
+    if candidates is None:
+        return {}
+    regions = weighted_mean(candidates.cells[None], cells[None])  # [1, O, D]
+    similarity = looker.student.align_head(phrase[None, None], regions)[0, 0]
+    overlaps = (box_ious(candidates.boxes, true_boxes) >= MIN_IOU).any(dim=1)
+    hit = bool(overlaps[int(similarity.argmax())])
+    return {"value": float(hit), "chance": float(overlaps.float().mean())}
+
+
+def box_ious(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Intersection over union of boxes [A, 4] and [B, 4]: [A, B]."""
+    low, high = torch.maximum(a[:, None, :2], b[:, :2]), torch.minimum(a[:, None, 2:], b[:, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=2)
+    area_a, area_b = (a[:, 2:] - a[:, :2]).prod(dim=1), (b[:, 2:] - b[:, :2]).prod(dim=1)
+    return shared / (area_a[:, None] + area_b - shared).clamp(min=1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Boxes [O, 4] in original pixels, and how much each covers each cell [O, C]."""
+
+    boxes: torch.Tensor
+    cells: torch.Tensor
+
+
+def _candidates(looker: Predictor, sample: Sample, rows: int, columns: int) -> Candidates | None:
+    """The teacher's boxes where there are some, else the true ones; None where there are none."""
+    if sample.objects is not None and len(sample.objects):
+        boxes = torch.tensor(sample.objects["box"].tolist())
+    else:
+        boxes = torch.tensor(sample.info["truth"]["boxes"]).reshape(-1, 4)
+    if not len(boxes):
+        return None
+    cell_px = looker.student.grid.cell_px
+    scale = pixels_per_cell(looker, sample) / cell_px
+    covered = cells_of_boxes(boxes / scale.repeat(2), rows, columns, cell_px)
+    return Candidates(boxes=boxes, cells=covered)
 
 
 def is_in_some_box(point: torch.Tensor, boxes: torch.Tensor) -> bool:
@@ -77,6 +151,7 @@ def _point(looker: Predictor, sample: Sample) -> list[dict]:
     size_px = torch.tensor([sample.info["width"], sample.info["height"]])
     # The picture fills the grid but for padding, which cells count in resized pixels.
     scale = pixels_per_cell(looker, sample)
+    candidates = _candidates(looker, sample, cells.rows, cells.columns)
     found = []
     for row, (caption, phrases) in enumerate(zip(captions, truth["phrases"])):
         for phrase in phrases:
@@ -86,6 +161,7 @@ def _point(looker: Predictor, sample: Sample) -> list[dict]:
             start, end = phrase["start"], phrase["end"]
             pieces = (offsets[row, :, 0] < end) & (offsets[row, :, 1] > start)
             heat = phrase_heat(looker, hidden.text[row], hidden.cells[row], cells.inside[0], pieces)
+            vector = looker.student.pool_phrases(pieces[None, None], hidden.text[row][None])[0, 0]
             best = int(heat.argmax())
             point = (torch.tensor([best % cells.columns, best // cells.columns]) + 0.5) * scale
             boxes = torch.tensor(true_boxes)
@@ -97,6 +173,7 @@ def _point(looker: Predictor, sample: Sample) -> list[dict]:
                     "point": point.tolist(),
                     "hit": is_in_some_box(point, boxes),
                     "chance": covered_area(boxes) / float(size_px.prod()),
+                    "best_box": best_box(looker, vector, candidates, hidden.cells[row], boxes),
                     "center_hit": is_in_some_box(size_px / 2, boxes),
                     "heat": [round(v, 4) for v in heat.tolist()],
                     "rows": cells.rows,

@@ -22,7 +22,7 @@ def test_paths_are_absolute_and_home_is_expanded(
         "coco",
         [
             "ingest.root=~/coco/im",
-            "ingest.captions={root}/c.json",
+            "ingest.captions='{root}/c.json'",
             "ingest.instances=../i.json",
             "ingest.exclude=[k.json]",
             "teach.given=~/vg",

@@ -182,7 +182,9 @@ def test_visual_genome_regions_are_captions_with_boxes(tmp_path: Path) -> None:
         "attributes": ["red"],
         "phrases": [[{"start": 0, "end": 11, "boxes": [[1, 2, 11, 11]]}], []],
     }
-    assert catalog.metadata["label_names"] == ["cat"] and catalog.about["attribute_names"] == ["red"]
+    assert catalog.metadata["label_names"] == ["cat"] and catalog.about["attribute_names"] == [
+        "red"
+    ]
     assert reasons(tmp_path / "out", catalog) == {
         "2": ["evaluation picture: 2.jpg is in test of k.json"],
         "3": ["no caption names this picture: VG_100K_2/3.jpg"],

@@ -14,7 +14,7 @@ from pretrain_fixtures import tiny_student, toy_samples, toy_tokenizer
 
 from sharding.format.schema import Sample
 from stages.ingest.sources.toy import SHAPES
-from stages.transfer.grounding import ground, label_objects
+from stages.transfer.grounding import Candidates, best_box, ground, label_objects
 from stages.transfer.predictor import Predictor
 
 SAMPLES = toy_samples(24, 6)
@@ -58,6 +58,7 @@ def _point_at(looker: Predictor, cells: Sequence[int], monkeypatch: pytest.Monke
         return similarity
 
     monkeypatch.setattr(looker.student.align_head, "forward", align)
+    monkeypatch.setattr("stages.transfer.grounding.best_box", lambda *_: {})
 
 
 @torch.no_grad()
@@ -68,7 +69,8 @@ def test_hits_by_hand(looker: Predictor, monkeypatch: pytest.MonkeyPatch) -> Non
     boxes = [(100, 0, 140, 48), (0, 48, 72, 96), (0, 48, 72, 96)]
     sample = _picture(192, 96, boxes, "red green blue")
     _point_at(looker, [2, 5, 4], monkeypatch)
-    score, shown = ground(looker, [sample], 5)
+    scores, shown = ground(looker, [sample], 5)
+    score = scores["phrase_grounding"]
     assert score["value"] == pytest.approx(2 / 3) and score["num"] == 3
     area = 192 * 96
     assert score["chance"] == pytest.approx((40 * 48 + 2 * 72 * 48) / area / 3)
@@ -86,7 +88,8 @@ def test_a_portrait_with_a_ragged_edge(looker: Predictor, monkeypatch: pytest.Mo
     right one, its middle (30, 50)."""
     _point_at(looker, [5, 1], monkeypatch)
     sample = _picture(40, 60, [(20, 40, 40, 60), (20, 40, 40, 60)], "red green")
-    score, shown = ground(looker, [sample], 1)
+    scores, shown = ground(looker, [sample], 1)
+    score = scores["phrase_grounding"]
     assert [p["point"] for p in shown[0]["phrases"]] == [[30, 50], [30, 10]]
     assert score["value"] == 0.5
 
@@ -104,6 +107,7 @@ def test_a_phrase_is_the_mean_of_its_own_pieces(
         return torch.zeros(1, 1, regions.shape[1])
 
     monkeypatch.setattr(looker.student.align_head, "forward", align)
+    monkeypatch.setattr("stages.transfer.grounding.best_box", lambda *_: {})
     ground(looker, [sample], 0)
     captions = sample.info["captions"]
     tokens, _ = looker.read(captions)
@@ -178,3 +182,42 @@ def test_regions_are_the_cells_of_the_boxes(
     ).cells[0]
     wanted = torch.stack([cells[[0, 1, 4, 5]].mean(dim=0), cells[[3, 7]].mean(dim=0)])
     torch.testing.assert_close(pooled[0], wanted, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_phrase_of_several_boxes_is_hit_in_any(
+    looker: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: by hand. Cell 2's middle (120, 24) is in the second box; the picture's center (96,
+    48) in neither; the boxes overlap, so together they cover 60 x 48 + 20 x 20 pixels. A phrase
+    without boxes is left out."""
+    sample = _picture(192, 96, [(80, 0, 140, 48), (130, 0, 150, 68)], "both none")
+    (phrases,) = sample.info["truth"]["phrases"]
+    phrases[0]["objects"], phrases[1]["objects"] = [0, 1], []
+    _point_at(looker, [2], monkeypatch)
+    scores, shown = ground(looker, [sample], 1)
+    covered = 60 * 48 + 20 * 68 - 10 * 48
+    assert scores == {
+        "phrase_grounding": {
+            "value": 1.0,
+            "chance": pytest.approx(covered / (192 * 96)),
+            "center": 0.0,
+            "num": 1,
+        }
+    }
+    assert len(shown[0]["phrases"][0]["boxes"]) == 2
+
+
+@torch.no_grad()
+def test_the_best_box_is_the_most_similar_candidate(looker: Predictor) -> None:
+    """Oracle: cells that are unit vectors, a phrase equal to the second one: the candidate that
+    covers only the second cell wins; it overlaps the true box by 2/3, two of three do by half."""
+    cells = torch.eye(4, 8)
+    candidates = Candidates(
+        boxes=torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [20, 0, 30, 20]]),
+        cells=torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 1]]),
+    )
+    true = torch.tensor([[20.0, 0, 30, 15], [50, 50, 60, 60]])
+    found = best_box(looker, cells[1], candidates, cells, true)
+    assert found == {"value": 1.0, "chance": pytest.approx(2 / 3)}
+    assert best_box(looker, cells[1], None, cells, true) == {}

@@ -44,6 +44,12 @@ MEANINGS = {
         words="Given a phrase and no boxes, the student points at one spot: how often that spot "
         "lies on the right object.",
     ),
+    "phrase_best_box": Meaning(
+        title="Chooses the box that is meant",
+        name="Phrase grounding, best box",
+        words="Given a phrase and the teacher's boxes, the student chooses one: how often it "
+        "overlaps the right object by half or more.",
+    ),
     "object_label": Meaning(
         title="Names an object",
         name="Object label",
@@ -67,6 +73,7 @@ _ORDER = (
     "image_to_text_r1",
     "text_to_image_r1",
     "phrase_grounding",
+    "phrase_best_box",
     "object_label",
     "teacher_ap50",
 )
