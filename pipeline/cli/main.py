@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -85,6 +86,8 @@ def _conduct(args: argparse.Namespace) -> int:
     )
     recipe = load_recipe(args.recipe, [*args.set, *_evaluate_overrides(args)], merge=asked.merged)
     run = RunFolder(args.run or Path("runs") / recipe.name)
+    if args.allow_code:
+        os.environ["BOXLESS_ALLOW_CODE"] = "1"  # for the workers, which have this one's environment
     if args.join:
         join_work(recipe, run, args.stages, asked)
         return 0
@@ -204,6 +207,11 @@ def _add_recipe_command(
         "--join",
         action="store_true",
         help="add workers to ingest or distill, which another command has begun in the run folder",
+    )
+    command.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run the Python program that a recipe may name as detectron2's config",
     )
     command.add_argument(
         "--dry-run", action="store_true", help="say what would be run and why, and run nothing"

@@ -3,12 +3,14 @@
 Reached from `detectron2_teacher.py`. detectron2 is looked for at run time. Of its ways of loading
 two are not taken: its checkpointer unpickles whatever a .pkl holds, so weights come through
 `convert.read_checkpoint`, which builds arrays and nothing else; and a YAML config may name Python
-objects to build, so it is read without that. A lazy config (.py) is a program by design and runs.
+objects to build, so it is read without that. A lazy config (.py) is a program
+by design, which runs only where the user said so on the command line, never by a recipe alone.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +27,7 @@ FROM_CONFIG = re.compile(r"pixel_mean$|pixel_std$|anchor_generator\.cell_anchors
 # How often a normalisation was trained; of no use, and not in every checkpoint.
 COUNTER = re.compile(r"num_batches_tracked$")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+ALLOW_CODE = "BOXLESS_ALLOW_CODE"  # 1 where the user said that configs may be programs
 NUM_NAMED = 5  # keys that a message lists
 
 
@@ -49,6 +52,12 @@ def load_net(config: Detectron2Config, device: torch.device) -> Detectron2Net:
     net has no part that looks at boxes, and where the weights do not fit it; CheckpointError for
     a file that holds no weights.
     """
+    if config.config_file.endswith(".py") and os.environ.get(ALLOW_CODE) != "1":
+        raise Detectron2Error(
+            f"config_file: got {config.config_file}, a Python program, which would run with your "
+            "rights; expected YAML, or the option --allow-code on the command line where you "
+            "trust it."
+        )
     find_detectron2()
     path = _find_config(config.config_file)
     try:

@@ -95,6 +95,7 @@ class Labeller:
         self, batch: list[tuple[Sample, np.ndarray | Failure]]
     ) -> list[Sample | Failure]:
         objects: dict[str, np.ndarray] = {}
+        batch = [(sample, finite_or_failure(sample.key, seen)) for sample, seen in batch]
         with self._clock.during("selection"):
             for sample, seen in batch:
                 if not isinstance(seen, Failure):
@@ -184,6 +185,19 @@ class Labeller:
                     ]
                 )
             yield rows
+
+
+def finite_or_failure(key: str, seen: np.ndarray | Failure) -> np.ndarray | Failure:
+    """What the teacher gave for picture `key`; a failure of that picture where numbers of it are
+    not finite."""
+    if isinstance(seen, Failure):
+        return seen
+    for name in seen.dtype.names or ():
+        values = seen[name]
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            reason = f"detect: got {name} that is not finite, expected finite numbers"
+            return TeacherFailure(key=key, reason=reason)
+    return seen
 
 
 def select(objects: np.ndarray, config: DistillConfig) -> np.ndarray:

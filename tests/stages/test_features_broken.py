@@ -160,7 +160,8 @@ def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
     categories = json.loads(Path(written["labels"]).read_text())
     categories["categories"].pop()
     Path(written["labels"]).write_text(json.dumps(categories))
-    assert "category_id: 5 is not among the names" in reason_of(written, seen)
+    with pytest.raises(FeaturesError, match="category_id 5; expected .* 1 to 4"):
+        reason_of(written, seen)
     written = write_scene_graph(tmp_path, [seen])
     Path(written["labels"]).write_text(
         json.dumps({"label_to_idx": {"yolk": 1}, "attribute_to_idx": {"tall": 1}})

@@ -25,7 +25,7 @@ from detectron2_nets import (
 from sharding.format.schema import check_objects, object_dtype
 from stages.detector.checkpoints.checkpoint_error import CheckpointError
 from stages.detector.detectron2_config import Detectron2Config
-from stages.detector.detectron2_net import Detectron2Error, load_net, zoo_folder
+from stages.detector.detectron2_net import ALLOW_CODE, Detectron2Error, load_net, zoo_folder
 from stages.detector.detectron2_teacher import Detectron2Teacher, load_detectron2
 
 needs_detectron2 = pytest.mark.skipif(
@@ -37,6 +37,24 @@ FPN = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
 MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 CASCADE = "Misc/cascade_mask_rcnn_R_50_FPN_3x.yaml"
 PANOPTIC = "COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml"
+
+
+@pytest.fixture(autouse=True)
+def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with --allow-code."""
+    monkeypatch.setenv(ALLOW_CODE, "1")
+
+
+def test_a_program_runs_only_where_the_user_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: a file that the program would write is not there; the message names the option."""
+    monkeypatch.delenv(ALLOW_CODE)
+    program = tmp_path / "config.py"
+    program.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(Detectron2Error, match="^config_file: got .*--allow-code"):
+        load_net(Detectron2Config(config_file=str(program), weights="w.pkl"), CPU)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_without_detectron2_the_message_says_what_to_do(

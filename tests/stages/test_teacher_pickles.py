@@ -3,10 +3,12 @@ refused by a CheckpointError, and a file that hostile ones would make is never t
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import struct
 import tracemalloc
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.detector.checkpoints.checkpoint_error import CheckpointError
+from stages.detector.checkpoints.pickled_arrays import _storage_of_bytes
 from stages.detector.checkpoints.pickles import loads, read_pickle
+from stages.detector.checkpoints.torch_files import read_torch
 
 PROTOCOLS = range(6)
 MAX_MEMORY_BYTES = 2 << 20
@@ -363,3 +367,41 @@ def test_changed_bytes_are_refused_or_plain(choice: st.DataObject) -> None:
         pickle.dumps(loads(bytes(data), where="here"))
     except CheckpointError as error:
         assert str(error).startswith("here: ")
+
+
+def grown(tmp_path: Path, *, is_zip: bool) -> Path:
+    """A file of torch.save of three numbers that says it has 2 ** 26 of them."""
+    path = tmp_path / "small.pth"
+    torch.save({"w": torch.zeros(3)}, path, _use_new_zipfile_serialization=is_zip)
+    large = b"J" + struct.pack("<i", 1 << 26)
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        path.unlink()
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data.replace(b"K\x03\x85", large + b"\x85"))
+    else:
+        path.write_bytes(path.read_bytes().replace(b"K\x03", large))
+    return path
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_file_of_torch_that_would_grow_is_refused_before_it_does(
+    tmp_path: Path, is_zip: bool
+) -> None:
+    """Oracle: a message that says so; torch itself takes 256 MiB for either. A sound file of the
+    same kind is read."""
+    path = grown(tmp_path, is_zip=is_zip)
+    with pytest.raises(CheckpointError, match="not resizable|more than the file has"):
+        read_torch(path)
+    torch.save({"w": torch.ones(3)}, path, _use_new_zipfile_serialization=is_zip)
+    assert read_torch(path)["w"].tolist() == [1, 1, 1]
+
+
+def test_a_storage_in_an_archive_is_refused() -> None:
+    """Oracle: the same; torch writes storages inside pickles without compression."""
+    buffer = io.BytesIO()
+    torch.save(torch.zeros(3), buffer)
+    with pytest.raises(ValueError, match="archive"):
+        _storage_of_bytes(buffer.getvalue())

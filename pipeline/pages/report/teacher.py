@@ -48,7 +48,7 @@ def _losses(run: RunFolder) -> Element | None:
     series = [Series(name=said, points=points(lines, name)) for name, said in _LOSSES.items()]
     if not any(one.points for one in series):
         return None
-    return line_chart("The teacher's losses", series, y_label="cross entropy, smooth L1")
+    return line_chart("The teacher's losses", series, y_label="cross entropy, L1")
 
 
 def _figures(scores: dict[str, Any]) -> Element | None:

@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import io
 import math
+import pickletools
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 _DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16|[SU][1-9][0-9]{0,5}|O8?)")
 _MAX_DIMENSIONS = 32
+_LEGACY_PICKLES = 4  # magic number, version, machine, content
+ZIP_HEAD = b"PK\x03\x04"  # torch.save since 1.6
 
 
 class Dtype:
@@ -150,7 +153,10 @@ def _storage_of_bytes(raw: object) -> torch.TypedStorage:
     """torch.storage._load_from_bytes: a storage in torch.save's format, onto the CPU."""
     if not isinstance(raw, bytes):
         raise ValueError("a tensor's numbers that are not bytes")
+    if raw.startswith(ZIP_HEAD):  # torch.save's older format is not compressed
+        raise ValueError("a tensor's numbers in an archive, which torch does not write here")
     try:
+        check_legacy(io.BytesIO(raw), len(raw))
         storage = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, as what is in there
         raise ValueError(f"a tensor's numbers that torch cannot read: {error}") from error
@@ -166,12 +172,36 @@ def _tensor(
     size, stride = checked_shape(size), checked_shape(stride)
     if not isinstance(storage, torch.TypedStorage) or type(offset) is not int:
         raise ValueError("a tensor without its numbers")
+    check_extent(storage._untyped_storage.nbytes(), storage.dtype, offset, size, stride)
     tensor = torch.empty(0, dtype=storage.dtype).set_(
         storage._untyped_storage, offset, size, stride
     )
     array = Array()
     array.shape, array.value = size, tensor_array(tensor)
     return array
+
+
+def check_legacy(file: BinaryIO, num_bytes: int) -> None:
+    """ValueError where a file of torch.save's older format, of `num_bytes` and read from its start,
+    says of a storage that it has more numbers than the file has bytes: torch takes the memory
+    first."""
+    for number in range(_LEGACY_PICKLES):
+        for _, argument, _ in pickletools.genops(file):
+            is_last = number == _LEGACY_PICKLES - 1
+            if is_last and type(argument) is int and argument > num_bytes:
+                raise ValueError(f"a storage of {argument} numbers, more than the file has")
+
+
+def check_extent(
+    num_bytes: int, dtype: torch.dtype, offset: int, size: Sequence[int], stride: Sequence[int]
+) -> None:
+    """ValueError where a tensor reaches beyond its storage of `num_bytes`: torch would make the
+    storage as large as a file of a few bytes says."""
+    if len(size) != len(stride) or offset < 0 or any(number < 0 for number in (*size, *stride)):
+        raise ValueError(f"a tensor {tuple(size)} with the strides {tuple(stride)}")
+    last = -1 if 0 in size else sum((n - 1) * step for n, step in zip(size, stride))
+    if (offset + last + 1) * dtype.itemsize > num_bytes:
+        raise ValueError(f"a tensor {tuple(size)} of more numbers than the file has")
 
 
 def _parameter(tensor: object, *others: object) -> object:

@@ -19,9 +19,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from stages.detector.checkpoints.checkpoint_error import CheckpointError
-from stages.detector.checkpoints.pickled_arrays import CALLABLES
+from stages.detector.checkpoints.pickled_arrays import (
+    CALLABLES,
+    ZIP_HEAD,
+    check_legacy,
+)
 
-ZIP_HEAD = b"PK\x03\x04"  # torch.save since 1.6
 LEGACY_HEAD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # before: its magic number, pickled
 _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (ours, f"{module}.{name}")
@@ -45,6 +48,9 @@ def read_torch(path: Path) -> Any:
     if is_zip:
         _check_zip(path)
     try:
+        if not is_zip:
+            with open(path, "rb") as file:
+                check_legacy(file, path.stat().st_size)
         with torch.serialization.safe_globals(_STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     # What torch raises for an unsound file is of many kinds, and advises to read it unsafely.

@@ -1,5 +1,4 @@
-"""Why a picture has no objects, said alike in every run. Reached from `flow.py`, `careful.py` and
-`label.py`."""
+"""Why a picture has no objects, said alike in every run."""
 
 from __future__ import annotations
 
@@ -12,6 +11,16 @@ import torch
 from sharding.format.schema import Failure
 
 _RAN_OUT = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+
+_DEVICE_ERRORS = (
+    "CUDA error",
+    "HIP error",
+    "device-side assert",
+    "cudaError",
+    "CUBLAS_STATUS",
+    "CUDNN_STATUS",
+)
 
 
 class DistillError(ValueError):
@@ -53,6 +62,27 @@ def ran_out(error: Exception) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _RAN_OUT)
+
+
+def is_device_error(error: Exception) -> bool:
+    """Whether the device is broken for this process: such an error of CUDA stays, and every picture
+    after it would fail alike."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    if isinstance(error, getattr(torch, "AcceleratorError", ())):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(one in text for one in _DEVICE_ERRORS)
+
+
+def check_device(key: str, error: Exception) -> None:
+    """DistillError where `error`, met on picture `key`, is the device's."""
+    if is_device_error(error):
+        raise DistillError(
+            f"the device failed on picture {key}: {_reason('device', error)}; expected a working "
+            "one, and an error of CUDA stays until the process ends. Nothing of this shard was "
+            "written. Start again: finished shards are kept. If it comes back, check the device."
+        ) from error
 
 
 def _reason(step: str, error: Exception) -> str:

@@ -16,6 +16,7 @@ from stages.detector.ops.resize import Prepared
 from stages.distill.inference.failures import (
     DistillError,
     TeacherFailure,
+    check_device,
     out_of_memory,
     ran_out,
     teacher_failure,
@@ -44,7 +45,8 @@ class OomFallback:
     def detect(self, batch: Sequence[Keyed]) -> list[np.ndarray | TeacherFailure]:
         """The objects of some pictures of one size, or why a picture has none, in their order.
 
-        Raises DistillError where the detector does not give one array a picture.
+        Raises DistillError where the device is broken and where the detector does not give one
+        array a picture.
         """
         results: list[np.ndarray | TeacherFailure] = []
         height, width = batch[0].picture.size
@@ -65,6 +67,8 @@ class OomFallback:
         try:
             seen = self._detector.detect([each.picture for each in batch])
         except Exception as error:
+            if not ran_out(error):
+                check_device(batch[0].key, error)
             if len(batch) == 1:
                 key = batch[0].key
                 if ran_out(error):

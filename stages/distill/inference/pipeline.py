@@ -23,7 +23,13 @@ from sharding.format.schema import Failure, Sample
 from stages.detector.ops.resize import Prepared
 from stages.distill.inference.batches import Batches
 from stages.distill.inference.decode import decode
-from stages.distill.inference.failures import failure, out_of_memory, ran_out, teacher_failure
+from stages.distill.inference.failures import (
+    check_device,
+    failure,
+    out_of_memory,
+    ran_out,
+    teacher_failure,
+)
 from stages.distill.inference.oom_fallback import Keyed, OomFallback
 from stages.distill.inference.stage_timer import DEVICE, Clock
 from stages.distill.object_source import Detector
@@ -136,6 +142,7 @@ class InferencePipeline:
         except Exception as error:
             if ran_out(error):
                 return out_of_memory(sample.key, "prepare")
+            check_device(sample.key, error)
             return teacher_failure(sample.key, "prepare", error)
 
     def _take(self, passing: _Passing, batches: Batches[tuple[_Passing, Prepared]]) -> None:

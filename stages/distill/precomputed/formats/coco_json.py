@@ -10,6 +10,7 @@ each picture's detections, wherever they stand, are then read by their place.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +27,7 @@ from stages.distill.precomputed.names import Names
 
 MAX_ENTRY_BYTES = 1 << 24
 _PIECE_BYTES = 1 << 22
+_CATEGORY = re.compile(rb'"category_id"\s*:\s*(-?\d{1,18})\s*[,}]')
 
 
 class CocoJson:
@@ -38,6 +40,7 @@ class CocoJson:
     ) -> None:
         self._labels, self._size = labels, config.feature_size
         paths = find_files(config.path, field="path")
+        _check_categories(paths, labels)
         self.index = index_files(
             paths,
             scan_list,
@@ -85,6 +88,34 @@ class CocoJson:
         if type(category) is not int or category not in self._labels.of_number:
             raise RowError(f"category_id: {category!r:.40} is not among the names")
         return self._labels.of_number[category]
+
+
+def _check_categories(paths: Sequence[Path], labels: Names) -> None:
+    """FeaturesError where a detection's category is not among the names: one is the proof that
+    the names are not the file's, and so that the labels of all others are wrong."""
+    numbers_ = sorted(labels.of_number)
+    for path in paths:
+        odd = sorted(set(_categories(path)) - set(numbers_))
+        if odd:
+            start = " Ids that start at 0 are not the lines of a text file." if odd[0] == 0 else ""
+            raise FeaturesError(
+                f"path is {str(path)!r}, with the category_id {', '.join(map(str, odd[:5]))}; "
+                f"expected those of labels, {numbers_[0]} to {numbers_[-1]}.{start} Give, as "
+                'distill.features.labels, a JSON file {"categories": [{"id": ..., "name": ...}, '
+                "...]} with the ids that the detections have"
+            )
+
+
+def _categories(path: Path) -> Iterator[int]:
+    """Every category_id of a file, repeated ones too."""
+    with open(path, "rb") as source:
+        rest = b""
+        while piece := source.read(_PIECE_BYTES):
+            text = rest + piece
+            end = text.rfind(b",") + 1  # a number is followed by a comma or a bracket
+            yield from (int(found[1]) for found in _CATEGORY.finditer(text, 0, end))
+            rest = text[end:]
+        yield from (int(found[1]) for found in _CATEGORY.finditer(rest))
 
 
 def _feature(value: Any, size: int) -> np.ndarray:
