@@ -20,12 +20,13 @@ run_folder = $(or $(RUN),runs/$(notdir $(basename $(RECIPE))))
 launching = $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(NODES),--nodes $(NODES)) \
 	$(if $(PROCS),--procs-per-node $(PROCS))
 
-.PHONY: help demo test check lint types imports run report status ablation doctor clean $(STAGES) \
+.PHONY: help demo test check lint types imports run report status attach cancel logs \
+	slurm-test multinode-test goodput ablation doctor clean $(STAGES) \
 	drill elastic positions damages scale bench detector parts extraction fuzz dictionary step inference \
 	curves
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@awk '/^# Options/, /^$$/' $(firstword $(MAKEFILE_LIST)) | sed 's/^# \{0,1\}//'
 
 demo: .venv/ready ## the whole idea in the toy world, in minutes: runs/toy/report/index.html
@@ -61,6 +62,24 @@ ablation: .venv/ready ## plain, SOHO, KD-VLP and both: the same steps, three see
 
 status: .venv/ready ## how far each stage of RUN is
 	$(BOXLESS) status $(run_folder)
+
+attach: .venv/ready ## show what the Slurm job of RUN prints; Ctrl-C leaves the job
+	$(BOXLESS) attach $(run_folder)
+
+cancel: .venv/ready ## end the Slurm jobs of RUN; pretraining saves first
+	$(BOXLESS) cancel $(run_folder)
+
+logs: .venv/ready ## the log of rank RANK (default 0) of the stage of RUN that wrote last
+	$(BOXLESS) logs $(run_folder) --rank $(or $(RANK),0)
+
+slurm-test: .venv/ready ## launchers under a real Slurm on this machine (root, slurm-wlm, munge)
+	.venv/bin/python -m pytest -q -rs tests/launch/test_slurm.py
+
+multinode-test: .venv/ready ## launchers on three nodes in namespaces (root, Slurm, iproute2, sshd)
+	.venv/bin/python -m pytest -q -rs tests/launch/test_three_nodes.py
+
+goodput: .venv/ready ## a fault every two minutes on three nodes for half an hour: what was useful?
+	.venv/bin/python -m benchmarks.goodput --minutes 30
 
 report: .venv/ready ## write the page of RUN again
 	$(BOXLESS) report $(run_folder)

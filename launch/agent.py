@@ -18,7 +18,6 @@ from pathlib import Path
 from launch.backends.torchrun import ENVIRONMENT, run_torchrun
 from launch.config import LaunchConfig
 from launch.environment import address_towards, interface_variables
-from launch.events import record_event
 from launch.job import EXIT_NO_PROGRESS, Job, LaunchError, NoProgressError, Stopped, UserError
 from launch.peers import Peers
 
@@ -48,23 +47,20 @@ def main() -> int:
     peers = None
     if job.can_restart and int(os.environ.get("SLURM_NNODES", 1)) > 1:
         peers = Peers(args.head, args.port + 1, is_first=node == 0)
-    record_event(job.paths.events, "start", node=node)
     try:
         run_torchrun(job, config, torchrun, peers)
     except Stopped:
-        return _end(job, "stopped", 143)
+        return _end("stopped", 143)
     except UserError as error:
-        return _end(job, str(error), 2)
+        return _end(str(error), 2)
     except NoProgressError as error:
-        return _end(job, str(error), EXIT_NO_PROGRESS)
+        return _end(str(error), EXIT_NO_PROGRESS)
     except LaunchError as error:
-        return _end(job, str(error), 1)
-    record_event(job.paths.events, "end", node=node)
+        return _end(str(error), 1)
     return 0
 
 
-def _end(job: Job, cause: str, status: int) -> int:
-    record_event(job.paths.events, "failure", node=job.node_rank, cause=cause.splitlines()[0])
+def _end(cause: str, status: int) -> int:
     print(f"boxless: {cause}", file=sys.stderr, flush=True)
     return status
 

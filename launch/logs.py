@@ -102,14 +102,15 @@ def clear_failures(paths: JobPaths) -> None:
 
 def read_failures(paths: JobPaths, start: str | None = None) -> list[Failure]:
     """Failures, the first one first: the others often follow from it (a peer that hung up).
-    ``start``: only those of that start."""
+    ``start``: only those of that start, and of ranks that DeepSpeed started over ssh, which do not
+    know theirs."""
     failures = []
     for path in paths.failures:
         try:
             failures.append(Failure(**json.loads(path.read_text("utf-8"))))
         except (OSError, ValueError, TypeError):
             continue  # killed while it was written; the log has the error
-    failures = [one for one in failures if start is None or one.start == start]
+    failures = [one for one in failures if start is None or one.start in (start, "")]
     return sorted(failures, key=lambda failure: failure.time_seconds)
 
 

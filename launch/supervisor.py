@@ -59,12 +59,26 @@ class Supervisor:
         self._best_step, self._num_in_a_row = -1, 0
         self._cause = "the ranks ended"
         self._num_lost = 0
+        self._lost: tuple[str, float] | None = None
+        self._latest_step_at = time.monotonic()
 
     def run(self, command: Callable[[], list[str]]) -> None:
         """Run the command that ``command`` gives, anew at every start, until its ranks ended well.
 
         Raises Stopped, UserError, LaunchError or NoProgressError; see launch.job.
         """
+        self._record("start")
+        try:
+            self._run(command)
+        except Stopped:
+            self._record("stop", step=self._best_step)
+            raise
+        except (UserError, LaunchError) as error:
+            self._record("failure", cause=str(error).splitlines()[0], step=self._best_step)
+            raise
+        self._record("end", step=self._best_step)
+
+    def _run(self, command: Callable[[], list[str]]) -> None:
         while True:
             start = _Start(self._job, command())
             try:
@@ -93,15 +107,16 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 pass
             beats = read_beats(start.heartbeats)
-            pids = {beat.rank: beat.pid for beat in beats}
             self._note_steps(beats)
+            beats = [beat for beat in beats if beat.process_state not in "XZ"]
+            pids = {beat.rank: beat.pid for beat in beats}
             if self._policy.max_restarts and not received:
                 permanent = [f for f in start.failures() if f.is_permanent]
                 if permanent:
                     return start.end_with(1)
                 started_again = generation and pids != generation and len(pids) >= len(generation)
                 if started_again and not set(pids.values()) & set(generation.values()):
-                    self._count_restart(self._error(start, 1))
+                    self._count_restart(self._cause_of_restart(start))
                     generation = {}
                 self._check_peers(start, beats)
                 self._check_stopped(start, beats)
@@ -113,16 +128,20 @@ class Supervisor:
         step = max((beat.step for beat in beats), default=-1)
         if step > self._best_step:
             self._best_step, self._num_in_a_row = step, 0
+            self._latest_step_at = time.monotonic()
+            if self._lost is not None:
+                cause, since = self._lost
+                seconds = round(time.monotonic() - since, 1)
+                self._record("recovered", cause=cause, lost_seconds=seconds, step=step)
+                self._lost = None
 
     def _count_restart(self, error: UserError | LaunchError) -> None:
         """NoProgressError when this restart would be one too many."""
         self._num_in_a_row += 1
         cause = self._cause if self._cause != "the ranks ended" else error.state
         self._cause = "the ranks ended"
-        record_event(
-            self._job.paths.events, "restart", cause=cause, step=self._best_step,
-            in_a_row=self._num_in_a_row,
-        )  # fmt: skip
+        self._record("restart", cause=cause, step=self._best_step, in_a_row=self._num_in_a_row)
+        self._lost = self._lost or (cause, self._latest_step_at)
         _say(f"restart {self._num_in_a_row} after step {max(self._best_step, 0)}: {cause}")
         if self._num_in_a_row > self._policy.max_restarts:
             raise NoProgressError(
@@ -131,6 +150,9 @@ class Supervisor:
                 error.log,
                 error.tail,
             )
+
+    def _record(self, kind: str, **details: object) -> None:
+        record_event(self._job.paths.events, kind, node=self._job.node_rank, **details)
 
     def _check_peers(self, start: _Start, beats: list[Beat]) -> None:
         if self._peers is None or self._peers.lost == self._num_lost:
@@ -158,8 +180,7 @@ class Supervisor:
             return
         latest = max(beat.since_seconds for beat in beats)
         silent = time.monotonic() - latest
-        is_training = any(beat.step > start.first_step for beat in beats)
-        start.first_step = max([start.first_step, *(beat.step for beat in beats if beat.step <= 0)])
+        is_training = any(beat.step > 0 for beat in beats)
         if is_training and silent > STALL_REPORT_SECONDS and start.reported_at != latest:
             start.reported_at = latest
             slowest = min(beats, key=lambda beat: beat.step)
@@ -175,6 +196,14 @@ class Supervisor:
             self._cause = f"no step for {silent:.0f} s"
             _say(f"no step for {silent:.0f} s: the ranks of this node are ended")
             start.kill_ranks(beats)
+
+    def _cause_of_restart(self, start: _Start) -> UserError | LaunchError:
+        """Why the launcher started the ranks again: a failure that one of them recorded, if any."""
+        failures = start.failures()
+        if failures:
+            return failures[-1].as_error(self._job.title, self._job.paths)
+        state = f"a rank on {socket.gethostname()} was killed, or another node started again"
+        return LaunchError(state, self._job.paths.launcher_log(self._job.node_rank), "")
 
     def _error(self, start: _Start, returncode: int) -> UserError | LaunchError:
         paths = self._job.paths
@@ -195,7 +224,6 @@ class _Start:
         self._folder = tempfile.TemporaryDirectory(prefix="boxless-heartbeats-")
         self.heartbeats = Path(self._folder.name)
         self.id = f"{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}"
-        self.first_step = 0
         self.reported_at = -1.0
         env = launch_environment(job.env) | {
             LOG_FOLDER_VARIABLE: str(job.log_folder.resolve()),

@@ -4,12 +4,13 @@ A job of ranks that train together runs one agent a node (``launch.agent``). A j
 share shards by claims is an array, one worker a task: any number of them may run, and one that is
 lost or preempted costs its shard only.
 
-Options are written as ``#SBATCH`` lines; paths stand in none of them, as sbatch is started in the
-log folder. https://slurm.schedmd.com/sbatch.html
+Options are ``#SBATCH`` lines, with no path of the run in them: sbatch is started in the log
+folder. https://slurm.schedmd.com/sbatch.html
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -28,7 +29,12 @@ def script(job: Job, config: LaunchConfig) -> str:
     for name, value in _options(job, config).items():
         text = f"--{name}={value}" if value != "" else f"--{name}"
         lines.append(f"#SBATCH {_quoted(text)}")
-    lines += ["set -u", f"cd {shlex.quote(str(Path.cwd()))} || exit 1"]
+    lines.append("set -u")
+    if not _is_plain(job.log_folder):
+        base = shlex.quote(str(job.log_folder.resolve() / "slurm-"))
+        number, task = _job_number(job), "-$SLURM_ARRAY_TASK_ID" if job.is_elastic else ""
+        lines.append(f'exec >>{base}"{number}{task}.out" 2>>{base}"{number}.err"')
+    lines += [f"cd {shlex.quote(str(Path.cwd()))} || exit 1"]
     env = job.env | {LOG_FOLDER_VARIABLE: str(job.log_folder.resolve())}
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(env.items())]
     lines += config.slurm.setup_lines
@@ -68,10 +74,22 @@ def _options(job: Job, config: LaunchConfig) -> dict[str, object]:
         if few < config.nodes:
             options["no-kill"] = ""
         gpus = config.gpus_per_node
+    if not _is_plain(job.log_folder):
+        options |= {"output": "/dev/null", "error": "/dev/null"}
     options |= {"time": config.time_limit_minutes, "open-mode": "append", "requeue": ""}
     if gpus and "gres" not in config.slurm_options:
         options["gpus-per-node"] = gpus
     return options | config.slurm_options
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether Slurm takes the folder's path as it is: it would fill in ``%j`` there, too. Where it
+    does not, the script itself opens the files."""
+    return re.fullmatch(r"[\w./+=@,:-]+", str(folder.resolve()), re.ASCII) is not None
+
+
+def _job_number(job: Job) -> str:
+    return "$SLURM_ARRAY_JOB_ID" if job.is_elastic else "$SLURM_JOB_ID"
 
 
 def _quoted(option: str) -> str:

@@ -20,8 +20,9 @@ from launch.peers import Peers
 from launch.process import prepare_logs, state_of
 from launch.supervisor import RestartPolicy, Supervisor
 
-RENDEZVOUS_CONF = "join_timeout=1800,last_call_timeout=5,timeout=1800"
-"""Nodes are waited for half an hour; once the least number has come, others have five seconds."""
+RENDEZVOUS_CONF = "join_timeout=1800,last_call_timeout=10,timeout=1800"
+"""Nodes are waited for half an hour; once the least number has come, others have ten
+seconds."""
 ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """Without it, ranks that were started again may read addresses of their predecessors."""
 MAX_RESTARTS = 1_000_000

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.recipe.recipe import Recipe, load_recipe
+from pipeline.runner.goodput import goodput_lines, read_goodput
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import plan_stage
 from pipeline.runner.stage_figures import figures_of, in_words, seconds_in_words
@@ -67,6 +68,9 @@ def show_status(run: RunFolder) -> None:
         if survey.workers:
             console.print(workers_table(name, survey))
     for line in notices(run):
+        console.print(f"pretrain: {line}", markup=False, soft_wrap=True)
+    goodput = read_goodput(run)
+    for line in goodput_lines(goodput) if goodput else []:
         console.print(f"pretrain: {line}", markup=False, soft_wrap=True)
 
 

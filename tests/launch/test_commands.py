@@ -51,7 +51,7 @@ def test_torchrun_on_several_nodes_meets_at_the_first() -> None:
     command = torchrun.command(JOB, config)
     for option in (
         "--nnodes=3",
-        "--rdzv-conf=join_timeout=1800,last_call_timeout=5,timeout=1800,is_host=0",
+        "--rdzv-conf=join_timeout=1800,last_call_timeout=10,timeout=1800,is_host=0",
         "--rdzv-endpoint=node0:1234",
         "--rdzv-backend=c10d",
         "--rdzv-id=toy-pretrain",
@@ -197,6 +197,7 @@ def test_hostile_text_in_env_and_paths_reaches_bash_as_it_is(tmp_path: Path) -> 
     (tmp_path / "srun").write_text('#!/bin/bash\nprintf %s "$NASTY" > "$BOXLESS_LOG_FOLDER/got"\n')
     (tmp_path / "srun").chmod(0o755)
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "0"}
+    env["SLURM_ARRAY_JOB_ID"] = "7"
     subprocess.run(["bash"], input=text, text=True, env=env, check=True)
     assert (folder / "got").read_text() == nasty
     lines = text.splitlines()

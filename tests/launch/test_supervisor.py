@@ -1,0 +1,154 @@
+"""Restarts, hangs and permanent failures on this machine. Oracle: small ranks that fail as they are
+told, and the causes and steps that they wrote down themselves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.backends import local
+from launch.config import LaunchConfig
+from launch.events import read_events
+from launch.heartbeat import read_beats
+from launch.job import Job, LaunchError, NoProgressError, UserError
+from launch.marked_processes import marked_processes
+
+ROOT = Path(__file__).resolve().parents[2]
+RANK_SCRIPT = """
+    import os, sys, time
+    from pathlib import Path
+    from launch.heartbeat import Heartbeat
+    from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
+
+    here, action = Path(sys.argv[1]), sys.argv[2]
+    logs = Path(os.environ[LOG_FOLDER_VARIABLE])
+    open_log(logs, 0)
+    heartbeat = Heartbeat(0)
+    starts = here / "starts"
+    number = len(starts.read_text()) if starts.exists() else 0
+    with starts.open("a") as file:
+        file.write("x")
+    (here / f"pid-{number}").write_text(str(os.getpid()))
+    if action == "progress" and number < 3:  # one more step at every start
+        heartbeat.beat(number + 1)
+        time.sleep(1.5)  # seen by the supervisor
+        sys.exit(1)
+    if action == "stuck":
+        sys.exit(1)
+    if action == "permanent":
+        record_failure(logs, 0, FloatingPointError("inf"), is_users=False, is_permanent=True)
+        sys.exit(1)
+    if action == "users":
+        record_failure(logs, 0, ValueError("no corpus"), is_users=True)
+        sys.exit(2)
+    if action == "stopped" and number == 0:
+        heartbeat.beat(1)
+        time.sleep(600)
+"""
+
+
+def make_job(folder: Path, action: str) -> Job:
+    (folder / "rank_script.py").write_text(textwrap.dedent(RANK_SCRIPT))
+    return Job(
+        title="test",
+        module="rank_script",
+        args=(str(folder), action),
+        log_folder=folder / "logs",
+        env={"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
+        can_restart=True,
+    )
+
+
+def num_starts(folder: Path) -> int:
+    return len((folder / "starts").read_text())
+
+
+def test_three_restarts_without_a_new_step_end_the_job(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "stuck")
+    with pytest.raises(NoProgressError, match="3 restarts in a row without a new step"):
+        local.run(job, LaunchConfig(max_restarts=3))
+    assert num_starts(tmp_path) == 4
+    assert [e["event"] for e in read_events(job.paths.events)].count("restart") == 4
+
+
+def test_a_start_with_a_new_step_resets_the_count(tmp_path: Path) -> None:
+    """Three failures, each after a step that was new: with one restart allowed it still ends well."""
+    job = make_job(tmp_path, "progress")
+    local.run(job, LaunchConfig(max_restarts=1))
+    assert num_starts(tmp_path) == 4
+    kinds = [event["event"] for event in read_events(job.paths.events)]
+    assert kinds[0] == "start" and kinds[-1] == "end" and kinds.count("recovered") == 2
+
+
+@pytest.mark.parametrize(("action", "error"), [("permanent", LaunchError), ("users", UserError)])
+def test_what_no_restart_can_help_is_not_started_again(
+    action: str, error: type[Exception], tmp_path: Path
+) -> None:
+    with pytest.raises(error, match="inf|no corpus"):
+        local.run(make_job(tmp_path, action), LaunchConfig(max_restarts=3))
+    assert num_starts(tmp_path) == 1
+
+
+def test_a_stopped_rank_is_named_and_started_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.supervisor.STOPPED_SECONDS", 1.0)
+
+    def stop() -> None:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "pid-0").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1)
+        os.kill(int((tmp_path / "pid-0").read_text()), signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    local.run(make_job(tmp_path, "stopped"), LaunchConfig(max_restarts=1))
+    thread.join()
+    assert "rank 0 on" in (said := capfd.readouterr().err) and "is stopped (SIGSTOP)" in said
+    assert num_starts(tmp_path) == 2
+
+
+def test_a_hung_rank_writes_its_stacks_and_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the line of the rank's script at which it sleeps."""
+    monkeypatch.setattr("launch.supervisor.STALL_REPORT_SECONDS", 2.0)
+    local.run(make_job(tmp_path, "stopped"), LaunchConfig(max_restarts=1, hang_seconds=10))
+    assert num_starts(tmp_path) == 2
+    log = (tmp_path / "logs/rank-0.log").read_text()
+    assert "most recent call first" in log and "rank_script.py" in log
+
+
+def test_no_process_of_a_start_is_left(tmp_path: Path) -> None:
+    """A child in a session of its own, whose parent is gone."""
+    (tmp_path / "m.py").write_text(
+        "import subprocess; p = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); raise SystemExit(1)\n"
+    )
+    job = Job(
+        title="t",
+        module="m",
+        args=(),
+        log_folder=tmp_path / "logs",
+        env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    with pytest.raises(LaunchError):
+        local.run(job, LaunchConfig())
+    pid = int((tmp_path / "pid").read_text())
+    stat = Path(f"/proc/{pid}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+    assert marked_processes("BOXLESS_START", "no-such-start") == []
+
+
+def test_half_written_heartbeats_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "rank-0").write_text("0 12 3 4.5   ")
+    (tmp_path / "rank-1").write_text("1 12")
+    (beat,) = read_beats(tmp_path)
+    assert (beat.rank, beat.pid, beat.step, beat.since_seconds) == (0, 12, 3, 4.5)

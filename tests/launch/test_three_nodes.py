@@ -1,0 +1,176 @@
+"""Launchers on three nodes: a Slurm cluster in namespaces of this machine, whose nodes have
+accidents. Skipped where it cannot be started. Oracle: the sum that training reaches, which counts
+every sample once whatever happened, and who Slurm and the hosts say took part.
+
+Debian: apt-get install slurmctld slurmd slurm-client munge iproute2 openssh-server pdsh; as root.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.goodput import FAULTS, Cluster, Drill
+from benchmarks.small_trainer import STEPS
+from launch.events import read_events
+from launch.paths import JobPaths
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "../shared/cluster/nscluster.sh"
+os.environ["PATH"] += f"{os.pathsep}/usr/sbin"  # where Debian puts daemons
+COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter")
+
+pytestmark = [
+    pytest.mark.skipif(
+        not SCRIPT.is_file(), reason="needs the script of a small cluster in ../shared/cluster"
+    ),
+    pytest.mark.skipif(
+        not all(map(shutil.which, COMMANDS)) or os.geteuid() != 0,
+        reason=f"needs {', '.join(COMMANDS)}, and root",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster(SCRIPT)
+    try:
+        cluster("up", "3")
+        if cluster("ctl", "sinfo", "-h", "-t", "idle", "-o", "%D").strip() != "3":
+            pytest.skip("the cluster did not start: namespaces may be forbidden here")
+        yield cluster
+    finally:
+        cluster.down()
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("job")
+
+
+@pytest.mark.parametrize("fault", ["rank killed", "agent killed", "rank stopped"])
+def test_training_goes_on_in_its_allocation(fault: str, cluster: Cluster, folder: Path) -> None:
+    """One Slurm job throughout, never queued again."""
+    drill = Drill(cluster, folder / "run", {"nodes": 2}, 40)
+    assert drill.wait_for_world(2, 240), (folder / "run/screen.log").read_text()
+    FAULTS[fault](cluster, "n2")
+    assert drill.wait_for_step(40, 240) is not None
+    assert drill.process.wait(60) == 0
+    assert drill.wrong_sums() == 0
+    assert len(list((folder / "run/logs").glob("slurm-*.outcome"))) == 1
+    if fault == "rank stopped":
+        assert any("was stopped (SIGSTOP)" in cause for cause in drill.faults_seen())
+
+
+def test_training_goes_on_with_fewer_nodes(cluster: Cluster, folder: Path) -> None:
+    """Of two nodes one loses power; the other takes its share of every step."""
+    drill = Drill(cluster, folder / "run", {"nodes": 2, "min_nodes": 1}, 60)
+    assert drill.wait_for_world(2, 240), (folder / "run/screen.log").read_text()
+    FAULTS["node without power"](cluster, "n2")
+    try:
+        last = drill.wait_for_step(60, 240)
+        assert last is not None and last["world"] == 1
+        assert drill.wrong_sums() == 0
+        assert "a node was lost" in drill.faults_seen()
+    finally:
+        cluster("start", "n2")
+        drill.end()
+
+
+def test_restarts_without_a_new_step_end_the_job_with_their_own_status(
+    cluster: Cluster, folder: Path
+) -> None:
+    """Ranks that cannot write their first step."""
+    drill = Drill(cluster, folder / "run", {"nodes": 1, "max_restarts": 1}, 10)
+    (folder / "run" / STEPS).mkdir()  # a folder where the file should be
+    assert drill.process.wait(240) != 0
+    text = (folder / "run/screen.log").read_text()
+    assert "IsADirectoryError" in text
+    kinds = [e["event"] for e in read_events(JobPaths(folder / "run/logs").events)]
+    assert kinds.count("restart") == 2 and kinds[-1] == "failure"
+    outcome = next((folder / "run/logs").glob("slurm-*.outcome")).read_text()
+    assert outcome.strip() == "failed: exit status 93"
+
+
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("sshd", "ssh", "ssh-keygen", "pdsh"))),
+    reason="needs openssh-server and pdsh",
+)
+def test_deepspeeds_launcher_trains_on_two_hosts_over_ssh(cluster: Cluster, folder: Path) -> None:
+    hosts = _start_sshd(cluster, folder)
+    run = folder / "run"
+    run.mkdir()
+    code = f"""
+        from pathlib import Path
+        from launch.backends import deepspeed
+        from launch.config import LaunchConfig
+        from launch.job import Job
+        folder = Path({str(run)!r})
+        job = Job(title="t", module="benchmarks.small_trainer", args=(str(folder), "6", "0.1"),
+                  log_folder=folder / "logs", env={{"WORDS": "two words; 'quoted'"}})
+        deepspeed.run(job, LaunchConfig(launcher="deepspeed", nodes=2, hostfile={str(hosts)!r}))
+    """
+    screen = cluster.start(
+        "node", "n1", sys.executable, "-c", textwrap.dedent(code), log=folder / "screen.log"
+    )
+    assert screen.wait(240) == 0, (folder / "screen.log").read_text()
+    last = (run / STEPS).read_text().splitlines()[-1]
+    assert '"world": 2' in last and '"step": 6' in last
+
+
+def test_torchrun_started_by_hand_on_two_nodes(cluster: Cluster, folder: Path) -> None:
+    run = folder / "run"
+    run.mkdir()
+    processes = []
+    for rank in (0, 1):
+        code = f"""
+            from pathlib import Path
+            from launch.backends import torchrun
+            from launch.config import LaunchConfig
+            from launch.job import Job
+            folder = Path({str(run)!r})
+            job = Job(title="t", module="benchmarks.small_trainer", args=(str(folder), "6", "0.1"),
+                      log_folder=folder / "logs", node_rank={rank}, can_restart=True)
+            torchrun.run(job, LaunchConfig(launcher="torchrun", nodes=2, node_rank={rank},
+                                           master_address="n1"))
+        """
+        log = folder / f"screen-{rank}.log"
+        words = ["node", f"n{rank + 1}", sys.executable, "-c", textwrap.dedent(code)]
+        processes.append(cluster.start(*words, log=log))
+    for rank, process in enumerate(processes):
+        assert process.wait(240) == 0, (folder / f"screen-{rank}.log").read_text()
+    assert '"world": 2' in (run / STEPS).read_text().splitlines()[-1]
+
+
+def _start_sshd(cluster: Cluster, folder: Path) -> Path:
+    """sshd on two nodes, with keys of their own in a /root/.ssh that only the namespaces see; a
+    hostfile of them."""
+    keys = folder / "ssh"
+    keys.mkdir(mode=0o700)
+    for place in ("/root/.ssh", "/run/sshd"):
+        Path(place).mkdir(exist_ok=True)
+    for name in ("id_ed25519", "host_key"):
+        generate = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / name)]
+        subprocess.run(generate, check=True)
+    shutil.copy(keys / "id_ed25519.pub", keys / "authorized_keys")
+    options = "StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n"
+    (keys / "config").write_text(options)
+    for path in keys.iterdir():
+        path.chmod(0o600)
+    for node in ("n1", "n2"):
+        cluster("node", node, "mount", "--bind", str(keys), "/root/.ssh")
+        daemon = ["/usr/sbin/sshd", "-h", str(keys / "host_key"), "-o", "StrictModes=no"]
+        daemon += ["-o", "AuthorizedKeysFile=/root/.ssh/authorized_keys", "-o", "PidFile=none"]
+        cluster("node", node, *daemon)
+    time.sleep(1)
+    hosts = folder / "hosts"
+    hosts.write_text("n1 slots=1\nn2 slots=1\n")
+    return hosts
