@@ -75,15 +75,23 @@ def _pretrain(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
 
 
 def _finetune(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
-    from stages.transfer.finetune import finetune
+    from stages.training.stopping import Stopped
 
-    finetune(
-        recipe.finetune,
-        seed=recipe.seed,
-        images=run.images,
-        student=run.student,
-        out=run.transfer / str(recipe.finetune.task),
-    )
+    config = recipe.finetune
+    folders = {"images": run.images, "student": run.student, "out": run.transfer / str(config.task)}
+    if config.task == "truth":
+        from stages.transfer.finetune import finetune
+
+        finetune(config, seed=recipe.seed, **folders)
+        return
+    from stages.transfer.finetune_task import finetune_task
+
+    try:
+        finetune_task(config, seed=recipe.seed, **folders)
+    except Stopped as stopped:
+        if context.rank == 0:
+            print(f"finetune: {stopped}", flush=True)
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _evaluate(recipe: Recipe, run: RunFolder, context: RankContext) -> None:

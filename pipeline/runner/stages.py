@@ -123,6 +123,7 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
             folders=(f"transfer/{task}",),
             outputs=(f"transfer/{task}/scores.json",),
             is_dear=True,
+            takes_ranks=task != "truth",
         ),
         StageKind(
             name="evaluate",

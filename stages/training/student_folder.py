@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,18 @@ from stages.training.checkpoints.whole_weights import whole_weights
 
 
 def save_student(
-    engine: Any, student: Student, tokenizer: PreTrainedTokenizerFast, folder: Path, precision: str
+    engine: Any,
+    student: Student,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    precision: str,
+    *,
+    add: Callable[[Path], None] | None = None,
 ) -> None:
     """Rank 0 writes the folder in Hugging Face's layout, complete or not at all. A collective.
 
-    `precision` "training": weights as the network has them; "fp32": the optimizer's.
+    `precision` "training": weights as the network has them; "fp32": the optimizer's. `add` writes
+    what else belongs into the folder (a task's head).
     """
     check_weights(engine)
     state = whole_weights(engine, student, precision)
@@ -34,6 +42,8 @@ def save_student(
         def write(temporary: str) -> None:
             whole.save_pretrained(temporary)
             StudentProcessor.of(whole, tokenizer).save_pretrained(temporary)
+            if add:
+                add(Path(temporary))
 
         replace_folder(folder, write)
     torch.distributed.barrier()

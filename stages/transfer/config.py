@@ -1,36 +1,57 @@
-"""Transfer as the recipe gives it. Reached as `recipe.finetune` and `recipe.evaluate`."""
+"""Transfer as the recipe gives it: `recipe.finetune` and `recipe.evaluate`."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import ClassVar
+
+from stages.training.config import TrainingConfig
+from stages.transfer.task_config import TaskDataConfig
+
+TASK_NAMES = ("retrieval", "vqa", "nlvr2", "nlvr", "snli_ve", "vcr", "grounding")
+"""Those of `stages.transfer.tasks`, which is heavier to import than a recipe should be."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """Training a student on a task."""
+class FinetuneConfig(TrainingConfig):
+    """Training a student on a task. What it shares with pretraining is in `TrainingConfig`; its
+    micro-batches are of pictures (or pairs of them) with all that is asked of each."""
+
+    section: ClassVar[str] = "finetune"
 
     task: str | None = None
-    """`truth` (is the sentence true of the picture? NLVR) or null for none."""
+    """`retrieval`, `vqa`, `nlvr2`, `nlvr`, `snli_ve`, `vcr` or `grounding` from the task's own files
+    (`data`); `truth`, the sentences of NLVR in the run's image shards; or null for none."""
+    data: TaskDataConfig = field(default_factory=TaskDataConfig)
+    """The task's files; all null makes the toy world's from the run's image shards."""
     num_steps: int = 400
-    """Optimizer steps."""
-    batch_size: int = 32
-    """Picture-sentence pairs a step."""
-    lr: float = 3e-4
-    """Peak AdamW rate of all parameters; rises over a tenth of the steps, then falls linearly."""
-    weight_decay: float = 0.01
-    """AdamW decay."""
+    micro_batch_size: int = 16
+    schedule: str = "linear"
     clip_norm: float = 2.0
     """Largest gradient norm (VILLA's VCR recipe has 2)."""
+    max_texts: int = 8
+    """Texts of one picture in a micro-batch at most; a picture with more comes several times."""
+    lr: float = 3e-4
+    """Peak AdamW rate of the student; the CNN's too."""
+    lr_head: float | None = None
+    """Peak rate of the task's new head; null for `lr`."""
+    weight_decay: float = 0.01
+    """AdamW decay; norms and biases have none."""
+    batch_size: int = 32
+    """`truth` alone: picture-sentence pairs a step."""
     num_threads: int = 0
     """CPU threads; 0 leaves PyTorch's choice."""
 
     def __post_init__(self) -> None:
-        if self.task not in (None, "truth"):
-            raise ValueError(f"task: got {self.task!r}, expected truth or null")
-        for name in ("num_steps", "batch_size"):
+        super().__post_init__()
+        if self.task not in (None, "truth", *TASK_NAMES):
+            raise ValueError(
+                f"task: got {self.task!r}, expected {', '.join(TASK_NAMES)}, truth, or null"
+            )
+        for name in ("batch_size", "max_texts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
 

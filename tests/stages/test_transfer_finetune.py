@@ -95,7 +95,7 @@ def test_sentences_of_unknown_truth_are_refused(student: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("settings", [{"task": "vqa"}, {"num_steps": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize("settings", [{"task": "captions"}, {"num_steps": 0}, {"batch_size": 0}])
 def test_settings_that_cannot_be(settings: dict) -> None:
     """Oracle: ValueError naming the field."""
     with pytest.raises(ValueError, match=next(iter(settings))):

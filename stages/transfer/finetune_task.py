@@ -1,0 +1,273 @@
+"""Teach a student a downstream task from its original files, and score it.
+
+Writes into `out`: `student/` (the best step, with the task's head), `last/`, `predictions.jsonl`,
+the official submission, and `scores.json`, last. Goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sharding.writing.atomic import write_json, write_text
+from stages.student.extend_vocabulary import extend
+from stages.student.network import Student
+from stages.student.processor import StudentProcessor
+from stages.student.text.spans import add_person_tags
+from stages.student.text.tokenizer import load_tokenizer
+from stages.training.batches import ExampleBatches
+from stages.training.checkpoints.whole_weights import whole_weights
+from stages.training.engine import check_precision, current_device, join_ranks, make_engine
+from stages.training.loop import Loop, Validation
+from stages.training.metrics import ObjectiveOutput
+from stages.training.optimizer import AdamwSgd, adamw_rule, parameter_groups
+from stages.training.stopping import Watch
+from stages.training.student_folder import save_student
+from stages.transfer.config import FinetuneConfig
+from stages.transfer.example import Example, group_by_images
+from stages.transfer.predict import predict
+from stages.transfer.readers.records import TaskData
+from stages.transfer.task_batch import TaskBatch, collate
+from stages.transfer.task_config import TaskDataConfig
+from stages.transfer.task_folder import save_head
+from stages.transfer.tasks import TASKS
+from stages.transfer.tasks.task import Task
+from stages.transfer.toy_tasks import write_toy_task
+
+BETAS = (0.9, 0.98)
+BEST = "best.json"
+
+
+class TaskModule(nn.Module):
+    """The student, the task's head, and its loss, as the shared loop wants them."""
+
+    def __init__(self, student: Student, head: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.student, self.head, self.task = student, head, task
+
+    def forward(
+        self, batch: TaskBatch, is_valid: bool = True
+    ) -> tuple[torch.Tensor, dict[str, ObjectiveOutput]]:
+        """The task's loss of a batch."""
+        loss = self.task.loss(self.task.logits(self.student, self.head, batch), batch)
+        return loss, {self.task.name: ObjectiveOutput(loss=loss, metrics={})}
+
+    def end_step(self) -> None:
+        """Nothing is kept from step to step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Make:
+    """Groups of training examples -> their batch; in worker processes."""
+
+    groups: Sequence[tuple[Example, ...]]
+    processor: StudentProcessor
+    task: Task
+    cell_px: int
+
+    def __call__(self, numbers: Sequence[int]) -> TaskBatch:
+        examples = [example for number in numbers for example in self.groups[number]]
+        return collate(
+            examples,
+            self.processor,
+            lambda example: self.task.texts(example, training=True),
+            cell_px=self.cell_px,
+        )
+
+
+def finetune_task(
+    config: FinetuneConfig, *, seed: int, images: Path, student: Path, out: Path
+) -> None:
+    """Train from the student folder, on any number of ranks. `images`: the run's image shards, from
+    which the toy world's task is made where `config.data` names no files.
+
+    Raises ReaderError on files that do not fit, and what the shared loop raises.
+    """
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    with Watch() as watch:
+        join_ranks()
+        check_precision(config)
+        data = _data(config, images, out / "data")
+        kind = TASKS[str(config.task)]
+        train = _most(kind.read(data, "train"), data.num_train)
+        heldout = _most(kind.read(data, "heldout"), data.num_heldout)
+        task = kind(kind.prepare(train.examples) | _settings(data))
+        torch.manual_seed(seed)
+        net, processor = load_for_task(student, task)
+        head = task.make_head(net.config.bert["hidden_size"])
+        task.start_head(head, net)
+        module = TaskModule(net, head, task)
+        groups = group_by_images(train.examples, max_texts=config.max_texts)
+        make = _Make(groups=groups, processor=processor, task=task, cell_px=net.grid.cell_px)
+        _freeze_unused(module, make([*range(min(2, len(groups)))]))
+        engine = make_engine(
+            module, _optimizer(module, config), config, torch.distributed.get_world_size()
+        )
+        run = _Run(
+            engine=engine,
+            module=module,
+            processor=processor,
+            examples=heldout.examples,
+            config=config,
+            out=out,
+        )
+        is_scored = all(example.label is not None for example in heldout.examples)
+        is_scored |= task.name == "retrieval"
+        Loop(
+            engine,
+            ExampleBatches(len(groups), make, batch_size=config.micro_batch_size, seed=seed),
+            config,
+            title=f"finetune {task.name}",
+            seed=seed,
+            out=out / "training",
+            watch=watch,
+            device=current_device(),
+            validation=Validation(run=run.validate, best=task.score_name, save_best=run.save_best)
+            if is_scored
+            else None,
+        ).run()
+        run.save("last")
+        run.finish(train, heldout, is_scored)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """Predictions and student folders of a run on the way. All methods are collectives."""
+
+    engine: Any
+    module: TaskModule
+    processor: StudentProcessor
+    examples: Sequence[Example]
+    config: FinetuneConfig
+    out: Path
+
+    def predict(self, step: int | str) -> dict[str, Any]:
+        """Predictions of the examples at this step, shared out over the ranks."""
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        place = self.out / "predictions" / f"step-{step}"
+        self.module.eval()
+        task, net, head = self.module.task, self.module.student, self.module.head
+        predict_one = task.predictor(net, head, self.processor, self.examples)
+        predict(self.examples, predict_one, place, rank=rank, world_size=world_size, show=rank == 0)
+        torch.distributed.barrier()
+        found = predict(self.examples, predict_one, place, show=False)
+        assert found is not None, "every rank has given its share"
+        return found
+
+    def validate(self, step: int) -> Mapping[str, float]:
+        """Scores by name."""
+        scores = self.module.task.score(self.examples, self.predict(step))
+        return {name: entry["value"] for name, entry in scores.items()}
+
+    def save_best(self, step: int) -> None:
+        """Keep this step."""
+        self.save("student")
+        if torch.distributed.get_rank() == 0:
+            write_json(self.out / BEST, {"step": step})
+
+    def save(self, name: str) -> None:
+        """The student with the task's head, as a folder."""
+        precision = self.config.save_precision
+        weights = whole_weights(self.engine, self.module.head, precision)
+        save_student(
+            self.engine,
+            self.module.student,
+            self.processor.tokenizer,
+            self.out / name,
+            precision,
+            add=lambda folder: save_head(folder, self.module.task, weights),
+        )
+
+    def finish(self, train: TaskData, heldout: TaskData, is_scored: bool) -> None:
+        """Predictions and submission of the best step, and its scores, last."""
+        if is_scored:
+            step = json.loads((self.out / BEST).read_text())["step"]
+        else:
+            step = "last"
+            self.save("student")
+        predictions = self.predict(step)
+        if torch.distributed.get_rank() == 0:
+            lines = (json.dumps({"id": k, "prediction": p}) + "\n" for k, p in predictions.items())
+            write_text(self.out / "predictions.jsonl", "".join(lines))
+            task = self.module.task
+            name, text = task.submission(self.examples, predictions)
+            write_text(self.out / "submission" / name, text)
+            scores = task.score(self.examples, predictions) if is_scored else {}
+            write_json(
+                self.out / "data.json",
+                {
+                    "num_train": len(train.examples),
+                    "num_heldout": len(heldout.examples),
+                    "left_out": {"train": train.dropped, "heldout": heldout.dropped},
+                    "best_step": step,
+                },
+            )
+            write_json(self.out / "scores.json", scores)
+        torch.distributed.barrier()
+
+
+def load_for_task(folder: Path, task: Task) -> tuple[Student, StudentProcessor]:
+    """A student from a folder, with the words and token types that the task needs."""
+    net = Student.from_pretrained(str(folder))
+    tokenizer = load_tokenizer(folder)
+    if task.num_person_tags:
+        add_person_tags(tokenizer, task.num_person_tags)
+    own = net.config.bert.get("type_vocab_size", 2)
+    words = max(len(tokenizer), net.embeddings.word_embeddings.num_embeddings)
+    extend(net, vocab_size=words, num_token_types=max(own, task.num_token_types))
+    return net, StudentProcessor.of(net, tokenizer)
+
+
+def _data(config: FinetuneConfig, images: Path, out: Path) -> TaskDataConfig:
+    """The task's files; the toy world's, written by rank 0, where the recipe names none."""
+    if config.data.train is not None:
+        return config.data
+    files = None
+    if torch.distributed.get_rank() == 0:
+        files = write_toy_task(str(config.task), images, out)
+    shared = [files]
+    torch.distributed.broadcast_object_list(shared)
+    assert shared[0] is not None
+    return shared[0]
+
+
+def _settings(data: TaskDataConfig) -> dict[str, Any]:
+    """What scores depend on beside the examples."""
+    return {"num_folds": data.num_folds, "text_premise": data.text_premise}
+
+
+def _most(data: TaskData, most: int | None) -> TaskData:
+    return TaskData(examples=data.examples[:most], dropped=data.dropped)
+
+
+def _freeze_unused(module: TaskModule, batch: TaskBatch) -> None:
+    """Let what the task does not use (heads of other objectives) stay as it is: no decay, no state
+    in the optimizer."""
+    module.eval()
+    loss, _ = module(batch)
+    loss.backward()
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
+        parameter.grad = None
+    module.train()
+
+
+def _optimizer(module: TaskModule, config: FinetuneConfig) -> AdamwSgd:
+    """AdamW, the head at a rate of its own where the recipe gives one."""
+    head = config.lr if config.lr_head is None else config.lr_head
+    groups = []
+    for part, lr in ((module.student, config.lr), (module.head, head)):
+        groups += parameter_groups(
+            part.parameters(),
+            weight_decay=config.weight_decay,
+            decay_norms=False,
+            rule=adamw_rule(lr, BETAS),
+        )
+    return AdamwSgd(groups)

@@ -1,0 +1,108 @@
+"""A batch of a task's examples as tensors. The CNN sees each picture once, whatever is asked of it.
+
+Letters: N pictures, R text rows (one an example, or one a choice), P pictures a row, T word pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from stages.student.network import Student
+from stages.student.processor import StudentProcessor
+from stages.student.text.spans import Spans
+from stages.transfer.example import Example
+
+Texts = Callable[[Example], Sequence[str | Spans]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskBatch:
+    """pixels [N, 3, H, W], sizes_px [N, 2]; tokens and token_types [R, T]; picture [R, P], the
+    pictures of each row; phrase_pieces bool [R, T], the pieces of the phrase that an example's info
+    has "start" and "end" of; cell_px, the side of a cell."""
+
+    examples: tuple[Example, ...]
+    pixels: torch.Tensor
+    sizes_px: torch.Tensor
+    tokens: torch.Tensor
+    token_types: torch.Tensor
+    picture: torch.Tensor
+    phrase_pieces: torch.Tensor
+    cell_px: int
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The examples' ids, for errors."""
+        return tuple(example.id for example in self.examples)
+
+    def to(self, device: torch.device) -> TaskBatch:
+        """The same batch on another device."""
+        names = ("pixels", "sizes_px", "tokens", "token_types", "picture", "phrase_pieces")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def with_pictures(self, picture: torch.Tensor) -> TaskBatch:
+        """The same rows beside other pictures of the batch [R, P]."""
+        return replace(self, picture=picture)
+
+    def cls(self, student: Student) -> torch.Tensor:
+        """What the fusion makes of [CLS], for each picture of a row: [R, P, D]. The last layer gives
+        [CLS] alone."""
+        cells = student.see(self.pixels, self.sizes_px)
+        num_places = self.tokens.shape[1] + cells.inside.shape[1]
+        read = torch.zeros(
+            len(self.tokens), num_places, dtype=torch.bool, device=self.tokens.device
+        )
+        read[:, 0] = True
+        outputs = []
+        for picture in self.picture.unbind(dim=1):
+            hidden = student.fuse(
+                cells,
+                picture=picture,
+                tokens=self.tokens,
+                token_types=self.token_types,
+                read=read,
+            )
+            outputs.append(hidden.text[:, 0])
+        return torch.stack(outputs, dim=1)
+
+
+def collate(
+    examples: Sequence[Example], processor: StudentProcessor, texts_of: Texts, *, cell_px: int
+) -> TaskBatch:
+    """A batch of some examples; `texts_of` gives the rows of each."""
+    number: dict[Path, int] = {}
+    for example in examples:
+        for image in example.images:
+            number.setdefault(image, len(number))
+    rows = [(example, text) for example in examples for text in texts_of(example)]
+    inputs = processor(list(number), [text for _, text in rows])
+    return TaskBatch(
+        examples=tuple(examples),
+        pixels=inputs["pixels"],
+        sizes_px=inputs["sizes_px"],
+        tokens=inputs["tokens"],
+        token_types=inputs["token_types"],
+        picture=torch.tensor([[number[image] for image in e.images] for e, _ in rows]),
+        phrase_pieces=_phrase_pieces(rows, processor, inputs["tokens"].shape),
+        cell_px=cell_px,
+    )
+
+
+def _phrase_pieces(
+    rows: Sequence[tuple[Example, str | Spans]], processor: StudentProcessor, shape: torch.Size
+) -> torch.Tensor:
+    """bool [R, T], the pieces within the phrase of each row; none for an example without."""
+    pieces = torch.zeros(shape, dtype=torch.bool)
+    for row, (example, text) in enumerate(rows):
+        if "start" not in example.info:
+            continue
+        encoded = processor.tokenizer(
+            text, truncation=True, max_length=processor.max_tokens, return_offsets_mapping=True
+        )
+        for place, (start, end) in enumerate(encoded["offset_mapping"]):
+            pieces[row, place] = start < example.info["end"] and end > example.info["start"]
+    return pieces

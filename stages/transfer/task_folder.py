@@ -1,0 +1,61 @@
+"""A task's head in a student folder: `tasks/NAME/head.safetensors` and `task.json`, its state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sharding.writing.atomic import write_json
+from stages.student.network import Student
+from stages.student.processor import StudentProcessor
+from stages.transfer.tasks import TASKS
+from stages.transfer.tasks.task import Task
+
+HEAD, STATE = "head.safetensors", "task.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskStudent:
+    """A student that knows a task: network, head and processor, ready to predict."""
+
+    task: Task
+    student: Student
+    head: nn.Module
+    processor: StudentProcessor
+
+    @classmethod
+    def load(cls, folder: Path, name: str | None = None) -> TaskStudent:
+        """From a student folder. `name`: the task, where the folder knows several. Raises ValueError
+        where it does not know it."""
+        known = sorted(path.parent.name for path in folder.glob(f"tasks/*/{STATE}"))
+        if name is None and len(known) == 1:
+            name = known[0]
+        if name not in known:
+            raise ValueError(
+                f"{folder}: got task {name}, expected one that this student knows: "
+                f"{', '.join(known) or 'none'}; boxless finetune teaches it one"
+            )
+        task = TASKS[name](json.loads((folder / "tasks" / name / STATE).read_text()))
+        student = Student.from_pretrained(str(folder)).eval()
+        head = task.make_head(student.config.bert["hidden_size"])
+        head.load_state_dict(load_file(folder / "tasks" / name / HEAD))
+        return cls(
+            task=task,
+            student=student,
+            head=head.eval(),
+            processor=StudentProcessor.from_pretrained(folder),
+        )
+
+
+def save_head(folder: Path, task: Task, weights: Mapping[str, torch.Tensor]) -> None:
+    """Add a task's head to a student folder that is being written."""
+    place = folder / "tasks" / task.name
+    place.mkdir(parents=True)
+    save_file({name: w.contiguous() for name, w in weights.items()}, str(place / HEAD))
+    write_json(place / STATE, task.state)

@@ -1,0 +1,152 @@
+"""What a downstream task is: everything about it that the shared loop does not know."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from stages.student.network import Student
+from stages.student.processor import StudentProcessor
+from stages.student.text.spans import Spans
+from stages.transfer.example import Example
+from stages.transfer.readers.records import TaskData
+from stages.transfer.task_batch import TaskBatch, collate
+from stages.transfer.task_config import TaskDataConfig
+
+Scores = dict[str, dict[str, Any]]
+"""Scores by name: "value" beside "chance", and what else belongs to it."""
+
+
+class Task(ABC):
+    """One task. The state is what its head needs beside weights (VQA's answers); it is saved with
+    the head and is plain JSON."""
+
+    name: ClassVar[str]
+    score_name: ClassVar[str]
+    """The score by which the best step is kept."""
+    num_images: ClassVar[int] = 1
+    num_person_tags: ClassVar[int] = 0
+    """Person tags that the tokenizer has to know."""
+    num_token_types: ClassVar[int] = 2
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        self.state = dict(state)
+
+    @staticmethod
+    @abstractmethod
+    def read(data: TaskDataConfig, split: str) -> TaskData:
+        """The examples of "train" or "heldout", from the original files."""
+
+    @classmethod
+    def prepare(cls, train: Sequence[Example]) -> dict[str, Any]:
+        """The state, from the training examples."""
+        return {}
+
+    def texts(self, example: Example, *, training: bool) -> Sequence[str | Spans]:
+        """The texts that are read of an example, a row each."""
+        return example.texts
+
+    @property
+    @abstractmethod
+    def num_outputs(self) -> int:
+        """Outputs of the head for each row."""
+
+    def make_head(self, hidden_size: int) -> nn.Module:
+        """[CLS] of each of a row's pictures [R, P * D] -> logits [R, num_outputs]."""
+        return ClassifierHead(self.num_images * hidden_size, hidden_size, self.num_outputs)
+
+    def start_head(self, head: nn.Module, student: Student) -> None:
+        """Take from pretraining what fits into a new head; by default nothing."""
+
+    def logits(self, student: Student, head: nn.Module, batch: TaskBatch) -> torch.Tensor:
+        """[R, num_outputs]."""
+        return head(batch.cls(student).flatten(1))
+
+    def predictor(
+        self,
+        student: Student,
+        head: nn.Module,
+        processor: StudentProcessor,
+        examples: Sequence[Example],
+    ) -> Callable[[tuple[Example, ...]], dict[str, Any]]:
+        """A function from a group of examples, of one set of pictures, to predictions by id. The
+        network has to be in evaluation mode. `examples`: all that are predicted."""
+
+        @torch.no_grad()
+        def predict_group(group: tuple[Example, ...]) -> dict[str, Any]:
+            batch = collate(
+                group,
+                processor,
+                lambda example: self.texts(example, training=False),
+                cell_px=student.grid.cell_px,
+            ).to(student.device)
+            predictions = self.predict(self.logits(student, head, batch), batch)
+            return {example.id: found for example, found in zip(group, predictions)}
+
+        return predict_group
+
+    @abstractmethod
+    def loss(self, logits: torch.Tensor, batch: TaskBatch) -> torch.Tensor:
+        """A scalar, the mean over the batch's examples."""
+
+    @abstractmethod
+    def predict(self, logits: torch.Tensor, batch: TaskBatch) -> list[Any]:
+        """A prediction an example, plain JSON."""
+
+    @abstractmethod
+    def score(self, examples: Sequence[Example], predictions: Mapping[str, Any]) -> Scores:
+        """Scores of labelled examples from predictions by id, as the official script gives them."""
+
+    @abstractmethod
+    def submission(
+        self, examples: Sequence[Example], predictions: Mapping[str, Any]
+    ) -> tuple[str, str]:
+        """The official submission: file name and text."""
+
+
+class ClassifierHead(nn.Module):
+    """Two layers with GELU and LayerNorm between, as ViLT's task heads have."""
+
+    def __init__(self, in_size: int, hidden_size: int, num_outputs: int) -> None:
+        super().__init__()
+        self.transform = nn.Linear(in_size, 2 * hidden_size)
+        self.norm = nn.LayerNorm(2 * hidden_size)
+        self.classify = nn.Linear(2 * hidden_size, num_outputs)
+
+    def forward(self, cls: torch.Tensor) -> torch.Tensor:
+        """cls [R, in_size] -> logits [R, num_outputs]."""
+        return self.classify(F.gelu(self.norm(self.transform(cls))))
+
+
+class LabelTask(Task):
+    """A task of one label an example out of a few, by cross-entropy."""
+
+    labels: ClassVar[tuple[str, ...]]
+
+    @property
+    def num_outputs(self) -> int:
+        """One a label."""
+        return len(self.labels)
+
+    def loss(self, logits: torch.Tensor, batch: TaskBatch) -> torch.Tensor:
+        """Cross-entropy of the labels."""
+        labels = [self.labels.index(example.label) for example in batch.examples]
+        return F.cross_entropy(logits.float(), torch.tensor(labels, device=logits.device))
+
+    def predict(self, logits: torch.Tensor, batch: TaskBatch) -> list[Any]:
+        """{"label": the first of the most probable, "probabilities": by label}."""
+        found = []
+        for row in logits.double().softmax(dim=-1).tolist():
+            best = max(range(len(row)), key=row.__getitem__)
+            found.append({"label": self.labels[best], "probabilities": dict(zip(self.labels, row))})
+        return found
+
+    def largest_class(self, examples: Sequence[Example]) -> float:
+        """The share of the commonest label: what a constant answer reaches."""
+        return Counter(e.label for e in examples).most_common(1)[0][1] / len(examples)
