@@ -204,6 +204,10 @@ class _Range(NamedTuple):
     num_bytes: int | None = None
 
 
+NO_RANGES = "the server knows no ranges"
+"""In the cause of every sample of such a server: its shards may be sound."""
+
+
 class RangesUnsupported(ValueError):
     """A server answers with more than was asked for."""
 
@@ -363,7 +367,8 @@ def _of_right_length(one: _Range, answer: bytes | Exception) -> bytes | Exceptio
     got = f"got {len(answer)} bytes, expected {one.num_bytes} from byte {one.offset} on: "
     if len(answer) > one.num_bytes:
         return RangesUnsupported(
-            f"{got}the server knows no ranges; serve the shards by one that does"
+            f"{got}{NO_RANGES}; serve the shards by one that does, as nginx or an object store "
+            "(python -m http.server does not), or copy them to a folder"
         )
     return ShortRead(f"{got}the shard is cut short, or the answer was")
 

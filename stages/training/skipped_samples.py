@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from sharding.format.schema import ShardError
+from sharding.reading.store import NO_RANGES
 from stages.training.batches import LoadedBatch
 
 
@@ -38,6 +39,10 @@ class SkippedSamples:
             return
         for fault in loaded.faults:
             text = f"{fault.tar}: sample {fault.key}: {fault.cause}"
+            if NO_RANGES in fault.cause:  # as for every other sample: there is nothing to skip to
+                raise ShardError(
+                    f"{text}. No step was taken with it; the last checkpoint is sound."
+                )
             if self._policy.on_fault == "stop":
                 raise ShardError(
                     f"{text}. No step was taken with it; the last checkpoint is sound. Repair the "
