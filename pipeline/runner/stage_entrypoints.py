@@ -43,7 +43,7 @@ def _distill(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
     distill(
         recipe.distill,
         images=run.images,
-        seer=make_object_source(recipe.distill, run.teacher),
+        seer=make_object_source(recipe.distill, run.teacher, run.images),
         out=run.objects,
         show=context.rank == 0,
     )

@@ -11,7 +11,7 @@ from stages.detector.detectron2_config import Detectron2Config
 from stages.distill.precomputed.config import FeaturesConfig
 from stages.distill.text.similarity_config import LexicalConfig, SimilarityConfig
 
-TEACHERS = ("run", "detectron2", "features")
+TEACHERS = ("run", "detectron2", "features", "truth")
 PRECISIONS = ("fp32", "bf16")
 PHRASES = ("auto", "parser", "lexicon")
 OBJECT_TEXTS = ("label", "attribute label")
@@ -22,7 +22,8 @@ class DistillConfig:
     """Settings of `boxless distill`.
 
     teacher: whose objects: "run" (the teacher in the run's folder), "detectron2" (a model of
-        detectron2, where that is installed) or "features" (what others extracted earlier).
+        detectron2, where that is installed), "features" (what others extracted earlier) or "truth"
+        (the source's own boxes, as a perfect teacher; ours).
     detectron2: which model; for teacher "detectron2" and no other.
     features: which files; for teacher "features" and no other.
     precision: of the net's convolutions and linear layers. In "fp32" each picture runs alone, so

@@ -11,8 +11,11 @@ from stages.distill.inference.pipeline import InferencePipeline
 from stages.distill.object_source import Detector, ObjectSource
 
 
-def make_object_source(config: DistillConfig, folder: Path) -> ObjectSource:
-    """The teacher of `config`; `folder` is that of the run's own.
+def make_object_source(
+    config: DistillConfig, folder: Path, images: Path | None = None
+) -> ObjectSource:
+    """The teacher of `config`; `folder` is that of the run's own, `images` that of the image
+    shards, which teacher "truth" needs.
 
     Raises what reading it raises, a ValueError in each case that a user can mend.
     """
@@ -21,6 +24,11 @@ def make_object_source(config: DistillConfig, folder: Path) -> ObjectSource:
 
         assert config.features is not None
         return PrecomputedObjects(config.features, index_folder=folder / "features")
+    if config.teacher == "truth":
+        from stages.distill.truth_objects import TruthObjects
+
+        assert images is not None
+        return TruthObjects(images)
     # Alone in single precision, a picture has nothing to wait for among others of its size.
     batch_size = 1 if config.precision == "fp32" else config.batch_size
     return InferencePipeline(

@@ -18,6 +18,7 @@ from pipeline.recipe.recipe import (
 COCO_PATHS = ["ingest.root=/data", "ingest.captions=/data/c.json"]
 NEEDS_PATHS = {
     "nlvr": ["ingest.root=/data"],
+    "photos": ["ingest.root=/data"],
     "coco": COCO_PATHS,
     "soho-res18": COCO_PATHS,
     "soho-r101": COCO_PATHS,
