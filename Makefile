@@ -13,7 +13,7 @@ SHELL := /bin/bash
 STAGES := ingest teach distill pretrain finetune evaluate
 RECIPE ?= toy
 BOXLESS := .venv/bin/boxless
-CODE := pipeline stages sharding launch $(wildcard benchmarks) tests
+CODE := boxless pipeline stages sharding launch $(wildcard benchmarks) tests
 
 settings = $(if $(RUN),--run $(RUN)) $(foreach setting,$(SET),--set $(setting))
 run_folder = $(or $(RUN),runs/$(notdir $(basename $(RECIPE))))

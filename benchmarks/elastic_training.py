@@ -32,8 +32,8 @@ from stages.ingest.run import ingest
 from stages.pretrain import run as pretrain_run
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data import Batches
-from stages.training.batches import LoadedBatch
 from stages.student.config import StudentConfig
+from stages.training.batches import LoadedBatch
 from stages.training.metrics import read_metrics
 
 STUDENT = StudentConfig(

@@ -1,0 +1,65 @@
+"""The package boxless. Oracles: the modules that define each name, the interpreter's own list of what
+an import loaded, and the Python of docs/python.md, run as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import boxless
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_import_loads_nothing_heavy() -> None:
+    """`import boxless` alone: none of the packages that take seconds is in sys.modules."""
+    code = "import sys, boxless; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    heavy = {"torch", "numpy", "transformers", "deepspeed", "webdataset", "pipeline", "stages"}
+    assert not heavy & set(loaded.stdout.split())
+
+
+@pytest.mark.parametrize("name", boxless.__all__)
+def test_each_name_is_what_its_module_defines(name: str) -> None:
+    module, attribute = boxless._PLACES[name]
+    assert getattr(boxless, name) is getattr(import_module(module), attribute)
+
+
+def test_the_lists_of_names_agree() -> None:
+    """What editors see (TYPE_CHECKING), what is exported and what is found are the same names."""
+    source = (
+        Path(boxless.__file__).read_text("utf-8").split("if TYPE_CHECKING:")[1].split("\n\n")[0]
+    )
+    names = re.findall(r"(?:import|,) (\w+(?: as \w+)?)", source)
+    assert sorted(name.split(" as ")[-1] for name in names) == sorted(boxless.__all__)
+    assert boxless.__all__ == sorted(boxless._PLACES)
+    assert set(boxless.__all__) <= set(dir(boxless))
+
+
+def test_unknown_names_list_the_valid_ones() -> None:
+    with pytest.raises(AttributeError, match="no 'Studnet'; it has .*Student, "):
+        boxless.Studnet  # noqa: B018
+
+
+def test_python_m_boxless_is_the_command_line() -> None:
+    command = [sys.executable, "-m", "boxless", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "pretrain" in shown.stdout
+
+
+def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of docs/python.md about shards and recipes, in order, in an empty folder."""
+    page = (ROOT / "docs/python.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    runnable = [block for block in blocks if "runs/toy" not in block]
+    assert len(runnable) >= 3
+    for block in runnable:
+        exec(block, names)
