@@ -20,6 +20,7 @@ from pipeline.cli.launch_commands import add_launch_commands
 from pipeline.cli.shard_commands import add_shard_commands
 from pipeline.cli.student_commands import add_student_commands
 from pipeline.cli.teacher_commands import add_teacher_commands
+from pipeline.cli.use_commands import add_use_commands
 from pipeline.runner.output_encoding import replace_unencodable
 from pipeline.runner.run_folder import RunFolder
 from pipeline.runner.user_errors import describe_error, is_user_error
@@ -156,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     add_shard_commands(commands)
     add_teacher_commands(commands)
     add_student_commands(commands)
+    add_use_commands(commands)
     _add_evaluate_options(commands.choices["evaluate"])
     return parser
 

@@ -47,6 +47,11 @@ def write_toy_task(task: str, images: Path, out: Path) -> TaskDataConfig:
 
     Raises ValueError where the samples do not carry the truth about their scenes.
     """
+    if task not in _WRITERS:
+        raise ValueError(
+            f"finetune.data.train: got null for the task {task}, expected its own files; the toy "
+            f"world has {', '.join(_WRITERS)}"
+        )
     values: dict[str, Any] = {}
     for split in ("train", "heldout"):
         scenes = [_scene(n, sample) for n, sample in enumerate(read_split(images, split))]

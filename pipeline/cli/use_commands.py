@@ -1,0 +1,139 @@
+"""Commands that use a student on pictures of one's own: match, search, answer, judge, point; and
+retrieval-plan, what a full retrieval matrix costs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from pipeline.cli.arguments import user_path
+
+Commands = argparse._SubParsersAction
+DEFAULT_INDEX = ".boxless-index"
+
+
+def add_use_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add the commands to the command line's parser."""
+    match = _add(commands, "match", "texts that fit a picture, best first", _match)
+    match.add_argument("picture", type=user_path)
+    match.add_argument("text", nargs="+")
+    search = _add(commands, "search", "pictures of a folder that fit a text, best first", _search)
+    search.add_argument("pictures", type=user_path)
+    search.add_argument("text")
+    search.add_argument(
+        "--index", type=user_path, metavar="DIR", help=f"default: {DEFAULT_INDEX} in the folder"
+    )
+    search.add_argument("--num", type=int, default=10, metavar="N", help="shown; default: 10")
+    answer = _add(commands, "answer", "answer a question about a picture (task vqa)", _answer)
+    answer.add_argument("picture", type=user_path)
+    answer.add_argument("question")
+    judge = _add(
+        commands, "judge", "is a statement true of a picture (tasks nlvr, snli_ve)", _judge
+    )
+    judge.add_argument("picture", type=user_path)
+    judge.add_argument("statement")
+    judge.add_argument("--task", choices=["nlvr", "snli_ve"])
+    point = _add(commands, "point", "where a phrase of a caption is in a picture", _point)
+    point.add_argument("picture", type=user_path)
+    point.add_argument("caption")
+    point.add_argument("phrase")
+    point.add_argument("--out", type=user_path, metavar="PNG", help="a copy with point and box")
+    plan = _add(
+        commands, "retrieval-plan", "what a full retrieval matrix costs, by a measured rate", _plan
+    )
+    plan.add_argument("--pictures", type=int, default=5000, metavar="N", help="default: 5000")
+    plan.add_argument("--texts", type=int, default=25010, metavar="M", help="default: 25010")
+    plan.add_argument("--devices", type=int, default=8, metavar="W", help="default: 8")
+    plan.add_argument(
+        "--rate",
+        type=float,
+        metavar="PAIRS",
+        help="pairs a second and device; default: measured here",
+    )
+
+
+def _add(
+    commands: Commands[argparse.ArgumentParser], name: str, text: str, run: object
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text)
+    command.add_argument("student", type=user_path, help="a student's folder, as RUN/student")
+    command.set_defaults(command=run)
+    return command
+
+
+def _match(args: argparse.Namespace) -> int:
+    from stages.transfer.use import match
+
+    for text, score in match(args.student, args.picture, args.text):
+        print(f"{score:.4f}  {text}")
+    return 0
+
+
+def _search(args: argparse.Namespace) -> int:
+    from stages.transfer.use import search
+
+    index = args.index or args.pictures / DEFAULT_INDEX
+    for name, score in search(args.student, args.pictures, args.text, index)[: args.num]:
+        print(f"{score:.4f}  {name}")
+    return 0
+
+
+def _answer(args: argparse.Namespace) -> int:
+    from stages.transfer.use import answer
+
+    for text, score in answer(args.student, args.picture, args.question)["best"]:
+        print(f"{score:.4f}  {text}")
+    return 0
+
+
+def _judge(args: argparse.Namespace) -> int:
+    from stages.transfer.use import judge
+
+    found = judge(args.student, args.picture, args.statement, args.task)
+    for label, score in sorted(found["probabilities"].items(), key=lambda item: -item[1]):
+        print(f"{score:.4f}  {label}")
+    return 0
+
+
+def _point(args: argparse.Namespace) -> int:
+    from stages.transfer.use import draw_point, point
+
+    found = point(args.student, args.picture, args.caption, args.phrase)
+    if args.out:
+        draw_point(args.picture, found, args.out)
+    print(json.dumps(found))
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from stages.transfer.retrieval_matrix import MatrixPlan
+
+    plan = MatrixPlan(
+        num_pictures=args.pictures,
+        num_texts=args.texts,
+        num_devices=args.devices,
+        pairs_per_second=args.rate or _measured(args.student),
+    )
+    print("\n".join(plan.lines()))
+    return 0
+
+
+def _measured(student: Path) -> float:
+    """Pairs a second of this machine: one picture with 256 texts, the second time."""
+    from PIL import Image
+
+    from stages.transfer.example import Example
+    from stages.transfer.retrieval_matrix import PAIRS_PER_PASS, row_scorer
+    from stages.transfer.use import Matcher
+
+    matcher = Matcher.load(student)
+    texts = ["a picture of two people who walk beside a dog"] * PAIRS_PER_PASS
+    row = row_scorer(matcher.student, matcher.processor, texts)
+    gray = Image.new("RGB", (matcher.processor.longer_px, matcher.processor.shorter_px))
+    example = Example(id="0", images=(gray,), texts=())  # type: ignore[arg-type]
+    row((example,))
+    start = time.perf_counter()
+    row((example,))
+    return PAIRS_PER_PASS / (time.perf_counter() - start)

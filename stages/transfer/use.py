@@ -1,0 +1,168 @@
+"""Using a student: match, find, answer, judge, point. One call each, on pictures as files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ImageDraw
+
+from sharding.writing.atomic import replacing
+from stages.picture import open_picture
+from stages.student.network import Cells, Student
+from stages.student.processor import StudentProcessor
+from stages.transfer.example import Example
+from stages.transfer.task_folder import TaskStudent
+from stages.transfer.tasks import TASKS
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matcher:
+    """A student that says how well texts fit pictures."""
+
+    student: Student
+    processor: StudentProcessor
+    fingerprint: str
+    """Of the weights; what an index was made with."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Matcher:
+        """From a student folder. Raises ValueError where there is none."""
+        weights = sorted(folder.glob("*.safetensors"))
+        if not weights:
+            raise ValueError(f"{folder}: got no *.safetensors, expected a student's folder")
+        digest = hashlib.sha256()
+        for path in weights:
+            with open(path, "rb") as source:
+                digest.update(hashlib.file_digest(source, "sha256").digest())
+        return cls(
+            student=Student.from_pretrained(str(folder)).eval(),
+            processor=StudentProcessor.from_pretrained(folder),
+            fingerprint=digest.hexdigest(),
+        )
+
+    @torch.no_grad()
+    def cells(self, picture: Path) -> Cells:
+        """What the CNN makes of a picture."""
+        inputs = self.processor([picture], [""])
+        return self.student.see(inputs["pixels"], inputs["sizes_px"])
+
+    @torch.no_grad()
+    def score(self, cells: Cells, texts: Sequence[str]) -> list[float]:
+        """The probability that each text belongs to a picture, by the matching head."""
+        longest = self.processor.max_tokens
+        found = []
+        for text in texts:  # alone: no text's score depends on the others
+            encoded = self.processor.tokenizer(text, truncation=True, max_length=longest)
+            tokens = torch.tensor([encoded["input_ids"]])
+            picture = torch.zeros(1, dtype=torch.long)
+            logits = self.student.match(cells, picture=picture, tokens=tokens)
+            found.append(float(logits.double().softmax(dim=-1)[0, 1]))
+        return found
+
+
+def match(student: Path, picture: Path, texts: Sequence[str]) -> list[tuple[str, float]]:
+    """Texts with the probability that each belongs to the picture, best first: one text scores a
+    pair, several find the captions of a picture."""
+    matcher = Matcher.load(student)
+    scores = matcher.score(matcher.cells(picture), texts)
+    return sorted(zip(texts, scores), key=lambda item: (-item[1], item[0]))
+
+
+def search(student: Path, pictures: Path, text: str, index: Path) -> list[tuple[str, float]]:
+    """The pictures in a folder with the probability that `text` belongs to each, best first.
+
+    index: a folder that keeps what the CNN made of each picture; a picture that changed, or another
+    student, is seen anew. Raises ValueError where the folder holds no picture.
+    """
+    files = sorted(p for p in pictures.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(f"{pictures}: got no picture, expected {', '.join(SUFFIXES)} files")
+    matcher = Matcher.load(student)
+    found = []
+    for path in files:
+        cells = _indexed(matcher, path, index)
+        found.append((str(path.relative_to(pictures)), matcher.score(cells, [text])[0]))
+    return sorted(found, key=lambda item: (-item[1], item[0]))
+
+
+def _indexed(matcher: Matcher, path: Path, index: Path) -> Cells:
+    """The cells of a picture, from the index where they are there."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    kept = index / f"{matcher.fingerprint[:16]}-{digest}.npz"
+    if kept.exists():
+        with np.load(kept, allow_pickle=False) as arrays:
+            return Cells(
+                features=torch.tensor(arrays["features"]),
+                inside=torch.tensor(arrays["inside"]),
+                rows=int(arrays["rows"]),
+                columns=int(arrays["columns"]),
+            )
+    cells = matcher.cells(path)
+    with replacing(kept) as out:
+        np.savez(
+            out,
+            features=cells.features.numpy(),
+            inside=cells.inside.numpy(),
+            rows=cells.rows,
+            columns=cells.columns,
+        )
+    return cells
+
+
+def answer(student: Path, picture: Path, question: str) -> dict[str, Any]:
+    """{"answer", "best"} of a student that VQA was taught."""
+    return _predict(TaskStudent.load(student, "vqa"), picture, question)
+
+
+def judge(student: Path, picture: Path, statement: str, task: str | None = None) -> dict[str, Any]:
+    """{"label", "probabilities"} of a student that SNLI-VE or NLVR was taught."""
+    if task is None and (student / "tasks" / "nlvr").is_dir():
+        task = "nlvr"
+    return _predict(TaskStudent.load(student, task or "snli_ve"), picture, statement)
+
+
+def point(student: Path, picture: Path, caption: str, phrase: str) -> dict[str, Any]:
+    """{"point", "boxes"} of a phrase of a caption, as shares of width and height. Pretraining is
+    enough. Raises ValueError where the caption does not hold the phrase."""
+    start = caption.find(phrase)
+    if start < 0 or not phrase:
+        raise ValueError(f"phrase: got {phrase!r}, expected a part of the caption {caption!r}")
+    task = TASKS["grounding"]({})
+    network = Student.from_pretrained(str(student)).eval()
+    taught = TaskStudent(
+        task=task,
+        student=network,
+        head=task.make_head(0),
+        processor=StudentProcessor.from_pretrained(student),
+    )
+    return _predict(taught, picture, caption, {"start": start, "end": start + len(phrase)})
+
+
+def draw_point(picture: Path, found: dict[str, Any], out: Path) -> None:
+    """A copy of the picture with the best box and the point."""
+    image = open_picture(picture.read_bytes())
+    draw = ImageDraw.Draw(image)
+    size = (image.width, image.height)
+    box = [share * size[i % 2] for i, share in enumerate(found["boxes"][0])]
+    x, y = (share * side for share, side in zip(found["point"], size))
+    radius = max(3, min(size) // 40)
+    draw.rectangle(box, outline="red", width=max(1, radius // 2))
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill="red", outline="white")
+    with replacing(out) as target:
+        image.save(target, "PNG")
+
+
+def _predict(
+    taught: TaskStudent, picture: Path, text: str, info: dict[str, Any] | None = None
+) -> Any:
+    example = Example(id="0", images=(picture,), texts=(text,), info=info or {})
+    one = taught.task.predictor(taught.student, taught.head, taught.processor, [example])
+    return one((example,))["0"]

@@ -1,0 +1,72 @@
+"""Using a student by one call each, and by command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pretrain_fixtures import tiny_student, toy_samples, toy_tokenizer
+
+from pipeline.cli.main import main
+from stages.student.processor import StudentProcessor
+from stages.transfer import use
+from stages.transfer.task_folder import save_head
+from stages.transfer.tasks import TASKS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student that knows VQA and SNLI-VE, and three pictures in `pictures`."""
+    root = tmp_path_factory.mktemp("use")
+    student = tiny_student()
+    student.save_pretrained(str(root / "student"))
+    StudentProcessor.of(student, toy_tokenizer()).save_pretrained(root / "student")
+    for name, state in (("vqa", {"answers": ["red", "blue"]}), ("snli_ve", {})):
+        task = TASKS[name](state)
+        save_head(root / "student", task, task.make_head(32).state_dict())
+    (root / "pictures").mkdir()
+    for n, sample in enumerate(toy_samples(24, 6)[:3]):
+        (root / "pictures" / f"{n}.jpg").write_bytes(sample.image)
+    return root
+
+
+def test_search_agrees_with_match_and_keeps_an_index(folder: Path, tmp_path: Path) -> None:
+    """Oracle: each picture matched alone; the second search does not look at a picture again, and a
+    picture that changed is looked at."""
+    student, pictures, index = folder / "student", folder / "pictures", tmp_path / "index"
+    found = use.search(student, pictures, "a red circle", index)
+    alone = {
+        f"{n}.jpg": use.match(student, pictures / f"{n}.jpg", ["a red circle"]) for n in range(3)
+    }
+    assert {name: score for name, score in found} == {n: v[0][1] for n, v in alone.items()}
+    times = {path: path.stat().st_mtime_ns for path in index.iterdir()}
+    assert use.search(student, pictures, "a red circle", index) == found and len(times) == 3
+    assert {path: path.stat().st_mtime_ns for path in index.iterdir()} == times
+
+
+def test_answers_and_judgements_are_distributions(folder: Path) -> None:
+    """Oracle: the answers that the head knows; probabilities that sum to one."""
+    picture = folder / "pictures" / "0.jpg"
+    said = use.answer(folder / "student", picture, "what color is the circle?")
+    assert said["answer"] in ("red", "blue") and said["best"][0][0] == said["answer"]
+    judged = use.judge(folder / "student", picture, "there is a red circle")
+    assert sum(judged["probabilities"].values()) == pytest.approx(1)
+    with pytest.raises(ValueError, match="expected one that this student knows: snli_ve, vqa"):
+        use.judge(folder / "student", picture, "x", task="nlvr")
+
+
+def test_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: what the calls give; a PNG of the picture's size; the plan by arithmetic."""
+    student, picture = str(folder / "student"), str(folder / "pictures" / "0.jpg")
+    assert main(["match", student, picture, "a red circle", "a moon"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    out = tmp_path / "p.png"
+    assert main(["point", student, picture, "a red circle", "red circle", "--out", str(out)]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert all(0 <= share <= 1.01 for share in found["point"])
+    assert Image.open(out).size == Image.open(picture).size
+    assert main(["point", student, picture, "a red circle", "blue"]) == 2
+    assert main(["retrieval-plan", student, "--rate", "1000"]) == 0
+    assert "4.34 hours" in capsys.readouterr().out  # 625 pictures x 25010 texts / 1000 a second
