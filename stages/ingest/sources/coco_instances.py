@@ -148,7 +148,8 @@ def _check_same_pictures(
     for image in shared:
         other = name_of[image.image_id]
         same = isinstance(other, str) and (
-            PurePosixPath(other).name == PurePosixPath(image.file_names[0]).name
+            # Pictures are re-encoded more often than renamed: p1.jpg may have become p1.png.
+            PurePosixPath(other).stem == PurePosixPath(image.file_names[0]).stem
         )
         if other is not None and not same:
             raise SourceError(
