@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +57,8 @@ def _end_at_sigterm() -> None:
 
 def _pretrain(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
     from stages.pretrain.run import pretrain
-    from stages.training.stopping import Stopped
 
-    try:
+    with _ending_when_stopped("pretrain", context.rank):
         pretrain(
             recipe.pretrain,
             student=recipe.student,
@@ -68,30 +68,33 @@ def _pretrain(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
             student_out=run.student,
             on_step=context.on_step,
         )
+
+
+@contextmanager
+def _ending_when_stopped(stage: str, rank: int) -> Iterator[None]:
+    """Leave by a signal's exit status where training was told to stop."""
+    from stages.training.stopping import Stopped
+
+    try:
+        yield
     except Stopped as stopped:
-        if context.rank == 0:
-            print(f"pretrain: {stopped}", flush=True)
+        if rank == 0:
+            print(f"{stage}: {stopped}", flush=True)
         sys.exit(128 + signal.SIGTERM)
 
 
 def _finetune(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
-    from stages.training.stopping import Stopped
-
     config = recipe.finetune
     folders = {"images": run.images, "student": run.student, "out": run.transfer / str(config.task)}
-    if config.task == "truth":
-        from stages.transfer.finetune import finetune
+    with _ending_when_stopped("finetune", context.rank):
+        if config.task == "truth":
+            from stages.transfer.finetune import finetune
 
-        finetune(config, seed=recipe.seed, **folders)
-        return
-    from stages.transfer.finetune_task import finetune_task
+            finetune(config, seed=recipe.seed, on_step=context.on_step, **folders)
+        else:
+            from stages.transfer.finetune_task import finetune_task
 
-    try:
-        finetune_task(config, seed=recipe.seed, **folders)
-    except Stopped as stopped:
-        if context.rank == 0:
-            print(f"finetune: {stopped}", flush=True)
-        sys.exit(128 + signal.SIGTERM)
+            finetune_task(config, seed=recipe.seed, **folders)
 
 
 def _evaluate(recipe: Recipe, run: RunFolder, context: RankContext) -> None:

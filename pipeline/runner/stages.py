@@ -55,12 +55,14 @@ _SHAPES_NOTHING = {
     "keep_checkpoints",
     "log_every_steps",
     "log_steps",
+    "max_nonfinite_steps",
     "max_skipped",
     "num_decoders",
     "num_threads",
     "num_workers",
     "on_fault",
     "stall_seconds",
+    "validate_steps",
 }
 
 
@@ -123,7 +125,7 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
             folders=(f"transfer/{task}",),
             outputs=(f"transfer/{task}/scores.json",),
             is_dear=True,
-            takes_ranks=task != "truth",
+            takes_ranks=True,
         ),
         StageKind(
             name="evaluate",

@@ -46,6 +46,8 @@ def join_ranks() -> None:
     deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
     # It warns of any optimizer but its own; AdamwSgd's parity with PyTorch's is tested.
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    if "RANK" not in os.environ:
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed's engine asks for it
     if "RANK" not in os.environ and not torch.distributed.is_initialized():
         backend = get_accelerator().communication_backend_name()
         alone = torch.distributed.HashStore()

@@ -18,7 +18,7 @@ from sharding.format.schema import Sample
 from sharding.reading.sample_reader import iterate
 from stages.student.network import Cells, Student
 from stages.student.text.tokenizer import load_tokenizer
-from stages.student.vision.image_transforms import load_picture, stack_pictures
+from stages.student.vision.image_transforms import Pictures, load_picture, stack_pictures
 
 
 def read_split(folder: Path, split: str, most: int | None = None) -> list[Sample]:
@@ -47,17 +47,22 @@ class Predictor:
     @classmethod
     def load(cls, folder: Path) -> Predictor:
         """From a student folder, ready to score."""
-        student = Student.from_pretrained(str(folder)).eval()
+        # A student saved in 16 bits would otherwise stay so, and be trained without float32 weights.
+        student = Student.from_pretrained(str(folder), dtype=torch.float32).eval()
         return cls(student=student, tokenizer=load_tokenizer(folder))
 
-    def see(self, samples: Sequence[Sample]) -> Cells:
-        """The cells of some samples' pictures, padded to one grid."""
+    def pictures(self, samples: Sequence[Sample]) -> Pictures:
+        """Some samples' pictures, padded to one size."""
         config = self.student.config
         arrays = [
             load_picture(s.image, shorter_px=config.shorter_px, longer_px=config.longer_px)
             for s in samples
         ]
-        pictures = stack_pictures(arrays, multiple_px=self.student.grid.pad_px)
+        return stack_pictures(arrays, multiple_px=self.student.grid.pad_px)
+
+    def see(self, samples: Sequence[Sample]) -> Cells:
+        """The cells of some samples' pictures, padded to one grid."""
+        pictures = self.pictures(samples)
         return self.student.see(pictures.pixels, pictures.sizes_px)
 
     def read(self, texts: Iterable[str]) -> tuple[torch.Tensor, torch.Tensor]:
