@@ -215,7 +215,7 @@ class _Run:
 
 def load_for_task(folder: Path, task: Task) -> tuple[Student, StudentProcessor]:
     """A student from a folder, with the words and token types that the task needs."""
-    net = Student.from_pretrained(str(folder))
+    net = Student.from_pretrained(str(folder), dtype=torch.float32)
     tokenizer = load_tokenizer(folder)
     if task.num_person_tags:
         add_person_tags(tokenizer, task.num_person_tags)
