@@ -1,7 +1,4 @@
-"""Files of a corpus: finding, sizing and reading them, with errors that say what was expected.
-
-Reached from the sources.
-"""
+"""Files of a corpus: finding, sizing and reading them, with errors that say what was expected."""
 
 from __future__ import annotations
 

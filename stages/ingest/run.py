@@ -1,10 +1,9 @@
 """From a corpus to image shards: every input is a sample or a recorded failure.
 
-Reached from `pipeline` as `boxless ingest`, on as many workers as are started. Input i of a split
-goes into its shard i // samples_per_shard, so names and contents of shards are fixed before any
-picture is read, and are the same for every worker. They share the shards by claims
-(`sharding.coordination.claims`): a shard whose manifest has the right fingerprint is left alone, and a run that
-was stopped goes on with the next.
+Input i of a split goes into its shard i // samples_per_shard, so names and contents of shards are
+fixed before any picture is read, and are the same for every worker. They share the shards by claims
+(`sharding.coordination.claims`): a shard whose manifest has the right fingerprint is left alone,
+and a run that was stopped goes on with the next.
 """
 
 from __future__ import annotations
@@ -132,7 +131,7 @@ def finish(
             "these pictures, or none"
         )
     tars = [shard.tar for shard in plan]
-    _remove_strangers(out, set(tars))
+    _remove_orphans(out, set(tars))
     remove_temporary(out, {name for tar in tars for name in (tar, manifest_path(Path(tar)).name)})
     return write_catalog(
         out,
@@ -307,18 +306,18 @@ def _result(
     return make_sample(picture, config)
 
 
-def _remove_strangers(out: Path, planned: set[str]) -> None:
+def _remove_orphans(out: Path, planned: set[str]) -> None:
     """Remove what an earlier ingest wrote and this one does not; the catalog, which may name it,
     goes first, and each manifest before its tar, so that no tar without one is taken for done."""
-    for tar in _strangers(out, planned):
+    for tar in _orphans(out, planned):
         (out / NAME).unlink(missing_ok=True)
         manifest_path(tar).unlink(missing_ok=True)
         tar.unlink(missing_ok=True)
 
 
-def _strangers(out: Path, planned: set[str]) -> list[Path]:
+def _orphans(out: Path, planned: set[str]) -> list[Path]:
     """Tars in `out` that an earlier ingest wrote, by their manifests, and this one does not."""
-    strangers = []
+    orphans = []
     for tar in sorted(out.glob("*.tar")):
         if tar.name in planned:
             continue
@@ -327,8 +326,8 @@ def _strangers(out: Path, planned: set[str]) -> list[Path]:
         except ShardError:
             continue  # not ours to remove
         if stage.startswith("ingest/"):
-            strangers.append(tar)
-    return strangers
+            orphans.append(tar)
+    return orphans
 
 
 def _count_lost_truths(shard: PlannedShard, manifest: Manifest) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""One input becomes one sample, or the reason why not. Reached from `stages.ingest.run`."""
+"""One input becomes one sample, or the reason why not."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def make_sample(picture: Picture | Failure, config: IngestConfig) -> list[Sample
     kept = [i for i, caption in enumerate(picture.captions) if caption.strip()]
     if not kept:
         blank = f": all {len(picture.captions)} are blank" if picture.captions else ""
-        told = "".join(f"; {note}" for note in picture.notes)
-        return [Failure(key=picture.key, reason=f"no captions{blank}{told}")]
+        notes_text = "".join(f"; {note}" for note in picture.notes)
+        return [Failure(key=picture.key, reason=f"no captions{blank}{notes_text}")]
     try:
         data = picture.read()
         facts = inspect_picture(

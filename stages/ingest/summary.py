@@ -1,4 +1,4 @@
-"""What an ingest took and what it refused, as tables on the screen. Reached from `run`."""
+"""What an ingest took and what it refused, as tables on the screen."""
 
 from __future__ import annotations
 

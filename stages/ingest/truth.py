@@ -102,14 +102,14 @@ def _placement(
     """What the size that the boxes were made for tells of them, and a note where it is another."""
     if size_px is None or size_px == upright:
         return Placement(), ""
-    told = f"{size_px[0]} x {size_px[1]} pixels, the picture has {upright[0]} x {upright[1]}"
+    sizes = f"{size_px[0]} x {size_px[1]} pixels, the picture has {upright[0]} x {upright[1]}"
     if _is_same_shape(size_px, upright):
-        return Placement(size_px=size_px), f"boxes scaled: made for {told}"
+        return Placement(size_px=size_px), f"boxes scaled: made for {sizes}"
     turned = (size_px[1], size_px[0])
     if orientation >= 5 and _is_same_shape(turned, upright):
-        note = f"boxes turned: made for the stored orientation, {told}"
+        note = f"boxes turned: made for the stored orientation, {sizes}"
         return Placement(turn=orientation, size_px=size_px), note
-    return None, f"truth dropped: made for {told}: another shape"
+    return None, f"truth dropped: made for {sizes}: another shape"
 
 
 def _is_same_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:

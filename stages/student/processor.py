@@ -1,7 +1,6 @@
 """Pictures and texts, as people have them, into the tensors that the student takes.
 
-Reached by who uses a student folder (docs/students.md); saved into it by `stages.pretrain.run` and
-`stages.transfer.finetune`. Letters: N pictures, B texts, T word pieces.
+Letters: N pictures, B texts, T word pieces.
 """
 
 from __future__ import annotations
@@ -99,8 +98,8 @@ class StudentProcessor:
         pictures: Picture | Sequence[Picture] | None = None,
         texts: str | Spans | Sequence[str | Spans] | None = None,
     ) -> BatchFeature:
-        """`pixels` [N, 3, H, W] and `sizes_px` [N, 2] of pictures, `tokens` and `token_types` [B, T]
-        of texts; `.to(device)` moves them. One picture or text may stand without a list.
+        """`pixels` [N, 3, H, W] and `sizes_px` [N, 2] of pictures, `tokens` and `token_types`
+        [B, T] of texts; `.to(device)` moves them. One picture or text may stand without a list.
 
         A picture is a file's path, its bytes, an open PIL picture, or an array or tensor of uint8,
         [H, W, 3], [3, H, W] or [H, W]. A text is a str, or its parts in order: [("question", ...),

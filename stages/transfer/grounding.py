@@ -1,9 +1,8 @@
 """Phrase grounding and object labels, scored against the truth that the source knows.
 
-Reached from `stages.transfer.evaluate`. Grounding is a pointing game (Zhang et al.,
-arXiv 1608.00507): the student is given a picture and a caption, no boxes; it points to the cell
-most similar to a phrase; a hit is a point inside one of the phrase's true boxes.
-Letters: P phrases, C cells, T word pieces, D hidden size.
+Grounding is a pointing game (Zhang et al., arXiv 1608.00507): the student is given a picture and a
+caption, no boxes; it points to the cell most similar to a phrase; a hit is a point inside one of
+the phrase's true boxes. Letters: P phrases, C cells, T word pieces, D hidden size.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Features that others extracted years ago, as a teacher: files of boxes, features and classes.
 
-Reached as `distill.teacher: features` through `join.FeatureSeer`. A picture's way: its key or
-image_id becomes an id (ids), the id a place in a file (index), the bytes there a record (the file
-named after its format), the record an array of objects (objects). Nothing here looks at a picture.
+A picture's way: its key or image_id becomes an id (ids), the id a place in a file (index), the
+bytes there a record (the file named after its format), the record an array of objects (objects).
+Nothing here looks at a picture.
 """

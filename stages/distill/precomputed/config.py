@@ -1,7 +1,4 @@
-"""The recipe's `distill.features` part: which old features, and how they find their pictures.
-
-Reached from `stages.distill.config`; read by `stages.distill.precomputed.join`.
-"""
+"""The recipe's `distill.features` part: which old features, and how they find their pictures."""
 
 from __future__ import annotations
 

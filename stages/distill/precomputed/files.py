@@ -1,7 +1,4 @@
-"""Files that a recipe names by path or pattern, read by offset.
-
-Reached from the formats with rows in files: `tsv` and `coco_json`.
-"""
+"""Files that a recipe names by path or pattern, read by offset."""
 
 from __future__ import annotations
 

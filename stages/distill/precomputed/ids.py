@@ -1,7 +1,4 @@
-"""How a feature's id and a sample come to be spelled alike: the recipe's `join`, `id`, `pattern`.
-
-Reached from `join` for samples, and from the formats for what their files say.
-"""
+"""How a feature's id and a sample come to be spelled alike: the recipe's `join`, `id`, `pattern`."""
 
 from __future__ import annotations
 

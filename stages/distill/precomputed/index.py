@@ -1,8 +1,8 @@
 """Where in files of hundreds of gigabytes the rows of an id are: found in one pass, then kept.
 
-Reached from the formats. 26 bytes a row in memory, whatever its length. Where there is a folder for
-it, what was found in a file is kept there, written whole or not at all, so a pass that was stopped
-goes on with the file that it was in; other workers of the same host and folder wait for it.
+26 bytes a row in memory, whatever its length. Where there is a folder for it, what was found in a
+file is kept there, written whole or not at all, so a pass that was stopped goes on with the file
+that it was in; other workers of the same host and folder wait for it.
 """
 
 from __future__ import annotations

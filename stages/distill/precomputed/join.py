@@ -1,8 +1,7 @@
 """Old features joined to the pictures of image shards: the teacher of `distill.teacher: features`.
 
-Reached from the pipeline as the Seer of `stages.distill.run.distill`. Pictures are asked for in the
-order of the image shards and their rows read where they lie, so memory holds one picture's row and
-the index, whatever the size of the files.
+Pictures are asked for in the order of the image shards and their rows read where they lie, so
+memory holds one picture's row and the index, whatever the size of the files.
 """
 
 from __future__ import annotations

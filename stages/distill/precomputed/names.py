@@ -1,9 +1,8 @@
 """The names of the features' classes and attributes, and the numbers the files give them.
 
-Reached from `join`. Three layouts: bottom-up attention's objects_vocab.txt and attributes_vocab.txt
-(a class a line, synonyms parted by commas, background left out), COCO's "categories" (`id`,
-`name`), and VinVL's labelmap, VG-SGG-dicts-vgoi6-clipped.json ("label_to_idx" and
-"attribute_to_idx", from 1).
+Three layouts: bottom-up attention's objects_vocab.txt and attributes_vocab.txt (a class a line,
+synonyms parted by commas, background left out), COCO's "categories" (`id`, `name`), and VinVL's
+labelmap, VG-SGG-dicts-vgoi6-clipped.json ("label_to_idx" and "attribute_to_idx", from 1).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A record becomes the objects array of a picture, or the reason why it does not fit it.
 
-Reached from `join`. O: objects, D: values of a feature, K: classes of the soft label.
+O: objects, D: values of a feature, K: classes of the soft label.
 """
 
 from __future__ import annotations

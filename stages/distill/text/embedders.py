@@ -1,7 +1,7 @@
 """Texts to vectors, by the models that a recipe may name for `distill.similarity`.
 
-Reached from `stages.distill.text.similarity`. Models are read from a folder or from where transformers
-and spaCy keep what they downloaded; nothing is read by pickle.
+Models are read from a folder or from where transformers and spaCy keep what they downloaded;
+nothing is read by pickle.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A teacher's labels and attributes as a lexicon that finds noun phrases without any parser.
 
-Reached from `stages.distill.text.phrases`. spaCy's English tokenizer and phrase matcher find the names
-in a caption, and a few rules the words that belong to them.
+spaCy's English tokenizer and phrase matcher find the names in a caption, and a few rules the words
+that belong to them.
 """
 
 from __future__ import annotations

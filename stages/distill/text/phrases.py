@@ -1,7 +1,7 @@
 """Noun phrases of captions, found offline so that training needs no parser.
 
-Reached from `stages.distill.run` through `make_chunker`. Two ways, one call: a spaCy pipeline with
-a parser where one is installed, else the teacher's own labels and attributes as a lexicon.
+Two ways, one call: a spaCy pipeline with a parser where one is installed, else the teacher's own
+labels and attributes as a lexicon.
 
 In both a leading determiner stays in the phrase ("a red circle"), as spaCy's noun chunks and
 Flickr30k Entities have it; the similarity leaves it out. Pronouns are no phrases.

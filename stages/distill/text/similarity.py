@@ -1,8 +1,8 @@
 """How near a phrase is to each object in words: the target of phrase-region alignment.
 
-Reached from `stages.distill.label`. KD-VLP compares noun phrases with object labels "in the
-linguistic space" (abstract); which embedding it used is not known, so the recipe chooses:
-word sets (`LexicalSimilarity`) or vectors (`EmbeddingSimilarity`, by an `Embedder`).
+KD-VLP compares noun phrases with object labels "in the linguistic space" (abstract); which
+embedding it used is not known, so the recipe chooses: word sets (`LexicalSimilarity`) or vectors
+(`EmbeddingSimilarity`, by an `Embedder`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A spaCy pipeline by name or folder, with a digest of its bytes.
-
-Reached from `stages.distill.text.phrases` (the parser) and `stages.distill.text.embedders` (word vectors).
-"""
+"""A spaCy pipeline by name or folder, with a digest of its bytes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Words of captions and labels, folded until the spellings of one thing are equal.
-
-Reached from `stages.distill.text.phrases` (finding labels in captions) and `stages.distill.text.similarity`.
-"""
+"""Words of captions and labels, folded until the spellings of one thing are equal."""
 
 from __future__ import annotations
 

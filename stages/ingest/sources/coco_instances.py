@@ -170,8 +170,8 @@ def _check_some_box(
         reasons.update(note.partition(":")[0] for note in boxes.notes)
     counts = "; ".join(f"{num} x {reason}" for reason, num in reasons.most_common())
     raise SourceError(
-        f"ingest.instances ({path}): none of its {len(annotations)} boxes can be used ({counts or 'it has none'}); "
-        "expected boxes of single objects whose image_id is the id of a picture, or no "
+        f"ingest.instances ({path}): none of its {len(annotations)} boxes can be used "
+        f"({counts or 'it has none'}); expected boxes of single objects whose image_id is the id of a picture, or no "
         "ingest.instances"
     )
 
@@ -183,8 +183,8 @@ def _add_box(boxes: ImageBoxes, annotation: dict[str, Any], names: dict[str, str
     if annotation.get("iscrowd"):
         boxes.notes.append("crowd box: left out")
     elif category not in names:
-        told = shown(str(annotation.get("category_id")))
-        boxes.notes.append(f'unknown category: {told} is not in "categories"')
+        category_text = shown(str(annotation.get("category_id")))
+        boxes.notes.append(f'unknown category: {category_text} is not in "categories"')
     elif numbers is None:
         boxes.notes.append(f"box is not four numbers: {shown(str(annotation['bbox'])[:80])}")
     else:

@@ -1,8 +1,8 @@
 """The NLVR corpus: sentences people wrote about small pictures, true or false of each.
 
-Reached from `stages.ingest.run` when `ingest.source` is "nlvr". Corpus and layout: Suhr, Lewis, Yeh
-and Artzi, ACL 2017; https://github.com/lil-lab/nlvr, folder `nlvr`. SPLIT/SPLIT.json has an example
-a line, SPLIT/images/DIRECTORY/SPLIT-IDENTIFIER-K.png is its picture in order K of its three boxes.
+Corpus and layout: Suhr, Lewis, Yeh and Artzi, ACL 2017; https://github.com/lil-lab/nlvr, folder
+`nlvr`. SPLIT/SPLIT.json has an example a line, SPLIT/images/DIRECTORY/SPLIT-IDENTIFIER-K.png is its
+picture in order K of its three boxes.
 """
 
 from __future__ import annotations

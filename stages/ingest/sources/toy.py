@@ -1,8 +1,7 @@
 """The toy world: scenes of coloured shapes with captions and the whole truth about them.
 
-Reached from `stages.ingest.run` when `ingest.source` is "toy". A scene is a pure function of
-(seed, split, number), so shards are the same bytes wherever they are made. Train and held-out
-scenes share no set of objects.
+A scene is a pure function of (seed, split, number), so shards are the same bytes wherever they are
+made. Train and held-out scenes share no set of objects.
 
 A scene holds two to five objects on a textured ground. An object is a shape in a colour, small or
 large; no two objects of a scene share both shape and colour, so "the red circle" means one object.

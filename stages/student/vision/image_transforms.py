@@ -1,6 +1,5 @@
 """Pictures as the student takes them: decoded, resized, normalised, padded into one tensor.
 
-Reached from `stages.pretrain.collate` and from the transfer tasks.
 Letters: N pictures, H and W pixels.
 """
 

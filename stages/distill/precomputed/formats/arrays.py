@@ -1,7 +1,6 @@
 """Arrays out of base64, lists of JSON and .npz files that anybody may have written.
 
-Reached from the formats. Nothing is unpickled by numpy; an array takes no more memory than its
-bytes in the file account for.
+Nothing is unpickled by numpy; an array takes no more memory than its bytes in the file account for.
 """
 
 from __future__ import annotations

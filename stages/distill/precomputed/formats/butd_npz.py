@@ -1,13 +1,12 @@
 """A folder with a .npz a picture, as MILVLG/bottom-up-attention.pytorch writes them.
 
-Reached from `join` where `format` is "butd-npz". Both modes of that project at commit 4dbce869:
-"caffe" (utils/extract_utils.py: save_roi_features, save_roi_features_by_bbox) and "d2"
-(utils/extract_d2features.py: model_inference). Of each file are read `x` [N, D], `bbox` [N, 4] xyxy
-in pixels of the original picture, `num_bbox`, `image_h`, `image_w`, and `info`, a pickled dict:
-caffe's has objects_id, objects_conf and perhaps attrs_id, attrs_conf (classes and attributes are
-0-based lines of the vocabularies, the background left out); d2's has objects, cls_prob [N, C]
-(background left out) and perhaps attrs_id, probabilities [N, A]. The pickle is read by
-`stages.detector.checkpoints.pickles`, which runs nothing of it.
+Both modes of that project at commit 4dbce869: "caffe" (utils/extract_utils.py: save_roi_features,
+save_roi_features_by_bbox) and "d2" (utils/extract_d2features.py: model_inference). Of each file are
+read `x` [N, D], `bbox` [N, 4] xyxy in pixels of the original picture, `num_bbox`, `image_h`,
+`image_w`, and `info`, a pickled dict: caffe's has objects_id, objects_conf and perhaps attrs_id,
+attrs_conf (classes and attributes are 0-based lines of the vocabularies, the background left out);
+d2's has objects, cls_prob [N, C] (background left out) and perhaps attrs_id, probabilities [N, A].
+The pickle is read by `stages.detector.checkpoints.pickles`, which runs nothing of it.
 
 Boxes of caffe's mode are proposals of py-faster-rcnn: x1 and y1 are the last pixel inside.
 """

@@ -1,12 +1,12 @@
 """Tab-separated rows in base64: bottom-up attention's own, and LXMERT's with classes.
 
-Reached from `join` where `format` is "butd-tsv". Columns of LXMERT (airsplay/lxmert,
-src/utils.py: load_obj_tsv, data/nlvr2_imgfeat/extract_nlvr2_image.py; airsplay/
-py-bottom-up-attention, demo/detectron2_mscoco_proposal_maxnms.py): img_id, img_h, img_w,
-objects_id int64 [N], objects_conf f4 [N], attrs_id int64 [N], attrs_conf f4 [N], num_boxes, boxes
-f4 [N, 4], features f4 [N, D]; numbers of classes and attributes are 0-based lines of the
-vocabularies, the background left out. Columns of peteanderson80/bottom-up-attention
-(tools/generate_tsv.py): image_id, image_w, image_h, num_boxes, boxes, features: no classes at all.
+Columns of LXMERT (airsplay/lxmert, src/utils.py: load_obj_tsv,
+data/nlvr2_imgfeat/extract_nlvr2_image.py; airsplay/ py-bottom-up-attention,
+demo/detectron2_mscoco_proposal_maxnms.py): img_id, img_h, img_w, objects_id int64 [N], objects_conf
+f4 [N], attrs_id int64 [N], attrs_conf f4 [N], num_boxes, boxes f4 [N, 4], features f4 [N, D];
+numbers of classes and attributes are 0-based lines of the vocabularies, the background left out.
+Columns of peteanderson80/bottom-up-attention (tools/generate_tsv.py): image_id, image_w, image_h,
+num_boxes, boxes, features: no classes at all.
 
 Boxes are xyxy in pixels of the original picture; they are proposals of py-faster-rcnn, whose x1 and
 y1 are the last pixel inside. An attribute of confidence 0, which py-bottom-up-attention writes for

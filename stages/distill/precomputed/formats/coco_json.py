@@ -1,10 +1,10 @@
 """Detections in COCO's results format: one JSON list of boxes of all pictures.
 
-Reached from `join` where `format` is "coco-json". https://cocodataset.org/#format-results:
-[{"image_id": number or text, "category_id": number, "bbox": [x, y, width, height], "score":
-number}], pixels of the original picture from 0, x + width being where the box ends. `feature` may
-come with each: a list of numbers, or base64 of f4 [D]. The file is gone through once by pieces, and
-each picture's detections, wherever they stand, are then read by their place.
+https://cocodataset.org/#format-results: [{"image_id": number or text, "category_id": number,
+"bbox": [x, y, width, height], "score": number}], pixels of the original picture from 0, x + width
+being where the box ends. `feature` may come with each: a list of numbers, or base64 of f4 [D]. The
+file is gone through once by pieces, and each picture's detections, wherever they stand, are then
+read by their place.
 """
 
 from __future__ import annotations

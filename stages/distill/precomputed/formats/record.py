@@ -1,6 +1,5 @@
 """What every format has to say of a picture, and the two ways in which it cannot.
 
-Reached from the files of this folder that are named after a format, and from `join`.
 N: objects of a picture, D: values of a feature, C: classes, background left out.
 """
 

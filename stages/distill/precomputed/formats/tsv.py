@@ -1,7 +1,7 @@
 """Rows of tab-separated files by their place: found in one pass, then read alone.
 
-Reached from `butd_tsv` and `vinvl_tsv`. A row is a line, its first field the id. The csv module is
-not used: it keeps no offsets, and its fields may hold line ends, which base64 and JSON do not.
+A row is a line, its first field the id. The csv module is not used: it keeps no offsets, and its
+fields may hold line ends, which base64 and JSON do not.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """UNITER's LMDB of image features: a .npz or a msgpack a picture, keys the names of .npz files.
 
-Reached from `join` where `format` is "uniter-lmdb". ChenRocks/UNITER: data/data.py
-(DetectFeatLmdb), scripts/convert_imgdir.py (the two encodings: `dumps_npz` with compression,
-`dumps_msgpack` of msgpack-numpy without), and the script of its extraction docker, generate_npz.py,
-for the arrays: norm_bb [N, 6] (x0, y0, x1, y1 as shares of the picture's sides, width, height; some
-append the area), features [N, D], conf [N] or [N, 1], soft_labels [N, C + 1] class probabilities,
-background first. All are f2. Attributes are none.
+ChenRocks/UNITER: data/data.py (DetectFeatLmdb), scripts/convert_imgdir.py (the two encodings:
+`dumps_npz` with compression, `dumps_msgpack` of msgpack-numpy without), and the script of its
+extraction docker, generate_npz.py, for the arrays: norm_bb [N, 6] (x0, y0, x1, y1 as shares of the
+picture's sides, width, height; some append the area), features [N, D], conf [N] or [N, 1],
+soft_labels [N, C + 1] class probabilities, background first. All are f2. Attributes are none.
 
 Boxes are in half precision: a place in a picture of 640 pixels is known to a third of a pixel. The
 label is the best class but the background, and the score is its probability, which is what

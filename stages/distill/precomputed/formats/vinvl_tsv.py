@@ -1,7 +1,6 @@
 """VinVL's tab-separated rows of JSON, and those that Oscar splits into features and predictions.
 
-Reached from `join` where `format` is "vinvl-tsv". Alone, `path` has rows of
-microsoft/scene_graph_benchmark (maskrcnn_benchmark/engine/inference.py:
+Alone, `path` has rows of microsoft/scene_graph_benchmark (maskrcnn_benchmark/engine/inference.py:
 convert_predictions_to_tsv): id and {"objects": [{"rect": xyxy, "class": name, "conf": number,
 "feature": base64 of f4 [D], and perhaps "attributes": [names], "attr_scores": [numbers],
 "scores_all": base64 of f4 [C + 1], background first}]}. With `predictions`, whose rows are such a
