@@ -31,6 +31,14 @@ class PretrainModel(nn.Module):
         super().__init__()
         self.student = student
         self.objectives = objectives
+        aligns_before = student.config.pra_level == "encoders"
+        self._before_fusion = {"pra"} & objectives.keys() if aligns_before else set()
+        self._of_fusion = [
+            objective
+            for name, (_, objective) in objectives.items()
+            if name not in self._before_fusion
+        ]
+        self._contrasts = any(objective.contrasts for _, objective in objectives.values())
         # The words that MLM tells give their matrix a dense gradient. Beside it that of the words
         # that are read need not be one of as many rows, nearly all of them zero.
         student.embeddings.word_embeddings.sparse = "mlm" in objectives
@@ -43,23 +51,33 @@ class PretrainModel(nn.Module):
         cells = self.student.see(
             batch.pixels, batch.sizes_px, num_texts=self._num_texts(batch, is_valid)
         )
-        if any(objective.contrasts for _, objective in self.objectives.values()):
+        encoded = self._encoded_texts(batch)
+        if encoded is not None and self._contrasts:
             batch.contrast = self.student.compare(
-                self.student.embed_texts(batch.texts), self.student.embed_pictures(cells)
+                self.student.embed_texts(batch.texts, encoded), self.student.embed_pictures(cells)
             )
         for _, objective in self.objectives.values():
             objective.hide(cells, batch)
-        hidden = self._hidden(cells, batch)
-        scores = {
-            name: objective.score(self.student, cells, hidden, batch)
-            for name, (_, objective) in self.objectives.items()
-        }
+        fused = self._fused(cells, batch)
+        scores = {}
+        for name, (_, objective) in self.objectives.items():
+            outputs = fused
+            if name in self._before_fusion:
+                assert encoded is not None
+                outputs = Hidden(text=encoded, cells=cells.features[batch.picture])
+            scores[name] = objective.score(self.student, cells, outputs, batch)
         weighted = [self.objectives[name][0] * s.loss.float() for name, s in scores.items()]
         return torch.stack(weighted).sum(), scores
 
-    def _hidden(self, cells: Cells, batch: Batch) -> Hidden:
+    def _encoded_texts(self, batch: Batch) -> torch.Tensor | None:
+        """The pairs' own captions, read alone [B, T, D]; None where no objective asks for them."""
+        if not self._contrasts and not self._before_fusion:
+            return None
+        return self.student.encode_texts(batch.texts)
+
+    def _fused(self, cells: Cells, batch: Batch) -> Hidden:
         """The fusion's outputs of all pairs; nothing where no objective looks at them."""
-        if not any(objective.fuses for _, objective in self.objectives.values()):
+        if not any(objective.fuses for objective in self._of_fusion):
             return Hidden(text=cells.features[:0], cells=cells.features[:0])
         return self.student.fuse(
             cells,
@@ -72,7 +90,7 @@ class PretrainModel(nn.Module):
     def _read(self, batch: Batch) -> torch.Tensor | None:
         """The fusion's outputs that any objective looks at, bool [B, T + C]; None for all."""
         read = None
-        for _, objective in self.objectives.values():
+        for objective in self._of_fusion:
             own = objective.reads(batch)
             if own is None:
                 return None

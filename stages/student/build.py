@@ -63,6 +63,7 @@ def make_student(
             frozen_stages=config.frozen_stages,
             batch_norm=config.batch_norm,
             cell_pooling=config.cell_pooling,
+            pra_level=config.pra_level,
             itc_size=config.itc_size,
             itc_temperature=config.itc_temperature,
         )

@@ -73,6 +73,7 @@ class StudentNetConfig(PreTrainedConfig):
         frozen_stages: int = 0,
         batch_norm: Policy = "local",
         cell_pooling: int = 2,
+        pra_level: str = "fusion",
         itc_size: int = 0,
         itc_temperature: float = 0.07,
         **kwargs: Any,
@@ -89,7 +90,7 @@ class StudentNetConfig(PreTrainedConfig):
         self.neck = neck or {"kind": "plain"}
         self.mlm_head, self.itm_head = mlm_head, itm_head
         self.frozen_stages, self.batch_norm = frozen_stages, batch_norm
-        self.cell_pooling = cell_pooling
+        self.cell_pooling, self.pra_level = cell_pooling, pra_level
         self.itc_size, self.itc_temperature = itc_size, itc_temperature
         # BERT's 0.02 suits its width of 768. A narrower network needs wider weights for the same
         # activations, or its attention starts out flat and learns late.
@@ -294,13 +295,25 @@ class Student(PreTrainedModel):
         """The contrastive head's unit vectors of pictures: [N, E]. Raises ValueError without it."""
         return self._contrastive().embed_pictures(cells.features, cells.inside)
 
-    def embed_texts(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The contrastive head's unit vectors of texts [B, T], which go through the Transformer
-        without cells: [B, E]. Raises ValueError without the head."""
+    def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Texts [B, T] through the Transformer alone, without cells: [B, T, D]."""
+        attended = (tokens != self.pad_id)[:, None, None, :]
+        return self._through_layers(self.embeddings(tokens), attended, None)
+
+    def embed_texts(
+        self, tokens: torch.Tensor, encoded: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The contrastive head's unit vectors of texts [B, T], from `encode_texts` of them (None:
+        it is called): [B, E]. Raises ValueError without the head."""
         head = self._contrastive()
-        real = tokens != self.pad_id
-        hidden = self._through_layers(self.embeddings(tokens), real[:, None, None, :], None)
-        return head.embed_texts(hidden, real)
+        encoded = self.encode_texts(tokens) if encoded is None else encoded
+        return head.embed_texts(encoded, tokens != self.pad_id)
+
+    def align(self, cells: Cells, *, picture: torch.Tensor, tokens: torch.Tensor) -> Hidden:
+        """What phrases and cells are compared in, by `pra_level`, of pairs as in `fuse`."""
+        if self.config.pra_level == "fusion":
+            return self.fuse(cells, picture=picture, tokens=tokens)
+        return Hidden(text=self.encode_texts(tokens), cells=cells.features[picture])
 
     def compare(self, texts: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
         """Cosines of unit vectors [B, E] and [N, E] over the learned temperature: [B, N]."""

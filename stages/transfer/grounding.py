@@ -146,7 +146,7 @@ def _point(looker: Predictor, sample: Sample) -> list[dict]:
     tokens, offsets = looker.read(captions)
     cells = looker.see([sample])
     picture = torch.zeros(len(captions), dtype=torch.long)
-    hidden = looker.student.fuse(cells, picture=picture, tokens=tokens)
+    hidden = looker.student.align(cells, picture=picture, tokens=tokens)
     size_px = torch.tensor([sample.info["width"], sample.info["height"]])
     # The picture fills the grid but for padding, which cells count in resized pixels.
     scale = pixels_per_cell(looker, sample)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import operator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from pretrain_fixtures import in_double, random_batch, tiny_student, toy_tokenizer
+from pretrain_fixtures import TINY, in_double, random_batch, tiny_student, toy_tokenizer
 
 from stages.pretrain.batch import Batch
-from stages.pretrain.config import PraConfig
+from stages.pretrain.config import ItmConfig, MlmConfig, OmvmConfig, PraConfig, PretrainConfig
+from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.objectives.pra import Pra, divergence
 from stages.student.heads import AlignHead, weighted_mean
 from stages.student.network import Cells, Hidden, Student
@@ -247,5 +250,28 @@ def test_nothing_is_hidden() -> None:
     batch, before = random_batch(5), random_batch(5)
     Pra(PraConfig()).mask(batch, toy_tokenizer(), np.random.default_rng(0))
     for name, value in vars(before).items():
-        same = torch.equal if isinstance(value, torch.Tensor) else list.__eq__
+        same = torch.equal if isinstance(value, torch.Tensor) else operator.eq
         assert same(getattr(batch, name), value), name
+
+
+def test_before_the_fusion_phrases_meet_cells_of_the_cnn() -> None:
+    """Oracle: the objective itself, given the captions read alone and the CNN's own cells; masks and
+    other captions that ITM and MLM put in change nothing. No other objective needs the fusion, so
+    its outputs are not made, and grounding looks at the same two."""
+    student = tiny_student(replace(TINY, pra_level="encoders"))
+    batch = random_batch(4, pictures=4, grid=(2, 2))
+    batch.pixels = torch.randn_like(batch.pixels)
+    batch.tokens = torch.full_like(batch.tokens, 4)
+    off = {"weight": 0.0}
+    config = replace(
+        PretrainConfig(), mlm=MlmConfig(**off), itm=ItmConfig(**off), omvm=OmvmConfig(**off)
+    )
+    loss, scores = PretrainModel(student, make_objectives(config))(batch)
+    seen = student.see(batch.pixels, batch.sizes_px)
+    alone = Hidden(text=student.encode_texts(batch.texts), cells=seen.features[batch.picture])
+    wanted = Pra(config.pra).score(student, seen, alone, batch).loss
+    assert wanted > 0
+    torch.testing.assert_close(loss, wanted)
+    aligned = student.align(seen, picture=batch.picture, tokens=batch.texts)
+    torch.testing.assert_close(aligned.text, alone.text)
+    torch.testing.assert_close(aligned.cells, alone.cells)
