@@ -20,7 +20,7 @@ run_folder = $(or $(RUN),runs/$(notdir $(basename $(RECIPE))))
 launching = $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(NODES),--nodes $(NODES)) \
 	$(if $(PROCS),--procs-per-node $(PROCS))
 
-.PHONY: help demo test check lint types imports run report status attach cancel logs \
+.PHONY: help demo demo-tasks test check lint types imports run report status attach cancel logs \
 	slurm-test multinode-test goodput ablation doctor clean $(STAGES) \
 	drill elastic positions damages scale bench detector parts extraction fuzz dictionary step inference \
 	curves
@@ -32,6 +32,10 @@ help: ## list the targets
 demo: .venv/ready ## the whole idea in the toy world, in minutes: runs/toy/report/index.html
 	$(BOXLESS) run toy --run runs/toy
 	@echo "Done. Open in a browser: file://$(CURDIR)/runs/toy/report/index.html"
+
+demo-tasks: .venv/ready ## every downstream task in the toy world, beside no pretraining: runs/toy/tasks
+	$(BOXLESS) run toy --run runs/toy
+	.venv/bin/python -m benchmarks.toy_tasks --student runs/toy/student --images runs/toy/images --out runs/toy/tasks
 
 test: .venv/ready ## all tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2

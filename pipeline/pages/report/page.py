@@ -24,6 +24,7 @@ from pipeline.pages.report.nlvr import truth_section
 from pipeline.pages.report.retrieval_gallery import gallery_section
 from pipeline.pages.report.scores import scores_section
 from pipeline.pages.report.sections import Section, count, missing
+from pipeline.pages.report.tasks import tasks_section
 from pipeline.pages.report.teacher import teacher_section
 from pipeline.pages.report.timeline import timeline_section
 from pipeline.pages.report.training_curves import learning_section
@@ -58,6 +59,7 @@ def _page(run: RunFolder, recipe: Recipe) -> Element:
         ("gallery", "What it finds", lambda: gallery_section(run, pictures)),
         ("captions", "What it says", lambda: captions_section(run, pictures)),
         ("truth", "True or false?", lambda: truth_section(run, pictures)),
+        ("tasks", "Downstream tasks", lambda: tasks_section(run)),
         ("ablation", "Dictionary, objects, or both?", lambda: ablation_section(run)),
         ("recipe", "The recipe", lambda: _recipe_section(run)),
     ]
