@@ -195,12 +195,12 @@ def test_command_line_writes_the_same_page(run: RunFolder, capsys: pytest.Captur
     assert "index.html" in capsys.readouterr().out
 
 
-def test_stored_pixels_are_shown_unturned() -> None:
-    """Boxes count in stored pixels: a turned phone picture must not be turned by the browser."""
+def test_pictures_are_shown_upright() -> None:
+    """Boxes are on the upright picture: a telephone's is turned here, and not again by a browser."""
     small = thumbnail(picture(orientation=6), longest_px=200)
-    assert small is not None and (small.width, small.height) == (60, 40)
+    assert small is not None and (small.width, small.height) == (40, 60)
     shown = Image.open(io.BytesIO(base64.b64decode(small.uri.partition(",")[2])))
-    assert shown.size == (60, 40) and not shown.getexif()
+    assert shown.size == (40, 60) and not shown.getexif()
 
 
 def test_large_pictures_shrink_and_broken_ones_are_none() -> None:
