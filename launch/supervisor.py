@@ -135,7 +135,7 @@ class Supervisor:
                 self._record("recovered", cause=cause, lost_seconds=seconds, step=step)
                 self._lost = None
 
-    def _count_restart(self, error: UserError | LaunchError) -> None:
+    def _count_restart(self, error: LaunchError) -> None:
         """NoProgressError when this restart would be one too many."""
         self._num_in_a_row += 1
         cause = self._cause if self._cause != "the ranks ended" else error.state
@@ -197,11 +197,12 @@ class Supervisor:
             _say(f"no step for {silent:.0f} s: the ranks of this node are ended")
             start.kill_ranks(beats)
 
-    def _cause_of_restart(self, start: _Start) -> UserError | LaunchError:
+    def _cause_of_restart(self, start: _Start) -> LaunchError:
         """Why the launcher started the ranks again: a failure that one of them recorded, if any."""
-        failures = start.failures()
-        if failures:
-            return failures[-1].as_error(self._job.title, self._job.paths)
+        for failure in reversed(start.failures()):
+            error = failure.as_error(self._job.title, self._job.paths)
+            if isinstance(error, LaunchError):
+                return error
         state = f"a rank on {socket.gethostname()} was killed, or another node started again"
         return LaunchError(state, self._job.paths.launcher_log(self._job.node_rank), "")
 

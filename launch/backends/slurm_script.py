@@ -63,7 +63,7 @@ def _options(job: Job, config: LaunchConfig) -> dict[str, object]:
     else:
         few = config.min_nodes or config.nodes
         options |= {
-            "nodes": f"{few}-{config.nodes}" if few < config.nodes else config.nodes,
+            "nodes": config.nodes,
             "ntasks-per-node": 1,
             "cpus-per-task": config.cpus_per_proc * config.procs_per_node,
             "output": "slurm-%j.out",

@@ -257,7 +257,7 @@ def test_workers_that_share_shards_are_an_array() -> None:
 def test_going_on_with_fewer_nodes() -> None:
     config = LaunchConfig(launcher="slurm", nodes=3, min_nodes=2)
     script = slurm.script(JOB, config)
-    assert "#SBATCH --nodes=2-3\n" in script and "--nnodes=2:3" in script and "--no-kill" in script
+    assert "#SBATCH --nodes=3\n" in script and "--nnodes=2:3" in script and "--no-kill" in script
 
 
 def test_what_other_launchers_left_is_no_option_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
