@@ -135,9 +135,24 @@ def _ablation(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    if args.launch is not None:
+        return _check_launch(args)
     from pipeline.cli.doctor import examine
 
     return examine(as_json=args.json)
+
+
+def _check_launch(args: argparse.Namespace) -> int:
+    from pipeline.recipe.recipe import load_recipe
+    from pipeline.runner.launch_plan import LaunchOverrides, check_launch
+
+    overrides = LaunchOverrides(
+        launcher=args.launcher, nodes=args.nodes, procs_per_node=args.procs_per_node
+    )
+    recipe = load_recipe(args.launch, args.set, merge=overrides.merged)
+    check_launch(recipe, RunFolder(args.run or Path("runs") / recipe.name))
+    print("The ranks met, and found no fault.")
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -202,9 +217,7 @@ def _add_recipe_command(
     command = commands.add_parser(name, help=text, description=text)
     command.set_defaults(command=_conduct, stages=stages, reports=name == "run")
     _add_recipe(command)
-    command.add_argument("--launcher", choices=["local", "torchrun", "deepspeed", "slurm"])
-    command.add_argument("--nodes", type=_count, metavar="N")
-    command.add_argument("--procs-per-node", type=_count, metavar="P")
+    _add_launch_options(command)
     command.add_argument(
         "--join",
         action="store_true",
@@ -220,8 +233,18 @@ def _add_recipe_command(
     )
 
 
+def _add_launch_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--launcher", choices=["local", "torchrun", "deepspeed", "slurm"])
+    command.add_argument("--nodes", type=_count, metavar="N")
+    command.add_argument("--procs-per-node", type=_count, metavar="P")
+
+
 def _add_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", help="a built-in recipe's name, or a YAML file")
+    _add_run_options(command)
+
+
+def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--run",
         type=user_path,
@@ -272,6 +295,14 @@ def _add_looking_commands(commands: argparse._SubParsersAction[argparse.Argument
 
     doctor = commands.add_parser("doctor", help="what is here, what is missing, and the cure")
     doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.add_argument(
+        "--launch",
+        metavar="RECIPE",
+        help="start the ranks of a recipe and let them compare code, recipe, shared folder, clocks "
+        "and disks, before a long job does",
+    )
+    _add_run_options(doctor)
+    _add_launch_options(doctor)
     doctor.set_defaults(command=_doctor)
 
 

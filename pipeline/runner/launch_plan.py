@@ -21,6 +21,7 @@ from launch.config import LaunchConfig, LauncherName
 from launch.environment import variables_of_other_launchers
 from launch.job import Job, UserError
 from launch.logs import LOG_FOLDER_VARIABLE
+from launch.node_check import MARK
 from launch.paths import JobPaths
 from pipeline.recipe.dataclass_values import RecipeError
 from pipeline.recipe.recipe import Recipe
@@ -127,6 +128,29 @@ def command_text(kind: StageKind, recipe: Recipe, run: RunFolder, config: Launch
     words = [f"-u {name}" for name in variables_of_other_launchers(os.environ)]
     words += [f"{name}={shlex.quote(value)}" for name, value in env.items()]
     return " ".join(["env", *words, command])
+
+
+def check_launch(recipe: Recipe, run: RunFolder) -> None:
+    """Start the ranks of ``recipe.launch`` and let them compare what they see (launch.node_check).
+
+    Raises as launch.job says; UserError has a line for each fault.
+    """
+    root = run.root.resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    mark = root / MARK
+    mark.write_text(socket.gethostname(), "utf-8")
+    job = Job(
+        title=f"{recipe.name}-check",
+        module="launch.node_check",
+        args=(str(root),),
+        log_folder=RunFolder(root).logs("check"),
+        env=_environment(recipe.launch) | recipe.launch.env,
+        node_rank=recipe.launch.node_rank,
+    )
+    try:
+        LAUNCHERS[recipe.launch.launcher].run(job, recipe.launch)
+    finally:
+        mark.unlink(missing_ok=True)
 
 
 def submitted_jobs(run: RunFolder) -> dict[str, str]:

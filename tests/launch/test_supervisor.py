@@ -4,6 +4,7 @@ told, and the causes and steps that they wrote down themselves."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import textwrap
 import threading
@@ -152,3 +153,24 @@ def test_half_written_heartbeats_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "rank-1").write_text("1 12")
     (beat,) = read_beats(tmp_path)
     assert (beat.rank, beat.pid, beat.step, beat.since_seconds) == (0, 12, 3, 4.5)
+
+
+def test_a_check_before_the_job_names_what_differs() -> None:
+    """Oracle: facts of four ranks on two hosts, one thing wrong at a time."""
+    from launch.node_check import findings
+
+    one = {
+        "host": "a", "code": "1", "recipe": "r", "torch": "2", "sees_mark": True,
+        "time_seconds": 1000.0, "free_bytes": 1 << 40,
+    }  # fmt: skip
+    well = [one, one, one | {"host": "b"}, one | {"host": "b", "time_seconds": 1001.0}]
+    assert findings(well, num_ranks=4) == []
+    for change, words in (
+        ({"code": "2"}, "code differs: 1 on a; 2 on b"),
+        ({"recipe": "s"}, "recipe differs"),
+        ({"sees_mark": False}, "b does not see the run folder"),
+        ({"time_seconds": 1070.0}, "the clock of b is \\+70 s off"),
+        ({"free_bytes": 1 << 30}, "b has 1.0 GiB free"),
+    ):
+        (found,) = findings([one, one, one | {"host": "b"} | change], num_ranks=3)
+        assert re.search(words, found)

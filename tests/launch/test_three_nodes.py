@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.goodput import FAULTS, Cluster, Drill
-from benchmarks.small_trainer import STEPS
+from benchmarks.small_trainer import CHECKPOINT, STEPS
 from launch.events import read_events
 from launch.paths import JobPaths
 
@@ -88,9 +88,9 @@ def test_training_goes_on_with_fewer_nodes(cluster: Cluster, folder: Path) -> No
 def test_restarts_without_a_new_step_end_the_job_with_their_own_status(
     cluster: Cluster, folder: Path
 ) -> None:
-    """Ranks that cannot write their first step."""
+    """Ranks that cannot read their checkpoint."""
     drill = Drill(cluster, folder / "run", {"nodes": 1, "max_restarts": 1}, 10)
-    (folder / "run" / STEPS).mkdir()  # a folder where the file should be
+    (folder / "run" / CHECKPOINT).mkdir()  # a folder where a file should be
     assert drill.process.wait(240) != 0
     text = (folder / "run/screen.log").read_text()
     assert "IsADirectoryError" in text

@@ -1,0 +1,113 @@
+"""``python -m launch.node_check FOLDER``: one rank of a check before a job.
+
+All ranks meet, sum a number, and compare what they see: code, recipe, torch, the shared folder, the
+clock and free disk. Rank 0 fails with a line for each fault.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
+
+MARK = "launch-check"
+_MAX_CLOCK_DIFFERENCE_SECONDS = 5.0
+_MIN_FREE_BYTES = 10 << 30
+_PACKAGES = ("launch", "pipeline", "sharding", "stages")
+
+
+def main() -> int:
+    """One rank."""
+    import torch
+    import torch.distributed
+
+    rank, logs = int(os.environ["RANK"]), Path(os.environ[LOG_FOLDER_VARIABLE])
+    open_log(logs, rank)
+    try:
+        torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=5))
+        facts: list[Any] = [None] * torch.distributed.get_world_size()
+        total = torch.ones(())
+        torch.distributed.all_reduce(total)
+        torch.distributed.all_gather_object(facts, _facts(Path(sys.argv[1])))
+        faults = findings(facts, num_ranks=int(total.item()))
+        if rank == 0:
+            hosts = ", ".join(sorted({fact["host"] for fact in facts}))
+            print(f"{len(facts)} ranks on {hosts}: met, and summed over all", flush=True)
+            if faults:
+                record_failure(logs, rank, ValueError("\n".join(faults)), is_users=True)
+        torch.distributed.barrier()
+        return 2 if faults and rank == 0 else 0
+    except Exception as error:
+        record_failure(logs, rank, error, is_users=False)
+        return 1
+
+
+def findings(facts: list[dict[str, Any]], *, num_ranks: int) -> list[str]:
+    """Faults in what the ranks saw, with their fixes; none where all is well."""
+    found = []
+    if num_ranks != len(facts):
+        found.append(f"a sum over all ranks counts {num_ranks}; expected {len(facts)}.")
+    for what, fix in (
+        ("code", "install the same version on all nodes, or use one shared checkout"),
+        ("recipe", "put the run folder on a file system that all nodes share"),
+        ("torch", "install the same versions on all nodes"),
+    ):
+        values: dict[str, list[str]] = {}
+        for fact in facts:
+            values.setdefault(str(fact[what]), []).append(fact["host"])
+        if len(values) > 1:
+            seen = "; ".join(f"{v[:12]} on {', '.join(sorted(set(h)))}" for v, h in values.items())
+            found.append(f"{what} differs: {seen}. Fix: {fix}.")
+    for fact in facts:
+        host = fact["host"]
+        if not fact["sees_mark"]:
+            found.append(
+                f"{host} does not see the run folder of rank 0. Fix: put it on a file system that "
+                "all nodes share, and mount that there."
+            )
+        if abs(fact["time_seconds"] - facts[0]["time_seconds"]) > _MAX_CLOCK_DIFFERENCE_SECONDS:
+            seconds = fact["time_seconds"] - facts[0]["time_seconds"]
+            found.append(f"the clock of {host} is {seconds:+.0f} s off. Fix: run an NTP client.")
+        if fact["free_bytes"] < _MIN_FREE_BYTES:
+            free = fact["free_bytes"] / (1 << 30)
+            found.append(f"{host} has {free:.1f} GiB free in the run folder; expected 10 or more.")
+    return list(dict.fromkeys(found))
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    import torch
+
+    root = Path(__file__).resolve().parents[1]
+    return {
+        "time_seconds": time.time(),
+        "host": socket.gethostname(),
+        "code": _hash(p for name in _PACKAGES for p in sorted((root / name).rglob("*.py"))),
+        "recipe": _hash([folder / "recipe.yaml"]),
+        "torch": torch.__version__,
+        "sees_mark": (folder / MARK).exists(),
+        "free_bytes": shutil.disk_usage(folder).free if folder.exists() else 0,
+    }
+
+
+def _hash(paths: Iterable[Path]) -> str:
+    """Of the contents; files that cannot be read count as absent."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            digest.update(path.read_bytes())
+        except OSError:
+            digest.update(b"absent")
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
