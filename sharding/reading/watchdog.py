@@ -18,7 +18,7 @@ from __future__ import annotations
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -137,7 +137,7 @@ class StallWatch:
         self._ended.set()
         self._thread.join()
 
-    def watched(self, batches: Iterable[T]) -> Iterator[T]:
+    def watched(self, batches: Iterable[T]) -> Generator[T, None, None]:
         """The same batches, each wait for one under watch."""
         source = iter(batches)
         while True:

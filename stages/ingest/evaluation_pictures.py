@@ -121,7 +121,8 @@ class GuardedSource:
         if isinstance(picture, Failure) or picture.split != "train":
             return picture
         name = PurePosixPath(str(picture.fields.get("file_name", ""))).name
-        for known in (*identities(picture.fields), name):
+        names: tuple[Identity | str, ...] = (*identities(picture.fields), name)
+        for known in names:
             if known and known in self.exclusions:
                 reason = f"evaluation picture: {shown(name)} is in {self.exclusions[known]}"
                 return Failure(key=picture.key, reason=reason)

@@ -50,7 +50,7 @@ def fit_truth(
         return None, [note]
     notes = [note] if note else []
     rows: dict[int, int] = {}
-    boxes = []
+    boxes: list[list[float]] = []
     for row, box in enumerate(truth["boxes"]):
         fitted, why = _fit_box(_placed(box, place, width, height), width=width, height=height)
         if why:
@@ -69,8 +69,8 @@ def fit_truth(
         for phrases in truth["phrases"]:
             fitted_phrases = []
             for phrase in phrases:
-                fitted_phrase, why = _fit_phrase(phrase, rows, place, width, height)
-                notes += why
+                fitted_phrase, reasons = _fit_phrase(phrase, rows, place, width, height)
+                notes += reasons
                 if fitted_phrase is not None:
                     fitted_phrases.append(fitted_phrase)
             found["phrases"].append(fitted_phrases)

@@ -8,6 +8,7 @@ P phrases a caption (padded), K classes of a soft label.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -76,7 +77,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {
+        moved: dict[str, Any] = {
             name: tensor.to(device, non_blocking=True)
             for name, tensor in tensors.items()
             if isinstance(tensor, torch.Tensor)

@@ -33,7 +33,9 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 class Batch(Protocol):
     """A micro-batch. `keys` name its samples in errors."""
 
-    keys: Sequence[str]
+    @property
+    def keys(self) -> Sequence[str]:
+        """Of its samples."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -139,8 +141,9 @@ def load_batches(
             f"be longer; set TMPDIR to another folder, or {config.section}.num_workers=0"
         )
     end = config.num_steps * config.micro_batches_per_step
+    dataset: Dataset[Any] = _Packed(source) if config.num_workers else _Plain(source)
     return DataLoader(
-        _Packed(source) if config.num_workers else _Plain(source),
+        dataset,
         batch_size=None,
         sampler=_Turns(start, rank, world_size, config.micro_batches_per_step, end),
         num_workers=config.num_workers,

@@ -15,6 +15,7 @@ from deepspeed.runtime.engine import BFLOAT16, ZERO_OPTIMIZATION, DeepSpeedEngin
 from torch import nn
 
 from stages.student.activation_checkpointing import checkpoint_activations
+from stages.student.network import Student
 from stages.training.checkpoints.save_and_load import SafeCheckpointEngine
 from stages.training.config import TrainingConfig
 from stages.training.ds_config import engine_settings
@@ -83,6 +84,7 @@ def make_engine(
     The module is made whole on every rank and only then cut up by ZeRO 3: the largest is less than
     a gigabyte, and one that starts from published weights is then the same on all ranks.
     """
+    assert isinstance(module.student, Student)
     checkpoint_activations(module.student, config.checkpoint_activations)
     settings = engine_settings(config, world_size)
     engine = Engine(

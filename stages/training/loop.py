@@ -192,7 +192,9 @@ class Loop:
         squares = self.gradients.squares()
         # Overflow is how fp16 finds its scale; DeepSpeed sees to it.
         is_scaled = squares is None or self.engine.fp16_enabled()
-        agreement, keys = self.watch.agree(step, None if is_scaled else squares.sum())
+        agreement, keys = self.watch.agree(
+            step, None if squares is None or is_scaled else squares.sum()
+        )
         self.is_signalled |= agreement.is_signalled
         self.engine.basic_optimizer.is_held = not agreement.is_finite
         if self._is_reported(step):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import ImageDraw
 
-from sharding.writing.atomic import replacing
+from sharding.writing.atomic import replacing, sha256_file
 from stages.picture import open_picture
 from stages.student.network import Cells, Student
 from stages.student.processor import StudentProcessor
@@ -40,8 +40,7 @@ class Matcher:
             raise ValueError(f"{folder}: got no *.safetensors, expected a student's folder")
         digest = hashlib.sha256()
         for path in weights:
-            with open(path, "rb") as source:
-                digest.update(hashlib.file_digest(source, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_file(path)))
         return cls(
             student=Student.from_pretrained(str(folder)).eval(),
             processor=StudentProcessor.from_pretrained(folder),

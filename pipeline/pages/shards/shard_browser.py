@@ -21,7 +21,7 @@ from sharding.format.manifest import Manifest, manifest_path, parse_manifest
 from sharding.format.schema import Sample, ShardError
 from sharding.reading.sample_reader import make_sample
 from sharding.reading.shard_reader import RawSample, ShardReader
-from sharding.reading.store import LocalStore, Store, Unreachable, open_store
+from sharding.reading.store import LocalStore, Store, StoreUnavailable, open_store
 from sharding.reading.watchdog import StatusBoard
 from sharding.tools.verify import Fault
 
@@ -201,7 +201,7 @@ def _of_tar(where: str, folder: str, name: str) -> Shelf:
 def _manifest_bytes(store: Store, name: str) -> bytes:
     try:
         return store.read_file(manifest_path(Path(name)).name)
-    except Unreachable:
+    except StoreUnavailable:
         raise
     except ShardError as error:
         raise ShardError(

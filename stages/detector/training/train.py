@@ -159,6 +159,7 @@ def build_model(config: TeachConfig, names: Names, seed: int) -> tuple[FasterRCN
         )
     if isinstance(config.net.backbone, ResNetConfig):
         for layer in model.proposal_network.children():  # as detectron2; the toy's are not
+            assert isinstance(layer.bias, torch.Tensor)
             nn.init.zeros_(layer.bias)
     initialized = None
     if config.initial_weights is not None:

@@ -37,8 +37,9 @@ def save_checkpoint(
     """Writes `path`, without `optimizer` the weights alone; an older one stays until this one is
     whole."""
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters() if optimizer is not None else ():
-        for key, value in optimizer.state.get(parameter, {}).items():
+    kept = optimizer.state if optimizer is not None else {}
+    for name, parameter in model.named_parameters():
+        for key, value in kept.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):
                 tensors[f"optimizer/{key}/{name}"] = value
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -140,8 +140,12 @@ def _read_karpathy(images: list[Any], path: str) -> CaptionFile:
 def _karpathy_image(image: Any, where: str) -> CaptionedImage:
     entry = image if isinstance(image, dict) else {}
     name, sentences = entry.get("filename"), entry.get("sentences")
-    sound = isinstance(name, str) and bool(PurePosixPath(name).name) and isinstance(sentences, list)
-    if not sound or not isinstance(entry.get("split"), str):
+    if not (
+        isinstance(name, str)
+        and PurePosixPath(name).name
+        and isinstance(sentences, list)
+        and isinstance(entry.get("split"), str)
+    ):
         raise SourceError(
             f'{where} is {str(image)[:80]}; expected an object with "filename", "split" and a list '
             '"sentences", as dataset_coco.json has'

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from stages.ingest.files import (
     describe_folder,
@@ -269,7 +270,7 @@ def coco_files(
     ]
 
 
-def _filled(paths: tuple[str | None, ...], *, root: str, word: str) -> dict[str, str | None]:
+def _filled(paths: tuple[str | None, ...], *, root: str, word: str) -> dict[str, Any]:
     """CocoFiles' paths with {root} and {split} filled in. Not by str.format: names may have
     braces."""
     names = ("images", "captions", "instances", "phrases")

@@ -111,7 +111,8 @@ class Flickr30kEntitiesSource:
         except ValueError as error:
             return Failure(key=safe_key(picture_id), reason=f"broken sentences: {error}")
         notes: list[str] = list(sentences.notes)
-        size_px, boxes_of = None, {}
+        size_px: tuple[int, int] | None = None
+        boxes_of: dict[str, list[list[float]]] = {}
         try:
             size_px, boxes_of = parse_annotations(
                 _read(self._folder / "Annotations" / f"{picture_id}.xml"), notes.append
@@ -159,7 +160,8 @@ def parse_sentences(text: str) -> Sentences:
     for number, line in enumerate(text.splitlines()):
         if not line.strip():
             continue
-        caption, phrases, at = "", [], 0
+        caption, at = "", 0
+        phrases: list[dict[str, Any]] = []
         for match in _PHRASE.finditer(line):
             caption += line[at : match.start()]
             at = match.end()

@@ -147,7 +147,7 @@ class VisualGenomeSource:
                 x, y, width, height = box
                 phrase = {"start": 0, "end": len(text), "boxes": [[x, y, x + width, y + height]]}
                 truth["phrases"][-1].append(phrase)
-        width, height = facts.get("width"), facts.get("height")
+        width_px, height_px = facts.get("width"), facts.get("height")
         ids = {name: facts.get(name) for name in ("coco_id", "flickr_id")}
         return Picture(
             key=safe_key(image_id),
@@ -161,7 +161,9 @@ class VisualGenomeSource:
                 **{name: value for name, value in ids.items() if type(value) is int},
             },
             truth=truth,
-            size_px=(width, height) if type(width) is int and type(height) is int else None,
+            size_px=(width_px, height_px)
+            if type(width_px) is int and type(height_px) is int
+            else None,
             origin=name,
             size_bytes=size_bytes(self._root, name),
             notes=tuple(notes),

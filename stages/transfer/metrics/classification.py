@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +17,7 @@ class AccuracyScore:
     num: int
 
 
-def accuracy_score(
-    labels: Mapping[Hashable, str], predictions: Mapping[Hashable, str]
-) -> AccuracyScore:
+def accuracy_score(labels: Mapping[Any, str], predictions: Mapping[Any, str]) -> AccuracyScore:
     """Labels and predictions by example id; predictions of no example are ignored.
 
     Raises ValueError where an example has no prediction, and without examples.
