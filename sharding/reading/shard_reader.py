@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,7 +16,7 @@ from sharding.format.catalog import ShardEntry, check_manifest
 from sharding.format.manifest import Manifest, SampleEntry, manifest_path, parse_manifest
 from sharding.format.schema import ShardError
 from sharding.reading.sample_reader import Members
-from sharding.reading.store import SampleRequest, Store, StoreUnavailable
+from sharding.reading.store import SampleRequest, Store, StoreOutage, StoreUnavailable
 from sharding.reading.watchdog import StatusBoard
 from sharding.tools.verify import Fault
 
@@ -38,13 +38,20 @@ class ShardReader:
     """The shards [S] of one or more stores, by number.
 
     shards: the store and the catalog's entry of each. num_manifests: how many are kept in memory,
-    about 1 kB a sample. board: where it says what it does.
+    about 1 kB a sample. board: where it says what it does. waits_for_store: ask a store that does
+    not answer again and again, with a warning, instead of a fault of the sample.
     """
 
     def __init__(
-        self, shards: Sequence[tuple[Store, ShardEntry]], *, num_manifests: int, board: StatusBoard
+        self,
+        shards: Sequence[tuple[Store, ShardEntry]],
+        *,
+        num_manifests: int,
+        board: StatusBoard,
+        waits_for_store: bool = False,
     ) -> None:
         self._shards, self._num_manifests, self._board = shards, num_manifests, board
+        self._waits_for_store = waits_for_store
         self._make_cache()
 
     def __len__(self) -> int:
@@ -79,11 +86,34 @@ class ShardReader:
             else:
                 found[self._shards[shard][0]].append((place, wanted))
         for store, listed in found.items():
-            read = store.read_samples([wanted for _, wanted in listed])
+            read = self._read_samples(store, [wanted for _, wanted in listed])
             for place, (manifest, entry) in listed:
                 self._board.set_stage("read", manifest.tar, entry.key)
                 results[place] = self._made(samples[place][0], entry, next(read), make)
         return results
+
+    def _read_samples(
+        self, store: Store, wanted: Sequence[SampleRequest]
+    ) -> Iterator[Members | ShardError]:
+        """What the store gives for each, asked again while it is out, where that is waited for."""
+        for one, members in zip(wanted, store.read_samples(wanted)):
+            while self._waits_for_store and isinstance(members, StoreOutage):
+                self._warn(members)
+                (members,) = store.read_samples([one])
+            yield members
+
+    def _read_file(self, store: Store, name: str) -> bytes:
+        while True:
+            try:
+                return store.read_file(name)
+            except StoreOutage as error:
+                if not self._waits_for_store:
+                    raise
+                self._warn(error)
+
+    def _warn(self, error: StoreOutage) -> None:
+        """In the log of whoever reads; the status board names the shard that is waited for."""
+        print(f"WARNING: the store does not answer, and is asked again: {error}", flush=True)
 
     def _made(
         self,
@@ -118,7 +148,7 @@ class ShardReader:
         name = manifest_path(Path(entry.tar)).name
         self._board.set_stage("open", entry.tar)
         try:
-            data = store.read_file(name)
+            data = self._read_file(store, name)
         except ShardError as error:
             raise ShardError(
                 f"{error}, expected the shard's manifest; bring it back or run the stage that "

@@ -78,6 +78,10 @@ class StoreUnavailable(ShardError):
     """A store does not answer, or has no such file; nothing is known of the shard's bytes."""
 
 
+class StoreOutage(StoreUnavailable):
+    """A store did not answer for `RETRY_SECONDS`, and may again: no fault of a sample."""
+
+
 class SampleRequest(NamedTuple):
     """A sample to read: the manifest of its shard, and its entry in there."""
 
@@ -234,7 +238,7 @@ class RemoteStore:
         """See Store."""
         (answer,) = self._fetch_with_retries([_Range(name)])
         if isinstance(answer, Exception):
-            raise StoreUnavailable(f"{self.where}/{name}: {describe_error(answer)}") from answer
+            raise _unavailable(answer)(f"{self.where}/{name}: {describe_error(answer)}") from answer
         return answer
 
     def read_samples(self, wanted: Sequence[SampleRequest]) -> Iterator[Members | ShardError]:
@@ -266,7 +270,7 @@ class RemoteStore:
         if isinstance(answer, ShortRead):
             raise ShardError(str(answer)) from answer
         if isinstance(answer, Exception):
-            raise StoreUnavailable(describe_error(answer)) from answer
+            raise _unavailable(answer)(describe_error(answer)) from answer
         members = _checked(np.frombuffer(bytearray(answer), np.uint8), wanted.entry)
         if self._cache:
             self._cache.put(self._name(wanted), answer)
@@ -379,6 +383,10 @@ def _is_transient(answer: bytes | Exception) -> bool:
         return False
     status = getattr(answer, "status", None)
     return status in (408, 429) or not (isinstance(status, int) and 400 <= status < 500)
+
+
+def _unavailable(answer: Exception) -> type[StoreUnavailable]:
+    return StoreOutage if _is_transient(answer) else StoreUnavailable
 
 
 def _attempts() -> Iterator[float]:

@@ -64,6 +64,7 @@ class ShardStream(Dataset[list[Sample]]):
     cache_bytes: disk that a rank and its workers use, in all, for what lies behind URLs; it is for
         sets that are gone through several times by few ranks. 0 for none.
     board: where the workers say what they do; see sharding.reading.watchdog.
+    waits_for_store: wait, with a warning, while a store does not answer, instead of a fault.
 
     `plan` is the Order, or the Mixture of several. Opening reads catalogs and shapes; manifests and
     tars are opened when first needed, in the process that needs them. Raises ShardError naming
@@ -81,6 +82,7 @@ class ShardStream(Dataset[list[Sample]]):
         shape_step_px: int,
         cache_bytes: int = 1 << 30,
         board: StatusBoard | None = None,
+        waits_for_store: bool = False,
     ) -> None:
         settings = {
             "seed": seed,
@@ -97,8 +99,12 @@ class ShardStream(Dataset[list[Sample]]):
             [(one.store, entry) for one in opened for entry in one.entries],
             num_manifests=2 * window_num_shards * len(opened),
             board=self.board,
+            waits_for_store=waits_for_store,
         )
-        self._order_sha256 = sha256_of([settings, [one.content for one in opened]])
+        order = [settings, [one.content for one in opened]]
+        # Sources of one seed were in step with each other once; their order is another now.
+        is_mixture = isinstance(self.plan, Mixture) and len(opened) > 1
+        self._order_sha256 = sha256_of([*order, "seed of each source"] if is_mixture else order)
         self._guarded_process = os.getpid()
 
     @property
@@ -179,10 +185,21 @@ def _make_plan(
             f"sources: got {len(weights)} of {len(sources)} with a weight, expected all or none"
         )
     orders = [
-        Order(one.shapes, [entry.num_ok for entry in one.entries], **settings) for one in sources
+        Order(
+            one.shapes,
+            [entry.num_ok for entry in one.entries],
+            **{**settings, "seed": _seed_of(settings["seed"], number)},
+        )
+        for number, one in enumerate(sources)
     ]
     first = [0, *itertools.accumulate(len(one.entries) for one in sources)]
     return Mixture(orders, weights, settings["seed"]), first[:-1]
+
+
+def _seed_of(seed: int, source: int) -> int:
+    """A seed for each source: with one for all, sources of equal size would be in step. The first
+    has the run's own."""
+    return int(sha256_of([seed, source])[:16], 16) if source else seed
 
 
 def _as_sample(raw: RawSample) -> Sample:

@@ -102,6 +102,8 @@ def open_stream(
         window_num_shards=config.window_num_shards,
         shape_step_px=2 * cell_px,
         cache_bytes=config.data.cache_bytes,
+        # An outage is no bad sample: it must not use up what may be skipped.
+        waits_for_store=config.data.on_fault == "skip",
     )
 
 

@@ -1,0 +1,156 @@
+"""What may go wrong around a step: workers, signals while waiting, gradients, names of folders."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from sharding.order.order import Turn
+from sharding.reading.watchdog import StatusBoard
+from stages.training import batches, stopping
+from stages.training.batches import ExampleBatches, LoadedBatch, load_batches, received
+from stages.training.config import TrainingConfig
+from stages.training.engine import Engine
+from stages.training.optimizer import AdamwSgd, adamw_rule, parameter_groups
+from stages.training.stopping import Stopped, Watch
+
+CONFIG = TrainingConfig(num_steps=3, micro_batches_per_step=1, num_workers=1)
+
+
+@dataclass
+class Numbers:
+    """A batch of numbers."""
+
+    keys: list[str]
+    values: torch.Tensor
+
+    def to(self, device: torch.device) -> Numbers:
+        return self
+
+
+def _numbers(rows: Any) -> Numbers:
+    return Numbers(keys=[str(row) for row in rows], values=torch.tensor(rows))
+
+
+def _source() -> ExampleBatches:
+    return ExampleBatches(10, _numbers, batch_size=4, seed=1)
+
+
+def test_workers_ignore_the_signals_of_the_group_and_end_with_the_iterator() -> None:
+    """Oracle: the batches of a run without workers, though a worker got SIGTERM and SIGINT (as
+    torchrun and a terminal send them to the whole group); then no worker is left."""
+    loader = load_batches(_source(), CONFIG, 0, 0, 1)
+    loaded = received(loader, "pretrain")
+    found = [next(loaded).batch.values.tolist()]
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGTERM)
+    os.kill(worker.pid, signal.SIGINT)
+    time.sleep(0.2)
+    found += [one.batch.values.tolist() for one in loaded]
+    assert found == [
+        _source()[Turn(position, False)].batch.values.tolist() for position in range(3)
+    ]
+    worker.join(timeout=20)
+    assert not worker.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("error", "limit"),
+    [
+        (
+            RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"),
+            "/dev",
+        ),
+        (OSError(24, "Too many open files"), "ulimit -n"),
+    ],
+)
+def test_a_batch_that_cannot_be_handed_over_is_an_error_with_its_fix(
+    error: Exception, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the worker's pickler fails as it does where shared memory or files run out (PyTorch
+    would drop the batch and wait); the rank raises, naming limit, field and fix."""
+    plain = batches.ForkingPickler.dumps
+
+    def failing(item: Any) -> Any:
+        if isinstance(item, LoadedBatch):
+            raise error
+        return plain(item)
+
+    monkeypatch.setattr(batches.ForkingPickler, "dumps", failing)
+    loader = load_batches(_source(), CONFIG, 0, 0, 1)
+    with pytest.raises(ValueError, match=rf"pretrain.num_workers: .*{limit}.*num_workers=0"):
+        list(received(loader, "pretrain"))
+
+
+def test_a_stop_does_not_wait_for_data_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: a source that takes a minute for a batch; a stop is raised soon after its patience,
+    and handlers are those of before."""
+    monkeypatch.setattr(stopping, "DATA_PATIENCE_SECONDS", 0.5)
+    before = signal.getsignal(signal.SIGTERM)
+    began = time.monotonic()
+    with pytest.raises(Stopped, match="no data came"), Watch() as watch:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with watch.waiting_for_data():
+            time.sleep(60)
+    assert time.monotonic() - began < 30
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_step_that_is_held_changes_nothing() -> None:
+    """Oracle: weights and moments of before, whatever the gradient is."""
+    linear = torch.nn.Linear(2, 2)
+    optimizer = AdamwSgd(
+        parameter_groups(
+            linear.parameters(),
+            weight_decay=0.1,
+            decay_norms=True,
+            rule=adamw_rule(0.1, (0.9, 0.99)),
+        )
+    )
+    optimizer.param_groups[0]["lr"] = 0.1
+    before = linear.weight.detach().clone()
+    for parameter in linear.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    optimizer.is_held = True
+    optimizer.step()
+    assert torch.equal(linear.weight, before) and not optimizer.state
+    optimizer.is_held = False
+    optimizer.step()
+    assert not linear.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("folder", ["seeds=[1,2]", "lr=*", "what?"])
+def test_checkpoints_are_found_in_folders_of_any_name(
+    folder: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the file that lies there; DeepSpeed's own search takes the name for a pattern."""
+    file = tmp_path / folder / "step-1" / "mp_rank_00_model_states.pt"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"")
+    engine = Engine.__new__(Engine)
+    torch.nn.Module.__init__(engine)
+    engine.checkpoint_mp_rank = 0
+    monkeypatch.setattr(Engine, "zero_optimization_partition_weights", lambda self: False)
+    monkeypatch.setattr(Engine, "load_universal_checkpoint", lambda self: False)
+    assert engine._get_all_ckpt_names(str(tmp_path / folder), "step-1") == [str(file)]
+
+
+def test_an_order_of_examples_is_every_example_once_an_epoch() -> None:
+    """Oracle: the numbers; and a state of another order is refused."""
+    source = _source()
+    for epoch in range(2):
+        rows = [row for place in range(3) for row in source.rows(3 * epoch + place)]
+        assert sorted(rows) == list(range(10))
+    assert source.position(source.state(4)) == 4
+    assert isinstance(source.board, StatusBoard)
+    other = ExampleBatches(11, _numbers, batch_size=4, seed=1)
+    with pytest.raises(ValueError, match="num_examples': 10"):
+        other.position(source.state(4))
