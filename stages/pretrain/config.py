@@ -155,6 +155,11 @@ class PraConfig:
     """Factor of the loss in the sum; 0 leaves the objective out."""
     target_temperature: float = 0.05
     """Divides linguistic similarities (ours); low values make the target one-sided."""
+    min_similarity: float | None = 0.3
+    """A phrase whose best object is less similar than this is left out: nothing that the teacher
+    saw is what it means (ours); null takes every phrase."""
+    score_weight: bool = False
+    """Weigh each object's target by the teacher's score of it (ours)."""
     region: str = "cell"
     """`object` as the paper: regions are the teacher's objects; `cell` (ours): every cell is a
     region, so that cells of no object count as wrong."""

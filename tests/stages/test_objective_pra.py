@@ -42,7 +42,12 @@ def _score(
     seen: Cells,
     direction: Any = "forward",
 ) -> ObjectiveOutput:
-    config = PraConfig(region=region, target_temperature=TEMPERATURE, divergence=direction)
+    config = PraConfig(
+        region=region,
+        target_temperature=TEMPERATURE,
+        divergence=direction,
+        min_similarity=None,
+    )
     return Pra(config).score(student, seen, hidden, batch)
 
 
@@ -275,3 +280,37 @@ def test_before_the_fusion_phrases_meet_cells_of_the_cnn() -> None:
     aligned = student.align(seen, picture=batch.picture, tokens=batch.texts)
     torch.testing.assert_close(aligned.text, alone.text)
     torch.testing.assert_close(aligned.cells, alone.cells)
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_a_phrase_that_no_object_is_near_is_left_out(region: str) -> None:
+    """Oracle: the loss is that of the batch without those phrases; padding's similarity does not
+    save one."""
+    student, batch = tiny_student(), random_batch(7, pictures=4)
+    batch.similarity = batch.similarity + 0.5
+    batch.similarity[:, 0] = torch.where(batch.is_object[batch.picture], 0.29, 9.0)
+    hidden, seen = _noise(batch), _seen(batch)
+    config = PraConfig(region=region, min_similarity=0.3)
+    got = Pra(config).score(student, seen, hidden, batch).loss
+    fewer = replace(batch, phrases=batch.phrases.clone())
+    fewer.phrases[:, 0] = False
+    every = replace(config, min_similarity=None)
+    torch.testing.assert_close(got, Pra(every).score(student, seen, hidden, fewer).loss)
+    assert got != Pra(every).score(student, seen, hidden, batch).loss
+
+
+def test_the_teachers_scores_weigh_the_target() -> None:
+    """Oracle: arithmetic. Equal similarities and scores 0.9 and 0.3 make q = (3/4, 1/4); the student
+    finds both regions as similar, p = (1/2, 1/2)."""
+    student = SimpleNamespace(align_head=AlignHead(0.5), pool_phrases=weighted_mean)
+    batch = random_batch(0, pictures=1, captions=1)
+    batch.matched[:], batch.label = True, torch.tensor([[4, 2]])
+    batch.score = torch.tensor([[0.9, 0.3]])
+    batch.phrases = torch.tensor([[[True]]])
+    batch.similarity = torch.tensor([[[1.0, 1.0]]])
+    batch.regions = torch.eye(2)[None]
+    hidden = Hidden(text=torch.ones(1, 1, 2), cells=torch.ones(1, 2, 2))
+    pra = Pra(PraConfig(region="object", score_weight=True))
+    loss = pra.score(cast(Student, student), _seen(batch), hidden, batch).loss
+    wanted = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert loss.item() == pytest.approx(wanted, rel=1e-5)

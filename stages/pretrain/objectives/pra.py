@@ -24,6 +24,10 @@ class Pra(Objective):
     out: distillation stores similarities of a picture's own phrases only. So are captions without
     phrases, pictures without objects, and objects without cells.
 
+    Phrases whose largest similarity is below `min_similarity` are left out (ours): the softmax would
+    point at whatever object comes nearest. `score_weight` multiplies q by the object's score, and
+    brings it to sum 1 again (ours).
+
     `region` "object" is the paper's: regions are the teacher's objects. "cell" (ours): regions are
     the cells themselves, and an object's q is spread over its cells. Cells of no object then count
     as wrong, so a phrase can be found in a picture without any box.
@@ -47,8 +51,13 @@ class Pra(Objective):
         exists = batch.is_object[batch.picture]
         used = batch.phrases.any(dim=-1) & exists.any(dim=-1, keepdim=True)
         used = used & batch.matched[:, None]
+        if self.config.min_similarity is not None:
+            known = batch.similarity.masked_fill(~exists[:, None], -torch.inf).amax(dim=-1)
+            used = used & (known >= self.config.min_similarity)
         phrases = student.pool_phrases(batch.phrases, hidden.text)
         wanted = batch.similarity / self.config.target_temperature
+        if self.config.score_weight:
+            wanted = wanted + batch.score[batch.picture][:, None].clamp(min=1e-6).log()
         if self.config.region == "object":
             logits = student.align_head(phrases, regions.to(hidden.cells.dtype) @ hidden.cells)
             log_q, log_p = (_log_softmax(v, exists)[used] for v in (wanted, logits))
