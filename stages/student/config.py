@@ -88,8 +88,8 @@ class StudentConfig:
     """Temperature with which the contrastive head starts; it is learned (ALBEF)."""
     pra_level: Literal["fusion", "encoders"] = "fusion"
     """Where phrases meet cells: in the fusion's outputs (KD-VLP), or before it (ours), a text read
-    alone by the Transformer and cells as the CNN gives them. That costs a fraction, and trains what
-    the contrastive head compares."""
+    alone by the Transformer and cells as the CNN gives them. That needs no pass of the fusion, and
+    trains what the contrastive head compares."""
     phrase_pooling: Literal["mean", "last"] = "mean"
     """A phrase's vector: the mean over its word pieces, or its last piece, as the head of an
     English noun phrase comes last (ours: the paper's way is not known)."""
