@@ -80,7 +80,7 @@ slurm-test: .venv/ready ## launchers under a real Slurm on this machine (root, s
 	.venv/bin/python -m pytest -q -rs tests/launch/test_slurm.py
 
 multinode-test: .venv/ready ## launchers on three nodes in namespaces (root, Slurm, iproute2, sshd)
-	.venv/bin/python -m pytest -q -rs tests/launch/test_three_nodes.py
+	MULTINODE_TESTS=1 .venv/bin/python -m pytest -q -rs tests/launch/test_three_nodes.py
 
 goodput: .venv/ready ## a fault every two minutes on three nodes for half an hour: what was useful?
 	.venv/bin/python -m benchmarks.goodput --minutes 30

@@ -30,6 +30,9 @@ COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter
 
 pytestmark = [
     pytest.mark.skipif(
+        "MULTINODE_TESTS" not in os.environ, reason="takes minutes: make multinode-test runs it"
+    ),
+    pytest.mark.skipif(
         not SCRIPT.is_file(), reason="needs the script of a small cluster in ../shared/cluster"
     ),
     pytest.mark.skipif(
