@@ -182,7 +182,7 @@ def test_visual_genome_regions_are_captions_with_boxes(tmp_path: Path) -> None:
         "attributes": ["red"],
         "phrases": [[{"start": 0, "end": 11, "boxes": [[1, 2, 11, 11]]}], []],
     }
-    assert catalog.metadata["label_names"] == ["cat"] and catalog.about["attribute_names"] == [
+    assert catalog.metadata["label_names"] == ["cat"] and catalog.metadata["attribute_names"] == [
         "red"
     ]
     assert reasons(tmp_path / "out", catalog) == {

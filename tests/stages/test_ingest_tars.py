@@ -78,7 +78,7 @@ def test_resource_forks_do_not_part_samples(tmp_path: Path) -> None:
     )
     catalog = run(tmp_path)
     assert sorted(samples(tmp_path / "out", catalog)) == stock_keys(tar) == ["0", "1"]
-    assert catalog.about["dropped"] == {"members of tars whose names have no key": 4}
+    assert catalog.metadata["dropped"] == {"members of tars whose names have no key": 4}
     assert [entry.key for entry in index_tar(tar).samples] == ["0", "1"]
 
 
@@ -93,7 +93,7 @@ def test_links_are_left_out_and_counted(tmp_path: Path) -> None:
     write(tar, pair("0") + pair("1"), links)
     catalog = run(tmp_path)
     assert sorted(samples(tmp_path / "out", catalog)) == stock_keys(tar) == ["0", "1"]
-    assert catalog.about["dropped"] == {"links in tars": 3}
+    assert catalog.metadata["dropped"] == {"links in tars": 3}
     assert [entry.key for entry in index_tar(tar).samples] == ["0", "1"]
 
 
