@@ -199,6 +199,7 @@ def _spoil(what: str, step: int, rank: int) -> None:
     """What happens to the last rank in step `step` (counted from 1), before its forward pass.
 
     kill: SIGKILL. term: SIGTERM. nan: the next loss of ITM is not a number.
+    gradient, gradients: the gradient of the next loss of ITM, or of all from there on, is not.
     kill-saving: SIGKILL of rank 0 when the step's checkpoint is written, all but `latest`.
     """
     from stages.pretrain.objectives.itm import Itm
@@ -210,6 +211,8 @@ def _spoil(what: str, step: int, rank: int) -> None:
     def spoiled(self: Loop) -> None:
         if self.state.step + 1 == step and what == "nan":
             Itm.score = _not_a_number(Itm)  # type: ignore[method-assign]
+        elif self.state.step + 1 == step and what.startswith("gradient"):
+            Itm.score = _bad_gradient(Itm, once=what == "gradient")  # type: ignore[method-assign]
         elif self.state.step + 1 == step:
             os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[what])
         plain(self)
@@ -232,6 +235,19 @@ def _not_a_number(objective: type[Any]) -> Callable[..., Any]:
         objective.score = score
         scored = score(*args)
         return replace(scored, loss=scored.loss * float("nan"))
+
+    return wrapped
+
+
+def _bad_gradient(objective: type[Any], *, once: bool) -> Callable[..., Any]:
+    score = objective.score
+
+    def wrapped(*args: Any) -> Any:
+        if once:
+            objective.score = score
+        scored = score(*args)
+        scored.loss.register_hook(lambda gradient: gradient * float("nan"))
+        return scored
 
     return wrapped
 

@@ -227,6 +227,26 @@ def test_a_loss_that_is_no_number_stops_all_ranks_before_the_optimizer(
     _assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "fp32"), (1, "bf16")])
+def test_gradients_that_are_not_finite_leave_the_weights_and_stop_the_run(
+    ranks: Ranks, tmp_path: Path, stage: int, precision: str
+) -> None:
+    """Oracle: one such step is logged with its keys and counted, and the run ends with finite
+    weights; three in a row stop it, with the keys, and its checkpoints are of before."""
+    config = replace(RUN, zero_stage=stage, precision=precision)
+    once, always = tmp_path / "once", tmp_path / "always"
+    assert ranks(config, once, world_size=1, spoil="gradient", step=3) == ["done"]
+    assert all(w.isfinite().all() for w in _weights(once).values() if w.is_floating_point())
+    lines = read_lines(once / "pretrain" / "metrics.jsonl")
+    assert [line["nonfinite_steps"] for line in lines] == [0, 0, 1, 1, 1, 1]
+    keys = [key for line in read_lines(once / "trace-0.jsonl")[4:6] for key in line["keys"]]
+    (notice,) = (once / "pretrain" / "notices.log").read_text().splitlines()
+    assert f"step 3: a gradient is not finite, on {', '.join(keys)}" in notice
+    (outcome,) = ranks(config, always, world_size=1, spoil="gradients", step=3)
+    assert outcome.startswith("FloatingPointError: step 5: for 3 steps in a row a gradient is not")
+    assert (always / "pretrain" / "latest").read_text().strip() == "step-00000004"
+
+
 def test_a_loss_that_is_no_number_early_in_a_step(ranks: Ranks, tmp_path: Path) -> None:
     """Oracle: of the rank's two turns of the step the first is named, not the second; no metrics of
     that step."""
