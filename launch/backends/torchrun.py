@@ -25,6 +25,8 @@ RENDEZVOUS_CONF = "join_timeout=1800,last_call_timeout=10,timeout=1800"
 seconds."""
 ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """Without it, ranks that were started again may read addresses of their predecessors."""
+SHUTDOWN_SECONDS = 300
+"""How long ranks that were told to stop have for their checkpoint (torchrun's own: 30)."""
 MAX_RESTARTS = 1_000_000
 """torchrun's own limit, where the supervisor decides."""
 
@@ -65,6 +67,7 @@ def worker_options(job: Job, config: LaunchConfig, rendezvous: list[str]) -> lis
         f"--nproc-per-node={config.procs_per_node}",
         f"--max-restarts={restarts}",
         "--monitor-interval=0.5",
+        f"--shutdown-timeout={SHUTDOWN_SECONDS}",
         "-m",
         job.module,
         *job.args,

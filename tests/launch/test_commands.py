@@ -44,6 +44,12 @@ def test_torchrun_on_one_node_meets_on_loopback() -> None:
     assert not any("rdzv" in part for part in command)
 
 
+def test_ranks_have_time_for_a_checkpoint_when_torchrun_is_told_to_stop() -> None:
+    """Oracle: torchrun's --help; its own 30 seconds are less than a large checkpoint takes."""
+    command = torchrun.command(JOB, LaunchConfig(launcher="torchrun", procs_per_node=4))
+    assert "--shutdown-timeout=300" in command[: command.index(JOB.module)]
+
+
 def test_torchrun_on_several_nodes_meets_at_the_first() -> None:
     config = LaunchConfig(
         launcher="torchrun", nodes=3, node_rank=2, master_address="node0", master_port=1234
