@@ -84,6 +84,9 @@ def _models_from_elsewhere(recipe: Recipe) -> dict[str, str]:
         words["distill.similarity.model"] = _stamp(os.path.join(similarity.model, "*"))
     if model is not None:
         words["distill.detectron2"] = _stamp(model.config_file, model.weights, model.labels)
+    if recipe.distill.transformers is not None:
+        other = recipe.distill.transformers
+        words["distill.transformers"] = _stamp(os.path.join(other.model, "*"), other.labels)
     if features is not None:
         words["distill.features"] = _stamp(
             features.path, features.predictions, features.labels, features.attributes

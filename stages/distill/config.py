@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from stages.detector.detectron2_config import Detectron2Config
+from stages.detector.transformers_config import TransformersConfig
 from stages.distill.precomputed.config import FeaturesConfig
 from stages.distill.text.similarity_config import LexicalConfig, SimilarityConfig
 
-TEACHERS = ("run", "detectron2", "features", "truth")
+TEACHERS = ("run", "detectron2", "features", "transformers", "truth")
 PRECISIONS = ("fp32", "bf16")
 PHRASES = ("auto", "parser", "lexicon")
 OBJECT_TEXTS = ("label", "attribute label")
@@ -22,10 +23,12 @@ class DistillConfig:
     """Settings of `boxless distill`.
 
     teacher: whose objects: "run" (the teacher in the run's folder), "detectron2" (a model of
-        detectron2, where that is installed), "features" (what others extracted earlier) or "truth"
-        (the source's own boxes, as a perfect teacher; ours).
+        detectron2, where that is installed), "features" (what others extracted earlier),
+        "transformers" (a detector that transformers can load) or "truth" (the source's own boxes,
+        as a perfect teacher; ours).
     detectron2: which model; for teacher "detectron2" and no other.
     features: which files; for teacher "features" and no other.
+    transformers: which model; for teacher "transformers" and no other.
     precision: of the net's convolutions and linear layers. In "fp32" each picture runs alone, so
         that its objects are the same to the bit in any company; in "bf16" pictures of one size run
         together, and the last digits of what is found depend on how many.
@@ -52,6 +55,7 @@ class DistillConfig:
     teacher: str = "run"
     detectron2: Detectron2Config | None = None
     features: FeaturesConfig | None = None
+    transformers: TransformersConfig | None = None
     precision: str = "fp32"
     batch_size: int = 8
     num_decoders: int = 4
@@ -89,7 +93,7 @@ class DistillConfig:
             if getattr(self, name) not in valid:
                 expected = ", ".join(map(repr, valid))
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
-        for name in ("detectron2", "features"):
+        for name in ("detectron2", "features", "transformers"):
             is_given = getattr(self, name) is not None
             if is_given != (self.teacher == name):
                 raise ValueError(

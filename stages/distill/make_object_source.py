@@ -42,6 +42,11 @@ def _make_detector(config: DistillConfig, folder: Path) -> Detector:
 
         assert config.detectron2 is not None
         return load_detectron2(config.detectron2, pick_device())
+    if config.teacher == "transformers":
+        from stages.detector.transformers_teacher import load_transformers
+
+        assert config.transformers is not None
+        return load_transformers(config.transformers, pick_device())
     from stages.detector.predictor import Teacher
     from stages.detector.teacher_folder import load_teacher
 

@@ -1,0 +1,43 @@
+"""The recipe's `distill.transformers` part: which detector of transformers is to look.
+
+Used with `distill.teacher: transformers`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersConfig:
+    """A detector that transformers can load: `AutoModelForObjectDetection` (DETR, RT-DETR, D-FINE
+    ...) or `AutoModelForZeroShotObjectDetection` (Grounding DINO, LLMDet, OWLv2 ...).
+
+    model: folder of the weights, as `save_pretrained` or a download left it, with its
+        preprocessor_config.json and for the zero-shot kind its tokenizer; nothing is downloaded.
+    labels: text file with the name of a class a line. The zero-shot kind needs it, as that is what
+        it looks for; null takes the classes that the other kind was trained on.
+    labels_per_prompt: names that the zero-shot kind looks for at once; the pieces' objects are
+        merged.
+    score_threshold: objects scoring this or less (0 to 1) are not reported.
+    iou: overlap above which the better of two objects of a class pushes out the other.
+    max_objects: most objects of a picture. num_top: classes in an object's soft label.
+    """
+
+    model: str
+    labels: str | None = None
+    labels_per_prompt: int = 40
+    score_threshold: float = 0.1
+    iou: float = 0.7
+    max_objects: int = 36
+    num_top: int = 5
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model: got nothing, expected the folder of a model's weights.")
+        for name in ("labels_per_prompt", "max_objects", "num_top"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected 1 or more.")
+        for name in ("score_threshold", "iou"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 to 1.")
