@@ -1,19 +1,24 @@
-"""Any number of workers share the shards of a folder: each takes one after the other, none waits.
+"""Any number of workers share the shards of a folder: each claims one after the other, none waits.
 
-Reached by the stages that make shards. There is no server and no list dealt out beforehand: what is
-left to do is what has no manifest, and who does it is who claims it first. All of it lies in the
-hidden folder OUT/.claims, which is there only while work is:
+There is no server and no list dealt out beforehand: what is left to do is what has no manifest, and
+who does it is who claims it first. All of it lies in the hidden folder OUT/.claims, which stays:
 
-    plan.json       what the shards are to become; workers of other settings are refused
+    plan.json       what the shards are to become; workers of other settings are refused. It is
+                    removed when all is done
     worker-TOKEN    one a worker, with its heartbeat (sharding.coordination.heartbeat)
     TAR.claim       a hard link to the file of the worker that writes TAR
+    TAR.failures    failed attempts at TAR (sharding.coordination.attempts)
     TAR.again       asks for a done shard to be written once more (sharding.coordination.work_queue)
 
 A claim is made by link(2), which is atomic on network file systems too, and complete from its first
-moment; it lives by its worker's heartbeat. The claim of a dead worker is renamed away, looked at
-once more, and only then replaced. Should two workers all the same write one shard (one of them was
-stopped for longer than its lease), both write the same bytes, and the one that lost its claim gives
-up before it renames anything.
+moment; it lives by its worker's heartbeat. The claim of a dead worker is renamed away, read once
+more, and only then replaced. Should two workers all the same write one shard (one of them was
+stopped for longer than its lease), the one that lost its claim finds out after it has synced its
+file and before it renames it (Claim.check_owner, which write_shard calls); write_shard sees to the
+rest.
+
+A shard that fails twice is set aside: the workers go on with the others, and `claims` ends with an
+error that lists it.
 """
 
 from __future__ import annotations
@@ -23,26 +28,39 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from sharding.coordination.attempts import (
+    FAILURES,
+    FailedAttempt,
+    forget_exhausted,
+    forget_failures,
+    is_exhausted,
+    read_failures,
+    record_failure,
+)
 from sharding.coordination.heartbeat import (
     LEASE_SECONDS,
+    STALL_SECONDS,
     Heartbeat,
+    LivenessMonitor,
     WorkerState,
     read_worker_state,
     workers_in,
 )
 from sharding.coordination.work_queue import AGAIN, FOLDER, WorkQueue
 from sharding.format.catalog import NAME as CATALOG
+from sharding.format.manifest import manifest_path
 from sharding.format.schema import Note, ShardError
-from sharding.writing.atomic import TempFileRemoved, canonical_json, sha256_of
+from sharding.writing.atomic import TempFileRemoved, canonical_json, remove_stale, sha256_of
 
 PLAN = "plan.json"
 CLAIM = ".claim"
-SCHEMA = "boxless/claims/1"
+SCHEMA = "boxless/claims/2"
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.02, 2.0
 _LOG_WAIT_AFTER_SECONDS = 3.0
 
@@ -51,6 +69,10 @@ Result = TypeVar("Result")
 
 class ClaimLost(Exception):
     """Others took this worker for dead and write its shard now; Claim swallows it."""
+
+
+class ShardsFailed(ShardError):
+    """Shards were set aside after repeated failures; the text lists them with the reasons."""
 
 
 class CoordinationClosed(Exception):
@@ -64,14 +86,20 @@ class Worker:
             for claim in worker.claims():
                 with claim:
                     results = claim.track(...)
-                    write_shard(out / claim.tar, results, fingerprint=fingerprints[claim.tar])
+                    write_shard(
+                        out / claim.tar,
+                        results,
+                        fingerprint=fingerprints[claim.tar],
+                        check_owner=claim.check_owner,
+                    )
             with worker.finalize() as is_last:
                 if is_last:
                     write_catalog(...)
 
     num_inputs: {tar: number of its inputs}, and fingerprints: {tar: what shapes it, by name}, are
     the same for all workers. log: gets a line when others' claims are taken over, lost or long
-    waited for.
+    waited for, and when an attempt fails. lease_seconds: a worker whose heartbeat does not move for
+    so long is dead. stall_seconds: a worker that counts no input for so long stops its heartbeat.
 
     Raises ShardError where living workers of other settings are in the folder.
     """
@@ -84,7 +112,11 @@ class Worker:
         *,
         log: Callable[[str], None] = print,
         lease_seconds: float = LEASE_SECONDS,
+        stall_seconds: float = STALL_SECONDS,
     ) -> None:
+        for name, value in (("lease_seconds", lease_seconds), ("stall_seconds", stall_seconds)):
+            if not value > 0:
+                raise ValueError(f"{name}: got {value}, expected more than 0")
         self._out, self._folder, self._log = out, out / FOLDER, log
         self._num_inputs, self._counted = num_inputs, set[str]()
         self._plan: dict[str, Any] = {
@@ -94,7 +126,9 @@ class Worker:
             "num_shards": len(num_inputs),
             "num_inputs": sum(num_inputs.values()),
         }
-        self._lease_seconds = lease_seconds
+        self._lease_seconds, self._stall_seconds = lease_seconds, stall_seconds
+        self._monitor = LivenessMonitor()
+        self._set_aside: dict[str, list[FailedAttempt]] = {}
         self._queue = WorkQueue(out, fingerprints)
 
     def __enter__(self) -> Worker:
@@ -122,10 +156,11 @@ class Worker:
     def claims(
         self, on_completed_elsewhere: Callable[[int], object] = lambda num_inputs: None
     ) -> Iterator[Claim]:
-        """One claimed shard after the other, until all shards are done, by whomever.
+        """One claimed shard after the other, until all shards are done, here or elsewhere.
 
-        Before the first one is written the folder's catalog goes, as it says that all is done.
-        `found` is told the number of inputs of each shard that others turn out to have finished.
+        Before the first one is written the folder's catalog is removed, as it says that all is
+        done. `on_completed_elsewhere` gets the number of inputs of each shard that others finished.
+        Raises ShardsFailed at the end if shards were set aside.
         """
         wait = _Backoff(self._lease_seconds)
         while self._queue.left:
@@ -136,20 +171,23 @@ class Worker:
                     self._is_done(tar, on_completed_elsewhere)
                 if self._queue.left:
                     raise self._cleared() from None
-                return
+                break
             if claim is not None:
                 yield claim
                 wait = _Backoff(self._lease_seconds)
             elif self._queue.left:
                 if wait():
-                    self._log(f"Waiting for {describe_shards(self._queue.left)} of other workers.")
+                    self._log(f"Waiting for {_describe_shards(self._queue.left)} of other workers.")
+        if self._set_aside:
+            raise ShardsFailed(_describe_set_aside(self._out, self._set_aside))
 
     @contextlib.contextmanager
     def finalize(self) -> Iterator[bool]:
         """The end, once all shards are done: True for the one worker that has to write the catalog,
         False for the others, who have waited until that was done.
 
-        The hidden folder is removed when the block of the one ends well.
+        When the block of the one ends well, the plan goes; the hidden folder stays, because others
+        may still use it.
         """
         wait = _Backoff(self._lease_seconds)
         while True:
@@ -157,14 +195,13 @@ class Worker:
                 if self._claim(CATALOG):
                     break
             except CoordinationClosed:
-                self._tidy_up_after_others()
                 yield False
                 return
             wait()
         try:
             yield True
             if self._is_held(CATALOG):
-                self._clear()
+                self._close()
         finally:
             self._release(CATALOG)
 
@@ -173,12 +210,18 @@ class Worker:
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
             self._heartbeat = Heartbeat(
-                self._folder, settings=self._plan["settings"], lease_seconds=self._lease_seconds
+                self._folder,
+                settings=self._plan["settings"],
+                lease_seconds=self._lease_seconds,
+                stall_seconds=self._stall_seconds,
             )
         except FileNotFoundError as error:
             raise CoordinationClosed from error
         try:
             is_alone = self._agree()
+            remove_stale(self._out, _file_names(self._num_inputs))
+            if is_alone:
+                forget_exhausted(self._folder)
             # Workers that begin at different places seldom meet.
             self._queue.begin(0 if is_alone else int(self._token, 16))
         except BaseException:
@@ -193,6 +236,11 @@ class Worker:
             # Opened, the folder shows its present state over a network too.
             os.close(os.open(self._out, os.O_RDONLY | os.O_DIRECTORY))
             if self._is_done(tar, on_completed_elsewhere):  # finished and released since we looked
+                self._release(tar)
+                continue
+            if is_exhausted(attempts := read_failures(self._folder, tar)):
+                self._set_aside[tar] = attempts
+                self._queue.left.discard(tar)
                 self._release(tar)
                 continue
             (self._out / CATALOG).unlink(missing_ok=True)
@@ -231,8 +279,8 @@ class Worker:
 
     def _take_over(self, claim: Path) -> bool:
         """Whether a dead worker held the claim and this one has it now."""
-        holder, now = read_worker_state(claim), self._heartbeat.beat()
-        if holder is None or not holder.is_dead(now):
+        holder = read_worker_state(claim)
+        if holder is None or not self._monitor.is_dead(holder):
             return False
         aside = self._folder / f".{claim.name}.{secrets.token_hex(8)}"
         try:
@@ -253,9 +301,13 @@ class Worker:
             return False
         except FileNotFoundError as error:
             raise CoordinationClosed from error
-        self._log(
-            f"Took over {claim.name.removesuffix(CLAIM)} from {describe_worker(holder, now)}."
-        )
+        tar = claim.name.removesuffix(CLAIM)
+        description = _describe_worker(holder, self._monitor)
+        self._log(f"Took over {tar} from {description}.")
+        if tar != CATALOG and holder.record is not None and holder.record.tar == tar:
+            kind: Literal["stalled", "died"] = "stalled" if holder.record.is_stalled else "died"
+            attempt = FailedAttempt(kind=kind, worker=holder.record.name, reason=description)
+            record_failure(self._folder, tar, attempt)
         return True
 
     def _is_held(self, name: str) -> bool:
@@ -267,23 +319,42 @@ class Worker:
         if self._is_held(name):
             (self._folder / (name + CLAIM)).unlink(missing_ok=True)
 
-    def _ended(self, tar: str, *, well: bool) -> None:
-        """A claimed shard is done, or given up."""
-        if well:
-            (self._folder / (tar + AGAIN)).unlink(missing_ok=True)
-            self._queue.left.discard(tar)
-        self._release(tar)
-        self._heartbeat.end()
+    def _ended(self, tar: str, error: BaseException | None) -> None:
+        """A claimed shard is done (no error), or given up."""
+        with contextlib.suppress(OSError):  # the shard itself is safe; others clean up
+            if error is None:
+                (self._folder / (tar + AGAIN)).unlink(missing_ok=True)
+                forget_failures(self._folder, tar)
+                self._queue.left.discard(tar)
+            self._release(tar)
+            self._heartbeat.end()
+
+    def _note_failure(self, tar: str, error: Exception) -> None:
+        """Count an attempt that ended with an error, while the claim is still held."""
+        reason = f"{type(error).__name__}: {error}"
+        name = self._heartbeat.record.name
+        record_failure(self._folder, tar, FailedAttempt(kind="error", worker=name, reason=reason))
+        num = len(read_failures(self._folder, tar))
+        lines = [] if isinstance(error, ShardError) else traceback.format_exception(error)
+        self._log("".join([*lines, f"Failed at {tar} (attempt {num}): {reason}"]))
 
     def _agree(self) -> bool:
         """Make sure that all who work here make the same; whether this worker is alone.
 
-        Its own file is there already, so of two that come at once at least one sees the other."""
-        now = self._heartbeat.beat()
-        alive = [seen for seen in workers_in(self._folder) if not seen.is_dead(now)]
-        for seen in alive:
-            if seen.record is not None and seen.record.settings != self._plan["settings"]:
-                raise self._other_settings(read_plan(self._out), describe_worker(seen, now))
+        Its own file is there already, so of two that come at once at least one sees the other.
+        Whether a worker of other settings on another machine lives shows within its lease."""
+        while True:
+            states = [state for state in workers_in(self._folder) if state.token != self._token]
+            others = [state for state in states if not self._monitor.is_dead(state)]
+            settings = self._plan["settings"]
+            foreign = [one for one in others if one.record and one.record.settings != settings]
+            for state in foreign:
+                if self._monitor.is_known_alive(state):
+                    who = _describe_worker(state, self._monitor)
+                    raise self._other_settings(read_plan(self._out), who)
+            if not foreign:
+                break
+            time.sleep(min(_LONGEST_WAIT_SECONDS, self._lease_seconds / 4))
         if read_plan(self._out) != self._plan:
             hidden = self._folder / f".{PLAN}.{self._token}"
             try:
@@ -291,7 +362,7 @@ class Worker:
                 os.replace(hidden, self._folder / PLAN)
             except FileNotFoundError as error:
                 raise CoordinationClosed from error
-        return len(alive) <= 1
+        return not others
 
     def _other_settings(self, there: Mapping[str, Any] | None, who: str) -> ShardError:
         ours = self._plan["fingerprint"]
@@ -305,43 +376,27 @@ class Worker:
 
     def _cleared(self) -> ShardError:
         return ShardError(
-            f"{self._out}: got no {FOLDER} any more while {describe_shards(self._queue.left)} are not "
+            f"{self._out}: got no {FOLDER} any more while {_describe_shards(self._queue.left)} are not "
             "as this worker makes them, expected it to stay until all are: others ended the work, "
             "with other settings, or removed it. Start again if these settings are the right ones"
         )
 
-    def _clear(self) -> None:
-        """Remove everything in the hidden folder: others' files first, then the plan, this worker's
-        own files last, as to the end they say to newcomers that somebody is at work."""
-        ours = {self._heartbeat.path.name, CATALOG + CLAIM}
-        names = set(os.listdir(self._folder)) - ours
-        for name in sorted(names, key=lambda name: name == PLAN):
-            (self._folder / name).unlink(missing_ok=True)
-
-    def _tidy_up_after_others(self) -> None:
-        """Wait for the one that closes and tidies up; finish what it left if it dies over that."""
-        wait = _Backoff(self._lease_seconds)
-        while (holder := read_worker_state(self._folder / (CATALOG + CLAIM))) is not None:
-            if holder.is_dead(self._heartbeat.beat()):
-                break
-            wait()
-        plan = read_plan(self._out)
-        if plan is not None and plan["settings"] != self._plan["settings"]:
-            return  # others have begun something else since
-        now = self._heartbeat.beat()
-        others = [seen for seen in workers_in(self._folder) if seen.token != self._token]
-        is_alone = all(seen.is_dead(now) for seen in others)
-        with contextlib.suppress(FileNotFoundError):
-            for path in list(self._folder.iterdir()):
-                seen = read_worker_state(path)
-                if path.suffix != AGAIN and seen is not None and (is_alone or seen.has_ended):
+    def _close(self) -> None:
+        """All is done: remove the plan, what failed attempts left, and files of ended workers."""
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self._folder):
+                path = self._folder / name
+                state = (
+                    read_worker_state(path) if name.endswith(CLAIM) or "worker-" in name else None
+                )
+                if name.endswith(FAILURES) or (state is not None and state.has_ended):
                     path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self._folder / PLAN).unlink(missing_ok=True)
 
     def _leave(self) -> None:
-        """Take away this worker's file; the hidden folder too when nothing is left in it."""
+        """Take away this worker's file; the hidden folder stays, as others may still use it."""
         self._heartbeat.stop()
-        with contextlib.suppress(OSError):
-            os.rmdir(self._folder)
 
     @property
     def _token(self) -> str:
@@ -364,18 +419,19 @@ class Claim:
 
         A Note is no input of its own.
         """
-        heart = self._worker._heartbeat
-        num_beats = heart.num_beats
+        heartbeat = self._worker._heartbeat
+        num_beats = heartbeat.num_beats
         for result in results:
-            if heart.num_beats != num_beats:
-                num_beats = heart.num_beats
-                self._check()
+            if heartbeat.num_beats != num_beats:
+                num_beats = heartbeat.num_beats
+                self.check_owner()
             if not isinstance(result, Note):
-                heart.advance()
+                heartbeat.advance()
             yield result
-        self._check()
+        self.check_owner()
 
-    def _check(self) -> None:
+    def check_owner(self) -> None:
+        """ClaimLost unless the shard is still this worker's."""
         if not self._worker._is_held(self.tar):
             raise ClaimLost(self.tar)
 
@@ -388,13 +444,28 @@ class Claim:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        self._worker._ended(self.tar, well=error is None)
+        worker = self._worker
         is_lost = isinstance(error, (ClaimLost, TempFileRemoved))
         if is_lost:
-            self._worker._log(
+            worker._log(
                 f"Gave up {self.tar}: this worker was silent for so long that another took it over."
             )
-        return is_lost
+        is_counted = isinstance(error, Exception) and not is_lost and not ends_worker(error)
+        if is_counted:
+            assert isinstance(error, Exception)
+            worker._note_failure(self.tar, error)
+        worker._ended(self.tar, error)
+        return is_lost or is_counted
+
+
+def ends_worker(error: Exception) -> bool:
+    """Whether an error is no fault of the shard: the disk, the memory or the device fails, and the
+    next shard would fail alike."""
+    if isinstance(error, (OSError, MemoryError)):
+        return True
+    return type(error).__name__ in ("AcceleratorError", "OutOfMemoryError") or any(
+        words in str(error) for words in ("CUDA error", "CUDNN_STATUS", "device-side assert")
+    )
 
 
 class _Backoff:
@@ -424,6 +495,10 @@ def read_plan(out: Path) -> dict[str, Any] | None:
         return None
 
 
+def _file_names(tars: Iterable[str]) -> set[str]:
+    return {name for tar in tars for name in (tar, manifest_path(Path(tar)).name)}
+
+
 def _shared(fingerprints: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """What all the fingerprints say alike."""
     shared: set[tuple[str, str]] | None = None
@@ -432,13 +507,27 @@ def _shared(fingerprints: Iterable[Mapping[str, str]]) -> dict[str, str]:
     return dict(shared or ())
 
 
-def describe_worker(seen: WorkerState, now: float) -> str:
-    name = seen.record.name if seen.record else "an unknown worker"
-    if seen.has_ended:
+def _describe_worker(state: WorkerState, monitor: LivenessMonitor) -> str:
+    name = state.record.name if state.record else "an unknown worker"
+    if state.has_ended:
         return f"{name}, whose process has ended"
-    return f"{name}, whose last heartbeat was {now - seen.heartbeat:.0f} s ago"
+    silent = f"{monitor.silent_seconds(state):.0f} s"
+    if state.record is not None and state.record.is_stalled:
+        return f"{name}, which stopped its heartbeat because its work stood still, {silent} ago"
+    return f"{name}, whose last new heartbeat was {silent} ago"
 
 
-def describe_shards(tars: Collection[str]) -> str:
+def _describe_set_aside(out: Path, shards: Mapping[str, Sequence[FailedAttempt]]) -> str:
+    listed = "\n".join(
+        f"  {tar}: {len(attempts)} attempts, the last: {attempts[-1].worker}: {attempts[-1].reason}"
+        for tar, attempts in sorted(shards.items())
+    )
+    return (
+        f"{out}: got {len(shards)} shards that failed again and again, expected all to be written; "
+        f"the others are done. Mend what the reasons name and run the stage again:\n{listed}"
+    )
+
+
+def _describe_shards(tars: Collection[str]) -> str:
     first = min(tars)
     return first if len(tars) == 1 else f"{len(tars)} shards ({first} and others)"

@@ -1,11 +1,14 @@
 """A worker's file: who works in a folder of shards, at what, and that it is still alive.
 
-Reached from sharding.coordination.claims, whose workers each keep one such file, and from sharding.coordination.progress, which
-reads them. The file is rewritten in place every few seconds; the time of its last change, in the
-file system's own clock, is the heartbeat, so no two machines need the same time. Besides, the
-worker holds a lock (flock) on it: on the same machine a killed worker is known by its free lock at
-once. On another machine a free lock says nothing (Lustre and others keep locks to one machine), so
-there only the lease counts: the worker is dead when its heartbeat is older than that.
+The file is rewritten in place every few seconds with a counter that grows. Whoever watches a worker
+remembers the file's content and, by its own monotonic clock, since when it has not changed; after a
+lease without a change the worker is dead (LivenessMonitor). No file times and no clock of another
+machine take part, so clocks may differ by any amount. A worker whose own work stands still for
+`stall_seconds` stops its counter itself, so that a hang is treated as a death.
+
+Besides, the worker holds a lock (flock) on its file: on the same machine a killed worker is known
+by its free lock at once. On another machine a free lock says nothing (Lustre and others keep locks
+to one machine), so there only the counter counts.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ import json
 import os
 import secrets
 import socket
-import tempfile
 import threading
 import time
 from collections import deque
@@ -25,6 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 LEASE_SECONDS = 60.0
+STALL_SECONDS = 900.0
 PREFIX = "worker-"
 _BEAT_SECONDS = 5.0
 _RATE_SECONDS = 120.0
@@ -34,12 +37,13 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a worker says of itself.
+    """What a worker writes about itself.
 
     machine: host name and boot id. token: random, its own. settings: digest of what shapes the
-    shards it writes. lease_seconds: silent for longer, it is dead. tar: the shard being written,
-    None between two. began: when it was begun, seconds in the file system's clock. num_done of
-    num_inputs: how far it is. rate: inputs a second over the last two minutes.
+    shards it writes. lease_seconds: after so long without a new counter it is dead. counter: of
+    heartbeats. tar: the shard being written, None between two. tar_seconds: for how long. num_done
+    of num_inputs: how far it is. is_stalled: whether it stopped its counter because nothing moved.
+    rate: inputs a second over the last two minutes.
     """
 
     host: str
@@ -48,10 +52,12 @@ class Record:
     token: str
     settings: str
     lease_seconds: float
+    counter: int = 0
     tar: str | None = None
-    began: float = 0.0
+    tar_seconds: float = 0.0
     num_done: int = 0
     num_inputs: int = 0
+    is_stalled: bool = False
     rate: float = 0.0
 
     @property
@@ -62,22 +68,50 @@ class Record:
 
 @dataclass(frozen=True)
 class WorkerState:
-    """A worker's file as it was found: its record (None if unreadable), last heartbeat in seconds
-    of the file system's clock, whether this machine knows that its process has ended."""
+    """A worker's file as it was read.
+
+    record: None if unreadable. content: the bytes, which change with each heartbeat. has_ended:
+    whether this machine knows that its process has ended. is_running: whether this machine knows
+    that its process lives.
+    """
 
     record: Record | None
-    heartbeat: float
+    content: bytes
     has_ended: bool
-
-    def is_dead(self, now: float) -> bool:
-        """Whether nobody will go on with its work; `now` in the file system's clock."""
-        lease = self.record.lease_seconds if self.record else LEASE_SECONDS
-        return self.has_ended or now - self.heartbeat > lease
+    is_running: bool
 
     @property
     def token(self) -> str:
         """The worker's own random text; empty if the file is unreadable."""
         return self.record.token if self.record else ""
+
+
+class LivenessMonitor:
+    """Judges workers by what this process saw of them, in its own monotonic clock."""
+
+    def __init__(self) -> None:
+        self._last_change: dict[str, tuple[bytes, float]] = {}
+        self._moved: set[str] = set()
+
+    def silent_seconds(self, state: WorkerState) -> float:
+        """For how long the worker's counter has stood still while this process watched."""
+        now = time.monotonic()
+        last = self._last_change.get(state.token)
+        if last is None or last[0] != state.content:
+            if last is not None:
+                self._moved.add(state.token)
+            self._last_change[state.token] = (state.content, now)
+            return 0.0
+        return now - last[1]
+
+    def is_dead(self, state: WorkerState) -> bool:
+        """Whether nobody will go on with its work."""
+        lease = state.record.lease_seconds if state.record else LEASE_SECONDS
+        return state.has_ended or self.silent_seconds(state) > lease
+
+    def is_known_alive(self, state: WorkerState) -> bool:
+        """Whether it certainly lives: its process runs on this machine, or its counter moved."""
+        return not self.is_dead(state) and (state.is_running or state.token in self._moved)
 
 
 def this_machine() -> str:
@@ -96,12 +130,12 @@ def read_worker_state(path: Path) -> WorkerState | None:
     """
     try:
         with open(path, "rb") as source:
-            data = source.read(_RECORD_BYTES)
-            heartbeat = os.fstat(source.fileno()).st_mtime
-            record = _parsed(data)
+            content = source.read(_RECORD_BYTES)
+            record = _parsed(content)
             is_here = record is not None and record.machine == this_machine()
-            return WorkerState(record, heartbeat, is_here and _is_free(source.fileno()))
-    except FileNotFoundError:
+            is_locked = _is_locked(source.fileno()) if is_here else None
+            return WorkerState(record, content, is_locked is False, is_locked is True)
+    except OSError:  # removed, or replaced on the server at this moment (ESTALE)
         return None
 
 
@@ -109,11 +143,11 @@ def workers_in(folder: Path) -> Iterator[WorkerState]:
     """Every worker whose file is in `folder`, dead ones too; none if there is no such folder."""
     try:
         names = os.listdir(folder)
-    except FileNotFoundError:
+    except OSError:
         return
     for name in names:
-        if name.startswith(PREFIX) and (seen := read_worker_state(folder / name)) is not None:
-            yield seen
+        if name.startswith(PREFIX) and (state := read_worker_state(folder / name)) is not None:
+            yield state
 
 
 def _parsed(data: bytes) -> Record | None:
@@ -123,35 +157,33 @@ def _parsed(data: bytes) -> Record | None:
         return None
 
 
-def _is_free(descriptor: int) -> bool:
-    """Whether nobody holds the file's lock. A shared lock is asked for, so that two who ask do not
-    take each other for the holder. False on a file system without locks."""
+def _is_locked(descriptor: int) -> bool | None:
+    """Whether somebody holds the file's lock; None on a file system without locks. A shared lock is
+    asked for, so that two who ask do not take each other for the holder."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
     except OSError:
-        return False
-    return True
-
-
-def clock(folder: Path) -> float:
-    """Now, in seconds of the clock of the file system of `folder`; this machine's own clock where
-    nothing may be written there."""
-    try:
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
-            probe.write(b"\n")
-            os.fsync(probe.fileno())
-            return os.fstat(probe.fileno()).st_mtime
-    except OSError:
-        return time.time()
+        return None
+    return False
 
 
 class Heartbeat:
     """This worker's own file in `folder`, kept alive by a thread until `stop`.
 
-    Raises FileNotFoundError if the folder is not there.
+    stall_seconds: the thread stops the counter while a shard is written and no input was counted
+    for so long. Raises FileNotFoundError if the folder is not there.
     """
 
-    def __init__(self, folder: Path, *, settings: str, lease_seconds: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        settings: str,
+        lease_seconds: float,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
         token = secrets.token_hex(8)
         self.path = folder / f"{PREFIX}{token}"
         self.record = Record(
@@ -163,6 +195,8 @@ class Heartbeat:
             lease_seconds=lease_seconds,
         )
         self.num_beats = 0
+        self._stall_seconds = stall_seconds
+        self._began = self._last_progress = time.monotonic()
         self._counts = deque([(time.monotonic(), 0)])
         self._num_inputs_done = 0
         self._writing = threading.Lock()
@@ -182,44 +216,61 @@ class Heartbeat:
         self._thread.start()
 
     def begin(self, tar: str, num_inputs: int) -> None:
-        """Say that this worker now writes `tar`."""
-        now = self.beat()
-        self.record = replace(self.record, tar=tar, began=now, num_done=0, num_inputs=num_inputs)
+        """Note that this worker now writes `tar`."""
+        self._began = self._last_progress = time.monotonic()
+        self.record = replace(
+            self.record, tar=tar, num_done=0, num_inputs=num_inputs, is_stalled=False
+        )
         self.beat()
 
     def advance(self) -> None:
-        """Count one more input; the next heartbeat tells it."""
+        """Count one more input; the next heartbeat shows it."""
         self._num_inputs_done += 1
-        self.record = replace(self.record, num_done=self.record.num_done + 1)
+        self._last_progress = time.monotonic()
+        self.record = replace(self.record, num_done=self.record.num_done + 1, is_stalled=False)
 
     def end(self) -> None:
-        """Say that this worker is between two shards."""
-        self.record = replace(self.record, tar=None, num_done=0, num_inputs=0)
+        """Note that this worker is between two shards."""
+        self.record = replace(self.record, tar=None, num_done=0, num_inputs=0, is_stalled=False)
         self.beat()
 
-    def beat(self) -> float:
-        """Write the record once more; returns now in the file system's clock."""
+    def beat(self) -> None:
+        """Write the record once more, with the next counter."""
         with self._writing:
-            record = replace(self.record, rate=round(self._rate(), 3))
+            self.num_beats += 1
+            record = replace(
+                self.record,
+                counter=self.num_beats,
+                tar_seconds=round(time.monotonic() - self._began, 1) if self.record.tar else 0.0,
+                rate=round(self._rate(), 3),
+            )
             data = json.dumps(asdict(record)).encode().ljust(_RECORD_BYTES)
             assert len(data) == _RECORD_BYTES, record
             os.pwrite(self._descriptor, data, 0)
-            os.fsync(self._descriptor)  # over a network: now, and with the server's time
-            self.num_beats += 1
-            return os.fstat(self._descriptor).st_mtime
+            os.fsync(self._descriptor)  # over a network: now
 
     def stop(self) -> None:
-        """End the heartbeat and take the file away."""
+        """End the heartbeat and take the file away; never raises."""
         self._stopped.set()
         self._thread.join()
-        self.path.unlink(missing_ok=True)
-        os.close(self._descriptor)
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
 
     def _run(self) -> None:
         every = min(self.record.lease_seconds / 4, _BEAT_SECONDS)
         while not self._stopped.wait(every):
+            if self.record.is_stalled:
+                continue
+            if self._has_stalled():
+                self.record = replace(self.record, is_stalled=True)
             with contextlib.suppress(OSError):  # a full or slow disk: the next one may succeed
                 self.beat()
+
+    def _has_stalled(self) -> bool:
+        still = time.monotonic() - self._last_progress
+        return self.record.tar is not None and still > self._stall_seconds
 
     def _rate(self) -> float:
         """Inputs a second over the last minutes."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sharding.coordination.claims import read_plan
-from sharding.coordination.heartbeat import clock, workers_in
+from sharding.coordination.heartbeat import LivenessMonitor, workers_in
 from sharding.coordination.work_queue import FOLDER, rewrite_requests
 from sharding.format.manifest_summary import ManifestSummary, read_manifest_summary
 from sharding.format.schema import ShardError
@@ -19,7 +19,8 @@ from sharding.format.schema import ShardError
 @dataclass(frozen=True, kw_only=True)
 class WorkerProgress:
     """One worker: HOST:PID, the shard it writes (None between two), how far it is in it, for how
-    long, its rate in inputs a second, seconds since its last heartbeat, whether it is alive."""
+    long, its rate in inputs a second, seconds since its last new heartbeat as far as this process watched, and
+    whether it is alive."""
 
     name: str
     tar: str | None
@@ -78,6 +79,7 @@ class ProgressReader:
 
     def __init__(self, out: Path) -> None:
         self._out = out
+        self._monitor = LivenessMonitor()
         self._known: dict[str, tuple[tuple[int, int], ManifestSummary | None]] = {}
 
     def read(self) -> WorkProgress | None:
@@ -127,22 +129,21 @@ class ProgressReader:
             return None
 
     def _workers(self) -> tuple[WorkerProgress, ...]:
-        now = clock(self._out / FOLDER)
         workers = []
-        for seen in workers_in(self._out / FOLDER):
-            if seen.record is None:
+        for state in workers_in(self._out / FOLDER):
+            if state.record is None:
                 continue
-            record = seen.record
+            record = state.record
             workers.append(
                 WorkerProgress(
                     name=record.name,
                     tar=record.tar,
                     num_done=record.num_done,
                     num_inputs=record.num_inputs,
-                    seconds=max(0.0, now - record.began) if record.tar else 0.0,
+                    seconds=record.tar_seconds,
                     rate=record.rate,
-                    silent_seconds=max(0.0, now - seen.heartbeat),
-                    is_alive=not seen.is_dead(now),
+                    silent_seconds=self._monitor.silent_seconds(state),
+                    is_alive=not self._monitor.is_dead(state),
                 )
             )
         return tuple(sorted(workers, key=lambda worker: worker.name))

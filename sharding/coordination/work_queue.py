@@ -40,7 +40,7 @@ class WorkQueue:
     """The shards of a folder that are not known to be done, each with the fingerprint that its
     manifest has to have; left: their tars.
 
-    To know that a shard is done its whole manifest is read: once for each version of the file, and
+    To know that a shard is done its whole manifest is read: once for each version of manifest and tar, and
     only when nothing is left that has none, so that work begins at once in a folder of thousands.
     """
 
@@ -48,7 +48,7 @@ class WorkQueue:
         self._out, self._fingerprints = out, fingerprints
         self._order, self.left = deque(fingerprints), set(fingerprints)
         self._rewrites: set[str] = set()
-        self._checked_version: dict[str, tuple[int, int]] = {}
+        self._checked_version: dict[str, tuple[object, ...]] = {}
 
     def begin(self, number: int) -> None:
         """Take place `number` in the line (round and round), and see what is asked for again."""
@@ -85,7 +85,7 @@ class WorkQueue:
             found = os.stat(manifest_path(self._out / tar))
         except FileNotFoundError:
             return False
-        version = (found.st_ino, found.st_mtime_ns)
+        version = (found.st_ino, found.st_mtime_ns, *_version_of(self._out / tar))
         if self._checked_version.get(tar) == version:
             return False
         self._checked_version[tar] = version
@@ -105,3 +105,12 @@ class WorkQueue:
             return read_manifest_summary(self._out / tar).fingerprint == self._fingerprints[tar]
         except ShardError:
             return False
+
+
+def _version_of(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced, grows or comes into sight; empty where it is not."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,6 +1,6 @@
 """Files that are either whole or absent: temporary name, fsync, rename, fsync of the folder.
 
-Reached by every writer of the project. A temporary file is called `.NAME.PID-RANDOM.tmp`, lies in
+A temporary file is called `.NAME.PID-RANDOM.tmp`, lies in
 the folder of the file it will become, and is locked (flock) by its writer for as long as that
 writer lives. So a killed writer's temporary file is known by its free lock, on this machine or on
 another one of a shared file system, and a living writer's is never taken from it.
@@ -27,28 +27,68 @@ class TempFileRemoved(FileNotFoundError):
     """A temporary file was gone before its writer was done: others took the writer for dead."""
 
 
+class NewFile:
+    """A locked temporary file that becomes `path` by `rename`; a context, which removes it if it
+    was not renamed. Missing folders are made.
+
+    `out` is open for writing. Raises OSError when the disk says so.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._temp, self.out = _create_locked(path)
+        self._is_renamed = False
+
+    def sync(self) -> None:
+        """Bring what was written to the disk."""
+        self.out.flush()
+        os.fsync(self.out.fileno())
+
+    def rename(self) -> None:
+        """Give the file its name. Still open, as the lock is held until the temporary name is gone.
+
+        TempFileRemoved when somebody removed the temporary file meanwhile (remove_temporary, or
+        remove_stale on another machine whose locks do not reach here)."""
+        _rename(self._temp, self.path)
+        self._is_renamed = True
+        sync_folder(self.path.parent)
+
+    def is_in_place(self) -> bool:
+        """Whether the file at `path` is this one."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self.out.fileno()))
+        except FileNotFoundError:
+            return False
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if not self._is_renamed:
+                self._temp.unlink(missing_ok=True)
+        finally:
+            _close(self.out)
+
+
+def _close(out: BinaryIO) -> None:
+    """Close a file whose data are synced or given up: what is still buffered is no loss."""
+    with contextlib.suppress(OSError):
+        out.close()
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file open for writing that becomes `path` when the block ends well.
 
     If the block raises, whatever it raises, the temporary file is removed and `path` stays as it
-    was. Missing folders are made. Raises OSError when the disk says so, and TempFileRemoved when somebody
-    removed the temporary file meanwhile (remove_temporary, or remove_stale on another machine
-    whose locks do not reach here).
+    was. See NewFile for what is raised.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp, out = _create_locked(path)
-    try:
-        with out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-            # Renamed before it is closed: the lock is held until the temporary name is gone.
-            _rename(temp, path)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with NewFile(path) as new:
+        yield new.out
+        new.sync()
+        new.rename()
 
 
 def _create_locked(path: Path) -> tuple[Path, BinaryIO]:

@@ -1,10 +1,15 @@
 """Writes one shard: a plain tar that stock webdataset reads, and its manifest, last.
 
-Reached by the stages that make shards. The bytes depend on the samples alone: fixed times, owners
-and modes, members in a fixed order, canonical json. So a shard that is written again, or by two
-workers at once, ends as the same file. The order of events, each safe to be killed in:
+The bytes depend on the samples alone: fixed times, owners and modes, members in a fixed order,
+canonical json. So a shard that is written again, or by two workers at once, ends as the same file.
+The order of events, each safe to be killed in:
 
-    temporary file, filled and fsynced -> an older, different manifest removed -> rename -> manifest
+    both temporary files filled and fsynced -> ownership checked -> an older, different manifest
+    removed -> tar renamed -> ownership checked -> manifest renamed -> both are still in place
+
+Nothing that can fail for lack of disk space comes after the first removal. Two writers of one shard
+whose bytes differ never leave the tar of one beside the manifest of the other: each looks, after
+its last rename, whether tar and manifest are its own, and removes its manifest if the tar is not.
 """
 
 from __future__ import annotations
@@ -13,14 +18,21 @@ import contextlib
 import hashlib
 import os
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 from zlib_ng import zlib_ng
 
-from sharding.format.manifest import Manifest, SampleEntry, manifest_bytes, manifest_path
+from sharding.format.manifest import (
+    Manifest,
+    SampleEntry,
+    is_done,
+    manifest_bytes,
+    manifest_path,
+    read_manifest,
+)
 from sharding.format.schema import (
     JSON,
     OBJECTS,
@@ -34,11 +46,11 @@ from sharding.format.schema import (
     encode_objects,
 )
 from sharding.writing.atomic import (
+    NewFile,
+    TempFileRemoved,
     canonical_json,
-    remove_stale,
-    replacing,
+    sha256_file,
     sync_folder,
-    write_bytes,
 )
 
 AT_ONCE_BYTES = 1 << 20
@@ -63,19 +75,23 @@ def write_shard(
     results: Iterable[Sample | EncodedSample | Failure | Note],
     *,
     fingerprint: Mapping[str, str],
+    check_owner: Callable[[], None] = lambda: None,
 ) -> Manifest:
     """Writes `tar` and its manifest from what a stage made of its inputs, in the given order.
 
     One sample is in memory at a time. If `results` raises, or a sample breaks the schema or
     repeats a key of the shard (ShardError), nothing is left behind and an older shard of the name
-    stays untouched. Temporary files of killed writers of the same shard are removed.
+    stays untouched.
+
+    check_owner: raises where the shard is another writer's by now; called before each rename. A
+    shard of this fingerprint that another writer finished meanwhile stays; its manifest is returned.
     """
-    remove_stale(tar.parent, {tar.name, manifest_path(tar).name})
+    version = _version(manifest_path(tar))
     samples: dict[str, SampleEntry] = {}
     failures: list[Failure] = []
     notes: list[Note] = []
-    with ThreadPoolExecutor(1) as hasher, replacing(tar) as out:
-        tape = _TarStream(out, hasher)
+    with ThreadPoolExecutor(1) as hasher, NewFile(tar) as new_tar:
+        stream = _TarStream(new_tar.out, hasher)
         for result in results:
             if isinstance(result, Failure):
                 failures.append(result)
@@ -86,22 +102,67 @@ def write_shard(
                     f"{tar}: got key {result.key!r} twice, expected every key once in the data set"
                 )
             else:
-                packed = result if isinstance(result, EncodedSample) else _encode(result)
-                samples[result.key] = _write_encoded(tape, packed)
-        tape.write([END_OF_TAR])
+                encoded = result if isinstance(result, EncodedSample) else _encode(result)
+                samples[result.key] = _write_encoded(stream, encoded)
+        stream.write([END_OF_TAR])
         manifest = Manifest(
             tar=tar.name,
-            tar_bytes=tape.position,
-            sha256=tape.close(),
+            tar_bytes=stream.position,
+            sha256=stream.close(),
             samples=tuple(samples.values()),
             failures=tuple(failures),
             notes=tuple(notes),
             fingerprint=dict(fingerprint),
         )
-        data = manifest_bytes(manifest)
-        _remove_other_manifest(tar, data)
-    write_bytes(manifest_path(tar), data)
+        with NewFile(manifest_path(tar)) as new_manifest:
+            return _commit(new_tar, new_manifest, manifest, version, check_owner)
+
+
+def _commit(
+    new_tar: NewFile,
+    new_manifest: NewFile,
+    manifest: Manifest,
+    version: tuple[int, int] | None,
+    check_owner: Callable[[], None],
+) -> Manifest:
+    """Give both files their names; the manifest that stands beside the tar afterwards.
+
+    version: of the manifest that was there when writing began.
+    """
+    tar, data = new_tar.path, manifest_bytes(manifest)
+    new_manifest.out.write(data)
+    new_tar.sync()
+    new_manifest.sync()
+    check_owner()
+    if _version(new_manifest.path) != version and is_done(tar, manifest.fingerprint):
+        return read_manifest(tar)
+    _remove_other_manifest(tar, data)
+    new_tar.rename()
+    try:
+        check_owner()
+        new_manifest.rename()
+    except BaseException:
+        # The tar replaced another writer's, whose manifest may have come since the look above.
+        if new_tar.is_in_place():
+            _remove_other_manifest(tar, data)
+        raise
+    if not new_tar.is_in_place() and new_manifest.is_in_place():
+        if sha256_file(tar) != manifest.sha256:
+            _remove(new_manifest.path)
+            raise TempFileRemoved(
+                f"{tar}: got the tar of another writer beside the manifest of this one, expected "
+                "one writer; the manifest was removed, and the shard is written again"
+            )
     return manifest
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced; None where there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 class _TarStream:
@@ -168,21 +229,21 @@ def _encode(sample: Sample) -> EncodedSample:
     )
 
 
-def _write_encoded(tape: _TarStream, packed: EncodedSample) -> SampleEntry:
+def _write_encoded(stream: _TarStream, encoded: EncodedSample) -> SampleEntry:
     """Appends the members of one sample."""
-    check_key(packed.key)
+    check_key(encoded.key)
     pieces: list[bytes] = []
     members = {}
     crc32 = 0
-    end = tape.position
-    for extension, payload in packed.payloads.items():
+    end = stream.position
+    for extension, payload in encoded.payloads.items():
         padding = bytes(-len(payload) % tarfile.BLOCKSIZE)
-        pieces += [_header(f"{packed.key}.{extension}", len(payload)), payload, padding]
+        pieces += [_header(f"{encoded.key}.{extension}", len(payload)), payload, padding]
         members[extension] = (end + tarfile.BLOCKSIZE, len(payload))
         end += tarfile.BLOCKSIZE + len(payload) + len(padding)
         crc32 = zlib_ng.crc32(payload, crc32)
-    tape.write(pieces)
-    return SampleEntry(packed.key, packed.width, packed.height, crc32, members)
+    stream.write(pieces)
+    return SampleEntry(encoded.key, encoded.width, encoded.height, crc32, members)
 
 
 def _header(name: str, num_bytes: int) -> bytes:
@@ -217,5 +278,10 @@ def _remove_other_manifest(tar: Path, data: bytes) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         if manifest_path(tar).read_bytes() != data:
-            manifest_path(tar).unlink()
-            sync_folder(tar.parent)
+            _remove(manifest_path(tar))
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+        sync_folder(path.parent)

@@ -160,6 +160,7 @@ def _label_shards(
                         out / claim.tar,
                         claim.track(tally.count(labelled, progress, clock)),
                         fingerprint=_with_input(fingerprint, shards[claim.tar]),
+                        check_owner=claim.check_owner,
                     )
         progress.say(f"distill: {num_before} of {len(shards)} shards were done before. {tally}")
         if tally.num_captions and not tally.num_phrases:

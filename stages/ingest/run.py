@@ -275,7 +275,10 @@ def _write_shards(
                 earlier = PreviousShard(out / claim.tar, fingerprints[claim.tar])
                 results = _results(by_tar[claim.tar].inputs, config, earlier, progress)
                 write_shard(
-                    out / claim.tar, claim.track(results), fingerprint=fingerprints[claim.tar]
+                    out / claim.tar,
+                    claim.track(results),
+                    fingerprint=fingerprints[claim.tar],
+                    check_owner=claim.check_owner,
                 )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sharding.coordination.claims import Worker
+from sharding.coordination.work_queue import FOLDER
 from sharding.format.catalog import write_catalog
 from sharding.format.schema import Sample
 from sharding.writing.shard_writer import write_shard
@@ -44,7 +45,12 @@ def work(
             with claim:
                 before_each(claim.tar)
                 results = claim.track(samples(claim.tar))
-                write_shard(out / claim.tar, results, fingerprint=settings)
+                write_shard(
+                    out / claim.tar,
+                    results,
+                    fingerprint=settings,
+                    check_owner=claim.check_owner,
+                )
                 wrote.append(claim.tar)
         with worker.finalize() as is_last:
             if is_last:
@@ -53,8 +59,11 @@ def work(
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file with its bytes; fails on a folder, which is what claims would be."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Every file with its bytes; fails on a folder other than that of the claims, or if that holds
+    anything but the files of workers that died on other machines."""
+    left = [path.name for path in (folder / FOLDER).glob("*") if "worker-" not in path.name]
+    assert left == []
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != FOLDER}
 
 
 # A worker that claims the first shard, says so, and waits to be killed.

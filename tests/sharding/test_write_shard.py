@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -26,6 +28,7 @@ from sharding.format.manifest import is_done, manifest_path, manifest_sha256, re
 from sharding.format.schema import EncodedSample, Failure, Note, Sample, ShardError, encode_objects
 from sharding.reading.sample_reader import OpenTar, iterate, read_sample
 from sharding.tools.verify import verify_shard
+from sharding.writing.atomic import remove_stale
 from sharding.writing.shard_writer import _header, write_shard
 
 MakeSample = Callable[..., Sample]
@@ -185,6 +188,7 @@ SUICIDE = """
 import os, signal, sys
 from pathlib import Path
 from sharding.format.schema import Sample
+from sharding.writing.atomic import remove_stale
 from sharding.writing.shard_writer import _header, write_shard
 tar, moment, fingerprint = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 calls = 0
@@ -244,6 +248,7 @@ def test_a_killed_writer_leaves_nothing_that_counts(tmp_path: Path, older: bool)
             assert any(name.endswith(".tmp") for name in os.listdir(tar.parent))
         assert _write_until(tar, "never", "new")
         assert _bytes(tar) == _bytes(lone)
+        remove_stale(tar.parent, {NAME, NAME + ".json"})
         assert sorted(os.listdir(tar.parent)) == [NAME, NAME + ".json"]
         if finished:
             break
@@ -293,3 +298,94 @@ def test_packed_samples_go_in_as_they_are(tmp_path: Path, make_sample: MakeSampl
     ]
     write_shard(tmp_path / "b" / NAME, packed, fingerprint={})
     assert _bytes(tmp_path / "a" / NAME) == _bytes(tmp_path / "b" / NAME)
+
+
+class _Lost(Exception):
+    """The shard is another writer's."""
+
+
+def test_ownership_is_checked_after_the_sync_and_before_each_rename(
+    tmp_path: Path, make_sample: MakeSample
+) -> None:
+    """Oracle: the first check finds the old shard whole; a loss at the second one leaves no manifest
+    beside a tar that is not its own."""
+    tar, old = tmp_path / NAME, [make_sample(0)]
+    write_shard(tar, old, fingerprint={"is": "old"})
+    before = _bytes(tar)
+    for lost_at in (1, 2):
+        calls = list[bool]()
+
+        def check_owner() -> None:
+            calls.append(is_done(tar, {"is": "old"}))
+            if len(calls) == lost_at:
+                raise _Lost
+
+        with pytest.raises(_Lost):
+            new = [make_sample(1)]
+            write_shard(tar, new, fingerprint={"is": "new"}, check_owner=check_owner)
+        if lost_at == 1:
+            assert calls == [True] and _bytes(tar) == before
+        else:
+            assert calls == [True, False] and not manifest_path(tar).exists()
+
+
+def test_a_shard_that_another_finished_meanwhile_is_not_replaced(
+    tmp_path: Path, make_sample: MakeSample
+) -> None:
+    """Two writers of the same fingerprint whose bytes differ. Oracle: the first one's files."""
+    tar = tmp_path / NAME
+    first = [make_sample(0)]
+
+    def second() -> Iterator[Sample]:
+        write_shard(tar, first, fingerprint={"is": "same"})
+        yield make_sample(1)
+
+    manifest = write_shard(tar, second(), fingerprint={"is": "same"})
+    assert [entry.key for entry in manifest.samples] == [first[0].key]
+    assert verify_shard(tar, full=True) == []
+    # A shard that was there before is written anew when somebody asks for it.
+    again = write_shard(tar, [make_sample(1)], fingerprint={"is": "same"})
+    assert again.samples[0].key != first[0].key and verify_shard(tar, full=True) == []
+
+
+def test_two_writers_that_both_think_they_own_it_never_mix_tar_and_manifest(
+    tmp_path: Path, make_sample: MakeSample
+) -> None:
+    """Writer A stops between its last check and its tar's rename, or between that and its
+    manifest's; B writes all meanwhile. Oracle: the shard is done and sound, or not done."""
+    for stop_at in (1, 2):
+        tar = tmp_path / str(stop_at) / NAME
+        calls = list[int]()
+
+        def check_owner() -> None:
+            calls.append(1)
+            if len(calls) == stop_at:
+                write_shard(tar, [make_sample(1)], fingerprint={"is": "b"})
+
+        with contextlib.suppress(FileNotFoundError):
+            write_shard(tar, [make_sample(0)], fingerprint={"is": "a"}, check_owner=check_owner)
+        assert not manifest_path(tar).exists() or verify_shard(tar, full=True) == []
+
+
+def test_a_full_disk_leaves_the_older_shard(
+    tmp_path: Path, make_sample: MakeSample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsync says so, of either file. Oracle: the older shard's bytes, and it is done."""
+    tar = tmp_path / NAME
+    write_shard(tar, [make_sample(0)], fingerprint={"is": "old"})
+    before, real = _bytes(tar), os.fsync
+    for failing in (1, 2):
+        calls = list[int]()
+
+        def full(descriptor: int) -> None:
+            calls.append(descriptor)
+            if len(calls) == failing:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_shard(tar, [make_sample(1)], fingerprint={"is": "new"})
+        monkeypatch.setattr(os, "fsync", real)
+        assert _bytes(tar) == before and is_done(tar, {"is": "old"})
+        assert sorted(os.listdir(tmp_path)) == [NAME, NAME + ".json"]
