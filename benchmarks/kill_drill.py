@@ -49,8 +49,16 @@ from stages.ingest.run import ingest
 
 LEASE_SECONDS = 0.8
 MAX_WORKERS = 8
-INGEST = IngestConfig(num_train=72, num_heldout=12, samples_per_shard=8)
-DISTILL = DistillConfig(batch_size=4, phrases="lexicon", score_threshold=0.0, num_threads=1)
+INGEST = IngestConfig(
+    num_train=72, num_heldout=12, samples_per_shard=8, lease_seconds=LEASE_SECONDS
+)
+DISTILL = DistillConfig(
+    batch_size=4,
+    phrases="lexicon",
+    score_threshold=0.0,
+    num_threads=1,
+    lease_seconds=LEASE_SECONDS,
+)
 NET = TeacherConfig(
     picture=PictureConfig(shorter_px=48, longer_px=64),
     backbone=PlainConfig(stem_width=8, stage_widths=(8, 16)),
@@ -134,7 +142,7 @@ def main() -> int:
 
 def _ingest(root: Path) -> Work:
     """Ingest as a function of the folder to fill."""
-    return lambda out: ingest(INGEST, seed=0, out=out, show=False, lease_seconds=LEASE_SECONDS)
+    return lambda out: ingest(INGEST, seed=0, out=out, show=False)
 
 
 def _distill(root: Path) -> Work:
@@ -144,9 +152,7 @@ def _distill(root: Path) -> Work:
     torch.manual_seed(0)
     save_teacher(root / "teacher", FasterRCNN(NET, num_labels=3, num_attributes=2), **NAMES)
     seer = make_object_source(DISTILL, root / "teacher")
-    return lambda out: distill(
-        DISTILL, images=images, seer=seer, out=out, show=False, lease_seconds=LEASE_SECONDS
-    )
+    return lambda out: distill(DISTILL, images=images, seer=seer, out=out, show=False)
 
 
 WORKS = {"ingest": _ingest, "distill": _distill}
@@ -284,8 +290,10 @@ def _compare(out: Path, undisturbed: Path, tally: Tally) -> None:
 
 
 def _files(folder: Path) -> set[str]:
-    """Everything in a folder, hidden things and folders too."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    """Everything in a folder, hidden things and folders too, but for the files of workers in the
+    folder of the claims: those of other machines stay, as nobody knows that they are dead."""
+    paths = (path for path in folder.rglob("*") if not path.name.startswith(heartbeat.PREFIX))
+    return {str(path.relative_to(folder)) for path in paths}
 
 
 def _members(folder: Path) -> list[str]:

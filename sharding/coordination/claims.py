@@ -1,7 +1,8 @@
 """Any number of workers share the shards of a folder: each claims one after the other, none waits.
 
 There is no server and no list dealt out beforehand: what is left to do is what has no manifest, and
-who does it is who claims it first. All of it lies in the hidden folder OUT/.claims, which stays:
+who does it is who claims it first. All of it lies in the hidden folder OUT/.claims, which the last
+worker removes:
 
     plan.json       what the shards are to become; workers of other settings are refused. It is
                     removed when all is done
@@ -24,6 +25,7 @@ error that lists it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -100,6 +102,8 @@ class Worker:
     the same for all workers. log: gets a line when others' claims are taken over, lost or long
     waited for, and when an attempt fails. lease_seconds: a worker whose heartbeat does not move for
     so long is dead. stall_seconds: a worker that counts no input for so long stops its heartbeat.
+    fatal: errors that are no fault of a shard and end the worker at once, beside those of
+    `ends_worker`.
 
     Raises ShardError where living workers of other settings are in the folder.
     """
@@ -113,6 +117,7 @@ class Worker:
         log: Callable[[str], None] = print,
         lease_seconds: float = LEASE_SECONDS,
         stall_seconds: float = STALL_SECONDS,
+        fatal: tuple[type[Exception], ...] = (),
     ) -> None:
         for name, value in (("lease_seconds", lease_seconds), ("stall_seconds", stall_seconds)):
             if not value > 0:
@@ -127,6 +132,7 @@ class Worker:
             "num_inputs": sum(num_inputs.values()),
         }
         self._lease_seconds, self._stall_seconds = lease_seconds, stall_seconds
+        self._fatal = fatal
         self._monitor = LivenessMonitor()
         self._set_aside: dict[str, list[FailedAttempt]] = {}
         self._queue = WorkQueue(out, fingerprints)
@@ -149,7 +155,7 @@ class Worker:
 
     def count_done(self) -> tuple[int, int]:
         """Shards, and inputs in them, that were done when this worker came; to be asked before
-        `take`, which then tells of the others only."""
+        `claims`, which then reports the others only."""
         self._counted = self._queue.appear_done()
         return len(self._counted), sum(self._num_inputs[tar] for tar in self._counted)
 
@@ -186,8 +192,8 @@ class Worker:
         """The end, once all shards are done: True for the one worker that has to write the catalog,
         False for the others, who have waited until that was done.
 
-        When the block of the one ends well, the plan goes; the hidden folder stays, because others
-        may still use it.
+        When the block of the one ends well, the plan goes. The files of other workers stay, and the
+        hidden folder with them, until the last one leaves.
         """
         wait = _Backoff(self._lease_seconds)
         while True:
@@ -215,8 +221,10 @@ class Worker:
                 lease_seconds=self._lease_seconds,
                 stall_seconds=self._stall_seconds,
             )
-        except FileNotFoundError as error:
-            raise CoordinationClosed from error
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                raise CoordinationClosed from error
+            raise
         try:
             is_alone = self._agree()
             remove_stale(self._out, _file_names(self._num_inputs))
@@ -395,8 +403,11 @@ class Worker:
             (self._folder / PLAN).unlink(missing_ok=True)
 
     def _leave(self) -> None:
-        """Take away this worker's file; the hidden folder stays, as others may still use it."""
+        """Take away this worker's file; the hidden folder too when nothing is left in it, which
+        means that nobody uses it: each worker has a file there from its first moment to its last."""
         self._heartbeat.stop()
+        with contextlib.suppress(OSError):
+            os.rmdir(self._folder)
 
     @property
     def _token(self) -> str:
@@ -450,7 +461,10 @@ class Claim:
             worker._log(
                 f"Gave up {self.tar}: this worker was silent for so long that another took it over."
             )
-        is_counted = isinstance(error, Exception) and not is_lost and not ends_worker(error)
+        is_fatal = isinstance(error, worker._fatal) or (
+            isinstance(error, Exception) and ends_worker(error)
+        )
+        is_counted = isinstance(error, Exception) and not is_lost and not is_fatal
         if is_counted:
             assert isinstance(error, Exception)
             worker._note_failure(self.tar, error)

@@ -72,13 +72,15 @@ class WorkerState:
 
     record: None if unreadable. content: the bytes, which change with each heartbeat. has_ended:
     whether this machine knows that its process has ended. is_running: whether this machine knows
-    that its process lives.
+    that its process lives. changed_at: the file's time, a hint for people and nothing else, as it
+    may be of any machine's clock.
     """
 
     record: Record | None
     content: bytes
     has_ended: bool
     is_running: bool
+    changed_at: float
 
     @property
     def token(self) -> str:
@@ -109,6 +111,11 @@ class LivenessMonitor:
         lease = state.record.lease_seconds if state.record else LEASE_SECONDS
         return state.has_ended or self.silent_seconds(state) > lease
 
+    def shown_silent_seconds(self, state: WorkerState) -> float:
+        """silent_seconds for people: before the counter was seen to move, by the file's time."""
+        silent = self.silent_seconds(state)
+        return silent if state.token in self._moved else max(silent, time.time() - state.changed_at)
+
     def is_known_alive(self, state: WorkerState) -> bool:
         """Whether it certainly lives: its process runs on this machine, or its counter moved."""
         return not self.is_dead(state) and (state.is_running or state.token in self._moved)
@@ -134,7 +141,8 @@ def read_worker_state(path: Path) -> WorkerState | None:
             record = _parsed(content)
             is_here = record is not None and record.machine == this_machine()
             is_locked = _is_locked(source.fileno()) if is_here else None
-            return WorkerState(record, content, is_locked is False, is_locked is True)
+            changed_at = os.fstat(source.fileno()).st_mtime
+            return WorkerState(record, content, is_locked is False, is_locked is True, changed_at)
     except OSError:  # removed, or replaced on the server at this moment (ESTALE)
         return None
 

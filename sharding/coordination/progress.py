@@ -19,8 +19,8 @@ from sharding.format.schema import ShardError
 @dataclass(frozen=True, kw_only=True)
 class WorkerProgress:
     """One worker: HOST:PID, the shard it writes (None between two), how far it is in it, for how
-    long, its rate in inputs a second, seconds since its last new heartbeat as far as this process watched, and
-    whether it is alive."""
+    long, its rate in inputs a second, seconds since its last heartbeat, and whether it is alive. Of a worker
+    that was read once both are told by its file's time, and are wrong where clocks differ."""
 
     name: str
     tar: str | None
@@ -142,8 +142,8 @@ class ProgressReader:
                     num_inputs=record.num_inputs,
                     seconds=record.tar_seconds,
                     rate=record.rate,
-                    silent_seconds=self._monitor.silent_seconds(state),
-                    is_alive=not self._monitor.is_dead(state),
+                    silent_seconds=(silent := self._monitor.shown_silent_seconds(state)),
+                    is_alive=not self._monitor.is_dead(state) and silent <= record.lease_seconds,
                 )
             )
         return tuple(sorted(workers, key=lambda worker: worker.name))

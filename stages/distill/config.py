@@ -50,6 +50,8 @@ class DistillConfig:
     object_text: the words that stand for an object: its "label", or "attribute label" (as "red
         circle"; the label alone where the teacher has no attributes). Ours, for the same reason.
     num_threads: CPU threads of the teacher in each process; 0 leaves PyTorch's choice.
+    lease_seconds: a worker whose heartbeat does not move for so long is dead, and others write its
+        shard.
     """
 
     teacher: str = "run"
@@ -67,8 +69,11 @@ class DistillConfig:
     similarity: SimilarityConfig = field(default_factory=LexicalConfig)
     object_text: str = "attribute label"
     num_threads: int = 0
+    lease_seconds: float = 60.0
 
     def __post_init__(self) -> None:
+        if not self.lease_seconds > 0:
+            raise ValueError(f"lease_seconds is {self.lease_seconds}; expected more than 0.")
         for name, lowest in (
             ("batch_size", 1),
             ("num_decoders", 1),

@@ -22,7 +22,6 @@ import PIL
 import torch
 
 from sharding.coordination.claims import Worker
-from sharding.coordination.heartbeat import LEASE_SECONDS
 from sharding.format.catalog import Catalog, ShardEntry, load_manifest, read_catalog, write_catalog
 from sharding.format.completeness import check_completeness
 from sharding.format.manifest import is_done, manifest_path, read_manifest
@@ -32,6 +31,7 @@ from sharding.reading.sample_reader import OpenTar, iterate, read_info
 from sharding.writing.atomic import remove_temporary, sha256_of, write_json
 from sharding.writing.previous_shard import PreviousShard
 from sharding.writing.shard_writer import write_shard
+from stages.detector.device import pick_device
 from stages.distill.config import DistillConfig
 from stages.distill.inference.failures import DistillError
 from stages.distill.inference.pipeline import InferencePipeline
@@ -57,6 +57,7 @@ ABOUT = "about.json"
 # machine. In half precision the size of a batch moves last digits, and is not held against a shard
 # either.
 _OUTSIDE_THE_FINGERPRINT = (
+    "lease_seconds",
     "teacher",
     "detectron2",
     "features",
@@ -80,7 +81,6 @@ def distill(
     seer: ObjectSource,
     out: Path,
     show: bool = True,
-    lease_seconds: float = LEASE_SECONDS,
 ) -> Catalog:
     """Label the image shards of the catalog in folder `images`, both splits; returns the catalog.
 
@@ -108,7 +108,8 @@ def distill(
         {tar: shard.num_ok for tar, shard in shards.items()},
         {tar: _with_input(fingerprint, shard) for tar, shard in shards.items()},
         log=say,
-        lease_seconds=lease_seconds,
+        lease_seconds=config.lease_seconds,
+        fatal=(DistillError,),
     ) as worker:
         clock = seer.clock if isinstance(seer, InferencePipeline) else Clock()
         labeller = Labeller(config, seer, chunker, similarity, clock=clock)
@@ -282,9 +283,23 @@ def _fingerprint(
         "teacher": seer.fingerprint,
         "phrases": chunker.fingerprint,
         "similarity": similarity.fingerprint,
+        **_arithmetic(config),
         "versions": f"{VERSION} torch {torch.__version__} numpy {np.__version__} "
         f"Pillow {PIL.__version__}",
     }
+
+
+def _arithmetic(config: DistillConfig) -> dict[str, str]:
+    """What moves the last digits of a detector's objects, and so the bytes of a shard: a GPU, and in
+    bf16 how many pictures run together. Nothing on the CPU in fp32, or where others' features are
+    joined."""
+    if config.teacher == "features":
+        return {}
+    moving = {"batch_size": str(config.batch_size)} if config.precision == "bf16" else {}
+    device = pick_device()
+    return (
+        moving if device.type == "cpu" else {**moving, "device": torch.cuda.get_device_name(device)}
+    )
 
 
 def _with_input(fingerprint: dict[str, str], shard: ShardEntry) -> dict[str, str]:

@@ -74,6 +74,8 @@ class IngestConfig:
     vg_num_labels: how many of the commonest object names are labels (visual-genome only; 1600 is
         bottom-up attention's number).
     vg_num_attributes: how many of the commonest attributes are kept (visual-genome only).
+    lease_seconds: a worker whose heartbeat does not move for so long is dead, and others write its
+        shard.
     """
 
     source: str = "toy"
@@ -96,8 +98,11 @@ class IngestConfig:
     nlvr_num_orders: int = 6
     vg_num_labels: int = 1600
     vg_num_attributes: int = 400
+    lease_seconds: float = 60.0
 
     def __post_init__(self) -> None:
+        if not self.lease_seconds > 0:
+            raise ValueError(f"lease_seconds: got {self.lease_seconds}, expected more than 0")
         if self.source not in SOURCES:
             raise ValueError(f"ingest.source is {self.source!r}; it is one of {', '.join(SOURCES)}")
         for name in _MEANING:

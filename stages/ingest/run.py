@@ -18,7 +18,6 @@ from pathlib import Path
 import PIL
 
 from sharding.coordination.claims import Worker
-from sharding.coordination.heartbeat import LEASE_SECONDS
 from sharding.format.catalog import NAME, Catalog, read_catalog, write_catalog
 from sharding.format.completeness import check_completeness
 from sharding.format.manifest import Manifest, manifest_path, read_manifest
@@ -48,6 +47,7 @@ from stages.progress import Progress
 # The number rises when the same inputs would give other samples; also when the toy is drawn anew.
 STAGE = "ingest/2"
 PATHS = ("root", "images", "captions", "instances", "phrases", "annotations", "exclude")
+_OUTSIDE_THE_FINGERPRINT = (*PATHS, "lease_seconds")
 MAX_THREADS = 16
 AHEAD_PER_THREAD = 8
 
@@ -67,7 +67,6 @@ def ingest(
     seed: int,
     out: Path,
     show: bool = True,
-    lease_seconds: float = LEASE_SECONDS,
 ) -> Catalog:
     """Write the corpus as image shards into the folder `out`, catalog last; returns the catalog.
 
@@ -89,7 +88,7 @@ def ingest(
         {shard.tar: len(shard.inputs) for shard in plan},
         fingerprints,
         log=functools.partial(print, flush=True),
-        lease_seconds=lease_seconds,
+        lease_seconds=config.lease_seconds,
     ) as worker:
         _write_shards(worker, plan, config, fingerprints=fingerprints, out=out, show=show)
         if show:
@@ -246,7 +245,9 @@ def fingerprint_of(config: IngestConfig, shard: PlannedShard, *, seed: int) -> d
     shard's own inputs, so that a picture that changed or came back leaves the other shards as they
     are. Pillow draws the toy pictures and decides which other ones are whole.
     """
-    recipe = {k: v for k, v in dataclasses.asdict(config).items() if k not in PATHS}
+    recipe = {
+        k: v for k, v in dataclasses.asdict(config).items() if k not in _OUTSIDE_THE_FINGERPRINT
+    }
     return {
         "stage": STAGE,
         "seed": str(seed),

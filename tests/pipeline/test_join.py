@@ -51,7 +51,7 @@ def lone_worker(under_way: RunFolder) -> Iterator[Worker]:
     with Worker(under_way.images, tars, dict.fromkeys(tars, {"a": "b"})) as worker:
         with next(worker.claims()) as claim:
             next(claim.track(range(4)))
-            worker._heart.beat()
+            worker._heartbeat.beat()
             yield worker
 
 
@@ -153,7 +153,7 @@ def test_status_counts_shards_and_names_workers(
 
 def test_status_of_a_stopped_stage(under_way: RunFolder, lone_worker: Worker) -> None:
     """The worker is dead and its folder left. Oracle: words spelled out."""
-    os.utime(lone_worker._heart.path, (0, 0))
+    os.utime(lone_worker._heartbeat.path, (0, 0))
     console = Console(width=200, file=open(os.devnull, "w"), record=True)
     console.print(status_table(under_way))
     said = console.export_text()
