@@ -56,7 +56,7 @@ def ablate(
     """Train and score a student for each variant and seed, then print the comparison, and write it
     where it is one of all variants.
 
-    Raises what `pipeline.runner.run_stages.conduct` raises.
+    Raises what `pipeline.runner.run_stages.run_stages` raises.
     """
     run_stages(recipe, run, ["ingest", "teach", "distill"], HERE, dry_run=False)
     found: dict[str, dict[str, Scores]] = {name: {} for name in VARIANTS if name in only}

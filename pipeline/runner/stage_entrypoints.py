@@ -25,8 +25,9 @@ class RankContext:
 
 def _ingest(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
     from stages.ingest.run import ingest
+    from stages.sigterm import exit_at_sigterm
 
-    _end_at_sigterm()
+    exit_at_sigterm()
     ingest(recipe.ingest, seed=recipe.seed, out=run.images, show=context.rank == 0)
 
 
@@ -39,8 +40,9 @@ def _teach(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
 def _distill(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
     from stages.distill.make_object_source import make_object_source
     from stages.distill.run import distill
+    from stages.sigterm import exit_at_sigterm
 
-    _end_at_sigterm()
+    exit_at_sigterm()
     distill(
         recipe.distill,
         images=run.images,
@@ -48,11 +50,6 @@ def _distill(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
         out=run.objects,
         show=context.rank == 0,
     )
-
-
-def _end_at_sigterm() -> None:
-    """Leave by an exception when told to stop, so that claims are given back at once."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def _pretrain(recipe: Recipe, run: RunFolder, context: RankContext) -> None:

@@ -75,7 +75,7 @@ def test_every_student_is_trained_and_tuned_where_there_is_a_task(
             scores = {f"{part}_score": {"value": value, "chance": 0.0}}
             (folder / "scores.json").write_text(json.dumps(scores))
 
-    monkeypatch.setattr(ablation, "conduct", run_stages)
+    monkeypatch.setattr(ablation, "run_stages", run_stages)
     recipe = load_recipe("toy", [f"finetune.task={task or 'null'}"])
     ablate(recipe, RunFolder(tmp_path), num_seeds=2)
     stages = ["pretrain", "finetune", "evaluate"] if task else ["pretrain", "evaluate"]
@@ -97,7 +97,7 @@ def test_students_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         asked.append(run.root.name)
         return {"a_score": {"value": 0.5, "chance": 0.1}}
 
-    monkeypatch.setattr(ablation, "conduct", lambda *given, **named: None)
+    monkeypatch.setattr(ablation, "run_stages", lambda *given, **named: None)
     monkeypatch.setattr(ablation, "trained", trained)
     run = RunFolder(tmp_path)
     ablate(load_recipe("toy"), run, num_seeds=2, only=["both", "soho"])

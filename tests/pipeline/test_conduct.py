@@ -47,10 +47,13 @@ class FakeStages:
 
     def _shard(self, folder: Path, key: str, objects: np.ndarray | None) -> None:
         info = {"captions": ["a"], "width": 4, "height": 4, "image_id": key, "source": "test"}
-        sample = Sample(key=key, image=b"png", extension="png", info=info, objects=objects)
-        write_shard(folder / "train-000000.tar", [sample], fingerprint={"key": key})
+        splits = {"train-000000.tar": "train", "heldout-000000.tar": "heldout"}
+        for tar, split in splits.items():
+            name = f"{split}-{key}"
+            sample = Sample(key=name, image=b"png", extension="png", info=info, objects=objects)
+            write_shard(folder / tar, [sample], fingerprint={"key": key})
         kind = "images" if objects is None else "objects"
-        write_catalog(folder, kind=kind, splits={"train-000000.tar": "train"}, metadata={})
+        write_catalog(folder, kind=kind, splits=splits, metadata={})
 
     def ingest(self, run: RunFolder, content: str) -> None:
         self._shard(run.images, f"seed{content}", None)
@@ -278,9 +281,9 @@ def test_status_tells_each_state(go: Go, stages: FakeStages, tmp_path: Path) -> 
     table = status_table(run)
     figures = list(table.columns[3].cells)
     assert figures == [
-        "pictures 1, shards 1",
+        "pictures 2, shards 2",
         "",
-        "pictures 1, shards 1",
+        "pictures 2, shards 2",
         "step 3, loss 0.5",
         "r1 0.5",
     ]

@@ -153,7 +153,7 @@ def test_nothing_is_left_of_a_database_that_failed(
     for file in (good, bad):
         asked += ["--picture", str(file), "--text", TEXT]
     assert main(asked) == 2
-    assert "bad.png: got UnidentifiedImageError" in capsys.readouterr().err
+    assert "bad.png: got PictureError" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"student", "good.png", "bad.png"}
 
 

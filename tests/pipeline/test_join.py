@@ -83,10 +83,10 @@ def test_joined_workers_outlive_the_conductor(tmp_path: Path) -> None:
         time.sleep(0.01)
     joining = (
         "from pathlib import Path; from pipeline.runner.run_stages import join_work;"
-        "from pipeline.runner.launch_plan import Asked; from pipeline.recipe.recipe import load_recipe;"
+        "from pipeline.runner.launch_plan import LaunchOverrides; from pipeline.recipe.recipe import load_recipe;"
         "from pipeline.runner.run_folder import RunFolder;"
         f"join_work(load_recipe('toy', {overrides}), RunFolder(Path({str(run.root)!r})),"
-        " ['ingest'], Asked())"
+        " ['ingest'], LaunchOverrides())"
     )
     joined = subprocess.Popen(
         [sys.executable, "-c", joining], cwd=ROOT, env=env, stdout=subprocess.DEVNULL

@@ -122,7 +122,7 @@ def test_what_evaluate_leaves_can_be_drawn(tmp_path: Path) -> None:
     write_catalog(run.objects, kind="objects", splits=splits, metadata=ABOUT)
     evaluate(
         EvaluateConfig(),
-        objects=run.objects,
+        samples=run.objects,
         teacher=None,
         student=student,
         out=run.transfer / "evaluate",

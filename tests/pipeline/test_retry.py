@@ -21,7 +21,7 @@ from pipeline.runner.launch_plan import LaunchOverrides
 from pipeline.runner.retry import Retried, lines, retry_failed
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import run_stages
-from pipeline.runner.stage_entrypoints import CALLS
+from pipeline.runner.stage_entrypoints import CALLS, RankContext
 from pipeline.runner.stages import StageKind
 from sharding.coordination.work_queue import rewrite_requests
 from stages.detector.model.faster_rcnn import FasterRCNN
@@ -61,7 +61,9 @@ class Launch:
             self.fails.remove(kind.name)
             raise LaunchError("killed", Path("log"), "")
         if kind.name != "teach":
-            CALLS[kind.name](recipe, run, 0, 1)
+            CALLS[kind.name](
+                recipe, run, RankContext(rank=0, world_size=1, on_step=lambda step: None)
+            )
             return
         torch.manual_seed(0)
         net = FasterRCNN(NET, num_labels=3, num_attributes=0)
@@ -211,13 +213,13 @@ def test_a_retry_that_was_killed_is_continued(launch: Launch, corpus: Path) -> N
     with pytest.raises(LaunchError):
         retry_failed(run, LaunchOverrides())
     assert len(rewrite_requests(run.images)) == 2
-    run_stages(corpus, "run")
+    run_of(corpus, "run")
     assert shards(run) == expected
 
 
 def test_what_cannot_be_retried_is_told(launch: Launch, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run folder"):
         retry_failed(RunFolder(tmp_path / "nothing"), LaunchOverrides())
-    run = run_stages(corpus, "run")
+    run = run_of(corpus, "run")
     with pytest.raises(RunError, match="stage is teach; .* ingest and distill"):
         retry_failed(run, LaunchOverrides(), stage="teach")

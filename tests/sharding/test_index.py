@@ -227,10 +227,10 @@ def test_members_that_no_sample_has_are_noted_and_never_listed(tmp_path: Path) -
     ]
     assert (manifest.samples[1].width, manifest.samples[1].height) == (50, 20)
     assert [(one.key, one.reason) for one in manifest.notes] == [
-        ("./README", "left out: of no sample"),
-        ("./.hidden.jpg", "left out: of no sample"),
         ("d_a", "left out: pyd, png"),
         ("d_b", "left out: seg.png"),
+        ("./README", "left out: of no sample"),
+        ("./.hidden.jpg", "left out: of no sample"),
     ]
     (failure,) = manifest.failures
     assert failure.key == "d_a" and failure.reason.startswith("duplicate")

@@ -23,6 +23,7 @@ from stages.detector.ops.resize import Prepared
 from stages.distill import run
 from stages.distill.config import DistillConfig
 from stages.distill.text.phrases import LexiconChunker
+from stages.sigterm import exit_at_sigterm
 
 CONFIG = DistillConfig(batch_size=2, phrases="lexicon")
 STEP = 4
@@ -122,7 +123,7 @@ def main(images: Path, root: Path) -> None:
 
 def stop(images: Path, out: Path) -> None:
     """One run, told to stop while the teacher looks at a picture."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    exit_at_sigterm()
     teacher, detect = FakeTeacher(), FakeTeacher().detect
 
     def told(prepared: list[Prepared]) -> list[np.ndarray]:

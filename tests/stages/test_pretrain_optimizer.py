@@ -232,7 +232,7 @@ def test_objectives_without_weight_are_left_out() -> None:
         (lambda: PretrainConfig(save_precision="bf16"), "save_precision"),
         (lambda: PretrainConfig(checkpoint_activations=("neck",)), "checkpoint_activations"),
         (lambda: PretrainConfig(warmup_from=2), "warmup_from"),
-        (lambda: PretrainConfig(schedule="linear"), "schedule"),
+        (lambda: PretrainConfig(schedule="square"), "schedule"),
         (lambda: PretrainConfig(warmup=1.5), "warmup"),
         (lambda: MlmConfig(probability=2), "mlm.probability"),
         (lambda: ItmConfig(mismatch=-1), "itm.mismatch"),

@@ -330,7 +330,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(ranks: Ranks, tmp_path: Path)
     source = SourceConfig(folder=str(tmp_path / "objects"))
     config = replace(RUN, data=DataConfig(sources=(source,)))
     (outcome,) = ranks(config, tmp_path / "run", world_size=1)
-    named = f"{tmp_path / 'objects'}/train-000000.tar: sample {broken.key}: got UnidentifiedImage"
+    named = f"{tmp_path / 'objects'}/train-000000.tar: sample {broken.key}: got ShardError (picture: got"
     assert outcome.startswith(f"ShardError: {named}")
 
 

@@ -162,7 +162,7 @@ def test_half_precision_leaves_the_dictionary_whole(ranks: Ranks, tmp_path: Path
     """Oracle: dtypes. Under DeepSpeed's bf16 the network is bfloat16, on disk and after loading;
     codes, sums and counts are float32 and hold values that bfloat16 has not."""
     runs = ranks.with_student(RELEASED) if way == "released" else ranks
-    config = replace(RUN, precision="bf16", num_steps=4)
+    config = replace(RUN, precision="bf16", save_precision="training", num_steps=4)
     assert runs(config, tmp_path, world_size=2) == ["done", "done"]
     assert _codes(tmp_path, 0) == _codes(tmp_path, 1)
     saved = _weights(tmp_path)

@@ -176,8 +176,8 @@ def test_pooling_over_levels_takes_each_box_from_its_own() -> None:
     all_boxes = torch.cat([corner, corner + 2 + torch.rand(7, 2, generator=random) * 30], 1)
     boxes = [all_boxes[:2], all_boxes[2:]]
     how = dict(num_bins=2, sampling_ratio=2)
-    pooled = pool(levels, boxes, **how)
-    chosen = pick_levels(all_boxes, [8, 16])
+    pooled = pool(levels, boxes, canonical_box_px=16, **how)
+    chosen = pick_levels(all_boxes, [8, 16], canonical_box_px=16)
     assert set(chosen.tolist()) == {0, 1}
     for row, (box, level) in enumerate(zip(all_boxes, chosen.tolist())):
         picture = torch.tensor([int(row >= 2)])

@@ -106,7 +106,7 @@ def _evaluate(folder: Path, student: Path, samples: list[Sample]) -> dict[str, d
     objects = write_objects(folder / "objects", samples)
     evaluate(
         EvaluateConfig(num_pictures=5, captions_per_picture=2, num_shown=2),
-        objects=objects,
+        samples=objects,
         teacher=folder / "teacher",
         student=student,
         out=folder / "out",
