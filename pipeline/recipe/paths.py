@@ -27,6 +27,8 @@ FILES = (
     "distill.features.attributes",
     "distill.detectron2.weights",
     "distill.detectron2.labels",
+    "distill.transformers.labels",
+    "student.soho_checkpoint",
     "pretrain.ds_config",
     "pretrain.data.sources.folder",
     "finetune.ds_config",
@@ -47,8 +49,10 @@ NAMES = (
     "distill.parser",
     "distill.similarity.model",
     "distill.detectron2.config_file",
+    "distill.transformers.model",
     "student.pretrained_cnn",
     "student.pretrained_text",
+    "launch.slurm.container_image",
 )
 """Paths, or names of something published: a path where it begins as one, or is there."""
 

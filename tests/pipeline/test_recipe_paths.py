@@ -43,3 +43,29 @@ def test_paths_are_absolute_and_home_is_expanded(
     assert folders == [str(tmp_path / "shards"), "s3://bucket/shards"]
     assert recipe.student.pretrained_text == "bert-base-uncased"
     assert user_path("~/runs/x") == Path("/home/me/runs/x")
+
+
+def test_checkpoints_and_detectors_of_others_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths of files, and a model that is a folder; a model's published name stays."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = load_recipe(
+        "soho-res18",
+        [
+            "ingest.root=im",
+            "ingest.captions=c.json",
+            "student.soho_checkpoint=soho.pth",
+            "launch.slurm.container_image=~/boxless.sif",
+            "distill.teacher=transformers",
+            "distill.transformers={model: ./detr, labels: ~/labels.txt}",
+        ],
+    )
+    assert recipe.student.soho_checkpoint == str(tmp_path / "soho.pth")
+    assert recipe.launch.slurm.container_image == "/home/me/boxless.sif"
+    assert recipe.distill.transformers.model == str(tmp_path / "detr")
+    assert recipe.distill.transformers.labels == "/home/me/labels.txt"
+    model = "distill.transformers={model: facebook/detr-resnet-50}"
+    published = load_recipe("toy", ["distill.teacher=transformers", model])
+    assert published.distill.transformers.model == "facebook/detr-resnet-50"
