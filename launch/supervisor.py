@@ -138,8 +138,7 @@ class Supervisor:
     def _count_restart(self, error: LaunchError) -> None:
         """NoProgressError when this restart would be one too many."""
         self._num_in_a_row += 1
-        state = error.state if isinstance(error, LaunchError) else str(error)
-        cause = self._cause if self._cause != "the ranks ended" else state
+        cause = self._cause if self._cause != "the ranks ended" else error.state
         self._cause = "the ranks ended"
         self._record("restart", cause=cause, step=self._best_step, in_a_row=self._num_in_a_row)
         self._lost = self._lost or (cause, self._latest_step_at)
@@ -148,10 +147,8 @@ class Supervisor:
             raise NoProgressError(
                 f"{self._job.title}: {self._policy.max_restarts} restarts in a row without a new "
                 f"step after step {max(self._best_step, 0)}; the last cause: {cause}",
-                self._job.paths.launcher_log(self._job.node_rank)
-                if isinstance(error, UserError)
-                else error.log,
-                "" if isinstance(error, UserError) else error.tail,
+                error.log,
+                error.tail,
             )
 
     def _record(self, kind: str, **details: object) -> None:

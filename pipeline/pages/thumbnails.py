@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.runner.run_folder import RunFolder
 from sharding.format.catalog import read_catalog
-from sharding.format.image_size import picture_orientation
+from sharding.format.image_size import upright_size
 from sharding.format.manifest import SampleEntry, read_manifest
 from sharding.format.schema import Sample, ShardError
 from sharding.reading.sample_reader import read_sample
@@ -130,9 +130,7 @@ def reduced(image: bytes, *, longest_px: int) -> Reduced:
     """
     try:
         with _opened(image) as picture:
-            width, height = picture.size
-            if picture_orientation(image) >= 5:  # turned by 90 degrees
-                width, height = height, width
+            width, height = upright_size(picture.size, image)
             fits = max(picture.size) <= longest_px and len(image) <= _KEPT_BYTES
             picture.draft("RGB", (2 * longest_px, 2 * longest_px))
             as_it_is = fits and not picture.getexif() and picture.format in ("JPEG", "PNG")

@@ -45,6 +45,12 @@ def picture_size(data: bytes) -> tuple[int, int]:
         raise ShardError(
             f"picture: got {width} x {height} pixels, expected at least 1 and at most {MAX_PIXELS}"
         )
+    return upright_size(size, data)
+
+
+def upright_size(size: tuple[int, int], data: bytes) -> tuple[int, int]:
+    """(width, height) of the upright picture, from those that are stored in `data`."""
+    width, height = size
     return size if picture_orientation(data) < 5 else (height, width)
 
 

@@ -31,7 +31,6 @@ _MEANING = {
     "annotations": "the folder of Flickr30k Entities (Annotations, Sentences) or of Visual Genome "
     "(region_descriptions.json, image_data.json, objects.json)",
 }
-PLACEHOLDERS = ("{root}", "{split}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,13 +28,6 @@ SPLIT_FILES = {"train": "train.txt", "val": "val.txt", "test": "test.txt"}
 """Lists of ids that some corpora have, a file a split."""
 
 
-def split_named(word: str) -> str:
-    """Our split for a word; ValueError for a word that is none."""
-    if word not in WORDS:
-        raise ValueError(f"split is {word!r}; expected one of {', '.join(WORDS)}")
-    return WORDS[word]
-
-
 @dataclass(frozen=True, kw_only=True)
 class SplitRule:
     """The split of a picture.

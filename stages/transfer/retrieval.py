@@ -8,7 +8,6 @@ Letters: N pictures, M texts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +16,6 @@ from sharding.format.schema import Sample
 from stages.progress import Progress
 from stages.transfer.predictor import Predictor
 
-KS = (1, 5, 10)
 BEHIND = -1e4
 """Added to the score of what is on no shortlist."""
 
@@ -100,41 +98,6 @@ def shortlisted(scores: torch.Tensor, num_best: int) -> torch.Tensor:
         best = scores.topk(min(num_best, scores.shape[axis]), dim=axis).indices
         listed.scatter_(axis, best, True)
     return listed
-
-
-def recalls(scores: torch.Tensor, picture_of: torch.Tensor) -> dict[str, dict[str, float]]:
-    """Recall at k both ways beside chance, from scores [N, M] and each text's picture [M].
-
-    The rank of an answer is the number of wrong ones that score as high or higher, so ties count
-    against, and so does a score that is not a number. Image to text: the best of the picture's own
-    texts counts; a picture without one is only there to be confused with others.
-    """
-    num_pictures, num_texts = scores.shape
-    own = picture_of[None, :] == torch.arange(num_pictures)[:, None]
-    best_own = scores.masked_fill(~own, -math.inf).amax(dim=1, keepdim=True)
-    text_rank = (~(scores < best_own) & ~own).sum(dim=1)[own.any(dim=1)]
-    true_score = scores[picture_of, torch.arange(num_texts)]
-    image_rank = (~(scores < true_score) & ~own).sum(dim=0)
-    found = {}
-    for k in KS:
-        texts_each = [int(n) for n in own.sum(dim=1) if n]
-        found[f"image_to_text_r{k}"] = {
-            "value": (text_rank < k).float().mean().item(),
-            "chance": sum(_chance(num_texts, n, k) for n in texts_each) / len(texts_each),
-            "num": len(texts_each),
-        }
-        found[f"text_to_image_r{k}"] = {
-            "value": (image_rank < k).float().mean().item(),
-            "chance": _chance(num_pictures, 1, k),
-            "num": num_texts,
-        }
-    return found
-
-
-def _chance(num_all: int, num_right: int, k: int) -> float:
-    """Probability that k drawn of `num_all` hold at least one of `num_right`."""
-    k = min(k, num_all)
-    return 1 - math.comb(num_all - num_right, k) / math.comb(num_all, k)
 
 
 def _shown(wrong: list[int], right: list[int], num_shown: int) -> list[int]:

@@ -16,7 +16,6 @@ from stages.ingest.files import read_json_object
 from stages.ingest.sources.source import SourceError, clean_caption, shown
 
 EXPECTED = "a captions file in COCO's layout, as captions_val2017.json, or in Karpathy's"
-KARPATHY_SPLITS = ("train", "restval", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
