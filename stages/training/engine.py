@@ -72,7 +72,7 @@ def check_precision(config: TrainingConfig) -> None:
     if config.precision == "fp16" and not accelerator.is_fp16_supported():
         raise ValueError(
             f"{config.section}.precision: got fp16 on a {accelerator.device_name()} that has none, "
-            "expected bf16, autocast-bf16 or fp32"
+            "expected bf16 or fp32"
         )
 
 

@@ -56,8 +56,6 @@ class TrainingState:
     """Steps that left the weights because a gradient was not finite."""
     best: float | None = None
     """The best value of the validation's criterion so far."""
-    precision: str = "fp32"
-    """What the run computes in; `auto` chooses once."""
 
 
 class Loop:
@@ -224,7 +222,6 @@ class Loop:
             "skipped": self.state.skipped_samples,
             "nonfinite_steps": self.state.nonfinite_steps,
             "best": self.state.best,
-            "precision": self.state.precision,
             "data": dict(self.source.state(self.state.position)),
         }
         save_checkpoint(self.engine, self.out, state, self.config.keep_checkpoints)
@@ -247,14 +244,13 @@ class Loop:
     def _state(self, saved: dict[str, Any] | None) -> TrainingState:
         """Where to go on, with what a checkpoint says."""
         if saved is None:
-            return TrainingState(precision=self.config.precision)
+            return TrainingState()
         return TrainingState(
             step=saved["step"],
             position=self.source.position(saved["data"]),
             skipped_samples=saved["skipped"],
             nonfinite_steps=saved.get("nonfinite_steps", 0),
             best=saved.get("best"),
-            precision=saved.get("precision", self.config.precision),
         )
 
     def _is_reported(self, step: int) -> bool:
