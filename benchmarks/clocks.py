@@ -1,4 +1,4 @@
-"""Two ways to time a benchmark. Reached from those of the teacher, as their --clock.
+"""Two ways to time a benchmark.
 
 "wall" is the time that goes by. "cpu" counts what the processor spent on this process: on a machine
 that others use, and with one thread, about what an idle core would take.

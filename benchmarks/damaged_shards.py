@@ -1,7 +1,4 @@
-"""Small sets of shards, and everything that may happen to them.
-
-Reached by benchmarks.damages, which looks at what readers make of it.
-"""
+"""Small sets of shards, and everything that may happen to them."""
 
 from __future__ import annotations
 

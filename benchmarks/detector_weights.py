@@ -1,10 +1,10 @@
 """Weights of full-size detectors without training, for nets that are to be compared or timed.
 
-Reached from `benchmarks/teacher.py` and the tests. Trained weights are other people's and large;
-with random ones activations blow up or fade, and a detector sees nothing. Here a photograph runs
-through the layers while they are made: each normalisation gets the mean and variance of what it
-sees, each predictor the spread that makes decisions clear. Names, shapes and the order of channels
-(blue green red) are those of detectron2's checkpoints, read by `read_net` and by detectron2.
+Trained weights are other people's and large; with random ones activations blow up or fade, and a
+detector sees nothing. Here a photograph runs through the layers while they are made: each
+normalisation gets the mean and variance of what it sees, each predictor the spread that makes
+decisions clear. Names, shapes and the order of channels (blue green red) are those of detectron2's
+checkpoints, read by `read_net` and by detectron2.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The same samples as shards of ours, of stock webdataset, and for Energon and mosaic streaming.
 
-Reached by benchmarks.shards, which measures them. Each format is written by a function of a folder
-and samples, and read by one that gives an iterator over `Row`s, so that all are asked for the same:
-the picture's bytes, the json and the objects' arrays. Energon and mosaic are imported in their own
-functions; those raise ImportError where they are not installed.
+Each format is written by a function of a folder and samples, and read by one that gives an
+iterator over `Row`s, so that all are asked for the same: the picture's bytes, the json and the
+objects' arrays. Energon and mosaic are imported in their own functions; those raise ImportError
+where they are not installed.
 """
 
 from __future__ import annotations

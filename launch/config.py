@@ -1,4 +1,4 @@
-"""Where processes run, as a recipe says it. Reached as ``recipe.launch``."""
+"""Where processes run, as a recipe says it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder that is complete or not there at all. Reached from every stage that writes folders."""
+"""A folder that is complete or not there at all."""
 
 from __future__ import annotations
 

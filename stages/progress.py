@@ -2,7 +2,7 @@
 
 The bar is for a terminal, the lines for a log.
 
-Reached from every stage as `with Progress("distill", total=n, unit="pictures") as progress:`.
+Use: `with Progress("distill", total=n, unit="pictures") as progress:`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``boxless doctor``: what is on this machine, what is missing, and the cure.
 
-Each check looks and returns findings; none changes anything, and a broken package is a finding, not
-a crash. Reached from ``pipeline.cli.main``.
+Each check looks and returns findings; none changes anything, and a broken package is a finding,
+not a crash.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Commands over folders of shards, whatever made them: look, verify, repair, repack, index, mixing.
 
-Reached from ``pipeline.cli.main``; each calls one function of ``sharding`` and shows what it
-gave. Shards are few thousand at most and each takes seconds, so all show their progress.
+Shards are few thousand at most and each takes seconds, so all show their progress.
 """
 
 from __future__ import annotations

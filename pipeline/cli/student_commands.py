@@ -1,7 +1,5 @@
 """Commands over a student's folder: inside shows what it makes of pictures and texts, export writes
 it for other tools.
-
-Reached from ``pipeline.cli.main``.
 """
 
 from __future__ import annotations

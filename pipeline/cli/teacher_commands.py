@@ -1,7 +1,4 @@
-"""Commands over teachers: convert makes one of a checkpoint from elsewhere, teacher looks at one.
-
-Reached from ``pipeline.cli.main``.
-"""
+"""Commands over teachers: convert makes one of a checkpoint from elsewhere, teacher looks at one."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """`boxless export STUDENT --to FORMAT`: a student, or what it does inside, for other tools.
 
-Reached by pipeline.cli.student_commands. Formats: `soho`, a checkpoint that the released SOHO code
-reads (the inverse of `student.soho_checkpoint` in a recipe); `vl-interpret`, a database of examples
-for Intel's VL-InterpreT.
+Formats: `soho`, a checkpoint that the released SOHO code reads (the inverse of
+`student.soho_checkpoint` in a recipe); `vl-interpret`, a database of examples for Intel's
+VL-InterpreT.
 """
 
 from __future__ import annotations

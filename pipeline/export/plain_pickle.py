@@ -1,7 +1,4 @@
-"""Pickles for a tool that reads nothing else: plain values and arrays, written and never read.
-
-Reached by pipeline.export.vl_interpret alone; nothing of Boxless reads what it writes.
-"""
+"""Pickles for a tool that reads nothing else: plain values and arrays, written and never read."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A picture with the teacher's objects drawn on it: numbered boxes, and what each is below.
 
-Reached from `pipeline.pages.report.teacher`. Letters: O objects, T true boxes.
+Letters: O objects, T true boxes.
 """
 
 from __future__ import annotations

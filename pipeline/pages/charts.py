@@ -1,7 +1,6 @@
 """Line charts as inline SVG, in colours of the style sheet, so that they turn dark with the page.
 
-Reached from the modules that draw curves. No script: the values of a step show as the browser's
-own tooltip. Axes begin at zero.
+No script: the values of a step show as the browser's own tooltip. Axes begin at zero.
 """
 
 from __future__ import annotations

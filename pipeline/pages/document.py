@@ -1,7 +1,4 @@
-"""A page that stands alone: nothing is loaded, and no script runs but one of our own.
-
-Reached by whatever writes a page (pipeline.pages.report.page, pipeline.pages.shards.page).
-"""
+"""A page that stands alone: nothing is loaded, and no script runs but one of our own."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """HTML as a tree of elements, so that no text of a corpus can ever become markup.
 
-Reached by every module of the report. The tree is the standard library's; its serialiser escapes
-whatever is text or an attribute's value.
+The tree is the standard library's; its serialiser escapes whatever is text or an attribute's
+value.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What an object is called: names of labels and attributes, as a catalog tells them of its shards.
 
-Reached by whatever names objects on a page. A catalog may be anybody's, or missing: a class whose
-name is not known goes by its number.
+A catalog may be anybody's, or missing: a class whose name is not known goes by its number.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Colours of the objects drawn on pictures, that eyes of every kind can tell apart.
 
-Reached by whatever draws boxes (pipeline.pages.boxes, pipeline.pages.shards). They were found by search:
-any two are at least 0.11 apart in OKLab (Ottosson 2020) to normal eyes and to those without red,
-green or blue cones, as Machado, Oliveira and Fernandes simulate these (2009, severity 1). Numbers
-on them are black, at a contrast of 5 or more.
+They were found by search: any two are at least 0.11 apart in OKLab (Ottosson 2020) to normal eyes
+and to those without red, green or blue cones, as Machado, Oliveira and Fernandes simulate these
+(2009, severity 1). Numbers on them are black, at a contrast of 5 or more.
 """
 
 from __future__ import annotations

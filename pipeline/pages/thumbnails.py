@@ -1,7 +1,4 @@
-"""Pictures of the held-out split, found by key and made small enough for a page.
-
-Reached by the modules of the report that show pictures.
-"""
+"""Pictures of the held-out split, found by key and made small enough for a page."""
 
 from __future__ import annotations
 

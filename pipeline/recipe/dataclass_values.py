@@ -2,7 +2,7 @@
 
 Every fault is a ``RecipeError`` that names the dotted path, what was got and what was expected.
 Types are held strictly: ``"3"`` is not ``3``, ``true`` is not ``1``; only a whole number is taken
-where a number is expected. Reached from ``pipeline.recipe.recipe``.
+where a number is expected.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 PyYAML reads YAML 1.1, where ``1e-4`` is text, ``no`` is false and ``12:30`` is 750. Whoever writes
 ``learning_rate: 1e-4`` means a number, so recipes are read with YAML 1.2's scalars instead.
-Reached from ``pipeline.recipe.recipe``, which turns what is read here into checked dataclasses.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The user's own files that a stage reads, from outside the run folder.
-
-Reached from ``pipeline.runner.run_stages``, which does a stage again when they changed.
-"""
+"""The user's own files that a stage reads, from outside the run folder."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a run left in its folder, read so that a file cut short or not there yet does no harm.
-
-Reached by the modules of the report that draw from JSON files.
-"""
+"""What a run left in its folder, read so that a file cut short or not there yet does no harm."""
 
 from __future__ import annotations
 

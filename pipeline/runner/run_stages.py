@@ -1,8 +1,6 @@
 """Conducts a run: decides which stages are due and why, starts them, and records what they leave.
 
-The decision is ``plan_stage``, which only looks; ``run_stages`` acts on it. Reached from
-``pipeline.cli.main`` for every ``boxless STAGE`` and ``boxless run``, and from
-``pipeline.runner.retry``.
+The decision is ``plan_stage``, which only looks; ``run_stages`` acts on it.
 """
 
 from __future__ import annotations

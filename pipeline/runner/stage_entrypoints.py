@@ -1,5 +1,4 @@
-"""How each stage is called, with its part of the recipe and its folders. Reached from
-``pipeline.runner.worker``; each function imports its stage itself, since stages are heavy to import."""
+"""How each stage is called, with its part of the recipe and its folders."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 ``started.json`` says what shapes the output that is under way, ``stage.json`` what shaped the one
 that is there. Both hold it readably (``shaped_by``), so that a later start can say what changed,
-and as a fingerprint. Reached from ``pipeline.runner.run_stages`` and ``pipeline.runner.status``.
+and as a fingerprint.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The stages in running order: what shapes each, what it reads, what it leaves. One table.
-
-Reached from ``pipeline.runner.run_stages``, which decides by it what to run, and ``pipeline.runner.status``.
-"""
+"""The stages in running order: what shapes each, what it reads, what it leaves. One table."""
 
 from __future__ import annotations
 

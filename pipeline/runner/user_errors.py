@@ -1,5 +1,4 @@
-"""Whether an error is the user's to mend, or a bug. Reached where errors end: worker and
-command line."""
+"""Whether an error is the user's to mend, or a bug."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""How far the work in a folder of shards is, and who is at it; seen from outside, changing nothing.
-
-Reached from `boxless status`.
-"""
+"""How far the work in a folder of shards is, and who is at it; seen from outside, changing nothing."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """What is left to do in a folder of shards: all that has no manifest of the right settings.
 
-Reached from sharding.coordination.claims. Also how a done shard is asked for once more: by an empty file
-OUT/.claims/TAR.again, which goes when the shard has been written again and not before, so that what
-was asked survives every kill.
+Also how a done shard is asked for once more: by an empty file OUT/.claims/TAR.again, which goes
+when the shard has been written again and not before, so that what was asked survives every kill.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The account of a shard: every input is a sample or a failure, none is lost, none comes twice.
-
-Reached by the stages before they write a catalog.
-"""
+"""The account of a shard: every input is a sample or a failure, none is lost, none comes twice."""
 
 from __future__ import annotations
 

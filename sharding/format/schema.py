@@ -1,7 +1,7 @@
 """What a sample is: its key, its picture, its json and the teacher's objects array.
 
-Reached by everything that writes or reads a shard. The objects array is one structured numpy
-array, a row an object (design: little-endian, rows by falling score):
+The objects array is one structured numpy array, a row an object (design: little-endian, rows by
+falling score):
 
     box              f4[4]  x0, y0, x1, y1 in pixels of the original picture
     score            f2     of the object's own label

@@ -1,8 +1,7 @@
 """Walks the headers of a tar that nobody vouches for: the files in it, and where it is broken.
 
-Reached where there is no manifest yet, or one is not believed: sharding.tools.index, sharding.tools.verify and
-sharding.tools.repair. Python's tarfile takes a destroyed header and a tar cut between two members for the
-end, and says nothing; here every end that is not the end mark is an error that names the byte.
+Python's tarfile takes a destroyed header and a tar cut between two members for the end, and says
+nothing; here every end that is not the end mark is an error that names the byte.
 
 Layout: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Header Block"; the long names of GNU
 tar (type L) and its binary sizes as in its manual, "Basic Tar Format".

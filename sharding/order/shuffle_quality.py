@@ -1,7 +1,4 @@
-"""How well samples are mixed, in figures, beside webdataset's buffers and a full permutation.
-
-Reached by `boxless mixing`; sharding.order.shuffle_simulation says what the three are.
-"""
+"""How well samples are mixed, in figures, beside webdataset's buffers and a full permutation."""
 
 from __future__ import annotations
 

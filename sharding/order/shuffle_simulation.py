@@ -1,7 +1,5 @@
 """Three methods of going twice through the same samples, followed sample by sample.
 
-Reached by sharding.order.shuffle_quality, which makes figures of them.
-
 - ours: the positions of a plan (sharding.order.order, sharding.order.mixture), in their order.
 - webdataset: its own stages on sample numbers in place of tars. Shards go to ranks and workers as
   split_by_node and split_by_worker deal them, then through detshuffle, so that shards come in

@@ -1,9 +1,8 @@
 """A file without a name, for what processes share while they live and nobody finds afterwards.
 
-Reached by the cache of far shards (sharding.reading.cache) and the board of what workers do
-(sharding.reading.watchdog). It has no name from the start, in no folder and not in /dev/shm, so nothing is
-left of it when the last process that holds it ends, were they all killed. Forked children hold it
-by themselves; children that are spawned are handed its descriptor.
+It has no name from the start, in no folder and not in /dev/shm, so nothing is left of it when the
+last process that holds it ends, were they all killed. Forked children hold it by themselves;
+children that are spawned are handed its descriptor.
 """
 
 from __future__ import annotations

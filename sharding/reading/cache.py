@@ -1,10 +1,10 @@
 """A bounded cache of pieces of far shards, shared by a rank and its workers.
 
-Reached by sharding.reading.store. Its bytes are a ring on disk without a name: new pieces overwrite the
-oldest ones, and the index of where a piece begins is shared memory. It never says that a piece is
-right: what was overwritten while it was read, or half written by a worker that was killed, comes
-out as other bytes. Whoever asks checks the CRC-32 of the sample, which is known, and takes wrong
-bytes for a miss. So nothing has to be held locked while bytes are read or written.
+Its bytes are a ring on disk without a name: new pieces overwrite the oldest ones, and the index of
+where a piece begins is shared memory. It never says that a piece is right: what was overwritten
+while it was read, or half written by a worker that was killed, comes out as other bytes. Whoever
+asks checks the CRC-32 of the sample, which is known, and takes wrong bytes for a miss. So nothing
+has to be held locked while bytes are read or written.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A set of shards to train on: where it is, and what must be known of it before the first sample.
-
-Reached by sharding.reading.stream.
-"""
+"""A set of shards to train on: where it is, and what must be known of it before the first sample."""
 
 from __future__ import annotations
 

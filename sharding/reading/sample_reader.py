@@ -1,7 +1,6 @@
 """Reads samples out of a tar by the offsets of its manifest, checked by CRC-32.
 
-Reached by the stages that go through shards in order (iterate) and through sharding.reading.shard_reader by those
-that jump. The tar's own headers are never asked.
+The tar's own headers are never asked.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Reads a tar once from front to end, for everybody who wants bytes of it, and hashes all of it.
-
-Reached by sharding.tools.index and sharding.tools.verify: the walk over the headers, the look at the members
-and the SHA-256 of the whole share one pass, as the disk is slower than they are.
-"""
+"""Reads a tar once from front to end, for everybody who wants bytes of it, and hashes all of it."""
 
 from __future__ import annotations
 

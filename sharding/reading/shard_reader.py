@@ -1,7 +1,7 @@
 """Samples by number of shard and sample, out of any mix of stores, or what is wrong with them.
 
-Reached by sharding.reading.stream and by others that jump in a folder of shards. Manifests are read when a
-sample of their shard is first asked for, and must be those that the catalog saw.
+Manifests are read when a sample of their shard is first asked for, and must be those that the
+catalog saw.
 """
 
 from __future__ import annotations

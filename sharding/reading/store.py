@@ -1,9 +1,9 @@
 """Where shards lie: a folder of a file system, or a URL that fsspec reads by ranges.
 
-Reached by sharding.reading.shard_reader. A store hands out whole small files (catalog, manifests) and samples,
-checked by their CRC-32. Far ones are fetched together, a whole micro-batch at once, and kept in a
-bounded cache (sharding.reading.cache). What fails on the way is asked for again a few times, for a bounded
-time; what is still wrong then is a ShardError.
+A store hands out whole small files (catalog, manifests) and samples, checked by their CRC-32. Far
+ones are fetched together, a whole micro-batch at once, and kept in a bounded cache
+(sharding.reading.cache). What fails on the way is asked for again a few times, for a bounded time;
+what is still wrong then is a ShardError.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The training data as a map from positions to micro-batches, for PyTorch's DataLoader.
 
-Reached by the training stages:
+Use:
 
     stream = ShardStream([DatasetSource("objects")], seed=0, micro_batch_size=32, window_num_shards=8,
                     shape_step_px=64)

@@ -1,7 +1,7 @@
 """Who does what: a board that a rank's workers write on, and a watch that reads it when data stall.
 
-Reached by sharding.reading.stream, which writes "open" and "read", by the code that decodes and collates in
-the workers, which writes stages of its own, and by the training loop, which watches:
+`sharding.reading.stream` writes "open" and "read", the code that decodes and collates in the workers
+writes stages of its own, and the training loop watches:
 
     board = StatusBoard()
     stream = ShardStream(sources, board=board, ...)

@@ -1,11 +1,11 @@
 """Makes manifests for tars that others wrote, webdataset's and img2dataset's, and their catalog.
 
-Reached by `boxless index`, and by sharding.tools.repair for tars of ours that lost their manifest. The
-members KEY.EXT with the same KEY that follow each other are one input (sharding.format.tar_scan.Member says
-how a name is parted). It becomes a sample with a picture (jpg, jpeg, png, webp), a caption (json or
-txt) and perhaps objects.npy, all of which sharding.reading.sample_reader reads as it would read ours; what does not
-becomes a failure with its reason. Every other member is left out of the manifest, with a note, so
-that nothing ever reads it: no pickle, for one.
+The members KEY.EXT with the same KEY that follow each other are one input
+(sharding.format.tar_scan.Member says how a name is parted). It becomes a sample with a picture
+(jpg, jpeg, png, webp), a caption (json or txt) and perhaps objects.npy, all of which
+sharding.reading.sample_reader reads as it would read ours; what does not becomes a failure with
+its reason. Every other member is left out of the manifest, with a note, so that nothing ever reads
+it: no pickle, for one.
 
 Nothing of a tar is believed: each member is bounded before it is read, and one sample is in memory
 at a time. Every byte is read once. The same tar gives the same manifest.

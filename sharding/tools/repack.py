@@ -1,9 +1,9 @@
 """Deals finished shards anew: small tails merged, large shards split, another order.
 
-Reached by `boxless repack`. Payloads go over as they are, each sample's CRC-32 checked on the way
-and written again, so a sample keeps its bytes; failures and notes go over as well, so input = ok +
-failed holds for the new set as for the old. In memory are a few numbers a sample; what a manifest
-says of a sample lies in a file without a name meanwhile, which goes with the process.
+Payloads go over as they are, each sample's CRC-32 checked on the way and written again, so a
+sample keeps its bytes; failures and notes go over as well, so input = ok + failed holds for the
+new set as for the old. In memory are a few numbers a sample; what a manifest says of a sample lies
+in a file without a name meanwhile, which goes with the process.
 
 What becomes of every sample is fixed before the first is copied, by the settings and the manifests
 of the sources (the fingerprint of each new shard). So a run that was killed leaves out what it had

@@ -1,6 +1,6 @@
 """Brings a folder of shards back to what can be trusted, and deletes nothing.
 
-Reached by `boxless repair`. Every byte is read. What becomes of a shard:
+Every byte is read. What becomes of a shard:
 
     left         its manifest says what the tar holds, to the last byte
     rebuilt      the tar is sound in itself, but its manifest is missing, broken or another tar's:

@@ -1,7 +1,6 @@
 """Several shards looked at at a time, for what mostly reads and hashes.
 
-Reached by sharding.tools.index and sharding.tools.verify. Threads serve, as reading, SHA-256 and CRC-32 leave
-Python's lock to the others.
+Threads serve, as reading, SHA-256 and CRC-32 leave Python's lock to the others.
 """
 
 from __future__ import annotations

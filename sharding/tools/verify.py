@@ -1,7 +1,7 @@
 """Says what is wrong with shards: fast by manifests and sizes, full by every byte.
 
-Reached by `boxless verify`. Faults are returned, not raised, so that one look names them all. The
-tars may be ours or those of others with manifests by sharding.tools.index. Every byte is read once.
+Faults are returned, not raised, so that one look names them all. The tars may be ours or those of
+others with manifests by sharding.tools.index. Every byte is read once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""What an earlier writing of a shard left, to be used again sample by sample.
-
-Reached by the stages when a shard is written once more, because inputs of it failed, or because
-some of its inputs changed: what is sound and still right need not be computed again.
-"""
+"""What an earlier writing of a shard left, to be used again sample by sample."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The recipe's `distill.detectron2` part: which config and weights detectron2 is to run.
 
-Reached from `distill_config.py`; read by `teacher/detectron2_net.py`. Used with
-`distill.teacher: detectron2`, where detectron2 itself is installed.
+Used with `distill.teacher: detectron2`, where detectron2 itself is installed.
 """
 
 from __future__ import annotations

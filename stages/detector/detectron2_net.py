@@ -1,10 +1,10 @@
 """detectron2's own net from a config of its own and a file of weights.
 
-Reached from `detectron2_teacher.py`. detectron2 is looked for at run time. Of its ways of loading
-two are not taken: its checkpointer unpickles whatever a .pkl holds, so weights come through
-`convert.read_checkpoint`, which builds arrays and nothing else; and a YAML config may name Python
-objects to build, so it is read without that. A lazy config (.py) is a program
-by design, which runs only where the user said so on the command line, never by a recipe alone.
+detectron2 is looked for at run time. Of its ways of loading two are not taken: its checkpointer
+unpickles whatever a .pkl holds, so weights come through `convert.read_checkpoint`, which builds
+arrays and nothing else; and a YAML config may name Python objects to build, so it is read without
+that. A lazy config (.py) is a program by design, which runs only where the user said so on the
+command line, never by a recipe alone.
 """
 
 from __future__ import annotations

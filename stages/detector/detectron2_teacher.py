@@ -1,8 +1,7 @@
 """detectron2 itself as the teacher: its net finds the objects, this file writes them as ours.
 
-Reached from `stages/distill/run.py` with `distill.teacher: detectron2`. Any Faster, Mask, Keypoint
-or Cascade R-CNN of detectron2 goes: only the parts that lead to boxes run, by the steps of its
-`GeneralizedRCNN.inference` and the `forward` of its heads
+Any Faster, Mask, Keypoint or Cascade R-CNN of detectron2 goes: only the parts that lead to boxes
+run, by the steps of its `GeneralizedRCNN.inference` and the `forward` of its heads
 (https://github.com/facebookresearch/detectron2, detectron2/modeling/meta_arch/rcnn.py and
 roi_heads/), because those throw away which proposal a detection comes from, and features are the
 proposal's. What a row of the arrays says is told in `detect.py`; stock detectron2 has no

@@ -1,4 +1,4 @@
-"""Which device a process looks with. Reached from `seers.py` and `teacher/folder.py`."""
+"""Which device a process looks with."""
 
 from __future__ import annotations
 

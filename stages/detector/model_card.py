@@ -1,7 +1,6 @@
 """What a teacher's folder says of the teacher to whoever opens it.
 
-Reached from `folder.py`, which keeps it in config.json and writes it as CARD.md, and from `boxless
-teacher`. Nothing of it decides what the teacher sees, so nothing of it is in the fingerprint.
+Nothing of it decides what the teacher sees, so nothing of it is in the fingerprint.
 """
 
 from __future__ import annotations

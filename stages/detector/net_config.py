@@ -1,8 +1,6 @@
 """The sizes and rules of a teacher's net, in the order in which a picture meets them.
 
-Reached from `teach_config.py` (a recipe's `teach.net`), from `families.py` and `weights.py` (a
-checkpoint from elsewhere) and, as JSON, from the config.json of a teacher's folder. The values
-that stand here are those of the toy world.
+The values that stand here are those of the toy world.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A teacher that sees nothing, for pictures that have no boxes to train one from.
 
-Reached from `folder.py`. A run goes through with it: its object arrays have no rows, so OMVM and
-PRA have nothing to go by, and the student learns from pictures and captions alone.
+A run goes through with it: its object arrays have no rows, so OMVM and PRA have nothing to go by,
+and the student learns from pictures and captions alone.
 """
 
 from __future__ import annotations

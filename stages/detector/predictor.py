@@ -1,7 +1,5 @@
 """A teacher at work: decoded pictures in, one array of objects a picture out.
 
-Reached from `stages/distill/make_object_source.py` (through `folder.load_teacher`) and `evaluate.py`.
-
 What is found in a picture does not hang on its neighbours. Nothing is padded, which moves features
 even far from the border. In "fp32" each picture runs through the net alone: the kernels that
 convolve and multiply take other ways for other sizes, so that a picture among others, even of its

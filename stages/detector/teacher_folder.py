@@ -1,8 +1,7 @@
 """A teacher on disk.
 
-Reached from `stages/detector/training/train.py` and `convert.py` (write) and by whoever wants a teacher
-(reads). A folder holds `model.safetensors` (weights), `names.json` (labels and attributes by
-number), `CARD.md` (for people) and, written last, `config.json` (the net's sizes, the card, and the
+A folder holds `model.safetensors` (weights), `names.json` (labels and attributes by number),
+`CARD.md` (for people) and, written last, `config.json` (the net's sizes, the card, and the
 fingerprint of weights, names and net). A blind teacher's folder has the first two and the last,
 with no net, no names and no weights.
 """

@@ -1,7 +1,4 @@
-"""The recipe's `distill` part: who looks, and how objects and the captions' phrases are kept.
-
-Reached from `pipeline.recipe.recipe`; read by `stages.distill.run` and `stages.distill.make_object_source`.
-"""
+"""The recipe's `distill` part: who looks, and how objects and the captions' phrases are kept."""
 
 from __future__ import annotations
 

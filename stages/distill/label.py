@@ -1,7 +1,7 @@
 """One shard's way: samples of an image shard in, the same samples with objects and phrases out.
 
-Reached from `stages.distill.run`. The objects come from a `ObjectSource`; here they are checked, chosen
-from, and compared with the phrases of the captions.
+The objects come from a `ObjectSource`; here they are checked, chosen from, and compared with the
+phrases of the captions.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Whose objects a recipe asks for. Reached from the pipeline; each kind of teacher is imported only
-where it is asked for."""
+"""Whose objects a recipe asks for."""
 
 from __future__ import annotations
 

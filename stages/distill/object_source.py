@@ -1,8 +1,7 @@
 """What distillation asks of a teacher.
 
-Reached from everything in this stage. A `ObjectSource` gives the objects of samples, however it comes by
-them: by files that others left (`features/`), or by looking. Those that look are `Detector`s, and
-`flow.py` makes a Seer of one.
+A `ObjectSource` gives the objects of samples, however it comes by them: by files that others left
+(`features/`), or by looking. Those that look are `Detector`s, and `flow.py` makes a Seer of one.
 """
 
 from __future__ import annotations

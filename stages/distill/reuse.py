@@ -1,7 +1,7 @@
 """Keeps what the teacher has seen before, where a shard is labelled again after its input changed.
 
-Reached from `stages.distill.run`. After a retry of ingest a shard has a few new pictures among
-hundreds that are as they were: only the new ones go to the teacher.
+After a retry of ingest a shard has a few new pictures among hundreds that are as they were: only
+the new ones go to the teacher.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """`boxless distill`: a teacher looks at every picture once and writes what it sees into shards.
 
-Reached from the pipeline, on as many workers as are started. Every image shard becomes the object
-shard of the same name, whole or not at all. The workers share the shards by claims
-(`sharding.coordination.claims`); killed at any moment and started again, the stage goes on with what is not
-finished and ends with the same bytes.
+Every image shard becomes the object shard of the same name, whole or not at all. The workers share
+the shards by claims (`sharding.coordination.claims`); killed at any moment and started again, the
+stage goes on with what is not finished and ends with the same bytes.
 """
 
 from __future__ import annotations

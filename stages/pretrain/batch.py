@@ -1,8 +1,7 @@
 """The tensors of a micro-batch, and what each means.
 
-Reached from `stages.pretrain.collate`, which makes them, and from every objective.
-Letters: N pictures, B picture-text pairs, T word pieces, C cells, O objects a picture (padded),
-P phrases a caption (padded), K classes of a soft label.
+Letters: N pictures, B picture-text pairs, T word pieces, C cells, O objects a picture (padded), P
+phrases a caption (padded), K classes of a soft label.
 """
 
 from __future__ import annotations

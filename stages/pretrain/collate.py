@@ -1,9 +1,7 @@
 """From samples to the tensors of a micro-batch.
 
-Reached from `stages.pretrain.data` through the data loader: `sharding.reading.stream` yields the samples of
-a position, `Collate` decodes them, makes a `Batch` and lets each objective mask what it needs.
-Letters: N pictures, B picture-text pairs, T word pieces, C cells, O objects a picture (padded),
-P phrases a caption (padded), K classes of a soft label.
+Letters: N pictures, B picture-text pairs, T word pieces, C cells, O objects a picture (padded), P
+phrases a caption (padded), K classes of a soft label.
 """
 
 from __future__ import annotations

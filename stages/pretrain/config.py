@@ -1,5 +1,4 @@
-"""Pretraining as the recipe gives it. Reached as `recipe.pretrain`; every number the papers leave
-open is marked as ours. The formulas stand with the objectives."""
+"""Pretraining as the recipe gives it. The formulas stand with the objectives."""
 
 from __future__ import annotations
 

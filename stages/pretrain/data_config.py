@@ -1,4 +1,4 @@
-"""What pretraining reads, as the recipe gives it. Reached as `recipe.pretrain.data`."""
+"""What pretraining reads, as the recipe gives it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The student with its objectives, as the one module that DeepSpeed drives.
 
-Reached from `stages.pretrain.run`. The forward pass is the whole way from a batch to the loss.
+The forward pass is the whole way from a batch to the loss.
 """
 
 from __future__ import annotations

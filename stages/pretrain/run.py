@@ -1,8 +1,8 @@
 """The pretraining run: object shards in, a student folder out. One rank of it.
 
-Reached through `boxless pretrain`, which starts this on every rank. The order of samples is
-arithmetic on a position (`sharding.order.order`), the position stands in the checkpoint,
-and everything random comes from (seed, position): a run that was stopped goes on as if it had not been.
+The order of samples is arithmetic on a position (`sharding.order.order`), the position stands in
+the checkpoint, and everything random comes from (seed, position): a run that was stopped goes on
+as if it had not been.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Activation checkpointing: forget what a layer computed, run it again in the backward pass.
 
-Reached from `stages.training.engine`. It saves memory and costs a second forward pass. Outputs,
-gradients, dropout and BatchNorm's statistics are those of a run without it, bit for bit.
+It saves memory and costs a second forward pass. Outputs, gradients, dropout and BatchNorm's
+statistics are those of a run without it, bit for bit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What happens inside the fusion: who attends to what, and the hidden states between layers.
 
-Reached from `stages.transfer.probes.forward_trace`. The student runs as it always does, on its fast attention,
-which keeps no weights; hooks look on and work the weights out again.
+The student runs as it always does, on its fast attention, which keeps no weights; hooks look on
+and work the weights out again.
 Letters: B pairs, L layers, A heads, T word pieces, C cells, S = T + C tokens, D hidden size.
 """
 

@@ -1,6 +1,6 @@
 """A new student, as a recipe describes it: random, or from weights that others published.
 
-Reached from `stages.pretrain.run`. An existing one is read by `Student.from_pretrained`.
+An existing one is read by `Student.from_pretrained`.
 """
 
 from __future__ import annotations

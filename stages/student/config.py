@@ -1,4 +1,4 @@
-"""Sizes of the student, as the recipe gives them. Reached as `recipe.student`."""
+"""Sizes of the student, as the recipe gives them."""
 
 from __future__ import annotations
 

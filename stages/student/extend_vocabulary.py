@@ -1,8 +1,4 @@
-"""A student with more words or token types than it was trained with.
-
-Reached by whoever teaches a pretrained student a task that needs them (VCR), with a tokenizer that
-`stages.student.text.spans.add_person_tags` gave more words.
-"""
+"""A student with more words or token types than it was trained with."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The student's heads, one an objective, kept with the network so that transfer has them too.
 
-Reached from `stages.student.network`; the objectives in `stages.pretrain.objectives` name the
-formulas. Letters: B pairs, M rows picked by an objective, D hidden size, V vocabulary.
+Letters: B pairs, M rows picked by an objective, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The fusion's last layer, run only where its output is read.
 
-Reached from `stages.student.network`. Every layer but the last needs all of its outputs, for the
-next one attends to them; of the last one's, the heads read [CLS] and what was masked, a few in a
-hundred. Keys and values are made of all tokens, queries and what follows of those that are read.
+Every layer but the last needs all of its outputs, for the next one attends to them; of the last
+one's, the heads read [CLS] and what was masked, a few in a hundred. Keys and values are made of
+all tokens, queries and what follows of those that are read.
 Letters: B pairs, S = T + C tokens of a pair, M tokens that are read, D hidden size, A heads.
 """
 

@@ -1,6 +1,5 @@
 """The student network: a picture's cells and a text's word pieces through one Transformer.
 
-Reached from `stages.pretrain.run` (which trains it) and `stages.transfer` (which uses it).
 Letters: N pictures, B picture-text pairs, T word pieces, C cells, D hidden size.
 """
 

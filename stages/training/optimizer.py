@@ -1,8 +1,8 @@
 """AdamW for the Transformer and SGD for the CNN, as one optimizer that ZeRO can partition.
 
-Reached from `stages.training.engine`. Both papers train so (AdamwSGD in SOHO's released code);
-DeepSpeed takes one optimizer. The kernels are PyTorch's own: fused ones on GPUs, which do what
-apex's FusedAdam does and need no build, and foreach ones on CPUs.
+Both papers train so (AdamwSGD in SOHO's released code); DeepSpeed takes one optimizer. The kernels
+are PyTorch's own: fused ones on GPUs, which do what apex's FusedAdam does and need no build, and
+foreach ones on CPUs.
 """
 
 from __future__ import annotations

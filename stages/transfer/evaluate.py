@@ -1,7 +1,6 @@
 """What the student understands of pictures it never saw: retrieval, grounding, labels.
 
-Reached through `boxless evaluate`. Writes `scores.json` (each score beside chance) and
-`examples.json` (what the report shows).
+Writes `scores.json` (each score beside chance) and `examples.json` (what the report shows).
 """
 
 from __future__ import annotations

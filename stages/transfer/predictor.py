@@ -1,7 +1,4 @@
-"""Held-out samples and the student that looks at them.
-
-Reached from `stages.transfer.evaluate` and `stages.transfer.finetune`.
-"""
+"""Held-out samples and the student that looks at them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """All that reads bytes from anybody, a function each, and sound bytes to begin from.
 
-Reached by tests/sharding/test_fuzz.py (hypothesis, a few seconds) and by tests.fuzz.fuzz_readers
-(atheris, as long as one likes). A reader may raise REFUSALS and nothing else; what it accepts has
-to hold what it promises, which the functions here assert.
+A reader may raise REFUSALS and nothing else; what it accepts has to hold what it promises, which
+the functions here assert.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checkpoints of a narrow detector by detectron2's names, as the tests of conversion need them.
 
-Reached from test_teacher_convert.py and tests/pipeline/test_teacher_commands.py. The weights are
-random, so the net finds nothing that is there; names and shapes are those of the model zoo.
+The weights are random, so the net finds nothing that is there; names and shapes are those of the
+model zoo.
 """
 
 from __future__ import annotations

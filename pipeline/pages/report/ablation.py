@@ -1,6 +1,6 @@
 """Dictionary, objects, or both? Every seed of every variant, each score on an axis to 100 %.
 
-Reached from `pipeline.pages.report.page`. Reads ablation.json of the run; without it there is no section.
+Reads ablation.json of the run; without it there is no section.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What a word looks at: the attention of a caption's words over the picture, a map each.
 
-Reached from `pipeline.pages.report.page`. Reads `attention` of transfer/evaluate/examples.json. Letters:
-R, C rows and columns of the grid.
+Reads `attention` of transfer/evaluate/examples.json. Letters: R, C rows and columns of the grid.
 """
 
 from __future__ import annotations

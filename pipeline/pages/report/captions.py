@@ -1,7 +1,7 @@
 """What the student says of a picture: its five best captions, right and wrong.
 
-Reached from `pipeline.pages.report.page`. Reads `captions` of transfer/evaluate/examples.json. The other
-way round, pictures of a caption, is `pipeline.pages.report.retrieval_gallery`.
+Reads `captions` of transfer/evaluate/examples.json. The other way round, pictures of a caption, is
+`pipeline.pages.report.retrieval_gallery`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The visual dictionary: how its codes are used, and picture patches of those used most.
 
-Reached from `pipeline.pages.report.page`. Reads `codes` of transfer/evaluate/examples.json; a student
-without a dictionary has no section. Letters: K codes.
+Reads `codes` of transfer/evaluate/examples.json; a student without a dictionary has no section.
+Letters: K codes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The data: how many pictures went in, how many did not, and why.
 
-Reached from `pipeline.pages.report.page`. Reads the catalogs and manifests of both kinds of shards.
+Reads the catalogs and manifests of both kinds of shards.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Where the student looks for a phrase: its heat over the picture, its point, the true box.
 
-Reached from `pipeline.pages.report.page`. Reads `grounding` of transfer/evaluate/examples.json. Letters:
-R, C rows and columns of the grid.
+Reads `grounding` of transfer/evaluate/examples.json. Letters: R, C rows and columns of the grid.
 """
 
 from __future__ import annotations

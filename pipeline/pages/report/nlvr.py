@@ -1,6 +1,6 @@
 """Is the sentence true of the picture? Some of the student's answers, where it learned to tell.
 
-Reached from `pipeline.pages.report.page`. Reads transfer/truth/ (NLVR); without it there is no section.
+Reads transfer/truth/ (NLVR); without it there is no section.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """report/index.html of a run: one page that needs no network, no script and no other file.
 
-Reached through `boxless report RUN` and at the end of `boxless run`. Scores come first, then the
-parts follow the way of the data. What a run has not left yet is said in a word; a file of it that
-is damaged costs its own part of the page only.
+Scores come first, then the parts follow the way of the data. What a run has not left yet is said
+in a word; a file of it that is damaged costs its own part of the page only.
 """
 
 from __future__ import annotations

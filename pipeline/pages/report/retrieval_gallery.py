@@ -1,6 +1,6 @@
 """What the student finds for a text: its five best pictures, right and wrong.
 
-Reached from `pipeline.pages.report.page`. Reads `retrieval` of transfer/evaluate/examples.json.
+Reads `retrieval` of transfer/evaluate/examples.json.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the run reached: the main scores large and in plain words, then all of them in a table.
 
-Reached from `pipeline.pages.report.page`. Reads transfer/evaluate/scores.json and, where a student was
-taught a task, transfer/truth/scores.json.
+Reads transfer/evaluate/scores.json and, where a student was taught a task,
+transfer/truth/scores.json.
 """
 
 from __future__ import annotations

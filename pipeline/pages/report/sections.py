@@ -1,7 +1,4 @@
-"""What all parts of the page look like: a section, a figure with its name, numbers in words.
-
-Reached by every module that draws a part of the report.
-"""
+"""What all parts of the page look like: a section, a figure with its name, numbers in words."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The teacher at work: how it learned, and its boxes on held-out pictures.
 
-Reached from `pipeline.pages.report.page`. Reads teacher/metrics.jsonl, teacher/scores.json and the
-object shards.
+Reads teacher/metrics.jsonl, teacher/scores.json and the object shards.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What ran and how long: a bar a stage, one after the other.
 
-Reached from `pipeline.pages.report.page`. Reads the record that each stage leaves.
+Reads the record that each stage leaves.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """How the student learned: its losses and accuracies step by step, and how fast it went.
 
-Reached from `pipeline.pages.report.page`. Reads pretrain/metrics.jsonl, where an objective's figures are
-called OBJECTIVE/FIGURE.
+Reads pretrain/metrics.jsonl, where an objective's figures are called OBJECTIVE/FIGURE.
 """
 
 from __future__ import annotations

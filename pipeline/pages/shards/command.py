@@ -1,7 +1,4 @@
-"""`boxless look SHARD --out FILE`: draws what is in shards, as a page or as a contact sheet.
-
-Reached by pipeline.cli.shard_commands.
-"""
+"""`boxless look SHARD --out FILE`: draws what is in shards, as a page or as a contact sheet."""
 
 from __future__ import annotations
 

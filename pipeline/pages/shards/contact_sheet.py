@@ -1,7 +1,7 @@
 """The contact sheet of `boxless look`: a PNG of small pictures with boxes, and in short what the
 page says of each.
 
-Reached by pipeline.pages.shards.command. Drawn with Pillow and the font that comes with it, dark on light.
+Drawn with Pillow and the font that comes with it, dark on light.
 """
 
 from __future__ import annotations

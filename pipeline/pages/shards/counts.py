@@ -1,6 +1,6 @@
 """What is in the shards on the whole: objects a picture, scores, commonest labels, failures.
 
-Reached by pipeline.pages.shards.command. Counted over the samples that it is given, which need not be all.
+Counted over the samples that it is given, which need not be all.
 """
 
 from __future__ import annotations

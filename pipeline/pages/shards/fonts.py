@@ -1,8 +1,4 @@
-"""How wide a text is: Pillow's own font, which comes with it, for tags on pictures.
-
-Reached by pipeline.pages.shards.page, where it is an estimate that the browser is told to keep to, and by
-pipeline.pages.shards.contact_sheet, which draws with it.
-"""
+"""How wide a text is: Pillow's own font, which comes with it, for tags on pictures."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Histograms and ranked bars of the page, in the style sheet's colours, which turn with the page.
 
-Reached by pipeline.pages.shards.page; the bins serve the contact sheet too. No script: what a column stands
-for shows as the browser's own tooltip.
+No script: what a column stands for shows as the browser's own tooltip.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The page of `boxless look`: one file that needs no network; without scripts it says as much.
 
-Reached by pipeline.pages.shards.command. Each picture stands with its objects beside it and its captions;
-pointing at an object anywhere shows it everywhere (page.js).
+Each picture stands with its objects beside it and its captions; pointing at an object anywhere
+shows it everywhere (page.js).
 """
 
 from __future__ import annotations

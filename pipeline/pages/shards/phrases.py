@@ -1,7 +1,5 @@
 """Captions with their phrases in the colours of the objects that they mean, and how like each other
 phrases and objects are.
-
-Reached by pipeline.pages.shards.page.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is looked at: the shards behind a path or URL, and single samples out of them.
 
-Reached by pipeline.pages.shards.command. A tar, a folder of shards or a URL of either is read through
-sharding.reading.store, checked by CRC-32. Only manifests that are needed are opened.
+A tar, a folder of shards or a URL of either is read through sharding.reading.store, checked by
+CRC-32. Only manifests that are needed are opened.
 """
 
 from __future__ import annotations

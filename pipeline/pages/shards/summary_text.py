@@ -1,7 +1,4 @@
-"""What is said of the shards as a whole: the lines at the top of page and contact sheet.
-
-Reached by pipeline.pages.shards.page and pipeline.pages.shards.contact_sheet.
-"""
+"""What is said of the shards as a whole: the lines at the top of page and contact sheet."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Where the tags of many boxes go, so that none lies over another.
 
-Reached by pipeline.pages.shards.page and pipeline.pages.shards.contact_sheet. Greedy, the first box first: each tag takes
-the first place around or along its box that is free, a long one if it fits, else a short one.
+Greedy, the first box first: each tag takes the first place around or along its box that is free, a
+long one if it fits, else a short one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Text that runs on from line to line, in several colours and sizes, drawn with Pillow.
 
-Reached by pipeline.pages.shards.contact_sheet. Pieces are placed as they come; blocks begin on lines of their own.
+Pieces are placed as they come; blocks begin on lines of their own.
 """
 
 from __future__ import annotations

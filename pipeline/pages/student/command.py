@@ -1,7 +1,4 @@
-"""`boxless inside STUDENT ... --out FILE`: a page about what a student makes of some examples.
-
-Reached by pipeline.cli.student_commands.
-"""
+"""`boxless inside STUDENT ... --out FILE`: a page about what a student makes of some examples."""
 
 from __future__ import annotations
 

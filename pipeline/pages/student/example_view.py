@@ -1,7 +1,7 @@
 """One example as the page shows it: its words and phrases, and a map of cells for each.
 
-Reached by pipeline.pages.student.command. Letters: L layers, A heads, E entries (words, then phrases),
-C cells, S tokens, M maps an entry: through all layers, then of each layer the mean and its heads.
+Letters: L layers, A heads, E entries (words, then phrases), C cells, S tokens, M maps an entry:
+through all layers, then of each layer the mean and its heads.
 """
 
 from __future__ import annotations

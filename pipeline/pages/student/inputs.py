@@ -1,7 +1,4 @@
-"""What commands about a student are given: its folder, and pairs of a picture and a text.
-
-Reached by pipeline.pages.student.command and pipeline.export.command.
-"""
+"""What commands about a student are given: its folder, and pairs of a picture and a text."""
 
 from __future__ import annotations
 

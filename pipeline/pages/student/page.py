@@ -1,7 +1,7 @@
 """The page of `boxless inside`: one file that needs no network.
 
-Reached by pipeline.pages.student.command. Pointing at a word, or reaching it by keyboard, lights the cells
-that it attends to and those that it means (page.js); without scripts one sees the whole pair's.
+Pointing at a word, or reaching it by keyboard, lights the cells that it attends to and those that
+it means (page.js); without scripts one sees the whole pair's.
 Letters: E entries, C cells, M maps, as in pipeline.pages.student.example_view.
 """
 

@@ -1,4 +1,4 @@
-"""What every reader of other people's weights and features raises. Reached from all of them."""
+"""What every reader of other people's weights and features raises."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A checkpoint from elsewhere becomes a teacher's folder.
 
-Reached from `boxless convert`. `read_checkpoint` opens the file, whichever of detectron2's and
-torch's kinds it is, `weights.py` makes a net of ours of it, and `folder.py` writes it down with the
-names of its labels, which the weights do not hold, and a card that says where it is from.
+`read_checkpoint` opens the file, whichever of detectron2's and torch's kinds it is, `weights.py`
+makes a net of ours of it, and `folder.py` writes it down with the names of its labels, which the
+weights do not hold, and a card that says where it is from.
 """
 
 from __future__ import annotations

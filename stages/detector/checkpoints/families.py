@@ -1,8 +1,7 @@
 """Families of checkpoints: what a Faster R-CNN needs to know that its weights do not tell.
 
-Reached from `weights.py` and `convert.py`. A family is named where a checkpoint is converted;
-afterwards a teacher's folder holds all of it in its config.json. Values are those of the public
-configs that each family's `about` names.
+A family is named where a checkpoint is converted; afterwards a teacher's folder holds all of it in
+its config.json. Values are those of the public configs that each family's `about` names.
 """
 
 from __future__ import annotations

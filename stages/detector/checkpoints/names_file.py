@@ -1,8 +1,8 @@
 """The names of a checkpoint's labels or attributes, which its weights do not hold.
 
-Reached from `convert.py`. A text file has a name a line, synonyms with commas between and the
-leading one first, as Visual Genome's objects_vocab.txt and attributes_vocab.txt have them; a .json
-file has a list of such names. The place is the number; the background has none.
+A text file has a name a line, synonyms with commas between and the leading one first, as Visual
+Genome's objects_vocab.txt and attributes_vocab.txt have them; a .json file has a list of such
+names. The place is the number; the background has none.
 """
 
 from __future__ import annotations

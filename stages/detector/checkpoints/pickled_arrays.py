@@ -1,8 +1,7 @@
 """All that a pickle may call here: our own stand-ins for how numpy and torch pickle arrays.
 
-Reached from `pickles.py`, whose machine looks a name up in CALLABLES and calls what it finds, and
-from `torch_files.py`. No function of numpy's or torch's own unpickling is ever called: each
-stand-in checks what it was given and builds a plain array out of bytes that the file really has.
+No function of numpy's or torch's own unpickling is ever called: each stand-in checks what it was
+given and builds a plain array out of bytes that the file really has.
 
 The forms, read in numpy's and torch's sources: an array is `_reconstruct(ndarray, (0,), b"b")`
 filled by a state (version, shape, dtype, is Fortran, bytes), or from protocol 5 on

@@ -1,11 +1,11 @@
 """Other people's pickles, read without running anything of theirs.
 
-Reached from `convert.py` (detectron2's .pkl) and from the readers of old features. A pickle is a
-program for a small machine with a stack; Python's own machine calls whatever the program names.
-This one is ours: it knows containers, numbers, text and bytes, and of all names only those of
-`pickled_arrays.CALLABLES`, which are functions of ours. Everything else is a CheckpointError that
-names what was asked for. It is not built on pickle.Unpickler, whose C code can be made to take
-gigabytes by six bytes (an index into its memo), and which calls methods of what it finds.
+A pickle is a program for a small machine with a stack; Python's own machine calls whatever the
+program names. This one is ours: it knows containers, numbers, text and bytes, and of all names
+only those of `pickled_arrays.CALLABLES`, which are functions of ours. Everything else is a
+CheckpointError that names what was asked for. It is not built on pickle.Unpickler, whose C code
+can be made to take gigabytes by six bytes (an index into its memo), and which calls methods of
+what it finds.
 
 What a file can make us take is bounded by its size: no more than MAX_STEPS instructions, no bytes
 that it does not have, no container deeper than MAX_DEPTH, none that holds itself.

@@ -1,8 +1,8 @@
 """Files of torch.save and of safetensors, read onto the CPU without running anything of theirs.
 
-Reached from `convert.py`. torch's own restricted reader (weights_only) does the reading, with our
-stand-ins of `pickled_arrays.py` for numpy's arrays and numbers, which training code leaves among
-weights; whatever else it meets, it refuses.
+torch's own restricted reader (weights_only) does the reading, with our stand-ins of
+`pickled_arrays.py` for numpy's arrays and numbers, which training code leaves among weights;
+whatever else it meets, it refuses.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """From a checkpoint's arrays to a net of ours: its config and its weights.
 
-Reached from `convert.py`. Names are detectron2's (GeneralizedRCNN with ResNet, FPN, Res5ROIHeads
-or StandardROIHeads), and those of the two ports of bottom-up attention: MILVLG's and airsplay's.
-Widths, depths and counts are read off the shapes, all else is of the family.
+Names are detectron2's (GeneralizedRCNN with ResNet, FPN, Res5ROIHeads or StandardROIHeads), and
+those of the two ports of bottom-up attention: MILVLG's and airsplay's. Widths, depths and counts
+are read off the shapes, all else is of the family.
 
 What differs between checkpoints is met here, so that the net knows one convention only: frozen
 normalisation is folded into the convolution before it (in double precision), stems that take blue

@@ -1,5 +1,4 @@
-"""What looks at one box: its feature, class, better box and attribute. Reached from
-`faster_rcnn.py`; bins come from `pooler.py`, and the box head of C4 models from `res5.py`.
+"""What looks at one box: its feature, class, better box and attribute.
 
 The predictors work in single precision also where the rest runs in bfloat16, as what they say
 decides which objects there are.

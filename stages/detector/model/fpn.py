@@ -1,4 +1,4 @@
-"""A feature pyramid over a ResNet: five levels, p2 to p6. Reached from `faster_rcnn.py`.
+"""A feature pyramid over a ResNet: five levels, p2 to p6.
 
 Lin et al., 2017 (https://arxiv.org/abs/1612.03144), in detectron2's layout and with its names
 (detectron2/modeling/backbone/fpn.py): levels are summed, not averaged, the coarser one is enlarged

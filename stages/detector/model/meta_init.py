@@ -1,8 +1,8 @@
 """Nets whose weights come from a file right after: made without random ones.
 
-Reached from `folder.py`, `convert.py` and `weights.py`. Seventy million random numbers take
-seconds. On torch's "meta" device nothing takes time, but to fill a tensor there, or to give it
-memory afterwards, torch imports its compiler first, which takes longer still; so neither is done.
+Seventy million random numbers take seconds. On torch's "meta" device nothing takes time, but to
+fill a tensor there, or to give it memory afterwards, torch imports its compiler first, which takes
+longer still; so neither is done.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The small backbone: plain 3x3 convolutions with batch normalisation, one level out.
 
-Reached from `faster_rcnn.py`. It stands where the ResNets of the full-size teachers go: whatever
-the net, a backbone maps pictures to a list of levels, fine to coarse.
+It stands where the ResNets of the full-size teachers go: whatever the net, a backbone maps
+pictures to a list of levels, fine to coarse.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Which objects of a picture are reported, by the rule of detectron2 or of bottom-up attention.
 
-Reached from `faster_rcnn.py`, with what the box predictor says of every proposal.
-
 Letters: P proposals, L labels (background not counted), N candidates, K objects chosen.
 """
 

@@ -1,4 +1,4 @@
-"""ResNet's last stage as the box head of C4 models. Reached from `heads.py`.
+"""ResNet's last stage as the box head of C4 models.
 
 It is most of such a model's work (0.73 billion multiplications a proposal, four times that
 dilated), so its first block is done a cheaper way where that is exact. It begins with two 1x1

@@ -1,9 +1,8 @@
 """ResNets, the backbones of full-size teachers.
 
-Reached from `faster_rcnn.py` (up to res4, one level: a C4 model), from `fpn.py` (all stages) and,
-for the last stage alone, from `res5.py`. He et al., 2015 (https://arxiv.org/abs/1512.03385), in
-detectron2's layout and with its names (detectron2/modeling/backbone/resnet.py); with groups it is
-a ResNeXt (Xie et al., 2016, https://arxiv.org/abs/1611.05431).
+He et al., 2015 (https://arxiv.org/abs/1512.03385), in detectron2's layout and with its names
+(detectron2/modeling/backbone/resnet.py); with groups it is a ResNeXt (Xie et al., 2016,
+https://arxiv.org/abs/1611.05431).
 
 There are no normalisation layers: such a teacher's are frozen, so they are folded into the weight
 and bias of the convolution before them when a checkpoint is read (`weights.py`).

@@ -1,9 +1,8 @@
 """The region proposal network: where objects may be, whatever they are.
 
-Reached from `faster_rcnn.py`. Ren et al., 2015 (https://arxiv.org/abs/1506.01497), with
-detectron2's rules: the best anchors of every level, boxes clipped to the picture, empty ones
-dropped, suppression within a level, then all levels ranked together. Caffe's models drop small
-boxes too, and before the best are taken.
+Ren et al., 2015 (https://arxiv.org/abs/1506.01497), with detectron2's rules: the best anchors of
+every level, boxes clipped to the picture, empty ones dropped, suppression within a level, then all
+levels ranked together. Caffe's models drop small boxes too, and before the best are taken.
 
 Letters: B pictures, C channels, H x W cells of a level, A anchors a cell, N = H * W * A.
 """

@@ -1,9 +1,9 @@
 """From decoded pictures of any size to the tensor that the network takes.
 
-Reached from `detect.py` and `training_set.py`. There are two rules, and a net sees well only by the
-one it was trained with. "pillow": Pillow's bilinear filter on bytes, which averages where it
-shrinks, as detectron2 does it. "floats": normalised pixels, each new one between four old ones, as
-py-faster-rcnn and bottom-up attention do it with OpenCV.
+There are two rules, and a net sees well only by the one it was trained with. "pillow": Pillow's
+bilinear filter on bytes, which averages where it shrinks, as detectron2 does it. "floats":
+normalised pixels, each new one between four old ones, as py-faster-rcnn and bottom-up attention do
+it with OpenCV.
 
 Letters: B pictures, H x W pixels of a picture, h x w after resizing.
 """

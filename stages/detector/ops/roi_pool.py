@@ -1,4 +1,4 @@
-"""RoIPool: the largest value in each bin of a box, without interpolation. Reached from `pooler.py`.
+"""RoIPool: the largest value in each bin of a box, without interpolation.
 
 Fast R-CNN, Girshick, 2015 (https://arxiv.org/abs/1504.08083), section 2.1, as its Caffe layer,
 py-faster-rcnn and torchvision.ops.roi_pool define it: the edges of a box are rounded to whole

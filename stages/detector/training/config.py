@@ -1,7 +1,6 @@
 """The recipe's `teach` part: the teacher's net and how it is trained.
 
-Reached from `pipeline.recipe.recipe`; read by `stages.detector.training.train` and what trains in
-`stages/detector`. The values that stand here are those of the toy world.
+The values that stand here are those of the toy world.
 """
 
 from __future__ import annotations

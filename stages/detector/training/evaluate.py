@@ -1,10 +1,10 @@
 """How good a teacher is: AP50 and attributes on pictures with true boxes.
 
-Reached from `stages/detector/training/train.py` at its end. AP50 is PASCAL VOC's of 2010 and later
-(Everingham et al., 2015, section 4.2): detections of a class over all pictures by falling score;
-one is right when the true box of its class that it overlaps most is overlapped by at least 0.5
-and not yet taken; average precision is the area under precision made to fall with recall, at
-every point. AP50 is the mean over the classes that have a true box.
+AP50 is PASCAL VOC's of 2010 and later (Everingham et al., 2015, section 4.2): detections of a
+class over all pictures by falling score; one is right when the true box of its class that it
+overlaps most is overlapped by at least 0.5 and not yet taken; average precision is the area under
+precision made to fall with recall, at every point. AP50 is the mean over the classes that have a
+true box.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Image shards whose pictures have true boxes: what a teacher learns from and is scored on.
 
-Reached from `training_set.py` and `evaluate.py`. The truth is the `truth` of a sample's json:
-boxes, labels and perhaps attributes, by name. It is read once, at the start, by the offsets of
-the manifests, and kept as small arrays; pictures are read when asked for.
+The truth is the `truth` of a sample's json: boxes, labels and perhaps attributes, by name. It is
+read once, at the start, by the offsets of the manifests, and kept as small arrays; pictures are
+read when asked for.
 """
 
 from __future__ import annotations

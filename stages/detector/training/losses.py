@@ -1,4 +1,4 @@
-"""The five losses of Faster R-CNN with attributes. Reached from `stages/detector/training/train.py`.
+"""The five losses of Faster R-CNN with attributes.
 
 Ren et al., 2015 (https://arxiv.org/abs/1506.01497), section 3.1, and Anderson et al., 2018, with
 detectron2's choices: L1 on box deltas, class-specific boxes, true boxes among the proposals,

@@ -1,6 +1,6 @@
 """Which anchors and proposals answer for which object, and which of them enter the loss.
 
-Reached from `losses.py`; training only. Rules of Faster R-CNN as detectron2 has them.
+Rules of Faster R-CNN as detectron2 has them.
 
 Letters: N candidates (anchors or proposals) of one picture, G its true objects.
 """

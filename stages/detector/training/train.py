@@ -1,6 +1,6 @@
 """`boxless teach`: trains a Faster R-CNN on image shards whose pictures have true boxes.
 
-Reached from `pipeline`. Writes to `out`, the teacher folder of the run:
+Writes to `out`, the teacher folder of the run:
 
     checkpoint.safetensors   while it runs: weights, the optimizer's state, steps done
     best.safetensors         while it runs: the weights with the best AP50 on held-out pictures

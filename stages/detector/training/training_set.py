@@ -1,8 +1,8 @@
 """From labelled pictures to the batches of training, each a pure function of (seed, step).
 
-Reached from `stages/detector/training/train.py`. Which pictures share a step is `sharding.order.order`: like
-shapes together, every picture once an epoch. Decoded and resized pictures stay in memory up to a
-bound; those beyond it are read and decoded every time.
+Which pictures share a step is `sharding.order.order`: like shapes together, every picture once an
+epoch. Decoded and resized pictures stay in memory up to a bound; those beyond it are read and
+decoded every time.
 
 Letters: B pictures, H x W pixels of the largest of them.
 """

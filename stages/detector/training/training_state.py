@@ -1,9 +1,8 @@
 """The state of a training that was stopped: one file, whole or absent.
 
-Reached from `stages/detector/training/train.py`. The file is a safetensors file of the weights
-(`model/NAME`) and of what the optimizer keeps for each (`optimizer/KEY/NAME`); its header carries
-the rest as JSON: the steps done, the seconds they took, the fingerprint of the training it belongs
-to, and of the best weights the score.
+The file is a safetensors file of the weights (`model/NAME`) and of what the optimizer keeps for
+each (`optimizer/KEY/NAME`); its header carries the rest as JSON: the steps done, the seconds they
+took, the fingerprint of the training it belongs to, and of the best weights the score.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pictures of one size brought together, out of a line of pictures of all sizes.
 
-Reached from `flow.py`. Which pictures share a batch follows from their sizes and places in the
-line alone, never from how fast anything was.
+Which pictures share a batch follows from their sizes and places in the line alone, never from how
+fast anything was.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A batch of pictures through a detector, whatever goes wrong with it.
 
-Reached from `flow.py`. Where a batch fails its pictures go one by one, so that one bad picture
-takes no other with it; where memory runs out they go by halves.
+Where a batch fails its pictures go one by one, so that one bad picture takes no other with it;
+where memory runs out they go by halves.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A detector put to work on samples: its device is kept busy, its results come in order.
 
-Reached from `seers.py`. Three kinds of threads share the work, and bounded numbers of pictures lie
-between them:
+Three kinds of threads share the work, and bounded numbers of pictures lie between them:
 
     the caller's    reads samples, well ahead of the results; labels and writes what comes out
     decoders        decode and resize, as Pillow leaves Python's lock to the others over both

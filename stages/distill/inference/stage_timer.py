@@ -1,4 +1,4 @@
-"""Where the time of an extraction goes. Reached from `flow.py`, `label.py` and `run.py`."""
+"""Where the time of an extraction goes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What every objective is: it masks a batch, and it scores what the student made of it.
-
-Reached from `stages.pretrain.run`, which adds up `weight x loss` by name.
-"""
+"""What every objective is: it masks a batch, and it scores what the student made of it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Published weights: a ResNet and a BERT by name, by folder, or (the ResNet) by file.
 
-Reached from `stages.student.build`, and from `pipeline.runner.run_stages`, which asks `check_pretrained`
-before any stage starts: a name that cannot be had should not be found out after days of distilling.
 A name is looked for here first, then in the Hugging Face cache, then on the hub.
 """
 

@@ -1,7 +1,7 @@
 """Checkpoints of the released SOHO code (`soho_res18_*.pth`): read into a student, and written.
 
-Reached from `stages.student.build` (`student.soho_checkpoint`) and `pipeline.export`. The names are
-those of researchmm/soho, 95824a8: backbone in torchvision's layout, neck, BERT, two heads.
+The names are those of researchmm/soho, 95824a8: backbone in torchvision's layout, neck, BERT, two
+heads.
 """
 
 from __future__ import annotations

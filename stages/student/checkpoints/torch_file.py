@@ -1,7 +1,7 @@
 """Other people's PyTorch checkpoints, read as tensors by name.
 
-Reached from `stages.student.checkpoints.soho` and `stages.student.checkpoints.pretrained`. Nothing in the file
-is run: `torch.load(weights_only=True)` refuses what is more than tensors and plain values.
+Nothing in the file is run: `torch.load(weights_only=True)` refuses what is more than tensors and
+plain values.
 """
 
 from __future__ import annotations

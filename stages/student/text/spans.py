@@ -1,9 +1,8 @@
 """Texts of several parts, as VCR has them: a question, its answer, a rationale; and person tags.
 
-Reached from `stages.student.processor` and `stages.pretrain.data`. Facts are those of KD-VLP's
-wrapper in VL-InterpreT (IntelLabs/VL-InterpreT, app/database/models/kdvlp.py): question and answer
-are [CLS] q [SEP] a [SEP], of the types 0 x (len q + 2), 2 x (len a + 1); 81 tags are added to
-bert-base-cased's vocabulary.
+Facts are those of KD-VLP's wrapper in VL-InterpreT (IntelLabs/VL-InterpreT,
+app/database/models/kdvlp.py): question and answer are [CLS] q [SEP] a [SEP], of the types 0 x (len
+q + 2), 2 x (len a + 1); 81 tags are added to bert-base-cased's vocabulary.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The student's tokenizer: WordPiece trained on the corpus, or a published one by name.
-
-Reached from `stages.pretrain.run`; saved into the student folder, from where transfer loads it.
-"""
+"""The student's tokenizer: WordPiece trained on the corpus, or a published one by name."""
 
 from __future__ import annotations
 

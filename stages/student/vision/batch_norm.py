@@ -1,7 +1,7 @@
 """BatchNorm of the CNN and the neck: whose pictures it is over, and statistics that stay float32.
 
-Reached from `stages.student.vision.grid` and `stages.student.vision.soho_neck`. PyTorch's layers mix a 16-bit input
-with float32 statistics only where the affine weights are float32 too, which DeepSpeed casts.
+PyTorch's layers mix a 16-bit input with float32 statistics only where the affine weights are
+float32 too, which DeepSpeed casts.
 Letters: N pictures, D channels, H and W sides of the map.
 """
 

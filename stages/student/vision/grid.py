@@ -1,7 +1,7 @@
 """From pixels to cells: ResNet, 2x2 pooling, 1x1 projection, 2-D sine positions.
 
-Reached from `stages.student.network`. The grid of SOHO (arXiv 2104.03135, section 3.1) and KD-VLP
-(arXiv 2109.10504): one cell for 64 x 64 pixels with a full ResNet; fewer stages give finer cells.
+The grid of SOHO (arXiv 2104.03135, section 3.1) and KD-VLP (arXiv 2109.10504): one cell for 64 x
+64 pixels with a full ResNet; fewer stages give finer cells.
 Letters: N pictures, R rows and S columns of the grid, C = R x S cells, D hidden size.
 """
 

@@ -1,10 +1,10 @@
 """What belongs to each picture of a padded batch, at any resolution of the CNN.
 
-Reached from `stages.student.vision.grid`. A picture that is seen alone is padded to multiples of `pad_px`:
-that is its canvas, and beyond it convolutions read zeros. In a batch the tensor may be larger. Its
-layers would turn the padding beyond a canvas into something else than zero (a BatchNorm's shift is
-enough), which the picture's border cells would then read. So all maps are kept at zero there, and a
-picture has the same cells whatever it is batched with.
+A picture that is seen alone is padded to multiples of `pad_px`: that is its canvas, and beyond it
+convolutions read zeros. In a batch the tensor may be larger. Its layers would turn the padding
+beyond a canvas into something else than zero (a BatchNorm's shift is enough), which the picture's
+border cells would then read. So all maps are kept at zero there, and a picture has the same cells
+whatever it is batched with.
 Letters: N pictures, H and W pixels of the tensor, h and w places of a map.
 """
 

@@ -1,8 +1,7 @@
 """The CNN: its sizes by name, and weights in torchvision's layout.
 
-Reached from `stages.student.checkpoints.pretrained`; `stages.student.checkpoints.soho` has the same names. The
-numbers of blocks are those of He et al. (arXiv 1512.03385, table 1), with the stride in the 3x3
-convolution as torchvision has it.
+The numbers of blocks are those of He et al. (arXiv 1512.03385, table 1), with the stride in the
+3x3 convolution as torchvision has it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SOHO's neck (arXiv 2104.03135, section 3.2 and its released code): cells, their codes, a gate.
 
-Reached from `stages.student.network`. The convolution before it is in `stages.student.vision.grid`; mask
-vector, positions and LayerNorm come after it, once a pair, in `stages.student.network`.
+The convolution before it is in `stages.student.vision.grid`; mask vector, positions and LayerNorm
+come after it, once a pair, in `stages.student.network`.
 Letters: N pictures, R rows and S columns of the grid, C = R x S cells, K codes, D hidden size.
 """
 

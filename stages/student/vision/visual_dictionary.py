@@ -1,7 +1,7 @@
 """SOHO's visual dictionary (arXiv 2104.03135, section 3.2): each cell stands for its nearest code.
 
-Reached from `stages.student.vision.soho_neck`. Codes are moving averages of the cells that took them, not
-trained weights. Everything here is float32, whatever precision the network around it has.
+Codes are moving averages of the cells that took them, not trained weights. Everything here is
+float32, whatever precision the network around it has.
 Letters: M cells, K codes, D hidden size, W ranks, T turns (micro-batches of a rank in a step).
 """
 

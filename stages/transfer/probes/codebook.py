@@ -1,6 +1,6 @@
 """What the codes of the visual dictionary stand for, on held-out pictures.
 
-Reached from `stages.transfer.evaluate`. Letters: K codes, C cells.
+Letters: K codes, C cells.
 """
 
 from __future__ import annotations

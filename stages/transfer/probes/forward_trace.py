@@ -1,7 +1,5 @@
 """A student's inside for one picture and one text: match, attention, meaning, what it would guess.
 
-Reached from `stages.transfer.evaluate` (examples for the report) and from `pipeline.pages.student` and
-`pipeline.export` (a user's own pictures).
 Letters: L layers, A heads, T word pieces, W words, C cells, S = T + C tokens, D hidden size.
 """
 
