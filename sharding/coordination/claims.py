@@ -226,12 +226,15 @@ class Worker:
                 raise CoordinationClosed from error
             raise
         try:
-            is_alone = self._agree()
+            others = self._agree()
             remove_stale(self._out, _file_names(self._num_inputs))
-            if is_alone:
+            # Failures are of an earlier run when nobody works yet: then each shard is tried anew,
+            # also where several workers start at once.
+            if all(state.record and state.record.is_starting for state in others):
                 forget_exhausted(self._folder)
+            self._heartbeat.end_start()
             # Workers that begin at different places seldom meet.
-            self._queue.begin(0 if is_alone else int(self._token, 16))
+            self._queue.begin(int(self._token, 16) if others else 0)
         except BaseException:
             self._leave()
             raise
@@ -346,8 +349,8 @@ class Worker:
         lines = [] if isinstance(error, ShardError) else traceback.format_exception(error)
         self._log("".join([*lines, f"Failed at {tar} (attempt {num}): {reason}"]))
 
-    def _agree(self) -> bool:
-        """Make sure that all who work here make the same; whether this worker is alone.
+    def _agree(self) -> list[WorkerState]:
+        """Make sure that all who work here make the same; the other living workers.
 
         Its own file is there already, so of two that come at once at least one sees the other.
         Whether a worker of other settings on another machine lives shows within its lease."""
@@ -370,7 +373,7 @@ class Worker:
                 os.replace(hidden, self._folder / PLAN)
             except FileNotFoundError as error:
                 raise CoordinationClosed from error
-        return not others
+        return others
 
     def _other_settings(self, there: Mapping[str, Any] | None, who: str) -> ShardError:
         ours = self._plan["fingerprint"]

@@ -43,7 +43,8 @@ class Record:
     shards it writes. lease_seconds: after so long without a new counter it is dead. counter: of
     heartbeats. tar: the shard being written, None between two. tar_seconds: for how long. num_done
     of num_inputs: how far it is. is_stalled: whether it stopped its counter because nothing moved.
-    rate: inputs a second over the last two minutes.
+    is_starting: whether it has not yet looked for a shard. rate: inputs a second over the last two
+    minutes.
     """
 
     host: str
@@ -58,6 +59,7 @@ class Record:
     num_done: int = 0
     num_inputs: int = 0
     is_stalled: bool = False
+    is_starting: bool = False
     rate: float = 0.0
 
     @property
@@ -201,6 +203,7 @@ class Heartbeat:
             token=token,
             settings=settings,
             lease_seconds=lease_seconds,
+            is_starting=True,
         )
         self.num_beats = 0
         self._stall_seconds = stall_seconds
@@ -222,6 +225,11 @@ class Heartbeat:
             raise
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
+
+    def end_start(self) -> None:
+        """Note that this worker now looks for shards."""
+        self.record = replace(self.record, is_starting=False)
+        self.beat()
 
     def begin(self, tar: str, num_inputs: int) -> None:
         """Note that this worker now writes `tar`."""

@@ -214,6 +214,31 @@ def test_a_shard_that_fails_twice_is_set_aside_and_listed(tmp_path: Path) -> Non
     assert not list((tmp_path / FOLDER).glob("*.failures"))
 
 
+def test_workers_that_start_together_try_anew_what_an_earlier_run_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sees the other before one works. Oracle: the shard that failed before gets done."""
+    bad, both = "train-000002.tar", threading.Barrier(2)
+
+    def fail(tar: str) -> None:
+        if tar == bad:
+            raise RuntimeError("cannot be labelled")
+
+    with pytest.raises(ShardsFailed):
+        work(tmp_path, before_each=fail)
+    agree = Worker._agree
+
+    def agree_together(self: Worker) -> object:
+        others = agree(self)
+        both.wait(60)
+        return others
+
+    monkeypatch.setattr(Worker, "_agree", agree_together)
+    with ThreadPoolExecutor(2) as pool:
+        wrote = list(pool.map(lambda _: work(tmp_path), range(2)))
+    assert sum(wrote, []) == [bad]
+
+
 def test_the_device_and_the_disk_end_the_worker_and_blame_no_shard(tmp_path: Path) -> None:
     """Oracle: the error comes out at once, and no attempt is counted."""
     for error in (RuntimeError("CUDA error: an illegal memory access"), OSError(28, "full")):
