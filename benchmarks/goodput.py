@@ -126,6 +126,12 @@ class Drill:
             wrong += line["sum"] != count * (count - 1) // 2
         return wrong
 
+    def nodes(self) -> list[str]:
+        """The nodes that the job has now, the first one first; none while it waits."""
+        listed = self.cluster("ctl", "squeue", "-h", "-t", "RUNNING", "-o", "%N").strip()
+        names = self.cluster("ctl", "scontrol", "show", "hostnames", listed) if listed else ""
+        return names.split()
+
     def faults_seen(self) -> list[str]:
         """Causes of restarts."""
         events = read_events(JobPaths(self.folder / "logs").events)
@@ -199,37 +205,47 @@ def each_once(cluster: Cluster, folder: Path, config: dict[str, Any], names: lis
 def one_after_the_other(
     cluster: Cluster, folder: Path, config: dict[str, Any], minutes: float, every_seconds: float
 ) -> None:
-    """Faults in turn on the nodes in turn, as long as it takes; prints the goodput."""
+    """Faults in turn, on the job's last node and its first one in turn, as long as it takes; a
+    node that was lost is back 60 s later. Prints the goodput."""
     drill = Drill(cluster, folder / f"goodput-{time.time_ns()}", config, 10_000_000)
     if drill.wait_for_step(1, 240) is None:
         print("the job did not start")
         return drill.end()
-    began, number, recoveries = time.time(), 0, []
-    while time.time() - began < minutes * 60:
-        time.sleep(every_seconds / 2)
-        name = list(FAULTS)[number % len(FAULTS)]
+    began = time.time()
+    recoveries: list[tuple[float, str]] = []
+    for number in range(int(minutes * 60 / every_seconds)):
+        time.sleep(max(0.0, began + (number + 0.5) * every_seconds - time.time()))
+        name, nodes = list(FAULTS)[number % len(FAULTS)], drill.nodes()
+        if not nodes:
+            print(f"{name}: left out, as the job waits", flush=True)
+            continue
+        node = nodes[-1 if number % 2 == 0 else 0]
         last, at = drill.lines()[-1]["step"], time.time()
-        FAULTS[name](cluster, "n2")
+        FAULTS[name](cluster, node)
         found = drill.wait_for_step(last + 6, 300)
         recoveries.append((found["time"] - at if found else 300.0, name))
-        print(f"{name}: {recoveries[-1][0]:.1f} s", flush=True)
+        print(f"{name} on {node} of {nodes}: {recoveries[-1][0]:.1f} s", flush=True)
         if name in _NEEDS_REPAIR:
-            cluster(_NEEDS_REPAIR[name], "n2")
-        time.sleep(max(0.0, every_seconds / 2 - (time.time() - at)))
-        number += 1
+            time.sleep(max(0.0, at + 60 - time.time()))
+            cluster(_NEEDS_REPAIR[name], node)
+    time.sleep(max(0.0, began + minutes * 60 - time.time()))
+    _print_goodput(drill, recoveries, began)
+    drill.end()
+
+
+def _print_goodput(drill: Drill, recoveries: list[tuple[float, str]], began: float) -> None:
     lines = drill.lines()
     wall = time.time() - began
     useful = len({line["step"] for line in lines if line["time"] >= began})
-    gaps = [b["time"] - a["time"] for a, b in zip(lines, lines[1:])]
-    step_seconds = statistics.median(gaps)
+    step_seconds = statistics.median(b["time"] - a["time"] for a, b in zip(lines, lines[1:]))
     worst, name = max(recoveries)
-    print(f"goodput {useful * step_seconds / wall:.1%} of {wall:.0f} s, {number} faults")
+    goodput = useful * step_seconds / wall
+    print(f"goodput {goodput:.1%} of {wall:.0f} s, {len(recoveries)} faults", flush=True)
     print(
         f"recovery: median {statistics.median(r[0] for r in recoveries):.1f} s, worst {worst:.1f} s "
         f"({name}); steps made twice {len(lines) - len({x['step'] for x in lines})}; wrong sums "
         f"{drill.wrong_sums()}"
     )
-    drill.end()
 
 
 def _wait_until_idle(cluster: Cluster) -> None:
