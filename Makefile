@@ -13,7 +13,7 @@ SHELL := /bin/bash
 STAGES := ingest teach distill pretrain finetune evaluate
 RECIPE ?= toy
 BOXLESS := .venv/bin/boxless
-CODE := boxless pipeline stages sharding launch $(wildcard benchmarks) tests
+CODE := boxless pipeline stages sharding launch $(wildcard benchmarks) tests $(wildcard docs/generate)
 
 settings = $(if $(RUN),--run $(RUN)) $(foreach setting,$(SET),--set $(setting))
 run_folder = $(or $(RUN),runs/$(notdir $(basename $(RECIPE))))
@@ -23,7 +23,7 @@ launching = $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(NODES),--nodes $(NOD
 .PHONY: help demo demo-tasks test check lint types imports run report status attach cancel logs \
 	slurm-test multinode-test goodput ablation doctor clean $(STAGES) \
 	drill elastic positions damages scale bench detector parts extraction fuzz dictionary step inference \
-	curves
+	curves docs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,7 +88,7 @@ goodput: .venv/ready ## a fault every two minutes on three nodes for half an hou
 report: .venv/ready ## write the page of RUN again
 	$(BOXLESS) report $(run_folder)
 
-doctor: .venv/ready ## what is here, what is missing, and the cure
+doctor: .venv/ready ## check the environment: what is missing, with fixes
 	$(BOXLESS) doctor
 
 drill: .venv/ready ## 100 runs of 1 to 8 workers, killed -9 at random: is every byte the same?
@@ -133,6 +133,9 @@ curves: .venv/ready ## loss curves under ZeRO 0 to 3, bf16, accumulation and 1, 
 fuzz: .venv/ready ## what reads bytes from anybody, ten minutes of it (pip install atheris first)
 	.venv/bin/python -m tests.fuzz.fuzz_readers --seconds 60
 
+docs: .venv/docs-ready ## build the documentation site: build/site/index.html
+	.venv/bin/python -m mkdocs build --quiet --strict
+
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .hypothesis
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
@@ -144,4 +147,9 @@ clean: ## remove .venv and caches; runs/ stays
 	@test -d .venv || { python=$$(.ci/find-python) && echo "Building .venv with $$python" && \
 		"$$python" -m venv .venv; }
 	.venv/bin/python -m pip install --no-compile --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# What builds the site is no part of .venv/ready: tests and runs do without it. It needs Python 3.11.
+.venv/docs-ready: .venv/ready
+	.venv/bin/python -m pip install --no-compile --constraint constraints.txt --editable '.[docs]'
 	@touch $@

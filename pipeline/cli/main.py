@@ -38,7 +38,7 @@ STAGES = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors that nobody expected keep their traceback."""
     replace_unencodable()
-    args = _parser().parse_args(arguments)
+    args = command_line_parser().parse_args(arguments)
     try:
         return args.command(args)
     except (KeyboardInterrupt, Stopped) as error:
@@ -155,7 +155,7 @@ def _check_launch(args: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="boxless",
         description="A Faster R-CNN teacher labels pictures once, offline; a CNN + Transformer "
@@ -234,9 +234,13 @@ def _add_recipe_command(
 
 
 def _add_launch_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--launcher", choices=["local", "torchrun", "deepspeed", "slurm"])
-    command.add_argument("--nodes", type=_count, metavar="N")
-    command.add_argument("--procs-per-node", type=_count, metavar="P")
+    command.add_argument(
+        "--launcher",
+        choices=["local", "torchrun", "deepspeed", "slurm"],
+        help="what starts the ranks (default: launch.launcher of the recipe)",
+    )
+    command.add_argument("--nodes", type=_count, metavar="N", help="number of nodes")
+    command.add_argument("--procs-per-node", type=_count, metavar="P", help="ranks on each node")
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:
@@ -256,7 +260,7 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY.PATH=VALUE",
-        help="lay a value over the recipe; as often as you like",
+        help="override a value of the recipe; may be repeated",
     )
 
 
@@ -293,7 +297,9 @@ def _add_looking_commands(commands: argparse._SubParsersAction[argparse.Argument
     )
     ablation.set_defaults(command=_ablation)
 
-    doctor = commands.add_parser("doctor", help="what is here, what is missing, and the cure")
+    doctor = commands.add_parser(
+        "doctor", help="check the environment: what is missing, with fixes"
+    )
     doctor.add_argument("--json", action="store_true", help="for programs")
     doctor.add_argument(
         "--launch",

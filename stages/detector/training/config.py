@@ -23,10 +23,11 @@ class TeachConfig:
         0 trains everything. detectron2's BACKBONE.FREEZE_AT, whose default is 2.
     precision: "fp32", or "bf16" for convolutions and linear layers under autocast.
     num_steps: optimizer steps. micro_batch_size: pictures a step.
-    optimizer: "sgd", with `momentum`, or "adamw".
-    learning_rate: its peak; it rises over `warmup_steps`, then falls by `schedule`: "cosine" to 0
-        as half a cosine, or "steps" to a tenth at each of `decay_steps`.
-    new_layers_rate: times as fast learn the layers that `initial_weights` do not have.
+    optimizer: "sgd" or "adamw". momentum: of sgd.
+    learning_rate: peak learning rate. warmup_steps: steps in which it rises to the peak.
+    schedule: how it falls afterwards: "cosine" to 0 as half a cosine, or "steps" to a tenth at each
+        of `decay_steps`. decay_steps: steps at which the schedule "steps" decays.
+    new_layers_rate: factor of the learning rate for layers that `initial_weights` do not have.
     weight_decay: of weights, not of biases. clip_norm: gradients are scaled down to this L2 norm.
     scale_jitter: each step resizes its pictures to the size of `net.picture` times one of these.
     flip: mirror every other picture left to right; off where left and right carry meaning.
