@@ -8,7 +8,8 @@ How an epoch is laid out
 1. The shards are permuted, all of them, anew each epoch.
 2. The permuted shards are cut into windows of (nearly) equal size, at most `window_num_shards`.
    The samples of a window are permuted: mixing reaches over a window, memory ends there.
-3. Samples of like shape (width and height rounded up to `shape_step_px`) form a group. Each group
+3. Samples of like shape (width and height, after `resize`, rounded up to `shape_step_px`) form a
+   group. Each group
    is a queue into which the windows pour their samples in turn, and whenever a queue holds
    `micro_batch_size` samples they leave as a micro-batch; it belongs to the window that filled it.
    What is left in the queues after the last window leaves as one smaller micro-batch a group.
@@ -74,6 +75,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from sharding.format.resize import Resize
 
 # What a permutation is for; part of its seed.
 _SHARDS, _SAMPLES, _MICRO_BATCHES = range(3)
@@ -145,6 +148,7 @@ class Order:
     micro_batch_size: samples of a micro-batch; the last of a group and epoch may be smaller.
     window_num_shards: how many shards are mixed at most.
     shape_step_px: pictures whose width and height, rounded up to it, agree share micro-batches.
+    resize: what training makes of the sizes, which are compared after it; None for nothing.
 
     Raises ValueError for settings out of range, for sizes that do not add up to the shapes, for
     sets without samples, and for more than 2^26 possible shapes. A copy by pickle takes the shapes
@@ -160,6 +164,7 @@ class Order:
         micro_batch_size: int,
         window_num_shards: int,
         shape_step_px: int,
+        resize: Resize | None = None,
     ) -> None:
         least = {"micro_batch_size": 1, "window_num_shards": 1, "shape_step_px": 1, "seed": 0}
         got = dict(
@@ -184,8 +189,10 @@ class Order:
         self._micro_batch_size = micro_batch_size
         self._window_num_shards = window_num_shards
         self._shape_step_px = shape_step_px
+        self._resize = resize
+        longest_px = resize.longer_px if resize else int(self._shapes.max())
         # More than any side's steps, so that a width and a height make one number: a shape code.
-        self._num_steps = -(-int(self._shapes.max()) // shape_step_px) + 1
+        self._num_steps = -(-longest_px // shape_step_px) + 1
         num_groups, self._group_of = self._find_groups()
         self._counts = self._count(num_groups)
         totals = self._counts.sum(0, dtype=np.int64)
@@ -224,7 +231,8 @@ class Order:
     def _shape_codes(self, first: int, stop: int) -> np.ndarray:
         """width * num_steps + height, both in steps, of the samples of shards, [n]."""
         shapes = self._shapes[self._starts[first] : self._starts[stop]]
-        steps = -(-shapes.astype(np.int64) // self._shape_step_px)
+        sizes = self._resize.sizes(shapes) if self._resize else shapes.astype(np.int64)
+        steps = -(-sizes // self._shape_step_px)
         return steps[:, 0] * self._num_steps + steps[:, 1]
 
     def _find_groups(self) -> tuple[int, np.ndarray]:

@@ -21,7 +21,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import parent_process
 from multiprocessing.util import get_temp_dir
 from typing import TypeVar
@@ -29,6 +29,7 @@ from typing import TypeVar
 import numpy as np
 from torch.utils.data import Dataset, get_worker_info
 
+from sharding.format.resize import Resize
 from sharding.format.schema import Sample, ShardError
 from sharding.order.mixture import Mixture
 from sharding.order.order import Order
@@ -60,7 +61,8 @@ class ShardStream(Dataset[list[Sample]]):
     """stream[position] is the list of samples of plan[position], each checked by its CRC-32.
 
     sources: folders of finished shards, see DatasetSource.
-    seed, micro_batch_size, window_num_shards, shape_step_px: of the order, see sharding.order.order.
+    seed, micro_batch_size, window_num_shards, shape_step_px, resize: of the order, see
+        sharding.order.order.
     cache_bytes: disk that a rank and its workers use, in all, for what lies behind URLs; it is for
         sets that are gone through several times by few ranks. 0 for none.
     board: where the workers say what they do; see sharding.reading.watchdog.
@@ -80,6 +82,7 @@ class ShardStream(Dataset[list[Sample]]):
         micro_batch_size: int,
         window_num_shards: int,
         shape_step_px: int,
+        resize: Resize | None = None,
         cache_bytes: int = 1 << 30,
         board: StatusBoard | None = None,
         waits_for_store: bool = False,
@@ -94,14 +97,16 @@ class ShardStream(Dataset[list[Sample]]):
         is_far = any("://" in str(source.folder) for source in sources)
         cache = Cache(cache_bytes) if cache_bytes and is_far else None
         opened = [open_source(source, cache) for source in sources]
-        self.plan, self._first_shards = _make_plan(opened, settings)
+        self.plan, self._first_shards = _make_plan(opened, settings, resize)
         self._shards = ShardReader(
             [(one.store, entry) for one in opened for entry in one.entries],
             num_manifests=2 * window_num_shards * len(opened),
             board=self.board,
             waits_for_store=waits_for_store,
         )
-        order = [settings, [one.content for one in opened]]
+        # Without `resize` the digest is that of versions which had none.
+        given = {**settings, "resize": asdict(resize)} if resize else settings
+        order = [given, [one.content for one in opened]]
         # Sources of one seed were in step with each other once; their order is another now.
         is_mixture = isinstance(self.plan, Mixture) and len(opened) > 1
         self._order_sha256 = sha256_of([*order, "seed of each source"] if is_mixture else order)
@@ -150,7 +155,7 @@ class ShardStream(Dataset[list[Sample]]):
             raise ShardError(
                 f"state: got position {position} of order {state.get('order')}, expected one of "
                 f"{self._order_sha256}: shards, splits, weights, seed, micro_batch_size, "
-                "window_num_shards or shape_step_px are others than when it was saved; go on with "
+                "window_num_shards, shape_step_px or resize are others than when it was saved; go on with "
                 "those, or begin at position 0"
             )
         return position
@@ -170,7 +175,7 @@ class ShardStream(Dataset[list[Sample]]):
 
 
 def _make_plan(
-    sources: Sequence[OpenSource], settings: Mapping[str, int]
+    sources: Sequence[OpenSource], settings: Mapping[str, int], resize: Resize | None
 ) -> tuple[Order | Mixture, list[int]]:
     """The plan, and for each set of it the number of its first shard among those of all sources."""
     weights = [one.source.weight for one in sources if one.source.weight is not None]
@@ -179,7 +184,7 @@ def _make_plan(
         sizes = [entry.num_ok for one in sources for entry in one.entries]
         # One source's shapes may be a memory map, which stays one.
         every = shapes[0] if len(shapes) == 1 else np.concatenate(shapes)
-        return Order(every, sizes, **settings), [0]
+        return Order(every, sizes, resize=resize, **settings), [0]
     if len(weights) != len(sources):
         raise ShardError(
             f"sources: got {len(weights)} of {len(sources)} with a weight, expected all or none"
@@ -188,6 +193,7 @@ def _make_plan(
         Order(
             one.shapes,
             [entry.num_ok for entry in one.entries],
+            resize=resize,
             **{**settings, "seed": _seed_of(settings["seed"], number)},
         )
         for number, one in enumerate(sources)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from sharding.format.resize import Resize
 from sharding.format.schema import Sample, ShardError
 from sharding.order.order import Turn
 from sharding.reading.dataset_source import DatasetSource, OpenSource
@@ -47,7 +48,13 @@ class Batches:
 
     def position(self, state: Mapping[str, Any]) -> int:
         """The position of a saved state; ShardError where data or order are others."""
-        return self.stream.position(state)
+        try:
+            return self.stream.position(state)
+        except ShardError as error:
+            raise ShardError(
+                f"{error}. Checkpoints of versions before 0.2 have the order of "
+                "pretrain.group_by=original"
+            ) from error
 
     def epochs(self, position: int) -> float:
         """How often the first source has been gone through before `position`."""
@@ -89,18 +96,25 @@ def sources_of(objects: Path, config: PretrainConfig) -> list[DatasetSource]:
 
 
 def open_stream(
-    sources: Sequence[DatasetSource], config: PretrainConfig, *, seed: int, cell_px: int
+    sources: Sequence[DatasetSource],
+    config: PretrainConfig,
+    *,
+    seed: int,
+    resize: Resize,
+    shape_step_px: int,
 ) -> ShardStream:
     """The sources in the run's order.
 
-    Pictures whose sides round up to the same two cells share micro-batches.
+    Pictures share micro-batches whose sides, after `resize` or as they are on disk (by
+    `pretrain.group_by`), round up to the same multiples of `shape_step_px`.
     """
     return ShardStream(
         sources,
         seed=seed,
         micro_batch_size=config.micro_batch_size,
         window_num_shards=config.window_num_shards,
-        shape_step_px=2 * cell_px,
+        shape_step_px=shape_step_px,
+        resize=resize if config.group_by == "resized" else None,
         cache_bytes=config.data.cache_bytes,
         # An outage is no bad sample: it must not use up what may be skipped.
         waits_for_store=config.data.on_fault == "skip",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from sharding.format.resize import Resize
 from sharding.reading.dataset_source import open_source
 from stages.pretrain.collate import Collate
 from stages.pretrain.config import PretrainConfig
@@ -68,7 +69,14 @@ def pretrain(
         model = PretrainModel(net, make_objectives(config))
         engine = make_engine(model, make_optimizer(net, config), config, world_size)
         collate = _collate(config, student, model, tokenizer, seed)
-        stream = open_stream(sources, config, seed=seed, cell_px=net.grid.cell_px)
+        stream = open_stream(
+            sources,
+            config,
+            seed=seed,
+            resize=Resize(shorter_px=student.shorter_px, longer_px=student.longer_px),
+            # Finer steps pad less, but leave more groups with a batch that is not full.
+            shape_step_px=2 * net.grid.cell_px // student.cell_pooling,
+        )
         Loop(
             engine,
             Batches(stream, collate),

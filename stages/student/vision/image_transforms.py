@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sharding.format.resize import Resize
 from stages.picture import open_picture
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,10 +29,8 @@ class Pictures:
 
 
 def fitted_size(width: int, height: int, *, shorter_px: int, longer_px: int) -> tuple[int, int]:
-    """(width, height) after resizing: shorter side `shorter_px` unless the longer would exceed
-    `longer_px`; proportions kept (Faster R-CNN's rule, which both papers use with 600, 1000)."""
-    scale = min(shorter_px / min(width, height), longer_px / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    """(width, height) after resizing, by `Resize`."""
+    return Resize(shorter_px=shorter_px, longer_px=longer_px).size(width, height)
 
 
 def load_picture(source: bytes | Image.Image, *, shorter_px: int, longer_px: int) -> np.ndarray:
