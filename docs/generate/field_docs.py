@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import re
 import textwrap
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 _FIELD_LINE = re.compile(r"((?:\w+, )*\w+): (.*)")
 
 
+@functools.cache
 def field_docs(cls: type) -> dict[str, str]:
     """{field: its documentation, on one line} of a dataclass, inherited fields included.
 
