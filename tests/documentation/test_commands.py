@@ -21,7 +21,8 @@ PLACEHOLDERS = {
     r"\bRECIPE\b": "toy",
     r"\bTASK\b": "vqa",
     r"\$\w+_ADDR\b": "node0",
-    r"\$\w+": "1",
+    r"\$\w+_RANK\b": "1",
+    r"\$\w+": "2",
 }
 # What `...` stands for: what the recipe cannot do without.
 LEFT_OUT = {
