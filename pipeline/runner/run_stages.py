@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from launch.job import LaunchError, Stopped, UserError
-from pipeline import __version__
+from pipeline import OUTPUT_VERSION
 from pipeline.recipe.recipe import Recipe, RecipeError, dump_recipe
 from pipeline.runner.external_inputs import check_published, outside
 from pipeline.runner.launch_plan import (
@@ -290,7 +290,7 @@ def _shaped_by(
         if other.name in kind.inputs:
             done = None if other.name in due else read_done(run, other)
             inputs[other.name] = done.content if done else _UNKNOWN
-    return {"recipe": kind.recipe_parts(recipe), "inputs": inputs, "boxless": __version__}
+    return {"recipe": kind.recipe_parts(recipe), "inputs": inputs, "boxless": OUTPUT_VERSION}
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
