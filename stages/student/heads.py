@@ -86,10 +86,11 @@ class AlignHead(nn.Module):
         self.temperature = temperature
 
     def forward(self, phrases: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-        """phrases [B, P, D], regions [B, R, D] -> similarities [B, P, R]."""
+        """phrases [B, P, D], regions [B, R, D] -> similarities [B, P, R], not in half precision."""
         phrases = F.normalize(phrases, dim=-1)
         regions = F.normalize(regions, dim=-1)
-        return phrases @ regions.transpose(1, 2) / self.temperature
+        with in_float32(phrases):
+            return single(phrases) @ single(regions).transpose(1, 2) / self.temperature
 
 
 class ContrastiveHead(nn.Module):
@@ -126,9 +127,22 @@ class ContrastiveHead(nn.Module):
         return F.normalize(self.text(weighted_mean(real[:, None], hidden)[:, 0]), dim=-1)
 
     def compare(self, texts: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        """Unit vectors [B, E] and [N, E] -> cosines over the learned temperature [B, N]."""
+        """Unit vectors [B, E] and [N, E] -> cosines over the learned temperature [B, N], not
+        in half precision."""
         low, high = (math.log(bound) for bound in ITC_TEMPERATURES)
-        return texts @ pictures.T / self.log_temperature.clamp(low, high).exp()
+        with in_float32(texts):
+            cosines = single(texts) @ single(pictures).T
+        return cosines / single(self.log_temperature).clamp(low, high).exp()
+
+
+def in_float32(tensor: torch.Tensor) -> torch.autocast:
+    """A context without autocast, in which float32 stays float32, for the device of `tensor`."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def single(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32 where it is of half precision, else as it is."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def weighted_mean(weights: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

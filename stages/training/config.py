@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "autocast-bf16", "bf16", "fp16")
 APEX_O1 = (
     "precision: got apex-o1, expected one of {choices}. apex removed its amp in May 2025 and "
-    "DeepSpeed 0.19.8 takes it no longer; bf16 needs no loss scaling, fp16 has DeepSpeed's own"
+    "DeepSpeed 0.19.8 takes it no longer; autocast-bf16 is what it did, without loss scaling"
 )
 
 
@@ -46,8 +46,9 @@ class TrainingConfig:
     """DeepSpeed ZeRO: what ranks share out; 0 nothing, 1 optimizer states, 2 gradients too, 3
     weights too."""
     precision: str = "fp32"
-    """`fp32`, `bf16`, or `fp16` with dynamic loss scaling (16-bit weights, float32 ones in the
-    optimizer)."""
+    """`fp32`; `autocast-bf16`, float32 weights and gradients with convolutions and matrix products
+    in bf16 (for GPUs, and processors with AVX-512 BF16 or AMX: slower on others); `bf16`; or `fp16`
+    with dynamic loss scaling (both with 16-bit weights, float32 ones in the optimizer)."""
     accumulate_precision: str = "fp32"
     """Of gradients summed over micro-batches and ranks in bf16: `fp32`, or `training`, bf16
     itself."""

@@ -75,6 +75,13 @@ def recipe_settings(config: TrainingConfig, world_size: int) -> dict[str, Any]:
         "bf16": {"enabled": config.precision == "bf16"},
         "fp16": {"enabled": config.precision == "fp16"},
     }
+    if config.precision == "autocast-bf16":
+        # By default DeepSpeed would also add up gradients of these modules over ranks in bf16.
+        settings["torch_autocast"] = {
+            "enabled": True,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        }
     if config.precision == "fp16":
         # 0: the scale is found while training.
         settings["fp16"]["loss_scale"] = 0

@@ -224,6 +224,19 @@ def test_bf16_keeps_statistics_and_can_be_saved_whole(
         assert line["loss"] == pytest.approx(other_line["loss"], rel=0.01)
 
 
+def test_autocast_trains_float32_weights(ranks: Ranks, undisturbed: Path, tmp_path: Path) -> None:
+    """Oracle: the losses of fp32 within 1 %, none of them equal to the last digit; float32 weights."""
+    config = replace(RUN, zero_stage=1, precision="autocast-bf16")
+    assert ranks(config, tmp_path, world_size=2) == DONE
+    assert {w.dtype for w in _weights(tmp_path).values() if w.is_floating_point()} == {
+        torch.float32
+    }
+    lines, others = (read_lines(r / "pretrain" / "metrics.jsonl") for r in (tmp_path, undisturbed))
+    for line, other_line in zip(lines, others):
+        assert line["loss"] == pytest.approx(other_line["loss"], rel=0.01)
+        assert line["loss"] != other_line["loss"]
+
+
 @pytest.mark.skipif(not get_accelerator().is_fp16_supported(), reason="this processor has no fp16")
 def test_steps_that_overflow_count_and_change_nothing(ranks: Ranks, tmp_path: Path) -> None:
     """Oracle: DeepSpeed's rule. From a scale of 2^32 every gradient overflows: no step is taken,

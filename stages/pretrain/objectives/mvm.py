@@ -16,6 +16,7 @@ from stages.pretrain.objectives.objective import (
     share,
     text_and_cells,
 )
+from stages.student.heads import in_float32
 from stages.student.network import Cells, Hidden, Student
 from stages.student.vision.visual_dictionary import Dictionary
 
@@ -118,4 +119,5 @@ class Mvm(Objective):
 
 def code_logits(hidden: torch.Tensor, dictionary: Dictionary) -> torch.Tensor:
     """Cosines of outputs [M, D] and codes, in float32: [M, K]. A zero code has cosine 0."""
-    return F.normalize(hidden.float(), dim=-1) @ F.normalize(dictionary.codes, dim=-1).T
+    with in_float32(hidden):
+        return F.normalize(hidden.float(), dim=-1) @ F.normalize(dictionary.codes, dim=-1).T

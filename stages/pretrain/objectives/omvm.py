@@ -16,6 +16,7 @@ from stages.pretrain.objectives.objective import (
     share,
     text_and_cells,
 )
+from stages.student.heads import single
 from stages.student.network import Cells, Hidden, Student
 
 
@@ -70,7 +71,7 @@ class Omvm(Objective):
         row, picture = batch.hidden_objects[pair, column], batch.picture[pair]
         region = batch.regions[picture, row].to(hidden.cells.dtype)
         pooled = (region[:, None] @ hidden.cells[pair])[:, 0]
-        logits, feature = student.object_head(pooled)
+        logits, feature = (single(output) for output in student.object_head(pooled))
         label = batch.label[picture, row]
         label_loss = mean_loss(self._label_losses(logits, batch, picture, row))
         feature_losses = self._feature_losses(feature, batch.feature[picture, row])

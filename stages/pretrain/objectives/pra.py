@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import PraConfig
 from stages.pretrain.objectives.objective import Objective, mean_loss, share
+from stages.student.heads import in_float32
 from stages.student.network import Cells, Hidden, Student
 from stages.training.metrics import ObjectiveOutput
 
@@ -64,7 +65,9 @@ class Pra(Objective):
         else:
             logits = student.align_head(phrases, hidden.cells)
             log_p = _log_softmax(logits, cells.inside[batch.picture])[used]
-            log_q = (_log_softmax(wanted, exists).exp().nan_to_num() @ regions)[used].log()
+            with in_float32(regions):
+                q = _log_softmax(wanted, exists).exp().nan_to_num() @ regions
+            log_q = q[used].log()
         if self.config.divergence == "reverse":
             losses = divergence(log_p, log_q)
         else:
