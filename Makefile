@@ -33,9 +33,9 @@ demo: .venv/ready ## the whole idea in the toy world, in minutes: runs/toy/repor
 	$(BOXLESS) run toy --run runs/toy
 	@echo "Done. Open in a browser: file://$(CURDIR)/runs/toy/report/index.html"
 
-demo-tasks: .venv/ready ## every downstream task in the toy world, beside no pretraining: runs/toy/tasks
-	$(BOXLESS) run toy --run runs/toy
-	.venv/bin/python -m benchmarks.toy_tasks --student runs/toy/student --images runs/toy/images --out runs/toy/tasks
+demo-tasks: .venv/ready ## every downstream task in the toy world, beside chance and beside no pretraining
+	$(BOXLESS) run toy --to finetune --run runs/toy
+	@echo "Done. Open in a browser: file://$(CURDIR)/runs/toy/report/index.html"
 
 test: .venv/ready ## all tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2

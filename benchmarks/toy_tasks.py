@@ -1,9 +1,10 @@
-"""Every downstream task in the toy world: the pretrained student beside the same network without
-pretraining, and both beside chance, over some seeds.
+"""Every downstream task in the toy world, over some seeds: pretrained students side by side, beside
+the same network without pretraining, and beside chance.
 
-    python -m benchmarks.toy_tasks --student RUN/student --images RUN/images --out DIR
+    python -m benchmarks.toy_tasks --student kdvlp=RUN/student --images RUN/images --out DIR
 
-The vocabulary is the pretrained student's in both. A task and seed that is done is not done again.
+`--student NAME=FOLDER` may stand several times, as for the students of `boxless ablation`. Settings
+are those of `finetune` in the recipe toy. A task, seed and student that is done is not done again.
 """
 
 from __future__ import annotations
@@ -12,75 +13,64 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from stages.student.network import Student
-from stages.student.processor import StudentProcessor
+from pipeline.recipe.recipe import load_recipe
 from stages.transfer.config import TASK_NAMES, FinetuneConfig
+from stages.transfer.finetune_all import NOT_PRETRAINED, write_fresh_student
 from stages.transfer.finetune_task import finetune_task
-from stages.transfer.tasks import TASKS
 
-TOY_TASKS = [name for name in TASK_NAMES if name != "nlvr"]
+Scores = dict[str, dict[str, float]]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, score and print a table."""
     args = _options(arguments)
     os.environ.setdefault("LOCAL_RANK", "0")
-    rows = []
+    students = dict(one.split("=", 1) for one in args.student)
+    columns = (*students, NOT_PRETRAINED)
+    print(
+        f"{'task':10} {'seed':4} {'score':24} " + " ".join(f"{c:>14}" for c in (*columns, "chance"))
+    )
     for task in args.tasks:
         for seed in range(args.seeds):
-            found = {}
-            for start in ("pretrained", "fresh"):
-                student = args.student
-                if start == "fresh":
-                    student = _fresh(args.student, seed, args.out / "fresh" / str(seed))
-                out = args.out / task / f"{start}-{seed}"
-                found[start] = _scores(task, args.num_steps, seed, args.images, student, out)
-            rows += [(task, seed, name, found) for name in found["pretrained"]]
-    print(f"{'task':10} {'seed':4} {'score':28} {'pretrained':>10} {'fresh':>10} {'chance':>10}")
-    for task, seed, name, found in rows:
-        values = [found["pretrained"][name]["value"], found["fresh"][name]["value"]]
-        chance = found["pretrained"][name]["chance"]
-        numbers = " ".join(f"{100 * value:10.1f}" for value in (*values, chance))
-        print(f"{task:10} {seed:4} {name:28} {numbers}")
+            found = {name: _scores(args, task, seed, name, students) for name in columns}
+            for score, entry in found[columns[0]].items():
+                values = [*(found[name][score]["value"] for name in columns), entry["chance"]]
+                numbers = " ".join(f"{100 * value:14.1f}" for value in values)
+                print(f"{task:10} {seed:4} {score:24} {numbers}", flush=True)
     return 0
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--student", type=Path, required=True, help="a pretrained student's folder")
+    parser.add_argument(
+        "--student", action="append", required=True, metavar="NAME=FOLDER", help="pretrained"
+    )
     parser.add_argument("--images", type=Path, required=True, help="the toy world's image shards")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tasks", nargs="+", choices=TOY_TASKS, default=TOY_TASKS)
+    parser.add_argument("--tasks", nargs="+", choices=TASK_NAMES, default=TASK_NAMES)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--num-steps", type=int, default=300)
+    parser.add_argument("--num-steps", type=int, help="default: the recipe's")
     return parser.parse_args(arguments)
 
 
-def _fresh(pretrained: Path, seed: int, out: Path) -> Path:
-    """The same network with random weights."""
-    if not (out / "config.json").exists():
-        torch.manual_seed(seed)
-        student = Student(Student.config_class.from_pretrained(str(pretrained)))
-        StudentProcessor.from_pretrained(pretrained).save_pretrained(out)
-        student.save_pretrained(str(out))
-    return out
-
-
 def _scores(
-    task: str, num_steps: int, seed: int, images: Path, student: Path, out: Path
-) -> dict[str, dict[str, float]]:
+    args: argparse.Namespace, task: str, seed: int, name: str, students: dict[str, str]
+) -> Scores:
+    out = args.out / task / f"{name}-{seed}"
     if not (out / "scores.json").exists():
-        config = FinetuneConfig(
-            task=task, num_steps=num_steps, validate_steps=num_steps, checkpoint_steps=num_steps
-        )
-        finetune_task(config, seed=seed, images=images, student=student, out=out)
-    scores = json.loads((out / "scores.json").read_text())
-    assert TASKS[task].score_name in scores
-    return scores
+        config: FinetuneConfig = replace(load_recipe("toy").finetune, task=task)
+        if args.num_steps:
+            config = replace(config, num_steps=args.num_steps, validate_steps=args.num_steps)
+        if name == NOT_PRETRAINED:
+            folder = args.out / f"{NOT_PRETRAINED}-{seed}"
+            write_fresh_student(Path(next(iter(students.values()))), folder, seed)
+        else:
+            folder = Path(students[name])
+        finetune_task(config, seed=seed, images=args.images, student=folder, out=out)
+    return json.loads((out / "scores.json").read_text())
 
 
 if __name__ == "__main__":

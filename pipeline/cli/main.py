@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.job import LaunchError, Stopped
 from pipeline import __version__
@@ -24,6 +25,9 @@ from pipeline.cli.use_commands import add_use_commands
 from pipeline.runner.output_encoding import replace_unencodable
 from pipeline.runner.run_folder import RunFolder
 from pipeline.runner.user_errors import describe_error, is_user_error
+
+if TYPE_CHECKING:
+    from pipeline.recipe.recipe import Recipe
 
 STAGES = {
     "ingest": "raw corpora -> image shards",
@@ -85,7 +89,10 @@ def _conduct(args: argparse.Namespace) -> int:
     asked = LaunchOverrides(
         launcher=args.launcher, nodes=args.nodes, procs_per_node=args.procs_per_node
     )
-    recipe = load_recipe(args.recipe, [*args.set, *_evaluate_overrides(args)], merge=asked.merged)
+    overrides = [*args.set, *_evaluate_overrides(args)]
+    recipe = load_recipe(args.recipe, overrides, merge=asked.merged)
+    if _takes_all_tasks(args, recipe):
+        recipe = load_recipe(args.recipe, [*overrides, "finetune.task=all"], merge=asked.merged)
     run = RunFolder(args.run or Path("runs") / recipe.name)
     if args.allow_code:
         os.environ["BOXLESS_ALLOW_CODE"] = "1"  # for the workers, which have this one's environment
@@ -99,6 +106,15 @@ def _conduct(args: argparse.Namespace) -> int:
     if args.reports and not args.dry_run:
         return _report(argparse.Namespace(run=run.root))
     return 0
+
+
+def _takes_all_tasks(args: argparse.Namespace, recipe: Recipe) -> bool:
+    """Cut the stages of `run --to`. Whether finetuning was asked for by name where the recipe names
+    no task and its pictures tell the truth that the files of every task are made of."""
+    if getattr(args, "to", None):
+        args.stages = args.stages[: args.stages.index(args.to) + 1]
+    is_last = args.stages[-1] == "finetune"
+    return is_last and recipe.finetune.task is None and recipe.ingest.source == "toy"
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -167,6 +183,13 @@ def command_line_parser() -> argparse.ArgumentParser:
         _add_recipe_command(commands, stage, text, stages=[stage])
     whole = "all stages in order, each skipped when complete and unchanged, and the report"
     _add_recipe_command(commands, "run", whole, stages=list(STAGES))
+    commands.choices["run"].add_argument(
+        "--to",
+        choices=list(STAGES),
+        metavar="STAGE",
+        help="the last stage; `finetune` on a recipe of the toy world that names no task teaches all "
+        "of them, beside the same network without pretraining",
+    )
     _add_looking_commands(commands)
     add_launch_commands(commands)
     add_shard_commands(commands)

@@ -41,7 +41,12 @@ class _Scale:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], *, y_label: str, is_share: bool = False
+    title: str,
+    series: Sequence[Series],
+    *,
+    y_label: str,
+    is_share: bool = False,
+    x_label: str = "step",
 ) -> Element:
     """A figure: heading, legend with last values, chart. `is_share`: values 0 to 1, as percents.
 
@@ -59,11 +64,15 @@ def line_chart(
     say = percent if is_share else short
     drawing = h(
         "svg",
-        {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": _aloud(series, say)},
+        {
+            "viewBox": f"0 0 {WIDTH} {HEIGHT}",
+            "role": "img",
+            "aria-label": _aloud(series, say, x_label),
+        },
         *_axes(scale, [x for x in x_ticks if x <= scale.x_end], y_ticks, is_share),
-        _text((WIDTH + _LEFT) / 2, HEIGHT - 4, "middle", "step"),
+        _text((WIDTH + _LEFT) / 2, HEIGHT - 4, "middle", x_label),
         *(_line(one, scale, colour) for colour, one in enumerate(series)),
-        *_tooltips(series, scale, say),
+        *_tooltips(series, scale, say, x_label),
     )
     heading = h("h3", title, " ", h("small", y_label))
     return h("figure", {"class": "chart"}, heading, _legend(series, say), drawing)
@@ -113,7 +122,7 @@ def _line(series: Series, scale: _Scale, colour: int) -> Element:
 
 
 def _tooltips(
-    series: Sequence[Series], scale: _Scale, say: Callable[[float], str]
+    series: Sequence[Series], scale: _Scale, say: Callable[[float], str], x_label: str
 ) -> list[Element]:
     """A column a step that shows nothing but its values, when pointed at."""
     values: dict[float, list[str]] = {}
@@ -130,7 +139,7 @@ def _tooltips(
             "width": round(right - left, 1),
             "height": HEIGHT - _TOP - _BOTTOM,
         }
-        found.append(h("rect", column, h("title", "\n".join([f"step {x:,g}", *values[x]]))))
+        found.append(h("rect", column, h("title", "\n".join([f"{x_label} {x:,g}", *values[x]]))))
         left = right
     return found
 
@@ -149,10 +158,10 @@ def _legend(series: Sequence[Series], say: Callable[[float], str]) -> Element:
     return h("ul", {"class": "legend"}, *items)
 
 
-def _aloud(series: Sequence[Series], say: Callable[[float], str]) -> str:
+def _aloud(series: Sequence[Series], say: Callable[[float], str], x_label: str) -> str:
     """The chart in words, for those who hear the page."""
     said = (
         f"{one.name} goes from {say(one.points[0][1])} to {say(one.points[-1][1])}"
         for one in series
     )
-    return f"{'; '.join(said)}, by step {series[0].points[-1][0]:,g}."
+    return f"{'; '.join(said)}, by {x_label} {series[0].points[-1][0]:,g}."

@@ -19,6 +19,7 @@ import yaml
 from launch.config import LaunchConfig
 from pipeline.recipe.dataclass_values import RecipeError, build, nearest, plain
 from pipeline.recipe.paths import absolute_paths
+from pipeline.recipe.renamed import with_new_names
 from pipeline.recipe.yaml_format import read_yaml, write_yaml
 from stages.detector.training.config import TeachConfig
 from stages.distill.config import DistillConfig
@@ -125,7 +126,7 @@ def read_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> dict
     values = _read(str(name_or_path), beside=Path(), seen=())
     for override in overrides:
         set_value(values, override)
-    return values
+    return with_new_names(values)
 
 
 def _read(name: str, *, beside: Path, seen: tuple[str, ...]) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def _read(name: str, *, beside: Path, seen: tuple[str, ...]) -> dict[str, Any]:
         raise RecipeError(f"{origin} is not YAML that can be read: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{origin} holds {type(values).__name__}; expected keys and values.")
-    values = {"name": stem} | values
+    values = {"name": stem} | with_new_names(values)
     base = values.pop("base", None)
     if base is None:
         return values

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.recipe.recipe import Recipe
 from pipeline.runner.run_folder import RunFolder
+from stages.transfer.config import ALL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +82,21 @@ def _ending_when_stopped(stage: str, rank: int) -> Iterator[None]:
 
 def _finetune(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
     config = recipe.finetune
-    folders = {"images": run.images, "student": run.student, "out": run.transfer / str(config.task)}
+    images, student, out = run.images, run.student, run.transfer / str(config.task)
+    seed, on_step = recipe.seed, context.on_step
     with _ending_when_stopped("finetune", context.rank):
-        if config.task == "truth":
-            from stages.transfer.finetune import finetune
+        if config.task == ALL:
+            from stages.transfer.finetune_all import finetune_all
 
-            finetune(config, seed=recipe.seed, on_step=context.on_step, **folders)
+            finetune_all(
+                config, seed=seed, images=images, student=student, out=out, on_step=on_step
+            )
         else:
             from stages.transfer.finetune_task import finetune_task
 
-            finetune_task(config, seed=recipe.seed, **folders)
+            finetune_task(
+                config, seed=seed, images=images, student=student, out=out, on_step=on_step
+            )
 
 
 def _evaluate(recipe: Recipe, run: RunFolder, context: RankContext) -> None:

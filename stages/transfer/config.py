@@ -13,6 +13,8 @@ from stages.transfer.task_config import TaskDataConfig
 
 TASK_NAMES = ("retrieval", "vqa", "nlvr2", "nlvr", "snli_ve", "vcr", "grounding")
 """Those of `stages.transfer.tasks`, which is heavier to import than a recipe should be."""
+ALL = "all"
+"""What a recipe calls all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +25,12 @@ class FinetuneConfig(TrainingConfig):
     section: ClassVar[str] = "finetune"
 
     task: str | None = None
-    """`retrieval`, `vqa`, `nlvr2`, `nlvr`, `snli_ve`, `vcr` or `grounding` from the task's own files
-    (`data`); `truth`, the sentences of NLVR in the run's image shards; or null for none."""
+    """`retrieval`, `vqa`, `nlvr2`, `nlvr`, `snli_ve`, `vcr` or `grounding`; `all`, each of them in
+    turn, on files made from the run's image shards, beside the same network without pretraining;
+    or null for none."""
     data: TaskDataConfig = field(default_factory=TaskDataConfig)
-    """The task's files; all null makes the toy world's from the run's image shards."""
+    """The task's files; all null makes them from the run's image shards: those of the toy world for
+    every task, those of the corpus NLVR for `nlvr`."""
     num_steps: int = 400
     micro_batch_size: int = 16
     schedule: str = "linear"
@@ -40,20 +44,27 @@ class FinetuneConfig(TrainingConfig):
     """Peak rate of the task's new head; null for `lr`."""
     weight_decay: float = 0.01
     """AdamW decay; norms and biases have none."""
-    batch_size: int = 32
-    """`truth` alone: picture-sentence pairs a step."""
+    new_words: int = 0
+    """Words added to the vocabulary at most: the commonest of the training texts among those that
+    the tokenizer cuts into pieces. For a tokenizer that was trained on a small corpus."""
     num_threads: int = 0
     """CPU threads; 0 leaves PyTorch's choice."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.task not in (None, "truth", *TASK_NAMES):
+        if self.task not in (None, ALL, *TASK_NAMES):
             raise ValueError(
-                f"task: got {self.task!r}, expected {', '.join(TASK_NAMES)}, truth, or null"
+                f"task: got {self.task!r}, expected {', '.join(TASK_NAMES)}, {ALL}, or null"
             )
-        for name in ("batch_size", "max_texts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if self.task == ALL and self.data.train is not None:
+            raise ValueError(
+                f"data.train: got {self.data.train!r} with task {ALL}, expected null: files are of "
+                "one task, and those of all are made from the run's image shards"
+            )
+        if self.max_texts < 1:
+            raise ValueError(f"max_texts: got {self.max_texts}, expected at least 1")
+        if self.new_words < 0:
+            raise ValueError(f"new_words: got {self.new_words}, expected 0 or more")
 
 
 EVALUATED_SPLITS = {

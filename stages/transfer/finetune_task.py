@@ -7,13 +7,15 @@ the official submission, and `scores.json`, last. Goes on where it was stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from sharding.writing.atomic import write_json, write_text
 from stages.student.extend_vocabulary import extend
@@ -31,6 +33,7 @@ from stages.training.stopping import Watch
 from stages.training.student_folder import save_student
 from stages.transfer.config import FinetuneConfig
 from stages.transfer.example import Example, group_by_images
+from stages.transfer.outcomes import summarize
 from stages.transfer.predict import predict
 from stages.transfer.readers.records import TaskData
 from stages.transfer.task_batch import TaskBatch, collate
@@ -38,7 +41,7 @@ from stages.transfer.task_config import TaskDataConfig
 from stages.transfer.task_folder import save_head
 from stages.transfer.tasks import TASKS
 from stages.transfer.tasks.task import Task
-from stages.transfer.toy_tasks import write_toy_task
+from stages.transfer.toy_tasks.write import write_task_files
 
 BETAS = (0.9, 0.98)
 BEST = "best.json"
@@ -82,10 +85,17 @@ class _Make:
 
 
 def finetune_task(
-    config: FinetuneConfig, *, seed: int, images: Path, student: Path, out: Path
+    config: FinetuneConfig,
+    *,
+    seed: int,
+    images: Path,
+    student: Path,
+    out: Path,
+    on_step: Callable[[int], None] | None = None,
 ) -> None:
     """Train from the student folder, on any number of ranks. `images`: the run's image shards, from
-    which the toy world's task is made where `config.data` names no files.
+    which the task's files are made where `config.data` names none. on_step: called after each step
+    with the number of steps done.
 
     Raises ReaderError on files that do not fit, and what the shared loop raises.
     """
@@ -100,7 +110,8 @@ def finetune_task(
         heldout = _most(kind.read(data, "heldout"), data.num_heldout)
         task = kind(kind.prepare(train.examples) | _settings(data))
         torch.manual_seed(seed)
-        net, processor = load_for_task(student, task)
+        words = new_words(train.examples, load_tokenizer(student), most=config.new_words)
+        net, processor = load_for_task(student, task, words=words)
         head = task.make_head(net.config.bert["hidden_size"])
         task.start_head(head, net)
         module = TaskModule(net, head, task)
@@ -129,6 +140,7 @@ def finetune_task(
             out=out / "training",
             watch=watch,
             device=current_device(),
+            on_step=on_step,
             validation=Validation(run=run.validate, best=task.score_name, save_best=run.save_best)
             if is_scored
             else None,
@@ -209,19 +221,44 @@ class _Run:
                     "best_step": step,
                 },
             )
+            if is_scored:
+                outcomes = task.outcomes(self.examples, predictions)
+                found = summarize(self.examples, outcomes)
+                write_json(self.out / "outcomes.json", found)
             write_json(self.out / "scores.json", scores)
         torch.distributed.barrier()
 
 
-def load_for_task(folder: Path, task: Task) -> tuple[Student, StudentProcessor]:
+def new_words(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, *, most: int
+) -> list[str]:
+    """The commonest words of the texts among those that the tokenizer cuts into pieces or does not
+    know, at most so many; of words as common, the first by the alphabet."""
+    if not most:
+        return []
+    split = tokenizer.backend_tokenizer
+    counts: Counter[str] = Counter()
+    for example in examples:
+        for text in example.texts:
+            for part in [text] if isinstance(text, str) else [said for _, said in text]:
+                words = split.pre_tokenizer.pre_tokenize_str(split.normalizer.normalize_str(part))
+                counts.update(word for word, _ in words)
+    cut = [w for w in counts if tokenizer.tokenize(w) != [w]]
+    return sorted(cut, key=lambda word: (-counts[word], word))[:most]
+
+
+def load_for_task(
+    folder: Path, task: Task, *, words: Sequence[str] = ()
+) -> tuple[Student, StudentProcessor]:
     """A student from a folder, with the words and token types that the task needs."""
     net = Student.from_pretrained(str(folder), dtype=torch.float32)
     tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in words])
     if task.num_person_tags:
         add_person_tags(tokenizer, task.num_person_tags)
     own = net.config.bert.get("type_vocab_size", 2)
-    words = max(len(tokenizer), net.embeddings.word_embeddings.num_embeddings)
-    extend(net, vocab_size=words, num_token_types=max(own, task.num_token_types))
+    num_words = max(len(tokenizer), net.embeddings.word_embeddings.num_embeddings)
+    extend(net, vocab_size=num_words, num_token_types=max(own, task.num_token_types))
     return net, StudentProcessor.of(net, tokenizer)
 
 
@@ -231,7 +268,7 @@ def _data(config: FinetuneConfig, images: Path, out: Path) -> TaskDataConfig:
         return config.data
     files = None
     if torch.distributed.get_rank() == 0:
-        files = write_toy_task(str(config.task), images, out)
+        files = write_task_files(str(config.task), images, out)
     shared = [files]
     torch.distributed.broadcast_object_list(shared)
     assert shared[0] is not None

@@ -212,7 +212,7 @@ def inside_examples() -> dict[str, Any]:
 
 
 def extras(run: RunFolder) -> None:
-    """What only some runs have: an ablation of two seeds, and the truth task."""
+    """What only some runs have: an ablation of two seeds, and the task nlvr."""
     reached = {"plain": (0.3, 0.2), "soho": (0.32, 0.25), "kdvlp": (0.6, 0.64), "both": (0.58, 0.7)}
     own = {
         variant: {
@@ -225,7 +225,17 @@ def extras(run: RunFolder) -> None:
         run.root / "ablation.json",
         {"steps": 900, "variants": own, "chance": {"image_to_text_r1": 0.005, "object_label": 0.1}},
     )
-    truth = {"value": 0.71, "chance": 0.55, "num": 300, "num_train": 900}
-    write_json(run.transfer / "truth" / "scores.json", {"truth_accuracy": truth})
-    answer = {"key": "heldout-1", "sentence": HOSTILE, "true": True, "probability": 0.8}
-    write_text(run.transfer / "truth" / "predictions.jsonl", json.dumps(answer) + "\n")
+    folder = run.transfer / "nlvr"
+    write_json(
+        folder / "scores.json", {"nlvr_accuracy": {"value": 0.71, "chance": 0.55, "num": 300}}
+    )
+    answers = [
+        {"id": "7-0", "images": [str(folder / "gone.png")], "text": HOSTILE, "said": "True",
+         "truth": truth, "right": float(truth == "True"), "confidence": 0.8}
+        for truth in ("True", "False")
+    ]  # fmt: skip
+    bins = [{"num": 2, "confidence": 0.8, "right": 0.5}, {"num": 1, "confidence": 0.95, "right": 1}]
+    write_json(
+        folder / "outcomes.json",
+        {"calibration": bins, "expected_calibration_error": 0.22, "examples": answers},
+    )

@@ -56,7 +56,7 @@ def test_nothing_else_differs(name: str) -> None:
     assert restored == recipe
 
 
-@pytest.mark.parametrize("task", [None, "truth"])
+@pytest.mark.parametrize("task", [None, "nlvr"])
 def test_every_student_is_trained_and_tuned_where_there_is_a_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str | None
 ) -> None:
@@ -68,7 +68,7 @@ def test_every_student_is_trained_and_tuned_where_there_is_a_task(
         recipe: Recipe, run: RunFolder, names: list[str], *rest: object, **more: object
     ) -> None:
         asked.append(names)
-        for part in ("evaluate", "truth"):
+        for part in ("evaluate", "nlvr"):
             folder = run.transfer / part
             folder.mkdir(parents=True, exist_ok=True)
             value = len(asked) / 100
@@ -82,7 +82,7 @@ def test_every_student_is_trained_and_tuned_where_there_is_a_task(
     assert asked == [["ingest", "teach", "distill"], *[stages] * 8]
     found = json.loads((tmp_path / "ablation.json").read_text())
     assert set(found["variants"]) == {"plain", "soho", "kdvlp", "both"}
-    names = ["evaluate_score", "truth_score"] if task else ["evaluate_score"]
+    names = ["evaluate_score", "nlvr_score"] if task else ["evaluate_score"]
     assert found["variants"]["soho"] == {
         "0": {name: 0.03 for name in names},
         "1": {name: 0.07 for name in names},

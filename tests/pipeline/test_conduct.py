@@ -76,7 +76,7 @@ class FakeStages:
         (run.pretrain / "metrics.jsonl").write_text('{"step": 3, "loss": 0.5}\n{"step": 4, "lo')
 
     def finetune(self, run: RunFolder, content: str) -> None:
-        (run.transfer / "truth" / "scores.json").write_text('{"accuracy": {"value": 0.75}}')
+        (run.transfer / "nlvr" / "scores.json").write_text('{"accuracy": {"value": 0.75}}')
 
     def evaluate(self, run: RunFolder, content: str) -> None:
         scores = {"r1": {"value": 0.5, "chance": 0.1}, "note": "words"}
@@ -114,8 +114,8 @@ def test_all_run_once_in_order_and_then_none(go: Go) -> None:
 
 
 def test_finetune_runs_where_there_is_a_task(go: Go, tmp_path: Path) -> None:
-    assert go("finetune.task=truth") == list(STAGE_NAMES)
-    record = json.loads((tmp_path / "run/transfer/truth/stage.json").read_text())
+    assert go("finetune.task=nlvr") == list(STAGE_NAMES)
+    record = json.loads((tmp_path / "run/transfer/nlvr/stage.json").read_text())
     assert record["figures"] == {"accuracy": 0.75}
 
 

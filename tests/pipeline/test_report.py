@@ -62,7 +62,7 @@ def test_every_part_is_there_and_drawn(page: Page) -> None:
         "codes",
         "gallery",
         "captions",
-        "truth",
+        "tasks",
         "ablation",
         "recipe",
     ]
@@ -145,7 +145,7 @@ def test_run_of_which_nothing_ran(tmp_path: Path) -> None:
         "transfer/evaluate/examples.json",
         "objects/heldout-000000.tar",
         "objects/heldout-000000.tar.json",
-        "transfer/truth/predictions.jsonl",
+        "transfer/nlvr/outcomes.json",
     ],
 )
 def test_run_without_one_of_its_parts(run: RunFolder, tmp_path: Path, gone: str) -> None:

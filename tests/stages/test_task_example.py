@@ -74,13 +74,13 @@ def test_the_toy_table(student: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     from benchmarks.toy_tasks import main
 
     images = write_objects(tmp_path / "images", list(toy_samples(24, 6)))
-    given = ["--student", str(student), "--images", str(images), "--out", str(tmp_path / "t")]
+    given = ["--student", f"own={student}", "--images", str(images), "--out", str(tmp_path / "t")]
     assert main([*given, "--tasks", "snli_ve", "--seeds", "1", "--num-steps", "1"]) == 0
     line = capsys.readouterr().out.splitlines()[-1].split()
     folder = tmp_path / "t" / "snli_ve"
     values = [
         json.loads((folder / f"{start}-0" / "scores.json").read_text())["snli_ve_accuracy"]["value"]
-        for start in ("pretrained", "fresh")
+        for start in ("own", "not_pretrained")
     ]
     assert line[:3] == ["snli_ve", "0", "snli_ve_accuracy"]
     assert line[3:5] == [f"{100 * value:.1f}" for value in values]

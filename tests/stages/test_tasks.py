@@ -10,15 +10,15 @@ import torch
 from pretrain_fixtures import tiny_student, toy_samples, toy_tokenizer, write_objects
 
 from stages.student.processor import StudentProcessor
+from stages.student.text.tokenizer import load_tokenizer
 from stages.transfer.config import TASK_NAMES, FinetuneConfig
 from stages.transfer.example import Example
-from stages.transfer.finetune_task import finetune_task
+from stages.transfer.finetune_all import finetune_all
+from stages.transfer.finetune_task import finetune_task, load_for_task, new_words
 from stages.transfer.predict import predict
 from stages.transfer.task_folder import TaskStudent
 from stages.transfer.tasks import TASKS
-from stages.transfer.toy_tasks import write_toy_task
-
-TOY_TASKS = [name for name in TASK_NAMES if name != "nlvr"]
+from stages.transfer.toy_tasks.write import write_task_files
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_the_table_and_the_recipe_agree() -> None:
     assert tuple(TASKS) == TASK_NAMES and all(TASKS[n].name == n for n in TASKS)
 
 
-@pytest.mark.parametrize("name", TOY_TASKS)
+@pytest.mark.parametrize("name", TASK_NAMES)
 def test_a_task_is_taught_and_used(name: str, world: tuple[Path, Path], tmp_path: Path) -> None:
     """Oracle: scores beside chance within 0 and 1; one prediction an example; and the saved student,
     loaded again, predicts the same, to the last digit, in any order of groups and in any share."""
@@ -66,7 +66,7 @@ def test_a_task_is_taught_and_used(name: str, world: tuple[Path, Path], tmp_path
     assert all(0 <= entry[key] <= 1 for entry in scores.values() for key in ("value", "chance"))
     lines = [json.loads(x) for x in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     written = {line["id"]: line["prediction"] for line in lines}
-    data = TASKS[name].read(write_toy_task(name, world[0], tmp_path / "again"), "heldout")
+    data = TASKS[name].read(write_task_files(name, world[0], tmp_path / "again"), "heldout")
     assert list(written) == [example.id for example in data.examples]
     assert len(list((tmp_path / "submission").iterdir())) == 1
     taught = TaskStudent.load(tmp_path / "student")
@@ -104,9 +104,8 @@ def test_the_cnn_runs_once_a_picture(
 ) -> None:
     """Oracle: pictures that go into the CNN while four questions of each are answered."""
     from stages.student.processor import StudentProcessor as Processor
-    from stages.transfer.finetune_task import load_for_task
 
-    data = TASKS["vqa"].read(write_toy_task("vqa", world[0], tmp_path), "heldout")
+    data = TASKS["vqa"].read(write_task_files("vqa", world[0], tmp_path), "heldout")
     task = TASKS["vqa"](TASKS["vqa"].prepare(data.examples))
     student, processor = load_for_task(world[1], task)
     assert isinstance(processor, Processor)
@@ -150,3 +149,35 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     for name in ("last/model.safetensors", "last/tasks/snli_ve/head.safetensors"):
         one, two = (load_file(tmp_path / part / name) for part in ("whole", "parts"))
         assert all(torch.equal(one[key], two[key]) for key in one), name
+
+
+def test_all_tasks_beside_no_pretraining(world: tuple[Path, Path], tmp_path: Path) -> None:
+    """Oracle: each score is that of its own folder, from both starts; a second call trains nothing,
+    and counts the steps of both starts."""
+    config = FinetuneConfig(task="all", num_steps=1, micro_batch_size=2, micro_batches_per_step=1)
+    folders = {"images": world[0], "student": world[1], "out": tmp_path}
+    steps: list[int] = []
+    found = finetune_all(config, seed=0, **folders, on_step=steps.append, tasks=("nlvr",))
+    assert steps == [1, 2]
+    for start, key in (("pretrained", "value"), ("not_pretrained", "not_pretrained")):
+        own = json.loads((tmp_path / "nlvr" / start / "scores.json").read_text())
+        assert {name: entry["value"] for name, entry in own.items()} == {
+            name: entry[key] for name, entry in found.items()
+        }
+    assert json.loads((tmp_path / "scores.json").read_text()) == found
+    again = finetune_all(config, seed=0, **folders, on_step=steps.append, tasks=("nlvr",))
+    assert again == found and steps == [1, 2]
+
+
+def test_new_words_are_whole(world: tuple[Path, Path]) -> None:
+    """Oracle: the toy tokenizer knows no "question"; added it is one piece, whatever its case, and the
+    commonest words come first."""
+    texts = ("Question one?", "a question two")
+    examples = [Example(id=t, images=(), texts=(t,)) for t in texts]
+    tokenizer = load_tokenizer(world[1])
+    words = new_words(examples, tokenizer, most=1)
+    assert words == ["question"] and new_words(examples, tokenizer, most=0) == []
+    task = TASKS["vqa"]({"answers": ["a"]})
+    student, processor = load_for_task(world[1], task, words=words)
+    assert processor.tokenizer.tokenize("Question") == ["question"]
+    assert student.embeddings.word_embeddings.num_embeddings == len(processor.tokenizer)

@@ -19,7 +19,6 @@ from pipeline.pages.report.captions import captions_section
 from pipeline.pages.report.codebook import codes_section
 from pipeline.pages.report.data import data_section, read_catalog_or_none
 from pipeline.pages.report.grounding import heat_section
-from pipeline.pages.report.nlvr import truth_section
 from pipeline.pages.report.retrieval_gallery import gallery_section
 from pipeline.pages.report.scores import scores_section
 from pipeline.pages.report.sections import Section, count, missing
@@ -57,7 +56,6 @@ def _page(run: RunFolder, recipe: Recipe) -> Element:
         ("codes", "The visual dictionary", lambda: codes_section(run, pictures)),
         ("gallery", "What it finds", lambda: gallery_section(run, pictures)),
         ("captions", "What it says", lambda: captions_section(run, pictures)),
-        ("truth", "True or false?", lambda: truth_section(run, pictures)),
         ("tasks", "Downstream tasks", lambda: tasks_section(run)),
         ("ablation", "Dictionary, objects, or both?", lambda: ablation_section(run)),
         ("recipe", "The recipe", lambda: _recipe_section(run)),

@@ -1,7 +1,7 @@
 """What the run reached: the main scores large and in plain words, then all of them in a table.
 
 Reads transfer/evaluate/scores.json and, where a student was taught a task,
-transfer/truth/scores.json.
+transfer/nlvr/scores.json.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ MEANINGS = {
         words="Average precision of the teacher: a box counts when its label is right and it "
         "overlaps the true box by half or more.",
     ),
-    "truth_accuracy": Meaning(
+    "nlvr_accuracy": Meaning(
         title="Tells true from false",
         name="Sentence truth",
         words="How often the student tells whether a sentence is true of a picture. Chance is to "
@@ -69,7 +69,7 @@ MEANINGS = {
     ),
 }
 _ORDER = (
-    "truth_accuracy",
+    "nlvr_accuracy",
     "image_to_text_r1",
     "text_to_image_r1",
     "phrase_grounding",
@@ -97,7 +97,7 @@ class Score:
 def read_scores(run: RunFolder) -> list[Score]:
     """All scores of a run: the main ones first."""
     entries: dict[str, Any] = {}
-    for task in ("evaluate", "truth"):
+    for task in ("evaluate", "nlvr"):
         entries |= read_object(run.transfer / task / "scores.json")
     found = [_score(key, entry) for key, entry in entries.items() if isinstance(entry, dict)]
     scores = [score for score in found if score is not None]
@@ -182,7 +182,7 @@ def _beside(score: Score) -> str:
     """Chance in words; at drawing boxes it is next to nothing."""
     if not score.chance:
         return "chance: about 0\N{NO-BREAK SPACE}%" if score.chance == 0 else ""
-    guess = "the commoner answer" if score.key == "truth_accuracy" else "chance"
+    guess = "the commoner answer" if score.key == "nlvr_accuracy" else "chance"
     return f"{guess}: {percent(score.chance)}"
 
 

@@ -1,51 +1,86 @@
-"""The downstream tasks a run's student was taught: each score beside chance, and some predictions.
+"""The downstream tasks a run's student was taught: scores beside chance and beside the same network
+without pretraining, curves, calibration, and examples that went right and wrong.
 
-Reads transfer/TASK/ (`scores.json`, `data.json`, `predictions.jsonl`); without one there is no
-section.
+Reads transfer/TASK/ or, of a run of all tasks, transfer/all/TASK/ (`scores.json`, `data.json`,
+`outcomes.json`, `training/metrics.jsonl`); without one there is no section.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import Element
 
+from pipeline.pages.charts import Series, line_chart
 from pipeline.pages.html import h, shortened
-from pipeline.pages.report.sections import Section, count, figure_list, percent, table
-from pipeline.runner.run_files import number, read_lines, read_object
+from pipeline.pages.report.sections import Section, count, figure_list, percent, short, table
+from pipeline.pages.thumbnails import thumbnail
+from pipeline.runner.run_files import number, points, read_lines, read_object
 from pipeline.runner.run_folder import RunFolder
 
-NUM_SHOWN = 6
-NOT_TASKS = ("evaluate", "truth")
+ALL = "all"
+PRETRAINED, NOT_PRETRAINED = "pretrained", "not_pretrained"
+LONGEST_PX = 320
+HEAD = ("score", "value", "not pretrained", "chance", "of", "reads the premise")
 
 
 def tasks_section(run: RunFolder) -> Section | None:
-    """A table of scores a task; None where the run has none."""
-    folders = [p.parent for p in sorted(run.transfer.glob("*/scores.json"))]
-    content = [part for f in folders if f.name not in NOT_TASKS for part in _task(f)]
+    """A part a task; None where the run was taught none."""
+    content = [part for name, folder in task_folders(run) for part in _task(run, name, folder)]
     if not content:
         return None
     return Section(name="tasks", title="Downstream tasks", content=tuple(content))
 
 
-def _task(folder: Path) -> list[Element]:
+def task_folders(run: RunFolder) -> list[tuple[str, Path]]:
+    """Each task that was taught, with its folder; of a task that was taught alone and with all, the
+    folder of its own."""
+    found = {}
+    for path in sorted(run.transfer.glob(f"{ALL}/*/{PRETRAINED}/scores.json")):
+        found[path.parent.parent.name] = path.parent
+    for path in sorted(run.transfer.glob("*/scores.json")):
+        name = path.parent.name
+        if name != ALL and not name.startswith("evaluate"):
+            found[name] = path.parent
+    return sorted(found.items())
+
+
+def _task(run: RunFolder, name: str, folder: Path) -> list[Element]:
     scores = read_object(folder / "scores.json")
-    rows = []
-    for name, entry in scores.items():
-        if not isinstance(entry, dict) or (value := number(entry.get("value"))) is None:
-            continue
-        chance, num = number(entry.get("chance")), number(entry.get("num"))
-        rows.append(
-            (
-                name,
-                percent(value),
-                "" if chance is None else percent(chance),
-                "" if num is None else count(int(num)),
-                "yes" if entry.get("text_premise") else "",
-            )
-        )
+    if folder.name == PRETRAINED:
+        both = read_object(run.transfer / ALL / "scores.json")
+        scores = {key: both.get(key, entry) for key, entry in scores.items()}
+    rows = [row for key, entry in scores.items() if (row := _row(key, entry))]
     if not rows:
         return []
+    outcomes = read_object(folder / "outcomes.json")
+    charts = _charts(folder, outcomes)
+    shown = [_example(entry) for entry in outcomes.get("examples", []) if isinstance(entry, dict)]
+    return [
+        h("h3", {"id": f"task-{name}"}, name),
+        table(f"Scores of {name}", HEAD, rows),
+        figure_list(_figures(folder, outcomes)),
+        *([h("div", {"class": "columns"}, *charts)] if charts else []),
+        *([h("div", {"class": "answers"}, *shown)] if shown else []),
+    ]
+
+
+def _row(name: str, entry: Any) -> tuple[str, ...] | None:
+    if not isinstance(entry, dict) or (value := number(entry.get("value"))) is None:
+        return None
+    other, chance = number(entry.get(NOT_PRETRAINED)), number(entry.get("chance"))
+    num = number(entry.get("num"))
+    return (
+        name,
+        percent(value),
+        "" if other is None else percent(other),
+        "" if chance is None else percent(chance),
+        "" if num is None else count(int(num)),
+        "yes" if entry.get("text_premise") else "",
+    )
+
+
+def _figures(folder: Path, outcomes: dict[str, Any]) -> list[tuple[str, str]]:
     data = read_object(folder / "data.json")
     figures = []
     for key, said in (
@@ -55,15 +90,57 @@ def _task(folder: Path) -> list[Element]:
     ):
         if (value := number(data.get(key))) is not None:
             figures.append((said, count(int(value))))
-    head = ("score", "value", "chance", "of", "reads the premise")
-    lines = [line for line in read_lines(folder / "predictions.jsonl") if "prediction" in line]
-    shown = [
-        h("li", f"{line.get('id')}: {shortened(json.dumps(line['prediction']))}")
-        for line in lines[:NUM_SHOWN]
-    ]
-    return [
-        h("h3", folder.name),
-        table(f"Scores of {folder.name}", head, rows),
-        figure_list(figures),
-        h("ul", *shown),
-    ]
+    if (error := number(outcomes.get("expected_calibration_error"))) is not None:
+        figures.append(("calibration error", percent(error)))
+    return figures
+
+
+def _charts(folder: Path, outcomes: dict[str, Any]) -> list[Element]:
+    """The loss, the scores of each validation, and how often the student is right when it is how
+    sure."""
+    lines = read_lines(folder / "training" / "metrics.jsonl")
+    found = []
+    if loss := points(lines, "loss"):
+        series = [Series(name="loss", points=loss)]
+        found.append(line_chart("Training loss", series, y_label="nats"))
+    names = sorted({key for line in lines for key in line if key.startswith("validation/")})
+    scores = [Series(name=n.partition("/")[2], points=points(lines, n)) for n in names]
+    if any(len(one.points) > 1 for one in scores):
+        found.append(line_chart("Held-out scores", scores, y_label="", is_share=True))
+    bins = outcomes.get("calibration") or []
+    pairs = [(number(b.get("confidence")), number(b.get("right"))) for b in bins]
+    known = [(x, y) for x, y in pairs if x is not None and y is not None]
+    if len(known) > 1:
+        series = [
+            Series(name="right", points=known),
+            Series(name="as sure as right", points=[(0.0, 0.0), (1.0, 1.0)]),
+        ]
+        title, unit = "Calibration", "share right by confidence"
+        found.append(line_chart(title, series, y_label=unit, is_share=True, x_label="confidence"))
+    return found
+
+
+def _example(entry: dict[str, Any]) -> Element:
+    right, sure = number(entry.get("right")) or 0.0, number(entry.get("confidence"))
+    verdict = h("b", {"class": "good"}, "✓ ") if right >= 0.5 else h("b", {"class": "bad"}, "✗ ")
+    said = f"says “{shortened(str(entry.get('said')))}”"
+    if sure is not None:
+        said += f" ({percent(sure)} sure)"
+    if right < 0.5:
+        said += f", truth: “{shortened(str(entry.get('truth')))}”"
+    elif right < 1:
+        said += f" (worth {short(right)})"
+    text = h("bdi", shortened(str(entry.get("text"))), " ")
+    images = [_image(str(path)) for path in entry.get("images", [])]
+    return h("figure", *images, h("figcaption", text, verdict, said))
+
+
+def _image(path: str) -> Element:
+    try:
+        small = thumbnail(Path(path).read_bytes(), longest_px=LONGEST_PX)
+    except OSError:
+        small = None
+    if small is None:
+        return h("span", {"class": "lost"}, "not readable")
+    size = {"width": small.width, "height": small.height, "loading": "lazy"}
+    return h("img", {"src": small.uri, "alt": "The picture that is asked about", **size})

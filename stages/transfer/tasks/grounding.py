@@ -18,6 +18,7 @@ from torch import nn
 from stages.student.network import Student
 from stages.transfer.example import Example
 from stages.transfer.metrics.pointing import is_hit, is_recalled, propose_boxes
+from stages.transfer.outcomes import Outcome
 from stages.transfer.readers.flickr30k_entities import read_flickr30k_entities
 from stages.transfer.readers.records import TaskData
 from stages.transfer.task_batch import TaskBatch
@@ -108,12 +109,28 @@ class GroundingTask(Task):
             }
         return scores
 
+    def outcomes(
+        self, examples: Sequence[Example], predictions: Mapping[str, Any]
+    ) -> list[Outcome]:
+        """Right where the point lies in a box."""
+        return [_outcome(example, predictions[example.id]) for example in examples]
+
     def submission(
         self, examples: Sequence[Example], predictions: Mapping[str, Any]
     ) -> tuple[str, str]:
         """JSON lines: phrase id, point and boxes (there is no official test server)."""
         lines = (json.dumps({"id": e.id, **predictions[e.id]}) for e in examples)
         return "grounding.jsonl", "".join(line + "\n" for line in lines)
+
+
+def _outcome(example: Example, prediction: Any) -> Outcome:
+    x, y = prediction["point"]
+    boxes = ", ".join(f"({x1:.2f} {y1:.2f} {x2:.2f} {y2:.2f})" for x1, y1, x2, y2 in example.label)
+    return Outcome(
+        said=f"({x:.2f} {y:.2f})",
+        truth=boxes,
+        right=float(is_hit(prediction["point"], example.label)),
+    )
 
 
 def _cell_size(batch: TaskBatch, row: int) -> tuple[float, float]:

@@ -20,7 +20,9 @@ from stages.student.network import Student
 from stages.student.processor import StudentProcessor
 from stages.student.text.spans import Spans
 from stages.transfer.example import Example
+from stages.transfer.metrics.classification import first_best
 from stages.transfer.metrics.retrieval_recall import fold_recalls, recalls
+from stages.transfer.outcomes import Outcome
 from stages.transfer.readers.karpathy import read_karpathy
 from stages.transfer.readers.records import TaskData
 from stages.transfer.retrieval_matrix import row_scorer
@@ -104,6 +106,21 @@ class RetrievalTask(Task):
         if num_folds > 1:
             return fold_recalls(matrix, picture_of, num_folds=num_folds)
         return recalls(matrix, picture_of)
+
+    def outcomes(
+        self, examples: Sequence[Example], predictions: Mapping[str, Any]
+    ) -> list[Outcome]:
+        """Image to text: right where the best text is one of the picture's own."""
+        texts = [str(text) for example in examples for text in example.texts]
+        found, start = [], 0
+        for example in examples:
+            best = first_best(predictions[example.id])
+            is_own = start <= best < start + len(example.texts)
+            found.append(
+                Outcome(said=texts[best], truth=str(example.texts[0]), right=float(is_own))
+            )
+            start += len(example.texts)
+        return found
 
     def submission(
         self, examples: Sequence[Example], predictions: Mapping[str, Any]

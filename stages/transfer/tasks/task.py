@@ -15,6 +15,7 @@ from stages.student.network import Student
 from stages.student.processor import StudentProcessor
 from stages.student.text.spans import Spans
 from stages.transfer.example import Example
+from stages.transfer.outcomes import Outcome
 from stages.transfer.readers.records import TaskData
 from stages.transfer.task_batch import TaskBatch, collate
 from stages.transfer.task_config import TaskDataConfig
@@ -104,6 +105,12 @@ class Task(ABC):
         """Scores of labelled examples from predictions by id, as the official script gives them."""
 
     @abstractmethod
+    def outcomes(
+        self, examples: Sequence[Example], predictions: Mapping[str, Any]
+    ) -> list[Outcome]:
+        """How the prediction of each labelled example turned out, for the task's page."""
+
+    @abstractmethod
     def submission(
         self, examples: Sequence[Example], predictions: Mapping[str, Any]
     ) -> tuple[str, str]:
@@ -145,6 +152,23 @@ class LabelTask(Task):
         for row in logits.double().softmax(dim=-1).tolist():
             best = max(range(len(row)), key=row.__getitem__)
             found.append({"label": self.labels[best], "probabilities": dict(zip(self.labels, row))})
+        return found
+
+    def outcomes(
+        self, examples: Sequence[Example], predictions: Mapping[str, Any]
+    ) -> list[Outcome]:
+        """Right where the label is."""
+        found = []
+        for example in examples:
+            label = predictions[example.id]["label"]
+            found.append(
+                Outcome(
+                    said=label,
+                    truth=str(example.label),
+                    right=float(label == example.label),
+                    confidence=predictions[example.id]["probabilities"][label],
+                )
+            )
         return found
 
     def largest_class(self, examples: Sequence[Example]) -> float:

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 
 from stages.student.text.spans import NUM_VCR_TOKEN_TYPES, Spans
 from stages.transfer.example import Example
+from stages.transfer.metrics.classification import first_best
 from stages.transfer.metrics.vcr_accuracy import NUM_CHOICES, format_submission, vcr_score
+from stages.transfer.outcomes import Outcome
 from stages.transfer.readers.records import TaskData
 from stages.transfer.readers.vcr import read_vcr
 from stages.transfer.task_batch import TaskBatch
@@ -86,12 +88,35 @@ class VcrTask(Task):
             "vcr_q_ar": {"value": found.joint, "chance": quarter**2, "num": found.num},
         }
 
+    def outcomes(
+        self, examples: Sequence[Example], predictions: Mapping[str, Any]
+    ) -> list[Outcome]:
+        """Of the answer alone, whatever the rationale."""
+        return [_outcome(example, predictions[example.id]) for example in examples]
+
     def submission(
         self, examples: Sequence[Example], predictions: Mapping[str, Any]
     ) -> tuple[str, str]:
         """The leaderboard's CSV."""
         scores = np.array([predictions[example.id] for example in examples])
         return "vcr_test.csv", format_submission([example.id for example in examples], scores)
+
+
+def _outcome(example: Example, prediction: Any) -> Outcome:
+    said = first_best(prediction[0])
+    truth = example.label[0]
+    return Outcome(
+        said=_last_part(example, said),
+        truth=_last_part(example, truth),
+        right=float(said == truth),
+        confidence=prediction[0][said],
+    )
+
+
+def _last_part(example: Example, row: int) -> str:
+    """The words of the answer among an example's texts."""
+    text = example.texts[row]
+    return text if isinstance(text, str) else text[-1][1]
 
 
 def _by_choices(logits: torch.Tensor, batch: TaskBatch) -> torch.Tensor:

@@ -16,8 +16,9 @@ import torch
 from torch.nn import functional as F
 
 from stages.transfer.example import Example
-from stages.transfer.metrics.vqa_accuracy import soft_targets, vqa_score
+from stages.transfer.metrics.vqa_accuracy import question_accuracy, soft_targets, vqa_score
 from stages.transfer.metrics.vqa_normalize import normalize
+from stages.transfer.outcomes import Outcome
 from stages.transfer.readers.records import TaskData
 from stages.transfer.readers.vqa import read_vqa
 from stages.transfer.task_batch import TaskBatch
@@ -98,6 +99,12 @@ class VqaTask(Task):
             )
         return scores
 
+    def outcomes(
+        self, examples: Sequence[Example], predictions: Mapping[str, Any]
+    ) -> list[Outcome]:
+        """Right as far as the humans agree."""
+        return [_outcome(example, predictions[example.id]) for example in examples]
+
     def submission(
         self, examples: Sequence[Example], predictions: Mapping[str, Any]
     ) -> tuple[str, str]:
@@ -106,6 +113,16 @@ class VqaTask(Task):
             {"question_id": int(e.id), "answer": predictions[e.id]["answer"]} for e in examples
         ]
         return "vqa_results.json", json.dumps(answers)
+
+
+def _outcome(example: Example, prediction: Any) -> Outcome:
+    answer, confidence = prediction["best"][0]
+    return Outcome(
+        said=answer,
+        truth=example.label["multiple_choice_answer"],
+        right=question_accuracy(answer, example.label["answers"]),
+        confidence=confidence,
+    )
 
 
 def _entry(percent: float, chance: float, num: int) -> dict[str, Any]:

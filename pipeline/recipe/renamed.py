@@ -1,0 +1,36 @@
+"""Keys and values of recipes that have another name now: the old ones still work, with a warning."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+KEYS = {"finetune.batch_size": "finetune.micro_batch_size"}
+"""Old dotted key -> new one, in the same mapping."""
+VALUES = {("finetune.task", "truth"): "nlvr"}
+"""(dotted key, old value) -> new value."""
+
+
+def with_new_names(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a recipe under today's names. The old name's value replaces one under the new
+    name. FutureWarning for each old one."""
+    for old, new in KEYS.items():
+        above = _mapping(values, old)
+        name, new_name = old.rpartition(".")[2], new.rpartition(".")[2]
+        if name in above:
+            warnings.warn(f"{old} is called {new} now", FutureWarning, stacklevel=2)
+            above[new_name] = above.pop(name)
+    for (key, old_value), new_value in VALUES.items():
+        above, name = _mapping(values, key), key.rpartition(".")[2]
+        if above.get(name) == old_value:
+            warnings.warn(f"{key}: {old_value} is called {new_value} now", FutureWarning, 2)
+            above[name] = new_value
+    return values
+
+
+def _mapping(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """The mapping that a dotted key is in; an empty one where there is none."""
+    for part in key.split(".")[:-1]:
+        inner = values.get(part)
+        values = inner if isinstance(inner, dict) else {}
+    return values

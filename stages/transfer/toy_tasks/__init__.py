@@ -1,0 +1,1 @@
+"""Files of the downstream tasks made from image shards, in the layouts of the originals."""
