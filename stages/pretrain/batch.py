@@ -23,7 +23,7 @@ class Batch:
     keys: list[str]
     """N sample keys, for naming what went wrong."""
     pixels: torch.Tensor
-    """float [N, 3, H, W], normalised, padded."""
+    """uint8 [N, 3, H, W], padded (or normalised floats, which `Student.see` takes as well)."""
     sizes_px: torch.Tensor
     """int [N, 2]: height, width before padding."""
     picture: torch.Tensor

@@ -22,7 +22,7 @@ from stages.pretrain.batch import Batch
 from stages.pretrain.config import AugmentConfig, RegionConfig
 from stages.pretrain.objectives.objective import Objective
 from stages.student.vision.grid import region_weights
-from stages.student.vision.image_transforms import fitted_size, load_picture, stack_pictures
+from stages.student.vision.image_transforms import fitted_size, load_picture, stack_bytes
 from stages.student.vision.padding import canvas_px
 
 
@@ -87,7 +87,7 @@ class Collate:
         random: np.random.Generator,
     ) -> Batch:
         """The batch before any masking."""
-        pictures = stack_pictures(arrays, multiple_px=self.pad_px)
+        pictures = stack_bytes(arrays, multiple_px=self.pad_px)
         grid = (
             pictures.pixels.shape[2] // self.cell_px,
             pictures.pixels.shape[3] // self.cell_px,

@@ -37,6 +37,7 @@ from stages.student.last_layer import run_where_read
 from stages.student.text.spans import IMAGE_TOKEN_TYPE
 from stages.student.vision.batch_norm import Policy
 from stages.student.vision.grid import Grid, cells_inside, sine_positions
+from stages.student.vision.image_transforms import normalise
 from stages.student.vision.neck_config import neck_from_json
 from stages.student.vision.soho_neck import SohoNeck, cells_inside_released, padding_aware_positions
 from stages.student.vision.visual_dictionary import Dictionary
@@ -237,11 +238,14 @@ class Student(PreTrainedModel):
     ) -> Cells:
         """Run the CNN: pixels [N, 3, H, W] and each picture's height, width [N, 2] -> cells.
 
-        `num_texts` [N], how many texts look at each picture (0: it counts nothing), where a
-        dictionary shall learn from them; None where it shall not.
+        uint8 pixels are normalised here, on the device; floats are so already. `num_texts` [N], how
+        many texts look at each picture (0: it counts nothing), where a dictionary shall learn from
+        them; None where it shall not.
         """
         soho = self.neck.config if self.neck else None
         blank = soho is None or soho.keep_padding_blank
+        if pixels.dtype == torch.uint8:
+            pixels = normalise(pixels, sizes_px)
         features = self.grid(pixels.to(self.dtype), sizes_px if blank else None)
         rows, columns = features.shape[1:3]
         if soho and soho.width_mask == "height":

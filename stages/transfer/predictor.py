@@ -15,7 +15,7 @@ from sharding.format.schema import Sample
 from sharding.reading.sample_reader import iterate
 from stages.student.network import Cells, Student
 from stages.student.text.tokenizer import load_tokenizer
-from stages.student.vision.image_transforms import Pictures, load_picture, stack_pictures
+from stages.student.vision.image_transforms import Pictures, load_picture, stack_bytes
 
 
 def read_split(folder: Path, split: str, most: int | None = None) -> list[Sample]:
@@ -55,7 +55,7 @@ class Predictor:
             load_picture(s.image, shorter_px=config.shorter_px, longer_px=config.longer_px)
             for s in samples
         ]
-        return stack_pictures(arrays, multiple_px=self.student.grid.pad_px)
+        return stack_bytes(arrays, multiple_px=self.student.grid.pad_px)
 
     def see(self, samples: Sequence[Sample]) -> Cells:
         """The cells of some samples' pictures, padded to one grid."""

@@ -28,6 +28,8 @@ from stages.student.vision.image_transforms import (
     IMAGENET_STD,
     fitted_size,
     load_picture,
+    normalise,
+    stack_bytes,
     stack_pictures,
 )
 
@@ -158,6 +160,25 @@ def test_portrait_and_landscape_in_one_batch() -> None:
         [[1, 1, 1], [1, 1, 1], [0, 0, 0]],
         [[1, 1, 0], [1, 1, 0], [1, 1, 0]],
     ]
+
+
+def test_bytes_are_normalised_on_the_way_to_the_cnn() -> None:
+    """Oracle: one picture at a time, (x / 255 - mean) / std by numpy, to the bit, and the cells of
+    pixels that were normalised before."""
+    random = np.random.default_rng(0)
+    shapes = [(20, 40, 3), (33, 17, 3)]
+    arrays = [random.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
+    pictures = stack_bytes(arrays, multiple_px=16)
+    assert pictures.pixels.dtype == torch.uint8
+    normalised = normalise(pictures.pixels, pictures.sizes_px)
+    mean, std = (np.array(values, np.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    for pixels, array in zip(normalised, arrays):
+        wanted = np.zeros((48, 48, 3), np.float32)
+        wanted[: array.shape[0], : array.shape[1]] = (array.astype(np.float32) / 255 - mean) / std
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), wanted)
+    student = tiny_student()
+    cells, same = (student.see(p, pictures.sizes_px) for p in (pictures.pixels, normalised))
+    assert torch.equal(cells.features, same.features)
 
 
 @pytest.mark.parametrize(
