@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ sys.path.insert(0, str(ROOT))  # mkdocs runs a hook without the project on the p
 
 from docs.generate.api_reference import api_reference  # noqa: E402
 from docs.generate.cli_reference import cli_reference  # noqa: E402
+from docs.generate.file_schemas import FILES  # noqa: E402
 from docs.generate.recipe_reference import recipe_reference  # noqa: E402
 from docs.generate.root_pages import root_page  # noqa: E402
 
@@ -28,7 +30,10 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add every page of PAGES to the site."""
+    """Add every page of PAGES and the JSON schemas to the site."""
     for path, page in PAGES.items():
         files.append(File.generated(config, path, content=page()))
+    for name, model in FILES.items():
+        schema = json.dumps(model.model_json_schema(by_alias=True), indent=1)
+        files.append(File.generated(config, f"schemas/{name}.schema.json", content=schema))
     return files
