@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 from pathlib import Path
@@ -38,7 +39,23 @@ def outside(recipe: Recipe, kind: StageKind) -> dict[str, str]:
         }
     if kind.name == "pretrain":
         return _settings_and_sources(recipe)
+    if kind.name == "finetune":
+        return _task_files(recipe)
     return {}
+
+
+def _task_files(recipe: Recipe) -> dict[str, str]:
+    """DeepSpeed's settings, and sizes and times of the task's files, in folders two levels deep."""
+    config = recipe.finetune
+    words = {}
+    if config.ds_config is not None:
+        words["finetune.ds_config"] = _stamp(config.ds_config)
+    for field in dataclasses.fields(config.data):
+        value = getattr(config.data, field.name)
+        if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value):
+            inside = [os.path.join(glob.escape(value), level) for level in ("*", "*/*")]
+            words[f"finetune.data.{field.name}"] = _stamp(value, *inside)
+    return words
 
 
 def _settings_and_sources(recipe: Recipe) -> dict[str, str]:

@@ -277,7 +277,11 @@ def _data(config: FinetuneConfig, images: Path, out: Path) -> TaskDataConfig:
 
 def _settings(data: TaskDataConfig) -> dict[str, Any]:
     """What scores depend on beside the examples."""
-    return {"num_folds": data.num_folds, "text_premise": data.text_premise}
+    return {
+        "num_folds": data.num_folds,
+        "shortlist": data.shortlist,
+        "text_premise": data.text_premise,
+    }
 
 
 def _most(data: TaskData, most: int | None) -> TaskData:

@@ -15,9 +15,7 @@ import torch
 from sharding.format.schema import Sample
 from stages.progress import Progress
 from stages.transfer.predictor import Predictor
-
-BEHIND = -1e4
-"""Added to the score of what is on no shortlist."""
+from stages.transfer.retrieval_matrix import BEHIND, shortlisted
 
 
 def score_matrix(
@@ -89,15 +87,6 @@ def _contrast_matrix(
                 reranked[row, texts] += itm_weight * (logits[:, 1] - logits[:, 0])
             progress.advance()
     return reranked
-
-
-def shortlisted(scores: torch.Tensor, num_best: int) -> torch.Tensor:
-    """Which pairs of scores [N, M] are among the best of their row or of their column: bool."""
-    listed = torch.zeros_like(scores, dtype=torch.bool)
-    for axis in (0, 1):
-        best = scores.topk(min(num_best, scores.shape[axis]), dim=axis).indices
-        listed.scatter_(axis, best, True)
-    return listed
 
 
 def _shown(wrong: list[int], right: list[int], num_shown: int) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from stages.student.network import Student
+from stages.student.network import Cells, Student
 from stages.student.processor import StudentProcessor
 from stages.student.text.spans import Spans
 from stages.transfer.example import Example
@@ -48,10 +48,10 @@ class TaskBatch:
         """The same rows beside other pictures of the batch [R, P]."""
         return replace(self, picture=picture)
 
-    def cls(self, student: Student) -> torch.Tensor:
+    def cls(self, student: Student, cells: Cells | None = None) -> torch.Tensor:
         """What the fusion makes of [CLS], for each picture of a row: [R, P, D]. The last layer gives
-        [CLS] alone."""
-        cells = student.see(self.pixels, self.sizes_px)
+        [CLS] alone. cells: of the batch's pictures, where they are known."""
+        cells = cells or student.see(self.pixels, self.sizes_px)
         num_places = self.tokens.shape[1] + cells.inside.shape[1]
         read = torch.zeros(
             len(self.tokens), num_places, dtype=torch.bool, device=self.tokens.device

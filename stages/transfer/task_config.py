@@ -36,6 +36,9 @@ class TaskDataConfig:
     """NLVR: how many of the six orders of each picture's boxes are read."""
     num_folds: int = 1
     """Retrieval: folds whose recalls are averaged (COCO 1k: 5)."""
+    shortlist: int = 0
+    """Retrieval with a contrastive head: candidates of a picture, and of a text, that the matching
+    head scores (ALBEF: 128 or 256); what that loses stands beside the scores. 0 scores all pairs."""
     max_missing: int = 0
     """Examples that may lack their picture; they are counted and left out."""
     num_train: int | None = None
@@ -48,8 +51,9 @@ class TaskDataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}, expected at least 1")
-        if self.max_missing < 0:
-            raise ValueError(f"max_missing: got {self.max_missing}, expected 0 or more")
+        for name in ("max_missing", "shortlist"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")
 
     def path(self, name: str, split: str) -> str:
         """The path of a split's file: `SPLIT` or `SPLIT_NAME`. ValueError where it is not given."""

@@ -10,7 +10,7 @@ import pytest
 from pipeline.recipe.recipe import Recipe, RecipeError, load_recipe
 from pipeline.runner.run_folder import RunFolder
 from pipeline.runner.run_stages import plan_stage
-from pipeline.runner.stage_state import StageRecord, write_done
+from pipeline.runner.stage_state import StageRecord, write_done, write_started
 from pipeline.runner.stages import StageKind, stage_kinds
 from sharding.format.catalog import write_catalog
 from sharding.format.schema import Sample, object_dtype
@@ -74,3 +74,29 @@ def test_settings_that_cannot_be_meant(value: str, named: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe("toy", [value])
     assert named in str(caught.value)
+
+
+def test_other_task_files_are_a_reason_to_finetune_again(tmp_path: Path) -> None:
+    """Oracle: the same files give the same plan; a changed line, or a changed file in a folder of
+    pictures, another, which names the field."""
+    lines, pictures = tmp_path / "dev.jsonl", tmp_path / "pictures"
+    (pictures / "val2014").mkdir(parents=True)
+    (pictures / "val2014" / "a.jpg").write_bytes(b"1")
+    lines.write_text("one")
+    recipe = load_recipe(
+        "toy",
+        ["finetune.task=snli_ve", f"finetune.data.train={lines}", f"finetune.data.heldout={lines}",
+         f"finetune.data.heldout_images={pictures}"],
+    )  # fmt: skip
+    kind = next(kind for kind in stage_kinds(recipe) if kind.name == "finetune")
+    run = RunFolder(tmp_path / "run")
+    kind.folder(run).mkdir(parents=True)
+    shaped_by = plan_stage(run, recipe, kind, look_outside=True).shaped_by
+    write_started(run, kind, StageRecord(stage="finetune", shaped_by=shaped_by))
+    assert plan_stage(run, recipe, kind, look_outside=True).action == "continue"
+    (pictures / "val2014" / "a.jpg").write_bytes(b"22")
+    again = plan_stage(run, recipe, kind, look_outside=True)
+    assert again.action == "redo" and "finetune.data.heldout_images" in again.why
+    lines.write_text("another")
+    again = plan_stage(run, recipe, kind, look_outside=True)
+    assert "finetune.data.train" in again.why and "finetune.data.heldout" in again.why

@@ -25,7 +25,7 @@ from stages.transfer.metrics.retrieval_recall import fold_recalls, recalls
 from stages.transfer.outcomes import Outcome
 from stages.transfer.readers.karpathy import read_karpathy
 from stages.transfer.readers.records import TaskData
-from stages.transfer.retrieval_matrix import row_scorer
+from stages.transfer.retrieval_matrix import BEHIND, row_scorer, shortlist_scorer
 from stages.transfer.task_batch import TaskBatch
 from stages.transfer.task_config import TaskDataConfig
 from stages.transfer.tasks.task import Scores, Task
@@ -66,21 +66,31 @@ class RetrievalTask(Task):
 
     def logits(self, student: Student, head: nn.Module, batch: TaskBatch) -> torch.Tensor:
         """[R, K]: the matching head's log odds of each caption with its own picture (first) and
-        with others of the batch."""
+        with others of the batch; with a contrastive head also its logits with all N: [R, K + N]."""
         own = batch.picture[:, 0]
         num_pictures = len(batch.pixels)
         others = torch.arange(min(MAX_NEGATIVES, num_pictures - 1) + 1, device=own.device)
         candidates = (own[:, None] + others) % num_pictures
-        odds = student.itm_head(batch.with_pictures(candidates).cls(student).flatten(0, 1))
-        return (odds[:, 1] - odds[:, 0]).view_as(candidates)
+        cells = student.see(batch.pixels, batch.sizes_px)
+        odds = student.itm_head(batch.with_pictures(candidates).cls(student, cells).flatten(0, 1))
+        log_odds = (odds[:, 1] - odds[:, 0]).view_as(candidates)
+        if student.contrastive_head is None:
+            return log_odds
+        pictures = student.embed_pictures(cells)
+        return torch.cat(
+            [log_odds, student.compare(student.embed_texts(batch.tokens), pictures)], 1
+        )
 
     def loss(self, logits: torch.Tensor, batch: TaskBatch) -> torch.Tensor:
-        """Cross-entropy over the candidates, the first of which is right, and of the odds alone."""
-        logits = logits.float()
-        first = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        matched = torch.zeros_like(logits)
-        matched[:, 0] = 1
-        return F.cross_entropy(logits, first) + F.binary_cross_entropy_with_logits(logits, matched)
+        """Cross-entropy over the candidates, the first of which is right, and of the odds alone; of
+        contrastive logits, over the pictures of the batch and over its texts (ALBEF)."""
+        num_candidates = min(MAX_NEGATIVES, len(batch.pixels) - 1) + 1
+        logits, contrast = logits.float().split(
+            (num_candidates, logits.shape[1] - num_candidates), dim=1
+        )
+        if contrast.shape[1]:
+            return _matching_loss(logits) + _contrastive_loss(contrast, batch.picture[:, 0])
+        return _matching_loss(logits)
 
     def predictor(
         self,
@@ -91,7 +101,10 @@ class RetrievalTask(Task):
     ) -> Callable[[tuple[Example, ...]], dict[str, Any]]:
         """A picture's row of scores of all texts, by its id."""
         texts = [str(text) for example in examples for text in example.texts]
-        return row_scorer(student, processor, texts)
+        num_best = self.state.get("shortlist", 0)
+        if not num_best:
+            return row_scorer(student, processor, texts)
+        return shortlist_scorer(student, processor, texts, examples, num_best=num_best)
 
     def predict(self, logits: torch.Tensor, batch: TaskBatch) -> list[Any]:
         """The log odds of each candidate, of a batch by itself."""
@@ -103,9 +116,12 @@ class RetrievalTask(Task):
         counts = torch.tensor([len(example.texts) for example in examples])
         picture_of = torch.arange(len(examples)).repeat_interleave(counts)
         num_folds = self.state.get("num_folds", 1)
-        if num_folds > 1:
-            return fold_recalls(matrix, picture_of, num_folds=num_folds)
-        return recalls(matrix, picture_of)
+        found = (
+            fold_recalls(matrix, picture_of, num_folds=num_folds)
+            if num_folds > 1
+            else recalls(matrix, picture_of)
+        )
+        return found | _kept_by_shortlist(matrix, picture_of)
 
     def outcomes(
         self, examples: Sequence[Example], predictions: Mapping[str, Any]
@@ -132,3 +148,38 @@ class RetrievalTask(Task):
             best = torch.tensor(predictions[example.id]).argsort(descending=True, stable=True)[:10]
             lines.append(json.dumps({"id": example.id, "texts": [texts[m] for m in best.tolist()]}))
         return "retrieval.jsonl", "\n".join(lines) + "\n"
+
+
+def _matching_loss(log_odds: torch.Tensor) -> torch.Tensor:
+    """Of log odds [R, K], the first of each row the right pair's."""
+    first = torch.zeros(len(log_odds), dtype=torch.long, device=log_odds.device)
+    matched = torch.zeros_like(log_odds)
+    matched[:, 0] = 1
+    alone = F.binary_cross_entropy_with_logits(log_odds, matched)
+    return F.cross_entropy(log_odds, first) + alone
+
+
+def _contrastive_loss(contrast: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Of logits [R, N] and each text's picture [R]: the mean of both ways, a picture's texts sharing
+    its target."""
+    is_own = F.one_hot(own, contrast.shape[1]).to(contrast)
+    to_texts = contrast.log_softmax(dim=0)[:, own.unique()]
+    shares = is_own[:, own.unique()]
+    return (
+        F.cross_entropy(contrast, own) - (shares / shares.sum(dim=0) * to_texts).sum(dim=0).mean()
+    ) / 2
+
+
+def _kept_by_shortlist(matrix: torch.Tensor, picture_of: torch.Tensor) -> Scores:
+    """The share of queries whose answer is on the shortlist: no recall can be above it. Nothing where
+    all pairs were scored."""
+    is_listed = matrix > BEHIND / 2
+    if is_listed.all():
+        return {}
+    own = picture_of[None, :] == torch.arange(len(matrix))[:, None]
+    share = is_listed.double().mean().item()
+    texts, pictures = (is_listed & own).any(dim=0), (is_listed & own).any(dim=1)
+    return {
+        f"{name}_listed": {"value": kept.double().mean().item(), "chance": share, "num": len(kept)}
+        for name, kept in (("text_to_image", texts), ("image_to_text", pictures))
+    }
