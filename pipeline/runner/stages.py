@@ -52,6 +52,7 @@ _SHAPES_NOTHING = {
     "keep_checkpoints",
     "log_every_steps",
     "log_steps",
+    "profile_steps",
     "max_nonfinite_steps",
     "max_skipped",
     "num_decoders",

@@ -65,6 +65,8 @@ class TrainingConfig:
     """Newest checkpoints kept."""
     log_steps: int = 10
     """Steps from one line of metrics to the next."""
+    profile_steps: tuple[int, ...] = ()
+    """First and last step that PyTorch's profiler records, say `[20, 22]`; none for no profile."""
     validate_steps: int | None = None
     """Steps from one validation to the next; null validates after each epoch."""
 
@@ -83,6 +85,13 @@ class TrainingConfig:
         if self.validate_steps is not None and self.validate_steps < 1:
             raise ValueError(
                 f"validate_steps: got {self.validate_steps}, expected at least 1, or null"
+            )
+        if self.profile_steps and not (
+            len(self.profile_steps) == 2 and 1 <= self.profile_steps[0] <= self.profile_steps[1]
+        ):
+            raise ValueError(
+                f"profile_steps: got {list(self.profile_steps)}, expected the first and the last "
+                "step, counted from 1, or none"
             )
         if self.num_workers < 0:
             raise ValueError(f"num_workers: got {self.num_workers}, expected 0 or more")

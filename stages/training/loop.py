@@ -19,6 +19,7 @@ from stages.training.checkpoints.save_and_load import load_checkpoint, save_chec
 from stages.training.config import TrainingConfig
 from stages.training.gradient_norms import GradientNorms, loss_scale
 from stages.training.metrics import MetricAccumulator, MetricsLog
+from stages.training.profile import StepProfile
 from stages.training.schedule import rate_factor
 from stages.training.skipped_samples import FaultPolicy, SkippedSamples
 from stages.training.stopping import Stopped, Watch, of_all_ranks
@@ -101,6 +102,7 @@ class Loop:
         self.nonfinite_in_a_row = 0
         self.is_signalled = False
         self.reported_step, self.reported_at = self.state.step, time.monotonic()
+        self.profile = StepProfile(out, config.profile_steps, self.rank)
 
     def run(self) -> None:
         """Steps to the recipe's end, a checkpoint every so many and at the last.
@@ -123,7 +125,8 @@ class Loop:
         ):
             try:
                 while state.step < config.num_steps:
-                    self.step()
+                    with self.profile.of_step(state.step + 1):
+                        self.step()
                     if self.on_step is not None:
                         self.on_step(state.step)
                     is_last = state.step == config.num_steps
