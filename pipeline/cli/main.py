@@ -19,6 +19,7 @@ from pipeline import __version__
 from pipeline.cli.arguments import user_path
 from pipeline.cli.launch_commands import add_launch_commands
 from pipeline.cli.shard_commands import add_shard_commands
+from pipeline.cli.sizing import add_sizing_command
 from pipeline.cli.student_commands import add_student_commands
 from pipeline.cli.teacher_commands import add_teacher_commands
 from pipeline.cli.use_commands import add_use_commands
@@ -196,6 +197,7 @@ def command_line_parser() -> argparse.ArgumentParser:
     add_teacher_commands(commands)
     add_student_commands(commands)
     add_use_commands(commands)
+    add_sizing_command(commands)
     _add_evaluate_options(commands.choices["evaluate"])
     return parser
 

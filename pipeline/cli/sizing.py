@@ -1,0 +1,153 @@
+"""`boxless sizing`: disk, memory and time that a data set will take, from its numbers and measured rates."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+Commands = argparse._SubParsersAction
+_TAR_BLOCK = 512
+# Per sample, measured by `python -m benchmarks.scale` (42 million samples): the order's own memory,
+# and memory-mapped shapes and permutations.
+_ORDER_BYTES, _MAPPED_BYTES = 3, 6
+# A line of a manifest with two or three members, as files of real sets have it.
+_MANIFEST_BYTES = 170
+_JSON_BYTES, _CAPTION_BYTES, _PHRASE_BYTES = 120, 60, 90
+_SIMILARITY_BYTES = 8  # a number with its comma
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizing:
+    """What is known of a data set and of the devices that process it."""
+
+    pictures: int
+    """Pictures of the data set."""
+    picture_bytes: int = 100_000
+    """Mean size of an encoded picture."""
+    captions: int = 5
+    """Captions of a picture."""
+    phrases: int = 2
+    """Noun phrases of a caption."""
+    objects: int = 36
+    """Objects of a picture."""
+    feature_size: int = 2048
+    """Length of an object's feature, in half precision."""
+    num_top: int = 5
+    """Classes in a soft label."""
+    samples_per_shard: int = 1000
+    """Samples in a tar."""
+    devices: int = 8
+    """GPUs, or processes on CPU."""
+    distill_rate: float | None = None
+    """Pictures that the teacher labels, a second and device; null leaves its time out."""
+    train_rate: float | None = None
+    """Pictures that training reads, a second and device; null leaves its time out."""
+    epochs: int = 40
+    """Passes over the data set in pretraining."""
+    read_rate: float = 574.0
+    """Samples that one process reads and decodes a second (`make bench`, JPEG of 100 kB)."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: got {value}, expected more than 0")
+
+    def sample_bytes(self, *, with_objects: bool) -> int:
+        """Bytes of a sample in a tar: headers, payloads and padding of its members."""
+        members = [self.picture_bytes, _JSON_BYTES + self.captions * _CAPTION_BYTES]
+        if with_objects:
+            from sharding.format.schema import object_dtype
+
+            row = object_dtype(
+                feature_size=self.feature_size, num_top=self.num_top, attributes=True
+            )
+            phrase = _PHRASE_BYTES + self.objects * _SIMILARITY_BYTES
+            members[1] += self.captions * self.phrases * phrase
+            members.append(128 + self.objects * row.itemsize)
+        return sum(_TAR_BLOCK + -(-size // _TAR_BLOCK) * _TAR_BLOCK for size in members)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(what, how much), for people."""
+        shards = -(-self.pictures // self.samples_per_shard)
+        images = self.pictures * self.sample_bytes(with_objects=False)
+        objects = self.pictures * self.sample_bytes(with_objects=True)
+        rows = [
+            ("shards", f"{shards:,} of {self.samples_per_shard:,} samples"),
+            ("image shards", _size(images)),
+            ("object shards (pictures included)", _size(objects)),
+            ("manifests of both", _size(2 * self.pictures * _MANIFEST_BYTES)),
+            ("order of samples, memory of a rank", _size(self.pictures * _ORDER_BYTES)),
+            ("shapes, memory-mapped on a node", _size(self.pictures * _MAPPED_BYTES)),
+        ]
+        if self.distill_rate is not None:
+            seconds = self.pictures / (self.distill_rate * self.devices)
+            rows.append((f"distill on {self.devices} devices", _time(seconds)))
+        if self.train_rate is not None:
+            seconds = self.epochs * self.pictures / (self.train_rate * self.devices)
+            rate = self.train_rate * self.devices
+            per_second = rate * self.sample_bytes(with_objects=True)
+            workers = -(-self.train_rate // self.read_rate)
+            rows += [
+                (f"{self.epochs} epochs on {self.devices} devices", _time(seconds)),
+                ("read from storage while training", f"{_size(per_second)}/s"),
+                ("loader workers a device", f"{workers:.0f} or more"),
+            ]
+        return rows
+
+
+def add_sizing_command(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add `sizing` to the command line's parser."""
+    sizing = commands.add_parser(
+        "sizing",
+        help="disk, memory and time that a data set takes, from its numbers and measured rates",
+        description="Sizes follow from the file formats. Times need rates that you measured: "
+        "`boxless status` shows those of a run under way.",
+    )
+    sizing.add_argument("--pictures", type=int, required=True, metavar="N", help="pictures")
+    for option, text in (
+        ("picture-bytes", "mean size of an encoded picture"),
+        ("captions", "captions of a picture"),
+        ("objects", "objects of a picture"),
+        ("feature-size", "length of an object's feature"),
+        ("samples-per-shard", "samples in a tar"),
+        ("devices", "GPUs, or processes on CPU"),
+        ("epochs", "passes over the data in pretraining"),
+    ):
+        default = getattr(Sizing, option.replace("-", "_"))
+        sizing.add_argument(
+            f"--{option}",
+            type=int,
+            default=default,
+            metavar="N",
+            help=f"{text} (default: {default})",
+        )
+    sizing.add_argument(
+        "--distill-rate", type=float, metavar="R", help="pictures labelled a second and device"
+    )
+    sizing.add_argument(
+        "--train-rate", type=float, metavar="R", help="pictures trained on a second and device"
+    )
+    sizing.set_defaults(command=_sizing)
+
+
+def _sizing(args: argparse.Namespace) -> int:
+    names = set(Sizing.__dataclass_fields__) & set(vars(args))
+    rows = Sizing(**{name: getattr(args, name) for name in names}).rows()
+    width = max(len(what) for what, _ in rows)
+    print("\n".join(f"{what:<{width}}  {much}" for what, much in rows))
+    return 0
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} PB"
+
+
+def _time(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.0f} s"
