@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from boxless.errors import BoxlessError
     from pipeline.recipe.recipe import Recipe, dump_recipe, load_recipe
     from sharding.format.catalog import Catalog, read_catalog, write_catalog
     from sharding.format.manifest import Manifest, read_manifest
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 # Where each public name is: its module, and its name there.
 _PLACES = {
+    "BoxlessError": ("boxless.errors", "BoxlessError"),
     "Catalog": ("sharding.format.catalog", "Catalog"),
     "DatasetSource": ("sharding.reading.dataset_source", "DatasetSource"),
     "Manifest": ("sharding.format.manifest", "Manifest"),
@@ -54,6 +56,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "BoxlessError",
     "Catalog",
     "DatasetSource",
     "Manifest",

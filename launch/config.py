@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from boxless.errors import BoxlessError
 from launch.slurm_config import SlurmConfig
 
 LauncherName = Literal["local", "torchrun", "deepspeed", "slurm"]
@@ -62,19 +63,19 @@ class LaunchConfig:
         self._check_launcher()
         for name, value in self.env.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-                raise ValueError(
+                raise BoxlessError(
                     f"env has {name!r}; expected the name of a variable: [A-Za-z0-9_]."
                 )
             if "\0" in value:
-                raise ValueError(f"env.{name} has a NUL character; expected text without.")
+                raise BoxlessError(f"env.{name} has a NUL character; expected text without.")
         for name in ("master_address", "hostfile"):
             value = getattr(self, name)
             if value is not None and (not value.isprintable() or value.startswith("-")):
-                raise ValueError(f"{name} is {value!r}; expected printable text without a dash.")
+                raise BoxlessError(f"{name} is {value!r}; expected printable text without a dash.")
         for name in ("partition", "account"):
             old, new = getattr(self, name), getattr(self.slurm, name)
             if old is not None and new is not None and old != new:
-                raise ValueError(
+                raise BoxlessError(
                     f"{name} is {old!r} and slurm.{name} is {new!r}; expected only slurm.{name}."
                 )
             if old is not None:
@@ -93,38 +94,38 @@ class LaunchConfig:
         }
         for name, value in least.items():
             if getattr(self, name) < value:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected {value} or more.")
+                raise BoxlessError(f"{name} is {getattr(self, name)}; expected {value} or more.")
         if self.max_restarts is not None and self.max_restarts < 0:
-            raise ValueError(f"max_restarts is {self.max_restarts}; expected 0 or more, or null.")
+            raise BoxlessError(f"max_restarts is {self.max_restarts}; expected 0 or more, or null.")
         if self.master_port is not None and not 1 <= self.master_port <= 65534:
-            raise ValueError(f"master_port is {self.master_port}; expected 1 to 65534.")
+            raise BoxlessError(f"master_port is {self.master_port}; expected 1 to 65534.")
         if self.time_limit_minutes * 60 <= self.checkpoint_seconds_before_limit:
-            raise ValueError(
+            raise BoxlessError(
                 f"time_limit_minutes is {self.time_limit_minutes}; expected more than "
                 f"checkpoint_seconds_before_limit, {self.checkpoint_seconds_before_limit} seconds."
             )
         if self.min_nodes is not None and not 1 <= self.min_nodes <= self.nodes:
-            raise ValueError(
+            raise BoxlessError(
                 f"min_nodes is {self.min_nodes}; expected 1 to nodes, {self.nodes}, or null."
             )
         if not 0 <= self.node_rank < self.nodes:
-            raise ValueError(
+            raise BoxlessError(
                 f"node_rank is {self.node_rank}; expected 0 to {self.nodes - 1}, one of the nodes."
             )
 
     def _check_launcher(self) -> None:
         if self.launcher == "local" and self.num_ranks > 1:
-            raise ValueError(
+            raise BoxlessError(
                 f"launcher is local with {self.num_ranks} ranks; local is one process here: take "
                 "torchrun, or set nodes and procs_per_node to 1."
             )
         if self.launcher == "torchrun" and self.nodes > 1 and self.master_address is None:
-            raise ValueError(
+            raise BoxlessError(
                 f"master_address is null with {self.nodes} nodes under torchrun; expected the "
                 "address of the first node, as in launch.master_address=node0."
             )
         if self.launcher == "deepspeed" and self.nodes > 1 and self.hostfile is None:
-            raise ValueError(
+            raise BoxlessError(
                 f"hostfile is null with {self.nodes} nodes under deepspeed; expected a file of "
                 "`HOST slots=N` lines, as in launch.hostfile=hosts."
             )

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from boxless.errors import BoxlessError
 from launch.paths import JobPaths
 
 EXIT_NO_PROGRESS = 93
@@ -60,7 +61,7 @@ class Job:
         return JobPaths(self.log_folder)
 
 
-class LaunchError(RuntimeError):
+class LaunchError(BoxlessError):
     """A rank or the launcher itself failed: what state it ended in, and the end of its log.
     ``is_permanent``: it would fail in the same way again."""
 
@@ -76,7 +77,7 @@ class NoProgressError(LaunchError):
         super().__init__(state, log, tail, is_permanent=True)
 
 
-class UserError(ValueError):
+class UserError(BoxlessError):
     """A rank ended because what it was asked cannot be done; the message says what to change."""
 
 

@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from boxless.errors import BoxlessError
 from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
 
 MARK = "launch-check"
@@ -43,7 +44,7 @@ def main() -> int:
             hosts = ", ".join(sorted({fact["host"] for fact in facts}))
             print(f"{len(facts)} ranks on {hosts}: met, and summed over all", flush=True)
             if faults:
-                record_failure(logs, rank, ValueError("\n".join(faults)), is_users=True)
+                record_failure(logs, rank, BoxlessError("\n".join(faults)), is_users=True)
         torch.distributed.barrier()
         return 2 if faults and rank == 0 else 0
     except Exception as error:

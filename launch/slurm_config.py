@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from boxless.errors import BoxlessError
+
 # Set by this package itself, and by which key of the recipe.
 _OWN_OPTIONS = {
     "array": "--nodes and --procs-per-node",
@@ -90,17 +92,17 @@ class SlurmConfig:
     def __post_init__(self) -> None:
         for name, value in self._texts().items():
             if not _OPTION_VALUE.fullmatch(value):
-                raise ValueError(
+                raise BoxlessError(
                     f"{name} is {value!r}; expected one line without quotes, `#`, `$`, backslash "
                     "or backquote."
                 )
         for line in self.setup_lines:
             if "\n" in line or "\r" in line:
-                raise ValueError(f"setup_lines has {line!r}; expected one line an item.")
+                raise BoxlessError(f"setup_lines has {line!r}; expected one line an item.")
         if self.array_limit is not None and self.array_limit < 1:
-            raise ValueError(f"array_limit is {self.array_limit}; expected 1 or more, or null.")
+            raise BoxlessError(f"array_limit is {self.array_limit}; expected 1 or more, or null.")
         if self.container_mounts and self.container_image is None:
-            raise ValueError("container_mounts needs container_image; got mounts of no image.")
+            raise BoxlessError("container_mounts needs container_image; got mounts of no image.")
         self._check_extra()
 
     @property
@@ -133,18 +135,18 @@ class SlurmConfig:
         named = {f.name.replace("_", "-") for f in fields(self)}
         for option in self.extra:
             if not re.fullmatch(r"[A-Za-z][A-Za-z-]*", option):
-                raise ValueError(
+                raise BoxlessError(
                     f"extra has the option {option!r}; expected a long name of sbatch without "
                     "dashes before it, as in licenses."
                 )
             name = _SHORT_OPTIONS.get(option, option)
             if name in _OWN_OPTIONS:
-                raise ValueError(
+                raise BoxlessError(
                     f"extra has {option!r}, which boxless sets itself; expected it in "
                     f"{_OWN_OPTIONS[name]}."
                 )
             if name in named:
                 key = name.replace("-", "_")
-                raise ValueError(f"extra has {option!r}; expected it as launch.slurm.{key}.")
+                raise BoxlessError(f"extra has {option!r}; expected it as launch.slurm.{key}.")
             if len(option) == 1:
-                raise ValueError(f"extra has {option!r}; expected the long name of the option.")
+                raise BoxlessError(f"extra has {option!r}; expected the long name of the option.")

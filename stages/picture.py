@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from boxless.errors import BoxlessError
 from sharding.format.image_size import picture_orientation
 
 MAX_MEGAPIXELS = 89.0
@@ -54,7 +55,7 @@ _TURNS = {
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 
 
-class PictureError(ValueError):
+class PictureError(BoxlessError):
     """One picture cannot be used. The message is the reason, as "kind: detail"."""
 
 

@@ -12,13 +12,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("boxless", "pipeline", "stages", "sharding", "launch")
 MAY_IMPORT = {
-    # The public API only re-exports; nobody imports it.
+    # The public API only re-exports; nobody imports it, but for BASE_ERROR.
     "boxless": {"boxless", "pipeline", "stages", "sharding", "launch"},
     "sharding": {"sharding"},
     "launch": {"launch"},
     "stages": {"stages", "sharding"},
     "pipeline": {"pipeline", "stages", "sharding", "launch"},
 }
+BASE_ERROR = "boxless.errors"  # the class that all errors derive from; it imports nothing
 # Parts that every stage may import; they import no stage.
 SHARED_PARTS = {"student", "training", "detector"}
 FORBIDDEN_NAMES = {"utils", "util", "common", "core", "helpers", "helper", "misc"}
@@ -51,6 +52,8 @@ def faults(source: str, path: Path) -> list[str]:
     found = []
     for name, line in imported(ast.parse(source), path):
         parts = name.split(".")
+        if name.startswith(f"{BASE_ERROR}."):
+            continue
         if parts[0] in (*FOLDERS, "tests", "benchmarks") and parts[0] not in MAY_IMPORT[folder]:
             found.append(f"{path}:{line}: {folder} imports {name}")
         if folder == "stages" and parts[0] == "stages" and len(parts) > 1:
@@ -87,6 +90,29 @@ def test_who_imports_whom(folder: str) -> None:
         for fault in faults(path.read_text("utf-8"), path.relative_to(ROOT))
     ]
     assert not found, "\n".join(found)
+
+
+def test_the_base_error_imports_nothing() -> None:
+    path = ROOT / f"{BASE_ERROR.replace('.', '/')}.py"
+    tree = ast.parse(path.read_text("utf-8"))
+    assert {name for name, _ in imported(tree, path)} == {"__future__.annotations"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_errors_for_the_user_are_of_one_family(folder: str) -> None:
+    """No plain ValueError is raised or derived from: the command line shows BoxlessErrors as
+    messages, and takes a ValueError for a bug."""
+    found = []
+    for path in modules(folder):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            used: list[ast.expr] = []
+            if isinstance(node, ast.ClassDef):
+                used = node.bases
+            elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                used = [node.exc.func]
+            if any(isinstance(name, ast.Name) and name.id == "ValueError" for name in used):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: expected a BoxlessError")
+    assert found == ["boxless/errors.py:9: expected a BoxlessError"] * (folder == "boxless")
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from boxless.errors import BoxlessError
 from launch.job import LaunchError, Stopped
 from pipeline import __version__
 from pipeline.cli.arguments import user_path
@@ -23,9 +24,9 @@ from pipeline.cli.sizing import add_sizing_command
 from pipeline.cli.student_commands import add_student_commands
 from pipeline.cli.teacher_commands import add_teacher_commands
 from pipeline.cli.use_commands import add_use_commands
+from pipeline.runner.error_messages import bug_report, error_message
 from pipeline.runner.output_encoding import replace_unencodable
 from pipeline.runner.run_folder import RunFolder
-from pipeline.runner.user_errors import describe_error, is_user_error
 
 if TYPE_CHECKING:
     from pipeline.recipe.recipe import Recipe
@@ -41,7 +42,8 @@ STAGES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status. Errors that nobody expected keep their traceback."""
+    """Run one command; returns the exit status. Errors meant for the user are shown as a message, all
+    others with their traceback."""
     replace_unencodable()
     args = command_line_parser().parse_args(arguments)
     try:
@@ -53,19 +55,15 @@ def main(arguments: list[str] | None = None) -> int:
     except LaunchError as error:
         _show_error(error.state, f"{error.tail}\n\nThe whole log: {error.log}")
         return 1
-    except ValueError as error:
-        if not is_user_error(error):
-            raise
-        _show_error(str(error))
-        return 2
     except BrokenPipeError:  # as in `boxless status | head`
         sys.stderr.close()
         return 1
-    except OSError as error:
-        if not is_user_error(error):
-            raise
-        _show_error(describe_error(error))
+    except (BoxlessError, OSError) as error:
+        _show_error(error_message(error))
         return 2
+    except Exception as error:
+        print(bug_report(error), file=sys.stderr)
+        return 1
 
 
 def _show_error(message: str, details: str = "") -> None:
@@ -219,7 +217,7 @@ def _evaluate_overrides(args: argparse.Namespace) -> list[str]:
     given = {name: getattr(args, name, None) for name in ("student", "split")}
     if given["student"] is not None:
         if not (given["student"] / "config.json").is_file():
-            raise ValueError(
+            raise BoxlessError(
                 f"--student is {given['student']}, with no config.json in it; expected the folder "
                 "of a student, as RUN/student"
             )

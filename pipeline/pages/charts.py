@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
+from boxless.errors import BoxlessError
 from pipeline.pages.html import h
 from pipeline.pages.report.sections import percent, short
 
@@ -54,7 +55,7 @@ def line_chart(
     """
     series = [Series(name=one.name, points=thinned(one.points)) for one in series if one.points]
     if not series:
-        raise ValueError(f"{title}: got no points, expected at least one series with some")
+        raise BoxlessError(f"{title}: got no points, expected at least one series with some")
     x_ticks = nice_ticks(max(x for one in series for x, _ in one.points))
     y_ticks = [0, 0.25, 0.5, 0.75, 1]
     if not is_share:

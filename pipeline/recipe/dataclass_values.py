@@ -17,8 +17,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from boxless.errors import BoxlessError
 
-class RecipeError(ValueError):
+
+class RecipeError(BoxlessError):
     """A recipe, or a ``--set`` on the command line, that cannot be meant."""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from boxless.errors import BoxlessError
 from launch.config import LaunchConfig
 from pipeline.recipe.dataclass_values import RecipeError, build, nearest, plain
 from pipeline.recipe.paths import absolute_paths
@@ -56,31 +57,31 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise ValueError(
+            raise BoxlessError(
                 f"name is {self.name!r}; expected letters, digits, '.', '_' and '-', a letter or "
                 "digit first: it names the run folder and the cluster's jobs."
             )
         if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; expected 0 or more.")
+            raise BoxlessError(f"seed is {self.seed}; expected 0 or more.")
         if self.pretrain.mvm.weight and self.student.neck.kind == "plain":
-            raise ValueError(
+            raise BoxlessError(
                 f"pretrain.mvm.weight is {self.pretrain.mvm.weight}, but student.neck.kind is "
                 "plain, which has no visual dictionary; expected kind soho, or weight 0."
             )
         needs_contrast = bool(self.pretrain.itc.weight) or self.pretrain.itm.negatives == "itc"
         if needs_contrast and not self.student.itc_size:
-            raise ValueError(
+            raise BoxlessError(
                 f"pretrain.itc.weight is {self.pretrain.itc.weight} and pretrain.itm.negatives "
                 f"{self.pretrain.itm.negatives}, but student.itc_size is 0, a student without a "
                 "contrastive head; expected a size, as 256, or weight 0 and negatives random."
             )
         if self.pretrain.itm.negatives == "itc" and not self.pretrain.itc.weight:
-            raise ValueError(
+            raise BoxlessError(
                 "pretrain.itm.negatives is itc, but pretrain.itc.weight is 0, so that the "
                 "contrastive head that draws them learns nothing; expected a weight above 0."
             )
         if self._aligns_hidden_cells():
-            raise ValueError(
+            raise BoxlessError(
                 "student.neck.width_mask is height, which hides columns of upright pictures (a "
                 "fault of SOHO's code); pretrain.pra with region cell cannot align phrases with "
                 "what is hidden. Expected width, pra.region object, or pra.weight 0."

@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from boxless.errors import BoxlessError
+
 _WAIT_FOR_RANKS_SECONDS = 60.0
 
 
-class RunError(ValueError):
+class RunError(BoxlessError):
     """A run folder that cannot be used as asked."""
 
 

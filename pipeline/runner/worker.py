@@ -18,8 +18,8 @@ from pathlib import Path
 from launch.heartbeat import Heartbeat, exit_after_parent
 from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
 from launch.marked_processes import end_with_parent
+from pipeline.runner.error_messages import error_message, is_for_the_user
 from pipeline.runner.output_encoding import replace_unencodable
-from pipeline.runner.user_errors import describe_error, is_user_error
 
 JOINED = "joined"
 _SECONDS_TO_SAVE = 60.0  # after the parent ended
@@ -41,13 +41,11 @@ def main() -> int:
     try:
         run_stage(stage, Path(root), rank, world_size, heartbeat, is_joined=joined == [JOINED])
     except Exception as error:
-        is_users = is_user_error(error)
-        has_diverged = isinstance(error, FloatingPointError)
-        message = describe_error(error) if is_users else None
-        record_failure(
-            logs, rank, error, is_users=is_users, is_permanent=has_diverged, message=message
-        )
-        return 2 if is_users else 1
+        if is_for_the_user(error):
+            record_failure(logs, rank, error, is_users=True, message=error_message(error))
+            return 2
+        record_failure(logs, rank, error, is_users=False)
+        return 1
     return 0
 
 

@@ -36,6 +36,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
+from boxless.errors import BoxlessError
 from sharding.coordination.attempts import (
     FAILURES,
     FailedAttempt,
@@ -121,7 +122,7 @@ class Worker:
     ) -> None:
         for name, value in (("lease_seconds", lease_seconds), ("stall_seconds", stall_seconds)):
             if not value > 0:
-                raise ValueError(f"{name}: got {value}, expected more than 0")
+                raise BoxlessError(f"{name}: got {value}, expected more than 0")
         self._out, self._folder, self._log = out, out / FOLDER, log
         self._num_inputs, self._counted = num_inputs, set[str]()
         self._plan: dict[str, Any] = {

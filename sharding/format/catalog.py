@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from boxless.errors import BoxlessError
 from sharding.format import shapes as shapes_files
 from sharding.format.manifest import (
     Manifest,
@@ -172,15 +173,15 @@ def parse_catalog(data: bytes, where: str) -> Catalog:
     try:
         raw = json.loads(data)
         if raw["schema"] != SCHEMA or raw["kind"] not in KINDS:
-            raise ValueError(f"schema {raw['schema']!r}, kind {raw['kind']!r}")
+            raise BoxlessError(f"schema {raw['schema']!r}, kind {raw['kind']!r}")
         shards = tuple(ShardEntry(**shard) for shard in raw["shards"])
         for shard in shards:
             _check_entry(shard)
         if len({shard.tar for shard in shards}) != len(shards):
-            raise ValueError("a shard twice")
+            raise BoxlessError("a shard twice")
         sha256 = raw.get("shapes_sha256")
         if sha256 is not None and len(bytes.fromhex(sha256)) != hashlib.sha256().digest_size:
-            raise ValueError(f"shapes_sha256 {sha256!r}")
+            raise BoxlessError(f"shapes_sha256 {sha256!r}")
         return Catalog(
             kind=raw["kind"], shards=shards, metadata=dict(raw["about"]), shapes_sha256=sha256
         )
@@ -225,11 +226,11 @@ def _check_entry(shard: ShardEntry) -> None:
     if not all(isinstance(text, str) for text in texts) or (
         not shard.tar.endswith(".tar") or "/" in shard.tar or not shard.tar.isprintable()
     ):
-        raise ValueError(f"shard {shard.tar!r} of split {shard.split!r}")
+        raise BoxlessError(f"shard {shard.tar!r} of split {shard.split!r}")
     if not all(type(number) is int and number >= 0 for number in numbers) or (
         shard.num_input != shard.num_ok + shard.num_failed
     ):
-        raise ValueError(f"counts {numbers} of shard {shard.tar!r}")
+        raise BoxlessError(f"counts {numbers} of shard {shard.tar!r}")
 
 
 def load_manifest(tar: Path, shard: ShardEntry) -> Manifest:

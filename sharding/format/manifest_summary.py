@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from boxless.errors import BoxlessError
 from sharding.format.manifest import Manifest, manifest_path, read_manifest
 from sharding.format.schema import Failure, Note, ShardError
 
@@ -49,7 +50,7 @@ def read_manifest_summary(tar: Path) -> ManifestSummary:
             fingerprint=dict(raw["fingerprint"]),
         )
         if summary.num_input != summary.num_ok + summary.num_failed:
-            raise ValueError("the counts do not add up")
+            raise BoxlessError("the counts do not add up")
         return summary
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         # In another order, or broken: the full reader takes it or says what is wrong with it.
@@ -66,7 +67,7 @@ def _summary_bytes(path: Path) -> bytes:
             head += piece
             if (end := head.find(_SAMPLES, start)) >= 0:
                 return head[:end]
-    raise ValueError(f"{path}: got no samples")
+    raise BoxlessError(f"{path}: got no samples")
 
 
 def _summary_of(manifest: Manifest) -> ManifestSummary:

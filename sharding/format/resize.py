@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from boxless.errors import BoxlessError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
@@ -18,7 +20,7 @@ class Resize:
 
     def __post_init__(self) -> None:
         if self.shorter_px < 1 or self.longer_px < 1:
-            raise ValueError(
+            raise BoxlessError(
                 f"shorter_px, longer_px: got {self.shorter_px}, {self.longer_px}, "
                 "expected at least 1"
             )

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from boxless.errors import BoxlessError
+
 IMAGE_EXTENSIONS = ("jpg", "png", "webp")
 JSON = "json"
 OBJECTS = "objects.npy"
@@ -30,7 +32,7 @@ KEY_MAX_BYTES = 80  # with the longest extension still inside a tar header's 100
 KEY = re.compile(rf"[!-~]{{1,{KEY_MAX_BYTES}}}")
 
 
-class ShardError(ValueError):
+class ShardError(BoxlessError):
     """A shard, manifest, catalog or sample is not what it must be; the text says which and why."""
 
 
@@ -205,7 +207,7 @@ def decode_objects(data: bytes) -> np.ndarray:
     try:
         version = np.lib.format.read_magic(source)
         if version != (1, 0):
-            raise ValueError(f"format version {version}")
+            raise BoxlessError(f"format version {version}")
         shape, _, dtype = np.lib.format.read_array_header_1_0(source)
     # A hostile header can make numpy's parser fail in more ways than ValueError.
     except Exception as error:

@@ -54,6 +54,7 @@ from typing import Any
 
 import numpy as np
 
+from boxless.errors import BoxlessError
 from sharding.order.order import MicroBatch, Order
 
 _NUM_CYCLES_KEPT = 4
@@ -82,12 +83,12 @@ class Mixture:
 
     def __init__(self, orders: Sequence[Order], weights: Sequence[int], seed: int) -> None:
         if not orders or len(orders) != len(weights) or min(weights) < 1:
-            raise ValueError(
+            raise BoxlessError(
                 f"weights: got {list(weights)} for {len(orders)} sets, "
                 "expected an int of at least 1 for each"
             )
         if seed < 0:
-            raise ValueError(f"seed: got {seed}, expected at least 0")
+            raise BoxlessError(f"seed: got {seed}, expected at least 0")
         self._orders = tuple(orders)
         self._weights = np.asarray(weights, np.int64)
         self._seed = seed

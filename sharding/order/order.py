@@ -76,6 +76,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from boxless.errors import BoxlessError
 from sharding.format.resize import Resize
 
 # What a permutation is for; part of its seed.
@@ -175,14 +176,14 @@ class Order:
         )
         for name, value in got.items():
             if value < least[name]:
-                raise ValueError(f"{name}: got {value}, expected at least {least[name]}")
+                raise BoxlessError(f"{name}: got {value}, expected at least {least[name]}")
         self._shapes = np.asarray(shapes)
         # Where each shard's samples start among the shapes, [S + 1].
         self._starts = np.concatenate([[0], np.cumsum(np.asarray(shard_sizes, np.int64))])
         if self.num_samples == 0:
-            raise ValueError(f"shard_sizes: got no sample in {len(self._starts) - 1} shards")
+            raise BoxlessError(f"shard_sizes: got no sample in {len(self._starts) - 1} shards")
         if self._shapes.shape != (self.num_samples, 2):
-            raise ValueError(
+            raise BoxlessError(
                 f"shapes: got {self._shapes.shape}, expected {(self.num_samples, 2)} of shard_sizes"
             )
         self._seed = seed
@@ -238,7 +239,7 @@ class Order:
     def _find_groups(self) -> tuple[int, np.ndarray]:
         """The number of groups, and the table from shape code to group; groups rise with codes."""
         if self._num_steps**2 > _MOST_SHAPES:
-            raise ValueError(
+            raise BoxlessError(
                 f"shape_step_px: got {self._shape_step_px} for pictures of up to "
                 f"{self._shapes.max()} px, expected at most {math.isqrt(_MOST_SHAPES)} steps a side"
             )
@@ -377,7 +378,7 @@ def turns(
     Raises ValueError unless 0 <= rank < world_size, start >= 0 and step_size >= 1.
     """
     if start < 0 or not 0 <= rank < world_size or step_size < 1:
-        raise ValueError(
+        raise BoxlessError(
             f"start, rank, world_size, step_size: got {start}, {rank}, {world_size}, {step_size}, "
             "expected start >= 0, 0 <= rank < world_size and step_size >= 1"
         )

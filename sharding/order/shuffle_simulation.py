@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from boxless.errors import BoxlessError
 from sharding.order.order import Plan
 
 
@@ -53,7 +54,7 @@ class ShuffleConfig:
             "most_num_samples",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+                raise BoxlessError(f"{name}: got {getattr(self, name)}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ import fsspec
 import numpy as np
 from fsspec.asyn import sync
 
+from boxless.errors import BoxlessError
 from sharding.format.manifest import Manifest, SampleEntry
 from sharding.format.schema import ShardError
 from sharding.reading.cache import Cache
@@ -212,7 +213,7 @@ NO_RANGES = "the server knows no ranges"
 """In the cause of every sample of such a server: its shards may be sound."""
 
 
-class RangesUnsupported(ValueError):
+class RangesUnsupported(BoxlessError):
     """A server answers with more than was asked for."""
 
 
@@ -326,7 +327,7 @@ class RemoteStore:
     def _place(self, one: _Range) -> tuple[str, int | None, int | None]:
         """Path, start and end as fsspec takes them."""
         if not _NAME.fullmatch(one.name):
-            raise ValueError(f"name {one.name!r}, expected letters, digits and _ . , = + @ -")
+            raise BoxlessError(f"name {one.name!r}, expected letters, digits and _ . , = + @ -")
         path = f"{self._root}/{one.name}"
         return (
             (path, None, None)

@@ -29,6 +29,7 @@ from typing import TypeVar
 import numpy as np
 from torch.utils.data import Dataset, get_worker_info
 
+from boxless.errors import BoxlessError
 from sharding.format.resize import Resize
 from sharding.format.schema import Sample, ShardError
 from sharding.order.mixture import Mixture
@@ -228,7 +229,7 @@ def positions(start: int, rank: int, world_size: int, end: int | None = None) ->
     Raises ValueError unless 0 <= rank < world_size and start >= 0.
     """
     if start < 0 or not 0 <= rank < world_size:
-        raise ValueError(
+        raise BoxlessError(
             f"start, rank, world_size: got {start}, {rank}, {world_size}, "
             "expected start >= 0 and 0 <= rank < world_size"
         )

@@ -24,6 +24,7 @@ from typing import TypeVar
 
 from torch.utils.data import get_worker_info
 
+from boxless.errors import BoxlessError
 from sharding.reading.anonymous_file import AnonymousFile
 
 T = TypeVar("T")
@@ -123,7 +124,7 @@ class StallWatch:
         self, board: StatusBoard, *, after_seconds: float, log: Callable[[str], object]
     ) -> None:
         if after_seconds <= 0:
-            raise ValueError(f"after_seconds: got {after_seconds}, expected more than 0")
+            raise BoxlessError(f"after_seconds: got {after_seconds}, expected more than 0")
         self._board, self._after_seconds, self._log = board, after_seconds, log
         self._waiting_since: float | None = None
         self._ended = threading.Event()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from boxless.errors import BoxlessError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Detectron2Config:
@@ -31,8 +33,8 @@ class Detectron2Config:
             ("weights", "the path of a .pkl, .pth or .safetensors file"),
         ):
             if not getattr(self, name):
-                raise ValueError(f"{name}: got nothing, expected {expected}.")
+                raise BoxlessError(f"{name}: got nothing, expected {expected}.")
         if self.labels == "":
-            raise ValueError("labels: got nothing, expected the path of a text file, or null.")
+            raise BoxlessError("labels: got nothing, expected the path of a text file, or null.")
         if self.num_top < 1:
-            raise ValueError(f"num_top: got {self.num_top}, expected 1 or more.")
+            raise BoxlessError(f"num_top: got {self.num_top}, expected 1 or more.")

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from boxless.errors import BoxlessError
 from stages.detector.checkpoints.convert import read_checkpoint
 from stages.detector.detectron2_config import Detectron2Config
 
@@ -31,7 +32,7 @@ ALLOW_CODE = "BOXLESS_ALLOW_CODE"  # 1 where the user said that configs may be p
 NUM_NAMED = 5  # keys that a message lists
 
 
-class Detectron2Error(ValueError):
+class Detectron2Error(BoxlessError):
     """detectron2, or what the recipe gives it, cannot be used as a teacher."""
 
 
@@ -136,7 +137,7 @@ def _from_python(path: Path) -> Detectron2Net:
     test = cfg.dataloader.test
     resizing = [config.instantiate(part) for part in test.mapper.augmentations]
     if len(resizing) != 1 or not isinstance(resizing[0], transforms.ResizeShortestEdge):
-        raise ValueError(
+        raise BoxlessError(
             f"dataloader.test.mapper.augmentations: got {resizing}, expected one "
             "ResizeShortestEdge, as boxes are turned back to pixels of the picture"
         )

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from boxless.errors import BoxlessError
 from sharding.format.schema import object_dtype
 from sharding.writing.atomic import sha256_file, sha256_of
 from stages.detector.checkpoints.checkpoint_error import CheckpointError
@@ -183,7 +184,7 @@ def _look(heads: Any, levels: dict[str, Tensor], proposals: Any) -> tuple[Tensor
     probabilities = total * (1.0 / len(stages))
     if not (torch.isfinite(boxes).all() and torch.isfinite(probabilities).all()):
         # detectron2 drops such rows before it counts them, and they would be another's.
-        raise ValueError("got boxes or scores that are not finite, expected finite numbers")
+        raise BoxlessError("got boxes or scores that are not finite, expected finite numbers")
     (instances,), (rows,) = fast_rcnn.fast_rcnn_inference(
         [boxes],
         [probabilities],

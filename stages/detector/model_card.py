@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from boxless.errors import BoxlessError
+
 TRAINED_HERE = "boxless teach"
 
 
@@ -26,9 +28,9 @@ class Card:
 
     def __post_init__(self) -> None:
         if not self.family:
-            raise ValueError("family: got no text, expected where the weights are from")
+            raise BoxlessError("family: got no text, expected where the weights are from")
         if not self.licence.strip() or len(self.licence.splitlines()) > 1:
-            raise ValueError(
+            raise BoxlessError(
                 f"licence: got {self.licence!r}, expected a line of text, such as the name of a "
                 "licence and where it stands; say 'unknown' where you do not know"
             )

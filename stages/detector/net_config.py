@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from boxless.errors import BoxlessError
+
 FPN_STRIDES_PX = (4, 8, 16, 32, 64)  # of p2 to p6
 FINEST_LEVELS = (2, 3, 4)  # the first of p2 to p4 that a pyramid may begin with
 C4_STRIDE_PX = 16
@@ -27,7 +29,7 @@ def check(config: object, valid: Mapping[str, tuple[bool, str]]) -> None:
     """ValueError for the first field of `valid` {name: (is sound, what is expected)} that is not."""
     for name, (is_sound, expected) in valid.items():
         if not is_sound:
-            raise ValueError(f"{name}: got {getattr(config, name)!r}, expected {expected}")
+            raise BoxlessError(f"{name}: got {getattr(config, name)!r}, expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -403,7 +405,7 @@ def net_from_json(net: Mapping[str, Any]) -> TeacherConfig:
             }
         )
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(
+        raise BoxlessError(
             f"net: got {type(error).__name__}: {error}, expected the parts picture, backbone, "
             "proposals, boxes and choice of a teacher's net"
         ) from error

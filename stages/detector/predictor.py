@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from boxless.errors import BoxlessError
 from sharding.format.schema import object_dtype
 from stages.detector.model.faster_rcnn import FasterRCNN, Found
 from stages.detector.ops.boxes import clip, is_nonempty
@@ -186,7 +187,7 @@ def _check_picture(picture: Tensor) -> None:
         or picture.shape[2] != 3
         or (picture.numel() == 0)
     ):
-        raise ValueError(
+        raise BoxlessError(
             f"picture: got {picture.dtype} {tuple(picture.shape)}, expected torch.uint8 "
             "[height, width, 3], red green blue, not empty; decode it to RGB"
         )

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from boxless.errors import BoxlessError
 from sharding.writing.atomic import sha256_file, sha256_of, write_bytes, write_json, write_text
 from stages.detector.device import pick_device
 from stages.detector.model.faster_rcnn import FasterRCNN
@@ -33,7 +34,7 @@ CONFIG, NAMES, WEIGHTS, CARD = "config.json", "names.json", "model.safetensors",
 _AGAIN = "run boxless teach or boxless convert again"
 
 
-class TeacherError(ValueError):
+class TeacherError(BoxlessError):
     """A teacher folder that cannot be used."""
 
 
@@ -140,7 +141,7 @@ def read_about(folder: Path) -> About:
     names = _read_json(folder / NAMES)
     try:
         if config["schema"] != SCHEMA:
-            raise ValueError(f"schema {config['schema']!r}")
+            raise BoxlessError(f"schema {config['schema']!r}")
         labels, attributes = _names(names["labels"]), _names(names["attributes"])
         if config["net"] is None:
             return About(None, [], [], None, None, config["fingerprint"])
@@ -162,7 +163,7 @@ def read_about(folder: Path) -> About:
 
 def _names(names: Any) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("names that are no list of text")
+        raise BoxlessError("names that are no list of text")
     return names
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from boxless.errors import BoxlessError
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformersConfig:
@@ -34,10 +36,10 @@ class TransformersConfig:
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise ValueError("model: got nothing, expected the folder of a model's weights.")
+            raise BoxlessError("model: got nothing, expected the folder of a model's weights.")
         for name in ("labels_per_prompt", "max_objects", "num_top"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected 1 or more.")
+                raise BoxlessError(f"{name}: got {getattr(self, name)}, expected 1 or more.")
         for name in ("score_threshold", "iou"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 to 1.")
+                raise BoxlessError(f"{name}: got {getattr(self, name)}, expected 0 to 1.")

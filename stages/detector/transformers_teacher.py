@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from boxless.errors import BoxlessError
 from sharding.format.schema import object_dtype
 from sharding.writing.atomic import sha256_file, sha256_of
 from stages.detector.checkpoints.checkpoint_error import CheckpointError
@@ -40,7 +41,7 @@ TOKENS = ("grounding-dino", "mm-grounding-dino")  # one logit a token of the tex
 SQUARED = ("owlv2",)  # pictures are padded to a square, of which boxes are shares
 
 
-class TransformersError(ValueError):
+class TransformersError(BoxlessError):
     """The model cannot be used as a teacher."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from boxless.errors import BoxlessError
 from stages.detector.detectron2_config import Detectron2Config
 from stages.detector.transformers_config import TransformersConfig
 from stages.distill.precomputed.config import FeaturesConfig
@@ -70,7 +71,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         if not self.lease_seconds > 0:
-            raise ValueError(f"lease_seconds is {self.lease_seconds}; expected more than 0.")
+            raise BoxlessError(f"lease_seconds is {self.lease_seconds}; expected more than 0.")
         for name, lowest in (
             ("batch_size", 1),
             ("num_decoders", 1),
@@ -80,12 +81,12 @@ class DistillConfig:
         ):
             value = getattr(self, name)
             if value is not None and value < lowest:
-                raise ValueError(f"{name} is {value}; expected {lowest} or more.")
+                raise BoxlessError(f"{name} is {value}; expected {lowest} or more.")
         least, most = self.min_objects, self.max_objects
         if least is not None and most is not None and least > most:
-            raise ValueError(f"min_objects is {least}; expected 0 to max_objects, {most}.")
+            raise BoxlessError(f"min_objects is {least}; expected 0 to max_objects, {most}.")
         if self.score_threshold is not None and not 0.0 <= self.score_threshold <= 1.0:
-            raise ValueError(f"score_threshold is {self.score_threshold}; expected 0 to 1.")
+            raise BoxlessError(f"score_threshold is {self.score_threshold}; expected 0 to 1.")
         for name, valid in (
             ("teacher", TEACHERS),
             ("precision", PRECISIONS),
@@ -94,20 +95,20 @@ class DistillConfig:
         ):
             if getattr(self, name) not in valid:
                 expected = ", ".join(map(repr, valid))
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
+                raise BoxlessError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
         for name in ("detectron2", "features", "transformers"):
             is_given = getattr(self, name) is not None
             if is_given != (self.teacher == name):
-                raise ValueError(
+                raise BoxlessError(
                     f"{name} is {'set' if is_given else 'null'} while teacher is {self.teacher!r}; "
                     "expected it for that teacher, and null for any other."
                 )
         if self.precision != "fp32" and self.teacher != "run":
-            raise ValueError(
+            raise BoxlessError(
                 f"precision is {self.precision!r}; expected 'fp32' with teacher {self.teacher!r}, "
                 "which has its own."
             )
         if not self.parser:
-            raise ValueError(
+            raise BoxlessError(
                 "parser is empty; expected a spaCy pipeline's name, as en_core_web_sm, or path."
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from boxless.errors import BoxlessError
 from sharding.format.catalog import read_catalog
 from sharding.format.schema import Failure, Sample, object_dtype
 from sharding.writing.atomic import sha256_of
@@ -26,7 +27,7 @@ class TruthObjects:
     def __init__(self, images: Path) -> None:
         self.label_names: list[str] = list(read_catalog(images).metadata.get("label_names", []))
         if not self.label_names:
-            raise ValueError(
+            raise BoxlessError(
                 f"distill.teacher: got truth, but the source of {images} knows no boxes; expected "
                 "ingest.instances, or another teacher"
             )

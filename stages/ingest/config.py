@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from boxless.errors import BoxlessError
 from stages.ingest.splits import SPLITS, WORDS
 
 SOURCES = ("toy", "coco", "nlvr", "webdataset", "flickr30k-entities", "visual-genome")
@@ -101,9 +102,11 @@ class IngestConfig:
 
     def __post_init__(self) -> None:
         if not self.lease_seconds > 0:
-            raise ValueError(f"lease_seconds: got {self.lease_seconds}, expected more than 0")
+            raise BoxlessError(f"lease_seconds: got {self.lease_seconds}, expected more than 0")
         if self.source not in SOURCES:
-            raise ValueError(f"ingest.source is {self.source!r}; it is one of {', '.join(SOURCES)}")
+            raise BoxlessError(
+                f"ingest.source is {self.source!r}; it is one of {', '.join(SOURCES)}"
+            )
         for name in _MEANING:
             self._check_path(name)
         self._check_splits()
@@ -119,13 +122,13 @@ class IngestConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 limit = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
-                raise ValueError(f"ingest.{name} is {value}; it must be {limit}")
+                raise BoxlessError(f"ingest.{name} is {value}; it must be {limit}")
         if not 0 <= self.heldout_fraction < 1:
-            raise ValueError(
+            raise BoxlessError(
                 f"ingest.heldout_fraction is {self.heldout_fraction}; it must be from 0 to below 1"
             )
         if not 0 < self.max_megapixels <= MAX_MEGAPIXELS:
-            raise ValueError(
+            raise BoxlessError(
                 f"ingest.max_megapixels is {self.max_megapixels}; it must be above 0 and at most "
                 f"{MAX_MEGAPIXELS:g}, where Pillow stops decoding"
             )
@@ -147,19 +150,19 @@ class IngestConfig:
     def _check_path(self, name: str) -> None:
         given = getattr(self, name)
         if given is None and name in _NEEDED_PATHS[self.source]:
-            raise ValueError(
+            raise BoxlessError(
                 f"ingest.{name} is not set; source {self.source!r} needs {_MEANING[name]}: "
                 f"--set ingest.{name}=PATH"
             )
         taken = (*_NEEDED_PATHS[self.source], *_OPTIONAL_PATHS.get(self.source, ()))
         if given is not None and name not in taken:
             expected = f"takes only {', '.join(taken)}" if taken else "takes no path"
-            raise ValueError(
+            raise BoxlessError(
                 f"ingest.{name} is {given!r}, but source {self.source!r} {expected}; "
                 "leave it out or choose another ingest.source"
             )
         if name == "phrases" and given is not None and self.instances is None:
-            raise ValueError(
+            raise BoxlessError(
                 "ingest.phrases is set, but ingest.instances is not; expected both, as the phrases "
                 "index the boxes of the instances"
             )
@@ -171,17 +174,17 @@ class IngestConfig:
             if "{split}" in (getattr(self, name) or "")
         ]
         if with_split and not self.splits:
-            raise ValueError(
+            raise BoxlessError(
                 f"ingest.{with_split[0]} has {{split}}, but ingest.splits is empty; expected the "
                 "words that stand for it: {train: train, dev: dev}"
             )
         if with_split and "captions" not in with_split:
-            raise ValueError(
+            raise BoxlessError(
                 f"ingest.{with_split[0]} has {{split}}, but ingest.captions has not; expected a "
                 "captions file for each split"
             )
         if self.splits and self.source not in ("coco", "flickr30k-entities"):
-            raise ValueError(
+            raise BoxlessError(
                 f"ingest.splits is set, but source {self.source!r} has no splits to choose from; "
                 "leave it out"
             )
@@ -189,12 +192,12 @@ class IngestConfig:
         ours = [WORDS[name] for name in self.splits if name in WORDS]
         words = [word for several in self.splits.values() for word in several.split("+")]
         if unknown or len(set(ours)) != len(ours) or (self.splits and "train" not in ours):
-            raise ValueError(
+            raise BoxlessError(
                 f"ingest.splits has the keys {', '.join(self.splits)}; expected train and perhaps "
                 f"dev and test, each once (ours: {', '.join(SPLITS)})"
             )
         if not all(words) or len(set(words)) != len(words):
-            raise ValueError(
+            raise BoxlessError(
                 f"ingest.splits is {self.splits}; expected words, each in one split, as "
                 '{train: "train+restval", dev: val}'
             )

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from boxless.errors import BoxlessError
 from sharding.format.image_size import picture_size
 from sharding.format.schema import Sample
 from stages.picture import open_picture
@@ -61,7 +62,7 @@ class Collate:
         said = (sample.info["width"], sample.info["height"])
         size = picture_size(sample.image)
         if size != said:
-            raise ValueError(f"the picture has {size} pixels, its json says {said}")
+            raise BoxlessError(f"the picture has {size} pixels, its json says {said}")
         limits = {"shorter_px": self.shorter_px, "longer_px": self.longer_px}
         if self.augment.changes_nothing:
             return sample, load_picture(sample.image, **limits)
@@ -161,7 +162,7 @@ def _phrases_of(sample: Sample, caption: int) -> list[dict]:
 
 def _objects_of(sample: Sample) -> np.ndarray:
     if sample.objects is None:
-        raise ValueError(f"{sample.key}: got an image shard's sample, expected an object shard's")
+        raise BoxlessError(f"{sample.key}: got an image shard's sample, expected an object shard's")
     return sample.objects
 
 

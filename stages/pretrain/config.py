@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from boxless.errors import BoxlessError
 from stages.pretrain.data_config import DataConfig
 from stages.training.config import TrainingConfig, check_choice, check_share, check_weight
 
@@ -83,11 +84,11 @@ class AugmentConfig:
         for name in ("min_area", "mirror", "colour", "min_visible"):
             check_share(f"augment.{name}", getattr(self, name))
         if not self.min_area:
-            raise ValueError("augment.min_area: got 0, expected above 0, 1 for no crop")
+            raise BoxlessError("augment.min_area: got 0, expected above 0, 1 for no crop")
         if self.colour >= 1:
-            raise ValueError(f"augment.colour: got {self.colour}, expected below 1")
+            raise BoxlessError(f"augment.colour: got {self.colour}, expected below 1")
         if self.max_stretch < 1:
-            raise ValueError(f"augment.max_stretch: got {self.max_stretch}, expected at least 1")
+            raise BoxlessError(f"augment.max_stretch: got {self.max_stretch}, expected at least 1")
 
     @property
     def changes_nothing(self) -> bool:
@@ -140,7 +141,7 @@ class OmvmConfig:
 
     def __post_init__(self) -> None:
         if self.num_objects < 1:
-            raise ValueError(f"omvm.num_objects: got {self.num_objects}, expected at least 1")
+            raise BoxlessError(f"omvm.num_objects: got {self.num_objects}, expected at least 1")
         check_share("omvm.hide", self.hide)
         for name in ("weight", "label_weight", "feature_weight"):
             check_weight(f"omvm.{name}", getattr(self, name))
@@ -171,19 +172,19 @@ class PraConfig:
 
     def __post_init__(self) -> None:
         if self.region not in ("object", "cell"):
-            raise ValueError(f"pra.region: got {self.region!r}, expected object or cell")
+            raise BoxlessError(f"pra.region: got {self.region!r}, expected object or cell")
         if self.divergence == "reverse" and self.region == "cell":
-            raise ValueError(
+            raise BoxlessError(
                 "pra.divergence: got reverse with region cell, expected forward; the target is 0 "
                 "at cells of no object, and the reverse divergence infinite"
             )
         if not self.matched_only:
-            raise ValueError(
+            raise BoxlessError(
                 "pra.matched_only: got false, expected true; distill compares the phrases of a "
                 "caption with the objects of its own picture, so a strange text has no target"
             )
         if self.target_temperature <= 0:
-            raise ValueError(
+            raise BoxlessError(
                 f"pra.target_temperature: got {self.target_temperature}, expected above 0"
             )
         check_weight("pra.weight", self.weight)
@@ -218,9 +219,9 @@ class MvmConfig:
         for name in ("share", "probability"):
             check_share(f"mvm.{name}", getattr(self, name))
         if self.share >= 0.5:
-            raise ValueError(f"mvm.share: got {self.share}, expected below 0.5")
+            raise BoxlessError(f"mvm.share: got {self.share}, expected below 0.5")
         if self.temperature <= 0:
-            raise ValueError(f"mvm.temperature: got {self.temperature}, expected above 0")
+            raise BoxlessError(f"mvm.temperature: got {self.temperature}, expected above 0")
         for name in ("weight", "mean_epsilon"):
             check_weight(f"mvm.{name}", getattr(self, name))
 
@@ -276,7 +277,7 @@ class PretrainConfig(TrainingConfig):
         super().__post_init__()
         for name in ("captions_per_picture", "window_num_shards"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+                raise BoxlessError(f"{name}: got {getattr(self, name)}, expected at least 1")
         for part in self.frozen:
             check_choice("frozen", part, ("text", "fusion", "heads"))
         check_choice("group_by", self.group_by, ("resized", "original"))
@@ -285,4 +286,4 @@ class PretrainConfig(TrainingConfig):
                 check_weight(name, getattr(self, name))
         objectives = (self.mlm, self.itm, self.itc, self.omvm, self.pra, self.mvm)
         if not any(objective.weight for objective in objectives):
-            raise ValueError("every objective's weight is 0, expected at least one above 0")
+            raise BoxlessError("every objective's weight is 0, expected at least one above 0")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from boxless.errors import BoxlessError
+
 ON_FAULT = ("stop", "skip")
 
 
@@ -21,9 +23,9 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         if not self.folder:
-            raise ValueError("folder is empty; expected a folder or URL of finished shards.")
+            raise BoxlessError("folder is empty; expected a folder or URL of finished shards.")
         if self.weight is not None and self.weight < 1:
-            raise ValueError(f"weight: got {self.weight}, expected at least 1, or none")
+            raise BoxlessError(f"weight: got {self.weight}, expected at least 1, or none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +46,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("cache_bytes", "max_skipped"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")
+                raise BoxlessError(f"{name}: got {getattr(self, name)}, expected 0 or more")
         if self.on_fault not in ON_FAULT:
-            raise ValueError(f"on_fault: got {self.on_fault!r}, expected one of {ON_FAULT}")
+            raise BoxlessError(f"on_fault: got {self.on_fault!r}, expected one of {ON_FAULT}")
         if self.stall_seconds <= 0:
-            raise ValueError(f"stall_seconds: got {self.stall_seconds}, expected more than 0")
+            raise BoxlessError(f"stall_seconds: got {self.stall_seconds}, expected more than 0")
         if len({source.weight is None for source in self.sources}) > 1:
-            raise ValueError("sources: got some with a weight and some without, expected all alike")
+            raise BoxlessError(
+                "sources: got some with a weight and some without, expected all alike"
+            )

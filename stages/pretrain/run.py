@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from boxless.errors import BoxlessError
 from sharding.format.resize import Resize
 from sharding.reading.dataset_source import open_source
 from stages.pretrain.collate import Collate
@@ -53,7 +54,7 @@ def pretrain(
     ``on_step`` is called after each step with the number of steps done.
 
     Raises ValueError on shards or settings that do not fit, `Stopped` (after a checkpoint) on
-    SIGTERM or SIGINT, FloatingPointError on every rank when a loss is not finite on any.
+    SIGTERM or SIGINT, DivergenceError on every rank when a loss is not finite on any.
     """
     with Watch() as watch:
         join_ranks()
@@ -103,7 +104,7 @@ def check_batch_norm(student: StudentConfig, world_size: int, device: torch.devi
         norms["student.neck.batch_norm"] = student.neck.batch_norm
     for name, policy in norms.items():
         if policy == "sync" and world_size > 1 and device.type == "cpu":
-            raise ValueError(
+            raise BoxlessError(
                 f"{name}: got sync on {world_size} ranks of CPUs, expected local there: PyTorch "
                 "has it on GPUs only"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from boxless.errors import BoxlessError
 from stages.student.vision.neck_config import NeckConfig, PlainNeckConfig
 
 ITC_TEMPERATURES = (0.001, 0.5)
@@ -96,43 +97,43 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.depths) or not self.widths:
-            raise ValueError(
+            raise BoxlessError(
                 f"student.widths and student.depths: got {len(self.widths)} and "
                 f"{len(self.depths)} entries, expected the same number, at least one"
             )
         num_stages = 4 if self.cnn else len(self.depths)
         if not 0 <= self.frozen_stages <= num_stages:
-            raise ValueError(
+            raise BoxlessError(
                 f"student.frozen_stages: got {self.frozen_stages}, expected 0 to the number of "
                 f"stages, {num_stages}"
             )
         if self.num_person_tags < 0:
-            raise ValueError(
+            raise BoxlessError(
                 f"student.num_person_tags: got {self.num_person_tags}, expected 0 or more"
             )
         if self.soho_checkpoint and self.neck.kind != "soho":
-            raise ValueError(
+            raise BoxlessError(
                 f"student.soho_checkpoint: got {self.soho_checkpoint} with neck.kind "
                 f"{self.neck.kind}, expected neck.kind soho, which that checkpoint is of"
             )
         if self.block not in ("basic", "bottleneck"):
-            raise ValueError(f"student.block: got {self.block!r}, expected basic or bottleneck")
+            raise BoxlessError(f"student.block: got {self.block!r}, expected basic or bottleneck")
         if self.hidden_size % (4 * self.num_heads) and not self.pretrained_text:
-            raise ValueError(
+            raise BoxlessError(
                 f"student.hidden_size: got {self.hidden_size}, expected a multiple of "
                 f"4 x num_heads = {4 * self.num_heads}"
             )
         if not 0 < self.shorter_px <= self.longer_px:
-            raise ValueError(
+            raise BoxlessError(
                 f"student.shorter_px: got {self.shorter_px}, expected between 1 and longer_px "
                 f"= {self.longer_px}"
             )
         if self.itc_size < 0:
-            raise ValueError(f"student.itc_size: got {self.itc_size}, expected 0 (none) or more")
+            raise BoxlessError(f"student.itc_size: got {self.itc_size}, expected 0 (none) or more")
         low, high = ITC_TEMPERATURES
         if not low <= self.itc_temperature <= high:
-            raise ValueError(
+            raise BoxlessError(
                 f"student.itc_temperature: got {self.itc_temperature}, expected {low} to {high}"
             )
         if self.max_tokens < 4:
-            raise ValueError(f"student.max_tokens: got {self.max_tokens}, expected at least 4")
+            raise BoxlessError(f"student.max_tokens: got {self.max_tokens}, expected at least 4")

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import initialization
 
+from boxless.errors import BoxlessError
 from stages.student.heads import MlmHead
 from stages.student.network import Student
 
@@ -24,7 +25,7 @@ def extend(student: Student, *, vocab_size: int, num_token_types: int) -> None:
         ("num_token_types", types.num_embeddings, num_token_types),
     ):
         if want < have:
-            raise ValueError(f"{name}: got {want}, expected at least the student's own {have}")
+            raise BoxlessError(f"{name}: got {want}, expected at least the student's own {have}")
     new_words = nn.Embedding(vocab_size, words.embedding_dim, padding_idx=words.padding_idx)
     initialization.normal_(new_words.weight, mean=0.0, std=student.config.initializer_range)
     embeddings.word_embeddings = _with_rows_of(words, new_words)

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
+from boxless.errors import BoxlessError
 from stages.student.heads import (
     AlignHead,
     ContrastiveHead,
@@ -215,7 +216,7 @@ class Student(PreTrainedModel):
         numbers of pictures and texts.
         """
         if len(pixels) not in (1, len(tokens)):
-            raise ValueError(
+            raise BoxlessError(
                 f"got {len(pixels)} pictures and {len(tokens)} texts, expected one picture, or one "
                 "for each text; `see` and `fuse` take any pairing"
             )
@@ -324,7 +325,7 @@ class Student(PreTrainedModel):
 
     def _contrastive(self) -> ContrastiveHead:
         if self.contrastive_head is None:
-            raise ValueError(
+            raise BoxlessError(
                 "got a student without a contrastive head, expected one; pretrain with "
                 "student.itc_size above 0 and pretrain.itc.weight above 0"
             )

@@ -17,6 +17,7 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerFast
 
+from boxless.errors import BoxlessError
 from sharding.writing.atomic import write_json
 from stages.picture import upright_picture
 from stages.student.network import Student
@@ -69,7 +70,7 @@ class StudentProcessor:
         """From a student folder. Raises ValueError where that has no such file, or a broken one."""
         path = Path(folder) / FILE
         if not path.is_file():
-            raise ValueError(
+            raise BoxlessError(
                 f"{path}: got no such file, expected a folder that a student is in; for one that "
                 "an earlier Boxless saved, StudentProcessor.of(student, load_tokenizer(FOLDER))"
                 ".save_pretrained(FOLDER) writes it"
@@ -77,7 +78,9 @@ class StudentProcessor:
         settings = json.loads(path.read_text())
         missing = [name for name in SIZES if not isinstance(settings.get(name), int)]
         if missing:
-            raise ValueError(f"{path}: got no whole number {', '.join(missing)}, expected one each")
+            raise BoxlessError(
+                f"{path}: got no whole number {', '.join(missing)}, expected one each"
+            )
         sizes = {name: settings[name] for name in SIZES}
         return cls(tokenizer=load_tokenizer(folder), **sizes)
 
@@ -108,7 +111,7 @@ class StudentProcessor:
         that cannot be read.
         """
         if pictures is None and texts is None:
-            raise ValueError("got neither pictures nor texts, expected at least one of them")
+            raise BoxlessError("got neither pictures nor texts, expected at least one of them")
         features: dict[str, torch.Tensor] = {}
         if pictures is not None:
             features |= self._pictures(_as_list(pictures, is_one=_is_picture, what="pictures"))
@@ -142,7 +145,7 @@ class StudentProcessor:
             return tokens, torch.zeros_like(tokens)
         pieces, types = encode_spans(self.tokenizer, text, max_tokens=self.max_tokens)
         if max(types) >= self.num_token_types:
-            raise ValueError(
+            raise BoxlessError(
                 f"texts: got parts {[kind for kind, _ in text]}, expected parts of the "
                 f"{self.num_token_types} token types that the student has; student.num_token_types "
                 "in the recipe, or stages.student.extend_vocabulary, gives it more"
@@ -159,7 +162,7 @@ def _as_list(values: Any, *, is_one: Callable[[object], bool], what: str) -> lis
     wrong = [value for value in found if not is_one(value)]
     if wrong or not found:
         got = f"{type(wrong[0]).__name__} {str(wrong[0])[:60]!r}" if wrong else "none"
-        raise ValueError(f"{what}: got {got}, expected {_EXPECTED[what]}")
+        raise BoxlessError(f"{what}: got {got}, expected {_EXPECTED[what]}")
     return found
 
 

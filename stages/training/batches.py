@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from boxless.errors import BoxlessError
 from sharding.order.order import Turn, turns
 from sharding.reading.watchdog import StatusBoard
 from sharding.tools.verify import Fault
@@ -85,7 +86,7 @@ class ExampleBatches:
         seed: int,
     ) -> None:
         if num_examples < 1:
-            raise ValueError(f"num_examples: got {num_examples}, expected at least 1")
+            raise BoxlessError(f"num_examples: got {num_examples}, expected at least 1")
         self.board = StatusBoard()
         self._num_examples, self._make = num_examples, make
         self._batch_size, self._seed = batch_size, seed
@@ -114,7 +115,7 @@ class ExampleBatches:
         """The position of a saved state; ValueError where examples, batch or seed are others."""
         position = int(state["position"])
         if dict(state) != self.state(position):
-            raise ValueError(
+            raise BoxlessError(
                 f"got a checkpoint of the order {dict(state)}, expected {self.state(position)}; go "
                 "on with the settings and examples that it was made with, or start anew"
             )
@@ -135,7 +136,7 @@ def load_batches(
     without a word, and the rank would wait for ever.
     """
     if config.num_workers and len(tempfile.gettempdir()) > LONGEST_TMPDIR:
-        raise ValueError(
+        raise BoxlessError(
             f"TMPDIR: got {tempfile.gettempdir()}, expected at most {LONGEST_TMPDIR} letters, "
             "as PyTorch's workers hand tensors over through a socket in it, whose path may not "
             f"be longer; set TMPDIR to another folder, or {config.section}.num_workers=0"
@@ -170,9 +171,9 @@ def received(loader: DataLoader[Any], section: str) -> Iterator[LoadedBatch]:
                 reason = _limit(error)
                 if not loader.num_workers or reason is None:
                     raise
-                raise ValueError(_cannot_hand_over(reason, section)) from error
+                raise BoxlessError(_cannot_hand_over(reason, section)) from error
             if isinstance(item, _NotHandedOver):
-                raise ValueError(_cannot_hand_over(item.reason, section))
+                raise BoxlessError(_cannot_hand_over(item.reason, section))
             yield item
     finally:
         if loader.num_workers:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from boxless.errors import BoxlessError
+
 PRECISIONS = ("fp32", "autocast-bf16", "bf16", "fp16")
 APEX_O1 = (
     "precision: got apex-o1, expected one of {choices}. apex removed its amp in May 2025 and "
@@ -81,9 +83,9 @@ class TrainingConfig:
             "log_steps",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+                raise BoxlessError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if self.validate_steps is not None and self.validate_steps < 1:
-            raise ValueError(
+            raise BoxlessError(
                 f"validate_steps: got {self.validate_steps}, expected at least 1, or null"
             )
         if self.profile_steps and not (
@@ -94,9 +96,9 @@ class TrainingConfig:
                 "step, counted from 1, or none"
             )
         if self.num_workers < 0:
-            raise ValueError(f"num_workers: got {self.num_workers}, expected 0 or more")
+            raise BoxlessError(f"num_workers: got {self.num_workers}, expected 0 or more")
         if self.precision == "apex-o1":
-            raise ValueError(APEX_O1.format(choices=", ".join(PRECISIONS)))
+            raise BoxlessError(APEX_O1.format(choices=", ".join(PRECISIONS)))
         check_choice("schedule", self.schedule, ("cosine", "linear", "steps"))
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("accumulate_precision", self.accumulate_precision, ("fp32", "training"))
@@ -106,7 +108,7 @@ class TrainingConfig:
             check_choice("checkpoint_activations", part, ("cnn", "transformer"))
         if self.precision == "fp16" and not self.zero_stage:
             # DeepSpeed 0.19.8 then divides gradients by a scale that it has not put on the loss.
-            raise ValueError(
+            raise BoxlessError(
                 "precision: got fp16 with zero_stage 0, expected zero_stage 1, 2 or 3: DeepSpeed "
                 "scales the loss under ZeRO only"
             )
@@ -117,16 +119,16 @@ class TrainingConfig:
 def check_share(name: str, value: float) -> None:
     """Raises ValueError unless 0 <= value <= 1."""
     if not 0 <= value <= 1:
-        raise ValueError(f"{name}: got {value}, expected between 0 and 1")
+        raise BoxlessError(f"{name}: got {value}, expected between 0 and 1")
 
 
 def check_weight(name: str, value: float) -> None:
     """Raises ValueError below 0."""
     if value < 0:
-        raise ValueError(f"{name}: got {value}, expected 0 or more")
+        raise BoxlessError(f"{name}: got {value}, expected 0 or more")
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raises ValueError where `value` is none of `choices`."""
     if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(str, choices))}")
+        raise BoxlessError(f"{name}: got {value!r}, expected one of {', '.join(map(str, choices))}")

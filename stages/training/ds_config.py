@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from boxless.errors import BoxlessError
 from stages.training.config import TrainingConfig
 
 AUTO = "auto"
@@ -44,14 +45,14 @@ def engine_settings(config: TrainingConfig, world_size: int) -> dict[str, Any]:
     for section, instead in OURS_ALONE.items():
         got = _at(given, tuple(section.split(".")))
         if got is not None:
-            raise ValueError(
+            raise BoxlessError(
                 f"{config.ds_config}: got {section} = {json.dumps(got)}, expected none, as the "
                 f"recipe has {instead.format(section=config.section)}; remove it from the file"
             )
     for path, wanted in _leaves(ours):
         got = _at(given, path)
         if got is not None and got != AUTO and got != wanted:
-            raise ValueError(
+            raise BoxlessError(
                 f"{config.ds_config}: got {'.'.join(path)} = {json.dumps(got)}, expected "
                 f"{json.dumps(wanted)}, which follows from the recipe ({_source(path, config)}); "
                 'change one of them, or say "auto"'
@@ -106,11 +107,11 @@ def read_settings(path: Path, section: str) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise BoxlessError(
             f"{section}.ds_config: got {path} ({error}), expected DeepSpeed's settings as JSON"
         ) from error
     if not isinstance(settings, dict):
-        raise ValueError(
+        raise BoxlessError(
             f"{section}.ds_config: got a {type(settings).__name__} in {path}, expected an object"
         )
     return settings

@@ -14,6 +14,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.engine import BFLOAT16, ZERO_OPTIMIZATION, DeepSpeedEngine
 from torch import nn
 
+from boxless.errors import BoxlessError
 from stages.student.activation_checkpointing import checkpoint_activations
 from stages.student.network import Student
 from stages.training.checkpoints.save_and_load import SafeCheckpointEngine
@@ -70,7 +71,7 @@ def check_precision(config: TrainingConfig) -> None:
     """Raises ValueError where the recipe asks for fp16 on a device that has none."""
     accelerator = get_accelerator()
     if config.precision == "fp16" and not accelerator.is_fp16_supported():
-        raise ValueError(
+        raise BoxlessError(
             f"{config.section}.precision: got fp16 on a {accelerator.device_name()} that has none, "
             "expected bf16 or fp32"
         )

@@ -22,7 +22,7 @@ from stages.training.metrics import MetricAccumulator, MetricsLog
 from stages.training.profile import StepProfile
 from stages.training.schedule import rate_factor
 from stages.training.skipped_samples import FaultPolicy, SkippedSamples
-from stages.training.stopping import Stopped, Watch, of_all_ranks
+from stages.training.stopping import DivergenceError, Stopped, Watch, of_all_ranks
 
 NOTICES = "notices.log"
 
@@ -107,7 +107,7 @@ class Loop:
     def run(self) -> None:
         """Steps to the recipe's end, a checkpoint every so many and at the last.
 
-        Raises Stopped, after a checkpoint, when a rank was told to stop, and FloatingPointError,
+        Raises Stopped, after a checkpoint, when a rank was told to stop, and DivergenceError,
         on every rank, when a loss is not finite on any, or gradients are not for too many steps.
         """
         config, state = self.config, self.state
@@ -187,7 +187,7 @@ class Loop:
 
     def _before_step(self) -> list[str]:
         """Agree with the other ranks on signals, losses and gradients: the keys of this rank's
-        samples in the step. A collective; FloatingPointError on every rank where a loss is not
+        samples in the step. A collective; DivergenceError on every rank where a loss is not
         finite on any."""
         step = self.state.step + 1
         squares = self.gradients.squares()
@@ -203,7 +203,7 @@ class Loop:
         return keys
 
     def _note_nonfinite(self, step: int, keys: list[str]) -> None:
-        """Log a step that left the weights. A collective; FloatingPointError on every rank after
+        """Log a step that left the weights. A collective; DivergenceError on every rank after
         `max_nonfinite_steps` in a row."""
         self.state.nonfinite_steps += 1
         self.nonfinite_in_a_row += 1
@@ -211,7 +211,7 @@ class Loop:
         if self.nonfinite_in_a_row < self.config.max_nonfinite_steps:
             self._say(f"{text}. The weights stay as they are")
             return
-        raise FloatingPointError(
+        raise DivergenceError(
             f"step {step}: for {self.nonfinite_in_a_row} steps in a row a gradient is not finite. "
             f"This one is of {of_all_ranks(', '.join(keys))}. No weight was changed by them; the "
             "last checkpoint is sound. Try a lower rate, a precision of more range, or look at "

@@ -15,6 +15,8 @@ from torch import nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from boxless.errors import BoxlessError
+
 
 class AdamwSgd(torch.optim.Optimizer):
     """Steps each parameter group by the rule in its `rule`: "adamw" or "sgd". A group keeps its
@@ -31,7 +33,7 @@ class AdamwSgd(torch.optim.Optimizer):
         Raises ValueError on a closure: neither rule evaluates the loss again.
         """
         if closure is not None:
-            raise ValueError("AdamwSgd.step: got a closure, expected none")
+            raise BoxlessError("AdamwSgd.step: got a closure, expected none")
         if self.is_held:
             return
         for group in self.param_groups:

@@ -18,10 +18,15 @@ from typing import Any
 
 import torch
 
+from boxless.errors import BoxlessError
 from stages.training.metrics import ObjectiveOutput
 
 DATA_PATIENCE_SECONDS = 15.0
 """How long a rank that was told to stop waits for its next batch."""
+
+
+class DivergenceError(BoxlessError):
+    """Losses, gradients or weights are not finite; the last checkpoint is sound."""
 
 
 class Stopped(Exception):
@@ -113,7 +118,7 @@ class Watch:
         step, before the optimizer's: one all-reduce and one read of the device.
 
         squared_norm: of this rank's gradients; None where they cannot be had. Raises
-        FloatingPointError on every rank, with the same words, if a loss noted since the last call
+        DivergenceError on every rank, with the same words, if a loss noted since the last call
         is not finite on any: which objectives, on which keys, of which rank.
         """
         noted, self._noted = self._noted, []
@@ -138,7 +143,7 @@ class Watch:
 
 def _raise_for_losses(step: int, noted: Sequence[StepLosses], are_finite: torch.Tensor) -> None:
     bad = [one for one, is_finite in zip(noted, are_finite.tolist()) if not is_finite]
-    raise FloatingPointError(
+    raise DivergenceError(
         f"step {step}: the loss is not finite. {of_all_ranks('; '.join(map(_message, bad)))}. No "
         "optimizer stepped; the last checkpoint is sound. Try a lower rate or look at these samples"
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import ClassVar
 
+from boxless.errors import BoxlessError
 from stages.training.config import TrainingConfig
 from stages.transfer.task_config import TaskDataConfig
 
@@ -53,18 +54,18 @@ class FinetuneConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.task not in (None, ALL, *TASK_NAMES):
-            raise ValueError(
+            raise BoxlessError(
                 f"task: got {self.task!r}, expected {', '.join(TASK_NAMES)}, {ALL}, or null"
             )
         if self.task == ALL and self.data.train is not None:
-            raise ValueError(
+            raise BoxlessError(
                 f"data.train: got {self.data.train!r} with task {ALL}, expected null: files are of "
                 "one task, and those of all are made from the run's image shards"
             )
         if self.max_texts < 1:
-            raise ValueError(f"max_texts: got {self.max_texts}, expected at least 1")
+            raise BoxlessError(f"max_texts: got {self.max_texts}, expected at least 1")
         if self.new_words < 0:
-            raise ValueError(f"new_words: got {self.new_words}, expected 0 or more")
+            raise BoxlessError(f"new_words: got {self.new_words}, expected 0 or more")
 
 
 EVALUATED_SPLITS = {
@@ -104,14 +105,14 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         for name in ("shortlist", "itm_weight"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")
+                raise BoxlessError(f"{name}: got {getattr(self, name)}, expected 0 or more")
         if self.split not in EVALUATED_SPLITS:
-            raise ValueError(
+            raise BoxlessError(
                 f"split: got {self.split!r}, expected one of {', '.join(EVALUATED_SPLITS)}"
             )
         for name in ("num_pictures", "captions_per_picture", "pairs_per_batch", "num_shown"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+                raise BoxlessError(f"{name}: got {getattr(self, name)}, expected at least 1")
 
     @property
     def split_of_shards(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from boxless.errors import BoxlessError
 from sharding.format.catalog import read_catalog
 from sharding.format.schema import Sample
 from sharding.reading.sample_reader import iterate
@@ -27,7 +28,7 @@ def read_split(folder: Path, split: str, most: int | None = None) -> list[Sample
     every = (sample for tar in catalog.tars(folder, split) for sample in iterate(tar))
     samples = list(itertools.islice(every, most))
     if not samples:
-        raise ValueError(
+        raise BoxlessError(
             f"{folder}: got no sample in split {split!r}, expected at least one; a larger "
             "ingest.heldout_fraction holds out more"
         )

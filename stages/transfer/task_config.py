@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from boxless.errors import BoxlessError
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDataConfig:
@@ -50,17 +52,17 @@ class TaskDataConfig:
         for name in ("num_train", "num_heldout", "num_folds"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1")
+                raise BoxlessError(f"{name}: got {value}, expected at least 1")
         for name in ("max_missing", "shortlist"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")
+                raise BoxlessError(f"{name}: got {getattr(self, name)}, expected 0 or more")
 
     def path(self, name: str, split: str) -> str:
         """The path of a split's file: `SPLIT` or `SPLIT_NAME`. ValueError where it is not given."""
         key = f"{split}_{name}" if name else split
         value = getattr(self, key)
         if value is None:
-            raise ValueError(
+            raise BoxlessError(
                 f"finetune.data.{key}: got null, expected the path of the task's files"
             )
         return value

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from boxless.errors import BoxlessError
 from sharding.writing.atomic import write_json
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor
@@ -37,7 +38,7 @@ class TaskStudent:
         if name is None and len(known) == 1:
             name = known[0]
         if name not in known:
-            raise ValueError(
+            raise BoxlessError(
                 f"{folder}: got task {name}, expected one that this student knows: "
                 f"{', '.join(known) or 'none'}; boxless finetune teaches it one"
             )

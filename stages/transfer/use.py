@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import ImageDraw
 
+from boxless.errors import BoxlessError
 from sharding.writing.atomic import replacing, sha256_file
 from stages.picture import open_picture
 from stages.student.network import Cells, Student
@@ -37,7 +38,7 @@ class Matcher:
         """From a student folder. Raises ValueError where there is none."""
         weights = sorted(folder.glob("*.safetensors"))
         if not weights:
-            raise ValueError(f"{folder}: got no *.safetensors, expected a student's folder")
+            raise BoxlessError(f"{folder}: got no *.safetensors, expected a student's folder")
         digest = hashlib.sha256()
         for path in weights:
             digest.update(bytes.fromhex(sha256_file(path)))
@@ -83,7 +84,7 @@ def search(student: Path, pictures: Path, text: str, index: Path) -> list[tuple[
     """
     files = sorted(p for p in pictures.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
-        raise ValueError(f"{pictures}: got no picture, expected {', '.join(SUFFIXES)} files")
+        raise BoxlessError(f"{pictures}: got no picture, expected {', '.join(SUFFIXES)} files")
     matcher = Matcher.load(student)
     found = []
     for path in files:
@@ -133,7 +134,7 @@ def point(student: Path, picture: Path, caption: str, phrase: str) -> dict[str, 
     enough. Raises ValueError where the caption does not hold the phrase."""
     start = caption.find(phrase)
     if start < 0 or not phrase:
-        raise ValueError(f"phrase: got {phrase!r}, expected a part of the caption {caption!r}")
+        raise BoxlessError(f"phrase: got {phrase!r}, expected a part of the caption {caption!r}")
     task = TASKS["grounding"]({})
     network = Student.from_pretrained(str(student)).eval()
     taught = TaskStudent(

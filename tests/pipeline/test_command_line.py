@@ -100,11 +100,24 @@ def test_exit_statuses(
     assert words in capsys.readouterr().err
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ValueError of a library is a bug of ours, not a word to users."""
+def test_a_bug_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A ValueError of a library is a bug: status 1, the traceback, and how to report it."""
     monkeypatch.setattr(command_line, "_doctor", lambda args: int("x"))
-    with pytest.raises(ValueError, match="invalid literal"):
-        main(["doctor"])
+    assert main(["doctor"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and "invalid literal" in shown and "open an issue" in shown
+
+
+def test_an_error_of_the_system_is_a_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 2, the file and what happened to it, and no traceback."""
+    monkeypatch.setattr(command_line, "_doctor", lambda args: open("/nowhere/at/all"))
+    assert main(["doctor"]) == 2
+    shown = capsys.readouterr().err
+    assert "/nowhere/at/all: No such file" in shown and "Traceback" not in shown
 
 
 def test_a_users_error_of_a_rank_is_told_as_one(

@@ -217,7 +217,7 @@ def test_a_loss_that_is_no_number_stops_all_ranks_before_the_optimizer(
     nowhere, and without the fault the run goes on to the undisturbed end, bit for bit."""
     first, last = ranks(RUN, tmp_path, world_size=2, spoil="nan", step=5)
     assert first == last
-    told = "FloatingPointError: step 5: the loss is not finite. rank 1: itm nan, mlm "
+    told = "DivergenceError: step 5: the loss is not finite. rank 1: itm nan, mlm "
     keys = read_lines(tmp_path / "trace-1.jsonl")[-1]["keys"]
     assert last.startswith(told) and f"on {', '.join(keys)}. No optimizer stepped" in last
     assert "rank 0" not in last
@@ -243,7 +243,7 @@ def test_gradients_that_are_not_finite_leave_the_weights_and_stop_the_run(
     (notice,) = (once / "pretrain" / "notices.log").read_text().splitlines()
     assert f"step 3: a gradient is not finite, on {', '.join(keys)}" in notice
     (outcome,) = ranks(config, always, world_size=1, spoil="gradients", step=3)
-    assert outcome.startswith("FloatingPointError: step 5: for 3 steps in a row a gradient is not")
+    assert outcome.startswith("DivergenceError: step 5: for 3 steps in a row a gradient is not")
     assert (always / "pretrain" / "latest").read_text().strip() == "step-00000004"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from boxless.errors import BoxlessError
 from pipeline.pages.object_names import Names, names_of
 from pipeline.pages.shards.contact_sheet import LONGEST_PX as SHEET_PX
 from pipeline.pages.shards.contact_sheet import sheet_png
@@ -22,7 +23,7 @@ MOST_SHOWN = 500
 _NUM_COUNTED = 400
 
 
-class LookError(ValueError):
+class LookError(BoxlessError):
     """Something is asked for that cannot be drawn; the text says what can."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from boxless.errors import BoxlessError
 from pipeline.pages.shards.shard_browser import Broken, open_shelf
 from pipeline.runner.run_files import read_object
 from sharding.format.schema import Sample
@@ -15,7 +16,7 @@ from stages.transfer.predictor import Predictor
 MOST_EXAMPLES = 200
 
 
-class GivenError(ValueError):
+class GivenError(BoxlessError):
     """Something given that cannot be used; the text says what was expected."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from boxless.errors import BoxlessError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(BoxlessError):
     """A file that cannot be used; the message names it, what was got, expected, and to be done."""

@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from boxless.errors import BoxlessError
+
 _DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16|[SU][1-9][0-9]{0,5}|O8?)")
 _MAX_DIMENSIONS = 32
 _LEGACY_PICKLES = 4  # magic number, version, machine, content
@@ -33,14 +35,14 @@ class Dtype:
 
     def __init__(self, name: object, align: object = False, copy: object = True) -> None:
         if not isinstance(name, str) or not _DTYPE.fullmatch(name):
-            raise ValueError(f"a dtype {str(name)[:80]!r}")
+            raise BoxlessError(f"a dtype {str(name)[:80]!r}")
         self.dtype = np.dtype(name)
 
     def __setstate__(self, state: Any) -> None:
         """Sets the byte order; structured dtypes and those with metadata are refused."""
         _version, order, *parts = state
         if order not in ("<", ">", "=", "|") or any(part is not None for part in parts[:3]):
-            raise ValueError("a dtype with fields")
+            raise BoxlessError("a dtype with fields")
         self.dtype = self.dtype.newbyteorder(order)
 
 
@@ -60,10 +62,10 @@ class Array:
         _version, shape, dtype, is_fortran, data = state
         self.shape = checked_shape(shape)
         if not isinstance(dtype, Dtype):
-            raise ValueError("an array without a dtype")
+            raise BoxlessError("an array without a dtype")
         if dtype.dtype.hasobject:
             if not isinstance(data, list) or len(data) != math.prod(self.shape) or is_fortran:
-                raise ValueError(f"an array of objects {self.shape} that has not so many")
+                raise BoxlessError(f"an array of objects {self.shape} that has not so many")
             self.items = data
             return
         # Python 2's text is bytes: read as latin1, it goes back to what it was.
@@ -74,7 +76,7 @@ class Array:
 def _reconstruct(kind: object, shape: object, code: object) -> Array:
     """numpy's `_reconstruct`, of plain arrays alone: always empty until its state comes."""
     if kind is not Array:
-        raise ValueError("an array of a class of its own")
+        raise BoxlessError("an array of a class of its own")
     return Array()
 
 
@@ -84,7 +86,7 @@ def _frombuffer(
     """numpy's `_frombuffer` (protocol 5); axes: from numpy 2.3 on, for order "K"."""
     array = Array()
     if not isinstance(dtype, Dtype) or dtype.dtype.hasobject:
-        raise ValueError("an array without a dtype")
+        raise BoxlessError("an array without a dtype")
     array.shape = checked_shape(shape)
     value = _array(raw, dtype, array.shape, "F" if order == "F" else "C")
     if order == "K" and axes is not None:
@@ -96,7 +98,7 @@ def _frombuffer(
 def _scalar(dtype: object, raw: object = b"") -> Any:
     """numpy's `scalar`: one number or text of numpy's."""
     if not isinstance(dtype, Dtype) or dtype.dtype.hasobject:
-        raise ValueError("a number without a dtype")
+        raise BoxlessError("a number without a dtype")
     if isinstance(raw, str):
         raw = raw.encode("latin1")
     return _array(raw, dtype, (1,), "C")[0]
@@ -104,9 +106,9 @@ def _scalar(dtype: object, raw: object = b"") -> Any:
 
 def _array(raw: object, dtype: Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
     if not isinstance(raw, bytes):
-        raise ValueError(f"an array of {type(raw).__name__}, not of bytes")
+        raise BoxlessError(f"an array of {type(raw).__name__}, not of bytes")
     if math.prod(shape) * dtype.dtype.itemsize != len(raw):
-        raise ValueError(
+        raise BoxlessError(
             f"an array {shape} of {dtype.dtype} in {len(raw)} bytes, which are not so many"
         )
     flat = np.frombuffer(raw, dtype.dtype).astype(dtype.dtype.newbyteorder("="))
@@ -121,13 +123,13 @@ def checked_shape(shape: object) -> tuple[int, ...]:
         and all(type(size) is int and 0 <= size < 1 << 62 for size in shape)
     ):
         return shape
-    raise ValueError("a shape that is none")
+    raise BoxlessError("a shape that is none")
 
 
 def _encode(text: object, encoding: object = "") -> bytes:
     """`_codecs.encode`, by which Python 3 writes bytes in protocols 0 to 2."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise ValueError("bytes in another encoding than latin1")
+        raise BoxlessError("bytes in another encoding than latin1")
     return text.encode("latin1")
 
 
@@ -145,22 +147,22 @@ def checked_key(key: object) -> Any:
     """`key` where it is plain; a tuple's hash would go as deep as a hostile file nests it."""
     if key is None or type(key) in (str, bytes, int, float, bool):
         return key
-    raise ValueError(f"a key of type {type(key).__name__}")
+    raise BoxlessError(f"a key of type {type(key).__name__}")
 
 
 def _storage_of_bytes(raw: object) -> torch.TypedStorage:
     """torch.storage._load_from_bytes: a storage in torch.save's format, onto the CPU."""
     if not isinstance(raw, bytes):
-        raise ValueError("a tensor's numbers that are not bytes")
+        raise BoxlessError("a tensor's numbers that are not bytes")
     if raw.startswith(ZIP_HEAD):  # torch.save's older format is not compressed
-        raise ValueError("a tensor's numbers in an archive, which torch does not write here")
+        raise BoxlessError("a tensor's numbers in an archive, which torch does not write here")
     try:
         check_legacy(io.BytesIO(raw), len(raw))
         storage = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, as what is in there
-        raise ValueError(f"a tensor's numbers that torch cannot read: {error}") from error
+        raise BoxlessError(f"a tensor's numbers that torch cannot read: {error}") from error
     if not isinstance(storage, torch.TypedStorage):
-        raise ValueError("a tensor's numbers that are no storage")
+        raise BoxlessError("a tensor's numbers that are no storage")
     return storage
 
 
@@ -170,7 +172,7 @@ def _tensor(
     """torch._utils._rebuild_tensor (and _v2): a dense tensor inside its storage."""
     size, stride = checked_shape(size), checked_shape(stride)
     if not isinstance(storage, torch.TypedStorage) or type(offset) is not int:
-        raise ValueError("a tensor without its numbers")
+        raise BoxlessError("a tensor without its numbers")
     check_extent(storage._untyped_storage.nbytes(), storage.dtype, offset, size, stride)
     tensor = torch.empty(0, dtype=storage.dtype).set_(
         storage._untyped_storage, offset, size, stride
@@ -188,7 +190,7 @@ def check_legacy(file: BinaryIO, num_bytes: int) -> None:
         for _, argument, _ in pickletools.genops(file):
             is_last = number == _LEGACY_PICKLES - 1
             if is_last and type(argument) is int and argument > num_bytes:
-                raise ValueError(f"a storage of {argument} numbers, more than the file has")
+                raise BoxlessError(f"a storage of {argument} numbers, more than the file has")
 
 
 def check_extent(
@@ -197,10 +199,10 @@ def check_extent(
     """ValueError where a tensor reaches beyond its storage of `num_bytes`: torch would make the
     storage as large as a file of a few bytes says."""
     if len(size) != len(stride) or offset < 0 or any(number < 0 for number in (*size, *stride)):
-        raise ValueError(f"a tensor {tuple(size)} with the strides {tuple(stride)}")
+        raise BoxlessError(f"a tensor {tuple(size)} with the strides {tuple(stride)}")
     last = -1 if 0 in size else sum((n - 1) * step for n, step in zip(size, stride))
     if (offset + last + 1) * dtype.itemsize > num_bytes:
-        raise ValueError(f"a tensor {tuple(size)} of more numbers than the file has")
+        raise BoxlessError(f"a tensor {tuple(size)} of more numbers than the file has")
 
 
 def _parameter(tensor: object, *others: object) -> object:
@@ -215,9 +217,9 @@ def tensor_array(tensor: torch.Tensor) -> np.ndarray:
     more elements than its storage: strides of 0 make terabytes out of four bytes.
     """
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        raise ValueError(f"a tensor {tensor.layout} on {tensor.device}, not a plain one")
+        raise BoxlessError(f"a tensor {tensor.layout} on {tensor.device}, not a plain one")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError(f"a tensor {tuple(tensor.shape)} of more numbers than the file has")
+        raise BoxlessError(f"a tensor {tuple(tensor.shape)} of more numbers than the file has")
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from boxless.errors import BoxlessError
 from stages.detector.checkpoints.checkpoint_error import CheckpointError
 from stages.detector.checkpoints.pickled_arrays import CALLABLES, Array, Dtype, checked_key
 
@@ -179,7 +180,7 @@ class _Machine:
         """Bytes after their number."""
         num = self._number(form)
         if num < 0:
-            raise ValueError(f"{num} bytes")
+            raise BoxlessError(f"{num} bytes")
         return self._bytes(num)
 
     def _line(self) -> bytes:
@@ -216,7 +217,7 @@ class _Machine:
         if not isinstance(arguments, tuple) or not any(
             function is ours for ours in CALLABLES.values()
         ):
-            raise ValueError(f"a call of {type(function).__name__}")
+            raise BoxlessError(f"a call of {type(function).__name__}")
         self.num_bytes_left -= sum(
             len(argument) for argument in arguments if isinstance(argument, (bytes, str))
         )
@@ -257,7 +258,7 @@ class _Machine:
         state = self.stack.pop()
         stand_in = self.stack[-1]
         if type(stand_in) not in (Array, Dtype) or not isinstance(state, tuple):
-            raise ValueError(f"a {type(stand_in).__name__} with a state")
+            raise BoxlessError(f"a {type(stand_in).__name__} with a state")
         raw = state[-1]
         self.num_bytes_left -= len(raw) if isinstance(raw, (bytes, str)) else 0
         if self.num_bytes_left < 0:
@@ -275,13 +276,13 @@ class _Machine:
     def long(self, form: str) -> None:
         raw = self._sized(form)
         if len(raw) > _MAX_INTEGER_BYTES:
-            raise ValueError(f"an integer of {len(raw)} bytes")
+            raise BoxlessError(f"an integer of {len(raw)} bytes")
         self._push(int.from_bytes(raw, "little", signed=True))
 
     def string_line(self) -> None:
         line = self._line().strip()  # as Python 2 shows text: in quotes, with backslashes
         if len(line) < 2 or line[:1] not in (b"'", b'"') or line[:1] != line[-1:]:
-            raise ValueError("text without quotes")
+            raise BoxlessError("text without quotes")
         self._push(codecs.escape_decode(line[1:-1])[0].decode("latin1"))
 
     def append(self) -> None:
@@ -302,7 +303,9 @@ class _Machine:
 
     def _container(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
-            raise ValueError(f"a {type(self.stack[-1]).__name__}, to be used as a {kind.__name__}")
+            raise BoxlessError(
+                f"a {type(self.stack[-1]).__name__}, to be used as a {kind.__name__}"
+            )
         return self.stack[-1]
 
     def tuple_of(self, num: int) -> None:
@@ -323,14 +326,14 @@ class _Machine:
 
 def _integer(line: bytes) -> int:
     if len(line) > 2 * _MAX_INTEGER_BYTES:
-        raise ValueError(f"an integer of {len(line)} digits")
+        raise BoxlessError(f"an integer of {len(line)} digits")
     return int(line)
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
     """A dict of keys and values in turn."""
     if len(items) % 2:
-        raise ValueError("a key without a value")
+        raise BoxlessError("a key without a value")
     return {checked_key(key): value for key, value in zip(items[::2], items[1::2])}
 
 

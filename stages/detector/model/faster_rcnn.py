@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from boxless.errors import BoxlessError
 from stages.detector.model.box_heads import AttributePredictor, BoxPredictor, build_box_head
 from stages.detector.model.fpn import Pyramid
 from stages.detector.model.plain_backbone import PlainBackbone
@@ -84,7 +85,7 @@ class FasterRCNN(nn.Module):
         need it, as they measure in pixels of the original. Raises ValueError where they miss it.
         """
         if scales is None and self.config.choice.rule == "proposals":
-            raise ValueError(
+            raise BoxlessError(
                 "scales: got None, expected one a picture, as the rule 'proposals' "
                 "compares boxes in pixels of the original; pass Prepared.scale"
             )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from boxless.errors import BoxlessError
 from stages.detector.model.anchors import cell_anchors, grid_anchors
 from stages.detector.net_config import ProposalConfig
 from stages.detector.ops.boxes import clip, decode, is_nonempty, sides
@@ -86,7 +87,7 @@ class ProposalNetwork(nn.Module):
         """
         if self.config.min_side_px > 0:
             if scales is None:
-                raise ValueError(
+                raise BoxlessError(
                     f"scales: got None, expected one a picture, as min_side_px, "
                     f"{self.config.min_side_px}, is in pixels of the original; pass "
                     "Prepared.scale"

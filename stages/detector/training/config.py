@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from boxless.errors import BoxlessError
 from stages.detector.net_config import TeacherConfig, check
 
 
@@ -133,7 +134,7 @@ class TeachConfig:
             },
         )
         if self.net.inclusive_boxes or self.net.proposals.min_side_px > 0:
-            raise ValueError(
+            raise BoxlessError(
                 f"net: got inclusive_boxes {self.net.inclusive_boxes} and min_side_px "
                 f"{self.net.proposals.min_side_px}, expected False and 0; a teacher of Caffe's kind "
                 "is not trained here but read from a checkpoint (boxless convert)"

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from boxless.errors import BoxlessError
 from sharding.format.catalog import read_catalog
 from sharding.reading.sample_reader import OpenTar, make_sample
 from sharding.reading.shard_reader import ShardReader, sound
@@ -128,7 +129,7 @@ class LabeledPictures:
 def _number(name: str, numbers: dict[str, int], what: str, key: str) -> int:
     """The number of a label or attribute; ValueError if the catalog does not know its name."""
     if name not in numbers:
-        raise ValueError(
+        raise BoxlessError(
             f"picture {key}: got a truth with the {what} {name!r}, expected one of the "
             f"{len(numbers)} {what}_names of the images' catalog; run ingest again"
         )

@@ -29,6 +29,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from boxless.errors import BoxlessError
 from sharding.format.catalog import catalog_sha256, read_catalog
 from sharding.writing.atomic import sha256_file, sha256_of, write_json, write_text
 from stages.detector.model.faster_rcnn import FasterRCNN
@@ -74,7 +75,7 @@ CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 METRICS, SCORES = "metrics.jsonl", "scores.json"
 
 
-class TeachError(ValueError):
+class TeachError(BoxlessError):
     """Training cannot start or go on; the text says what was got and what to do."""
 
 

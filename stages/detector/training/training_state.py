@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from boxless.errors import BoxlessError
 from sharding.writing.atomic import write_bytes
 
 STATE = "boxless/teach/2"  # the header's key, and the version of what is under it
@@ -57,7 +58,7 @@ def read_state(path: Path) -> State | None:
         with safe_open(path, framework="pt") as file:
             return State(**json.loads(file.metadata()[STATE]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise BoxlessError(
             f"{path}: got {type(error).__name__}: {error}, expected a checkpoint of boxless "
             "teach; remove the file to train from the start"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from boxless.errors import BoxlessError
 from sharding.format.schema import Sample
 from stages.picture import open_picture
 
@@ -19,5 +20,5 @@ def decode(sample: Sample) -> torch.Tensor:
     height, width = pixels.shape[:2]
     said = (sample.info["width"], sample.info["height"])
     if (width, height) != said:
-        raise ValueError(f"the picture is {width} x {height} pixels, its json says {said}")
+        raise BoxlessError(f"the picture is {width} x {height} pixels, its json says {said}")
     return torch.from_numpy(pixels)

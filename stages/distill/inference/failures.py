@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from boxless.errors import BoxlessError
 from sharding.format.schema import Failure
 
 _RAN_OUT = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
@@ -23,7 +24,7 @@ _DEVICE_ERRORS = (
 )
 
 
-class DistillError(ValueError):
+class DistillError(BoxlessError):
     """Distillation cannot go on; the text says what was got, what was expected, what to do."""
 
 

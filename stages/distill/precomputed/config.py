@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from boxless.errors import BoxlessError
+
 FORMATS = ("butd-npz", "butd-tsv", "vinvl-tsv", "uniter-lmdb", "coco-json")
 JOINS = ("image_id", "key", "file_name")
 IDS = ("whole", "stem", "number")
@@ -64,24 +66,24 @@ class FeaturesConfig:
         ):
             if getattr(self, name) not in valid:
                 expected = ", ".join(map(repr, valid))
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
+                raise BoxlessError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
         if not self.path:
-            raise ValueError("path is empty; expected the file or folder of the features.")
+            raise BoxlessError("path is empty; expected the file or folder of the features.")
         for name, number in (("feature_size", self.feature_size), ("num_top", self.num_top)):
             if number is not None and number < 1:
-                raise ValueError(f"{name} is {number}; expected 1 or more.")
+                raise BoxlessError(f"{name} is {number}; expected 1 or more.")
         if self.predictions is not None and self.format != "vinvl-tsv":
-            raise ValueError(
+            raise BoxlessError(
                 f"predictions is {self.predictions!r} with format {self.format!r}; only "
                 "'vinvl-tsv' has boxes and classes in a file of their own. Set it to null."
             )
         if self.labels is None and self.format != "butd-tsv":
-            raise ValueError(
+            raise BoxlessError(
                 f"labels is null with format {self.format!r}, which has classes; expected the file "
                 "of their names, as objects_vocab.txt."
             )
         if self.labels is None and (self.attributes is not None or self.num_top > 1):
-            raise ValueError(
+            raise BoxlessError(
                 "labels is null, for rows without classes, but attributes or num_top ask for more; "
                 "expected attributes null and num_top 1."
             )
@@ -93,8 +95,8 @@ def _check_pattern(pattern: str) -> None:
     try:
         num_groups = re.compile(pattern).groups
     except re.error as error:
-        raise ValueError(f"pattern is {pattern!r}, no regular expression ({error}).") from None
+        raise BoxlessError(f"pattern is {pattern!r}, no regular expression ({error}).") from None
     if num_groups != 1:
-        raise ValueError(
+        raise BoxlessError(
             f"pattern is {pattern!r} with {num_groups} groups; expected one, as in 'nlvr2_(.*)'."
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boxless.errors import BoxlessError
 from stages.distill.precomputed.formats.record import FeaturesError
 
 BACKGROUND = ("__background__", "background", "__no_attribute__")
@@ -47,7 +48,7 @@ def read_names(path: str, *, field: str, section: str) -> Names:
         ) from None
     try:
         if len(data) > _MAX_BYTES:
-            raise ValueError(f"more than {_MAX_BYTES} bytes")
+            raise BoxlessError(f"more than {_MAX_BYTES} bytes")
         text = data.decode("utf-8-sig")
         pairs = _from_json(json.loads(text), section) if path.endswith(".json") else _from(text)
     except (ValueError, RecursionError) as error:
@@ -80,9 +81,9 @@ def _from(text: str) -> list[tuple[int, str]]:
     if lines and lines[0].lower() in BACKGROUND:
         lines = lines[1:]
     if not lines:
-        raise ValueError("no names in it")
+        raise BoxlessError("no names in it")
     if "" in lines:
-        raise ValueError(f"line {lines.index('') + 1} is empty")
+        raise BoxlessError(f"line {lines.index('') + 1} is empty")
     return list(enumerate(lines, 1))
 
 
@@ -94,11 +95,11 @@ def _from_json(content: Any, section: str) -> list[tuple[int, str]]:
     elif isinstance(content, dict) and isinstance(content.get("categories"), list):
         pairs = [(c.get("id"), c.get("name")) for c in content["categories"] if isinstance(c, dict)]
     if not pairs:
-        raise ValueError(f'neither "categories" nor "{section}_to_idx" in it')
+        raise BoxlessError(f'neither "categories" nor "{section}_to_idx" in it')
     for number, name in pairs:
         if type(number) is not int or not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{name!r:.40} with the number {number!r:.40} in it")
+            raise BoxlessError(f"{name!r:.40} with the number {number!r:.40} in it")
     kept = sorted((number, name) for number, name in pairs if name.lower() not in BACKGROUND)
     if len({number for number, _ in kept}) != len(kept):
-        raise ValueError("two names have one number")
+        raise BoxlessError("two names have one number")
     return kept

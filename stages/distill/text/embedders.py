@@ -18,6 +18,7 @@ import transformers
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
+from boxless.errors import BoxlessError
 from stages.detector.device import pick_device
 from stages.distill.text.similarity_config import (
     BertConfig,
@@ -57,7 +58,7 @@ class SpacyEmbedder:
     def __init__(self, config: SpacyConfig) -> None:
         self._nlp, digest = load_pipeline(config.model, said="distill.similarity.model")
         if not self._nlp.vocab.vectors_length:
-            raise ValueError(
+            raise BoxlessError(
                 f"distill.similarity.model is {config.model}, a spaCy pipeline without word "
                 "vectors; expected one that has them, as en_core_web_md or en_core_web_lg."
             )
@@ -128,7 +129,7 @@ def _load_transformer(model: str) -> tuple[Any, Any, str]:
         net = AutoModel.from_pretrained(model, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
+        raise BoxlessError(
             f"distill.similarity.model is {model}, which transformers cannot load ({reason}); "
             "expected the folder of a text encoder with its tokenizer and model.safetensors, or "
             "the name of one that the Hugging Face hub, or its cache on this machine, has."
@@ -154,7 +155,7 @@ def _check_mean_pooling(model: str) -> None:
     said = json.loads(Path(found).read_text("utf-8")) if found else {}
     if not said.get("pooling_mode_mean_tokens", True):
         modes = [key for key, value in said.items() if value is True]
-        raise ValueError(
+        raise BoxlessError(
             f"distill.similarity.model is {model}, whose {POOLING} says {', '.join(modes)}; "
             "expected pooling_mode_mean_tokens, as all-MiniLM-L6-v2 has."
         )

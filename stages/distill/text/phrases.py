@@ -18,6 +18,7 @@ import spacy
 from spacy.language import Language
 from spacy.tokens import Span
 
+from boxless.errors import BoxlessError
 from stages.distill.config import DistillConfig
 from stages.distill.text.lexicon import Lexicon
 from stages.distill.text.spacy_pipeline import load_pipeline
@@ -32,7 +33,7 @@ class Phrase:
     end: int
 
 
-class NoNounChunks(ValueError):
+class NoNounChunks(BoxlessError):
     """A parser of a language whose noun phrases spaCy does not know how to find."""
 
 
@@ -58,7 +59,7 @@ class ParserChunker:
             parser, said="distill.parser", exclude=["ner", "lemmatizer"]
         )
         if not self._nlp.has_pipe("parser"):
-            raise ValueError(
+            raise BoxlessError(
                 f"the spaCy pipeline {parser} has {', '.join(self._nlp.pipe_names) or 'nothing'}; "
                 "expected a parser among its parts, as en_core_web_sm has."
             )
@@ -117,7 +118,7 @@ def make_chunker(
     )
     installed = spacy.util.is_package(config.parser) or Path(config.parser).is_dir()
     if config.phrases == "parser" and not installed:
-        raise ValueError(
+        raise BoxlessError(
             f"phrases is 'parser', but the spaCy pipeline {config.parser} is neither an installed "
             f"package nor a folder. {cure} Or set distill.phrases to lexicon."
         )

@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from boxless.errors import BoxlessError
+
 
 @dataclass(frozen=True, kw_only=True)
 class LexicalConfig:
@@ -60,4 +62,4 @@ SimilarityConfig = LexicalConfig | SpacyConfig | BertConfig | SentenceConfig
 
 def _check_model(model: str) -> None:
     if not model:
-        raise ValueError("model is empty; expected a model's name or the path of its folder.")
+        raise BoxlessError("model is empty; expected a model's name or the path of its folder.")

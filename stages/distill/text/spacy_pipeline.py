@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import spacy
 from spacy.language import Language
 
+from boxless.errors import BoxlessError
 from sharding.writing.atomic import sha256_file, sha256_of
 
 
@@ -20,7 +21,7 @@ def load_pipeline(name: str, *, said: str, exclude: Sequence[str] = ()) -> tuple
     try:
         nlp = spacy.load(name, exclude=exclude)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise BoxlessError(
             f"{said} is {name}, which spaCy cannot load ({error}); expected an installed pipeline "
             "or its folder."
         ) from error

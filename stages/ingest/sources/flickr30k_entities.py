@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from boxless.errors import BoxlessError
 from stages.ingest.files import (
     describe_folder,
     list_pictures,
@@ -182,7 +183,7 @@ def parse_sentences(text: str) -> Sentences:
         captions.append(clean_caption(caption))
         found.phrases.append(phrases)
     if not captions:
-        raise ValueError("no caption in it")
+        raise BoxlessError("no caption in it")
     found.captions = tuple(captions)
     return found
 
@@ -196,14 +197,14 @@ def parse_annotations(
     noted, but for those that the file marks as having none. ValueError for other files.
     """
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise ValueError("a document type in it; expected plain XML")
+        raise BoxlessError("a document type in it; expected plain XML")
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
-        raise ValueError(f"no XML ({error})") from None
+        raise BoxlessError(f"no XML ({error})") from None
     sides = [root.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
     if not all(side.isascii() and side.isdigit() and 0 < int(side) < 100_000 for side in sides):
-        raise ValueError(f"size {' x '.join(sides)}; expected width and height in pixels")
+        raise BoxlessError(f"size {' x '.join(sides)}; expected width and height in pixels")
     boxes_of: dict[str, list[list[float]]] = {}
     for number, entry in enumerate(root.iter("object")):
         chains = [(name.text or "").strip() for name in entry.findall("name")]
@@ -276,7 +277,7 @@ def _read(path: Path, *, most_bytes: int = MAX_FILE_BYTES) -> str:
         with open(path, "rb") as file:
             data = file.read(most_bytes + 1)
     except OSError as error:
-        raise ValueError(f"{path.name}: {error.strerror}") from None
+        raise BoxlessError(f"{path.name}: {error.strerror}") from None
     if len(data) > most_bytes:
-        raise ValueError(f"{path.name}: more than {most_bytes} bytes")
+        raise BoxlessError(f"{path.name}: more than {most_bytes} bytes")
     return data.decode("utf-8-sig", "replace")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from boxless.errors import BoxlessError
 from stages.ingest.sources.caption_files import id_of
 from stages.ingest.sources.source import SourceError
 
@@ -74,7 +75,7 @@ def _phrase(phrase: Sequence[Any]) -> dict[str, Any]:
     start, end, chain, kind, rows = phrase
     whole = [start, end, *rows]
     if not all(type(value) is int and value >= 0 for value in whole) or not start < end:
-        raise ValueError(f"phrase {phrase}")
+        raise BoxlessError(f"phrase {phrase}")
     return {"start": start, "end": end, "chain": str(chain), "type": str(kind), "objects": rows}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from boxless.errors import BoxlessError
 from sharding.format.schema import Failure
 from sharding.writing.atomic import canonical_json
 
@@ -18,7 +19,7 @@ MAX_PLAIN_KEY = 80
 _PLAIN_KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_PLAIN_KEY}}}")
 
 
-class SourceError(ValueError):
+class SourceError(BoxlessError):
     """The corpus as a whole is not what the recipe says: a wrong path or file, nothing in it."""
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from boxless.errors import BoxlessError
 from sharding.writing.atomic import canonical_json
 from stages.ingest.files import PICTURE_SUFFIXES, describe_folder, open_folder
 from stages.ingest.sources.source import (
@@ -200,14 +201,14 @@ def _captions_in(described: dict[str, Any]) -> list[Any]:
 def _read_json(member: Member) -> dict[str, Any]:
     content = json.loads(_read_text(member), parse_constant=lambda _: None)  # NaN is not JSON
     if not isinstance(content, dict):
-        raise ValueError(f"a JSON {type(content).__name__}, expected an object")
+        raise BoxlessError(f"a JSON {type(content).__name__}, expected an object")
     canonical_json(content)  # ValueError for text that could not be written again
     return content
 
 
 def _read_text(member: Member) -> str:
     if member.num_bytes > MAX_TEXT_BYTES:
-        raise ValueError(f"{member.num_bytes} bytes; at most {MAX_TEXT_BYTES} are read")
+        raise BoxlessError(f"{member.num_bytes} bytes; at most {MAX_TEXT_BYTES} are read")
     return member.read().decode("utf-8-sig")
 
 

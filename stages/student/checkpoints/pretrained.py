@@ -18,6 +18,7 @@ from transformers import (
     ResNetModel,
 )
 
+from boxless.errors import BoxlessError
 from stages.student.checkpoints.torch_file import read_checkpoint
 from stages.student.config import StudentConfig
 from stages.student.text.tokenizer import load_tokenizer
@@ -60,7 +61,7 @@ def cnn_config(config: StudentConfig) -> ResNetConfig:
         found = ResNetConfig.from_dict(fields)
     wanted = resnet_config(config)
     if config.cnn and (found.depths, found.layer_type) != (wanted.depths, wanted.layer_type):
-        raise ValueError(
+        raise BoxlessError(
             f"student.pretrained_cnn: got {name} with {found.layer_type} blocks {found.depths}, "
             f"expected {config.cnn}, which has {wanted.layer_type} blocks {wanted.depths}; set "
             "student.cnn to what the weights are, or to null"
@@ -76,7 +77,7 @@ def load_cnn(name: str, resnet: ResNetModel) -> None:
         try:
             resnet.load_state_dict(from_torchvision(weights, resnet.state_dict()))
         except ValueError as error:
-            raise ValueError(f"student.pretrained_cnn: {name}: {error}") from error
+            raise BoxlessError(f"student.pretrained_cnn: {name}: {error}") from error
         return
     try:
         found = ResNetModel.from_pretrained(name)
@@ -95,7 +96,7 @@ def _cnn_file(name: str) -> tuple[ResNetConfig, dict[str, torch.Tensor]]:
     try:
         return config_of_torchvision(weights), weights
     except ValueError as error:
-        raise ValueError(f"student.pretrained_cnn: {name}: {error}") from error
+        raise BoxlessError(f"student.pretrained_cnn: {name}: {error}") from error
 
 
 def text_config(name: str, config: StudentConfig) -> BertConfig:
@@ -110,7 +111,7 @@ def text_config(name: str, config: StudentConfig) -> BertConfig:
         ("max_tokens", bert.max_position_embeddings, config.max_tokens),
     ):
         if want > have:
-            raise ValueError(
+            raise BoxlessError(
                 f"student.{field}: got {want}, expected at most the {have} that {name} has"
             )
     return bert
@@ -145,7 +146,7 @@ def _published(field: str, name: str, kind: str) -> dict[str, Any]:
         _unreachable(field, name, error)
     if fields.get("model_type") != kind:
         why = f". {OTHER_TEXT}" if kind == "bert" else ""
-        raise ValueError(
+        raise BoxlessError(
             f"student.{field}: got {name}, a model of type {fields.get('model_type')!r}, expected "
             f"{kind!r}{why}"
         )
@@ -162,7 +163,7 @@ def _unreachable(field: str, name: str, error: Exception) -> NoReturn:
             "could not be reached or does not know it"
         )
     )
-    raise ValueError(
+    raise BoxlessError(
         f"student.{field}: got {name}, which cannot be read: {tried} ({type(error).__name__}: "
         f"{first}). Expected a folder that transformers' save_pretrained wrote, a name on the hub "
         f"while it can be reached{OR_FILE if field == 'pretrained_cnn' else ''}; or start without "

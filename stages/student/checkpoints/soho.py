@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from boxless.errors import BoxlessError
 from sharding.writing.atomic import replacing
 from stages.student.checkpoints.torch_file import read_checkpoint
 from stages.student.network import Student
@@ -53,7 +54,7 @@ def official_name(name: str) -> str | None:
     for pattern, official in RENAMED:
         if match := re.match(pattern, name):
             return official + name[match.end() :]
-    raise ValueError(
+    raise BoxlessError(
         f"{name}: got a student with this weight, which SOHO does not have; expected neck.kind "
         "soho, mlm_head tied and itm_head linear"
     )
@@ -93,7 +94,7 @@ def load_soho(student: Student, path: Path) -> None:
             faults.append(f"{official} is not finite")
     if faults:
         more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise ValueError(
+        raise BoxlessError(
             f"{path}: got a checkpoint that does not fit: {'; '.join(faults[:8])}{more}. Expected "
             "the sizes of recipe soho-res18, or those that the checkpoint was trained with"
         )
@@ -106,7 +107,7 @@ def load_soho(student: Student, path: Path) -> None:
 
 def _dictionary(student: Student) -> Dictionary:
     if student.dictionary is None:
-        raise ValueError("neck.kind: got a student with plain, expected soho")
+        raise BoxlessError("neck.kind: got a student with plain, expected soho")
     return student.dictionary
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from boxless.errors import BoxlessError
+
 
 def read_checkpoint(path: Path, *, expected: str) -> dict[str, torch.Tensor]:
     """The weights in the file, floating ones as float32.
@@ -25,13 +27,13 @@ def read_checkpoint(path: Path, *, expected: str) -> dict[str, torch.Tensor]:
         raise
     except Exception as error:  # broken bytes make the reader raise nearly everything
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
+        raise BoxlessError(
             f"{path}: got a file that torch.load(weights_only=True) refuses ({first}), expected "
             f"{expected} of tensors and plain values"
         ) from error
     weights: Any = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(weights, dict) or not all(torch.is_tensor(w) for w in weights.values()):
-        raise ValueError(
+        raise BoxlessError(
             f"{path}: got no tensors by name, expected a state_dict or a file that has one"
         )
     return {

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from transformers import AddedToken, PreTrainedTokenizerFast
 
+from boxless.errors import BoxlessError
+
 IMAGE_TOKEN_TYPE = 1
 TOKEN_TYPES = {"question": 0, "answer": 2, "rationale": 3}
 """Rows of the token type embedding; row 1 is the picture's cells. A plain text has row 0."""
@@ -38,12 +40,14 @@ def encode_spans(
     """
     unknown = [kind for kind, _ in spans if kind not in TOKEN_TYPES]
     if unknown or not spans:
-        raise ValueError(
+        raise BoxlessError(
             f"texts: got parts {[kind for kind, _ in spans]}, expected one or more of "
             f"{', '.join(TOKEN_TYPES)}"
         )
     if len(spans) + 1 > max_tokens:
-        raise ValueError(f"texts: got {len(spans)} parts, expected fewer: {max_tokens} pieces fit")
+        raise BoxlessError(
+            f"texts: got {len(spans)} parts, expected fewer: {max_tokens} pieces fit"
+        )
     parts = [tokenizer(words, add_special_tokens=False)["input_ids"] for _, words in spans]
     while sum(map(len, parts)) + len(parts) + 1 > max_tokens:
         max(parts, key=len).pop()

@@ -24,6 +24,7 @@ from transformers.models.resnet.modeling_resnet import (
     ResNetStage,
 )
 
+from boxless.errors import BoxlessError
 from stages.student.vision.batch_norm import Policy, replace_batch_norms
 from stages.student.vision.padding import Canvases, canvas_px
 
@@ -50,7 +51,7 @@ class Grid(nn.Module):
     ) -> None:
         super().__init__()
         if resnet.hidden_act != "relu":
-            raise ValueError(f"resnet.hidden_act: got {resnet.hidden_act}, expected relu")
+            raise BoxlessError(f"resnet.hidden_act: got {resnet.hidden_act}, expected relu")
         self.resnet = ResNetModel(resnet)
         replace_batch_norms(self.resnet, batch_norm)
         for block in self._blocks():

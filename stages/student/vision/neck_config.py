@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from boxless.errors import BoxlessError
+
 
 @dataclass(frozen=True, kw_only=True)
 class DictionaryConfig:
@@ -36,17 +38,17 @@ class DictionaryConfig:
 
     def __post_init__(self) -> None:
         if self.num_codes < 2:
-            raise ValueError(f"num_codes: got {self.num_codes}, expected at least 2")
+            raise BoxlessError(f"num_codes: got {self.num_codes}, expected at least 2")
         if not 0 <= self.decay < 1:
-            raise ValueError(f"decay: got {self.decay}, expected from 0 to below 1")
+            raise BoxlessError(f"decay: got {self.decay}, expected from 0 to below 1")
         if self.smoothing < 0:
-            raise ValueError(f"smoothing: got {self.smoothing}, expected 0 or more")
+            raise BoxlessError(f"smoothing: got {self.smoothing}, expected 0 or more")
         if self.revive_after_steps < 0:
-            raise ValueError(
+            raise BoxlessError(
                 f"revive_after_steps: got {self.revive_after_steps}, expected 0 (never) or more"
             )
         if self.update == "forward" and (self.start == "data" or self.revive_after_steps):
-            raise ValueError(
+            raise BoxlessError(
                 f"update: got forward with start {self.start} and revive_after_steps "
                 f"{self.revive_after_steps}, expected step; codes come from the cells of a whole "
                 "step. The released way is forward, random and 0"

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import torch
 from transformers import ResNetConfig
 
+from boxless.errors import BoxlessError
 from stages.student.config import StudentConfig
 
 DEPTHS = {
@@ -58,7 +59,7 @@ def torchvision_name(name: str) -> str:
             return theirs + name.removeprefix(ours)
     if block := BLOCK.fullmatch(name):
         return f"layer{int(block[1]) + 1}.{block[2]}.{_in_block(block[3])}"
-    raise ValueError(f"{name}: got an unknown part of a ResNet, expected transformers' names")
+    raise BoxlessError(f"{name}: got an unknown part of a ResNet, expected transformers' names")
 
 
 def _in_block(rest: str) -> str:
@@ -72,7 +73,7 @@ def _in_block(rest: str) -> str:
         if match := re.match(pattern, rest):
             part = theirs.format(int(match[1]) + 1 if match.groups() else "")
             return part + rest[match.end() :]
-    raise ValueError(f"{rest}: got an unknown part of a block, expected transformers' names")
+    raise BoxlessError(f"{rest}: got an unknown part of a block, expected transformers' names")
 
 
 def config_of_torchvision(weights: dict[str, torch.Tensor]) -> ResNetConfig:
@@ -82,7 +83,7 @@ def config_of_torchvision(weights: dict[str, torch.Tensor]) -> ResNetConfig:
     """
     depths = _depths(weights)
     if "conv1.weight" not in weights or not depths:
-        raise ValueError(
+        raise BoxlessError(
             f"got weights called {', '.join(sorted(weights)[:3])} ..., expected torchvision's "
             "names of a ResNet: conv1.weight, layer1.0.conv1.weight and so on"
         )
@@ -138,5 +139,5 @@ def from_torchvision(
     ]
     if faults:
         more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise ValueError(f"got a ResNet that does not fit: {'; '.join(faults[:8])}{more}")
+        raise BoxlessError(f"got a ResNet that does not fit: {'; '.join(faults[:8])}{more}")
     return taken

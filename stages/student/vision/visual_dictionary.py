@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from boxless.errors import BoxlessError
 from stages.student.vision.neck_config import DictionaryConfig
 
 DEAD_AFTER = 50
@@ -142,7 +143,7 @@ class Dictionary(nn.Module):
             ones = torch.ones(len(cells), device=cells.device)
             return torch.full_like(ones, -1, dtype=torch.long), ones
         if self.codes.dtype != torch.float32:
-            raise ValueError(
+            raise BoxlessError(
                 f"data_types.buffer_dtype: got {self.codes.dtype} codes, expected float32; leave "
                 "it out of DeepSpeed's settings"
             )

@@ -17,10 +17,11 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
+from boxless.errors import BoxlessError
 from sharding.writing.atomic import write_text
 from stages.training.checkpoints.zero_resharding import load_parts, load_whole_parts, num_parts
 from stages.training.gradient_norms import are_weights_finite
-from stages.training.stopping import any_rank
+from stages.training.stopping import DivergenceError, any_rank
 
 LATEST = "latest"
 PLAIN_CLASSES = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
@@ -46,10 +47,10 @@ class SafeCheckpointEngine(TorchCheckpointEngine):
 
 
 def check_weights(engine: Any) -> None:
-    """Raises FloatingPointError on every rank where a weight is not finite on any. A collective."""
+    """Raises DivergenceError on every rank where a weight is not finite on any. A collective."""
     are_finite = are_weights_finite(engine.module)
     if any_rank(~are_finite, are_finite.device):
-        raise FloatingPointError(
+        raise DivergenceError(
             "got weights that are not finite, expected none: they are not saved, and the last "
             "checkpoint is sound. Try a lower rate, or a precision of more range"
         )
@@ -59,7 +60,7 @@ def save_checkpoint(engine: Any, folder: Path, state: dict[str, Any], keep: int)
     """Every rank writes its part; then `latest` names the new one; then old ones go.
 
     state: what `load_checkpoint` gives back; it has `step`, and `data`, the source's state. Raises
-    FloatingPointError, and saves nothing, where weights are not finite. A collective.
+    DivergenceError, and saves nothing, where weights are not finite. A collective.
     """
     check_weights(engine)
     tag = f"step-{state['step']:08d}"
@@ -88,7 +89,7 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
     tag = (folder / LATEST).read_text().strip()
     num_saved = num_parts(folder / tag)
     if bool(num_saved) != bool(engine.zero_optimization()):
-        raise ValueError(
+        raise BoxlessError(
             f"{folder / tag}: got a checkpoint made {'with' if num_saved else 'without'} ZeRO, "
             f"expected one made {'without' if num_saved else 'with'} it; go on with the zero_stage "
             "that it was made with (and accumulate_precision=training where that is bf16 of an "
@@ -99,7 +100,7 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
         return _known(load_whole_parts(engine, folder / tag), folder / tag)
     path, state = engine.load_checkpoint(str(folder), tag=tag, load_module_only=is_cut_otherwise)
     if path is None:
-        raise ValueError(
+        raise BoxlessError(
             f"{folder / tag}: got no checkpoint that DeepSpeed can read, expected the one that "
             f"{folder / LATEST} names; remove the {folder.name} folder to start anew"
         )
@@ -112,7 +113,7 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
 def _known(state: dict[str, Any], place: Path) -> dict[str, Any]:
     """What was saved, without what DeepSpeed keeps beside it."""
     if "data" not in state:
-        raise ValueError(
+        raise BoxlessError(
             f"{place}: got a checkpoint of an older Boxless, expected one that knows its data; "
             f"remove the {place.parent.name} folder to start anew"
         )

@@ -22,6 +22,8 @@ from deepspeed.checkpoint.constants import (
     SINGLE_PARTITION_OF_FP32_GROUPS,
 )
 
+from boxless.errors import BoxlessError
+
 PART = "*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
 MODEL_PART = "zero_pp_rank_{rank}_mp_rank_00_model_states.pt"
 """Of ZeRO 3 only."""
@@ -40,7 +42,7 @@ def load_parts(engine: Any, folder: Path) -> None:
     parts = [_read(engine, folder, rank) for rank in range(num_parts(folder))]
     optimizer, rank = engine.optimizer, torch.distributed.get_rank()
     if SINGLE_PARTITION_OF_FP32_GROUPS not in parts[0]:
-        raise ValueError(
+        raise BoxlessError(
             f"{folder}: got a checkpoint of {len(parts)} ranks that sum gradients in fp32 "
             "(data_types.grad_accum_dtype of a ds_config), expected to go on with as many; others "
             "cannot read it"
@@ -77,7 +79,7 @@ def load_whole_parts(engine: Any, folder: Path) -> dict[str, Any]:
     ]
     sizes = [[p.ds_numel for p in group] for group in optimizer.fp16_groups]
     if len(sizes) != len(parts[0][FP32_FLAT_GROUPS]):
-        raise ValueError(
+        raise BoxlessError(
             f"{folder}: got {len(parts[0][FP32_FLAT_GROUPS])} groups of weights, expected "
             f"{len(sizes)}; continue on {num_old} ranks, or with a larger "
             "zero_optimization.sub_group_size"

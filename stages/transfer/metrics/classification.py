@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from boxless.errors import BoxlessError
+
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyScore:
@@ -25,7 +27,7 @@ def accuracy_score(labels: Mapping[Any, str], predictions: Mapping[Any, str]) ->
     missing = [key for key in labels if key not in predictions]
     if missing or not labels:
         first = f", the first is {missing[0]!r}" if missing else ""
-        raise ValueError(
+        raise BoxlessError(
             f"predictions: {len(missing)} of {len(labels)} examples have none{first}; expected a "
             "prediction for each of at least one example"
         )
@@ -41,5 +43,5 @@ def accuracy_score(labels: Mapping[Any, str], predictions: Mapping[Any, str]) ->
 def first_best(scores: Sequence[float]) -> int:
     """The index of the largest score, the first of equal ones. ValueError where one is NaN."""
     if any(score != score for score in scores):
-        raise ValueError(f"scores: got {list(scores)}, expected numbers")
+        raise BoxlessError(f"scores: got {list(scores)}, expected numbers")
     return max(range(len(scores)), key=scores.__getitem__)

@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
+from boxless.errors import BoxlessError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConsistencyScore:
@@ -32,7 +34,7 @@ def nlvr_score(labels: Mapping[str, str], predictions: Mapping[str, str]) -> Con
     Extra predictions are refused, as NLVR's script does."""
     extra = [identifier for identifier in predictions if identifier not in labels]
     if extra:
-        raise ValueError(
+        raise BoxlessError(
             f"predictions: {len(extra)} are of no example, the first is {extra[0]}; expected one "
             "for each example and no other"
         )
@@ -51,7 +53,7 @@ def parse_predictions(text: str) -> dict[str, str]:
     for number, line in enumerate(text.splitlines(), start=1):
         fields = line.strip().split(",")
         if len(fields) < 2:
-            raise ValueError(f"line {number}: got {line!r}, expected identifier,label")
+            raise BoxlessError(f"line {number}: got {line!r}, expected identifier,label")
         predictions[fields[0]] = fields[1]
     return predictions
 
@@ -72,10 +74,10 @@ def _score(
     group_of: Callable[[str], Hashable],
 ) -> ConsistencyScore:
     if not labels:
-        raise ValueError("labels: got none, expected at least one example")
+        raise BoxlessError("labels: got none, expected at least one example")
     missing = [identifier for identifier in labels if identifier not in predictions]
     if missing:
-        raise ValueError(
+        raise BoxlessError(
             f"predictions: {len(missing)} of {len(labels)} examples have none, the first is "
             f"{missing[0]}; expected a prediction for each example"
         )

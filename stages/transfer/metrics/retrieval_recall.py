@@ -13,6 +13,8 @@ from collections.abc import Mapping
 
 import torch
 
+from boxless.errors import BoxlessError
+
 KS = (1, 5, 10)
 Recalls = dict[str, dict[str, float]]
 
@@ -60,7 +62,7 @@ def fold_recalls(scores: torch.Tensor, picture_of: torch.Tensor, *, num_folds: i
     folds of the 5k test). Raises ValueError where the pictures do not make equal folds."""
     num_pictures = len(scores)
     if num_folds < 1 or num_pictures % num_folds:
-        raise ValueError(
+        raise BoxlessError(
             f"num_folds: got {num_folds} for {num_pictures} pictures, expected a divisor"
         )
     size = num_pictures // num_folds

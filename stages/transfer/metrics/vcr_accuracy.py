@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from boxless.errors import BoxlessError
+
 NUM_CHOICES = 4
 HEADER = (
     "annot_id",
@@ -44,9 +46,13 @@ def vcr_score(
         ("rationale_label", rationale_label, (num,)),
     ):
         if array.shape != shape or not num:
-            raise ValueError(f"{name}: got shape {array.shape}, expected {shape}, one row or more")
+            raise BoxlessError(
+                f"{name}: got shape {array.shape}, expected {shape}, one row or more"
+            )
         if np.isnan(array).any():
-            raise ValueError(f"{name}: row {int(np.isnan(array).any(-1).argmax())} is not a number")
+            raise BoxlessError(
+                f"{name}: row {int(np.isnan(array).any(-1).argmax())} is not a number"
+            )
     answer_hits = answer_scores.argmax(axis=1) == answer_label
     rationale_hits = rationale_scores.argmax(axis=1) == rationale_label
     return VcrScore(
@@ -61,7 +67,7 @@ def format_submission(annot_ids: Sequence[str], scores: np.ndarray) -> str:
     """The test set's CSV from scores or probabilities [N, 5, 4]: answers, then rationales given
     answer 0 to 3. Raises ValueError on other shapes."""
     if scores.shape != (len(annot_ids), 1 + NUM_CHOICES, NUM_CHOICES):
-        raise ValueError(
+        raise BoxlessError(
             f"scores: got shape {scores.shape}, expected {(len(annot_ids), 5, NUM_CHOICES)}"
         )
     lines = [",".join(HEADER)]

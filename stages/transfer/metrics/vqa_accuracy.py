@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from boxless.errors import BoxlessError
 from stages.transfer.metrics.vqa_normalize import (
     clean,
     process_digits_and_articles,
@@ -92,17 +93,17 @@ def _percent(values: Sequence[float]) -> float:
 
 def _check_ids(expected: Sequence[int], answers: Mapping[int, str]) -> None:
     if not expected:
-        raise ValueError("annotations: got none, expected at least one question")
+        raise BoxlessError("annotations: got none, expected at least one question")
     missing, extra = set(expected) - set(answers), set(answers) - set(expected)
     if missing or extra:
-        raise ValueError(
+        raise BoxlessError(
             f"answers: {len(missing)} questions have none (the first: {_first(missing)}) and "
             f"{len(extra)} ids are of no question (the first: {_first(extra)}); expected one answer "
             "for each annotated question, by its id as a number"
         )
     for question_id, answer in answers.items():
         if not isinstance(answer, str):
-            raise ValueError(f"answers: question {question_id} has {answer!r}, expected a text")
+            raise BoxlessError(f"answers: question {question_id} has {answer!r}, expected a text")
 
 
 def _first(ids: set[Any]) -> Any:

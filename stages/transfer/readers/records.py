@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boxless.errors import BoxlessError
 from stages.transfer.example import Example
 
 NUM_NAMED = 5
 
 
-class ReaderError(ValueError):
+class ReaderError(BoxlessError):
     """An annotation file that cannot be used; the text says where, what was got and expected."""
 
 

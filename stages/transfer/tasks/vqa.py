@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from boxless.errors import BoxlessError
 from stages.transfer.example import Example
 from stages.transfer.metrics.vqa_accuracy import question_accuracy, soft_targets, vqa_score
 from stages.transfer.metrics.vqa_normalize import normalize
@@ -134,7 +135,7 @@ def _image_split(questions: Path) -> str:
     for split in ("train2014", "val2014", "test2015"):
         if split in questions.name or split in questions.name.replace("-dev", ""):
             return split
-    raise ValueError(
+    raise BoxlessError(
         f"{questions}: got a name without train2014, val2014 or test2015, expected the original "
         "file's, which says how its pictures are called"
     )

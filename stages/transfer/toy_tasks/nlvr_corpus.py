@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from boxless.errors import BoxlessError
 from sharding.format.schema import Sample
 from stages.transfer.toy_tasks.scene import IMAGES, write_lines
 
@@ -30,7 +31,7 @@ def write_nlvr_corpus(samples: Sequence[Sample], folder: Path, split: str) -> di
     orders: dict[str, int] = {}
     for sample in samples:
         if not is_of_nlvr(sample):
-            raise ValueError(f"{sample.key}: got a sample without NLVR's fields, expected NLVR's")
+            raise BoxlessError(f"{sample.key}: got a sample without NLVR's fields, expected NLVR's")
         identifier = f"{sample.info.get('corpus_split', '')}.{sample.info['identifier']}"
         order = orders.get(identifier, 0)
         orders[identifier] = order + 1
@@ -44,7 +45,7 @@ def write_nlvr_corpus(samples: Sequence[Sample], folder: Path, split: str) -> di
             "label": str(bool(sample.info["truth"]["captions"][0])).lower(),
         }
     if len(set(orders.values())) > 1:
-        raise ValueError(
+        raise BoxlessError(
             f"{folder}: got {min(orders.values())} to {max(orders.values())} orders of an example, "
             "expected the same number of each; ingest anew those that failed (boxless retry)"
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boxless.errors import BoxlessError
 from sharding.format.schema import Sample
 from sharding.writing.atomic import write_text
 
@@ -39,7 +40,7 @@ def scene_of(number: int, sample: Sample) -> Scene:
     """A sample of the toy world as a scene. ValueError where it does not carry the truth about it."""
     truth = sample.info.get("truth", {})
     if not {"boxes", "labels", "attributes", "phrases"} <= truth.keys():
-        raise ValueError(
+        raise BoxlessError(
             f"finetune.data: got nothing and image shards without the truth about their scenes "
             f"({sample.key}); expected the task's own files (finetune.data.train, ...), or "
             "ingest.source toy"

@@ -11,10 +11,11 @@ from typing import Protocol
 
 import numpy as np
 
+from boxless.errors import BoxlessError
 from stages.distill.precomputed.index import Index, Place
 
 
-class FeaturesError(ValueError):
+class FeaturesError(BoxlessError):
     """Features as a whole are not what the recipe says: a wrong path, file or setting.
 
     `text` begins with the field of distill.features at fault.

@@ -1,4 +1,4 @@
-"""What the machine does not grant is told in words; oracle: the message, by hand."""
+"""What the user is shown of an error. Oracle: the message, by hand."""
 
 from __future__ import annotations
 
@@ -9,21 +9,37 @@ from pathlib import Path
 
 import pytest
 
+from boxless.errors import BoxlessError
+from pipeline.runner.error_messages import bug_report, error_message, is_for_the_user
 from pipeline.runner.output_encoding import replace_unencodable
 from pipeline.runner.run_folder import RunFolder
-from pipeline.runner.user_errors import describe_error, is_user_error
 
 
 def test_errors_of_the_system_say_what_to_do() -> None:
-    """A full disk and a read-only one; a file that is missing is a bug of ours."""
+    """A full disk and a read-only one end a rank for good; a missing file or a connection may be
+    there at the next start."""
     full = OSError(errno.ENOSPC, "No space left on device", "/x/a.tar")
-    assert is_user_error(full)
-    assert describe_error(full) == (
+    assert is_for_the_user(full)
+    assert error_message(full) == (
         "/x/a.tar: No space left on device; the disk is full: free some space, then run the same "
         "command again."
     )
-    assert is_user_error(PermissionError(errno.EACCES, "Permission denied", "/x"))
-    assert not is_user_error(FileNotFoundError(errno.ENOENT, "No such file", "/x"))
+    assert is_for_the_user(PermissionError(errno.EACCES, "Permission denied", "/x"))
+    missing = FileNotFoundError(errno.ENOENT, "No such file", "/x")
+    assert not is_for_the_user(missing)
+    assert error_message(missing).startswith("/x: No such file; check the path")
+    assert error_message(OSError("words of a library")) == "words of a library"
+
+
+def test_our_errors_are_messages_and_others_bugs() -> None:
+    """Ours by its class, wherever it was raised; a ValueError of a library has its traceback."""
+    assert is_for_the_user(BoxlessError("lr: got -1, expected more than 0"))
+    try:
+        int("x")
+    except ValueError as error:
+        assert not is_for_the_user(error)
+        report = bug_report(error)
+    assert report.startswith("Traceback") and 'int("x")' in report and "open an issue" in report
 
 
 def test_output_in_another_encoding_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
