@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
+from boxless.errors import BoxlessError
+
 Commands = argparse._SubParsersAction
 _TAR_BLOCK = 512
 # Per sample, measured by `python -m benchmarks.scale` (42 million samples): the order's own memory,
@@ -50,7 +52,7 @@ class Sizing:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None and not value > 0:
-                raise ValueError(f"{name}: got {value}, expected more than 0")
+                raise BoxlessError(f"{name}: got {value}, expected more than 0")
 
     def sample_bytes(self, *, with_objects: bool) -> int:
         """Bytes of a sample in a tar: headers, payloads and padding of its members."""

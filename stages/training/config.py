@@ -91,7 +91,7 @@ class TrainingConfig:
         if self.profile_steps and not (
             len(self.profile_steps) == 2 and 1 <= self.profile_steps[0] <= self.profile_steps[1]
         ):
-            raise ValueError(
+            raise BoxlessError(
                 f"profile_steps: got {list(self.profile_steps)}, expected the first and the last "
                 "step, counted from 1, or none"
             )
