@@ -87,9 +87,19 @@ def _check_benchmark(module: str, options: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_of_a_page_would_run(page: Path) -> None:
+def test_every_command_of_a_page_would_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`boxless` commands parse and their recipes with all overrides are valid; targets of `make`,
-    benchmarks with their options and test files exist."""
+    benchmarks with their options and test files exist. Parts of recipes on the page are valid, laid
+    over the recipe toy where they name no base; those that begin with `# FILE` are that file."""
+    monkeypatch.chdir(tmp_path)
+    for number, (language, code) in enumerate(FENCE.findall(page.read_text("utf-8"))):
+        if language == "yaml":
+            named = re.match(r"# (\S+\.yaml)\n", code)
+            path = tmp_path / (named[1] if named else f"block-{number}.yaml")
+            path.write_text(code if "base:" in code else f"base: toy\n{code}", "utf-8")
+            load_recipe(path)
     for words in _commands(page):
         if words[0] == "boxless":
             _check_boxless(words[1:])

@@ -49,3 +49,13 @@ def test_rates_give_times(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert printed.count("20.0 h") == 2
     assert main(["sizing", "--pictures", "0"]) == 2
+
+
+def test_the_table_of_the_page_is_what_the_command_prints() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/sizing.md").read_text("utf-8")
+    columns = [
+        dict(Sizing(pictures=n, devices=64, distill_rate=10, train_rate=100).rows())
+        for n in (100_000, 5_000_000, 400_000_000)
+    ]
+    for what in columns[0]:
+        assert f"| {what} | " + " | ".join(column[what] for column in columns) + " |" in page
