@@ -188,7 +188,7 @@ class EndToEnd:
         """Logits [1, 2]."""
         student = self.student
         pictures = stack_pictures([self.load(jpeg)], multiple_px=student.grid.pad_px)
-        cells = student.see(pictures.pixels, pictures.sizes_px)
+        cells = student.encode_image(pictures.pixels, pictures.sizes_px)
         return student.match(cells, picture=torch.zeros(1, dtype=torch.long), tokens=tokens)
 
     def parts(self) -> list[Part]:

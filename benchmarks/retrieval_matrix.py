@@ -72,9 +72,9 @@ def made_texts(num: int) -> list[str]:
 def pair_score(matcher: Matcher, path: Path, text: str) -> float:
     """The matching head's log odds of one pair, by the whole model."""
     inputs = matcher.processor([path], [text])
-    cells = matcher.student.see(inputs["pixels"], inputs["sizes_px"])
+    cells = matcher.student.encode_image(inputs["pixel_values"], inputs["sizes_px"])
     picture = torch.zeros(1, dtype=torch.long)
-    logits = matcher.student.match(cells, picture=picture, tokens=inputs["tokens"])[0]
+    logits = matcher.student.match(cells, picture=picture, tokens=inputs["input_ids"])[0]
     return float(logits[1] - logits[0])
 
 

@@ -23,7 +23,7 @@ class Batch:
     keys: list[str]
     """N sample keys, for naming what went wrong."""
     pixels: torch.Tensor
-    """uint8 [N, 3, H, W], padded (or normalised floats, which `Student.see` takes as well)."""
+    """uint8 [N, 3, H, W], padded (or normalised floats, which `Student.encode_image` takes as well)."""
     sizes_px: torch.Tensor
     """int [N, 2]: height, width before padding."""
     picture: torch.Tensor

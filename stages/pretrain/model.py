@@ -48,7 +48,7 @@ class PretrainModel(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, ObjectiveOutput]]:
         """See every picture once, fuse every pair once, score every objective. A visual dictionary
         learns from a batch that is valid."""
-        cells = self.student.see(
+        cells = self.student.encode_image(
             batch.pixels, batch.sizes_px, num_texts=self._num_texts(batch, is_valid)
         )
         encoded = self._encoded_texts(batch)

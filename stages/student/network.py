@@ -137,7 +137,7 @@ class Student(PreTrainedModel):
     """CNN grid, text embeddings, fusion, and a head for each objective."""
 
     config_class = StudentNetConfig
-    main_input_name = "pixels"
+    main_input_name = "pixel_values"
     # What `from_pretrained` leaves in float32 of a student saved in half precision.
     _keep_in_fp32_modules_strict = ["dictionary", "running_mean", "running_var"]
 
@@ -203,26 +203,27 @@ class Student(PreTrainedModel):
 
     def forward(
         self,
-        pixels: torch.Tensor,
+        pixel_values: torch.Tensor,
         sizes_px: torch.Tensor,
-        tokens: torch.Tensor,
-        token_types: torch.Tensor | None = None,
+        input_ids: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
     ) -> StudentOutput:
         """What `StudentProcessor` makes of pictures and texts -> do they belong together?
 
-        pixels [N, 3, H, W], sizes_px [N, 2] (height, width before padding), tokens and token_types
-        [B, T]. As many pictures as texts are pairs; one picture is looked at by all texts. Other
-        pairings, and what pretraining needs, go by `see` and `fuse`. Raises ValueError on other
+        pixel_values [N, 3, H, W], sizes_px [N, 2] (height, width before padding), input_ids and
+        token_type_ids [B, T]. As many pictures as texts are pairs; one picture is looked at by all texts. Other
+        pairings, and what pretraining needs, go by `encode_image` and `fuse`. Raises ValueError on other
         numbers of pictures and texts.
         """
-        if len(pixels) not in (1, len(tokens)):
+        if len(pixel_values) not in (1, len(input_ids)):
             raise BoxlessError(
-                f"got {len(pixels)} pictures and {len(tokens)} texts, expected one picture, or one "
-                "for each text; `see` and `fuse` take any pairing"
+                f"got {len(pixel_values)} pictures and {len(input_ids)} texts, expected one picture, or one "
+                "for each text; `encode_image` and `fuse` take any pairing"
             )
-        cells = self.see(pixels, sizes_px)
-        picture = torch.arange(len(tokens), device=tokens.device).clamp(max=len(pixels) - 1)
-        hidden = self.fuse(cells, picture=picture, tokens=tokens, token_types=token_types)
+        cells = self.encode_image(pixel_values, sizes_px)
+        numbers = torch.arange(len(input_ids), device=input_ids.device)
+        picture = numbers.clamp(max=len(pixel_values) - 1)
+        hidden = self.fuse(cells, picture=picture, tokens=input_ids, token_types=token_type_ids)
         return StudentOutput(
             logits=self.itm_head(hidden.text[:, 0]),
             text=hidden.text,
@@ -230,7 +231,7 @@ class Student(PreTrainedModel):
             inside=cells.inside[picture],
         )
 
-    def see(
+    def encode_image(
         self,
         pixels: torch.Tensor,
         sizes_px: torch.Tensor,

@@ -101,8 +101,8 @@ class StudentProcessor:
         pictures: Picture | Sequence[Picture] | None = None,
         texts: str | Spans | Sequence[str | Spans] | None = None,
     ) -> BatchFeature:
-        """`pixels` [N, 3, H, W] and `sizes_px` [N, 2] of pictures, `tokens` and `token_types`
-        [B, T] of texts; `.to(device)` moves them. One picture or text may stand without a list.
+        """`pixel_values` [N, 3, H, W] and `sizes_px` [N, 2] of pictures, `input_ids` and
+        `token_type_ids` [B, T] of texts; `.to(device)` moves them. One picture or text may stand without a list.
 
         A picture is a file's path, its bytes, an open PIL picture, or an array or tensor of uint8,
         [H, W, 3], [3, H, W] or [H, W]. A text is a str, or its parts in order: [("question", ...),
@@ -125,17 +125,17 @@ class StudentProcessor:
             for p in pictures
         ]
         stacked = stack_pictures(arrays, multiple_px=self.pad_px)
-        return {"pixels": stacked.pixels, "sizes_px": stacked.sizes_px}
+        return {"pixel_values": stacked.pixels, "sizes_px": stacked.sizes_px}
 
     def _texts(self, texts: list[Any]) -> dict[str, torch.Tensor]:
         encoded = [self._encode(text) for text in texts]
         return {
-            "tokens": pad_sequence(
+            "input_ids": pad_sequence(
                 [tokens for tokens, _ in encoded],
                 batch_first=True,
                 padding_value=self.tokenizer.pad_token_id,
             ),
-            "token_types": pad_sequence([types for _, types in encoded], batch_first=True),
+            "token_type_ids": pad_sequence([types for _, types in encoded], batch_first=True),
         }
 
     def _encode(self, text: str | Spans) -> tuple[torch.Tensor, torch.Tensor]:

@@ -144,7 +144,7 @@ def _point(looker: Predictor, sample: Sample) -> list[dict]:
     """Every true phrase of a sample: text, box, point (original pixels), hit, heat, chance."""
     captions, truth = sample.info["captions"], sample.info["truth"]
     tokens, offsets = looker.read(captions)
-    cells = looker.see([sample])
+    cells = looker.encode_image([sample])
     picture = torch.zeros(len(captions), dtype=torch.long)
     hidden = looker.student.align(cells, picture=picture, tokens=tokens)
     size_px = torch.tensor([sample.info["width"], sample.info["height"]])
@@ -230,7 +230,7 @@ def label_objects(looker: Predictor, samples: Sequence[Sample]) -> dict[str, flo
         if not len(boxes):
             continue
         tokens, _ = looker.read(sample.info["captions"][:1] or [""])
-        cells = looker.see([sample])
+        cells = looker.encode_image([sample])
         hidden = looker.student.fuse(cells, picture=torch.zeros(1, dtype=torch.long), tokens=tokens)
         scale = pixels_per_cell(looker, sample) / looker.student.grid.cell_px
         regions = cells_of_boxes(

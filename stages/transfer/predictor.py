@@ -58,10 +58,10 @@ class Predictor:
         ]
         return stack_bytes(arrays, multiple_px=self.student.grid.pad_px)
 
-    def see(self, samples: Sequence[Sample]) -> Cells:
+    def encode_image(self, samples: Sequence[Sample]) -> Cells:
         """The cells of some samples' pictures, padded to one grid."""
         pictures = self.pictures(samples)
-        return self.student.see(pictures.pixels, pictures.sizes_px)
+        return self.student.encode_image(pictures.pixels, pictures.sizes_px)
 
     def read(self, texts: Iterable[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Word pieces [B, T], padded, and the characters each covers [B, T, 2]."""

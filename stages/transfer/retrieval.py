@@ -46,7 +46,7 @@ def score_matrix(
     rows = []
     with Progress("retrieval", total=len(samples), unit="pictures") as progress:
         for sample in samples:
-            cells = looker.see([sample])
+            cells = looker.encode_image([sample])
             parts = []
             for part in tokens.split(pairs_per_batch):
                 picture = torch.zeros(len(part), dtype=torch.long)
@@ -71,7 +71,7 @@ def _contrast_matrix(
     seen = []
     with Progress("retrieval", total=len(samples), unit="pictures") as progress:
         for sample in samples:
-            seen.append(looker.see([sample]))
+            seen.append(looker.encode_image([sample]))
             progress.advance()
     pictures = torch.cat([student.embed_pictures(cells) for cells in seen])
     scores = student.compare(vectors, pictures).T

@@ -117,7 +117,9 @@ def shortlisted(scores: torch.Tensor, num_best: int) -> torch.Tensor:
 
 def _cells(student: Student, processor: StudentProcessor, example: Example) -> Cells:
     inputs = processor([example.images[0]], [""])
-    return student.see(inputs["pixels"].to(student.device), inputs["sizes_px"].to(student.device))
+    return student.encode_image(
+        inputs["pixel_values"].to(student.device), inputs["sizes_px"].to(student.device)
+    )
 
 
 def _log_odds(student: Student, cells: Cells, tokens: torch.Tensor) -> torch.Tensor:

@@ -51,7 +51,7 @@ class TaskBatch:
     def cls(self, student: Student, cells: Cells | None = None) -> torch.Tensor:
         """What the fusion makes of [CLS], for each picture of a row: [R, P, D]. The last layer gives
         [CLS] alone. cells: of the batch's pictures, where they are known."""
-        cells = cells or student.see(self.pixels, self.sizes_px)
+        cells = cells or student.encode_image(self.pixels, self.sizes_px)
         num_places = self.tokens.shape[1] + cells.inside.shape[1]
         read = torch.zeros(
             len(self.tokens), num_places, dtype=torch.bool, device=self.tokens.device
@@ -82,12 +82,12 @@ def collate(
     inputs = processor(list(number), [text for _, text in rows])
     return TaskBatch(
         examples=tuple(examples),
-        pixels=inputs["pixels"],
+        pixels=inputs["pixel_values"],
         sizes_px=inputs["sizes_px"],
-        tokens=inputs["tokens"],
-        token_types=inputs["token_types"],
+        tokens=inputs["input_ids"],
+        token_types=inputs["token_type_ids"],
         picture=torch.tensor([[number[image] for image in e.images] for e, _ in rows]),
-        phrase_pieces=_phrase_pieces(rows, processor, inputs["tokens"].shape),
+        phrase_pieces=_phrase_pieces(rows, processor, inputs["input_ids"].shape),
         cell_px=cell_px,
     )
 

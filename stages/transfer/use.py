@@ -52,7 +52,7 @@ class Matcher:
     def cells(self, picture: Path) -> Cells:
         """What the CNN makes of a picture."""
         inputs = self.processor([picture], [""])
-        return self.student.see(inputs["pixels"], inputs["sizes_px"])
+        return self.student.encode_image(inputs["pixel_values"], inputs["sizes_px"])
 
     @torch.no_grad()
     def score(self, cells: Cells, texts: Sequence[str]) -> list[float]:

@@ -102,7 +102,7 @@ def test_states_are_those_of_the_student(tmp_path: Path) -> None:
     found = example_of(looker, given, 0)
     array = load_picture(file.read_bytes(), shorter_px=32, longer_px=64)
     pictures = stack_pictures([array], multiple_px=16)
-    cells = looker.student.see(pictures.pixels, pictures.sizes_px)
+    cells = looker.student.encode_image(pictures.pixels, pictures.sizes_px)
     ids, _ = looker.read([TEXT])
     hidden = looker.student.fuse(cells, picture=torch.zeros(1, dtype=torch.long), tokens=ids)
     last = torch.cat([hidden.text[0], hidden.cells[0]])

@@ -68,7 +68,7 @@ def test_maps_are_those_of_a_slow_way(looker: Predictor, tmp_path: Path) -> None
     student = looker.student
     array = load_picture((tmp_path / "picture.png").read_bytes(), shorter_px=32, longer_px=64)
     pictures = stack_pictures([array], multiple_px=16)
-    cells = student.see(pictures.pixels, pictures.sizes_px)
+    cells = student.encode_image(pictures.pixels, pictures.sizes_px)
     ids, _ = looker.read([TEXT])
     picture = torch.zeros(1, dtype=torch.long)
     watched = watch(student, cells, picture=picture, tokens=ids)

@@ -272,7 +272,7 @@ def test_before_the_fusion_phrases_meet_cells_of_the_cnn() -> None:
         PretrainConfig(), mlm=MlmConfig(**off), itm=ItmConfig(**off), omvm=OmvmConfig(**off)
     )
     loss, scores = PretrainModel(student, make_objectives(config))(batch)
-    seen = student.see(batch.pixels, batch.sizes_px)
+    seen = student.encode_image(batch.pixels, batch.sizes_px)
     alone = Hidden(text=student.encode_texts(batch.texts), cells=seen.features[batch.picture])
     wanted = Pra(config.pra).score(student, seen, alone, batch).loss
     assert wanted > 0

@@ -164,7 +164,7 @@ def test_boxes_that_stick_out_keep_the_loss_finite() -> None:
     config = PretrainConfig(itm=ItmConfig(weight=0))
     batch = _collate(_objectives(config))(0, samples)
     student = tiny_student()
-    inside = student.see(batch.pixels, batch.sizes_px).inside
+    inside = student.encode_image(batch.pixels, batch.sizes_px).inside
     assert inside.sum(dim=1).tolist() == [4, 8] and not (batch.regions * ~inside[:, None]).any()
     assert batch.regions[0, :2].any(dim=-1).all()
     loss, _ = PretrainModel(student, make_objectives(config))(batch)

@@ -161,7 +161,7 @@ def test_the_student_of_zero_3_is_whole(undisturbed: Path) -> None:
     student = Student.from_pretrained(undisturbed / "student").eval()
     batch = random_batch(0)
     with torch.no_grad():
-        cells = student.see(batch.pixels, batch.sizes_px)
+        cells = student.encode_image(batch.pixels, batch.sizes_px)
         hidden = student.fuse(cells, picture=batch.picture, tokens=batch.tokens)
     assert hidden.text.isfinite().all()
 

@@ -36,9 +36,9 @@ def test_a_shortlist_is_the_matrix_where_it_holds_all(examples: tuple[Example, .
     rows = row_scorer(student, processor, texts)
     inputs = processor([e.images[0] for e in examples], texts)
     with torch.no_grad():
-        cells = student.see(inputs["pixels"], inputs["sizes_px"])
+        cells = student.encode_image(inputs["pixel_values"], inputs["sizes_px"])
         contrast = student.compare(
-            student.embed_texts(inputs["tokens"]), student.embed_pictures(cells)
+            student.embed_texts(inputs["input_ids"]), student.embed_pictures(cells)
         ).T
     wanted = contrast + torch.tensor([rows((e,))[e.id] for e in examples])
     task = RetrievalTask({})

@@ -72,7 +72,7 @@ class Run:
             module.register_forward_hook(self._keep(name))
         student.cell_norm.register_forward_hook(self._keep_both)
         self.batch: Batch = golden_batch(section)
-        see, fuse = student.see, student.fuse
+        see, fuse = student.encode_image, student.fuse
 
         def seen(*args: Any, **kwargs: Any) -> Any:
             self.cells = see(*args, **kwargs)
@@ -83,7 +83,7 @@ class Run:
             self.hidden = fuse(*args, **{**kwargs, "read": None})
             return fuse(*args, **kwargs)
 
-        student.see, student.fuse = seen, fused  # type: ignore[method-assign]
+        student.encode_image, student.fuse = seen, fused  # type: ignore[method-assign]
         self.loss, self.scores = model(self.batch)
         # The frozen stem runs as one convolution with its BatchNorm.
         self.given["conv1"] = resnet.embedder.embedder.convolution(self.batch.pixels)

@@ -176,6 +176,6 @@ def test_half_precision_leaves_the_dictionary_whole(ranks: Ranks, tmp_path: Path
             assert not torch.equal(value, value.bfloat16().float())
         assert weights[f"{DICTIONARY}started"]
     with torch.no_grad():
-        cells = loaded.see(torch.zeros(1, 3, 32, 32), torch.tensor([[32, 32]]))
+        cells = loaded.encode_image(torch.zeros(1, 3, 32, 32), torch.tensor([[32, 32]]))
         hidden = loaded.fuse(cells, picture=torch.tensor([0]), tokens=torch.tensor([[2, 7, 3]]))
     assert hidden.text.dtype == torch.bfloat16 and hidden.text.isfinite().all()

@@ -22,7 +22,7 @@ NUM_TEXT = 6
 
 
 def _watched(student: Student) -> Watched:
-    cells = student.see(PIXELS, SIZES)
+    cells = student.encode_image(PIXELS, SIZES)
     return watch(student, cells, picture=PICTURE, tokens=TOKENS)
 
 
@@ -33,7 +33,7 @@ def test_weights_are_those_of_eager_attention(config: object) -> None:
     a number added; it returns its weights. Outputs are those of the student unwatched."""
     student = tiny_student(config)  # type: ignore[arg-type]
     watched = _watched(student)
-    cells = student.see(PIXELS, SIZES)
+    cells = student.encode_image(PIXELS, SIZES)
     plain = student.fuse(cells, picture=PICTURE, tokens=TOKENS)
     assert torch.equal(watched.hidden.text, plain.text)
     assert torch.equal(watched.hidden.cells, plain.cells)
@@ -60,7 +60,7 @@ def test_rows_sum_to_one_and_nothing_looks_at_padding() -> None:
     assert watched.attention.shape == (3, 3, 2, 12, 12)
     assert watched.states.shape == (3, 4, 12, 32)
     torch.testing.assert_close(watched.attention.sum(dim=-1), torch.ones(3, 3, 2, 12))
-    inside = student.see(PIXELS, SIZES).inside[PICTURE]
+    inside = student.encode_image(PIXELS, SIZES).inside[PICTURE]
     assert not inside[2].all()
     padding = torch.cat([TOKENS == 0, ~inside], dim=1)
     looked = watched.attention.amax(dim=(1, 2, 3))
@@ -72,7 +72,12 @@ def test_no_hook_stays_behind() -> None:
     student = tiny_student(DEEP)
     _watched(student)
     with pytest.raises(IndexError):
-        watch(student, student.see(PIXELS, SIZES), picture=torch.tensor([9]), tokens=TOKENS[:1])
+        watch(
+            student,
+            student.encode_image(PIXELS, SIZES),
+            picture=torch.tensor([9]),
+            tokens=TOKENS[:1],
+        )
     for module in student.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks
 

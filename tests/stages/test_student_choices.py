@@ -28,7 +28,7 @@ def test_a_hidden_cell_is_a_learned_vector_or_zero(tmp_path: Path) -> None:
     that it stays as it starts, at zero); the choice is kept with the student."""
     for kind in ("learned", "zero"):
         student = tiny_student(replace(TINY, mask_cell=kind))
-        cells = student.see(torch.randn(1, 3, 32, 32), torch.tensor([[32, 32]]))
+        cells = student.encode_image(torch.randn(1, 3, 32, 32), torch.tensor([[32, 32]]))
         hidden = student.fuse(
             cells,
             picture=torch.tensor([0]),

@@ -177,7 +177,9 @@ def test_bytes_are_normalised_on_the_way_to_the_cnn() -> None:
         wanted[: array.shape[0], : array.shape[1]] = (array.astype(np.float32) / 255 - mean) / std
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), wanted)
     student = tiny_student()
-    cells, same = (student.see(p, pictures.sizes_px) for p in (pictures.pixels, normalised))
+    cells, same = (
+        student.encode_image(p, pictures.sizes_px) for p in (pictures.pixels, normalised)
+    )
     assert torch.equal(cells.features, same.features)
 
 
@@ -248,7 +250,7 @@ def _seen(*arrays: np.ndarray) -> tuple[Cells, torch.Tensor]:
     """The cells of some pictures, and the first one's match with a text."""
     student = tiny_student()
     pictures = stack_pictures(arrays, multiple_px=student.grid.cell_px)
-    cells = student.see(pictures.pixels, pictures.sizes_px)
+    cells = student.encode_image(pictures.pixels, pictures.sizes_px)
     hidden = student.fuse(cells, picture=torch.tensor([0]), tokens=TOKENS)
     return cells, student.itm_head(hidden.text[:, 0])
 

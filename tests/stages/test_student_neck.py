@@ -69,7 +69,7 @@ def test_padding_moves_neither_positions_nor_codes() -> None:
     pixels = torch.randn(1, 3, 32, 32)
     wide = torch.nn.functional.pad(pixels, (0, 32, 0, 16))
     size = torch.tensor([[32, 32]])
-    seen, padded = (student.see(p, size) for p in (pixels, wide))
+    seen, padded = (student.encode_image(p, size) for p in (pixels, wide))
     assert int(padded.inside.sum()) == 4
     # Pixels beyond the edge are zero either way, but the CNN's own padding is zero after its
     # BatchNorm and that of the canvas is not: cells at the edge see the difference. Not ours here.
@@ -110,7 +110,7 @@ def test_frozen_stages_are_in_no_group_and_stay_in_evaluation() -> None:
     assert not frozen & set(grouped)
     assert len(grouped) == len(list(student.parameters())) - len(frozen)
     before = {name: value.clone() for name, value in student.named_buffers()}
-    student.train().see(torch.randn(2, 3, 32, 32), torch.tensor([[32, 32]] * 2))
+    student.train().encode_image(torch.randn(2, 3, 32, 32), torch.tensor([[32, 32]] * 2))
     for name, value in student.named_buffers():
         if "running_mean" in name:
             is_frozen = "embedder" in name or "stages.0" in name

@@ -24,7 +24,7 @@ PICTURE = torch.tensor([0, 0, 1])
 @torch.no_grad()
 def _outputs(student: Student) -> list[torch.Tensor]:
     """Everything a student says of two pictures and three texts."""
-    cells = student.see(PIXELS, SIZES)
+    cells = student.encode_image(PIXELS, SIZES)
     hidden = student.fuse(cells, picture=PICTURE, tokens=TOKENS)
     label, feature = student.object_head(hidden.cells[:, 0])
     return [
@@ -62,7 +62,7 @@ def test_the_cnn_runs_once_a_picture() -> None:
     shared = _outputs(student)
     assert calls == [2]
     with torch.no_grad():
-        cells = student.see(PIXELS[PICTURE], SIZES[PICTURE])
+        cells = student.encode_image(PIXELS[PICTURE], SIZES[PICTURE])
         repeated = student.fuse(cells, picture=torch.arange(3), tokens=TOKENS)
     torch.testing.assert_close(repeated.text, shared[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(repeated.cells, shared[1], rtol=1e-4, atol=1e-5)
@@ -73,7 +73,7 @@ def test_masked_cells_are_hidden_from_everything() -> None:
     """Oracle: outputs do not change with the features of masked cells, and do with those of
     others; masking one pair leaves the other pair of the same picture as it was."""
     student = tiny_student()
-    cells = student.see(PIXELS, SIZES)
+    cells = student.encode_image(PIXELS, SIZES)
     masked = torch.zeros(3, cells.features.shape[1], dtype=torch.bool)
     masked[0, 2] = True
     plain = student.fuse(cells, picture=PICTURE, tokens=TOKENS)
@@ -95,7 +95,7 @@ def test_half_precision_runs_through() -> None:
     full = _outputs(student)
     student.bfloat16()
     with torch.no_grad():
-        cells = student.see(PIXELS, SIZES)
+        cells = student.encode_image(PIXELS, SIZES)
         hidden = student.fuse(cells, picture=PICTURE, tokens=TOKENS)
     assert hidden.text.dtype == torch.bfloat16
     assert (hidden.text.float() - full[0]).abs().mean() < 0.05

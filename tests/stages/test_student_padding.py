@@ -52,7 +52,7 @@ def _logits(student: Student, rows: list[int]) -> Iterator[dict[str, torch.Tenso
     pictures = stack_pictures([_arrays()[n] for n in rows], multiple_px=student.grid.pad_px)
     texts = [torch.tensor(TEXTS[n]) for n in rows]
     tokens = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
-    cells = student.see(pictures.pixels, pictures.sizes_px)
+    cells = student.encode_image(pictures.pixels, pictures.sizes_px)
     hidden = student.fuse(cells, picture=torch.arange(len(rows)), tokens=tokens)
     label, feature = student.object_head(hidden.cells)
     aligned = student.align_head(hidden.text, hidden.cells)
@@ -177,7 +177,7 @@ def test_what_lies_in_the_padding_is_not_seen() -> None:
     blank[0, :, 32:], blank[0, :, :, 48:] = 0, 0
     before = pixels.clone()
     with torch.no_grad():
-        noisy, wanted = (student.see(p, sizes) for p in (pixels, blank))
+        noisy, wanted = (student.encode_image(p, sizes) for p in (pixels, blank))
     assert torch.equal(noisy.features, wanted.features) and torch.equal(pixels, before)
 
 

@@ -39,7 +39,7 @@ def test_one_picture_and_one_text_need_no_lists(
     path = tmp_path / "one.png"
     picture.save(path)
     expected = processor([path], ["a red square"])
-    assert expected["tokens"].shape[0] == 1
+    assert expected["input_ids"].shape[0] == 1
     pixels = np.asarray(picture)
     forms: list[Any] = [
         path,
@@ -59,7 +59,7 @@ def test_one_picture_and_one_text_need_no_lists(
     of_parts = replace(processor, num_token_types=8)
     assert equal(of_parts(texts=spans), of_parts(texts=[spans]))
     assert equal(processor(picture) | processor(texts="a red square"), expected)
-    assert processor(picture, "a").to("cpu")["pixels"].device.type == "cpu"
+    assert processor(picture, "a").to("cpu")["pixel_values"].device.type == "cpu"
 
 
 @pytest.mark.parametrize(

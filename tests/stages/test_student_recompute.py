@@ -40,7 +40,7 @@ def _pass(
 
         torch.manual_seed(7 + step)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            cells = student.see(pixels, torch.tensor([[32, 48], [32, 32]]))
+            cells = student.encode_image(pixels, torch.tensor([[32, 48], [32, 32]]))
             hidden = student.fuse(
                 cells, picture=torch.tensor([0, 1]), tokens=torch.tensor([[2, 9, 3], [2, 7, 0]])
             )

@@ -120,21 +120,21 @@ def test_types_reach_the_fusion_and_the_folder(tmp_path: Path) -> None:
     types.copy_(torch.randn_like(types))
     picture = Image.fromarray(np.full((20, 40, 3), 90, np.uint8))
     inputs = processor([picture], [[QUESTION, ANSWER, RATIONALE], "red"])
-    assert inputs["token_types"][0].unique().tolist() == [0, 2, 3]
-    assert not inputs["token_types"][1].any()
+    assert inputs["token_type_ids"][0].unique().tolist() == [0, 2, 3]
+    assert not inputs["token_type_ids"][1].any()
 
     embeddings = student.embeddings
-    words = embeddings.word_embeddings.weight[inputs["tokens"]]
+    words = embeddings.word_embeddings.weight[inputs["input_ids"]]
     places = embeddings.position_embeddings.weight[: words.shape[1]]
-    wanted = embeddings.LayerNorm(words + places + types[inputs["token_types"]])
-    torch.testing.assert_close(embeddings(inputs["tokens"], inputs["token_types"]), wanted)
+    wanted = embeddings.LayerNorm(words + places + types[inputs["token_type_ids"]])
+    torch.testing.assert_close(embeddings(inputs["input_ids"], inputs["token_type_ids"]), wanted)
 
     out = student(**inputs)
-    untyped = student(**{**inputs, "token_types": torch.zeros_like(inputs["tokens"])})
+    untyped = student(**{**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])})
     assert not torch.allclose(out.text[0], untyped.text[0]) and torch.equal(
         out.text[1], untyped.text[1]
     )
-    cells = student.see(inputs["pixels"], inputs["sizes_px"])
+    cells = student.encode_image(inputs["pixel_values"], inputs["sizes_px"])
     before = student._placed(cells.features, cells, torch.tensor([0]))
     types[[0, 2, 3]] += 1
     assert torch.equal(student._placed(cells.features, cells, torch.tensor([0])), before)
@@ -143,7 +143,7 @@ def test_types_reach_the_fusion_and_the_folder(tmp_path: Path) -> None:
     student.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     again = StudentProcessor.from_pretrained(tmp_path)([picture], [[QUESTION, ANSWER, RATIONALE]])
-    assert torch.equal(again["tokens"][0], inputs["tokens"][0])
+    assert torch.equal(again["input_ids"][0], inputs["input_ids"][0])
     loaded = Student.from_pretrained(tmp_path).eval()(**again)
     torch.testing.assert_close(loaded.logits[0], out.logits[0], rtol=1e-4, atol=1e-6)
 

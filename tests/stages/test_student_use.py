@@ -52,9 +52,9 @@ def test_the_lines_of_the_guide(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     student, tokenizer = tiny_student(), toy_tokenizer()
     tokens = tokenizer(["a red circle", "a blue star"], padding=True, return_tensors="pt")
     processor = StudentProcessor.of(student, tokenizer)
-    pixels = processor([Path("scene.jpg").read_bytes()], ["x"])["pixels"]
+    pixels = processor([Path("scene.jpg").read_bytes()], ["x"])["pixel_values"]
     with torch.no_grad():
-        cells = student.see(pixels, torch.tensor([[32, 49]]))
+        cells = student.encode_image(pixels, torch.tensor([[32, 49]]))
         hidden = student.fuse(cells, picture=torch.tensor([0, 0]), tokens=tokens["input_ids"])
         wanted = student.itm_head(hidden.text[:, 0]).softmax(dim=-1)[:, 1]
     got = [float(number) for number in re.findall(r"0\.\d+", printed.getvalue())]
@@ -76,7 +76,7 @@ def test_pairs_and_one_picture_for_all(folder: Path) -> None:
     torch.testing.assert_close(pairs.logits[0], first.logits[0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(pairs.logits[1], second.logits[1], rtol=1e-4, atol=1e-6)
     assert pairs.cells.shape[:2] == pairs.inside.shape == (2, 12)
-    assert pairs.text.shape[1] == processor([large], TEXTS)["tokens"].shape[1]
+    assert pairs.text.shape[1] == processor([large], TEXTS)["input_ids"].shape[1]
     with pytest.raises(ValueError, match="got 2 pictures and 3 texts"):
         student(**processor([large, large], [*TEXTS, "red"]))
 
@@ -91,7 +91,7 @@ def test_the_processor_comes_back(folder: Path) -> None:
     said = json.loads((folder / FILE).read_text())
     assert (said["shorter_px"], said["longer_px"], said["pad_px"]) == (32, 64, 16)
     assert said["image_mean"] == [0.485, 0.456, 0.406]
-    assert processor([_picture()], ["red " * 99])["tokens"].shape == (1, TINY.max_tokens)
+    assert processor([_picture()], ["red " * 99])["input_ids"].shape == (1, TINY.max_tokens)
     (folder / FILE).write_text("{}")
     with pytest.raises(ValueError, match="got no whole number shorter_px"):
         StudentProcessor.from_pretrained(folder)
@@ -109,7 +109,9 @@ def test_a_photograph_comes_upright(tmp_path: Path) -> None:
     lying.save(tmp_path / "lying.png", exif=exif)
     got = processor([tmp_path / "lying.png"], ["red"])
     wanted = processor([lying.transpose(Image.Transpose.ROTATE_270)], ["red"])
-    assert got["sizes_px"].tolist() == [[48, 32]] and torch.equal(got["pixels"], wanted["pixels"])
+    assert got["sizes_px"].tolist() == [[48, 32]] and torch.equal(
+        got["pixel_values"], wanted["pixel_values"]
+    )
 
 
 @torch.no_grad()

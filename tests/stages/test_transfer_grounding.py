@@ -112,7 +112,7 @@ def test_a_phrase_is_the_mean_of_its_own_pieces(
     captions = sample.info["captions"]
     tokens, _ = looker.read(captions)
     hidden = looker.student.fuse(
-        looker.see([sample]), picture=torch.zeros(4, dtype=torch.long), tokens=tokens
+        looker.encode_image([sample]), picture=torch.zeros(4, dtype=torch.long), tokens=tokens
     )
     wanted = []
     for row, phrases in enumerate(sample.info["truth"]["phrases"]):
@@ -178,7 +178,7 @@ def test_regions_are_the_cells_of_the_boxes(
     label_objects(looker, [sample])
     tokens, _ = looker.read(["red green"])
     cells = looker.student.fuse(
-        looker.see([sample]), picture=torch.tensor([0]), tokens=tokens
+        looker.encode_image([sample]), picture=torch.tensor([0]), tokens=tokens
     ).cells[0]
     wanted = torch.stack([cells[[0, 1, 4, 5]].mean(dim=0), cells[[3, 7]].mean(dim=0)])
     torch.testing.assert_close(pooled[0], wanted, rtol=1e-5, atol=1e-6)

@@ -47,7 +47,7 @@ def test_match_and_words(looker: Predictor) -> None:
     inside = trace_forward(looker, sample, text)
     ids, _ = looker.read([text])
     picture = torch.zeros(1, dtype=torch.long)
-    hidden = looker.student.fuse(looker.see([sample]), picture=picture, tokens=ids)
+    hidden = looker.student.fuse(looker.encode_image([sample]), picture=picture, tokens=ids)
     log_odds = torch.log(torch.tensor(inside.match / (1 - inside.match)))
     logits = looker.student.itm_head(hidden.text[:, 0])[0]
     torch.testing.assert_close(log_odds, logits[1] - logits[0], rtol=1e-3, atol=1e-4)
@@ -143,7 +143,7 @@ def test_codes_are_counted_and_shown() -> None:
     assert found is not None and found["dead"] == [3, 7]
     counts, codes = [0] * 12, {}
     for sample in SAMPLES:
-        cells = looker.see([sample])
+        cells = looker.encode_image([sample])
         assert cells.codes is not None
         codes[sample.key] = cells.codes[0].view(cells.rows, cells.columns)
         for code in cells.codes[0].tolist():

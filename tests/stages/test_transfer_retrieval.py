@@ -100,7 +100,7 @@ def test_scores_do_not_depend_on_batches_or_company() -> None:
             for m, text in enumerate(texts):
                 tokens, _ = looker.read([text])
                 hidden = looker.student.fuse(
-                    looker.see([sample]), picture=torch.tensor([0]), tokens=tokens
+                    looker.encode_image([sample]), picture=torch.tensor([0]), tokens=tokens
                 )
                 no, yes = looker.student.itm_head(hidden.text[:, 0])[0]
                 assert matrix[n, m].item() == pytest.approx((yes - no).item(), abs=1e-4)
@@ -144,7 +144,7 @@ def test_the_contrastive_head_ranks_and_the_matching_head_ranks_again() -> None:
             for number in (5, 1)
         )
         for n, sample in enumerate(samples):
-            cells = looker.see([sample])
+            cells = looker.encode_image([sample])
             for m, text in enumerate(texts):
                 tokens, _ = looker.read([text])
                 cosine = student.embed_texts(tokens) @ student.embed_pictures(cells)[0]

@@ -86,7 +86,7 @@ class ForwardTrace:
 def trace_forward(looker: Predictor, sample: Sample, text: str) -> ForwardTrace:
     """Run the student on a sample's picture and a text; a text that is too long is cut."""
     ids, offsets = looker.read([text])
-    cells = looker.see([sample])
+    cells = looker.encode_image([sample])
     watched = watch(looker.student, cells, picture=torch.zeros(1, dtype=torch.long), tokens=ids)
     logits = looker.student.itm_head(watched.hidden.text[:, 0])
     tokens = list(looker.tokenizer.convert_ids_to_tokens(ids[0].tolist()))

@@ -71,7 +71,7 @@ class RetrievalTask(Task):
         num_pictures = len(batch.pixels)
         others = torch.arange(min(MAX_NEGATIVES, num_pictures - 1) + 1, device=own.device)
         candidates = (own[:, None] + others) % num_pictures
-        cells = student.see(batch.pixels, batch.sizes_px)
+        cells = student.encode_image(batch.pixels, batch.sizes_px)
         odds = student.itm_head(batch.with_pictures(candidates).cls(student, cells).flatten(0, 1))
         log_odds = (odds[:, 1] - odds[:, 0]).view_as(candidates)
         if student.contrastive_head is None:
