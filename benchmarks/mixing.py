@@ -3,7 +3,7 @@
     python -m benchmarks.mixing [--shards 600] [--windows 8 16 64] [--out FOLDER]
 
 A set of so many shards of 1000 samples, by its catalog alone; eight ranks of four workers, 32
-samples a micro-batch, webdataset's shuffle buffer of 1000 samples. `boxless mixing FOLDER` does it
+samples a micro-batch, webdataset's shuffle buffer of 1000 samples. `boxless shuffle-quality FOLDER` does it
 for shards of your own; what the figures mean stands in `sharding.order.shuffle_quality.ShuffleQuality`.
 """
 

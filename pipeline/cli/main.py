@@ -19,6 +19,7 @@ from launch.job import LaunchError, Stopped
 from pipeline import __version__
 from pipeline.cli.arguments import user_path
 from pipeline.cli.launch_commands import add_launch_commands
+from pipeline.cli.renamed import with_new_names
 from pipeline.cli.shard_commands import add_shard_commands
 from pipeline.cli.sizing import add_sizing_command
 from pipeline.cli.student_commands import add_student_commands
@@ -45,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors meant for the user are shown as a message, all
     others with their traceback."""
     replace_unencodable()
-    args = command_line_parser().parse_args(arguments)
+    given = with_new_names(sys.argv[1:] if arguments is None else arguments)
+    args = command_line_parser().parse_args(given)
     try:
         return args.command(args)
     except (KeyboardInterrupt, Stopped) as error:

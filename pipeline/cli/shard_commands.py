@@ -1,4 +1,5 @@
-"""Commands over folders of shards, whatever made them: look, verify, repair, repack, index, mixing.
+"""Commands over folders of shards, whatever made them: view, verify, repair, repack, index,
+shuffle-quality.
 
 Shards are few thousand at most and each takes seconds, so all show their progress.
 """
@@ -14,7 +15,7 @@ from pipeline.cli.arguments import user_path
 from stages.progress import Progress
 
 Commands = argparse._SubParsersAction
-_MIXING_NUMBERS = (
+_SHUFFLE_NUMBERS = (
     "micro_batch_size",
     "window_num_shards",
     "shape_step_px",
@@ -26,12 +27,12 @@ _MIXING_NUMBERS = (
 
 def add_shard_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the six commands to the command line's parser."""
-    _add_look(commands)
+    _add_view(commands)
     _add_verify(commands)
     _add_repair(commands)
     _add_repack(commands)
     _add_index(commands)
-    _add_mixing(commands)
+    _add_shuffle_quality(commands)
 
 
 @contextlib.contextmanager
@@ -49,16 +50,16 @@ def _progress(title: str, *, show: bool = True) -> Iterator[Callable[[int, int],
         yield on_shard
 
 
-def _add_look(commands: Commands[argparse.ArgumentParser]) -> None:
-    look = commands.add_parser(
-        "look",
+def _add_view(commands: Commands[argparse.ArgumentParser]) -> None:
+    view = commands.add_parser(
+        "view",
         help="draw what is in shards on their pictures, as a page or a contact sheet",
         description="Boxes, labels, attributes, scores, soft labels and phrases, drawn on pictures "
         "of a shard: a page (.html, one file) or a contact sheet (.png).",
     )
-    look.add_argument("shard", help="a shard's tar, a folder of shards, or the URL of either")
-    look.add_argument("--out", type=user_path, required=True, metavar="FILE", help=".html or .png")
-    look.add_argument(
+    view.add_argument("shard", help="a shard's tar, a folder of shards, or the URL of either")
+    view.add_argument("--out", type=user_path, required=True, metavar="FILE", help=".html or .png")
+    view.add_argument(
         "--key",
         action="append",
         default=[],
@@ -66,31 +67,31 @@ def _add_look(commands: Commands[argparse.ArgumentParser]) -> None:
         help="draw this sample, or those of a pattern as 'toy-*'; as often as you like "
         "(default: some of all, evenly spread)",
     )
-    look.add_argument(
+    view.add_argument(
         "--num",
         type=int,
         default=argparse.SUPPRESS,
         metavar="N",
         help="pictures at most (default: 24)",
     )
-    look.add_argument(
+    view.add_argument(
         "--min-score",
         type=float,
         default=argparse.SUPPRESS,
         metavar="S",
         help="leave out objects below this score (default: 0)",
     )
-    look.set_defaults(command=_look)
+    view.set_defaults(command=_view)
 
 
-def _look(args: argparse.Namespace) -> int:
-    from pipeline.pages.shards.command import LookConfig, look
+def _view(args: argparse.Namespace) -> int:
+    from pipeline.pages.shards.command import ViewConfig, view
     from pipeline.pages.shards.summary_text import pictures
 
     given = {name: getattr(args, name) for name in ("num", "min_score") if hasattr(args, name)}
-    looked = look(args.shard, args.out, LookConfig(keys=tuple(args.key), **given))
-    damaged = f", {looked.num_broken} of them damaged" if looked.num_broken else ""
-    print(f"{args.out}: {pictures(looked.num_shown)}{damaged}.")
+    shown = view(args.shard, args.out, ViewConfig(keys=tuple(args.key), **given))
+    damaged = f", {shown.num_broken} of them damaged" if shown.num_broken else ""
+    print(f"{args.out}: {pictures(shown.num_shown)}{damaged}.")
     return 0
 
 
@@ -197,25 +198,26 @@ def _index(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_mixing(commands: Commands[argparse.ArgumentParser]) -> None:
-    mixing = commands.add_parser(
-        "mixing", help="how well training mixes a folder's samples, in figures and a picture"
+def _add_shuffle_quality(commands: Commands[argparse.ArgumentParser]) -> None:
+    quality = commands.add_parser(
+        "shuffle-quality",
+        help="how well training shuffles a folder's samples, in figures and a picture",
     )
-    mixing.add_argument("folder", type=user_path, help="a folder of finished shards")
+    quality.add_argument("folder", type=user_path, help="a folder of finished shards")
     # What is not given is not set: the defaults, and what each means, are ShuffleConfig's.
-    mixing.add_argument("--split", default=argparse.SUPPRESS, help="default: train")
-    for name in _MIXING_NUMBERS:
+    quality.add_argument("--split", default=argparse.SUPPRESS, help="default: train")
+    for name in _SHUFFLE_NUMBERS:
         option = f"--{name.replace('_', '-')}"
-        mixing.add_argument(option, type=int, default=argparse.SUPPRESS, metavar="N")
-    mixing.add_argument("--out", type=user_path, metavar="PNG", help="draw the orders as well")
-    mixing.set_defaults(command=_mixing)
+        quality.add_argument(option, type=int, default=argparse.SUPPRESS, metavar="N")
+    quality.add_argument("--out", type=user_path, metavar="PNG", help="draw the orders as well")
+    quality.set_defaults(command=_shuffle_quality)
 
 
-def _mixing(args: argparse.Namespace) -> int:
+def _shuffle_quality(args: argparse.Namespace) -> int:
     from sharding.order.shuffle_quality import lines, measure
     from sharding.order.shuffle_simulation import ShuffleConfig
 
-    names = ("split", *_MIXING_NUMBERS)
+    names = ("split", *_SHUFFLE_NUMBERS)
     config = ShuffleConfig(**{name: getattr(args, name) for name in names if hasattr(args, name)})
     print("\n".join(lines(measure(args.folder, config, picture=args.out))))
     if args.out:

@@ -1,4 +1,4 @@
-"""Commands over a student's folder: inside shows what it makes of pictures and texts, export writes
+"""Commands over a student's folder: inspect shows what it makes of pictures and texts, export writes
 it for other tools.
 """
 
@@ -17,7 +17,7 @@ Commands = argparse._SubParsersAction
 
 def add_student_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the two commands to the command line's parser."""
-    _add_inside(commands)
+    _add_inspect(commands)
     _add_export(commands)
 
 
@@ -55,26 +55,26 @@ def _add_examples(command: argparse._ActionsContainer) -> None:
     )
 
 
-def _add_inside(commands: Commands[argparse.ArgumentParser]) -> None:
-    inside = commands.add_parser(
-        "inside",
+def _add_inspect(commands: Commands[argparse.ArgumentParser]) -> None:
+    inspect = commands.add_parser(
+        "inspect",
         help="what a student makes of your own pictures and texts, as a page",
         description="Attention of each word over the picture, the cells that words and phrases "
         "mean, how well text and picture match, and what the student would say for each word, or "
         "for [MASK].",
     )
-    inside.add_argument("student", type=user_path, help="a student's folder, as RUN/student")
-    inside.add_argument(
+    inspect.add_argument("student", type=user_path, help="a student's folder, as RUN/student")
+    inspect.add_argument(
         "--out", type=user_path, required=True, metavar="FILE", help="an .html file"
     )
-    _add_examples(inside.add_argument_group("examples"))
-    inside.set_defaults(command=_inside)
+    _add_examples(inspect.add_argument_group("examples"))
+    inspect.set_defaults(command=_inspect)
 
 
-def _inside(args: argparse.Namespace) -> int:
-    from pipeline.pages.student.command import inside
+def _inspect(args: argparse.Namespace) -> int:
+    from pipeline.pages.student.command import inspect
 
-    number = inside(args.student, args.out, _given(args))
+    number = inspect(args.student, args.out, _given(args))
     print(f"{args.out}: {number} examples.")
     return 0
 

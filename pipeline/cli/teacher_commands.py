@@ -47,7 +47,7 @@ def _add_convert(commands: Commands[argparse.ArgumentParser]) -> None:
         help="names of the attributes, where it has some",
     )
     convert.add_argument(
-        "--licence",
+        "--license",
         required=True,
         metavar="TEXT",
         help="what one may do with the weights, for the folder's card; 'unknown' where it is",
@@ -98,7 +98,7 @@ def _convert(args: argparse.Namespace) -> int:
             family=_family(FAMILIES[args.family], args.set),
             labels=args.labels,
             attributes=args.attributes,
-            licence=args.licence,
+            licence=args.license,
             out=args.out,
             say=say,
         )

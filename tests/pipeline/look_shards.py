@@ -1,4 +1,4 @@
-"""Shards for tests of `boxless look`: two objects of known places, phrases of known similarity."""
+"""Shards for tests of `boxless view`: two objects of known places, phrases of known similarity."""
 
 from __future__ import annotations
 

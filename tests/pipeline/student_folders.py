@@ -1,4 +1,4 @@
-"""Tiny student folders for tests of `boxless inside` and `boxless export`."""
+"""Tiny student folders for tests of `boxless inspect` and `boxless export`."""
 
 from __future__ import annotations
 

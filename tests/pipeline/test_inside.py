@@ -1,4 +1,4 @@
-"""`boxless inside`. Oracles: attention and heat worked out anew, slowly, from the student; the
+"""`boxless inspect`. Oracles: attention and heat worked out anew, slowly, from the student; the
 standard library's HTML parser."""
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def test_the_page_holds_the_maps(looker: Predictor, tmp_path: Path) -> None:
     runs."""
     student = student_folder(tmp_path / "student")
     file, out = picture_file(tmp_path / "picture.png"), tmp_path / "page.html"
-    asked = ["inside", str(student), "--picture", str(file), "--text", TEXT, "--out", str(out)]
+    asked = ["inspect", str(student), "--picture", str(file), "--text", TEXT, "--out", str(out)]
     assert main(asked) == 0
     page = Page(out.read_text("utf-8"))
     (article,) = page.all("article")
@@ -167,7 +167,7 @@ def test_a_mask_is_asked_about(tmp_path: Path) -> None:
     """Its row is marked, and is neither right nor wrong."""
     student = student_folder(tmp_path / "student")
     file, out = picture_file(tmp_path / "picture.png"), tmp_path / "page.html"
-    asked = ["inside", str(student), "--picture", str(file), "--out", str(out)]
+    asked = ["inspect", str(student), "--picture", str(file), "--out", str(out)]
     assert main([*asked, "--text", "a [MASK] circle"]) == 0
     page = Page(out.read_text("utf-8"))
     rows = [row for row in page.all("li") if "data-e" in row]
@@ -180,7 +180,7 @@ def test_a_text_stays_text_and_may_be_too_long(tmp_path: Path) -> None:
     told by its hash."""
     student = student_folder(tmp_path / "student")
     file, out = picture_file(tmp_path / "picture.png"), tmp_path / "page.html"
-    asked = ["inside", str(student), "--picture", str(file), "--out", str(out)]
+    asked = ["inspect", str(student), "--picture", str(file), "--out", str(out)]
     assert main([*asked, "--text", HOSTILE, "--text", "circle " * 40, "--text", ""]) == 0
     text = out.read_text("utf-8")
     page = Page(text)
@@ -210,7 +210,7 @@ def test_errors_say_what_was_expected(
     words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = ["inside", str(student_folder(tmp_path / "student"))]
+    asked = ["inspect", str(student_folder(tmp_path / "student"))]
     if "--out" in changed:
         asked += ["--picture", str(picture_file(tmp_path / "picture.png")), "--text", "x"]
     else:

@@ -1,4 +1,4 @@
-"""The page of `boxless inside` in headless Chromium. Oracle: the browser's own layout, its console,
+"""The page of `boxless inspect` in headless Chromium. Oracle: the browser's own layout, its console,
 and how dark each cell is after a word is pointed at. Skipped where no Chromium is installed."""
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ POINTED = """page => {
 
 def page_of(tmp_path: Path, *texts: str) -> str:
     student, out = student_folder(tmp_path / "student"), tmp_path / "page.html"
-    asked = ["inside", str(student), "--out", str(out)]
+    asked = ["inspect", str(student), "--out", str(out)]
     asked += ["--picture", str(picture_file(tmp_path / "picture.png"))]
     for text in texts:
         asked += ["--text", text]

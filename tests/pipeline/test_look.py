@@ -1,4 +1,4 @@
-"""`boxless look`. Oracle: the standard library's HTML parser, Pillow's pixels, and what went into
+"""`boxless view`. Oracle: the standard library's HTML parser, Pillow's pixels, and what went into
 the shards."""
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ class Page(HTMLParser):
 def page_of(tmp_path: Path, shard: Path | str, *options: str) -> Page:
     """The page that the command writes."""
     out = tmp_path / "look.html"
-    assert main(["look", str(shard), "--out", str(out), *options]) == 0
+    assert main(["view", str(shard), "--out", str(out), *options]) == 0
     return Page(out)
 
 
 def sheet_of(tmp_path: Path, shard: Path, *options: str) -> np.ndarray:
     """The pixels [H, W, 3] of the sheet that the command writes."""
     out = tmp_path / "look.png"
-    assert main(["look", str(shard), "--out", str(out), *options]) == 0
+    assert main(["view", str(shard), "--out", str(out), *options]) == 0
     with Image.open(out) as sheet:
         return np.asarray(sheet.convert("RGB"))
 
@@ -539,7 +539,7 @@ def test_what_cannot_be_is_told_in_words(
         for word in arguments
     ]
     out = [] if "--out" in options else ["--out", str(tmp_path / "look.html")]
-    assert main(["look", shard, *options, *out]) == 2
+    assert main(["view", shard, *options, *out]) == 2
     said = capsys.readouterr().err
     assert words in said and "Traceback" not in said
     assert not (tmp_path / "look.html").exists()

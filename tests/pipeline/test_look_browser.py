@@ -1,4 +1,4 @@
-"""The page of `boxless look` in headless Chromium. Oracle: the browser's own layout, its console,
+"""The page of `boxless view` in headless Chromium. Oracle: the browser's own layout, its console,
 and what is marked after it is pointed at. Skipped where no Chromium is installed."""
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def page_of(tmp_path: Path) -> str:
         )
     folder = folder_of(tmp_path / "shards", samples, about=about)
     out = tmp_path / "look.html"
-    assert main(["look", str(folder), "--out", str(out)]) == 0
+    assert main(["view", str(folder), "--out", str(out)]) == 0
     return out.read_text("utf-8")
 
 

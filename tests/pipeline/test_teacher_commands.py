@@ -52,7 +52,7 @@ def test_a_checkpoint_becomes_a_folder_that_says_what_it_is(
 ) -> None:
     """Both commands say where the weights are from and how large they are; --json is JSON."""
     attributes = str(files / "attributes.txt")
-    assert convert(files, "--attributes", attributes, "--licence", "CC BY 4.0") == 0
+    assert convert(files, "--attributes", attributes, "--license", "CC BY 4.0") == 0
     fingerprint = read_about(files / "out").fingerprint
     for said in (capsys.readouterr().out, _said(["teacher", str(files / "out")], capsys)):
         words = (fingerprint, "vg-d2", "x.pkl", "CC BY 4.0", "attributes    3", "labels        5")
@@ -76,7 +76,7 @@ def test_set_changes_the_family_and_the_card_says_so(files: Path) -> None:
             files,
             "--attributes",
             str(files / "attributes.txt"),
-            "--licence",
+            "--license",
             "unknown",
             "--set",
             "picture.shorter_px=300",
@@ -94,11 +94,11 @@ def test_set_changes_the_family_and_the_card_says_so(files: Path) -> None:
 @pytest.mark.parametrize(
     "more, words",
     [
-        (["--licence", "x"], "attributes: got none, the weights have 3 attributes"),
-        (["--licence", ""], "licence: got ''"),
-        (["--licence", "x", "--set", "picture.shorter=3"], "Did you mean 'shorter_px'?"),
-        (["--licence", "x", "--set", "picture.shorter_px=0"], "picture.shorter_px: got 0"),
-        (["--licence", "x", "--attributes", "none.txt"], "none.txt: got"),
+        (["--license", "x"], "attributes: got none, the weights have 3 attributes"),
+        (["--license", ""], "licence: got ''"),
+        (["--license", "x", "--set", "picture.shorter=3"], "Did you mean 'shorter_px'?"),
+        (["--license", "x", "--set", "picture.shorter_px=0"], "picture.shorter_px: got 0"),
+        (["--license", "x", "--attributes", "none.txt"], "none.txt: got"),
     ],
 )
 def test_what_cannot_be_is_told_in_words(
@@ -115,7 +115,7 @@ def test_a_licence_and_a_known_family_are_asked_for(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Oracle: argparse's exit status; the families and what they fit stand in the help."""
-    for more, family in (([], "vg-d2"), (["--licence", "x"], "vg")):
+    for more, family in (([], "vg-d2"), (["--license", "x"], "vg")):
         with pytest.raises(SystemExit) as left:
             convert(files, *more, family=family)
         assert left.value.code == 2
@@ -130,7 +130,7 @@ def test_the_wrong_family_is_told_which_would_fit(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Oracle: these weights are C4 weights of detectron2's conventions, with attributes."""
-    assert convert(files, "--licence", "x", family="vg-caffe") == 2
+    assert convert(files, "--license", "x", family="vg-caffe") == 2
     assert "these weights fit the family detectron2 or vg-d2" in capsys.readouterr().err
 
 

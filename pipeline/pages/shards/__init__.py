@@ -1,1 +1,1 @@
-"""`boxless look`: what is in a shard, drawn on its pictures, as a page or as a contact sheet."""
+"""`boxless view`: what is in a shard, drawn on its pictures, as a page or as a contact sheet."""

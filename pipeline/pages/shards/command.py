@@ -1,4 +1,4 @@
-"""`boxless look SHARD --out FILE`: draws what is in shards, as a page or as a contact sheet."""
+"""`boxless view SHARD --out FILE`: draws what is in shards, as a page or as a contact sheet."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ MOST_SHOWN = 500
 _NUM_COUNTED = 400
 
 
-class LookError(BoxlessError):
+class ViewError(BoxlessError):
     """Something is asked for that cannot be drawn; the text says what can."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookConfig:
+class ViewConfig:
     """What to draw.
 
     keys: samples by key, or patterns of keys as a shell has them (*, ?, [abc]); none: `num` of
@@ -41,23 +41,23 @@ class LookConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num <= MOST_SHOWN:
-            raise LookError(f"num: got {self.num}, expected 1 to {MOST_SHOWN} pictures")
+            raise ViewError(f"num: got {self.num}, expected 1 to {MOST_SHOWN} pictures")
         if not 0 <= self.min_score <= 1:
-            raise LookError(f"min_score: got {self.min_score}, expected 0 to 1")
+            raise ViewError(f"min_score: got {self.min_score}, expected 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked:
+class Viewed:
     """What was drawn: pictures, and those of them that are damaged."""
 
     num_shown: int
     num_broken: int
 
 
-def look(shard: str, out: Path, config: LookConfig) -> Looked:
+def view(shard: str, out: Path, config: ViewConfig) -> Viewed:
     """Draws samples of the shards at a path or URL into `out`, a .html page or a .png sheet.
 
-    Raises LookError where `out` cannot be written, ShardError where there are no shards, or none of
+    Raises ViewError where `out` cannot be written, ShardError where there are no shards, or none of
     the keys. A damaged sample is drawn as such, with its reason.
     """
     written = _written(out)
@@ -77,26 +77,26 @@ def look(shard: str, out: Path, config: LookConfig) -> Looked:
     shown = [scenes[place] for place in chosen]
     write_bytes(out, written(shelf, shown, counts, Losses(shelf)))
     num_broken = sum(isinstance(one, Broken) for one in shown)
-    return Looked(num_shown=len(shown), num_broken=num_broken)
+    return Viewed(num_shown=len(shown), num_broken=num_broken)
 
 
 def _written(out: Path) -> Callable[[Shelf, list[Scene | Broken], Counts, Losses], bytes]:
-    """What makes a file of that name; LookError where there is nothing, or no folder for it."""
+    """What makes a file of that name; ViewError where there is nothing, or no folder for it."""
     kinds: Mapping[str, Callable[[Shelf, list[Scene | Broken], Counts, Losses], bytes]] = {
         ".html": lambda *drawn: page_text(*drawn).encode("utf-8"),
         ".png": sheet_png,
     }
     if out.suffix not in kinds:
-        raise LookError(f"out: got {str(out)!r}, expected a name that ends in {' or '.join(kinds)}")
+        raise ViewError(f"out: got {str(out)!r}, expected a name that ends in {' or '.join(kinds)}")
     if not out.parent.is_dir():
-        raise LookError(f"out: got {str(out)!r}, expected a folder that exists: {out.parent}")
+        raise ViewError(f"out: got {str(out)!r}, expected a folder that exists: {out.parent}")
     if out.is_dir():
-        raise LookError(f"out: got the folder {str(out)!r}, expected a file's name")
+        raise ViewError(f"out: got the folder {str(out)!r}, expected a file's name")
     return kinds[out.suffix]
 
 
 def _scene(
-    found: Whole | Broken, names: Names, config: LookConfig, longest_px: int
+    found: Whole | Broken, names: Names, config: ViewConfig, longest_px: int
 ) -> Scene | Broken:
     if isinstance(found, Broken):
         return found

@@ -1,4 +1,4 @@
-"""The contact sheet of `boxless look`: a PNG of small pictures with boxes, and in short what the
+"""The contact sheet of `boxless view`: a PNG of small pictures with boxes, and in short what the
 page says of each.
 
 Drawn with Pillow and the font that comes with it, dark on light.

@@ -1,4 +1,4 @@
-"""The page of `boxless look`: one file that needs no network; without scripts it says as much.
+"""The page of `boxless view`: one file that needs no network; without scripts it says as much.
 
 Each picture stands with its objects beside it and its captions; pointing at an object anywhere
 shows it everywhere (page.js).

@@ -1,4 +1,4 @@
-"""`boxless inside STUDENT ... --out FILE`: a page about what a student makes of some examples."""
+"""`boxless inspect STUDENT ... --out FILE`: a page about what a student makes of some examples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages.distill.config import DistillConfig
 from stages.distill.text.phrases import make_chunker
 
 
-def inside(student: Path, out: Path, given: Given) -> int:
+def inspect(student: Path, out: Path, given: Given) -> int:
     """Write the page; returns the number of examples. Raises GivenError, and ShardError on shards
     that are not there."""
     if out.suffix != ".html":

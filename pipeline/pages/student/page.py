@@ -1,4 +1,4 @@
-"""The page of `boxless inside`: one file that needs no network.
+"""The page of `boxless inspect`: one file that needs no network.
 
 Pointing at a word, or reaching it by keyboard, lights the cells that it attends to and those that
 it means (page.js); without scripts one sees the whole pair's.
