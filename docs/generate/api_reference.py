@@ -16,11 +16,11 @@ def api_reference() -> str:
     for name in boxless.__all__:
         module, attribute = boxless._PLACES[name]
         parts.append(
-            f"## boxless.{name}\n\n"
             f"::: {module}.{attribute}\n"
             "    options:\n"
-            "      show_root_heading: false\n"
-            "      show_root_toc_entry: false\n"
-            "      heading_level: 3\n"
+            "      show_root_heading: true\n"
+            f"      heading: boxless.{name}\n"
+            f"      toc_label: {name}\n"
+            "      heading_level: 2\n"
         )
     return "\n".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def _table(cls: type, path: str) -> str:
         cells = (
             f"`{field.name}`",
             _type_text(hints[field.name]),
-            _default_text(field),
+            _default_text(field, path),
             _meaning(cls, field.name),
         )
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -107,14 +108,20 @@ def _type_text(hint: Any) -> str:
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _default_text(field: dataclasses.Field[Any]) -> str:
+def _default_text(field: dataclasses.Field[Any], path: str) -> str:
     value = field.default
     if field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
     if value is dataclasses.MISSING:
         return "required"
     if dataclasses.is_dataclass(value):
-        return "see its section"
+        suffix = f" (kind: {value.kind})" if hasattr(value, "kind") else ""
+        return f"[section](#{_anchor(f'{path}.{field.name}'.lstrip('.') + suffix)})"
     if isinstance(value, float):
         return f"`{value:g}`"
     return f"`{json.dumps(value, default=str)}`"
+
+
+def _anchor(heading: str) -> str:
+    """The anchor that mkdocs gives to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")

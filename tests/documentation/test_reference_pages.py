@@ -73,4 +73,4 @@ def test_every_command_and_option_is_on_the_page() -> None:
 
 def test_every_public_name_is_on_the_page() -> None:
     page = api_reference()
-    assert all(f"## boxless.{name}\n" in page for name in boxless.__all__)
+    assert all(f"heading: boxless.{name}\n" in page for name in boxless.__all__)
