@@ -32,8 +32,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_of(["--help"]) == 0
     said = capsys.readouterr().out
     for command in (
-        "ingest teach distill pretrain finetune evaluate run status look verify report "
-        "ablation doctor inside export"
+        "ingest teach distill pretrain finetune evaluate run status view verify report "
+        "ablation doctor inspect export"
     ).split():
         assert f"\n    {command} " in said
 
