@@ -14,25 +14,31 @@ from pipeline.runner.run_folder import RunError, RunFolder
 def add_launch_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add them to the command line."""
     attach = commands.add_parser(
-        "attach", help="show what a run's Slurm job prints until it ends; Ctrl-C leaves the job"
+        "attach", help="follow the output of a run's Slurm job; Ctrl-C leaves the job running"
     )
     attach.add_argument("run", type=user_path, help="a run folder")
     attach.set_defaults(command=_attach)
 
-    cancel = commands.add_parser("cancel", help="end a run's Slurm jobs; pretraining saves first")
+    cancel = commands.add_parser(
+        "cancel", help="cancel a run's Slurm jobs; pretraining saves a checkpoint first"
+    )
     cancel.add_argument("run", type=user_path, help="a run folder")
-    cancel.add_argument("--now", action="store_true", help="at once, without saving")
+    cancel.add_argument(
+        "--now", action="store_true", help="cancel immediately, without a checkpoint"
+    )
     cancel.set_defaults(command=_cancel)
 
     logs = commands.add_parser("logs", help="show the log of a rank")
     logs.add_argument("run", type=user_path, help="a run folder")
-    logs.add_argument("--stage", help="default: the stage that wrote last")
-    logs.add_argument("--rank", type=int, default=0, metavar="N", help="default: 0")
+    logs.add_argument("--stage", help="stage (default: the one that wrote last)")
+    logs.add_argument("--rank", type=int, default=0, metavar="N", help="rank (default: 0)")
     logs.add_argument(
-        "--launcher", action="store_true", help="the launcher's log of node N instead"
+        "--launcher", action="store_true", help="show the launcher's log of node N instead"
     )
-    logs.add_argument("--lines", type=int, default=40, metavar="L", help="default: the last 40")
-    logs.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
+    logs.add_argument(
+        "--lines", type=int, default=40, metavar="L", help="number of lines (default: the last 40)"
+    )
+    logs.add_argument("--follow", action="store_true", help="follow until Ctrl-C")
     logs.set_defaults(command=_logs)
 
 

@@ -168,21 +168,21 @@ def _check_launch(args: argparse.Namespace) -> int:
     )
     recipe = load_recipe(args.launch, args.set, merge=overrides.merged)
     check_launch(recipe, RunFolder(args.run or Path("runs") / recipe.name))
-    print("The ranks met, and found no fault.")
+    print("All ranks connected; no fault found.")
     return 0
 
 
 def command_line_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="boxless",
-        description="A Faster R-CNN teacher labels pictures once, offline; a CNN + Transformer "
-        "student then learns from whole pictures and captions, and never needs a box again.",
+        description="Pretrain vision-language models end to end, with object knowledge distilled "
+        "offline from a detector.",
     )
     parser.add_argument("--version", action="version", version=f"boxless {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for stage, text in STAGES.items():
         _add_recipe_command(commands, stage, text, stages=[stage])
-    whole = "all stages in order, each skipped when complete and unchanged, and the report"
+    whole = "run all stages in order, skip those complete and unchanged, and write the report"
     _add_recipe_command(commands, "run", whole, stages=list(STAGES))
     commands.choices["run"].add_argument(
         "--to",
@@ -207,10 +207,12 @@ def _add_evaluate_options(command: argparse.ArgumentParser) -> None:
         "--student",
         type=user_path,
         metavar="DIR",
-        help="score this student, of any run, on the recipe's pictures (ingest runs if it has to)",
+        help="score this student, of any run, on the recipe's pictures (runs ingest if needed)",
     )
     command.add_argument(
-        "--split", choices=["dev", "val", "heldout", "test", "train"], help="default: heldout"
+        "--split",
+        choices=["dev", "val", "heldout", "test", "train"],
+        help="split to score (default: heldout)",
     )
 
 
@@ -246,15 +248,15 @@ def _add_recipe_command(
     command.add_argument(
         "--join",
         action="store_true",
-        help="add workers to ingest or distill, which another command has begun in the run folder",
+        help="add workers to an ingest or distill that another command started in the run folder",
     )
     command.add_argument(
         "--allow-code",
         action="store_true",
-        help="run the Python program that a recipe may name as detectron2's config",
+        help="allow a recipe to run a Python file as detectron2's config",
     )
     command.add_argument(
-        "--dry-run", action="store_true", help="say what would be run and why, and run nothing"
+        "--dry-run", action="store_true", help="print what would run and why, and run nothing"
     )
 
 
@@ -290,16 +292,18 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
 
 
 def _add_looking_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    status = commands.add_parser("status", help="how far each stage of a run is")
+    status = commands.add_parser("status", help="show the progress of each stage of a run")
     status.add_argument("run", type=user_path, help="a run folder")
     status.set_defaults(command=_status)
 
     retry = commands.add_parser(
-        "retry", help="make again what failed in a run's shards, and only that"
+        "retry", help="process again the inputs that failed in a run's shards, and only those"
     )
     retry.add_argument("run", type=user_path, help="a run folder")
     retry.add_argument(
-        "--stage", choices=["ingest", "distill"], help="default: every one that has failures"
+        "--stage",
+        choices=["ingest", "distill"],
+        help="only this stage (default: every stage that has failures)",
     )
     retry.set_defaults(command=_retry)
 
@@ -308,29 +312,31 @@ def _add_looking_commands(commands: argparse._SubParsersAction[argparse.Argument
     report.set_defaults(command=_report)
 
     ablation = commands.add_parser(
-        "ablation", help="plain, SOHO, KD-VLP and both: the same steps and seeds, side by side"
+        "ablation", help="compare plain, SOHO, KD-VLP and both with the same steps and seeds"
     )
     _add_recipe(ablation)
-    ablation.add_argument("--seeds", type=_count, default=3, metavar="N", help="default: 3")
+    ablation.add_argument(
+        "--seeds", type=_count, default=3, metavar="N", help="seeds per student (default: 3)"
+    )
     ablation.add_argument(
         "--only",
         nargs="+",
         choices=("plain", "soho", "kdvlp", "both"),
         default=[],
-        help="train these here; others may train the others in the same run folder at the same "
-        "time, and the same command without it then makes the table and the page",
+        help="train only these students; other machines may train the others in the same run "
+        "folder. The command without --only then writes the table and the report",
     )
     ablation.set_defaults(command=_ablation)
 
     doctor = commands.add_parser(
         "doctor", help="check the environment: what is missing, with fixes"
     )
-    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.add_argument(
         "--launch",
         metavar="RECIPE",
-        help="start the ranks of a recipe and let them compare code, recipe, shared folder, clocks "
-        "and disks, before a long job does",
+        help="start the ranks of a recipe and compare code, recipe, shared folder, clocks and disks "
+        "of the nodes",
     )
     _add_run_options(doctor)
     _add_launch_options(doctor)

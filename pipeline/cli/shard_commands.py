@@ -53,8 +53,8 @@ def _progress(title: str, *, show: bool = True) -> Iterator[Callable[[int, int],
 def _add_view(commands: Commands[argparse.ArgumentParser]) -> None:
     view = commands.add_parser(
         "view",
-        help="draw what is in shards on their pictures, as a page or a contact sheet",
-        description="Boxes, labels, attributes, scores, soft labels and phrases, drawn on pictures "
+        help="draw objects and phrases of shards on their pictures, as HTML or PNG",
+        description="Draws boxes, labels, attributes, scores, soft labels and phrases on pictures "
         "of a shard: a page (.html, one file) or a contact sheet (.png).",
     )
     view.add_argument("shard", help="a shard's tar, a folder of shards, or the URL of either")
@@ -64,22 +64,22 @@ def _add_view(commands: Commands[argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="KEY",
-        help="draw this sample, or those of a pattern as 'toy-*'; as often as you like "
-        "(default: some of all, evenly spread)",
+        help="key of a sample, or a pattern such as 'toy-*'; may be repeated "
+        "(default: some, evenly spaced)",
     )
     view.add_argument(
         "--num",
         type=int,
         default=argparse.SUPPRESS,
         metavar="N",
-        help="pictures at most (default: 24)",
+        help="maximum number of pictures (default: 24)",
     )
     view.add_argument(
         "--min-score",
         type=float,
         default=argparse.SUPPRESS,
         metavar="S",
-        help="leave out objects below this score (default: 0)",
+        help="minimum score of the objects drawn (default: 0)",
     )
     view.set_defaults(command=_view)
 
@@ -100,8 +100,10 @@ def _add_verify(commands: Commands[argparse.ArgumentParser]) -> None:
     verify.add_argument(
         "paths", type=user_path, nargs="+", help="tars, folders of shards, or run folders"
     )
-    verify.add_argument("--fast", action="store_true", help="manifests and sizes, not every byte")
-    verify.add_argument("--json", action="store_true", help="for programs")
+    verify.add_argument(
+        "--fast", action="store_true", help="check manifests and sizes only, do not read the tars"
+    )
+    verify.add_argument("--json", action="store_true", help="print JSON")
     verify.set_defaults(command=_verify)
 
 
@@ -123,15 +125,17 @@ def _verify(args: argparse.Namespace) -> int:
 def _add_repair(commands: Commands[argparse.ArgumentParser]) -> None:
     repair = commands.add_parser(
         "repair",
-        help="give sound tars their manifests again, move what is damaged to quarantine/",
-        description="Every byte is read. A sound tar without its manifest gets a new one; what is "
-        "damaged moves to quarantine/ with its reason, and nothing is deleted. Then the stage that "
-        "wrote the folder makes the rest again.",
+        help="rebuild missing manifests, move damaged tars to quarantine/",
+        description="Reads every byte. An intact tar without a manifest gets a new one; a damaged "
+        "tar moves to quarantine/ with the reason. Nothing is deleted. Run the stage that wrote "
+        "the folder afterwards: it writes the missing shards.",
     )
     repair.add_argument(
         "folder", type=user_path, help="a folder of shards that no stage is writing"
     )
-    repair.add_argument("--dry-run", action="store_true", help="say what would be done, only")
+    repair.add_argument(
+        "--dry-run", action="store_true", help="print what would be done, and change nothing"
+    )
     repair.set_defaults(command=_repair)
 
 
@@ -146,17 +150,22 @@ def _repair(args: argparse.Namespace) -> int:
 
 def _add_repack(commands: Commands[argparse.ArgumentParser]) -> None:
     repack = commands.add_parser(
-        "repack", help="the same samples in shards of another size or order, in a new folder"
+        "repack", help="write the samples of shards into shards of another size or order"
     )
     repack.add_argument("sources", type=user_path, nargs="+", help="folders of finished shards")
     repack.add_argument("--out", type=user_path, required=True, metavar="DIR", help="a new folder")
     size = repack.add_mutually_exclusive_group(required=True)
-    size.add_argument("--samples-per-shard", type=int, metavar="N")
-    size.add_argument("--shard-bytes", type=int, metavar="N", help="a tar's largest size")
-    repack.add_argument(
-        "--shuffle", type=int, metavar="SEED", help="a new order over each split (default: as is)"
+    size.add_argument("--samples-per-shard", type=int, metavar="N", help="samples in a tar")
+    size.add_argument(
+        "--shard-bytes", type=int, metavar="N", help="maximum size of a tar, in bytes"
     )
-    repack.add_argument("--split", help="take over this split alone")
+    repack.add_argument(
+        "--shuffle",
+        type=int,
+        metavar="SEED",
+        help="shuffle each split with this seed (default: keep the order)",
+    )
+    repack.add_argument("--split", help="only this split")
     repack.set_defaults(command=_repack)
 
 
@@ -183,7 +192,7 @@ def _repack(args: argparse.Namespace) -> int:
 def _add_index(commands: Commands[argparse.ArgumentParser]) -> None:
     index = commands.add_parser(
         "index",
-        help="make manifests and a catalog for tars that others wrote (webdataset, img2dataset)",
+        help="write manifests and a catalog for tars of other tools (webdataset, img2dataset)",
     )
     index.add_argument("folder", type=user_path, help="a folder of tars")
     index.set_defaults(command=_index)
@@ -201,15 +210,18 @@ def _index(args: argparse.Namespace) -> int:
 def _add_shuffle_quality(commands: Commands[argparse.ArgumentParser]) -> None:
     quality = commands.add_parser(
         "shuffle-quality",
-        help="how well training shuffles a folder's samples, in figures and a picture",
+        help="measure how well the training order shuffles a folder of shards",
     )
     quality.add_argument("folder", type=user_path, help="a folder of finished shards")
     # What is not given is not set: the defaults, and what each means, are ShuffleConfig's.
-    quality.add_argument("--split", default=argparse.SUPPRESS, help="default: train")
+    quality.add_argument("--split", default=argparse.SUPPRESS, help="split (default: train)")
     for name in _SHUFFLE_NUMBERS:
         option = f"--{name.replace('_', '-')}"
-        quality.add_argument(option, type=int, default=argparse.SUPPRESS, metavar="N")
-    quality.add_argument("--out", type=user_path, metavar="PNG", help="draw the orders as well")
+        words = name.replace("_", " ").replace("num ", "number of ")
+        quality.add_argument(
+            option, type=int, default=argparse.SUPPRESS, metavar="N", help=f"{words} of the order"
+        )
+    quality.add_argument("--out", type=user_path, metavar="PNG", help="also plot the orders")
     quality.set_defaults(command=_shuffle_quality)
 
 

@@ -101,7 +101,7 @@ def add_sizing_command(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add `sizing` to the command line's parser."""
     sizing = commands.add_parser(
         "sizing",
-        help="disk, memory and time that a data set takes, from its numbers and measured rates",
+        help="estimate disk, memory and time of a data set",
         description="Sizes follow from the file formats. Times need rates that you measured: "
         "`boxless status` shows those of a run under way.",
     )

@@ -29,39 +29,43 @@ def _add_examples(command: argparse._ActionsContainer) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a picture of your own; as often as you like, with a --text for each or one for all",
+        help="a picture; may be repeated, with a --text for each or one for all",
     )
     command.add_argument(
-        "--text", action="append", default=[], metavar="TEXT", help="what to read beside it"
+        "--text",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a text for the picture; may be repeated",
     )
     command.add_argument(
         "--shards",
         metavar="DIR",
-        help="take pictures and captions from there instead: a tar, a folder, or the URL of either",
+        help="pictures and captions of shards instead: a tar, a folder, or the URL of either",
     )
     command.add_argument(
         "--key",
         action="append",
         default=[],
         metavar="KEY",
-        help="of the shards, this sample, or those of a pattern (default: some, evenly spread)",
+        help="with --shards: key of a sample, or a pattern (default: some, evenly spaced)",
     )
     command.add_argument(
         "--num",
         type=int,
         default=argparse.SUPPRESS,
         metavar="N",
-        help="of the shards, samples at most (default: 8)",
+        help="with --shards: maximum number of samples (default: 8)",
     )
 
 
 def _add_inspect(commands: Commands[argparse.ArgumentParser]) -> None:
     inspect = commands.add_parser(
         "inspect",
-        help="what a student makes of your own pictures and texts, as a page",
-        description="Attention of each word over the picture, the cells that words and phrases "
-        "mean, how well text and picture match, and what the student would say for each word, or "
-        "for [MASK].",
+        help="show attention, matching and predictions of a student for pictures and texts",
+        description="A page with the attention of each word over the picture, the cells aligned "
+        "with words and phrases, the match of text and picture, and the predictions for each word "
+        "or [MASK].",
     )
     inspect.add_argument("student", type=user_path, help="a student's folder, as RUN/student")
     inspect.add_argument(
@@ -82,12 +86,12 @@ def _inspect(args: argparse.Namespace) -> int:
 def _add_export(commands: Commands[argparse.ArgumentParser]) -> None:
     export = commands.add_parser(
         "export",
-        help="a student for other tools: a SOHO checkpoint, examples for VL-InterpreT",
+        help="write a student as SOHO checkpoint, or examples for VL-InterpreT",
         description="soho: a checkpoint that the released SOHO code reads, of a student built as "
         "SOHO's. vl-interpret: attention and hidden states of some examples, for Intel's viewer.",
     )
     export.add_argument("student", type=user_path, help="a student's folder, as RUN/student")
-    export.add_argument("--to", choices=["soho", "vl-interpret"], required=True)
+    export.add_argument("--to", choices=["soho", "vl-interpret"], required=True, help="format")
     export.add_argument(
         "--out",
         type=user_path,

@@ -23,15 +23,18 @@ def add_teacher_commands(commands: Commands[argparse.ArgumentParser]) -> None:
 def _add_convert(commands: Commands[argparse.ArgumentParser]) -> None:
     convert = commands.add_parser(
         "convert",
-        help="a detectron2 or bottom-up-attention checkpoint -> a teacher's folder",
-        description="Reads .pkl, .pth, .pt and .safetensors without running anything of theirs.\n"
-        "The folder is what a recipe takes as teach.given.",
+        help="convert a checkpoint of detectron2 or bottom-up attention to a teacher folder",
+        description="Reads .pkl, .pth, .pt and .safetensors without executing pickled code.\n"
+        "A recipe takes the folder as teach.given.",
         epilog=_families(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     convert.add_argument("checkpoint", type=user_path, help="a file of weights")
     convert.add_argument(
-        "--family", choices=list(FAMILIES), required=True, help="where it is from, see below"
+        "--family",
+        choices=list(FAMILIES),
+        required=True,
+        help="origin of the checkpoint, see below",
     )
     convert.add_argument(
         "--labels",
@@ -44,13 +47,13 @@ def _add_convert(commands: Commands[argparse.ArgumentParser]) -> None:
         "--attributes",
         type=user_path,
         metavar="FILE",
-        help="names of the attributes, where it has some",
+        help="names of the attributes, if it has any",
     )
     convert.add_argument(
         "--license",
         required=True,
         metavar="TEXT",
-        help="what one may do with the weights, for the folder's card; 'unknown' where it is",
+        help="license of the weights, for the model card; 'unknown' if it is not known",
     )
     convert.add_argument("--out", type=user_path, required=True, metavar="DIR", help="a new folder")
     convert.add_argument(
@@ -58,7 +61,7 @@ def _add_convert(commands: Commands[argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="KEY.PATH=VALUE",
-        help="another value for the family, as picture.shorter_px=600; as often as you like",
+        help="override a value of the family, as picture.shorter_px=600; may be repeated",
     )
     convert.set_defaults(command=_convert)
 
@@ -123,11 +126,11 @@ def _family(family: Family, overrides: list[str]) -> Family:
 def _add_teacher(commands: Commands[argparse.ArgumentParser]) -> None:
     teacher = commands.add_parser(
         "teacher",
-        help="check a teacher's folder and say what it is",
-        description="Checks that weights, names and net belong together, and prints the card.",
+        help="check a teacher folder and print its model card",
+        description="Checks that weights, names and network match, and prints the model card.",
     )
     teacher.add_argument("folder", type=user_path, help="a teacher's folder, as RUN/teacher")
-    teacher.add_argument("--json", action="store_true", help="for programs")
+    teacher.add_argument("--json", action="store_true", help="print JSON")
     teacher.set_defaults(command=_teacher)
 
 

@@ -16,41 +16,65 @@ DEFAULT_INDEX = ".boxless-index"
 
 def add_use_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the commands to the command line's parser."""
-    match = _add(commands, "match", "texts that fit a picture, best first", _match)
-    match.add_argument("picture", type=user_path)
-    match.add_argument("text", nargs="+")
-    search = _add(commands, "search", "pictures of a folder that fit a text, best first", _search)
-    search.add_argument("pictures", type=user_path)
-    search.add_argument("text")
+    match = _add(commands, "match", "rank texts by how well they match a picture", _match)
+    match.add_argument("picture", type=user_path, help="an image file")
+    match.add_argument("text", nargs="+", help="texts to rank")
+    search = _add(
+        commands, "search", "rank the pictures of a folder by how well they match a text", _search
+    )
+    search.add_argument("pictures", type=user_path, help="a folder of images")
+    search.add_argument("text", help="the query")
     search.add_argument(
-        "--index", type=user_path, metavar="DIR", help=f"default: {DEFAULT_INDEX} in the folder"
+        "--index",
+        type=user_path,
+        metavar="DIR",
+        help=f"folder of the index (default: {DEFAULT_INDEX} in the pictures' folder)",
     )
-    search.add_argument("--num", type=int, default=10, metavar="N", help="shown; default: 10")
+    search.add_argument(
+        "--num", type=int, default=10, metavar="N", help="number of results (default: 10)"
+    )
     answer = _add(commands, "answer", "answer a question about a picture (task vqa)", _answer)
-    answer.add_argument("picture", type=user_path)
-    answer.add_argument("question")
+    answer.add_argument("picture", type=user_path, help="an image file")
+    answer.add_argument("question", help="the question")
     judge = _add(
-        commands, "judge", "is a statement true of a picture (tasks nlvr, snli_ve)", _judge
+        commands,
+        "judge",
+        "judge whether a statement is true of a picture (tasks nlvr, snli_ve)",
+        _judge,
     )
-    judge.add_argument("picture", type=user_path)
-    judge.add_argument("statement")
-    judge.add_argument("--task", choices=["nlvr", "snli_ve"])
-    point = _add(commands, "point", "where a phrase of a caption is in a picture", _point)
-    point.add_argument("picture", type=user_path)
-    point.add_argument("caption")
-    point.add_argument("phrase")
-    point.add_argument("--out", type=user_path, metavar="PNG", help="a copy with point and box")
+    judge.add_argument("picture", type=user_path, help="an image file")
+    judge.add_argument("statement", help="the statement")
+    judge.add_argument(
+        "--task", choices=["nlvr", "snli_ve"], help="default: the one that the student has"
+    )
+    point = _add(commands, "point", "find the region of a phrase of a caption in a picture", _point)
+    point.add_argument("picture", type=user_path, help="an image file")
+    point.add_argument("caption", help="a caption that has the phrase")
+    point.add_argument("phrase", help="the phrase")
+    point.add_argument(
+        "--out",
+        type=user_path,
+        metavar="PNG",
+        help="write a copy of the picture with point and box",
+    )
     plan = _add(
-        commands, "retrieval-plan", "what a full retrieval matrix costs, by a measured rate", _plan
+        commands,
+        "retrieval-plan",
+        "estimate the time of a full retrieval matrix, from a measured rate",
+        _plan,
     )
-    plan.add_argument("--pictures", type=int, default=5000, metavar="N", help="default: 5000")
-    plan.add_argument("--texts", type=int, default=25010, metavar="M", help="default: 25010")
-    plan.add_argument("--devices", type=int, default=8, metavar="W", help="default: 8")
+    plan.add_argument(
+        "--pictures", type=int, default=5000, metavar="N", help="pictures (default: 5000)"
+    )
+    plan.add_argument(
+        "--texts", type=int, default=25010, metavar="M", help="texts (default: 25010)"
+    )
+    plan.add_argument("--devices", type=int, default=8, metavar="W", help="devices (default: 8)")
     plan.add_argument(
         "--rate",
         type=float,
         metavar="PAIRS",
-        help="pairs a second and device; default: measured here",
+        help="pairs per second and device (default: measured here)",
     )
 
 

@@ -68,6 +68,7 @@ def test_every_command_and_option_is_on_the_page() -> None:
         assert summary, f"{name} has no help"
         assert f"## boxless {name}\n" in page
         for action in command._actions[1:]:  # all but --help
+            assert action.help, f"{name} {action.dest} has no help"
             assert all(option in page for option in action.option_strings), f"{name} {action.dest}"
 
 
