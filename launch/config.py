@@ -22,7 +22,7 @@ class LaunchConfig:
     nodes: int = 1
     """Machines. Several need slurm, deepspeed with a hostfile, or torchrun started on each."""
     min_nodes: int | None = None
-    """Pretraining goes on with as few nodes when others are lost; null waits for all of them."""
+    """Pretraining continues with as few nodes when others are lost; null waits for all of them."""
     procs_per_node: int = 1
     """Ranks on each node: one a GPU, or one a core or two on CPU."""
     master_address: str | None = None

@@ -36,7 +36,7 @@ class Job:
     node_rank: which node starts this part of the job; the others share its log folder.
     is_elastic: its ranks share work by claims and need not know of each other: any number may
         come, and the loss of one ends no other.
-    can_restart: its ranks go on from a checkpoint, so they may be started again after a failure.
+    can_restart: its ranks continue from a checkpoint, so they may be started again after a failure.
     """
 
     title: str

@@ -101,7 +101,7 @@ def clear_failures(paths: JobPaths) -> None:
 
 
 def read_failures(paths: JobPaths, start: str | None = None) -> list[Failure]:
-    """Failures, the first one first: the others often follow from it (a peer that hung up).
+    """Failures, in order: the others often follow from it (a peer that hung up).
     ``start``: only those of that start, and of ranks that DeepSpeed started over ssh, which do not
     know theirs."""
     failures = []

@@ -45,7 +45,7 @@ class JobPaths:
         return self.folder / "job.json"
 
     def outcome(self, job_id: str) -> Path:
-        """How a Slurm job ended, written by the job: it stays away while the job may go on."""
+        """How a Slurm job ended, written by the job: it stays away while the job may continue."""
         return self.folder / f"slurm-{job_id}.outcome"
 
     def slurm_output(self, job_id: str) -> Path:

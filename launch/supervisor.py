@@ -242,7 +242,7 @@ class _Start:
                 raise missing_command(command[0]) from error
 
     def failures(self) -> list[Failure]:
-        """Failures of this start's own ranks, the first one first."""
+        """Failures of this start's own ranks, in order."""
         return read_failures(self._job.paths, start=self.id)
 
     def terminate(self) -> None:

@@ -1,4 +1,5 @@
-"""``boxless doctor``: what is on this machine, what is missing, and the cure.
+"""``boxless doctor``: checks the environment: what is installed, what is missing, and how to fix
+it.
 
 Each check looks and returns findings; none changes anything, and a broken package is a finding,
 not a crash.

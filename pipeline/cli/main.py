@@ -1,7 +1,8 @@
-"""``boxless``, the only command line: stages of a recipe, whole runs, and what looks at them.
+"""``boxless``, the only command line: stages of a recipe, whole runs, status and reports.
 
-Exit status: 0 well; 1 a fault found (verify, doctor) or a stage that failed; 2 asked for something
-that cannot be; 130 and 143 stopped by Ctrl-C and SIGTERM, to be continued by the same command.
+Exit status: 0 success; 1 a fault found (verify, doctor) or a stage that failed; 2 asked for
+something that cannot be; 130 and 143 stopped by Ctrl-C and SIGTERM, to be continued by the same
+command.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ STAGES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status. Errors meant for the user are shown as a message, all
-    others with their traceback."""
+    """Run one command; returns the exit status. Errors meant for the user are shown as a message,
+    all others with their traceback."""
     replace_unencodable()
     given = with_new_names(sys.argv[1:] if arguments is None else arguments)
     args = command_line_parser().parse_args(given)

@@ -1,4 +1,4 @@
-"""Commands that use a student on pictures of one's own: match, search, answer, judge, point; and
+"""Commands that use a student on pictures of the user: match, search, answer, judge, point; and
 retrieval-plan, what a full retrieval matrix costs."""
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
-"""A student in other tools' formats: `command` conducts, every other module writes one of them."""
+"""A student in other tools' formats: `command` dispatches, every other module writes one of
+them."""

@@ -1,6 +1,6 @@
 """What an object is called: names of labels and attributes, as a catalog tells them of its shards.
 
-A catalog may be anybody's, or missing: a class whose name is not known goes by its number.
+A catalog may be of any origin, or missing: a class whose name is not known goes by its number.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Names:
         return self.labels[index] if 0 <= index < len(self.labels) else f"class {index}"
 
     def attribute_of(self, row: np.void) -> str | None:
-        """That of an object (a row of sharding.format.schema.object_dtype); None where the teacher has no
-        attributes, saw none (a negative one), or nobody knows their names."""
+        """That of an object (a row of sharding.format.schema.object_dtype); None where the teacher
+        has no attributes, saw none (a negative one), or nobody knows their names."""
         if "attribute" not in (row.dtype.names or ()) or not self.attributes:
             return None
         index = int(row["attribute"])

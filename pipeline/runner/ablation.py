@@ -1,8 +1,9 @@
-"""What pays: a dictionary, the teacher's objects, or both? Four students, the same steps and seeds.
+"""Ablation of the dictionary and the teacher's objects: four students with the same steps and
+seeds.
 
 The first three stages run once, in RUN; each student has a run folder of its own under
 RUN/ablation and reads those shards through links. It is tuned on the recipe's task too, where
-there is one. Stopped and started again it goes on, as every run. What it found is
+there is one. Stopped and started again it continues, as every run. What it found is
 RUN/ablation.json, written after each seed, and a section of the page. Several may share out the
 students of one folder among them (`--only`), on one machine or many.
 """

@@ -1,8 +1,8 @@
 """``boxless retry RUN``: makes again what failed in the stages that make shards, and only that.
 
-A shard with failures is asked for once more; whoever writes it takes over what was sound, byte for
-byte (``sharding.writing.previous_shard``), so the result is what a run without the failures would have left. What
-was asked for stays asked until it is done: killed half-way, the same command goes on.
+A shard with failures is requested again; whoever writes it takes over what was sound, byte for byte
+(``sharding.writing.previous_shard``), so the result is what a run without the failures would have
+left. What was asked for stays asked until it is done: killed half-way, the same command continues.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The run folder: where everything of a run stands, and who is working in it.
 
 One class owns every path of it. Two locks keep two conductors, and the ranks that a killed
-conductor left, from writing side by side; the kernel drops them when their process ends.
+orchestrator left, from writing side by side; the kernel drops them when their process ends.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class RunFolder:
 
     @contextmanager
     def conducted(self, *, wait_for_ranks: bool = True) -> Iterator[None]:
-        """Hold the folder as its only conductor. RunError when another boxless works in it, or
+        """Hold the folder as its only orchestrator. RunError when another boxless works in it, or
         ranks of a killed one do not end within a minute (``wait_for_ranks``: false where they
         belong to a job that is followed)."""
         with self._lock("conductor", fcntl.LOCK_EX) as locked:
@@ -120,7 +120,7 @@ class RunFolder:
         )
 
     def is_busy(self) -> bool:
-        """Whether a conductor or ranks are at work in it now."""
+        """Whether an orchestrator or ranks are running in it now."""
         with self._lock("conductor", fcntl.LOCK_EX) as no_conductor:
             with self._lock("ranks", fcntl.LOCK_EX) as no_ranks:
                 return not (no_conductor and no_ranks)

@@ -227,7 +227,7 @@ def run_stage(
     try:
         launch_stage(kind, recipe, run, config)
     except (LaunchError, Stopped, UserError):
-        # A killed conductor does not come by here; its seconds are the only thing that is lost.
+        # A killed orchestrator does not come by here; its seconds are the only thing that is lost.
         write_started(run, kind, _later(started, began))
         raise
     try:

@@ -13,7 +13,7 @@ from pipeline.runner.run_folder import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class StageKind:
-    """One stage as the conductor sees it."""
+    """One stage as the orchestrator sees it."""
 
     name: str
     parts: tuple[str, ...]
@@ -109,7 +109,7 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
         StageKind(
             name="pretrain",
             parts=("seed", "student", "pretrain"),
-            # Shards from elsewhere are none of the run's: the conductor looks at them itself.
+            # Shards from elsewhere are none of the run's: the orchestrator looks at them itself.
             inputs=() if recipe.pretrain.data.sources else ("distill",),
             folders=("pretrain", "student"),
             outputs=("student/config.json", "student/*"),

@@ -88,7 +88,7 @@ def _show_live(
     run: RunFolder, looking: dict[str, ProgressReader], work: _Work, console: Console
 ) -> None:
     """Until the stage is done, or nobody has been at work for a while: workers take some seconds to
-    come, and a conductor that is about to end leaves none."""
+    come, and an orchestrator that is about to end leaves none."""
     num_looks_in_vain = 0
     with Live(work, console=console, auto_refresh=False) as live:
         while _is_making_shards(run) and num_looks_in_vain < _MAX_LOOKS_IN_VAIN:

@@ -1,7 +1,8 @@
-"""One rank of one stage: what every launcher starts, as ``python -m pipeline.runner.worker STAGE RUN``.
+"""One rank of one stage: what every launcher starts, as ``python -m pipeline.runner.worker STAGE
+RUN``.
 
 With a third word, ``joined``, it is one that came to a stage under way, on any machine: no
-conductor waits for it.
+orchestrator waits for it.
 
 It reads the resolved recipe from the run folder and calls the stage. Its log is opened before
 anything heavy is imported, so that a failing import is in the log too.

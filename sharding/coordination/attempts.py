@@ -43,7 +43,7 @@ def record_failure(folder: Path, tar: str, attempt: FailedAttempt) -> None:
 
 
 def read_failures(folder: Path, tar: str) -> list[FailedAttempt]:
-    """The failed attempts at `tar`, the first one first."""
+    """The failed attempts at `tar`, in order."""
     attempts = []
     with contextlib.suppress(OSError):
         for line in (folder / (tar + FAILURES)).read_bytes().splitlines():

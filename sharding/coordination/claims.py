@@ -1,15 +1,15 @@
-"""Any number of workers share the shards of a folder: each claims one after the other, none waits.
+"""Any number of workers share the shards of a folder by claims.
 
-There is no server and no list dealt out beforehand: what is left to do is what has no manifest, and
-who does it is who claims it first. All of it lies in the hidden folder OUT/.claims, which the last
-worker removes:
+There is no coordinator process and no assignment in advance. A shard without a manifest is to be
+written, and the worker that claims it first writes it. The state is in the folder OUT/.claims,
+which the last worker removes:
 
     plan.json       what the shards are to become; workers of other settings are refused. It is
                     removed when all is done
     worker-TOKEN    one a worker, with its heartbeat (sharding.coordination.heartbeat)
     TAR.claim       a hard link to the file of the worker that writes TAR
     TAR.failures    failed attempts at TAR (sharding.coordination.attempts)
-    TAR.again       asks for a done shard to be written once more (sharding.coordination.work_queue)
+    TAR.again       asks for a done shard to be written again (sharding.coordination.work_queue)
 
 A claim is made by link(2), which is atomic on network file systems too, and complete from its first
 moment; it lives by its worker's heartbeat. The claim of a dead worker is renamed away, read once
@@ -18,8 +18,8 @@ stopped for longer than its lease), the one that lost its claim finds out after 
 file and before it renames it (Claim.check_owner, which write_shard calls); write_shard sees to the
 rest.
 
-A shard that fails twice is set aside: the workers go on with the others, and `claims` ends with an
-error that lists it.
+A shard that fails twice is set aside: the workers continue with the others, and `claims` ends with
+an error that lists it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ Result = TypeVar("Result")
 
 
 class ClaimLost(Exception):
-    """Others took this worker for dead and write its shard now; Claim swallows it."""
+    """Another worker took over this worker's shard; Claim handles it."""
 
 
 class ShardsFailed(ShardError):
@@ -79,7 +79,7 @@ class ShardsFailed(ShardError):
 
 
 class CoordinationClosed(Exception):
-    """This worker's file is no more: others have ended the work and tidied up."""
+    """This worker's file was removed: other workers finished and cleaned up."""
 
 
 class Worker:
@@ -267,7 +267,8 @@ class Worker:
         return done
 
     def _claim(self, name: str) -> bool:
-        """Whether the claim of that name is this worker's now; CoordinationClosed if its own file is not there."""
+        """Whether the claim of that name is this worker's now; CoordinationClosed if its own file
+        is not there."""
         claim = self._folder / (name + CLAIM)
         try:
             os.link(self._heartbeat.path, claim)
@@ -408,7 +409,8 @@ class Worker:
 
     def _leave(self) -> None:
         """Take away this worker's file; the hidden folder too when nothing is left in it, which
-        means that nobody uses it: each worker has a file there from its first moment to its last."""
+        means that nobody uses it: each worker has a file there from its first moment to its
+        last."""
         self._heartbeat.stop()
         with contextlib.suppress(OSError):
             os.rmdir(self._folder)
@@ -422,7 +424,7 @@ class Claim:
     """A shard that is this worker's to write; a context, released at its end.
 
     An error in the block leaves the shard to others. That others took this worker for dead is no
-    error: the block ends and the worker goes on.
+    error: the block ends and the worker continues.
     """
 
     def __init__(self, worker: Worker, tar: str) -> None:
@@ -487,7 +489,7 @@ def ends_worker(error: Exception) -> bool:
 
 
 class _Backoff:
-    """Waits a little longer each time, never so long that a dead worker stays unseen."""
+    """Exponential backoff, bounded so that a dead worker is noticed in time."""
 
     def __init__(self, lease_seconds: float) -> None:
         self._longest = min(_LONGEST_WAIT_SECONDS, lease_seconds / 4)
@@ -495,7 +497,7 @@ class _Backoff:
         self._waited = 0.0
 
     def __call__(self) -> bool:
-        """Wait; whether it is just now long enough to be told."""
+        """Wait; whether it has become long enough to be logged."""
         time.sleep(self._next)
         self._waited += self._next
         is_long = self._waited >= _LOG_WAIT_AFTER_SECONDS > self._waited - self._next
@@ -505,7 +507,7 @@ class _Backoff:
 
 def read_plan(out: Path) -> dict[str, Any] | None:
     """What the workers in `out` agreed on: settings (a digest), fingerprint, num_shards and
-    num_inputs; None where nobody is at work or was."""
+    num_inputs; None where no worker is or was active."""
     try:
         plan = json.loads((out / FOLDER / PLAN).read_bytes())
         return plan if plan["schema"] == SCHEMA else None
@@ -518,7 +520,7 @@ def _file_names(tars: Iterable[str]) -> set[str]:
 
 
 def _shared(fingerprints: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """What all the fingerprints say alike."""
+    """The entries that all fingerprints have in common."""
     shared: set[tuple[str, str]] | None = None
     for fingerprint in fingerprints:
         shared = set(fingerprint.items()) & (fingerprint.items() if shared is None else shared)
@@ -542,7 +544,7 @@ def _describe_set_aside(out: Path, shards: Mapping[str, Sequence[FailedAttempt]]
     )
     return (
         f"{out}: got {len(shards)} shards that failed again and again, expected all to be written; "
-        f"the others are done. Mend what the reasons name and run the stage again:\n{listed}"
+        f"the others are done. Fix what the reasons name and run the stage again:\n{listed}"
     )
 
 

@@ -1,10 +1,10 @@
-"""A worker's file: who works in a folder of shards, at what, and that it is still alive.
+"""A worker's file: its identity, its current shard, and a heartbeat counter.
 
-The file is rewritten in place every few seconds with a counter that grows. Whoever watches a worker
-remembers the file's content and, by its own monotonic clock, since when it has not changed; after a
-lease without a change the worker is dead (LivenessMonitor). No file times and no clock of another
-machine take part, so clocks may differ by any amount. A worker whose own work stands still for
-`stall_seconds` stops its counter itself, so that a hang is treated as a death.
+The file is rewritten in place every few seconds with an increasing counter. An observer remembers
+the file's content and, by its own monotonic clock, since when it has not changed; after a lease
+without a change the worker is considered dead (LivenessMonitor). No file times and no clock of
+another machine take part, so clocks may differ by any amount. A worker whose own work stands still
+for `stall_seconds` stops its counter itself, so that a hang is treated as a death.
 
 Besides, the worker holds a lock (flock) on its file: on the same machine a killed worker is known
 by its free lock at once. On another machine a free lock says nothing (Lustre and others keep locks
@@ -91,7 +91,8 @@ class WorkerState:
 
 
 class LivenessMonitor:
-    """Judges workers by what this process saw of them, in its own monotonic clock."""
+    """Decides whether workers are alive, by changes that this process saw on its own monotonic
+    clock."""
 
     def __init__(self) -> None:
         self._last_change: dict[str, tuple[bytes, float]] = {}
@@ -109,7 +110,7 @@ class LivenessMonitor:
         return now - last[1]
 
     def is_dead(self, state: WorkerState) -> bool:
-        """Whether nobody will go on with its work."""
+        """Whether its work is abandoned."""
         lease = state.record.lease_seconds if state.record else LEASE_SECONDS
         return state.has_ended or self.silent_seconds(state) > lease
 

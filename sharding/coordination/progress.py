@@ -1,4 +1,4 @@
-"""How far the work in a folder of shards is, and who is at it; seen from outside, changing nothing."""
+"""Progress of the workers in a folder of shards, read without changing anything."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from sharding.format.schema import ShardError
 @dataclass(frozen=True, kw_only=True)
 class WorkerProgress:
     """One worker: HOST:PID, the shard it writes (None between two), how far it is in it, for how
-    long, its rate in inputs a second, seconds since its last heartbeat, and whether it is alive. Of a worker
-    that was read once both are told by its file's time, and are wrong where clocks differ."""
+    long, its rate in inputs a second, seconds since its last heartbeat, and whether it is alive. Of
+    a worker that was read once both are told by its file's time, and are wrong where clocks
+    differ."""
 
     name: str
     tar: str | None

@@ -1,7 +1,8 @@
-"""What is left to do in a folder of shards: all that has no manifest of the right settings.
+"""The shards of a folder that are still to be written: all without a manifest of the right
+settings.
 
-Also how a done shard is asked for once more: by an empty file OUT/.claims/TAR.again, which goes
-when the shard has been written again and not before, so that what was asked survives every kill.
+A complete shard can be requested again by an empty file OUT/.claims/TAR.again. It is removed after
+the shard has been written again, so that a request survives a kill.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ AGAIN = ".again"
 
 
 def request_rewrites(out: Path, tars: Iterable[str]) -> None:
-    """Ask the next workers in `out` to write these shards again although they are done."""
+    """Request that the next workers in `out` write these complete shards again."""
     for tar in tars:
         (out / FOLDER).mkdir(parents=True, exist_ok=True)
         (out / FOLDER / (tar + AGAIN)).touch()
 
 
 def rewrite_requests(out: Path) -> set[str]:
-    """The tars in `out` that are asked for once more."""
+    """The tars in `out` that are requested again."""
     try:
         names = os.listdir(out / FOLDER)
     except FileNotFoundError:
@@ -39,8 +40,9 @@ class WorkQueue:
     """The shards of a folder that are not known to be done, each with the fingerprint that its
     manifest has to have; left: their tars.
 
-    To know that a shard is done its whole manifest is read: once for each version of manifest and tar, and
-    only when nothing is left that has none, so that work begins at once in a folder of thousands.
+    To know that a shard is done its whole manifest is read: once for each version of manifest and
+    tar, and only when nothing is left that has none, so that work begins at once in a folder of
+    thousands.
     """
 
     def __init__(self, out: Path, fingerprints: Mapping[str, Mapping[str, str]]) -> None:
@@ -50,12 +52,13 @@ class WorkQueue:
         self._checked_version: dict[str, tuple[object, ...]] = {}
 
     def begin(self, number: int) -> None:
-        """Take place `number` in the line (round and round), and see what is asked for again."""
+        """Start at place `number` of the queue (modulo its length), and read which shards are
+        requested again."""
         self._rewrites = rewrite_requests(self._out)
         self._order.rotate(-(number % max(len(self._order), 1)))
 
     def appear_done(self) -> set[str]:
-        """Those that are done as far as the heads of their manifests tell, which is quick."""
+        """The shards that are complete according to the summaries of their manifests (fast)."""
         return {
             tar
             for tar in self.left
@@ -94,7 +97,7 @@ class WorkQueue:
         return done
 
     def _is_rewrite_requested(self, tar: str) -> bool:
-        """Whether it is asked for once more and nobody has made it since."""
+        """Whether it is requested again and has not been written since."""
         if tar in self._rewrites and not (self._out / FOLDER / (tar + AGAIN)).exists():
             self._rewrites.remove(tar)
         return tar in self._rewrites

@@ -156,7 +156,7 @@ def _shard_entry(tar: Path, split: str) -> tuple[ShardEntry, Manifest]:
 
 
 def read_catalog(folder: Path) -> Catalog:
-    """The catalog of `folder`; ShardError saying what was expected if it is missing or odd."""
+    """The catalog of `folder`; ShardError saying what was expected if it is missing or invalid."""
     path = folder / NAME
     try:
         data = path.read_bytes()
@@ -169,7 +169,7 @@ def read_catalog(folder: Path) -> Catalog:
 
 
 def parse_catalog(data: bytes, where: str) -> Catalog:
-    """The catalog in a file's bytes; ShardError naming `where` if it is odd in any way."""
+    """The catalog in a file's bytes; ShardError naming `where` if it is invalid."""
     try:
         raw = json.loads(data)
         if raw["schema"] != SCHEMA or raw["kind"] not in KINDS:
@@ -234,7 +234,7 @@ def _check_entry(shard: ShardEntry) -> None:
 
 
 def load_manifest(tar: Path, shard: ShardEntry) -> Manifest:
-    """The manifest of `tar`; ShardError if it is odd or not the one that the catalog saw."""
+    """The manifest of `tar`; ShardError if it is invalid or not the one that the catalog saw."""
     data = read_manifest_bytes(tar)
     check_manifest(data, shard, str(manifest_path(tar)))
     return parse_manifest(data, tar)

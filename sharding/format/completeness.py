@@ -1,4 +1,4 @@
-"""The account of a shard: every input is a sample or a failure, none is lost, none comes twice."""
+"""Completeness of a shard: every input is exactly one sample or one failure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Width and height of a JPEG, PNG or WebP, from its first bytes, without decoding anything.
 
-A picture from anybody is looked at in a few places of a few bytes, so that none costs more than
-another, however large it would be when decoded (a decompression bomb).
+A picture from an unknown source is looked at in a few places of a few bytes, so that none costs
+more than another, however large it would be when decoded (a decompression bomb).
 
 Layouts: ITU T.81, annex B (JPEG); PNG, 3rd edition, section 11.2.1; RFC 9649 and RFC 6386, 9.1
 (WebP). Sizes are of the upright picture: an EXIF orientation is applied.

@@ -1,13 +1,13 @@
 """The manifest NAME.tar.json beside a tar: what is in it, byte for byte, and what shaped it.
 
-Written last by sharding.writing.shard_writer: a shard is done when its manifest says so and for no other reason.
-Readers take the place of every member from here, never from the tar's own headers. A sample's
-CRC-32 (zlib, unsigned) runs over the payloads of its members, concatenated in the order in which
-they lie in the tar: picture, json, objects in the tars that sharding.writing.shard_writer writes; any order in the
-tars of others, whose manifests sharding.tools.index makes.
+Written last by sharding.writing.shard_writer: a shard is done when its manifest says so and for no
+other reason. Readers take the place of every member from here, never from the tar's own headers. A
+sample's CRC-32 (zlib, unsigned) runs over the payloads of its members, concatenated in the order in
+which they lie in the tar: picture, json, objects in the tars that sharding.writing.shard_writer
+writes; any order in the tars of others, whose manifests sharding.tools.index makes.
 
-A manifest may come from anybody: its length is bounded, and so is the memory that reading it takes,
-at some twenty-five times MAX_MANIFEST_BYTES.
+A manifest may come from an unknown source: its length is bounded, and so is the memory that reading
+it takes, at some twenty-five times MAX_MANIFEST_BYTES.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class SampleEntry:
 
     @property
     def extension(self) -> str:
-        """That of the picture, one of PICTURE_EXTENSIONS; in our own tars one of IMAGE_EXTENSIONS."""
+        """That of the picture, one of PICTURE_EXTENSIONS; in our own tars one of
+        IMAGE_EXTENSIONS."""
         return next(extension for extension in self.members if extension in PICTURE_EXTENSIONS)
 
 
@@ -121,9 +122,9 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def read_manifest(tar: Path) -> Manifest:
-    """The manifest of `tar`; ShardError if it is missing or odd in any way.
+    """The manifest of `tar`; ShardError if it is missing or invalid.
 
-    The tar itself is not touched, so that manifests can be read where the tars are far away.
+    The tar itself is not touched, so that manifests can be read where the tars are remote.
     """
     return parse_manifest(read_manifest_bytes(tar), tar)
 
@@ -144,7 +145,7 @@ def read_manifest_bytes(tar: Path) -> bytes:
 
 
 def parse_manifest(data: bytes, tar: Path, *, lazily: bool = False) -> Manifest:
-    """The manifest of `tar` from the bytes of its file; ShardError if it is odd in any way.
+    """The manifest of `tar` from the bytes of its file; ShardError if it is invalid.
 
     lazily: for bytes whose hash the catalog knows. Each sample is looked at when it is asked for,
     and ShardError comes then: one of many workers needs few of them.
@@ -271,7 +272,7 @@ def _are_sound(extensions: Collection[str]) -> bool:
 
 
 def _check_layout(samples: Sequence[SampleEntry], tar_bytes: int) -> None:
-    """ShardError unless keys are unique and members follow each other inside the tar."""
+    """ShardError unless keys are unique and members are consecutive inside the tar."""
     end = 0
     for entry in samples:
         places = entry.members.values()

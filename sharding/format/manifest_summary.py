@@ -2,7 +2,8 @@
 
 Counts, failures, notes and fingerprint of thousands of shards at once are for `boxless status` and
 for the summaries at the end of a stage; who needs to know that a shard is done reads it all
-(sharding.format.manifest). The keys of a manifest are sorted, so "samples" comes after all of these.
+(sharding.format.manifest). The keys of a manifest are sorted, so "samples" comes after all of
+these.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class ManifestSummary:
 
 
 def read_manifest_summary(tar: Path) -> ManifestSummary:
-    """The summary of the manifest of `tar`; ShardError if it is missing or odd."""
+    """The summary of the manifest of `tar`; ShardError if it is missing or invalid."""
     try:
         raw = json.loads(_summary_bytes(manifest_path(tar)) + b"}")
         summary = ManifestSummary(

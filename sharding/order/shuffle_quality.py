@@ -1,4 +1,4 @@
-"""How well samples are mixed, in figures, beside webdataset's buffers and a full permutation."""
+"""Measures of shuffle quality, for our order, webdataset's buffers and a full permutation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class ShuffleQuality:
     entropy: of the shards in a micro-batch, over the most that its size allows; the mean, 0 to 1.
     drift: how far any set ever gets ahead of its exact share or behind it, in micro-batches; the
         most that is met in the epoch, 0 where there is one set.
-    displacement: how far a sample moves from one epoch to the next, in epochs; the mean. 1/3 by chance.
+    displacement: how far a sample moves from one epoch to the next, in epochs; the mean. 1/3 by
+        chance.
     separation: how far two neighbours are from each other an epoch later; likewise.
     retention: share of samples that have some sample within 8 places in both epochs.
     """
@@ -143,7 +144,8 @@ def _drift(sequence: SampleSequence, sizes: Sequence[Sequence[int]], shares: np.
 
 
 def _of_epochs(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
-    """ShuffleQuality.displacement, .separation and .retention; samples that are not in both are left out."""
+    """ShuffleQuality.displacement, .separation and .retention; samples that are not in both are
+    left out."""
     places = np.full(max(first.max(), second.max()) + 1, -1)
     # Backwards, so that of a sample that comes more than once the first place is kept.
     places[second[::-1]] = np.arange(len(second))[::-1]

@@ -1,7 +1,7 @@
 """A file without a name, for what processes share while they live and nobody finds afterwards.
 
 It has no name from the start, in no folder and not in /dev/shm, so nothing is left of it when the
-last process that holds it ends, were they all killed. Forked children hold it by themselves;
+last process that holds it ends, even if all are killed. Forked children hold it by themselves;
 children that are spawned are handed its descriptor.
 """
 

@@ -1,4 +1,4 @@
-"""A bounded cache of pieces of far shards, shared by a rank and its workers.
+"""A bounded cache of pieces of remote shards, shared by a rank and its workers.
 
 Its bytes are a ring on disk without a name: new pieces overwrite the oldest ones, and the index of
 where a piece begins is shared memory. It never says that a piece is right: what was overwritten
@@ -31,7 +31,8 @@ _BYTES_A_SLOT = 16 * 1024
 
 
 class Cache:
-    """At most `num_bytes` of pieces by name; a full or missing disk only means that it keeps less."""
+    """At most `num_bytes` of pieces by name; a full or missing disk only means that it keeps
+    less."""
 
     def __init__(self, num_bytes: int) -> None:
         self._num_bytes = num_bytes

@@ -1,4 +1,4 @@
-"""A set of shards to train on: where it is, and what must be known of it before the first sample."""
+"""A set of shards to train on: its location, catalog and shapes."""
 
 from __future__ import annotations
 

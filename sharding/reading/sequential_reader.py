@@ -1,4 +1,4 @@
-"""Reads a tar once from front to end, for everybody who wants bytes of it, and hashes all of it."""
+"""Reads a tar once, sequentially, and hashes it while others read parts of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class SequentialReader:
         self._start = self._end = 0  # what is held: bytes _start to _end
 
     def read(self, offset: int, num_bytes: int) -> bytes:
-        """Exactly `num_bytes` from `offset`, in the tar and not below the offset asked for before."""
+        """Exactly `num_bytes` from `offset`, in the tar and not below the offset asked for
+        before."""
         assert self._start <= offset <= offset + num_bytes <= self.num_bytes, (offset, num_bytes)
         while self._end < offset:
             self._fetch(keep_from=self._end, num_bytes=PIECE_BYTES)

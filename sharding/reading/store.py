@@ -2,7 +2,7 @@
 
 A store hands out whole small files (catalog, manifests) and samples, checked by their CRC-32. Far
 ones are fetched together, a whole micro-batch at once, and kept in a bounded cache
-(sharding.reading.cache). What fails on the way is asked for again a few times, for a bounded time;
+(sharding.reading.cache). What fails on the way is requested again a few times, for a bounded time;
 what is still wrong then is a ShardError.
 """
 
@@ -36,7 +36,7 @@ from sharding.reading.sample_reader import (
 
 # File descriptors a process holds; carried samples reach back beyond the current window.
 NUM_TARS_OPEN = 64
-# How often something far is asked for, how long each time and in all, and the first pause between.
+# Attempts at a remote read, timeouts of each and of all, and the first pause between attempts.
 NUM_ATTEMPTS = 5
 ATTEMPT_SECONDS = 60.0
 RETRY_SECONDS = 180.0
@@ -105,7 +105,7 @@ class Store(Protocol):
 def open_store(folder: str | Path, *, cache: Cache | None) -> Store:
     """The store at a path or URL; ShardError for a URL that is refused or that nothing can read.
 
-    cache: for far shards. Nothing is read yet.
+    cache: for remote shards. Nothing is read yet.
     """
     protocol, separator, path = str(folder).partition("://")
     if separator and (protocol in _REFUSED or "::" in str(folder)):
@@ -283,8 +283,8 @@ class RemoteStore:
         return f"{self.where}/{asked.name} {asked.offset} {asked.num_bytes} {wanted.entry.crc32}"
 
     def _fetch_ranges(self, ranges: Sequence[_Range]) -> list[bytes | Exception]:
-        """_fetch_with_retries, the very first alone: a server that does not know ranges answers with all of a
-        shard, and would do so for each of them."""
+        """_fetch_with_retries, the very first alone: a server that does not know ranges answers
+        with all of a shard, and would do so for each of them."""
         if self._serves_ranges or not ranges:
             return self._fetch_with_retries(ranges)
         (first,) = self._fetch_with_retries(ranges[:1])

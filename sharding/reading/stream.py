@@ -2,15 +2,16 @@
 
 Use:
 
-    stream = ShardStream([DatasetSource("objects")], seed=0, micro_batch_size=32, window_num_shards=8,
-                    shape_step_px=64)
+    stream = ShardStream([DatasetSource("objects")], seed=0, micro_batch_size=32,
+                    window_num_shards=8, shape_step_px=64)
     order = positions(start, rank, world_size)
     loader = DataLoader(stream, batch_size=None, sampler=order, num_workers=4, collate_fn=collate)
 
 Each item is a list of samples, still encoded; collate_fn runs in the workers and decodes them. The
 state to save is `stream.state(position)`, of the position of the next step, and nothing else; it is
 good for any later number of ranks and workers, and `stream.position(state)` refuses it where shards
-or settings are others. Stages of stock webdataset go on from here in sharding.reading.webdataset_adapter.
+or settings are others. Stages of stock webdataset continue from here in
+sharding.reading.webdataset_adapter.
 """
 
 from __future__ import annotations

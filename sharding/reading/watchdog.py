@@ -1,7 +1,8 @@
-"""Who does what: a board that a rank's workers write on, and a watch that reads it when data stall.
+"""Status of a rank's loader workers in shared memory, and a watchdog that reports it when data
+stall.
 
-`sharding.reading.stream` writes "open" and "read", the code that decodes and collates in the workers
-writes stages of its own, and the training loop watches:
+`sharding.reading.stream` writes "open" and "read", the code that decodes and collates in the
+workers writes stages of its own, and the training loop watches:
 
     board = StatusBoard()
     stream = ShardStream(sources, board=board, ...)
@@ -61,7 +62,7 @@ class StatusBoard:
     """One line a worker of this rank, in memory that forked and spawned workers share.
 
     Writing costs some microseconds and waits for nobody. Workers beyond 256 share lines.
-    A stream begins, writes its stages and rests; code that goes on with the samples in the worker
+    A stream begins, writes its stages and rests; code that continues with the samples in the worker
     may write stages of its own and must rest after them.
     """
 
@@ -163,5 +164,5 @@ class StallWatch:
 
     def _text(self, waited_seconds: float) -> str:
         busy = [activity for activity in self._board.activities() if activity.stage != _IDLE]
-        told = "; ".join(map(str, busy)) or "no worker is at anything"
+        told = "; ".join(map(str, busy)) or "no worker is busy"
         return f"no data for {waited_seconds:.0f} s: {told}"

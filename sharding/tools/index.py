@@ -1,6 +1,6 @@
 """Makes manifests for tars that others wrote, webdataset's and img2dataset's, and their catalog.
 
-The members KEY.EXT with the same KEY that follow each other are one input
+The members KEY.EXT with the same KEY that are consecutive are one input
 (sharding.format.tar_scan.Member says how a name is parted). It becomes a sample with a picture
 (jpg, jpeg, png, webp), a caption (json or txt) and perhaps objects.npy, all of which
 sharding.reading.sample_reader reads as it would read ours; what does not becomes a failure with
@@ -83,7 +83,7 @@ def index_tar(tar: Path, *, fingerprint: Mapping[str, str] | None = None) -> Man
 
 
 def _results(source: SequentialReader) -> Iterator[SampleEntry | Failure | Note]:
-    """What becomes of each input of a tar, and what is left out of it."""
+    """The samples, failures and notes of a tar's inputs."""
     keys: set[str] = set()
     # Members of no sample, as macOS' "._0.jpg", may stand between those of one.
     of_no_sample: list[str] = []
@@ -217,7 +217,8 @@ def _is_deep(info: dict[str, Any]) -> bool:
 
 
 def split_of_name(tar: str) -> str:
-    """The split of a tar by the first word of its name: "heldout" for HELDOUT_NAMES, else "train"."""
+    """The split of a tar by the first word of its name: "heldout" for HELDOUT_NAMES, else
+    "train"."""
     first = re.split(r"[^a-z]", tar.lower(), maxsplit=1)[0]
     return "heldout" if first in HELDOUT_NAMES else "train"
 

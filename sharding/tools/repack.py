@@ -97,7 +97,7 @@ def repack(
 
     sources: folders of finished shards with catalogs, of one kind and about the same labels.
     out: a new or empty folder, or that of the same repack, begun before.
-    on_shard: told after each shard how many of how many are done.
+    on_shard: called after each shard with the numbers done and in all.
 
     Returns the catalog, which is written last. Raises ShardError where sources disagree, are
     damaged or hold a key twice, and where `out` holds anything else.
@@ -184,7 +184,9 @@ def _plan(index: _Index, config: RepackConfig) -> list[_Shard]:
     """The new shards by name; the failures of a split are spread evenly over its shards."""
     shards = []
     for split in index.splits():
-        check_key(split)  # it becomes the name of a file, and a catalog may come from anybody
+        check_key(
+            split
+        )  # it becomes the name of a file, and a catalog may come from an unknown source
         samples, failures = index.of_split(split)
         if config.seed is not None:
             samples = samples[_permutation(len(samples), split, config.seed)]
@@ -247,7 +249,8 @@ class _Index:
         self._fingerprint: dict[str, str] | None = None
 
     def add_folder(self, folder: Path, shards: Sequence[ShardEntry]) -> None:
-        """Takes in shards of `folder`; ShardError where one is missing or not as its catalog says."""
+        """Takes in shards of `folder`; ShardError where one is missing or not as its catalog
+        says."""
         for shard in shards:
             tar = folder / shard.tar
             manifest = load_manifest(tar, shard)

@@ -8,7 +8,7 @@ Every byte is read. What becomes of a shard:
     quarantined  everything else: tar and manifest are moved to quarantine/, with NAME.reason.txt
     missing      the catalog lists it, and neither tar nor manifest is there
 
-A tar is sound in itself if its headers follow each other up to the end mark and every sample is
+A tar is sound in itself if its headers are consecutive up to the end mark and every sample is
 whole. Where catalog.json counts it, size and number of samples must agree. A tar that has exactly
 the members of its manifest but other bytes is damaged: nothing tells which of the two is right.
 
@@ -95,9 +95,9 @@ def repair(
 ) -> Report:
     """Repairs `folder`, while no stage writes to it; `dry_run` looks and changes nothing.
 
-    on_shard: told after each shard how many of how many have been looked at.
+    on_shard: called after each shard with the numbers checked and in all.
 
-    Raises ShardError if there is nothing to repair or another repair is at work.
+    Raises ShardError if there is nothing to repair or another repair is running.
     """
     descriptor = _hold(folder)
     try:

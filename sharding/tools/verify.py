@@ -167,7 +167,7 @@ def verify_paths(
     A folder of shards is held against its catalog.json and its file of shapes as well, and no key
     may be in two of its shards. Holds 8 bytes a sample of a folder.
 
-    on_shard: told after each shard how many of how many have been looked at.
+    on_shard: called after each shard with the numbers checked and in all.
     """
     faults: list[Fault] = []
     folders: list[_Folder] = []

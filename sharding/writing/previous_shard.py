@@ -1,4 +1,4 @@
-"""What an earlier writing of a shard left, to be used again sample by sample."""
+"""The previous version of a shard, whose samples are reused when it is written again."""
 
 from __future__ import annotations
 

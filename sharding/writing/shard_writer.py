@@ -84,7 +84,8 @@ def write_shard(
     stays untouched.
 
     check_owner: raises where the shard is another writer's by now; called before each rename. A
-    shard of this fingerprint that another writer finished meanwhile stays; its manifest is returned.
+    shard of this fingerprint that another writer finished meanwhile stays; its manifest is
+    returned.
     """
     version = _version(manifest_path(tar))
     samples: dict[str, SampleEntry] = {}
@@ -247,7 +248,7 @@ def _write_encoded(stream: _TarStream, encoded: EncodedSample) -> SampleEntry:
 
 
 def _header(name: str, num_bytes: int) -> bytes:
-    """A ustar header that says nothing of when, where and by whom: tarfile's other defaults.
+    """A ustar header with constant time, owner and mode.
 
     ShardError where ustar has no room for the name or the size.
     """

@@ -1,6 +1,6 @@
 """One shard's way: samples of an image shard in, the same samples with objects and phrases out.
 
-The objects come from a `ObjectSource`; here they are checked, chosen from, and compared with the
+The objects come from an `ObjectSource`; here they are checked, chosen from, and compared with the
 phrases of the captions.
 """
 
@@ -82,13 +82,13 @@ class Labeller:
             if not line:
                 raise DistillError(
                     f"the teacher gave a result for {num_results} samples and had one less; "
-                    "expected one each. Mend its see."
+                    "expected one each. Fix its see method."
                 )
             yield line.popleft(), result
         if line:
             raise DistillError(
                 f"the teacher gave {num_results} results for {num_results + len(line)} samples; "
-                "expected one each. Mend its see."
+                "expected one each. Fix its see method."
             )
 
     def _label_batch(

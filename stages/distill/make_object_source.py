@@ -1,4 +1,4 @@
-"""Whose objects a recipe asks for."""
+"""Makes the ObjectSource that a recipe names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def make_object_source(
     """The teacher of `config`; `folder` is that of the run's own, `images` that of the image
     shards, which teacher "truth" needs.
 
-    Raises what reading it raises, a ValueError in each case that a user can mend.
+    Raises what reading it raises, a ValueError in each case that a user can fix.
     """
     if config.teacher == "features":
         from stages.distill.precomputed.join import PrecomputedObjects

@@ -1,7 +1,7 @@
 """What distillation asks of a teacher.
 
-A `ObjectSource` gives the objects of samples, however it comes by them: by files that others left
-(`features/`), or by looking. Those that look are `Detector`s, and `flow.py` makes a Seer of one.
+An `ObjectSource` gives the objects of samples, however it comes by them: by files that others left
+(`precomputed/`), or by a detector: `inference/pipeline.py` makes an ObjectSource of a `Detector`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class ObjectSource(Named, Protocol):
     """A teacher as `label.py` needs it."""
 
     def see(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
-        """A result a sample, in their order: an array of `sharding.format.schema.object_dtype`, rows by
-        falling score and boxes in pixels of the original picture, or why there is none.
+        """A result a sample, in their order: an array of `sharding.format.schema.object_dtype`,
+        rows by falling score and boxes in pixels of the original picture, or why there is none.
 
         `samples` is gone through in the caller's thread, and may be some way ahead of the results.
         """
@@ -59,7 +59,8 @@ class Detector(Named, Protocol):
         while another one is in `detect`."""
 
     def detect(self, prepared: list[Prepared]) -> list[np.ndarray]:
-        """An array as Seer.see's for each of some pictures, one or more, all of one `size`.
+        """An array as ObjectSource.see's for each of some pictures, one or more, all of one
+        `size`.
 
         Called in one thread at a time. Memory that ran out is told by MemoryError,
         torch.OutOfMemoryError, or a RuntimeError that says so.

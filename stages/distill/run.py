@@ -2,7 +2,7 @@
 
 Every image shard becomes the object shard of the same name, whole or not at all. The workers share
 the shards by claims (`sharding.coordination.claims`); killed at any moment and started again, the
-stage goes on with what is not finished and ends with the same bytes.
+stage continues with what is not finished and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _label_shards(
                     labeller,
                     PreviousShard(out / claim.tar, fingerprint),
                 )
-                # Closed, whatever ends the writing: threads are at work for it.
+                # Closed, whatever ends the writing: threads are running for it.
                 with contextlib.closing(labelled), clock.during("write", without=_LABEL):
                     write_shard(
                         out / claim.tar,
@@ -289,9 +289,9 @@ def _fingerprint(
 
 
 def _arithmetic(config: DistillConfig) -> dict[str, str]:
-    """What moves the last digits of a detector's objects, and so the bytes of a shard: a GPU, and in
-    bf16 how many pictures run together. Nothing on the CPU in fp32, or where others' features are
-    joined."""
+    """What moves the last digits of a detector's objects, and so the bytes of a shard: a GPU, and
+    in bf16 how many pictures run together. Nothing on the CPU in fp32, or where others' features
+    are joined."""
     if config.teacher == "features":
         return {}
     moving = {"batch_size": str(config.batch_size)} if config.precision == "bf16" else {}

@@ -36,7 +36,7 @@ _MEANING = {
 
 @dataclass(frozen=True, kw_only=True)
 class IngestConfig:
-    """Which pictures to take, how to part them and which to refuse.
+    """Which pictures to read, how to split them, and which to refuse.
 
     source: "toy" (drawn scenes), "coco" (folders of pictures with captions in COCO's layout or in
         Karpathy's), "nlvr" (a clone of the NLVR corpus), "webdataset" (tars with a picture and a

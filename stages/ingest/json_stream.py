@@ -34,7 +34,7 @@ def iterate_json_list(path: Path, *, field: str, expected: str) -> Iterator[Any]
                     return
                 try:
                     entry, end = decoder.raw_decode(text)
-                    # A number or a name that the piece ends in may go on in the next.
+                    # A number or a name that the piece ends in may continue in the next.
                     is_whole = end < len(text)
                 except (ValueError, RecursionError):
                     is_whole = False

@@ -3,7 +3,7 @@
 Input i of a split goes into its shard i // samples_per_shard, so names and contents of shards are
 fixed before any picture is read, and are the same for every worker. They share the shards by claims
 (`sharding.coordination.claims`): a shard whose manifest has the right fingerprint is left alone,
-and a run that was stopped goes on with the next.
+and a run that was stopped continues with the next.
 """
 
 from __future__ import annotations

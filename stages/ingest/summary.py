@@ -1,4 +1,4 @@
-"""What an ingest took and what it refused, as tables on the screen."""
+"""Summary of an ingest on screen: samples, failures and notes, by reason."""
 
 from __future__ import annotations
 

@@ -37,10 +37,10 @@ class ItmConfig:
     weight: float = 1.0
     """Factor of the loss in the sum; 0 leaves the objective out."""
     mismatch: float = 0.5
-    """Share of pairs that get a strange text."""
+    """Share of pairs that get a mismatched caption."""
     negatives: Literal["random", "itc"] = "random"
-    """How a strange text is drawn from the micro-batch: `random`, each as likely; `itc` (ours; of
-    ALBEF), by the contrastive head, so that those that nearly fit come more often."""
+    """How a mismatched caption is drawn from the micro-batch: `random`, each as likely; `itc`
+    (ours; of ALBEF), by the contrastive head, so that those that nearly fit come more often."""
 
     def __post_init__(self) -> None:
         check_choice("itm.negatives", self.negatives, ("random", "itc"))
@@ -125,7 +125,7 @@ class OmvmConfig:
     draw: Literal["uniform", "score", "area"] = "uniform"
     """Which (ours): each as likely, or in proportion to its score, or to its number of cells."""
     hide: float = 0.5
-    """Share of drawn objects whose cells are really masked; the others are told in plain sight
+    """Share of drawn objects whose cells are really masked; the others are predicted unmasked
     (ours, after BERT's rule of leaving some words; the paper's masking is 1)."""
     label_weight: float = 1.0
     """Factor of the label loss within the objective (ours)."""
@@ -167,7 +167,7 @@ class PraConfig:
     """KL(target || student), or KL(student || target), for regions `object` only (ours: the paper's
     direction is not known)."""
     matched_only: bool = True
-    """Always: a strange text's phrases have no similarities with the picture, which are made
+    """Always: a mismatched caption's phrases have no similarities with the picture, which are made
     offline."""
 
     def __post_init__(self) -> None:
@@ -247,7 +247,8 @@ class PretrainConfig(TrainingConfig):
     """Shards whose samples are mixed with each other."""
     group_by: Literal["resized", "original"] = "resized"
     """Which sizes of pictures must be alike to share a micro-batch: those after resizing, or those
-    on disk, which give many more groups and smaller batches (checkpoints of versions before 0.2)."""
+    on disk, which give many more groups and smaller batches (checkpoints of versions before
+    0.2)."""
     lr_transformer: float = 2e-3
     """Peak AdamW rate of everything but the CNN (both papers' full size: 1e-4)."""
     lr_text: float | None = None

@@ -113,7 +113,7 @@ class PretrainModel(nn.Module):
 def make_objectives(config: PretrainConfig) -> dict[str, tuple[float, Objective]]:
     """The objectives with a weight, by name: (weight, objective).
 
-    The order matters: ITM deals out strange texts before MLM and OMVM hide parts of them.
+    The order matters: ITM deals out mismatched captions before MLM and OMVM hide parts of them.
     """
     every: tuple[tuple[float, Objective], ...] = (
         (config.itc.weight, Itc(config.itc)),

@@ -1,1 +1,1 @@
-"""One page about a run: `page` conducts, every other module draws one thing of it."""
+"""One page about a run: `page` assembles it, every other module draws one section."""

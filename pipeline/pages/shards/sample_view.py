@@ -1,7 +1,7 @@
 """What is to be drawn of one sample, on page and contact sheet alike: its objects, what they are
 called and how sure the teacher is, and its captions with the objects that their phrases mean.
 
-What a sample says is checked here, once: the json may be anybody's. Letters: O objects.
+What a sample says is checked here, once: the json may be of any origin. Letters: O objects.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""A page about what a student makes of pictures and texts: `command` conducts."""
+"""A page with attention and predictions of a student for pictures and texts."""

@@ -80,7 +80,7 @@ class OomFallback:
             if len(seen) != len(batch):
                 raise DistillError(
                     f"the teacher gave {len(seen)} arrays for {len(batch)} pictures; expected one "
-                    "each. Mend the teacher's detect."
+                    "each. Fix the teacher's detect method."
                 )
             return list(seen)
         # Out of the block above, whose error kept alive what the batch had filled memory with.

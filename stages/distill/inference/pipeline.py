@@ -48,7 +48,7 @@ class _Passing:
 
 
 class InferencePipeline:
-    """A Seer made of a Detector, whose names and sizes it takes on.
+    """An ObjectSource made of a Detector, whose names and sizes it takes on.
 
     batch_size: the most pictures, of one size, that go into the detector at once. num_decoders:
     threads. say: gets a line when memory ran out. clock: its parts are "decode wait" (of the
@@ -96,7 +96,8 @@ class InferencePipeline:
         return self._window + self._batch_size + 2 * self._num_decoders
 
     def see(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
-        """As Seer.see. Its threads end with it, after the batch that is in the detector's hands."""
+        """As ObjectSource.see. Its threads end with it, after the batch that is in the
+        detector's hands."""
         rest = iter(samples)
         line: deque[_Passing] = deque()
         batches: Batches[tuple[_Passing, Prepared]] = Batches(

@@ -1,4 +1,4 @@
-"""Where the time of an extraction goes."""
+"""Times of the stages of an extraction."""
 
 from __future__ import annotations
 

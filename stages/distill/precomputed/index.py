@@ -1,7 +1,7 @@
 """Where in files of hundreds of gigabytes the rows of an id are: found in one pass, then kept.
 
 26 bytes a row in memory, whatever its length. Where there is a folder for it, what was found in a
-file is kept there, written whole or not at all, so a pass that was stopped goes on with the file
+file is kept there, written whole or not at all, so a pass that was stopped continues with the file
 that it was in; other workers of the same host and folder wait for it.
 """
 

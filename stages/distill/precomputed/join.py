@@ -63,7 +63,7 @@ class Account:
 
 
 class PrecomputedObjects:
-    """A Seer that looks up what another detector saw, years ago, in the files of `config`.
+    """An ObjectSource that looks up what another detector saw, years ago, in the files of `config`.
 
     index_folder: where the passes over large files are kept, by file; None keeps them in memory.
     With `show` the pass is shown, and what was found. Raises FeaturesError, beginning with the

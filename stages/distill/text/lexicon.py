@@ -32,7 +32,7 @@ class Lexicon:
     A phrase is: a determiner, a number, up to `MAX_MODIFIERS` modifiers, a head; all but the head
     may be absent. A modifier is a content word or an attribute of several words. The head is
 
-    - a label; labels that follow each other directly are one ("dog house"). Case and plural do not
+    - a label; labels that are consecutive directly are one ("dog house"). Case and plural do not
       count, each synonym is found, and where names overlap the longest is: no light in a "light
       blue car". A word right behind a label is no modifier of the next: it is the verb in "man
       riding horse".

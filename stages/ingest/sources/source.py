@@ -1,4 +1,4 @@
-"""The wall between corpora and the runner: what a source hands over, and what all sources share.
+"""The interface between corpora and the ingest runner, and what all sources share.
 
 A source is a class in a file of this folder; `stages.ingest.run` opens the one the recipe names.
 """

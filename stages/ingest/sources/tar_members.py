@@ -1,7 +1,7 @@
-"""What is in a tar, and where it is damaged; reached from `stages.ingest.sources.webdataset`.
+"""What is in a tar, and where it is damaged.
 
-Only headers are read, by `sharding.format.tar_scan`, which trusts none of them and bounds what they may ask
-for.
+Only headers are read, by `sharding.format.tar_scan`, which trusts none of them and bounds what they
+may ask for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The toy world: scenes of coloured shapes with captions and the whole truth about them.
+"""The toy world: scenes of coloured shapes with captions and complete ground truth.
 
 A scene is a pure function of (seed, split, number), so shards are the same bytes wherever they are
 made. Train and held-out scenes share no set of objects.

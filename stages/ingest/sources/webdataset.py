@@ -1,6 +1,6 @@
 """Existing tars in webdataset's layout, as img2dataset writes them: a picture and a caption a key.
 
-Members KEY.EXT with the same KEY that follow each other are one input: KEY.jpg, KEY.jpeg, KEY.png
+Members KEY.EXT with the same KEY that are consecutive are one input: KEY.jpg, KEY.jpeg, KEY.png
 or KEY.webp, with KEY.txt (one caption) or KEY.json ("caption": text, or "captions": a list of
 texts) or both. Everything after the first dot of the name is EXT. Layout:
 https://github.com/webdataset/webdataset and https://github.com/rom1504/img2dataset#output-format.

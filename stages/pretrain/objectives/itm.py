@@ -25,13 +25,13 @@ class Itm(Objective):
     """Give some pictures the text of another one, tell which.
 
     loss = mean over pairs of -log softmax(W tanh(U h_cls))[matched], h_cls [D] the fusion's output
-    at [CLS] (SOHO: softmax(W h_cls), by `student.itm_head`). A strange text comes from another
-    picture of the same micro-batch, so that it costs no reading; SOHO's released code takes the
-    first caption of another group of the same file, and KD-VLP's way is not known. With one picture
-    a micro-batch there is no strange text. `negatives` "itc" (ours; ALBEF, arXiv 2107.07651, section
-    3.3): the strange text is drawn by the softmax of the contrastive head's logits for the picture,
-    so that texts that nearly fit come more often; it keeps its masks, and MLM learns nothing from
-    it. A text that the source itself calls false (NLVR) is
+    at [CLS] (SOHO: softmax(W h_cls), by `student.itm_head`). A mismatched caption comes from
+    another picture of the same micro-batch, so that it costs no reading; SOHO's released code takes
+    the first caption of another group of the same file, and KD-VLP's way is not known. With one
+    picture a micro-batch there is no mismatched caption. `negatives` "itc" (ours; ALBEF, arXiv
+    2107.07651, section 3.3): the mismatched caption is drawn by the softmax of the contrastive
+    head's logits for the picture, so that texts that nearly fit come more often; it keeps its
+    masks, and MLM learns nothing from it. A text that the source itself calls false (NLVR) is
     mismatched already and stays as it is.
     """
 
