@@ -1,8 +1,7 @@
-"""The stage that looks: image shards go in, object shards come out.
+"""Distillation: image shards in, object shards out.
 
-`teach.py` trains a teacher where the pictures have boxes (`boxless teach`), `teacher/` is the
-network itself, `run.py` lets a teacher look at every picture once and writes what it sees (`boxless
-distill`). A sample's way there: `inference/pipeline.py` (`decode.py`, `batches.py`,
-`oom_fallback.py`) or `precomputed/` -> `label.py` (`text/phrases.py`, `text/similarity.py`) ->
-object shard; `object_source.py` is the interface of teachers, `make_object_source.py` makes the
-recipe's. The stage before is `stages/ingest`, the one after `stages/pretrain`."""
+`run.py` lets a teacher detect the objects of every picture once and writes them (`boxless distill`).
+Data flow: `inference/` (a detector, with `decode.py` and `batches.py`) or `precomputed/` (features of
+other projects) -> `label.py` (phrases and similarities of `text/`) -> object shard.
+`object_source.py` is the interface of teachers, `make_object_source.py` makes the recipe's.
+"""
