@@ -14,6 +14,7 @@ import torch
 from sharding.format.schema import ShardError
 from sharding.reading.watchdog import StallWatch
 from stages.progress import Progress
+from stages.student.vision.batch_norm import average_statistics
 from stages.training.batches import BatchSource, LoadedBatch, load_batches, received
 from stages.training.checkpoints.save_and_load import load_checkpoint, save_checkpoint
 from stages.training.config import TrainingConfig
@@ -168,6 +169,8 @@ class Loop:
                 keys = self._before_step()
             self.engine.step()
             self.metrics.add(loss, outputs, is_valid=is_valid)
+        # At every step, so that a checkpoint, which holds one rank's, holds what all ranks have.
+        average_statistics(self.engine.module)
         is_skipped = self.engine.skipped_steps > num_skipped
         if self.engine.basic_optimizer.is_held or (is_skipped and not self.engine.fp16_enabled()):
             self._note_nonfinite(self.state.step + 1, keys)

@@ -26,7 +26,7 @@ from pipeline.recipe.dataclass_values import build
 from stages.pretrain.config import PretrainConfig
 from stages.student.config import StudentConfig
 
-LONGEST_SECONDS = 60.0
+LONGEST_SECONDS = 300.0
 JOB = "job: "
 
 
@@ -49,7 +49,8 @@ class Ranks:
         """Run into `root`; for each rank "done", "ErrorType: text", or "signal N".
 
         `root`/trace-RANK.jsonl has a line for every micro-batch: position and keys;
-        `root`/codes-RANK.jsonl one for every step of a visual dictionary: a digest of its codes.
+        `root`/codes-RANK.jsonl one for every step of a visual dictionary: a digest of its codes;
+        `root`/statistics-RANK.pt the BatchNorms' of the last step before the ranks average them.
         """
         root.mkdir(exist_ok=True)
         job = {
@@ -79,7 +80,7 @@ class Ranks:
         """End the server."""
         assert self._server.stdin
         self._server.stdin.close()
-        self._server.wait(timeout=30)
+        self._server.wait(timeout=300)
 
 
 def serve() -> None:
@@ -146,6 +147,7 @@ def _run_rank(job: dict[str, Any], rank: int) -> str:
     root = Path(job["root"])
     _trace(root / f"trace-{rank}.jsonl")
     _trace_codes(root / f"codes-{rank}.jsonl")
+    _trace_statistics(root / f"statistics-{rank}.pt")
     _spoil(job["spoil"], job["step"], rank)
     try:
         pretrain(
@@ -193,6 +195,22 @@ def _trace_codes(path: Path) -> None:
             file.write(json.dumps({"codes": digest}) + "\n")
 
     Dictionary.learn = traced  # type: ignore[method-assign]
+
+
+def _trace_statistics(path: Path) -> None:
+    """Note each running mean and variance of the model before `average_statistics`."""
+    import torch
+
+    from stages.training import loop
+
+    plain = loop.average_statistics
+
+    def traced(net: torch.nn.Module) -> None:
+        state = {name: value.clone() for name, value in net.named_buffers() if "running_" in name}
+        torch.save(state, path)
+        plain(net)
+
+    loop.average_statistics = traced
 
 
 def _spoil(what: str, step: int, rank: int) -> None:

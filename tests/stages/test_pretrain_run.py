@@ -112,7 +112,8 @@ def test_every_sample_once_an_epoch(undisturbed: Path) -> None:
 def test_one_rank_does_what_two_do(ranks: Ranks, undisturbed: Path, tmp_path: Path) -> None:
     """Oracle: two ranks. One rank that accumulates sees the same keys at the same positions and
     ends with the same weights but for the order of sums; the loss of each step is the same. What
-    differs is known: BatchNorm's running statistics are those of the first rank's pictures."""
+    differs is known: BatchNorm's running statistics move once a micro-batch on one rank, and once a
+    step, by the mean of two, on two."""
     assert ranks(RUN, tmp_path, world_size=1) == ["done"]
     assert _trace(tmp_path, 1) == _trace(undisturbed, 2)
     mine, theirs = _weights(tmp_path), _weights(undisturbed)
@@ -189,6 +190,20 @@ def test_told_to_stop_and_started_again(ranks: Ranks, undisturbed: Path, tmp_pat
     assert ranks(RUN, tmp_path, world_size=2) == DONE
     _assert_same_run(tmp_path, undisturbed)
     assert _trace(tmp_path, 2) == _trace(undisturbed, 2)
+
+
+def test_saved_batch_norm_statistics_are_the_mean_over_ranks(ranks: Ranks, tmp_path: Path) -> None:
+    """Oracle: each rank's statistics before they are averaged, over two steps without learning, of
+    which the saved ones are the mean; by the law of moving averages, those of a second step began
+    from the mean of the first."""
+    config = replace(RUN, num_steps=2, lr_transformer=1e-12, lr_cnn=1e-12)
+    assert ranks(config, tmp_path, world_size=2) == DONE
+    first, second = (torch.load(tmp_path / f"statistics-{rank}.pt") for rank in range(2))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    saved = _weights(tmp_path)
+    for name in first:
+        mean = (first[name] + second[name]) / 2
+        torch.testing.assert_close(saved[name.removeprefix("student.")], mean, msg=name)
 
 
 def test_killed_while_saving_then_stopped_earlier(
@@ -286,8 +301,8 @@ def test_killed_and_continued_on_other_numbers_of_ranks(
 
 
 def _assert_close_runs(root: Path, other: Path) -> None:
-    """The same weights and losses but for the order of sums. BatchNorm's running statistics are
-    those of the first rank's pictures, so they are left out."""
+    """The same weights and losses but for the order of sums. BatchNorm's running statistics move once
+    a micro-batch of a rank, so they are left out."""
     mine, theirs = _weights(root), _weights(other)
     for name in mine:
         if "running_" not in name and not name.endswith("num_batches_tracked"):

@@ -60,6 +60,29 @@ def replace_batch_norms(net: nn.Module, policy: Policy) -> None:
                 setattr(parent, name, make_batch_norm(policy, child.num_features))
 
 
+def average_statistics(net: nn.Module) -> None:
+    """Put the mean over all ranks in the place of each rank's running statistics, where a BatchNorm
+    of `net` takes them from its own pictures: each rank has then seen all of them. A collective.
+
+    A moving average of means is the mean of moving averages, so it matters to the result only by
+    rounding how often this is done. timm's `distribute_bn` does the same, once an epoch.
+    """
+    if _world_size() == 1:
+        return
+    tensors: list[torch.Tensor] = []
+    for norm in net.modules():
+        if isinstance(norm, BatchNorm) and norm.training and norm.track_running_stats:
+            assert norm.running_mean is not None and norm.running_var is not None
+            tensors += [norm.running_mean, norm.running_var]
+    if not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    torch.distributed.all_reduce(flat)
+    flat /= _world_size()
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(mean.view_as(tensor))
+
+
 @contextmanager
 def statistics_untouched(net: nn.Module) -> Iterator[None]:
     """Within it a forward pass is the same as ever but no statistic moves: for one that is run
