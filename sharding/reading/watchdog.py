@@ -128,6 +128,8 @@ class StallWatch:
             raise BoxlessError(f"after_seconds: got {after_seconds}, expected more than 0")
         self._board, self._after_seconds, self._log = board, after_seconds, log
         self._waiting_since: float | None = None
+        self._next_seconds = after_seconds
+        self._seen_since: float | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="stall watch", daemon=True)
 
@@ -153,14 +155,17 @@ class StallWatch:
             yield batch
 
     def _watch(self) -> None:
-        seconds, seen = self._after_seconds, None
         while not self._ended.wait(min(1.0, self._after_seconds / 4)):
-            since = self._waiting_since
-            if since != seen:
-                seconds, seen = self._after_seconds, since
-            if since is not None and time.monotonic() - since >= seconds:
-                self._log(self._text(time.monotonic() - since))
-                seconds *= 2
+            self._check(time.monotonic())
+
+    def _check(self, now: float) -> None:
+        """Log the wait that is under way at `now` if it is time for that."""
+        since = self._waiting_since
+        if since != self._seen_since:
+            self._next_seconds, self._seen_since = self._after_seconds, since
+        if since is not None and now - since >= self._next_seconds:
+            self._log(self._text(now - since))
+            self._next_seconds *= 2
 
     def _text(self, waited_seconds: float) -> str:
         busy = [activity for activity in self._board.activities() if activity.stage != _IDLE]

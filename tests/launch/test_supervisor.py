@@ -16,9 +16,11 @@ import pytest
 from launch.backends import local
 from launch.config import LaunchConfig
 from launch.events import read_events
-from launch.heartbeat import read_beats
+from launch.heartbeat import Beat, read_beats
 from launch.job import Job, LaunchError, NoProgressError, UserError
 from launch.marked_processes import marked_processes
+from launch.process import prepare_logs, worker_command
+from launch.supervisor import RestartPolicy, Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK_SCRIPT = """
@@ -38,7 +40,8 @@ RANK_SCRIPT = """
     (here / f"pid-{number}").write_text(str(os.getpid()))
     if action == "progress" and number < 3:  # one more step at every start
         heartbeat.beat(number + 1)
-        time.sleep(1.5)  # seen by the supervisor
+        while not (here / f"noted-{number + 1}").exists():
+            time.sleep(0.05)
         sys.exit(1)
     if action == "stuck":
         sys.exit(1)
@@ -78,9 +81,20 @@ def test_three_restarts_without_a_new_step_end_the_job(tmp_path: Path) -> None:
     assert [e["event"] for e in read_events(job.paths.events)].count("restart") == 4
 
 
-def test_a_start_with_a_new_step_resets_the_count(tmp_path: Path) -> None:
-    """Three failures, each after a step that was new: with one restart allowed it still ends well."""
+def test_a_start_with_a_new_step_resets_the_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three failures, each after a step that was new: with one restart allowed it still ends well.
+    A rank fails only when the supervisor has read its step."""
     job = make_job(tmp_path, "progress")
+
+    def read_and_note(folder: Path) -> list[Beat]:
+        beats = read_beats(folder)
+        for beat in beats:
+            (tmp_path / f"noted-{beat.step}").touch()
+        return beats
+
+    monkeypatch.setattr("launch.supervisor.read_beats", read_and_note)
     local.run(job, LaunchConfig(max_restarts=1))
     assert num_starts(tmp_path) == 4
     kinds = [event["event"] for event in read_events(job.paths.events)]
@@ -102,7 +116,7 @@ def test_a_stopped_rank_is_named_and_started_again(
     monkeypatch.setattr("launch.supervisor.STOPPED_SECONDS", 1.0)
 
     def stop() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (tmp_path / "pid-0").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(1)
@@ -120,8 +134,10 @@ def test_a_hung_rank_writes_its_stacks_and_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: the line of the rank's script at which it sleeps."""
-    monkeypatch.setattr("launch.supervisor.STALL_REPORT_SECONDS", 2.0)
-    local.run(make_job(tmp_path, "stopped"), LaunchConfig(max_restarts=1, hang_seconds=10))
+    monkeypatch.setattr("launch.supervisor.STALL_REPORT_SECONDS", 0.5)
+    job, policy = make_job(tmp_path, "stopped"), RestartPolicy(max_restarts=1, hang_seconds=4)
+    prepare_logs(job)
+    Supervisor(job, policy).run(lambda: worker_command(job))
     assert num_starts(tmp_path) == 2
     log = (tmp_path / "logs/rank-0.log").read_text()
     assert "most recent call first" in log and "rank_script.py" in log

@@ -71,7 +71,7 @@ def measure(
             ],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=True,
         )
         match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)

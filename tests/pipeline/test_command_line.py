@@ -167,7 +167,7 @@ def test_a_wrong_path_in_a_stage_ends_in_words(tmp_path: Path) -> None:
     where = [f"ingest.root={tmp_path}/nowhere", f"ingest.captions={tmp_path}/none.json"]
     command = [sys.executable, "-m", "pipeline.cli.main", "run", "coco", "--run", f"{tmp_path}"]
     command += [part for value in where for part in ("--set", value)]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert ended.returncode == 2
     assert "nowhere" in ended.stderr and "Traceback" not in ended.stderr
 
@@ -184,11 +184,11 @@ def test_sigterm_stops_the_stage_and_says_so(tmp_path: Path) -> None:
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (tmp_path / "logs/ingest/rank-0.log").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     boxless.send_signal(signal.SIGTERM)
-    _, said = boxless.communicate(timeout=60)
+    _, said = boxless.communicate(timeout=300)
     assert boxless.returncode == 143, said
     assert "Run the same command to continue" in said
     assert not (tmp_path / "images/stage.json").exists()

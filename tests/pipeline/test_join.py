@@ -96,10 +96,10 @@ def test_joined_workers_outlive_the_conductor(tmp_path: Path) -> None:
         time.sleep(0.01)
     conductor.kill()
     conductor.wait()
-    assert joined.wait(timeout=120) == 0
+    assert joined.wait(timeout=600) == 0
     assert (run.images / "catalog.json").exists()
     assert not (run.images / "stage.json").exists()
-    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     assert "pictures 1156" in ended.stdout
     left = {path.name for path in run.images.iterdir() if path.name.startswith(".")}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
+from sharding.reading import watchdog
 from sharding.reading.dataset_source import DatasetSource
 from sharding.reading.stream import ShardStream
 from sharding.reading.watchdog import Activity, StallWatch, StatusBoard
@@ -57,31 +58,31 @@ def test_the_watch_names_stage_shard_and_key_of_the_worker_that_is_stuck() -> No
     assert text.endswith(" s; position 1")
 
 
-def test_it_says_so_again_after_growing_times_and_not_without_a_wait() -> None:
-    """Oracle: the clock, as a lower bound: 0.1, 0.2 and 0.4 s into a wait; nothing while the rank
-    is busy with a batch, and a new wait begins anew."""
-    said: queue.Queue[tuple[str, float]] = queue.Queue()
-    waits = iter([3, 2])
-    began: list[float] = []
+def test_it_says_so_again_after_growing_times_and_not_without_a_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Oracle: a clock that the test sets: 10, 20 and 40 s into a wait; nothing while the rank is busy
+    with a batch, and a new wait begins anew."""
+    now, said = [1000.0], list[str]()
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    watch = StallWatch(StatusBoard(), after_seconds=10, log=said.append)
+
+    def pass_seconds(seconds: int) -> list[str]:
+        """What the watch, which looks every second, says in that time."""
+        said.clear()
+        for _ in range(seconds):
+            now[0] += 1.0
+            watch._check(now[0])
+        return [text.partition(":")[0] for text in said]
 
     def slow() -> Iterator[int]:
-        for number, times in enumerate(waits):
-            began.append(time.monotonic())
-            for count in range(times):
-                text, at = said.get(timeout=RETRY_SECONDS)
-                assert text.startswith("no data for ") and at - began[-1] >= 0.1 * 2**count
-            yield number
+        assert pass_seconds(45) == [f"no data for {seconds} s" for seconds in (10, 20, 40)]
+        yield 0
+        assert pass_seconds(25) == [f"no data for {seconds} s" for seconds in (10, 20)]
+        yield 1
 
-    def say(text: str) -> None:
-        said.put((text, time.monotonic()))
-
-    with StallWatch(StatusBoard(), after_seconds=0.1, log=say) as watch:
-        for _ in watch.watched(slow()):
-            while not said.empty():  # said between the last that was waited for and its end
-                said.get()
-            time.sleep(0.3)
-            assert said.empty()
-    assert len(began) == 2
+    for _ in watch.watched(slow()):
+        assert pass_seconds(100) == []
 
 
 def test_the_watch_ends_with_its_block() -> None:

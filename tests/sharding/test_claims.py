@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,14 +80,16 @@ def test_a_worker_killed_on_this_machine_is_replaced_at_once(
 
 @pytest.mark.parametrize("minutes", [-120, 0, 120])
 def test_of_another_machine_only_the_counter_counts(
-    tmp_path: Path, whole: dict[str, bytes], minutes: int
+    tmp_path: Path, whole: dict[str, bytes], minutes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """File times are those of clocks that are hours off. Oracle: a claim stays while its counter
-    moves, and for a lease of this process's own clock after that."""
-    out = tmp_path / "out"
+    moves, and for a lease of this process's own clock, which the test sets, after that."""
+    out, now = tmp_path / "out", [1000.0]
     tar = killed_holder(out, machine="elsewhere", lease_seconds=0.5)
     claim = out / FOLDER / f"{tar}.claim"
     when = time.time() + 60 * minutes
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr(heartbeat, "time", clock)
     with make_worker(out) as worker:
         for number in range(8):
             content = json.loads(claim.read_bytes())
@@ -95,12 +98,13 @@ def test_of_another_machine_only_the_counter_counts(
                 beating.write(json.dumps(content).encode().ljust(1024))
             os.utime(claim, (when, when))
             assert not worker._claim(tar)
-            time.sleep(0.1)
+            now[0] += 0.4
         assert not worker._claim(tar)
-        time.sleep(0.6)
+        now[0] += 0.2
         os.utime(claim, (time.time() + 60, time.time() + 60))
         assert worker._claim(tar)
         worker._release(tar)
+    monkeypatch.undo()
     assert len(work(out)) == len(TARS)
     assert tree(out) == whole
 

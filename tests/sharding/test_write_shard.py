@@ -7,11 +7,10 @@ import errno
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killed_calls import die_before
 
 from sharding.format.manifest import is_done, manifest_path, manifest_sha256, read_manifest
 from sharding.format.schema import EncodedSample, Failure, Note, Sample, ShardError, encode_objects
@@ -182,43 +182,30 @@ def test_two_writers_at_once_leave_the_same_shard(tmp_path: Path, make_sample: M
     assert sorted(os.listdir(tmp_path / "both")) == [NAME, NAME + ".json"]
 
 
-# A writer that kills itself: argv = tar, moment, fingerprint. Moment "sample" is in the middle of
-# the samples, a number is before the n-th call that changes the disk for good.
-SUICIDE = """
-import os, signal, sys
-from pathlib import Path
-from sharding.format.schema import Sample
-from sharding.writing.atomic import remove_stale
-from sharding.writing.shard_writer import _header, write_shard
-tar, moment, fingerprint = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-calls = 0
-def counted(name):
-    real = getattr(os, name)
-    def call(*args, **kwargs):
-        global calls
-        calls += 1
-        if str(calls) == moment:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **kwargs)
-    setattr(os, name, call)
-for name in ("fsync", "replace", "unlink"):
-    counted(name)
-def samples():
-    for index in range(8):
-        if index == 5 and moment == "sample":
-            os.kill(os.getpid(), signal.SIGKILL)
-        info = {"captions": [fingerprint], "width": 4, "height": 3}
-        yield Sample(key=f"k{index}", image=bytes(300_000), extension="jpg", info=info)
-write_shard(tar, samples(), fingerprint={"is": fingerprint})
-"""
+def _write(tar: Path, moment: str, fingerprint: str) -> None:
+    """A writer that kills itself: in the middle of the samples where `moment` is "sample", else
+    before the n-th call that changes the disk for good, or never."""
+    if moment.isdigit():
+        die_before(int(moment), ("fsync", "replace", "unlink"))
+
+    def samples() -> Iterator[Sample]:
+        for index in range(8):
+            if index == 5 and moment == "sample":
+                os.kill(os.getpid(), signal.SIGKILL)
+            info = {"captions": [fingerprint], "width": 4, "height": 3}
+            yield Sample(key=f"k{index}", image=bytes(300_000), extension="jpg", info=info)
+
+    write_shard(tar, samples(), fingerprint={"is": fingerprint})
 
 
 def _write_until(tar: Path, moment: str, fingerprint: str) -> bool:
-    """Whether the writer of SUICIDE got to its end."""
-    command = [sys.executable, "-c", SUICIDE, str(tar), moment, fingerprint]
-    code = subprocess.run(command).returncode
-    assert code in (0, -signal.SIGKILL)
-    return code == 0
+    """Whether `_write`, in a process of its own, got to its end."""
+    fork = multiprocessing.get_context("fork")
+    writer = fork.Process(target=_write, args=(tar, moment, fingerprint))
+    writer.start()
+    writer.join()
+    assert writer.exitcode in (0, -signal.SIGKILL)
+    return writer.exitcode == 0
 
 
 @pytest.mark.parametrize("older", [False, True])
