@@ -26,7 +26,7 @@ from pipeline.cli.sizing import add_sizing_command
 from pipeline.cli.student_commands import add_student_commands
 from pipeline.cli.teacher_commands import add_teacher_commands
 from pipeline.cli.use_commands import add_use_commands
-from pipeline.runner.error_messages import bug_report, error_message
+from pipeline.runner.error_messages import bug_report, error_message, is_for_the_user
 from pipeline.runner.output_encoding import replace_unencodable
 from pipeline.runner.run_folder import RunFolder
 
@@ -65,6 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
         _show_error(error_message(error))
         return 2
     except Exception as error:
+        if is_for_the_user(error):
+            _show_error(error_message(error))
+            return 2
         print(bug_report(error), file=sys.stderr)
         return 1
 
@@ -106,7 +109,7 @@ def _conduct(args: argparse.Namespace) -> int:
         return 0
     run_stages(recipe, run, args.stages, asked, dry_run=args.dry_run)
     if args.reports and not args.dry_run:
-        return _report(argparse.Namespace(run=run.root))
+        return _report(argparse.Namespace(run=run.root, out=None))
     return 0
 
 
@@ -137,7 +140,7 @@ def _retry(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from pipeline.pages.report.page import write_report
 
-    page = write_report(RunFolder(args.run))
+    page = write_report(RunFolder(args.run), args.out)
     print(f"Report: {page}")
     return 0
 
@@ -149,7 +152,7 @@ def _ablation(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.set)
     run = RunFolder(args.run or Path("runs") / recipe.name)
     ablate(recipe, run, num_seeds=args.seeds, only=args.only or VARIANTS)
-    return 0 if args.only else _report(argparse.Namespace(run=run.root))
+    return 0 if args.only else _report(argparse.Namespace(run=run.root, out=None))
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -310,6 +313,9 @@ def _add_looking_commands(commands: argparse._SubParsersAction[argparse.Argument
 
     report = commands.add_parser("report", help="write a run's report/index.html")
     report.add_argument("run", type=user_path, help="a run folder")
+    report.add_argument(
+        "--out", type=user_path, metavar="FILE", help="write the page there instead"
+    )
     report.set_defaults(command=_report)
 
     ablation = commands.add_parser(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import traceback
 
 from boxless.errors import BoxlessError
@@ -10,7 +12,7 @@ from boxless.errors import BoxlessError
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the quota is used up: free some space",
-    errno.EROFS: "the file system is read-only: name a place that can be written, with --run DIR",
+    errno.EROFS: "the file system is read-only: name a place that can be written",
     errno.EACCES: "permission is missing: name another place, or change the permissions",
     errno.EPERM: "permission is missing: name another place, or change the permissions",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
@@ -21,23 +23,45 @@ _REMEDIES = {
     errno.ESTALE: "the network file system lost the file: check that the server is up",
 }
 """What the machine does not grant, and what to do about it."""
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+_NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")
 
 
 def is_for_the_user(error: BaseException) -> bool:
     """True where a rank's error would come again until the user changes something: one of ours, or
     something that the machine does not grant. Other errors of the system may pass."""
-    return isinstance(error, BoxlessError) or (
-        isinstance(error, OSError) and error.errno in _REMEDIES
-    )
+    return isinstance(error, BoxlessError) or _refusal(error) is not None
 
 
 def error_message(error: BaseException) -> str:
     """The error in words: for one of the system's, which file, what happened and what to do."""
-    if not isinstance(error, OSError) or error.strerror is None:
+    system = _refusal(error) or error
+    if not isinstance(system, OSError) or system.strerror is None:
         return str(error) or type(error).__name__
-    place = f"{error.filename}: " if error.filename else ""
-    remedy = _REMEDIES.get(error.errno or 0, "check the path and the machine")
-    return f"{place}{error.strerror}; {remedy}, then run the same command again."
+    place = f"{system.filename}: " if system.filename else ""
+    remedy = _REMEDIES.get(system.errno or 0, "check the path and the machine")
+    return f"{place}{system.strerror}; {remedy}, then run the same command again."
+
+
+def _refusal(error: BaseException) -> OSError | None:
+    """What the machine does not grant, where that is what `error` says, in whatever words.
+
+    Of a write that fails numpy raises an OSError without a number, safetensors an error of its own
+    with the number in its text, and PyTorch a RuntimeError about the rest of its file, after the
+    OSError.
+    """
+    if isinstance(error, OSError):
+        if error.errno in _REMEDIES:
+            return error
+        is_short = error.errno is None and _SHORT_WRITE.fullmatch(str(error))
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if is_short else None
+    if found := _NUMBER_IN_TEXT.search(str(error)):
+        number = int(found[1])
+        return OSError(number, os.strerror(number)) if number in _REMEDIES else None
+    before = error.__context__
+    if isinstance(error, RuntimeError) and "inline_container" in str(error) and before is not None:
+        return _refusal(before)
+    return None
 
 
 def bug_report(error: BaseException) -> str:

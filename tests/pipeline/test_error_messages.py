@@ -8,11 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from boxless.errors import BoxlessError
+from pipeline.cli.main import main
+from pipeline.pages.report import page
+from pipeline.recipe.recipe import dump_recipe, load_recipe
 from pipeline.runner.error_messages import bug_report, error_message, is_for_the_user
 from pipeline.runner.output_encoding import replace_unencodable
-from pipeline.runner.run_folder import RunFolder
+from pipeline.runner.run_folder import RunError, RunFolder
+from sharding.writing.atomic import write_text
 
 
 def test_errors_of_the_system_say_what_to_do() -> None:
@@ -40,6 +46,51 @@ def test_our_errors_are_messages_and_others_bugs() -> None:
         assert not is_for_the_user(error)
         report = bug_report(error)
     assert report.startswith("Traceback") and 'int("x")' in report and "open an issue" in report
+
+
+@pytest.mark.parametrize("library", ["torch", "numpy", "safetensors"])
+def test_a_full_disk_is_told_in_words_whoever_wrote(library: str, tmp_path: Path) -> None:
+    """Oracle: the kernel's device that is always full (safetensors' error is its own text, as seen
+    on a full file system); none of the three raises an OSError with a number."""
+    values = torch.zeros(200_000)
+    with pytest.raises(Exception) as caught:
+        if library == "torch":
+            with open("/dev/full", "wb") as file:
+                torch.save(values, file)
+        elif library == "numpy":
+            with open("/dev/full", "wb", buffering=0) as file:
+                values.numpy().tofile(file)
+        else:
+            raise SafetensorError(
+                "Error while serializing: I/O error: No space left on device (os error 28)"
+            )
+    assert is_for_the_user(caught.value)
+    assert error_message(caught.value) == (
+        "No space left on device; the disk is full: free some space, then run the same command "
+        "again."
+    )
+    assert not is_for_the_user(RuntimeError("inline_container: another fault"))
+
+
+def test_a_report_of_a_run_that_cannot_be_written_names_its_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the error names `--out`, which writes the page elsewhere."""
+    run, out = RunFolder(tmp_path / "run"), tmp_path / "page.html"
+    run.root.mkdir()
+    write_text(run.recipe, dump_recipe(load_recipe("toy-tiny")))
+    real = page.write_text
+
+    def refuse_in_run(path: Path, text: str) -> None:
+        if path.is_relative_to(run.root):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        real(path, text)
+
+    monkeypatch.setattr(page, "write_text", refuse_in_run)
+    with pytest.raises(RunError, match=r"Read-only.* boxless report .*run --out FILE.html"):
+        page.write_report(run)
+    assert main(["report", str(run.root), "--out", str(out)]) == 0
+    assert "<html" in out.read_text()[:200]
 
 
 def test_output_in_another_encoding_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

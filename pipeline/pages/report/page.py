@@ -6,6 +6,7 @@ in a word; a file of it that is damaged costs its own part of the page only.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -34,12 +35,22 @@ from pipeline.runner.stages import stage_kinds
 from sharding.writing.atomic import write_text
 
 
-def write_report(run: RunFolder) -> Path:
-    """Write the page; returns its path. RunError when there is no run in that folder."""
+def write_report(run: RunFolder, out: Path | None = None) -> Path:
+    """Write the page, to `out` or into the run folder; returns its path. RunError when there is no
+    run in that folder, or the folder cannot be written and there is no `out`."""
     if not run.recipe.is_file():
         raise RunError(f"{run.root} is not a run folder: it has no {run.recipe.name}.")
-    page = run.report / "index.html"
-    write_text(page, html_text(_page(run, load_recipe(run.recipe))))
+    page = out or run.report / "index.html"
+    text = html_text(_page(run, load_recipe(run.recipe)))
+    try:
+        write_text(page, text)
+    except OSError as error:
+        if out or error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        raise RunError(
+            f"{run.root} cannot be written ({error.strerror}); name another place for the page: "
+            f"boxless report {run.root} --out FILE.html"
+        ) from error
     return page
 
 
