@@ -20,9 +20,9 @@ run_folder = $(or $(RUN),runs/$(notdir $(basename $(RECIPE))))
 launching = $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(NODES),--nodes $(NODES)) \
 	$(if $(PROCS),--procs-per-node $(PROCS))
 
-.PHONY: help demo demo-tasks test check lint types imports run report status attach cancel logs \
+.PHONY: help demo demo-tasks test test-fast check lint types imports run report status attach cancel logs \
 	slurm-test multinode-test goodput ablation doctor clean $(STAGES) \
-	drill elastic positions damages scale bench detector parts extraction fuzz dictionary step inference \
+	drill two-writers elastic positions damages scale bench detector parts extraction fuzz dictionary step inference \
 	curves docs
 
 help: ## list the targets
@@ -39,6 +39,9 @@ demo-tasks: .venv/ready ## every downstream task in the toy world, beside chance
 
 test: .venv/ready ## all tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2
+
+test-fast: .venv/ready ## the tests that take under a second or so each, for daily work
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 -m "not slow"
 
 check: lint types imports ## lint, types and the import rule
 
@@ -93,6 +96,9 @@ doctor: .venv/ready ## check the environment: what is missing, with fixes
 
 drill: .venv/ready ## 100 runs of 1 to 8 workers, killed -9 at random: is every byte the same?
 	.venv/bin/python -m benchmarks.kill_drill --runs 100
+
+two-writers: .venv/ready ## 1,000 rounds of two writers of one shard with clocks minutes apart: 0 wrong?
+	.venv/bin/python -m benchmarks.two_writers --rounds 1000
 
 elastic: .venv/ready ## real training killed on 2 ranks, on 1, ended on 3: is every sample seen once?
 	.venv/bin/python -m benchmarks.elastic_training
