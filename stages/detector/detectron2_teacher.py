@@ -42,7 +42,7 @@ class Detectron2Teacher:
     """A detector of detectron2, as distillation needs it.
 
     label_names: by number. feature_size: D, what the box predictor takes. num_top: K.
-    fingerprint: names config, weights, labels and versions.
+    fingerprint: names config, weights and labels.
     """
 
     attribute_names: Sequence[str] = ()
@@ -106,7 +106,7 @@ def load_detectron2(config: Detectron2Config, device: torch.device) -> Detectron
 
     Raises Detectron2Error where detectron2 is not here or what it is given does not fit.
     """
-    version = find_detectron2()
+    find_detectron2()
     net = load_net(config, device)
     names = _label_names(config, net)
     expected = int(net.model.roi_heads.num_classes)
@@ -121,11 +121,6 @@ def load_detectron2(config: Detectron2Config, device: torch.device) -> Detectron
             "weights": sha256_file(Path(config.weights)),
             "labels": names,
             "num_top": config.num_top,
-            "versions": [
-                version,
-                torch.__version__,
-                importlib.import_module("torchvision").__version__,
-            ],
         }
     )
     return Detectron2Teacher(

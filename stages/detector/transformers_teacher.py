@@ -56,8 +56,8 @@ class Candidates(NamedTuple):
 class TransformersTeacher:
     """A detector of transformers, as distillation needs it.
 
-    label_names: by number. feature_size: D. num_top: K. fingerprint: names weights, settings and
-    versions.
+    label_names: by number. feature_size: D. num_top: K. fingerprint: names weights and
+    settings.
     """
 
     attribute_names: Sequence[str] = ()
@@ -224,7 +224,6 @@ def load_transformers(config: TransformersConfig, device: torch.device) -> Trans
             "labels": names,
             "settings": [config.labels_per_prompt, config.score_threshold, config.iou,
                          config.max_objects, config.num_top],
-            "versions": [transformers.__version__, torch.__version__],
         }
     )  # fmt: skip
     return TransformersTeacher(

@@ -50,6 +50,8 @@ class DistillConfig:
     num_threads: CPU threads of the teacher in each process; 0 leaves PyTorch's choice.
     lease_seconds: a worker whose heartbeat does not move for so long is dead, and others write its
         shard.
+    accept_versions: finished shards that other versions of torch, numpy, Pillow, spaCy or transformers
+        made stay as they are, and their manifests say which; else they are made again.
     """
 
     teacher: str = "run"
@@ -68,6 +70,7 @@ class DistillConfig:
     object_text: str = "attribute label"
     num_threads: int = 0
     lease_seconds: float = 60.0
+    accept_versions: bool = False
 
     def __post_init__(self) -> None:
         if not self.lease_seconds > 0:

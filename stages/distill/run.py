@@ -11,13 +11,11 @@ import contextlib
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL
 import torch
 
 from sharding.coordination.claims import Worker
@@ -42,6 +40,7 @@ from stages.distill.reuse import label_or_reuse
 from stages.distill.text.phrases import Chunker, make_chunker
 from stages.distill.text.similarity import Similarity, make_similarity
 from stages.progress import Progress
+from stages.versions import VERSIONS, accept_other_versions, library_versions
 
 VERSION = "distill/2"
 """Names the rules of this stage in fingerprints; a change that moves any output raises it."""
@@ -57,6 +56,7 @@ ABOUT = "about.json"
 # either.
 _OUTSIDE_THE_FINGERPRINT = (
     "lease_seconds",
+    "accept_versions",
     "teacher",
     "detectron2",
     "features",
@@ -105,7 +105,7 @@ def distill(
     with Worker(
         out,
         {tar: shard.num_ok for tar, shard in shards.items()},
-        {tar: _with_input(fingerprint, shard) for tar, shard in shards.items()},
+        _fingerprints(config, fingerprint, list(shards.values()), out, say),
         log=say,
         lease_seconds=config.lease_seconds,
         fatal=(DistillError,),
@@ -122,12 +122,24 @@ def distill(
                     account = seer.account(_infos(images))
                     say(f"distill: {account}")
                     about["features"] = asdict(account)
-                _write_about(out, about, fingerprint)
+                _write_about(out, about, fingerprint, accept_versions=config.accept_versions)
                 finish(images, out)
     catalog = read_catalog(out)
     if show:
         _say_counts(catalog, out)
     return catalog
+
+
+def _fingerprints(
+    config: DistillConfig,
+    fingerprint: dict[str, str],
+    shards: Sequence[ShardEntry],
+    out: Path,
+    say: Callable[[str], None],
+) -> dict[str, dict[str, str]]:
+    """What each shard's manifest has to have for the shard to be done."""
+    wanted = {shard.tar: _with_input(fingerprint, shard) for shard in shards}
+    return accept_other_versions(out, wanted, log=say) if config.accept_versions else wanted
 
 
 def _label_shards(
@@ -184,8 +196,11 @@ def finish(images: Path, out: Path) -> Catalog:
     except FileNotFoundError as error:
         raise DistillError(f"{out} has no {ABOUT}; run boxless distill first.") from error
     missing = []
+    wanted = {shard.tar: _with_input(run["fingerprint"], shard) for shard in pictures.shards}
+    if run.get("accept_versions"):
+        wanted = accept_other_versions(out, wanted, log=lambda text: None)
     for shard in pictures.shards:
-        if is_done(out / shard.tar, _with_input(run["fingerprint"], shard)):
+        if is_done(out / shard.tar, wanted[shard.tar]):
             inputs = load_manifest(images / shard.tar, shard).samples
             keys = (sample.key for sample in inputs)
             check_completeness(out / shard.tar, keys, read_manifest(out / shard.tar))
@@ -283,9 +298,19 @@ def _fingerprint(
         "phrases": chunker.fingerprint,
         "similarity": similarity.fingerprint,
         **_arithmetic(config),
-        "versions": f"{VERSION} torch {torch.__version__} numpy {np.__version__} "
-        f"Pillow {PIL.__version__}",
+        "rules": VERSION,
+        VERSIONS: library_versions(*_libraries(config)),
     }
+
+
+def _libraries(config: DistillConfig) -> list[str]:
+    """Whose versions may move the shards' bytes."""
+    libraries = ["torch", "numpy", "Pillow", "spacy"]
+    if config.teacher == "detectron2":
+        libraries += ["detectron2", "torchvision"]
+    if config.teacher == "transformers" or config.similarity.kind in ("bert", "sentence"):
+        libraries += ["transformers"]
+    return libraries
 
 
 def _arithmetic(config: DistillConfig) -> dict[str, str]:
@@ -317,9 +342,12 @@ def _about(seer: ObjectSource, chunker: Chunker, similarity: Similarity) -> dict
     }
 
 
-def _write_about(out: Path, about: dict[str, Any], fingerprint: dict[str, str]) -> None:
+def _write_about(
+    out: Path, about: dict[str, Any], fingerprint: dict[str, str], *, accept_versions: bool
+) -> None:
     """Leave word for `finish`."""
-    write_json(out / ABOUT, {"about": about, "fingerprint": fingerprint})
+    accepting = {"accept_versions": True} if accept_versions else {}
+    write_json(out / ABOUT, {"about": about, "fingerprint": fingerprint, **accepting})
 
 
 def _say_counts(catalog: Catalog, out: Path) -> None:

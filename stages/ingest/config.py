@@ -76,6 +76,8 @@ class IngestConfig:
     vg_num_attributes: how many of the commonest attributes are kept (visual-genome only).
     lease_seconds: a worker whose heartbeat does not move for so long is dead, and others write its
         shard.
+    accept_versions: finished shards that another version of Pillow made stay as they are, and their
+        manifests say which; else they are made again.
     """
 
     source: str = "toy"
@@ -99,6 +101,7 @@ class IngestConfig:
     vg_num_labels: int = 1600
     vg_num_attributes: int = 400
     lease_seconds: float = 60.0
+    accept_versions: bool = False
 
     def __post_init__(self) -> None:
         if not self.lease_seconds > 0:

@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import PIL
-
 from sharding.coordination.claims import Worker
 from sharding.format.catalog import NAME, Catalog, read_catalog, write_catalog
 from sharding.format.completeness import check_completeness
@@ -43,11 +41,12 @@ from stages.ingest.sources.webdataset import WebdatasetSource
 from stages.ingest.splits import SplitRule
 from stages.ingest.summary import print_summary
 from stages.progress import Progress
+from stages.versions import VERSIONS, accept_other_versions, library_versions
 
 # The number rises when the same inputs would give other samples; also when the toy is drawn anew.
 STAGE = "ingest/2"
 PATHS = ("root", "images", "captions", "instances", "phrases", "annotations", "exclude")
-_OUTSIDE_THE_FINGERPRINT = (*PATHS, "lease_seconds")
+_OUTSIDE_THE_FINGERPRINT = (*PATHS, "lease_seconds", "accept_versions")
 MAX_THREADS = 16
 AHEAD_PER_THREAD = 8
 
@@ -83,11 +82,14 @@ def ingest(
     plan = plan_shards(source.pictures(), samples_per_shard=config.samples_per_shard)
     _check_something_to_train_on(plan, config)
     fingerprints = {shard.tar: fingerprint_of(config, shard, seed=seed) for shard in plan}
+    say = functools.partial(print, flush=True)
     with Worker(
         out,
         {shard.tar: len(shard.inputs) for shard in plan},
-        fingerprints,
-        log=functools.partial(print, flush=True),
+        accept_other_versions(out, fingerprints, log=say)
+        if config.accept_versions
+        else fingerprints,
+        log=say,
         lease_seconds=config.lease_seconds,
     ) as worker:
         _write_shards(worker, plan, config, fingerprints=fingerprints, out=out, show=show)
@@ -252,7 +254,7 @@ def fingerprint_of(config: IngestConfig, shard: PlannedShard, *, seed: int) -> d
         "stage": STAGE,
         "seed": str(seed),
         "corpus": inputs_fingerprint(shard.inputs),
-        "pillow": PIL.__version__,
+        VERSIONS: library_versions("Pillow"),
         **{f"ingest.{name}": str(value) for name, value in recipe.items()},
     }
 

@@ -35,7 +35,7 @@ from sharding.reading.sample_reader import iterate
 from sharding.tools.verify import verify_paths
 from sharding.writing.shard_writer import write_shard
 from stages.detector.detectron2_config import Detectron2Config
-from stages.distill import label
+from stages.distill import label, run
 from stages.distill.config import DistillConfig
 from stages.distill.inference.failures import DistillError
 from stages.distill.label import select
@@ -194,6 +194,30 @@ def test_done_shards_are_skipped_and_others_are_not(images: Path, tmp_path: Path
     assert num_pictures_looked_at(fingerprint="fake/2") == 11
     assert num_pictures_looked_at(replace(CONFIG, score_threshold=0.1), "fake/2") == 11
     assert num_pictures_looked_at(replace(CONFIG, object_text="label"), "fake/2") == 11
+
+
+def test_finished_shards_of_other_versions_are_accepted_where_the_recipe_says_so(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the teacher counts its calls; the bytes of shards that stay; versions in manifests."""
+    out, accepting = tmp_path / "objects", replace(CONFIG, accept_versions=True)
+
+    def num_pictures_looked_at(config: DistillConfig) -> int:
+        teacher = FakeTeacher()
+        distill(config, images=images, seer=seer_of(teacher), out=out)
+        return sum(teacher.batch_sizes)
+
+    assert num_pictures_looked_at(CONFIG) == 3 + 4 + 5
+    before = tree_of(out)
+    monkeypatch.setattr(run, "library_versions", lambda *names: "torch 99.0")
+    (out / "train-000000.tar").unlink()
+    assert num_pictures_looked_at(accepting) == 4
+    tars = {name: data for name, data in before.items() if name.endswith(".tar")}
+    assert {name: tree_of(out)[name] for name in tars} == tars
+    assert read_manifest(out / "train-000000.tar").fingerprint["versions"] == "torch 99.0"
+    assert "numpy" in read_manifest(out / "train-000001.tar").fingerprint["versions"]
+    assert num_pictures_looked_at(replace(accepting, score_threshold=0.1)) == 12
+    assert num_pictures_looked_at(replace(CONFIG, score_threshold=0.1)) == 0
 
 
 def test_any_number_of_workers_ends_with_the_same_bytes(images: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -270,8 +271,35 @@ def test_the_fingerprint_names_what_shaped_a_shard(tmp_path: Path) -> None:
     catalog = ingest(TOY, seed=1, out=tmp_path)
     fingerprint = read_manifest(tmp_path / catalog.shards[0].tar).fingerprint
     assert fingerprint["seed"] == "1" and fingerprint["ingest.samples_per_shard"] == "8"
-    assert {"stage", "corpus", "pillow", "ingest.source"} <= fingerprint.keys()
+    assert {"stage", "corpus", "versions", "ingest.source"} <= fingerprint.keys()
     assert "ingest.root" not in fingerprint
+
+
+def test_finished_shards_of_another_pillow_are_accepted_where_the_recipe_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: times and fingerprints of the files; a shard that is missing is made by this Pillow,
+    one of another seed is no shard of another version."""
+    tars = [shard.tar for shard in ingest(TOY, seed=1, out=tmp_path).shards]
+    before, accepting = times(tmp_path), replace(TOY, accept_versions=True)
+    monkeypatch.setattr(run, "library_versions", lambda *names: "Pillow 99.0")
+    (tmp_path / tars[1]).unlink()
+    ingest(accepting, seed=1, out=tmp_path)
+    assert {name for name, when in times(tmp_path).items() if before[name] != when} == {
+        tars[1],
+        f"{tars[1]}.json",
+    }
+    versions = {tar: read_manifest(tmp_path / tar).fingerprint["versions"] for tar in tars}
+    assert versions[tars[1]] == "Pillow 99.0"
+    assert len(set(versions.values())) == 2
+    assert f"{len(tars) - 1} finished shards are of Pillow" in capsys.readouterr().out
+    request_rewrites(tmp_path, [tars[0]])
+    ingest(accepting, seed=1, out=tmp_path)
+    assert read_manifest(tmp_path / tars[0]).fingerprint["versions"] == "Pillow 99.0"
+    ingest(TOY, seed=1, out=tmp_path)
+    assert {read_manifest(tmp_path / tar).fingerprint["versions"] for tar in tars} == {
+        "Pillow 99.0"
+    }
 
 
 def test_nothing_held_out_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import spacy
 import torch
-import transformers
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
@@ -63,7 +61,7 @@ class SpacyEmbedder:
                 "vectors; expected one that has them, as en_core_web_md or en_core_web_lg."
             )
         self.name = f"spacy {self._nlp.meta['lang']}_{self._nlp.meta['name']}"
-        self.fingerprint = f"spacy {digest} spacy {spacy.__version__}"
+        self.fingerprint = f"spacy {digest}"
 
     def embed(self, text: str) -> np.ndarray:
         """As Embedder.embed."""
@@ -139,8 +137,7 @@ def _load_transformer(model: str) -> tuple[Any, Any, str]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     net = net.to(pick_device()).eval()
-    kind = f"{type(net).__name__} transformers {transformers.__version__}"
-    return tokenizer, net, f"{kind} torch {torch.__version__} {digest.hexdigest()}"
+    return tokenizer, net, f"{type(net).__name__} {digest.hexdigest()}"
 
 
 def _check_mean_pooling(model: str) -> None:

@@ -45,7 +45,7 @@ class Lexicon:
         self._labels = self._matcher(label_names)
         self._attributes = self._matcher(attribute_names)
         digest = sha256_of([list(label_names), list(attribute_names)])
-        self.fingerprint = f"{RULES} {WORD_RULES} {digest} spacy {spacy.__version__}"
+        self.fingerprint = f"{RULES} {WORD_RULES} {digest}"
 
     def find(self, text: str) -> list[tuple[int, int]]:
         """(start, end) of each phrase, characters, end exclusive; from left to right, apart."""

@@ -71,7 +71,7 @@ class ParserChunker:
                 "or distill.phrases lexicon."
             )
         self.name = f"{meta['lang']}_{meta['name']} {meta['version']}"
-        self.fingerprint = f"parser {self.name} {digest} spacy {spacy.__version__}"
+        self.fingerprint = f"parser {self.name} {digest}"
 
     def chunk(self, captions: Sequence[str]) -> list[list[Phrase]]:
         """As Chunker.chunk."""
