@@ -6,7 +6,9 @@ Letters: N pictures, B picture-text pairs, T word pieces, C cells, D hidden size
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
 from boxless.errors import BoxlessError
+from stages.student.auto_classes import NET_MAP, InstalledClass, write_module
 from stages.student.heads import (
     AlignHead,
     ContrastiveHead,
@@ -47,7 +50,7 @@ BERT_BASE_WIDTH = 768
 SOHO_NORM_EPS = 1e-5
 
 
-class StudentNetConfig(PreTrainedConfig):
+class StudentNetConfig(InstalledClass, PreTrainedConfig):
     """What `config.json` in a student folder holds: the two networks, picture sizes, heads.
 
     `label_names` are the teacher's, in the order of the object head's logits. `neck`, the heads'
@@ -97,6 +100,7 @@ class StudentNetConfig(PreTrainedConfig):
         # activations, or its attention starts out flat and learns late.
         width = self.bert.get("hidden_size", BERT_BASE_WIDTH)
         self.initializer_range = 0.02 * math.sqrt(BERT_BASE_WIDTH / width)
+        kwargs["auto_map"] = NET_MAP
         super().__init__(**kwargs)
 
 
@@ -133,11 +137,12 @@ class StudentOutput(ModelOutput):
     inside: torch.Tensor | None = None
 
 
-class Student(PreTrainedModel):
+class Student(InstalledClass, PreTrainedModel):
     """CNN grid, text embeddings, fusion, and a head for each objective."""
 
     config_class = StudentNetConfig
     main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
     # What `from_pretrained` leaves in float32 of a student saved in half precision.
     _keep_in_fp32_modules_strict = ["dictionary", "running_mean", "running_var"]
 
@@ -201,18 +206,53 @@ class Student(PreTrainedModel):
         """The visual dictionary, where the neck has one."""
         return self.neck.dictionary if self.neck else None
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings, as transformers asks for them."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put `value` in the place of the word embeddings."""
+        self.embeddings.word_embeddings = value
+
+    @torch.no_grad()
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """As in transformers: rows of words are added at the end, or removed there, in the word
+        embeddings and in the MLM head's bias."""
+        words = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if isinstance(self.mlm_head, MlmHead):
+            bias = self.mlm_head.bias.new_zeros(words.num_embeddings)
+            num_same = min(len(bias), len(self.mlm_head.bias))
+            bias[:num_same] = self.mlm_head.bias[:num_same]
+            self.mlm_head.bias = nn.Parameter(bias)
+        self.config.bert["vocab_size"] = words.num_embeddings
+        return words
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """As in transformers; the Auto classes can open the folder (stages.student.auto_classes)."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_module(Path(save_directory))
+
     def forward(
         self,
         pixel_values: torch.Tensor,
         sizes_px: torch.Tensor,
         input_ids: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
-    ) -> StudentOutput:
+        return_dict: bool | None = None,
+    ) -> StudentOutput | tuple[Any, ...]:
         """What `StudentProcessor` makes of pictures and texts -> do they belong together?
 
         pixel_values [N, 3, H, W], sizes_px [N, 2] (height, width before padding), input_ids and
-        token_type_ids [B, T]. As many pictures as texts are pairs; one picture is looked at by all texts. Other
-        pairings, and what pretraining needs, go by `encode_image` and `fuse`. Raises ValueError on other
+        token_type_ids [B, T]. As many pictures as texts are pairs; one picture is looked at by all
+        texts. Other pairings, and what pretraining needs, go by `encode_image` and `fuse`. With
+        `return_dict` False a tuple: the output's values in order. Raises ValueError on other
         numbers of pictures and texts.
         """
         if len(pixel_values) not in (1, len(input_ids)):
@@ -224,12 +264,13 @@ class Student(PreTrainedModel):
         numbers = torch.arange(len(input_ids), device=input_ids.device)
         picture = numbers.clamp(max=len(pixel_values) - 1)
         hidden = self.fuse(cells, picture=picture, tokens=input_ids, token_types=token_type_ids)
-        return StudentOutput(
+        output = StudentOutput(
             logits=self.itm_head(hidden.text[:, 0]),
             text=hidden.text,
             cells=hidden.cells,
             inside=cells.inside[picture],
         )
+        return output.to_tuple() if return_dict is False else output
 
     def encode_image(
         self,

@@ -20,6 +20,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast
 from boxless.errors import BoxlessError
 from sharding.writing.atomic import write_json
 from stages.picture import upright_picture
+from stages.student.auto_classes import PROCESSOR_MAP, InstalledClass, write_module
 from stages.student.network import Student
 from stages.student.text.spans import Spans, encode_spans
 from stages.student.text.tokenizer import load_tokenizer
@@ -38,7 +39,7 @@ Picture = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentProcessor:
+class StudentProcessor(InstalledClass):
     """`processor(pictures, texts)` -> what `Student.forward` takes.
 
     shorter_px, longer_px: how pictures are resized (as in StudentConfig); pad_px: the multiple that
@@ -66,8 +67,9 @@ class StudentProcessor:
         )
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> StudentProcessor:
-        """From a student folder. Raises ValueError where that has no such file, or a broken one."""
+    def from_pretrained(cls, folder: str | Path, **of_auto_classes: object) -> StudentProcessor:
+        """From a student folder; what the Auto classes pass beside it changes nothing. Raises
+        ValueError where that has no such file, or a broken one."""
         path = Path(folder) / FILE
         if not path.is_file():
             raise BoxlessError(
@@ -90,11 +92,13 @@ class StudentProcessor:
         self.tokenizer.save_pretrained(str(folder))
         settings = {
             "processor_class": type(self).__name__,
+            "auto_map": PROCESSOR_MAP,
             **{name: getattr(self, name) for name in SIZES},
             "image_mean": IMAGENET_MEAN,
             "image_std": IMAGENET_STD,
         }
         write_json(Path(folder) / FILE, settings)
+        write_module(Path(folder))
 
     def __call__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -148,7 +149,7 @@ def test_auto_classes_when_asked(folder: Path) -> None:
 from transformers import AutoConfig, AutoModel
 from stages.student.network import Student, StudentNetConfig, register_auto
 try:
-    AutoConfig.from_pretrained({str(folder)!r})
+    AutoConfig.from_pretrained({str(folder)!r}, trust_remote_code=False)
 except ValueError:
     register_auto()
     register_auto()
@@ -161,3 +162,90 @@ except ValueError:
     )
     assert done.stdout == "fine\n", done.stderr
     assert StudentNetConfig.model_type == "boxless-student"
+
+
+def test_auto_classes_open_a_saved_folder(folder: Path, tmp_path: Path) -> None:
+    """Oracle: Boxless's own classes on the same folder, in a process that never imported Boxless;
+    what it saves again opens the same way."""
+    _picture().save(tmp_path / "scene.png")
+    code = """
+import sys
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+folder, picture, again = sys.argv[1:]
+assert "boxless" not in sys.modules
+assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "boxless-student"
+student = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+assert set(AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)(picture)) == {
+    "pixel_values", "sizes_px"}
+print("logits", student(**processor(picture, "a red circle")).logits.tolist())
+student.save_pretrained(again)
+AutoModel.from_pretrained(again, trust_remote_code=True)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(tmp_path / "scene.png"), str(tmp_path / "b")],
+        env={**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1",
+             "PYTHONPATH": str(DOCS.parents[1])},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    student, processor = (c.from_pretrained(folder) for c in (Student, StudentProcessor))
+    logits = student.eval()(**processor(str(tmp_path / "scene.png"), "a red circle")).logits
+    (printed,) = [line for line in ended.stdout.splitlines() if line.startswith("logits")]
+    torch.testing.assert_close(torch.tensor(json.loads(printed.removeprefix("logits"))), logits)
+
+
+def test_return_dict_false_gives_a_tuple() -> None:
+    """Oracle: the values of the named output, in order."""
+    student, inputs = tiny_student().eval(), _inputs()
+    named, plain = student(**inputs), student(**inputs, return_dict=False)
+    assert isinstance(plain, tuple) and len(plain) == 4
+    assert all(torch.equal(a, b) for a, b in zip(named.values(), plain))
+
+
+@pytest.mark.parametrize("change", [5, -3])
+def test_token_embeddings_are_resized_as_in_transformers(change: int, tmp_path: Path) -> None:
+    """Oracle: rows of before, bit for bit; scores of pictures and texts unchanged; the MLM head has
+    as many outputs; the saved student comes back with them."""
+    student = tiny_student().eval()
+    words, before = student.get_input_embeddings().weight.clone(), student(**_inputs("a")).logits
+    size = len(words) + change
+    assert student.resize_token_embeddings(size) is student.get_input_embeddings()
+    student.save_pretrained(tmp_path)
+    for one in (student, Student.from_pretrained(tmp_path).eval()):
+        assert len(one.word_embeddings) == size and one.config.bert["vocab_size"] == size
+        num_same = min(size, len(words))
+        assert torch.equal(one.word_embeddings[:num_same], words[:num_same])
+        assert (
+            torch.equal(one(**_inputs("a")).logits, before) and one.pad_id == tiny_student().pad_id
+        )
+        assert one.mlm_head(torch.zeros(1, words.shape[1]), one.word_embeddings).shape == (1, size)
+
+
+def test_gradient_checkpointing_is_switched_as_in_transformers() -> None:
+    """Oracle: the gradients without it, bit for bit; the layers run a second time."""
+    gradients = []
+    for is_on in (False, True):
+        student = tiny_student().train()
+        calls = 0
+
+        def count(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        student.fusion.layer[0].attention.register_forward_pre_hook(count)
+        if is_on:
+            student.gradient_checkpointing_enable()
+            assert student.is_gradient_checkpointing
+        torch.manual_seed(0)
+        student(**_inputs()).logits.sum().backward()
+        assert calls == 1 + is_on
+        gradients.append(student.word_embeddings.grad)
+    assert torch.equal(*gradients)
+    student.gradient_checkpointing_disable()
+    assert not student.is_gradient_checkpointing
+
+
+def _inputs(text: str = "a red circle") -> dict[str, torch.Tensor]:
+    processor = StudentProcessor.of(tiny_student(), toy_tokenizer())
+    return dict(processor(_picture(), text))
