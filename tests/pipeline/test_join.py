@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -70,9 +71,10 @@ def test_a_joined_worker_makes_what_is_left_without_a_conductor(under_way: RunFo
 
 
 def test_joined_workers_outlive_the_conductor(tmp_path: Path) -> None:
-    """A conductor is killed with SIGKILL while a worker has joined. Oracle: the joined one ends
-    well and leaves a whole folder; the next conductor completes at once."""
-    overrides = ["ingest.num_train=900", "ingest.samples_per_shard=10"]
+    """A conductor is killed with SIGKILL while a worker has joined. Its own worker is stopped until
+    then, so that it cannot end first. Oracle: the joined one ends well and leaves a whole folder; the
+    next conductor completes at once."""
+    overrides = ["ingest.num_train=300", "ingest.samples_per_shard=10"]
     run = RunFolder(tmp_path / "run")
     command = [sys.executable, "-m", "pipeline.cli.main", "ingest", "toy", "--run"]
     command += [str(run.root), *(part for value in overrides for part in ("--set", value))]
@@ -81,6 +83,10 @@ def test_joined_workers_outlive_the_conductor(tmp_path: Path) -> None:
     while not list(run.images.glob("*.tar")):
         assert conductor.poll() is None
         time.sleep(0.01)
+    children = Path(f"/proc/{conductor.pid}/task/{conductor.pid}/children")
+    workers = [int(pid) for pid in children.read_text().split()]
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
     joining = (
         "from pathlib import Path; from pipeline.runner.run_stages import join_work;"
         "from pipeline.runner.launch_plan import LaunchOverrides; from pipeline.recipe.recipe import load_recipe;"
@@ -94,6 +100,8 @@ def test_joined_workers_outlive_the_conductor(tmp_path: Path) -> None:
     while not list(run.logs("ingest").glob("joined-*/rank-0.log")):
         assert joined.poll() is None
         time.sleep(0.01)
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
     conductor.kill()
     conductor.wait()
     assert joined.wait(timeout=600) == 0
@@ -101,7 +109,7 @@ def test_joined_workers_outlive_the_conductor(tmp_path: Path) -> None:
     assert not (run.images / "stage.json").exists()
     ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
-    assert "pictures 1156" in ended.stdout
+    assert "pictures 556" in ended.stdout
     left = {path.name for path in run.images.iterdir() if path.name.startswith(".")}
     assert not left
 
