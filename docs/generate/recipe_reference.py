@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from docs.generate.field_docs import class_summary, field_docs
+from pipeline.recipe.field_docs import class_summary, field_docs
 from pipeline.recipe.recipe import Recipe
 
 _INTRO = """# Recipe fields

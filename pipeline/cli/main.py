@@ -20,6 +20,7 @@ from launch.job import LaunchError, Stopped
 from pipeline import __version__
 from pipeline.cli.arguments import user_path
 from pipeline.cli.launch_commands import add_launch_commands
+from pipeline.cli.recipe_command import add_recipe_command
 from pipeline.cli.renamed import with_new_names
 from pipeline.cli.shard_commands import add_shard_commands
 from pipeline.cli.sizing import add_sizing_command
@@ -196,6 +197,7 @@ def command_line_parser() -> argparse.ArgumentParser:
         "of them, beside the same network without pretraining",
     )
     _add_looking_commands(commands)
+    add_recipe_command(commands)
     add_launch_commands(commands)
     add_shard_commands(commands)
     add_teacher_commands(commands)

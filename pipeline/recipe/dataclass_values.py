@@ -1,21 +1,24 @@
 """From plain values (dict, list, number, text) to checked dataclasses, and back.
 
-Every fault is a ``RecipeError`` that names the dotted path, what was got and what was expected.
-Types are held strictly: ``"3"`` is not ``3``, ``true`` is not ``1``; only a whole number is taken
-where a number is expected.
+One pydantic ``TypeAdapter`` reads the whole tree, strictly: ``"3"`` is not ``3``, ``true`` is not
+``1``; only a whole number is taken where a number is expected. Its faults become one ``RecipeError``
+with a line for each: the dotted path, what was got and what was expected.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import types
 import typing
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic_core import ErrorDetails
 
 from boxless.errors import BoxlessError
 
@@ -27,26 +30,35 @@ class RecipeError(BoxlessError):
 def build(hint: Any, value: Any, path: str = "") -> Any:
     """The value of type ``hint`` that the plain ``value`` describes.
 
-    Dataclasses are built from mappings, however deep they stand in lists, mappings and optional
-    fields; of several dataclasses in a union, that one whose ``kind`` the mapping names, the first
-    where it names none. All else is checked by pydantic in its strict JSON mode. ``path`` is where
-    the value stands in the recipe, for messages. Raises RecipeError.
+    ``hint``: a dataclass, or an annotated union of dataclasses that ``kind`` tells apart. ``path`` is
+    where the value stands in the recipe, for messages. Raises RecipeError.
     """
-    if dataclasses.is_dataclass(hint):
-        return _build_dataclass(typing.cast(type, hint), value, path)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if not _holds_dataclass(hint):
-        return _build_leaf(hint, value, path)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        inner = _of_kind([part for part in arguments if _holds_dataclass(part)], value, path)
-        return build(inner, value, path)
-    if origin is dict and isinstance(value, dict):
-        return {key: build(arguments[1], item, _join(path, key)) for key, item in value.items()}
-    if origin in (list, tuple) and isinstance(value, list):
-        return origin(build(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-    raise RecipeError(f"{path} is {_show(value)}; expected {describe(hint)}.")
+    text = json.dumps(value, default=repr)
+    try:
+        return adapter(hint).validate_json(text, strict=True)
+    except ValidationError as error:
+        value = json.loads(text)  # with the keys as pydantic has seen them
+        faults = error.errors(include_url=False, include_input=False)
+        lines = dict.fromkeys(_message(fault, hint, value, path) for fault in faults)
+        raise RecipeError("\n".join(lines)) from error
+
+
+@functools.cache
+def adapter(hint: Any) -> TypeAdapter[Any]:
+    """What reads values of the type: keys that a dataclass does not have are errors."""
+    for cls in set(dataclasses_in(hint)):
+        with_config(ConfigDict(extra="forbid"))(cls)
+    return TypeAdapter(hint)
+
+
+def dataclasses_in(hint: Any) -> Iterator[type]:
+    """Every dataclass that a value of the type may hold, at any depth."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        yield hint
+        for inner in typing.get_type_hints(hint).values():
+            yield from dataclasses_in(inner)
+    for inner in typing.get_args(hint):
+        yield from dataclasses_in(inner)
 
 
 def plain(value: Any) -> Any:
@@ -60,7 +72,24 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def nearest(word: str, words: typing.Iterable[str]) -> str:
+def fill_defaults(recorded: dict[str, Any], section: Any) -> dict[str, Any]:
+    """``recorded``, plain values of a dataclass as an earlier version had it, with the default of
+    each field that it lacks; ``section`` is that dataclass as it is now."""
+    filled = dict(recorded)
+    for field in dataclasses.fields(section):
+        value, before = getattr(section, field.name), recorded.get(field.name)
+        if field.name not in recorded:
+            if field.default_factory is not dataclasses.MISSING:
+                filled[field.name] = plain(field.default_factory())
+            elif field.default is not dataclasses.MISSING:
+                filled[field.name] = plain(field.default)
+        elif dataclasses.is_dataclass(value) and isinstance(before, dict):
+            if before.get("kind") == getattr(value, "kind", None):
+                filled[field.name] = fill_defaults(before, value)
+    return filled
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
     """`` Did you mean WORD?`` for the likeliest of ``words``, or nothing."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
@@ -89,44 +118,92 @@ def describe(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint))
 
 
-def _build_dataclass(cls: type, value: Any, path: str) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    if not isinstance(value, dict):
-        raise RecipeError(f"{path or 'the recipe'} is {_show(value)}; expected {describe(cls)}.")
-    for key in value:
-        if key not in fields:
-            raise RecipeError(
-                f"{_join(path, key)} is not a key of a recipe; expected one of "
-                f"{', '.join(fields)}.{nearest(str(key), fields)}"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a fault is: its dotted path, the type and the value there, the dataclass around it."""
+
+    path: str
+    hint: Any
+    value: Any
+    around: type | None
+
+
+_MISSING = object()
+
+
+def _message(fault: ErrorDetails, hint: Any, value: Any, path: str) -> str:
+    """A fault in the words of someone who writes a recipe."""
+    place = _place_of(fault["loc"], _Place(path=path, hint=hint, value=value, around=None))
+    if fault["type"] in ("value_error", "assertion_error"):  # a check in __post_init__
+        names = [field.name for cls in _classes(place.hint) for field in dataclasses.fields(cls)]
+        return _under(place.path, str(fault["ctx"]["error"]), names)
+    if place.hint is None and place.around is not None:
+        names = [field.name for field in dataclasses.fields(place.around)]
+        return (
+            f"{place.path} is not a key of a recipe; expected one of {', '.join(names)}."
+            f"{nearest(str(fault['loc'][-1]), names)}"
+        )
+    if place.value is _MISSING:
+        return f"{place.path} is missing; expected {describe(place.hint)}."
+    where = place.path or "the recipe"
+    kinds = _kinds(place.hint)
+    if kinds and isinstance(place.value, dict):  # of a kind that there is not
+        where, place = _join(where, "kind"), dataclasses.replace(place, value=place.value["kind"])
+        return (
+            f"{where} is {_show(place.value)}; expected {describe(typing.Literal[tuple(kinds)])}."
+        )
+    return f"{where} is {_show(place.value)}; expected {describe(place.hint)}."
+
+
+def _place_of(location: Iterable[int | str], place: _Place) -> _Place:
+    """Follows pydantic's location as far as there are dataclasses: a list of numbers is one value."""
+    for part in location:
+        hint = typing.get_args(place.hint)[0] if _is_annotated(place.hint) else place.hint
+        place = dataclasses.replace(place, hint=hint)
+        if not _holds_dataclass(hint):
+            break
+        classes = _classes(hint)
+        if len(classes) > 1:  # pydantic names the kind before it goes on
+            place = dataclasses.replace(place, hint=_kinds(hint)[part])
+        elif classes:
+            hints = typing.get_type_hints(classes[0])
+            value = place.value.get(part, _MISSING) if isinstance(place.value, dict) else _MISSING
+            place = _Place(
+                path=_join(place.path, part),
+                hint=hints.get(str(part)),
+                value=value,
+                around=classes[0],
             )
-    hints = typing.get_type_hints(cls)
-    for name, field in fields.items():
-        optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
-        if name not in value and not optional:
-            raise RecipeError(f"{_join(path, name)} is missing; expected {describe(hints[name])}.")
-    built = {key: build(hints[key], item, _join(path, key)) for key, item in value.items()}
-    try:
-        return cls(**built)
-    except RecipeError:
-        raise
-    except ValueError as error:  # a check in __post_init__; it names its field first
-        raise RecipeError(_under(path, str(error), fields)) from error
+        else:
+            is_item = isinstance(part, int)
+            place = dataclasses.replace(
+                place,
+                path=f"{place.path}[{part}]" if is_item else _join(place.path, part),
+                hint=typing.get_args(hint)[0 if is_item else 1],
+                value=place.value[part],
+            )
+    return place
 
 
-def _of_kind(classes: list[Any], value: Any, path: str) -> Any:
-    """The one of ``classes`` whose Literal field ``kind`` the mapping ``value`` names."""
-    if len(classes) == 1 or not isinstance(value, dict) or "kind" not in value:
-        return classes[0]
-    kinds = {typing.get_args(typing.get_type_hints(cls)["kind"])[0]: cls for cls in classes}
-    kind = build(typing.Literal[tuple(kinds)], value["kind"], _join(path, "kind"))
-    return kinds[kind]
+def _is_annotated(hint: Any) -> bool:
+    return typing.get_origin(hint) is typing.Annotated
 
 
-def _build_leaf(hint: Any, value: Any, path: str) -> Any:
-    try:
-        return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
-    except (ValidationError, TypeError) as error:
-        raise RecipeError(f"{path} is {_show(value)}; expected {describe(hint)}.") from error
+def _classes(hint: Any) -> list[Any]:
+    """The dataclasses that a value of the type may be itself."""
+    if dataclasses.is_dataclass(hint):
+        return [hint]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Annotated):
+        return [cls for part in typing.get_args(hint) for cls in _classes(part)]
+    return []
+
+
+def _kinds(hint: Any) -> dict[Any, Any]:
+    """{kind: dataclass} of a union that kinds tell apart; empty for other types."""
+    classes = _classes(hint)
+    if len(classes) < 2:
+        return {}
+    return {typing.get_args(typing.get_type_hints(cls)["kind"])[0]: cls for cls in classes}
 
 
 def _under(path: str, message: str, fields: typing.Container[str]) -> str:

@@ -80,16 +80,18 @@ def plan_stage(
     if look_outside:
         shaped_by["inputs"] |= outside(recipe, kind)
     elif last is not None:
-        before = last.shaped_by["inputs"].items()
-        shaped_by["inputs"] |= {name: c for name, c in before if name not in kind.inputs}
+        others = last.shaped_by["inputs"].items()
+        shaped_by["inputs"] |= {name: c for name, c in others if name not in kind.inputs}
 
     def plan(action: Action, why: str) -> Plan:
         return Plan(kind=kind, action=action, why=why, shaped_by=shaped_by)
 
     if last is None:
         return plan("start", "not started yet")
-    if last.shaped_by != shaped_by:
-        return plan("redo", _changes(last.shaped_by, shaped_by))
+    recorded = kind.recorded_parts(last.shaped_by["recipe"], recipe)
+    before = {**last.shaped_by, "recipe": recorded}
+    if before != shaped_by:
+        return plan("redo", _changes(before, shaped_by))
     if done is None:
         return plan("continue", "stopped part-way")
     wrong = faults(run, kind, done)

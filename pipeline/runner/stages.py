@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.recipe.dataclass_values import plain
+from pipeline.recipe.dataclass_values import fill_defaults, plain
 from pipeline.recipe.recipe import Recipe
 from pipeline.runner.run_folder import RunFolder
 
@@ -40,6 +40,17 @@ class StageKind:
         return _without_settings_of_the_machine(
             {part: plain(getattr(recipe, part)) for part in self.parts}
         )
+
+    def recorded_parts(self, recorded: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+        """The same part as a record has it, in which a key that is younger than the record has its
+        default: a new field whose default changes nothing is no reason to compute anything again."""
+        filled = {
+            part: fill_defaults(values, getattr(recipe, part))
+            if isinstance(values, dict)
+            else values
+            for part, values in recorded.items()
+        }
+        return _without_settings_of_the_machine(filled)
 
 
 # Keys of any part that say how often, how fast or with how much memory a stage works, not what

@@ -9,9 +9,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Tag
 
 from boxless.errors import BoxlessError
+from stages.section_kinds import by_kind
 
 FPN_STRIDES_PX = (4, 8, 16, 32, 64)  # of p2 to p6
 FINEST_LEVELS = (2, 3, 4)  # the first of p2 to p4 that a pyramid may begin with
@@ -330,6 +333,12 @@ class ChoiceConfig:
         )
 
 
+BackboneConfig = Annotated[
+    Annotated[PlainConfig, Tag("plain")] | Annotated[ResNetConfig, Tag("resnet")],
+    by_kind("plain"),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """The net and how it looks at a picture; kept with the weights in a teacher's folder.
@@ -340,7 +349,7 @@ class TeacherConfig:
     """
 
     picture: PictureConfig = field(default_factory=PictureConfig)
-    backbone: PlainConfig | ResNetConfig = field(default_factory=PlainConfig)
+    backbone: BackboneConfig = field(default_factory=PlainConfig)
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
     boxes: BoxConfig = field(default_factory=BoxConfig)
     choice: ChoiceConfig = field(default_factory=ChoiceConfig)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import boxless
 from docs.generate.api_reference import api_reference
 from docs.generate.cli_reference import cli_reference, commands
-from docs.generate.field_docs import class_summary, field_docs
 from docs.generate.recipe_reference import recipe_reference, sections, undocumented_fields
+from pipeline.recipe.field_docs import class_summary, field_docs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from pipeline.runner.stages import STAGE_NAMES, StageKind, stage_kinds
 from pipeline.runner.status import status_table
 from sharding.format.catalog import write_catalog
 from sharding.format.schema import Sample, object_dtype
+from sharding.writing.atomic import sha256_of
 from sharding.writing.shard_writer import write_shard
 
 RUN_ALL = ["ingest", "teach", "distill", "pretrain", "evaluate"]
@@ -111,6 +112,29 @@ def test_all_run_once_in_order_and_then_none(go: Go) -> None:
     """finetune has no task in toy, so it is left out."""
     assert go() == RUN_ALL
     assert go() == []
+
+
+def test_a_field_that_is_younger_than_a_run_has_its_default_there(go: Go, tmp_path: Path) -> None:
+    """Records without some fields, as an earlier version left them: no stage runs while the recipe
+    has their defaults, and the stage of a field runs that has another value."""
+    go()
+    for folder, part, *path in (
+        ("images", "ingest", "samples_per_shard"),
+        ("pretrain", "pretrain", "itm", "negatives"),
+    ):
+        file = tmp_path / "run" / folder / "stage.json"
+        record = json.loads(file.read_text())
+        section = record["shaped_by"]["recipe"][part]
+        for key in path[:-1]:
+            section = section[key]
+        del section[path[-1]]
+        record["fingerprint"] = sha256_of(record["shaped_by"])
+        file.write_text(json.dumps(record))
+    assert go() == []
+    assert (
+        go("pretrain.itm.negatives=itc", "pretrain.itc.weight=1", "student.itc_size=8")[0]
+        == "pretrain"
+    )
 
 
 def test_finetune_runs_where_there_is_a_task(go: Go, tmp_path: Path) -> None:

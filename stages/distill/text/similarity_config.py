@@ -5,9 +5,12 @@ choice is ours. Made by `stages.distill.text.similarity`."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Tag
 
 from boxless.errors import BoxlessError
+from stages.section_kinds import by_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,13 @@ class SentenceConfig:
         _check_model(self.model)
 
 
-SimilarityConfig = LexicalConfig | SpacyConfig | BertConfig | SentenceConfig
+SimilarityConfig = Annotated[
+    Annotated[LexicalConfig, Tag("lexical")]
+    | Annotated[SpacyConfig, Tag("spacy")]
+    | Annotated[BertConfig, Tag("bert")]
+    | Annotated[SentenceConfig, Tag("sentence")],
+    by_kind("lexical"),
+]
 
 
 def _check_model(model: str) -> None:

@@ -7,9 +7,12 @@ of SOHO (researchmm/soho, 95824a8), with its faults, is the other value of every
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Tag
 
 from boxless.errors import BoxlessError
+from stages.section_kinds import by_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,10 @@ class SohoNeckConfig:
     changes nothing; false lets the CNN turn it into features that border cells read (released)."""
 
 
-NeckConfig = PlainNeckConfig | SohoNeckConfig
+NeckConfig = Annotated[
+    Annotated[PlainNeckConfig, Tag("plain")] | Annotated[SohoNeckConfig, Tag("soho")],
+    by_kind("plain"),
+]
 
 
 def neck_from_json(fields: dict[str, Any]) -> NeckConfig:
