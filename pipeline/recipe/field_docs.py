@@ -30,14 +30,14 @@ def field_docs(cls: type) -> dict[str, str]:
         if dataclasses.is_dataclass(base) and isinstance(base, type):
             found.update(_from_docstring(base))
             found.update(_from_strings_below(base))
-    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    names = {field.name for field in dataclasses.fields(cls)}
     return {name: text for name, text in found.items() if name in names}
 
 
 def class_summary(cls: type) -> str:
     """The docstring of a dataclass without its lines about fields, as one paragraph."""
     paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
-    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    names = {field.name for field in dataclasses.fields(cls)}
     kept = [text for text in paragraphs if not _starts_with_field(text, names)]
     return " ".join(" ".join(kept).split())
 
@@ -48,7 +48,7 @@ def _starts_with_field(text: str, names: set[str]) -> bool:
 
 
 def _from_docstring(cls: type) -> dict[str, str]:
-    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    names = {field.name for field in dataclasses.fields(cls)}
     entries: list[str] = []
     for line in inspect.cleandoc(cls.__dict__.get("__doc__") or "").splitlines():
         if _starts_with_field(line, names):
