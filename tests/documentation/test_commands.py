@@ -59,8 +59,9 @@ def _check_boxless(words: list[str]) -> None:
         words = [re.sub(pattern, value, word) for word in words]
     if "..." in words:
         words = [word for word in words if word != "..."] + LEFT_OUT.get(words[1], [])
+    words = words[: words.index(">")] if ">" in words else words  # what the shell keeps to itself
     args = command_line_parser().parse_args(words)  # exits where it does not fit
-    if hasattr(args, "recipe"):
+    if getattr(args, "recipe", None):
         overrides = LaunchOverrides(
             launcher=getattr(args, "launcher", None),
             nodes=getattr(args, "nodes", None),
