@@ -4,17 +4,13 @@ time was useful.
     python -m benchmarks.goodput --cluster ../shared/cluster/nscluster.sh            # each fault once
     python -m benchmarks.goodput --cluster ... --minutes 30 --every-seconds 120      # one after the other
 
-The cluster is a script with the commands ``up N``, ``down``, ``ctl CMD``, ``node nK CMD``, ``kill``,
-``start``, ``cut`` and ``heal nK``; it keeps its state in the folder NSBASE. Needs root and Slurm.
-The ranks are those of benchmarks.small_trainer: what is measured is the launcher, not training.
+The cluster is that of benchmarks.cluster. The ranks are those of benchmarks.small_trainer: what is measured is the launcher, not training.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -24,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cluster import SCRIPT, Cluster
 from benchmarks.small_trainer import SAMPLES_A_STEP, STEPS
 from launch.events import read_events
 from launch.paths import JobPaths
@@ -43,41 +40,6 @@ job = Job(title="goodput", module="benchmarks.small_trainer", args=(str(folder),
           log_folder=folder / "logs", can_restart=True)
 slurm.run(job, LaunchConfig(launcher="slurm", procs_per_node=1, time_limit_minutes=120, **config))
 """.format(seconds=STEP_SECONDS)
-
-
-class Cluster:
-    """Three nodes in namespaces of this machine."""
-
-    def __init__(self, script: Path) -> None:
-        base = Path(tempfile.mkdtemp(prefix="boxless-cluster-", dir="/tmp"))
-        base.chmod(0o755)
-        for path in script.parent.iterdir():
-            shutil.copy(path, base)
-        self._base, self._script = base, base / script.name
-
-    def __call__(self, *words: str) -> str:
-        """Run a command of the script; what it printed."""
-        env = os.environ | {"NSBASE": str(self._base)}
-        command = ["bash", str(self._script), *words]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-        return done.stdout
-
-    def start(self, *words: str, log: Path) -> subprocess.Popen[bytes]:
-        """A command of the script that goes on."""
-        env = os.environ | {"NSBASE": str(self._base)}
-        with log.open("ab") as file:
-            command = ["bash", str(self._script), *words]
-            return subprocess.Popen(command, env=env, stdout=file, stderr=file)
-
-    def signal(self, node: str, pattern: str, number: str) -> None:
-        """Send a signal to the processes of a node whose command line has ``pattern``."""
-        for pid in self("node", node, "pgrep", "-f", pattern).split():
-            self("node", node, "kill", f"-{number}", pid)
-
-    def down(self) -> None:
-        """End it and remove its folder."""
-        self("down")
-        shutil.rmtree(self._base, ignore_errors=True)
 
 
 class Drill:
@@ -199,7 +161,7 @@ def each_once(cluster: Cluster, folder: Path, config: dict[str, Any], names: lis
         drill.end()
         if name in _NEEDS_REPAIR:
             cluster(_NEEDS_REPAIR[name], "n2")
-            _wait_until_idle(cluster)
+            cluster.wait_until_idle()
 
 
 def one_after_the_other(
@@ -248,17 +210,10 @@ def _print_goodput(drill: Drill, recoveries: list[tuple[float, str]], began: flo
     )
 
 
-def _wait_until_idle(cluster: Cluster) -> None:
-    for _ in range(300):
-        if cluster("ctl", "sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "3":
-            return
-        time.sleep(0.5)
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cluster", type=Path, default=Path("../shared/cluster/nscluster.sh"))
+    parser.add_argument("--cluster", type=Path, default=SCRIPT)
     parser.add_argument("--minutes", type=float, help="faults in turn for so long")
     parser.add_argument("--every-seconds", type=float, default=120.0)
     parser.add_argument("--min-nodes", type=int, help="default: the job waits for all its nodes")

@@ -7,7 +7,10 @@ import os
 import re
 import socket
 import struct
+import time
 from collections.abc import Mapping
+
+from launch.job import UserError
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 # What a launcher tells its ranks. Left over from another launcher, a pod or a shell, it would be
@@ -63,6 +66,30 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
+
+
+def check_port(port: int, *, wait_seconds: float) -> None:
+    """UserError where another program of this machine listens on ``port``, at which ranks of
+    several nodes are to meet, and goes on for ``wait_seconds``: an earlier start may still end."""
+    deadline = time.monotonic() + wait_seconds
+    while (words := _words_against(port)) is not None:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"port {port} of {socket.gethostname()} cannot be had ({words}); expected it to be "
+                "free, for the nodes to meet there: end what listens on it (`ss -ltnp` names it), "
+                "or set launch.master_port to another one on every node."
+            )
+        time.sleep(0.5)
+
+
+def _words_against(port: int) -> str | None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
 
 
 def _interface_of(address: str) -> str | None:

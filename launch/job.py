@@ -37,6 +37,7 @@ class Job:
     is_elastic: its ranks share work by claims and need not know of each other: any number may
         come, and the loss of one ends no other.
     can_restart: its ranks continue from a checkpoint, so they may be started again after a failure.
+    join_seconds: how long nodes wait for each other.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Job:
     node_rank: int = 0
     is_elastic: bool = False
     can_restart: bool = False
+    join_seconds: int = 1800
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.title):

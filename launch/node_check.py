@@ -1,13 +1,16 @@
-"""``python -m launch.node_check FOLDER``: one rank of a check before a job.
+"""``python -m launch.node_check FOLDER RECIPE``: one rank of a check before a job. RECIPE is a
+digest of the recipe that the node was started with.
 
 All ranks meet, sum a number, and compare what they see: code, recipe, torch, the shared folder, the
-clock and free disk. Rank 0 fails with a line for each fault.
+clock and free disk. All fail where there is a fault; the first rank of each node records a line for
+each.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -20,7 +23,11 @@ from typing import Any
 from boxless.errors import BoxlessError
 from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
 
-MARK = "launch-check"
+JOIN_SECONDS = 120
+"""How long the ranks wait for each other."""
+_MARK = ".launch-check"
+_MARK_SECONDS = 15.0
+"""A file may take so long to be seen by other machines."""
 _MAX_CLOCK_DIFFERENCE_SECONDS = 5.0
 _MIN_FREE_BYTES = 10 << 30
 _PACKAGES = ("launch", "pipeline", "sharding", "stages")
@@ -34,19 +41,25 @@ def main() -> int:
     rank, logs = int(os.environ["RANK"]), Path(os.environ[LOG_FOLDER_VARIABLE])
     open_log(logs, rank)
     try:
-        torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=5))
+        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=JOIN_SECONDS))
+        folder, recipe = Path(sys.argv[1]), sys.argv[2]
+        mark = [secrets.token_hex(8)]
+        torch.distributed.broadcast_object_list(mark)
+        if rank == 0:
+            (folder / _MARK).write_text(mark[0], "utf-8")
         facts: list[Any] = [None] * torch.distributed.get_world_size()
         total = torch.ones(())
         torch.distributed.all_reduce(total)
-        torch.distributed.all_gather_object(facts, _facts(Path(sys.argv[1])))
+        torch.distributed.all_gather_object(facts, _facts(folder, recipe, mark[0]))
         faults = findings(facts, num_ranks=int(total.item()))
         if rank == 0:
+            (folder / _MARK).unlink(missing_ok=True)
             hosts = ", ".join(sorted({fact["host"] for fact in facts}))
             print(f"{len(facts)} ranks on {hosts}: met, and summed over all", flush=True)
-            if faults:
-                record_failure(logs, rank, BoxlessError("\n".join(faults)), is_users=True)
+        if faults and int(os.environ["LOCAL_RANK"]) == 0:
+            record_failure(logs, rank, BoxlessError("\n".join(faults)), is_users=True)
         torch.distributed.barrier()
-        return 2 if faults and rank == 0 else 0
+        return 2 if faults else 0
     except Exception as error:
         record_failure(logs, rank, error, is_users=False)
         return 1
@@ -59,7 +72,7 @@ def findings(facts: list[dict[str, Any]], *, num_ranks: int) -> list[str]:
         found.append(f"a sum over all ranks counts {num_ranks}; expected {len(facts)}.")
     for what, fix in (
         ("code", "install the same version on all nodes, or use one shared checkout"),
-        ("recipe", "put the run folder on a file system that all nodes share"),
+        ("recipe", "start all nodes with the same recipe, --set options and versions"),
         ("torch", "install the same versions on all nodes"),
     ):
         values: dict[str, list[str]] = {}
@@ -84,7 +97,7 @@ def findings(facts: list[dict[str, Any]], *, num_ranks: int) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+def _facts(folder: Path, recipe: str, mark: str) -> dict[str, Any]:
     import torch
 
     root = Path(__file__).resolve().parents[1]
@@ -92,11 +105,24 @@ def _facts(folder: Path) -> dict[str, Any]:
         "time_seconds": time.time(),
         "host": socket.gethostname(),
         "code": _hash(p for name in _PACKAGES for p in sorted((root / name).rglob("*.py"))),
-        "recipe": _hash([folder / "recipe.yaml"]),
+        "recipe": recipe,
         "torch": torch.__version__,
-        "sees_mark": (folder / MARK).exists(),
+        "sees_mark": _sees(folder / _MARK, mark),
         "free_bytes": shutil.disk_usage(folder).free if folder.exists() else 0,
     }
+
+
+def _sees(path: Path, text: str) -> bool:
+    """Whether the file has that text, at once or a little later."""
+    deadline = time.monotonic() + _MARK_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if path.read_text("utf-8") == text:
+                return True
+        except OSError:
+            pass
+        time.sleep(0.1)
+    return False
 
 
 def _hash(paths: Iterable[Path]) -> str:

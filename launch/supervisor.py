@@ -45,10 +45,13 @@ class RestartPolicy:
 
     max_restarts: in a row without a new step; 0 never starts anything again.
     hang_seconds: without a step for so long, ranks are ended and started again.
+    kills_at_second_signal: whether a second SIGTERM or SIGINT ends the ranks at once (a person who
+        presses Ctrl-C twice), or is one too many from a scheduler, which has SIGKILL for that.
     """
 
     max_restarts: int = 0
     hang_seconds: float = 600.0
+    kills_at_second_signal: bool = True
 
 
 class Supervisor:
@@ -82,9 +85,8 @@ class Supervisor:
         while True:
             start = _Start(self._job, command())
             try:
-                with forwarded_signals(
-                    terminate=start.terminate, force_kill=start.kill
-                ) as received:
+                again = start.kill if self._policy.kills_at_second_signal else _ignore
+                with forwarded_signals(terminate=start.terminate, force_kill=again) as received:
                     returncode = self._watch(start, received)
             finally:
                 start.end()
@@ -235,7 +237,7 @@ class _Start:
         with job.paths.launcher_log(job.node_rank).open("wb") as log:
             try:
                 self.process = subprocess.Popen(
-                    command, env=env, stderr=log, start_new_session=True, preexec_fn=end_with_parent
+                    command, env=env, stderr=log, start_new_session=True, preexec_fn=_in_child
                 )
             except FileNotFoundError as error:
                 self._folder.cleanup()
@@ -276,6 +278,16 @@ class _Start:
         self.kill()
         self.process.wait()
         self._folder.cleanup()
+
+
+def _in_child() -> None:
+    """SIGUSR1 is for who supervises: sent to every process of a job, it would kill the others."""
+    end_with_parent()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def _ignore() -> None:
+    return
 
 
 def _ends(error: LaunchError | UserError) -> bool:

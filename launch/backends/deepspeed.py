@@ -11,6 +11,7 @@ import base64
 import json
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from launch.logs import LOG_FOLDER_VARIABLE
 from launch.process import missing_command, prepare_logs
 from launch.supervisor import RestartPolicy, Supervisor
 
+_CONNECT_SECONDS = 10
 FREE_PORT = 0
 """Stands in a ``--dry-run`` for a port that is free when the job starts."""
 
@@ -103,11 +105,37 @@ def check_hosts(config: LaunchConfig) -> None:
                 f"{config.hostfile} gives {host} {slots} slots; expected at least "
                 f"launch.procs_per_node, {config.procs_per_node}."
             )
+    _check_answers(list(hosts)[: config.nodes])
     unsafe = [text for text in (sys.executable, str(Path.cwd())) if re.search(r"[^\w./@+-]", text)]
     if unsafe:
         raise UserError(
             f"DeepSpeed passes {unsafe[0]!r} to a shell on every host without quotes; expected a "
             "path of letters, digits and ./@+-_ only: move the checkout, or take torchrun or slurm."
+        )
+
+
+def _check_answers(hosts: list[str]) -> None:
+    """UserError with the hosts that a command cannot be run on over ssh, and ssh's own words.
+
+    DeepSpeed's launcher would wait for them without a word."""
+    command = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_SECONDS}"]
+    started = {
+        host: subprocess.Popen([*command, host, "true"], stderr=subprocess.PIPE, text=True)
+        for host in hosts
+    }
+    silent = []
+    for host, process in started.items():
+        try:
+            words = process.communicate(timeout=3 * _CONNECT_SECONDS)[1].strip()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            words = process.communicate()[1].strip() or "no answer"
+        if process.returncode != 0:
+            silent.append(f"{host}: {words or f'exit status {process.returncode}'}")
+    if silent:
+        raise UserError(
+            "expected every host of launch.hostfile to run commands over ssh without a password; "
+            "got:\n  " + "\n  ".join(silent)
         )
 
 

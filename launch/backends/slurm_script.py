@@ -114,8 +114,8 @@ head=${{head:-$first_node}}
 port={port}
 near_limit=0; stopped=0; step=0
 tell_ranks() {{ scancel --signal=TERM "$SLURM_JOB_ID.$step"; }}
-trap 'near_limit=1; tell_ranks' USR1
-trap 'stopped=1; tell_ranks' TERM
+trap '[ "$near_limit" -eq 1 ] || {{ near_limit=1; tell_ranks; }}' USR1
+trap '[ "$stopped" -eq 1 ] || {{ stopped=1; tell_ranks; }}' TERM
 while :; do
   srun {srun} &
   ranks=$!
@@ -136,6 +136,7 @@ if [ "$near_limit" -eq 1 ] && [ "$status" -ne 0 ]; then
   exit "$status"
 fi
 [ "$stopped" -eq 1 ] && [ "$status" -ne 0 ] && exit "$status"
+[ "$status" -eq 143 ] && exit 143  # Slurm itself told the ranks to stop: preempted, or cancelled
 [ "$status" -eq 0 ] && end 0 finished
 end "$status" "failed: exit status $status"
 """
@@ -160,7 +161,7 @@ def _ranks_body(job: Job, config: LaunchConfig) -> str:
 
 def _srun(job: Job, config: LaunchConfig) -> str:
     rendezvous = [
-        *several_nodes(config, is_host="{is_host}"),
+        *several_nodes(job, config, is_host="{is_host}"),
         "--rdzv-endpoint=$head:$port",
         "--rdzv-id=$SLURM_JOB_ID.$step",
         "--local-addr={address}",

@@ -13,20 +13,20 @@ import sys
 from dataclasses import replace
 
 from launch.config import DEFAULT_PORT, LaunchConfig
-from launch.environment import address_towards, interface_variables
+from launch.environment import address_towards, check_port, interface_variables
 from launch.job import Job, LaunchError
 from launch.logs import tail
 from launch.peers import Peers
 from launch.process import prepare_logs, state_of
 from launch.supervisor import RestartPolicy, Supervisor
 
-RENDEZVOUS_CONF = "join_timeout=1800,last_call_timeout=10,timeout=1800"
-"""Nodes are waited for half an hour; once the least number has come, others have ten
-seconds."""
+LAST_CALL_SECONDS = 10
+"""Once the least number of nodes has come, others have so long."""
 ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """Without it, ranks that were started again may read addresses of their predecessors."""
 SHUTDOWN_SECONDS = 300
 """How long ranks that were told to stop have for their checkpoint (torchrun's own: 30)."""
+_PORT_SECONDS = 5.0
 MAX_RESTARTS = 1_000_000
 """torchrun's own limit, where the supervisor decides."""
 
@@ -38,7 +38,7 @@ def command(job: Job, config: LaunchConfig) -> list[str]:
     else:
         address, port = config.master_address, config.master_port or DEFAULT_PORT
         rendezvous = [
-            *several_nodes(config, is_host=str(int(config.node_rank == 0))),
+            *several_nodes(job, config, is_host=str(int(config.node_rank == 0))),
             f"--rdzv-endpoint={address}:{port}",
             f"--rdzv-id={job.title}",
             f"--local-addr={address_towards(str(address))}",
@@ -46,14 +46,16 @@ def command(job: Job, config: LaunchConfig) -> list[str]:
     return [sys.executable, *worker_options(job, config, rendezvous)]
 
 
-def several_nodes(config: LaunchConfig, *, is_host: str) -> list[str]:
+def several_nodes(job: Job, config: LaunchConfig, *, is_host: str) -> list[str]:
     """Options by which several nodes meet, but for where."""
+    seconds = job.join_seconds
     few = config.min_nodes or config.nodes
     nodes = f"{few}:{config.nodes}" if few < config.nodes else str(config.nodes)
     return [
         f"--nnodes={nodes}",
         "--rdzv-backend=c10d",
-        f"--rdzv-conf={RENDEZVOUS_CONF},is_host={is_host}",
+        f"--rdzv-conf=join_timeout={seconds},last_call_timeout={LAST_CALL_SECONDS},"
+        f"timeout={seconds},is_host={is_host}",
     ]
 
 
@@ -83,6 +85,8 @@ def environment(job: Job, config: LaunchConfig) -> dict[str, str]:
 
 def run(job: Job, config: LaunchConfig) -> None:
     """Run this node's ranks to the end; see launch.job."""
+    if config.nodes > 1 and config.node_rank == 0:
+        check_port(config.master_port or DEFAULT_PORT, wait_seconds=_PORT_SECONDS)
     prepare_logs(job)
     peers = None
     if config.nodes > 1 and job.can_restart and config.restarts:
@@ -91,14 +95,25 @@ def run(job: Job, config: LaunchConfig) -> None:
     run_torchrun(replace(job, env=environment(job, config)), config, command(job, config), peers)
 
 
-def run_torchrun(job: Job, config: LaunchConfig, torchrun: list[str], peers: Peers | None) -> None:
+def run_torchrun(
+    job: Job,
+    config: LaunchConfig,
+    torchrun: list[str],
+    peers: Peers | None,
+    *,
+    kills_at_second_signal: bool = True,
+) -> None:
     """Supervise ``torchrun``; an error names the rank that was killed first, where one was."""
     policy = RestartPolicy(
-        max_restarts=config.restarts if job.can_restart else 0, hang_seconds=config.hang_seconds
+        max_restarts=config.restarts if job.can_restart else 0,
+        hang_seconds=config.hang_seconds,
+        kills_at_second_signal=kills_at_second_signal,
     )
     try:
         Supervisor(job, policy, peers).run(lambda: torchrun)
     except LaunchError as error:
+        if "RendezvousTimeoutError" in error.tail or "RendezvousConnectionError" in error.tail:
+            raise LaunchError(_not_met(job, torchrun), error.log, error.tail) from error
         is_of_torchrun = error.log == job.paths.launcher_log(job.node_rank)
         killed = first_killed(error.tail) if is_of_torchrun else None
         if killed is None or error.is_permanent:
@@ -110,6 +125,17 @@ def run_torchrun(job: Job, config: LaunchConfig, torchrun: list[str], peers: Pee
     finally:
         if peers is not None:
             peers.close()
+
+
+def _not_met(job: Job, torchrun: list[str]) -> str:
+    """That the nodes did not meet, where, and what to look for."""
+    options = dict(word.split("=", 1) for word in torchrun if word.startswith("--rdzv-e"))
+    where = options.get("--rdzv-endpoint", "the first node")
+    return (
+        f"{job.title}: the nodes did not meet at {where}: not all came within {job.join_seconds} s, "
+        "or the first one cannot be reached. Start the same command on every node, with "
+        "launch.node_rank 0, 1, ..., and see that each reaches that address and port (no firewall)"
+    )
 
 
 def first_killed(summary: str) -> tuple[int, int] | None:

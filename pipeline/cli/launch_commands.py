@@ -1,4 +1,5 @@
-"""Commands about jobs under way: ``boxless attach | cancel | logs``."""
+"""Commands about jobs: ``boxless attach | cancel | logs`` of those under way, and ``boxless
+cluster-plan`` before one."""
 
 from __future__ import annotations
 
@@ -40,6 +41,34 @@ def add_launch_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     )
     logs.add_argument("--follow", action="store_true", help="follow until Ctrl-C")
     logs.set_defaults(command=_logs)
+
+    plan = commands.add_parser(
+        "cluster-plan",
+        help="time, storage, network and checkpoints of a large run, from a small one's rates",
+    )
+    plan.add_argument("run", type=user_path, help="a finished run of the same recipe, in small")
+    plan.add_argument("--pictures", type=int, default=4_200_000, metavar="N")
+    plan.add_argument(
+        "--picture-bytes", type=float, metavar="B", help="of a picture file; default: as measured"
+    )
+    plan.add_argument("--nodes", type=int, default=64, metavar="N")
+    plan.add_argument("--procs-per-node", type=int, default=8, metavar="P")
+    plan.add_argument("--epochs", type=float, default=10.0, metavar="E")
+    plan.add_argument(
+        "--rate",
+        action="append",
+        default=[],
+        metavar="STAGE=R",
+        help="pictures a second of one rank, instead of the measured: ingest, distill, pretrain",
+    )
+    plan.add_argument(
+        "--recovery-seconds",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="from a failure to the next step; default: 120",
+    )
+    plan.set_defaults(command=_cluster_plan)
 
 
 def _attach(args: argparse.Namespace) -> int:
@@ -87,6 +116,36 @@ def _logs(args: argparse.Namespace) -> int:
             print(file.read(), end="", flush=True)
             time.sleep(1)
     return 0
+
+
+def _cluster_plan(args: argparse.Namespace) -> int:
+    from pipeline.runner.cluster_plan import ClusterPlan, measure
+
+    recipe, measured = measure(_existing(args.run))
+    if args.picture_bytes is not None:
+        measured = measured.with_pictures_of(args.picture_bytes)
+    plan = ClusterPlan(
+        measured=measured,
+        num_pictures=args.pictures,
+        nodes=args.nodes,
+        procs_per_node=args.procs_per_node,
+        epochs=args.epochs,
+        micro_batch_size=recipe.pretrain.micro_batch_size,
+        checkpoint_steps=recipe.pretrain.checkpoint_steps,
+        keep_checkpoints=recipe.pretrain.keep_checkpoints,
+        recovery_seconds=args.recovery_seconds,
+        rates=dict(_rate(text) for text in args.rate),
+    )
+    print("\n".join(plan.lines()))
+    return 0
+
+
+def _rate(text: str) -> tuple[str, float]:
+    stage, _, rate = text.partition("=")
+    try:
+        return stage, float(rate)
+    except ValueError:
+        raise RunError(f"--rate got {text!r}; expected STAGE=R, as in distill=120.") from None
 
 
 def _active_jobs(run: RunFolder) -> dict[str, str]:

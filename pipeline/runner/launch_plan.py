@@ -7,6 +7,7 @@ as many workers as the command line asks for, under slurm as an array of tasks.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import socket
@@ -21,10 +22,10 @@ from launch.config import LaunchConfig, LauncherName
 from launch.environment import variables_of_other_launchers
 from launch.job import Job, UserError
 from launch.logs import LOG_FOLDER_VARIABLE
-from launch.node_check import MARK
+from launch.node_check import JOIN_SECONDS
 from launch.paths import JobPaths
 from pipeline.recipe.dataclass_values import RecipeError
-from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.recipe import Recipe, dump_recipe
 from pipeline.runner.run_folder import RunFolder
 from pipeline.runner.stages import StageKind
 from pipeline.runner.worker import JOINED
@@ -137,20 +138,18 @@ def check_launch(recipe: Recipe, run: RunFolder) -> None:
     """
     root = run.root.resolve()
     root.mkdir(parents=True, exist_ok=True)
-    mark = root / MARK
-    mark.write_text(socket.gethostname(), "utf-8")
+    # Every node has a rank of its own; all else is to be the same.
+    same = replace(recipe, launch=replace(recipe.launch, node_rank=0))
     job = Job(
         title=f"{recipe.name}-check",
         module="launch.node_check",
-        args=(str(root),),
+        args=(str(root), hashlib.sha256(dump_recipe(same).encode()).hexdigest()),
         log_folder=RunFolder(root).logs("check"),
         env=_environment(recipe.launch) | recipe.launch.env,
         node_rank=recipe.launch.node_rank,
+        join_seconds=JOIN_SECONDS,
     )
-    try:
-        LAUNCHERS[recipe.launch.launcher].run(job, recipe.launch)
-    finally:
-        mark.unlink(missing_ok=True)
+    LAUNCHERS[recipe.launch.launcher].run(job, recipe.launch)
 
 
 def submitted_jobs(run: RunFolder) -> dict[str, str]:

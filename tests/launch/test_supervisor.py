@@ -4,7 +4,6 @@ told, and the causes and steps that they wrote down themselves."""
 from __future__ import annotations
 
 import os
-import re
 import signal
 import textwrap
 import threading
@@ -17,14 +16,14 @@ from launch.backends import local
 from launch.config import LaunchConfig
 from launch.events import read_events
 from launch.heartbeat import Beat, read_beats
-from launch.job import Job, LaunchError, NoProgressError, UserError
+from launch.job import Job, LaunchError, NoProgressError, Stopped, UserError
 from launch.marked_processes import marked_processes
 from launch.process import prepare_logs, worker_command
 from launch.supervisor import RestartPolicy, Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK_SCRIPT = """
-    import os, sys, time
+    import os, signal, sys, time
     from pathlib import Path
     from launch.heartbeat import Heartbeat
     from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
@@ -37,7 +36,8 @@ RANK_SCRIPT = """
     number = len(starts.read_text()) if starts.exists() else 0
     with starts.open("a") as file:
         file.write("x")
-    (here / f"pid-{number}").write_text(str(os.getpid()))
+    if action != "saves":
+        (here / f"pid-{number}").write_text(str(os.getpid()))
     if action == "progress" and number < 3:  # one more step at every start
         heartbeat.beat(number + 1)
         while not (here / f"noted-{number + 1}").exists():
@@ -51,6 +51,21 @@ RANK_SCRIPT = """
     if action == "users":
         record_failure(logs, 0, ValueError("no corpus"), is_users=True)
         sys.exit(2)
+    if action == "usr1":
+        os.kill(os.getpid(), signal.SIGUSR1)
+        (here / "survived").touch()
+    if action == "saves":
+        told = []
+        signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+        (here / "pid-0").touch()
+        while not told:
+            time.sleep(0.05)
+        (here / "told").touch()
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+        (here / "saved").touch()
+        sys.exit(143)
     if action == "stopped" and number == 0:
         heartbeat.beat(1)
         time.sleep(600)
@@ -171,22 +186,35 @@ def test_half_written_heartbeats_are_left_out(tmp_path: Path) -> None:
     assert (beat.rank, beat.pid, beat.step, beat.since_seconds) == (0, 12, 3, 4.5)
 
 
-def test_a_check_before_the_job_names_what_differs() -> None:
-    """Oracle: facts of four ranks on two hosts, one thing wrong at a time."""
-    from launch.node_check import findings
+@pytest.mark.parametrize("kills", [True, False])
+def test_a_second_signal_ends_ranks_at_once_or_not(kills: bool, tmp_path: Path) -> None:
+    """A rank that takes a second to save after its first SIGTERM. A person who presses Ctrl-C twice
+    does not wait for it; under a scheduler, which may send more than one, it saves."""
 
-    one = {
-        "host": "a", "code": "1", "recipe": "r", "torch": "2", "sees_mark": True,
-        "time_seconds": 1000.0, "free_bytes": 1 << 40,
-    }  # fmt: skip
-    well = [one, one, one | {"host": "b"}, one | {"host": "b", "time_seconds": 1001.0}]
-    assert findings(well, num_ranks=4) == []
-    for change, words in (
-        ({"code": "2"}, "code differs: 1 on a; 2 on b"),
-        ({"recipe": "s"}, "recipe differs"),
-        ({"sees_mark": False}, "b does not see the run folder"),
-        ({"time_seconds": 1070.0}, "the clock of b is \\+70 s off"),
-        ({"free_bytes": 1 << 30}, "b has 1.0 GiB free"),
-    ):
-        (found,) = findings([one, one, one | {"host": "b"} | change], num_ranks=3)
-        assert re.search(words, found)
+    def send() -> None:
+        wait_for(tmp_path / "pid-0")
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(tmp_path / "told")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    job = make_job(tmp_path, "saves")
+    job.log_folder.mkdir()
+    thread = threading.Thread(target=send)
+    thread.start()
+    supervisor = Supervisor(job, RestartPolicy(kills_at_second_signal=kills))
+    with pytest.raises(Stopped):
+        supervisor.run(lambda: local.command(job, LaunchConfig()))
+    thread.join()
+    assert (tmp_path / "saved").exists() is not kills
+
+
+def test_ranks_outlive_a_signal_that_is_for_their_supervisor(tmp_path: Path) -> None:
+    """``scancel --signal=USR1`` reaches every process of a job; unhandled, it would end them."""
+    local.run(make_job(tmp_path, "usr1"), LaunchConfig())
+    assert (tmp_path / "survived").exists()
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 180
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)

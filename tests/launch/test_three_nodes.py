@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks.goodput import FAULTS, Cluster, Drill
+from benchmarks.cluster import Cluster
+from benchmarks.goodput import FAULTS, Drill
 from benchmarks.small_trainer import CHECKPOINT, STEPS
 from launch.events import read_events
 from launch.paths import JobPaths
@@ -108,7 +107,7 @@ def test_restarts_without_a_new_step_end_the_job_with_their_own_status(
     reason="needs openssh-server and pdsh",
 )
 def test_deepspeeds_launcher_trains_on_two_hosts_over_ssh(cluster: Cluster, folder: Path) -> None:
-    hosts = _start_sshd(cluster, folder)
+    hosts = cluster.start_sshd(folder, ("n1", "n2"))
     run = folder / "run"
     run.mkdir()
     code = f"""
@@ -151,29 +150,3 @@ def test_torchrun_started_by_hand_on_two_nodes(cluster: Cluster, folder: Path) -
     for rank, process in enumerate(processes):
         assert process.wait(240) == 0, (folder / f"screen-{rank}.log").read_text()
     assert '"world": 2' in (run / STEPS).read_text().splitlines()[-1]
-
-
-def _start_sshd(cluster: Cluster, folder: Path) -> Path:
-    """sshd on two nodes, with keys of their own in a /root/.ssh that only the namespaces see; a
-    hostfile of them."""
-    keys = folder / "ssh"
-    keys.mkdir(mode=0o700)
-    for place in ("/root/.ssh", "/run/sshd"):
-        Path(place).mkdir(exist_ok=True)
-    for name in ("id_ed25519", "host_key"):
-        generate = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / name)]
-        subprocess.run(generate, check=True)
-    shutil.copy(keys / "id_ed25519.pub", keys / "authorized_keys")
-    options = "StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n"
-    (keys / "config").write_text(options)
-    for path in keys.iterdir():
-        path.chmod(0o600)
-    for node in ("n1", "n2"):
-        cluster("node", node, "mount", "--bind", str(keys), "/root/.ssh")
-        daemon = ["/usr/sbin/sshd", "-h", str(keys / "host_key"), "-o", "StrictModes=no"]
-        daemon += ["-o", "AuthorizedKeysFile=/root/.ssh/authorized_keys", "-o", "PidFile=none"]
-        cluster("node", node, *daemon)
-    time.sleep(1)
-    hosts = folder / "hosts"
-    hosts.write_text("n1 slots=1\nn2 slots=1\n")
-    return hosts
