@@ -21,7 +21,7 @@ launching = $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(NODES),--nodes $(NOD
 	$(if $(PROCS),--procs-per-node $(PROCS))
 
 .PHONY: help demo demo-tasks test test-fast check lint types imports run report status attach cancel logs \
-	slurm-test multinode-test goodput ablation doctor clean $(STAGES) \
+	slurm-test multinode-test goodput ledger ablation doctor clean $(STAGES) \
 	drill two-writers elastic positions damages scale bench detector parts extraction fuzz dictionary step inference \
 	curves docs
 
@@ -80,13 +80,16 @@ logs: .venv/ready ## the log of rank RANK (default 0) of the stage of RUN that w
 	$(BOXLESS) logs $(run_folder) --rank $(or $(RANK),0)
 
 slurm-test: .venv/ready ## launchers under a real Slurm on this machine (root, slurm-wlm, munge)
-	.venv/bin/python -m pytest -q -rs tests/launch/test_slurm.py
+	.venv/bin/python -m pytest -q -rs tests/launch/test_slurm.py tests/launch/test_slurm_commands.py
 
 multinode-test: .venv/ready ## launchers on three nodes in namespaces (root, Slurm, iproute2, sshd)
 	MULTINODE_TESTS=1 .venv/bin/python -m pytest -q -rs tests/launch/test_three_nodes.py
 
 goodput: .venv/ready ## a fault every two minutes on three nodes for half an hour: what was useful?
 	.venv/bin/python -m benchmarks.goodput --minutes 30
+
+ledger: .venv/ready ## 512 workers that die at random claim 10,000 shards: how many a second, is one lost?
+	.venv/bin/python -m benchmarks.ledger
 
 report: .venv/ready ## write the page of RUN again
 	$(BOXLESS) report $(run_folder)
