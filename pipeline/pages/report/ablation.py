@@ -61,7 +61,7 @@ def ablation_section(run: RunFolder) -> Section | None:
     num_seeds = max(len(seeds) for seeds in variants.values())
     return Section(
         name="ablation",
-        title="Dictionary, objects, or both?",
+        title="Ablation",
         content=(
             h("p", {"class": "note"}, _note(number(found.get("steps")), num_seeds)),
             legend,

@@ -41,7 +41,7 @@ def attention_section(run: RunFolder, pictures: Pictures) -> Section | None:
     )
     return Section(
         name="attention",
-        title="What a word looks at",
+        title="Attention",
         content=(h("p", {"class": "note"}, note), *drawn),
     )
 

@@ -32,7 +32,7 @@ def captions_section(run: RunFolder, pictures: Pictures) -> Section | None:
     )
     grid = h("div", {"class": grid_class("answers", pictures)}, *answers)
     content = (h("p", {"class": "note"}, note), grid)
-    return Section(name="captions", title="What it says", content=content)
+    return Section(name="captions", title="Image-to-text retrieval", content=content)
 
 
 def _answer(example: dict[str, Any], pictures: Pictures) -> Element:

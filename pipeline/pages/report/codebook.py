@@ -43,7 +43,7 @@ def codes_section(run: RunFolder, pictures: Pictures) -> Section | None:
     )
     return Section(
         name="codes",
-        title="The visual dictionary",
+        title="Visual dictionary",
         content=(
             figure_list(_figures(run, found, counts)),
             _shares(counts),

@@ -40,7 +40,7 @@ def data_section(run: RunFolder) -> Section:
         details += _reasons(title, folder, catalog)
     head = ("Shards", "Tars", "Size", "Pictures in", "Kept", "Failed")
     counts = [table("Counts of pictures by kind of shard and split", head, rows)] if rows else []
-    return Section(name="data", title="The data", content=(*counts, *details))
+    return Section(name="data", title="Data", content=(*counts, *details))
 
 
 def _rows(title: str, catalog: Catalog) -> list[list[Part]]:

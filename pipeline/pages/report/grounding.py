@@ -35,7 +35,7 @@ def heat_section(run: RunFolder, pictures: Pictures) -> Section:
     drawn = [figure for figure in figures if figure is not None]
     if not drawn:
         words = "No heat maps: evaluate has not run, or nobody knows what the phrases really mean."
-        return Section(name="heat", title="Where it looks", content=(missing(words),))
+        return Section(name="heat", title="Phrase grounding", content=(missing(words),))
     every = [phrase for example in examples for phrase in example["phrases"]]
     num_hits = sum(bool(phrase["hit"]) for phrase in every)
     note = (
@@ -47,7 +47,7 @@ def heat_section(run: RunFolder, pictures: Pictures) -> Section:
         note += " Captions with a miss come first."
     return Section(
         name="heat",
-        title="Where it looks",
+        title="Phrase grounding",
         content=(
             h("p", {"class": "note"}, note),
             h("div", {"class": grid_class("heats", pictures)}, *drawn),

@@ -58,18 +58,18 @@ def _page(run: RunFolder, recipe: Recipe) -> Element:
     pictures = Pictures(run)
     parts: list[tuple[str, str, Callable[[], Section | None]]] = [
         ("scores", "Scores", lambda: scores_section(run)),
-        ("timeline", "What ran", lambda: timeline_section(run, recipe)),
-        ("data", "The data", lambda: data_section(run)),
-        ("teacher", "The teacher at work", lambda: teacher_section(run, pictures)),
-        ("learning", "The student learns", lambda: learning_section(run)),
-        ("heat", "Where it looks", lambda: heat_section(run, pictures)),
-        ("attention", "What a word looks at", lambda: attention_section(run, pictures)),
-        ("codes", "The visual dictionary", lambda: codes_section(run, pictures)),
-        ("gallery", "What it finds", lambda: gallery_section(run, pictures)),
-        ("captions", "What it says", lambda: captions_section(run, pictures)),
+        ("timeline", "Stages", lambda: timeline_section(run, recipe)),
+        ("data", "Data", lambda: data_section(run)),
+        ("teacher", "Teacher", lambda: teacher_section(run, pictures)),
+        ("learning", "Training curves", lambda: learning_section(run)),
+        ("heat", "Phrase grounding", lambda: heat_section(run, pictures)),
+        ("attention", "Attention", lambda: attention_section(run, pictures)),
+        ("codes", "Visual dictionary", lambda: codes_section(run, pictures)),
+        ("gallery", "Text-to-image retrieval", lambda: gallery_section(run, pictures)),
+        ("captions", "Image-to-text retrieval", lambda: captions_section(run, pictures)),
         ("tasks", "Downstream tasks", lambda: tasks_section(run)),
-        ("ablation", "Dictionary, objects, or both?", lambda: ablation_section(run)),
-        ("recipe", "The recipe", lambda: _recipe_section(run)),
+        ("ablation", "Ablation", lambda: ablation_section(run)),
+        ("recipe", "Recipe", lambda: _recipe_section(run)),
     ]
     drawn = [_whole_or_word(name, title, draw) for name, title, draw in parts]
     sections = [section for section in drawn if section is not None]
@@ -113,9 +113,9 @@ def _lead(run: RunFolder) -> str:
     num_pictures = sum(shard.num_ok for shard in catalog.shards) if catalog else 0
     pictures = f"{count(num_pictures)} pictures" if num_pictures else "every picture"
     return (
-        f"A teacher, a Faster R-CNN, looks at {pictures} once and writes down the objects it sees. "
-        "A student, a CNN and a Transformer, learns from whole pictures, their captions and those "
-        "notes; from then on it needs no boxes."
+        f"A Faster R-CNN teacher detects the objects of {pictures} once, offline. "
+        "A student, a CNN and a Transformer, learns from whole pictures and captions, with these "
+        "objects as supervision; at inference it needs no boxes."
     )
 
 
@@ -134,4 +134,4 @@ def _recipe_section(run: RunFolder) -> Section:
         h("summary", "Every value of this run"),
         h("pre", {"tabindex": "0"}, text),
     )
-    return Section(name="recipe", title="The recipe", content=(folded,))
+    return Section(name="recipe", title="Recipe", content=(folded,))

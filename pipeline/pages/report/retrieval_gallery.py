@@ -25,7 +25,7 @@ def gallery_section(run: RunFolder, pictures: Pictures) -> Section:
     examples = read_object(run.transfer / "evaluate" / "examples.json").get("retrieval") or []
     if not examples:
         empty = missing("No gallery yet: evaluate has not run to its end.")
-        return Section(name="gallery", title="What it finds", content=(empty,))
+        return Section(name="gallery", title="Text-to-image retrieval", content=(empty,))
     note = (
         "The student sorts all held-out pictures by how well they fit a text; here are its five "
         "best. Green frame: the picture that the text was written for. "
@@ -34,7 +34,7 @@ def gallery_section(run: RunFolder, pictures: Pictures) -> Section:
     queries = [_query(example, pictures) for example in chosen(examples)]
     grid = h("div", {"class": grid_class("queries", pictures)}, *queries)
     content = (h("p", {"class": "note"}, note), grid)
-    return Section(name="gallery", title="What it finds", content=content)
+    return Section(name="gallery", title="Text-to-image retrieval", content=content)
 
 
 def chosen(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -27,45 +27,43 @@ class Meaning:
 
 MEANINGS = {
     "image_to_text_r1": Meaning(
-        title="Finds the text of a picture",
+        title="Image-to-text retrieval",
         name="Picture to text, R@1",
-        words="Recall at 1: how often the text that the student ranks first, of all texts, is "
-        "really the picture's own.",
+        words="Recall at 1: share of pictures whose top-ranked text is one of their own captions.",
     ),
     "text_to_image_r1": Meaning(
-        title="Finds the picture of a text",
+        title="Text-to-image retrieval",
         name="Text to picture, R@1",
-        words="Recall at 1: how often the picture that the student ranks first, of all pictures, "
-        "is really the one described.",
+        words="Recall at 1: share of captions whose top-ranked picture is the one described.",
     ),
     "phrase_grounding": Meaning(
-        title="Points at what is meant",
+        title="Phrase grounding, pointing",
         name="Phrase grounding",
-        words="Given a phrase and no boxes, the student points at one spot: how often that spot "
-        "lies on the right object.",
+        words="Pointing accuracy without boxes: share of phrases whose highest-scoring point lies "
+        "on the right object.",
     ),
     "phrase_best_box": Meaning(
-        title="Chooses the box that is meant",
+        title="Phrase grounding, best box",
         name="Phrase grounding, best box",
-        words="Given a phrase and the teacher's boxes, the student chooses one: how often it "
-        "overlaps the right object by half or more.",
+        words="Share of phrases whose chosen box, of the teacher's, overlaps the right object with "
+        "an IoU of 0.5 or more.",
     ),
     "object_label": Meaning(
-        title="Names an object",
+        title="Object labels",
         name="Object label",
-        words="How often the student names what kind of thing is at a place of the picture.",
+        words="Accuracy of the label predicted at an object's position.",
     ),
     "teacher_ap50": Meaning(
-        title="The teacher's own boxes",
+        title="Teacher, AP50",
         name="Teacher, AP50",
         words="Average precision of the teacher: a box counts when its label is right and it "
         "overlaps the true box by half or more.",
     ),
     "nlvr_accuracy": Meaning(
-        title="Tells true from false",
+        title="NLVR accuracy",
         name="Sentence truth",
-        words="How often the student tells whether a sentence is true of a picture. Chance is to "
-        "answer always what is commoner.",
+        words="Accuracy of judging whether a sentence is true of a picture. Chance is the majority "
+        "class.",
     ),
 }
 _ORDER = (

@@ -39,7 +39,7 @@ def teacher_section(run: RunFolder, pictures: Pictures) -> Section:
     if not shown:
         shown = [missing("No teacher was trained in this run yet, or it came from elsewhere.")]
     content = (h("div", {"class": "columns"}, *shown), *_boxes(run, pictures))
-    return Section(name="teacher", title="The teacher at work", content=content)
+    return Section(name="teacher", title="Teacher", content=content)
 
 
 def _losses(run: RunFolder) -> Element | None:

@@ -42,7 +42,7 @@ def timeline_section(run: RunFolder, recipe: Recipe) -> Section:
         start += seconds[kind.name]
     whole = h("p", {"class": "note"}, "In all ", h("b", seconds_in_words(total)), " of work.")
     content = (h("ol", {"class": "timeline"}, *rows), whole)
-    return Section(name="timeline", title="What ran", content=content)
+    return Section(name="timeline", title="Stages", content=content)
 
 
 def _row(name: str, state: str, start: float, seconds: float, total: float) -> Element:

@@ -17,10 +17,10 @@ from pipeline.runner.run_folder import RunFolder
 _OBJECTIVES = {
     "itc": "image-text contrastive learning: which text of the micro-batch fits which picture?",
     "itm": "image-text matching: do this picture and this text belong together?",
-    "mlm": "masked language modelling: which word is hidden?",
-    "omvm": "object-guided masked vision modelling: what did the teacher see at the hidden cells?",
+    "mlm": "masked language modelling: which word is masked?",
+    "omvm": "object-guided masked vision modelling: what did the teacher detect at the masked cells?",
     "pra": "phrase-region alignment: which cells does a phrase mean?",
-    "mvm": "masked vision modelling: which code of the visual dictionary is hidden?",
+    "mvm": "masked vision modelling: which code of the visual dictionary is masked?",
 }
 _OF_CODES = ("/perplexity", "/dead_codes")
 
@@ -45,7 +45,7 @@ def learning_section(run: RunFolder) -> Section:
     ]
     if not charts:
         empty = missing("No curves yet: pretrain has not reported a step.")
-        return Section(name="learning", title="The student learns", content=(empty,))
+        return Section(name="learning", title="Training curves", content=(empty,))
     objectives = {name.split("/")[0] for name in names}
     asked = [
         h("div", h("dt", name), h("dd", words))
@@ -54,7 +54,7 @@ def learning_section(run: RunFolder) -> Section:
     ]
     return Section(
         name="learning",
-        title="The student learns",
+        title="Training curves",
         content=(
             h("div", {"class": "columns"}, *charts),
             figure_list(_speed(lines)),
