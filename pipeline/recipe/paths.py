@@ -55,6 +55,8 @@ NAMES = (
     "launch.slurm.container_image",
 )
 """Paths, or names of something published: a path where it begins as one, or is there."""
+MOUNTS = ("launch.slurm.container_mounts",)
+"""`SOURCE:TARGET` of a container: the source is a path of this machine."""
 
 
 def absolute_paths(values: dict[str, Any]) -> dict[str, Any]:
@@ -63,6 +65,8 @@ def absolute_paths(values: dict[str, Any]) -> dict[str, Any]:
         _change(values, place.split("."), _absolute)
     for place in NAMES:
         _change(values, place.split("."), _absolute_if_path)
+    for place in MOUNTS:
+        _change(values, place.split("."), _absolute_source)
     return values
 
 
@@ -98,3 +102,8 @@ def _absolute(path: str) -> str:
 def _absolute_if_path(name: str) -> str:
     is_path = name.startswith(("~", "./", "../", "/")) or (bool(name) and Path(name).exists())
     return _absolute(name) if is_path else name
+
+
+def _absolute_source(mount: str) -> str:
+    source, colon, target = mount.partition(":")
+    return f"{_absolute(source)}{colon}{target}"

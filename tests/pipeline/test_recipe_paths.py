@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.cli.arguments import user_path
-from pipeline.recipe.recipe import load_recipe
+from pipeline.recipe import paths
+from pipeline.recipe.recipe import Recipe, load_recipe
 
 
 def test_paths_are_absolute_and_home_is_expanded(
@@ -58,14 +64,51 @@ def test_checkpoints_and_detectors_of_others_are_found_from_any_folder(
             "ingest.captions=c.json",
             "student.soho_checkpoint=soho.pth",
             "launch.slurm.container_image=~/boxless.sif",
+            "launch.slurm.container_mounts=['~/runs:/runs', 'data:/data:ro']",
             "distill.teacher=transformers",
             "distill.transformers={model: ./detr, labels: ~/labels.txt}",
         ],
     )
     assert recipe.student.soho_checkpoint == str(tmp_path / "soho.pth")
     assert recipe.launch.slurm.container_image == "/home/me/boxless.sif"
+    mounts = ("/home/me/runs:/runs", f"{tmp_path}/data:/data:ro")
+    assert recipe.launch.slurm.container_mounts == mounts
     assert recipe.distill.transformers.model == str(tmp_path / "detr")
     assert recipe.distill.transformers.labels == "/home/me/labels.txt"
     model = "distill.transformers={model: facebook/detr-resnet-50}"
     published = load_recipe("toy", ["distill.teacher=transformers", model])
     assert published.distill.transformers.model == "facebook/detr-resnet-50"
+
+
+PATH_LIKE = re.compile(
+    r"(^|_)(path|file|hostfile|folder|root|weights|checkpoint|config_file|ds_config|annotations|"
+    r"captions|instances|predictions|images|ids|labels|attributes|exclude|given|parser|model|image|"
+    r"mounts|student|train|heldout)$"
+)
+OTHERS = {
+    # Of text, and no path.
+    "ingest.split_of_word",
+    "launch.slurm.exclude",
+}
+
+
+def test_every_field_that_is_named_like_a_path_is_one_of_the_lists() -> None:
+    """Oracle: the recipe's own dataclasses, gone through to their last field. A new field with a
+    path has to be named in pipeline/recipe/paths.py, and what is named there has to exist."""
+    found = dict(_text_fields(Recipe, ""))
+    listed = {*paths.FILES, *paths.NAMES, *paths.MOUNTS}
+    assert listed <= found.keys()
+    like_paths = {place for place in found if PATH_LIKE.search(place.rpartition(".")[2])}
+    assert like_paths - listed - OTHERS == set()
+
+
+def _text_fields(hint: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Dotted place and type of every field below a type that may hold text."""
+    if dataclasses.is_dataclass(hint):
+        for name, inner in typing.get_type_hints(hint).items():
+            yield from _text_fields(inner, f"{place}.{name}" if place else name)
+    elif hint is str:
+        yield place, hint
+    elif typing.get_origin(hint) not in (dict, typing.Literal):
+        for inner in typing.get_args(hint):
+            yield from _text_fields(inner, place)
