@@ -1,4 +1,4 @@
-"""What holds for all tests: a test may be skipped only for a reason that is listed here.
+"""What holds for all tests: which are slow, and for which reasons one may be skipped.
 
 A skip is easily overlooked: a package that is missing from the lists would silently switch off what
 it is needed for. So a skip for any other reason fails, and says so.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,6 @@ MAY_SKIP = {
     r"detectron2 is not installed": "built against the installed torch; not on the package index",
     r"(lmdb|lz4|msgpack) is not installed": "extras, which the dev extra has",
     r"aiohttp, which is not installed": "an extra of fsspec, which the dev extra has",
-    r"mkdocs.* is not installed": "the documentation's extra",
     r"no Chromium is installed": "a browser; pages are tested without one too",
     r"no C\+\+ compiler here": "torch.compile's; Boxless needs none",
     r"make is not installed": "the command line works without make",
@@ -33,6 +33,72 @@ MAY_SKIP = {
     r"beside (this repository|the project)": "large or licensed",
 }
 """Patterns of reasons, and why a test may be missing for them."""
+
+
+SLOW = (
+    # Processes that import torch, real trainings, whole runs, browsers.
+    "test_benchmarks_*.py",
+    "test_kill_drill.py",
+    "test_make.py",
+    "test_skips.py",
+    "test_two_writers.py",
+    "boxless/test_public_api.py",
+    "documentation/*.py",
+    "launch/test_processes.py",
+    "launch/test_slurm*.py",
+    "launch/test_supervisor.py",
+    "launch/test_three_nodes.py",
+    "pipeline/test_ablation.py",
+    "pipeline/test_command_line.py",
+    "pipeline/test_conduct.py",
+    "pipeline/test_export.py",
+    "pipeline/test_inside*.py",
+    "pipeline/test_join.py",
+    "pipeline/test_look*.py",
+    "pipeline/test_report*.py",
+    "pipeline/test_retry.py",
+    "pipeline/test_sources.py",
+    "pipeline/test_teacher_commands.py",
+    "sharding/test_claims.py",
+    "sharding/test_fuzz.py",
+    "sharding/test_mixture.py",
+    "sharding/test_orphans.py",
+    "sharding/test_store.py",
+    "sharding/test_stream.py",
+    "stages/test_batch_invariance.py",
+    "stages/test_distill_kill.py",
+    "stages/test_distill_parser.py",
+    "stages/test_pretrain_average.py",
+    "stages/test_pretrain_engine.py",
+    "stages/test_pretrain_run.py",
+    "stages/test_sigterm.py",
+    "stages/test_similarity_embeddings.py",
+    "stages/test_soho_*.py",
+    "stages/test_student_fast_paths.py",
+    "stages/test_student_use.py",
+    "stages/test_task*.py",
+    "stages/test_teacher_beside_detectron2.py",
+    "stages/test_teacher_detectron2.py",
+    "stages/test_teacher_golden.py",
+    "stages/test_teacher_teach.py",
+    "stages/test_teacher_train_resnet.py",
+    "stages/test_training_*.py",
+    "stages/test_transfer_*.py",
+    "stages/test_transformers_teacher.py",
+    "stages/test_use.py",
+)
+"""Files that take more than a few seconds, marked `slow`: `make test-fast` leaves them out."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files, before -m chooses."""
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(tests):
+            place = item.path.relative_to(tests)
+            if any(place.match(pattern) for pattern in SLOW):
+                item.add_marker(pytest.mark.slow)
 
 
 def _is_listed(reason: str) -> bool:

@@ -32,7 +32,7 @@ VALUES = (
 )
 FIELDS = (0, 100, 124, 148, 156, 257, 345)  # of a tar's header
 QUICKLY = settings(
-    max_examples=200,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -356,7 +356,7 @@ def test_sizes_are_those_of_pillow() -> None:
     assert picture_size(filled) == Image.open(io.BytesIO(filled)).size == (123, 77)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     st.sampled_from(FORMS),
     st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), max_size=4),

@@ -16,7 +16,7 @@ from sharding.order.mixture import Mixture
 from sharding.order.order import Order
 
 WEIGHTS = st.lists(st.integers(1, 7), min_size=1, max_size=4)
-quick = settings(max_examples=100, deadline=None, derandomize=True)
+quick = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def _orders(sizes: list[int]) -> list[Order]:

@@ -30,7 +30,7 @@ SETTINGS = st.fixed_dictionaries(
         "shape_step_px": st.integers(1, 6),
     }
 )
-quick = settings(max_examples=150, deadline=None, derandomize=True)
+quick = settings(max_examples=75, deadline=None, derandomize=True)
 
 
 def _order(shapes: Shapes, **config: int) -> Order:

@@ -219,7 +219,7 @@ MIXED = _pax(b"10 path=b\n") + SOUND[:-1024] + _patched(_file("L", b"c.txt\0"), 
 CHANGE = st.tuples(st.integers(0, len(MIXED) - 1), st.integers(0, 255))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.lists(CHANGE, max_size=4), st.booleans(), st.integers(0, len(MIXED)))
 def test_any_change_scans_or_is_a_shard_error(
     changes: list[tuple[int, int]], resum: bool, end: int

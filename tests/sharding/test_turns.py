@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sharding.order.order import Order, Turn, turns
 
-quick = settings(max_examples=200, deadline=None, derandomize=True)
+quick = settings(max_examples=100, deadline=None, derandomize=True)
 
 
 @quick

@@ -348,7 +348,7 @@ def test_a_pickle_cut_off_anywhere_is_refused(protocol: int) -> None:
             loads(data[:num_bytes], where="here")
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(choice=st.data())
 def test_changed_bytes_are_refused_or_plain(choice: st.DataObject) -> None:
     """Oracle: CheckpointError, or a value that pickles of numpy's make too; never anything else."""
