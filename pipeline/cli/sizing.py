@@ -1,4 +1,4 @@
-"""`boxless sizing`: disk, memory and time that a data set will take, from its numbers and measured rates."""
+"""`boxless sizing`: disk and memory that a data set will take, from its numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIMILARITY_BYTES = 8  # a number with its comma
 
 @dataclass(frozen=True, kw_only=True)
 class Sizing:
-    """What is known of a data set and of the devices that process it."""
+    """The numbers of a data set."""
 
     pictures: int
     """Pictures of the data set."""
@@ -38,20 +38,10 @@ class Sizing:
     """Classes in a soft label."""
     samples_per_shard: int = 1000
     """Samples in a tar."""
-    devices: int = 8
-    """GPUs, or processes on CPU."""
-    distill_rate: float | None = None
-    """Pictures that the teacher labels, a second and device; null leaves its time out."""
-    train_rate: float | None = None
-    """Pictures that training reads, a second and device; null leaves its time out."""
-    epochs: int = 40
-    """Passes over the data set in pretraining."""
-    read_rate: float = 574.0
-    """Samples that one process reads and decodes a second (`make bench`, JPEG of 100 kB)."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and not value > 0:
+            if not value > 0:
                 raise BoxlessError(f"{name}: got {value}, expected more than 0")
 
     def sample_bytes(self, *, with_objects: bool) -> int:
@@ -73,7 +63,7 @@ class Sizing:
         shards = -(-self.pictures // self.samples_per_shard)
         images = self.pictures * self.sample_bytes(with_objects=False)
         objects = self.pictures * self.sample_bytes(with_objects=True)
-        rows = [
+        return [
             ("shards", f"{shards:,} of {self.samples_per_shard:,} samples"),
             ("image shards", _size(images)),
             ("object shards (pictures included)", _size(objects)),
@@ -81,29 +71,15 @@ class Sizing:
             ("order of samples, memory of a rank", _size(self.pictures * _ORDER_BYTES)),
             ("shapes, memory-mapped on a node", _size(self.pictures * _MAPPED_BYTES)),
         ]
-        if self.distill_rate is not None:
-            seconds = self.pictures / (self.distill_rate * self.devices)
-            rows.append((f"distill on {self.devices} devices", _time(seconds)))
-        if self.train_rate is not None:
-            seconds = self.epochs * self.pictures / (self.train_rate * self.devices)
-            rate = self.train_rate * self.devices
-            per_second = rate * self.sample_bytes(with_objects=True)
-            workers = -(-self.train_rate // self.read_rate)
-            rows += [
-                (f"{self.epochs} epochs on {self.devices} devices", _time(seconds)),
-                ("read from storage while training", f"{_size(per_second)}/s"),
-                ("loader workers a device", f"{workers:.0f} or more"),
-            ]
-        return rows
 
 
 def add_sizing_command(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add `sizing` to the command line's parser."""
     sizing = commands.add_parser(
         "sizing",
-        help="estimate disk, memory and time of a data set",
-        description="Sizes follow from the file formats. Times need rates that you measured: "
-        "`boxless status` shows those of a run under way.",
+        help="estimate disk and memory of a data set",
+        description="Sizes follow from the file formats. `boxless cluster-plan` estimates times from a "
+        "small run.",
     )
     sizing.add_argument("--pictures", type=int, required=True, metavar="N", help="pictures")
     for option, text in (
@@ -112,8 +88,6 @@ def add_sizing_command(commands: Commands[argparse.ArgumentParser]) -> None:
         ("objects", "objects of a picture"),
         ("feature-size", "length of an object's feature"),
         ("samples-per-shard", "samples in a tar"),
-        ("devices", "GPUs, or processes on CPU"),
-        ("epochs", "passes over the data in pretraining"),
     ):
         default = getattr(Sizing, option.replace("-", "_"))
         sizing.add_argument(
@@ -123,12 +97,6 @@ def add_sizing_command(commands: Commands[argparse.ArgumentParser]) -> None:
             metavar="N",
             help=f"{text} (default: {default})",
         )
-    sizing.add_argument(
-        "--distill-rate", type=float, metavar="R", help="pictures labelled a second and device"
-    )
-    sizing.add_argument(
-        "--train-rate", type=float, metavar="R", help="pictures trained on a second and device"
-    )
     sizing.set_defaults(command=_sizing)
 
 
@@ -146,10 +114,3 @@ def _size(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.3g} PB"
-
-
-def _time(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.0f} s"
