@@ -29,11 +29,11 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@awk '/^# Options/, /^$$/' $(firstword $(MAKEFILE_LIST)) | sed 's/^# \{0,1\}//'
 
-demo: .venv/ready ## the whole idea in the toy world, in minutes: runs/toy/report/index.html
+demo: .venv/ready ## all stages on generated pictures, in minutes: runs/toy/report/index.html
 	$(BOXLESS) run toy --run runs/toy
 	@echo "Done. Open in a browser: file://$(CURDIR)/runs/toy/report/index.html"
 
-demo-tasks: .venv/ready ## every downstream task in the toy world, beside chance and beside no pretraining
+demo-tasks: .venv/ready ## every downstream task on generated pictures, compared with no pretraining
 	$(BOXLESS) run toy --to finetune --run runs/toy
 	@echo "Done. Open in a browser: file://$(CURDIR)/runs/toy/report/index.html"
 
@@ -130,7 +130,7 @@ extraction: .venv/ready ## how busy distill keeps its device, beside one step af
 dictionary: .venv/ready ## the visual dictionary as SOHO released it, and ours: dead codes, scores
 	.venv/bin/python -m benchmarks.dictionary $(foreach setting,$(SET),--set $(setting))
 
-step: .venv/ready ## a pretraining step beside the released SOHO's, waste by waste
+step: .venv/ready ## time of a pretraining step, compared with the released SOHO's, part by part
 	.venv/bin/python -m benchmarks.soho_step --parts
 
 inference: .venv/ready ## one picture to a score: by a detector's regions, and end to end
