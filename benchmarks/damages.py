@@ -140,7 +140,7 @@ def _members(sample: Sample) -> dict[str, bytes]:
 def read_stock(damage: Damage, handler: Callable[[Exception], bool]) -> str:
     """What stock webdataset gives and says, reading the shards of the catalog in their order."""
     got: list[tuple[str, dict[str, bytes]]] = []
-    told: list[str] = []
+    reported: list[str] = []
     with damaged_set(damage, now=not damage.during) as (folder, truth):
         urls = [str(folder / shard.tar) for shard in read_catalog(folder).shards]
         if damage.far:
@@ -155,16 +155,16 @@ def read_stock(damage: Damage, handler: Callable[[Exception], bool]) -> str:
                         damage.do(folder)
             # Whatever it raises is what is asked here.
             except Exception as error:
-                told.append(f"{type(error).__name__}: {_brief(str(error))}")
+                reported.append(f"{type(error).__name__}: {_brief(str(error))}")
 
         reader = threading.Thread(target=read)
         reader.start()
         reader.join(timeout=PATIENCE_SECONDS)
         if reader.is_alive():
-            told.append("waits, and says nothing")
+            reported.append("waits, and says nothing")
         (folder / GO).touch()
         reader.join()
-    return "; ".join([*(told or ["no error"]), _compared(got, truth)])
+    return "; ".join([*(reported or ["no error"]), _compared(got, truth)])
 
 
 def _with_raw(sample: dict[str, Any]) -> dict[str, Any]:
@@ -192,11 +192,11 @@ def _compared(got: Sequence[tuple[str, dict[str, bytes]]], truth: Samples) -> st
         else:
             numbers["with changed bytes"] += 1
     numbers["lost"] = len(truth.keys() - {key for key, _ in got})
-    told = ", ".join(f"{number} {what}" for what, number in numbers.items() if number)
-    return f"of {len(truth)} samples {told}"
+    reported = ", ".join(f"{number} {what}" for what, number in numbers.items() if number)
+    return f"of {len(truth)} samples {reported}"
 
 
-def told(faults: Iterable[Fault]) -> list[str]:
+def reported(faults: Iterable[Fault]) -> list[str]:
     """Faults as lines, those of one shard and alike but for checksums together."""
     alike: dict[tuple[str, str], list[Fault]] = defaultdict(list)
     for fault in faults:
@@ -224,9 +224,9 @@ def lines(damage: Damage, ours: Ours, stock: Sequence[str]) -> list[str]:
     table = {
         "stock webdataset": stock,
         "write_catalog": [ours.refused] if ours.refused else [],
-        "verify": told(ours.fast),
-        "verify --full": told(ours.full),
-        "training": [_right(ours), *told(ours.stream), *ours.said[:1]],
+        "verify": reported(ours.fast),
+        "verify --full": reported(ours.full),
+        "training": [_right(ours), *reported(ours.stream), *ours.said[:1]],
         "repair": ours.repair,
     }
     return [
@@ -248,7 +248,7 @@ def row(damage: Damage, ours: Ours, stock: Sequence[str]) -> str:
         "training": ours.stream,
         "watch": ours.said,
     }
-    says = [*told(ours.stream), *told(ours.full), *ours.said][:1]
+    says = [*reported(ours.stream), *reported(ours.full), *ours.said][:1]
     cells = [
         [damage.name],
         stock,

@@ -183,12 +183,12 @@ def note_turns(path: Path, *, start: int) -> None:
     plain = Batches.__getitem__
 
     def noting(self: Batches, turn: object) -> LoadedBatch:
-        delivery = plain(self, turn)  # type: ignore[arg-type]
-        if not delivery.turn.is_padding and delivery.batch is not None:
-            line = {"start": start, "position": delivery.turn.position, "keys": delivery.batch.keys}
+        loaded = plain(self, turn)  # type: ignore[arg-type]
+        if not loaded.turn.is_padding and loaded.batch is not None:
+            line = {"start": start, "position": loaded.turn.position, "keys": loaded.batch.keys}
             with path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        return delivery
+        return loaded
 
     Batches.__getitem__ = noting  # type: ignore[method-assign]
 

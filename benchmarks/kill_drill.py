@@ -75,7 +75,7 @@ Work = Callable[[Path], object]
 
 
 @dataclass
-class Tally:
+class Counts:
     """What was done to the workers, and what came of it."""
 
     kills: int = 0
@@ -87,7 +87,7 @@ class Tally:
     missing_files: int = 0
     differing_sample_sets: int = 0
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: Counts) -> None:
         """Count the other's, too."""
         for name in (one.name for one in fields(self)):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -119,7 +119,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    tally, began = Tally(), time.monotonic()
+    counts, began = Counts(), time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="kill-drill-"))
     works = {name: make(root) for name, make in WORKS.items() if options.stage in (None, name)}
     expected = {
@@ -132,12 +132,12 @@ def main() -> int:
         while one.is_clean and not one.kills:  # all was done before the first blow: over again
             one = drill(root / f"{number:03d}", works[stage], expected[stage], moments)
         print(f"{number:3d} {stage:7}: {one}", flush=True)
-        tally.add(one)
-    print(f"\nruns {options.runs}, {tally} in {time.monotonic() - began:.0f} s")
-    print("Every folder came out as undisturbed." if tally.is_clean else f"FAILED; see {root}")
-    if tally.is_clean:
+        counts.add(one)
+    print(f"\nruns {options.runs}, {counts} in {time.monotonic() - began:.0f} s")
+    print("Every folder came out as undisturbed." if counts.is_clean else f"FAILED; see {root}")
+    if counts.is_clean:
         _remove(root)
-    return 0 if tally.is_clean else 1
+    return 0 if counts.is_clean else 1
 
 
 def _ingest(root: Path) -> Work:
@@ -189,15 +189,15 @@ class Crew:
         elsewhere = f"elsewhere-{self.num_started}" if self.random.random() < 0.25 else None
         self.running.append(_forked(self.work, self.log, machine=elsewhere))
 
-    def kill(self, pids: list[int], tally: Tally) -> None:
+    def kill(self, pids: list[int], counts: Counts) -> None:
         """SIGKILL to some, stopped or not; those that had ended before by themselves do not count."""
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         statuses = [os.waitpid(pid, 0)[1] for pid in pids]
         self.running = [pid for pid in self.running if pid not in pids]
         self.stopped = [pid for pid in self.stopped if pid not in pids]
-        tally.kills += sum(os.WIFSIGNALED(status) for status in statuses)
-        tally.failed_workers += sum(
+        counts.kills += sum(os.WIFSIGNALED(status) for status in statuses)
+        counts.failed_workers += sum(
             os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0 for status in statuses
         )
 
@@ -219,35 +219,35 @@ class Crew:
         return num_failed + _wait_for_all(self.stopped)
 
 
-def drill(out: Path, work: Work, expected: Undisturbed, moments: random.Random) -> Tally:
+def drill(out: Path, work: Work, expected: Undisturbed, moments: random.Random) -> Counts:
     """One run, and what came of it."""
     log = out.with_suffix(".log")
     crew = Crew(work=lambda: work(out), log=log, random=moments)
-    tally = Tally()
+    counts = Counts()
     num_workers = moments.randint(1, MAX_WORKERS)
     for _ in range(num_workers):
         crew.start()
     for _ in range(moments.randint(1, 6)):
         time.sleep(moments.uniform(0, expected.seconds / 4))
-        _disturb(crew, tally, moments)
+        _disturb(crew, counts, moments)
         while not crew.running or (len(crew.running) < num_workers and moments.random() < 0.5):
             crew.start()
-    tally.failed_workers += crew.finish()
-    tally.takeovers = log.read_text().count("Took over")
-    _compare(out, expected.folder, tally)
-    return tally
+    counts.failed_workers += crew.finish()
+    counts.takeovers = log.read_text().count("Took over")
+    _compare(out, expected.folder, counts)
+    return counts
 
 
-def _disturb(crew: Crew, tally: Tally, moments: random.Random) -> None:
+def _disturb(crew: Crew, counts: Counts, moments: random.Random) -> None:
     """One blow: a worker killed, all of them, or one stopped."""
     blow = moments.random()
     if blow < 0.55:
-        crew.kill([moments.choice(crew.running)], tally)
+        crew.kill([moments.choice(crew.running)], counts)
     elif blow < 0.8:
-        crew.kill(crew.running + crew.stopped, tally)
+        crew.kill(crew.running + crew.stopped, counts)
     else:
         crew.stop(moments.choice(crew.running))
-        tally.stops += 1
+        counts.stops += 1
 
 
 def _forked(work: Callable[[], object], log: Path | None, *, machine: str | None = None) -> int:
@@ -276,16 +276,16 @@ def _wait_for_all(pids: list[int]) -> int:
     return sum(os.waitpid(pid, 0)[1] != 0 for pid in pids)
 
 
-def _compare(out: Path, undisturbed: Path, tally: Tally) -> None:
+def _compare(out: Path, undisturbed: Path, counts: Counts) -> None:
     """Count where `out` is not as the undisturbed folder."""
     names, expected = _files(out), _files(undisturbed)
-    tally.left_files = len(names - expected)
-    tally.missing_files = len(expected - names)
-    tally.differing_files = sum(
+    counts.left_files = len(names - expected)
+    counts.missing_files = len(expected - names)
+    counts.differing_files = sum(
         (out / name).read_bytes() != (undisturbed / name).read_bytes() for name in names & expected
     )
-    tally.differing_sample_sets = int(_members(out) != _members(undisturbed))
-    if tally.is_clean:
+    counts.differing_sample_sets = int(_members(out) != _members(undisturbed))
+    if counts.is_clean:
         _remove(out)
 
 

@@ -6,7 +6,7 @@ A tiny student with a visual dictionary learns from toy scenes that no teacher h
 ITM and MVM), on CPUs. Printed for each kind are the largest differences of loss and of the
 gradient's norm from the first kind's, step by step and relative, and whether each is within its
 tolerance; if one is not, the exit status is 1. In all but the last kinds the step has the same four
-micro-batches. Those have others of as many samples, so that BatchNorm, strange captions and masks
+micro-batches. Those have others of as many samples, so that BatchNorm, mismatched captions and masks
 differ: what is compared then is the mean loss of each third of the run, beside how far other seeds
 are apart. Where more than the order of sums differs the student has no dictionary, and is compared
 with the first that has none: with one, cells between two codes take the other, and curves part as
@@ -181,8 +181,8 @@ def show(chosen: Sequence[Kind], curves: dict[str, Curve], num_steps: int) -> in
             and (kind.thirds or norm <= NORM_FACTOR * kind.tolerance)
         )
         failed |= not is_within
-        told = "thirds" if kind.thirds else "steps"
-        wanted = "" if kind.tolerance is None else f"{kind.tolerance:.0e} ({told})"
+        reported = "thirds" if kind.thirds else "steps"
+        wanted = "" if kind.tolerance is None else f"{kind.tolerance:.0e} ({reported})"
         verdict = "" if kind.tolerance is None else "yes" if is_within else "NO"
         table.add_row(kind.name, f"{loss:.1e}", f"{norm:.1e}", wanted, verdict)
     Console(width=110).print(table)

@@ -81,7 +81,7 @@ def main() -> None:
     values = {name: _values(similarity) for name, similarity in made.items()}
     head = ["measure", "right label first", "its similarity", "best other", "mean other", "texts/s"]
     print("\n".join(_table(head, [_row(n, values[n], made[n]) for n in made])), end="\n\n")
-    rows = [[phrase, *(_told(values[n], phrase) for n in made)] for phrase in SHOWN]
+    rows = [[phrase, *(_shown(values[n], phrase) for n in made)] for phrase in SHOWN]
     print("\n".join(_table(["phrase", *made], rows)))
 
 
@@ -122,7 +122,7 @@ def _new_words(turn: int) -> list[str]:
     return [f"{letters[turn]}{a}{b}" for a in letters for b in letters]
 
 
-def _told(values: np.ndarray, phrase: str) -> str:
+def _shown(values: np.ndarray, phrase: str) -> str:
     """The three nearest labels, the first spelling of each."""
     row = values[list(PHRASES).index(phrase)]
     best = np.argsort(-row, kind="stable")[:3]

@@ -41,7 +41,7 @@ MINUTES_APART = (-9.0, -3.0, -1.2, 1.2, 3.0, 9.0)
 
 
 @dataclass
-class Tally:
+class Counts:
     """What was done to the writers, and what came of it."""
 
     rounds: int = 0
@@ -61,7 +61,7 @@ class Tally:
         return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in vars(self).items())
 
 
-def play_round(root: Path, random_moments: random.Random, tally: Tally) -> None:
+def play_round(root: Path, random_moments: random.Random, counts: Counts) -> None:
     """One round in the new folder `root`, counted in `tally`."""
     out = root / "out"
     out.mkdir(parents=True)
@@ -77,21 +77,21 @@ def play_round(root: Path, random_moments: random.Random, tally: Tally) -> None:
         os.kill(stopped, signal.SIGSTOP)
         time.sleep(random_moments.random() * LONGEST_STOP_SECONDS)
         os.kill(stopped, signal.SIGCONT)
-        tally.stops += 1
-    tally.failed_writers += sum(os.waitpid(pid, 0)[1] != 0 for pid in writers)
-    judge(out, tally)
+        counts.stops += 1
+    counts.failed_writers += sum(os.waitpid(pid, 0)[1] != 0 for pid in writers)
+    judge(out, counts)
     said = "".join(path.read_text() for path in root.glob("*.log"))
-    tally.takeovers += said.count("Took over")
-    tally.given_up += said.count("Gave up")
-    tally.rounds += 1
+    counts.takeovers += said.count("Took over")
+    counts.given_up += said.count("Gave up")
+    counts.rounds += 1
 
 
-def judge(out: Path, tally: Tally) -> None:
+def judge(out: Path, counts: Counts) -> None:
     """Count a shard that is not done, or calls itself done and is not what its manifest says."""
     if not is_done(out / TAR, FINGERPRINT):
-        tally.unfinished += 1
+        counts.unfinished += 1
     elif verify_shard(out / TAR, full=True):
-        tally.unsound += 1
+        counts.unsound += 1
 
 
 def _fork(work: Callable[[], None]) -> int:
@@ -160,22 +160,22 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    moments, tally = random.Random(args.seed), Tally()
+    moments, counts = random.Random(args.seed), Counts()
     base = Path(tempfile.mkdtemp(prefix="boxless-two-writers-"))
     with Progress("two writers", total=args.rounds, unit="rounds") as progress:
         for number in range(args.rounds):
-            before = tally.num_wrong
-            play_round(base / str(number), moments, tally)
-            if tally.num_wrong == before:
+            before = counts.num_wrong
+            play_round(base / str(number), moments, counts)
+            if counts.num_wrong == before:
                 shutil.rmtree(base / str(number))
             progress.advance(1)
-    print(tally)
+    print(counts)
     print(
-        f"{tally.num_wrong} wrong" + (f"; their folders are in {base}" if tally.num_wrong else "")
+        f"{counts.num_wrong} wrong" + (f"; their folders are in {base}" if counts.num_wrong else "")
     )
-    if not tally.num_wrong:
+    if not counts.num_wrong:
         shutil.rmtree(base)
-    return 1 if tally.num_wrong else 0
+    return 1 if counts.num_wrong else 0
 
 
 if __name__ == "__main__":

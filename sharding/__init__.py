@@ -1,9 +1,9 @@
 """Tar shards and nothing else.
 
-what a shard is     schema, write, manifest, head, catalog, shapes; atomic, which writes all files
-making them         claims, heartbeat, pending, survey: any number of workers; account, earlier
-the order           order, mixture; mixing and passage, which measure it
-reading them        stream, on source, shards, store, read; cache and nameless for what is far away;
-                    samples, for stock webdataset; activity, for who does what
-taking care of them verify, repair, repack, index; scan, forward, picture and threads serve these
+format        what a shard is: schema, manifest, catalog, tar headers, image sizes
+writing       shards and other files, written to a temporary name, synced and renamed
+coordination  any number of workers that share the shards of a folder: claims, heartbeats, progress
+order         the order of training samples, mixtures of sets, and how well they shuffle
+reading       samples by position or in sequence, from folders and URLs; stock webdataset's adapter
+tools         verify, repair, repack, index
 """

@@ -182,7 +182,7 @@ def test_the_rule_sees_what_is_right(path: str, source: str) -> None:
     assert faults(source, Path(path)) == []
 
 
-def test_optional_imports_are_told_by_where_they_stand() -> None:
+def test_optional_imports_are_reported_by_where_they_stand() -> None:
     """Inside a function is right, at the top or in a try at the top is not."""
     path = Path("stages/distill/x.py")
     assert heavy_faults("def f():\n    import torchvision\n", path) == []

@@ -87,7 +87,7 @@ def _show_error(message: str, details: str = "") -> None:
         print(f"boxless: error: {message}", file=sys.stderr)
 
 
-def _conduct(args: argparse.Namespace) -> int:
+def _run_stages(args: argparse.Namespace) -> int:
     from pipeline.recipe.recipe import load_recipe
     from pipeline.runner.launch_plan import LaunchOverrides
     from pipeline.runner.run_stages import join, join_work, run_stages
@@ -248,7 +248,7 @@ def _add_recipe_command(
     stages: list[str],
 ) -> None:
     command = commands.add_parser(name, help=text, description=text)
-    command.set_defaults(command=_conduct, stages=stages, reports=name == "run")
+    command.set_defaults(command=_run_stages, stages=stages, reports=name == "run")
     _add_recipe(command)
     _add_launch_options(command)
     command.add_argument(

@@ -32,7 +32,7 @@ CELL_PX = 64
 _MAP_BYTES = 1 << 40  # address space that LMDB reserves, not disk
 
 
-def write_database(out: Path, looker: Predictor, examples: Iterable[Example]) -> int:
+def write_database(out: Path, predictor: Predictor, examples: Iterable[Example]) -> int:
     """Write a new folder `out` that is whole or absent; returns the number of examples.
 
     Raises GivenError where a package is missing or there are no examples, and what reading the
@@ -45,7 +45,7 @@ def write_database(out: Path, looker: Predictor, examples: Iterable[Example]) ->
         number = 0
         with lmdb.open(str(beside), map_size=_MAP_BYTES, lock=False) as environment:
             for number, example in enumerate(examples, start=1):
-                found = example_of(looker, example, number - 1)
+                found = example_of(predictor, example, number - 1)
                 value = lz4.compress(msgpack.packb(pickled(found), use_bin_type=True))
                 _put(environment, str(number - 1), value)
             # The viewer's own preparation counts the examples up from here.
@@ -76,7 +76,7 @@ def _package(name: str) -> Any:
         ) from None
 
 
-def example_of(looker: Predictor, example: Example, number: int) -> dict[str, Any]:
+def example_of(predictor: Predictor, example: Example, number: int) -> dict[str, Any]:
     """One example as VL-InterpreT wants it; arrays are float32 and uint8.
 
     `image` [64 R, 64 S, 3] is what the student saw, with its padding, enlarged so that a cell is 64
@@ -84,11 +84,11 @@ def example_of(looker: Predictor, example: Example, number: int) -> dict[str, An
     (column, row); `attention` [L, A, T + RS, T + RS]; `hidden_states` [L + 1, T + RS, D];
     `accuracy`, where one knows whether the text is true: whether the student says so too.
     """
-    inside = trace_forward(looker, example.sample, example.text)
+    inside = trace_forward(predictor, example.sample, example.text)
     rows, columns = inside.cells.rows, inside.cells.columns
     found: dict[str, Any] = {
         "ex_id": number,
-        "image": picture_of_cells(looker, example.sample.image, rows, columns),
+        "image": picture_of_cells(predictor, example.sample.image, rows, columns),
         "tokens": inside.tokens + [f"IMG_{i}" for i in range(rows * columns)],
         "txt_len": len(inside.tokens),
         "img_coords": [(x, y) for y in range(rows) for x in range(columns)],
@@ -100,9 +100,9 @@ def example_of(looker: Predictor, example: Example, number: int) -> dict[str, An
     return found
 
 
-def picture_of_cells(looker: Predictor, data: bytes, rows: int, columns: int) -> np.ndarray:
+def picture_of_cells(predictor: Predictor, data: bytes, rows: int, columns: int) -> np.ndarray:
     """The picture as the student saw it, black where it is padded: uint8 [64 R, 64 S, 3]."""
-    config, side = looker.student.config, looker.student.grid.cell_px
+    config, side = predictor.student.config, predictor.student.grid.cell_px
     seen = load_picture(data, shorter_px=config.shorter_px, longer_px=config.longer_px)
     canvas = np.zeros((rows * side, columns * side, 3), dtype=np.uint8)
     # A student that drops an odd edge (neck.drop_edge) has fewer cells than its picture.

@@ -110,7 +110,7 @@ def launch_stage(kind: StageKind, recipe: Recipe, run: RunFolder, config: Launch
 
 
 def launch_joined(kind: StageKind, recipe: Recipe, run: RunFolder, config: LaunchConfig) -> None:
-    """Run ranks that others conduct no more than they know of: beside those of a stage under way,
+    """Run ranks that no other command waits for: beside those of a stage under way,
     with logs of their own. Raises as launch.job says."""
     job = _job(kind, recipe, run, config)
     name = f"joined-{socket.gethostname()}-{os.getpid()}"

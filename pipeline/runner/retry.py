@@ -47,7 +47,7 @@ def retry_failed(
     if stage is not None and stage not in [kind.name for kind in kinds]:
         names = " and ".join(kind.name for kind in kinds)
         raise RunError(f"stage is {stage}; expected one that makes shards: {names}.")
-    with run.conducted():
+    with run.locked_for_command():
         for kind in kinds:
             if stage in (None, kind.name):
                 retried += _retry_stage(recipe, run, kind, asked, follows=bool(retried))

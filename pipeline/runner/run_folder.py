@@ -1,6 +1,6 @@
 """The run folder: where everything of a run stands, and who is working in it.
 
-One class owns every path of it. Two locks keep two conductors, and the ranks that a killed
+One class owns every path of it. Two locks keep two commands, and the ranks that a killed
 orchestrator left, from writing side by side; the kernel drops them when their process ends.
 """
 
@@ -82,7 +82,7 @@ class RunFolder:
             raise RunError(f"cannot make the run folder {self.root}: {error}") from error
 
     @contextmanager
-    def conducted(self, *, wait_for_ranks: bool = True) -> Iterator[None]:
+    def locked_for_command(self, *, wait_for_ranks: bool = True) -> Iterator[None]:
         """Hold the folder as its only orchestrator. RunError when another boxless works in it, or
         ranks of a killed one do not end within a minute (``wait_for_ranks``: false where they
         belong to a job that is followed)."""
@@ -121,9 +121,9 @@ class RunFolder:
 
     def is_busy(self) -> bool:
         """Whether an orchestrator or ranks are running in it now."""
-        with self._lock("conductor", fcntl.LOCK_EX) as no_conductor:
+        with self._lock("conductor", fcntl.LOCK_EX) as no_command:
             with self._lock("ranks", fcntl.LOCK_EX) as no_ranks:
-                return not (no_conductor and no_ranks)
+                return not (no_command and no_ranks)
 
     def _wait_for_ranks(self) -> None:
         for attempt in range(int(_WAIT_FOR_RANKS_SECONDS)):

@@ -56,9 +56,9 @@ class Plan:
     shaped_by: dict[str, Any]
 
     @property
-    def sets_aside(self) -> bool:
+    def backs_up(self) -> bool:
         """Whether what is there now is kept under another name."""
-        return self.action == "redo" and self.kind.is_dear
+        return self.action == "redo" and self.kind.is_expensive
 
 
 def plan_stage(
@@ -122,7 +122,7 @@ def run_stages(
         check_published(recipe)
     run.make()
     is_followed = _check_active_jobs(recipe, run, names, asked)
-    with run.conducted(wait_for_ranks=not is_followed):
+    with run.locked_for_command(wait_for_ranks=not is_followed):
         write_text(run.recipe, dump_recipe(recipe))
         for kind in kinds:
             _check_inputs(run, recipe, kind, console, alone=len(names) == 1)
@@ -171,7 +171,7 @@ def _check_active_jobs(
 
 
 def join(recipe: Recipe, run: RunFolder, names: Sequence[str], asked: LaunchOverrides) -> None:
-    """Add this node's ranks to the one stage of ``names``, which the first node conducts (torchrun
+    """Add this node's ranks to the one stage of ``names``, which the first node runs (torchrun
     on several nodes, which share the run folder). RecipeError for a whole run."""
     if len(names) > 1:
         raise RecipeError(
@@ -183,7 +183,7 @@ def join(recipe: Recipe, run: RunFolder, names: Sequence[str], asked: LaunchOver
 
 
 def join_work(recipe: Recipe, run: RunFolder, names: Sequence[str], asked: LaunchOverrides) -> None:
-    """Add workers to the one stage of ``names``, which another command conducts, perhaps on another
+    """Add workers to the one stage of ``names``, which another command runs, perhaps on another
     machine that sees the same run folder. They share its shards until all are done.
 
     RecipeError for a stage that is not made of shards, RunError unless it is under way there with
@@ -217,8 +217,8 @@ def run_stage(
     """Run one stage as planned, to its end, and write its record. Raises as ``run_stages``."""
     kind = plan.kind
     config = launch_config(kind, recipe, asked, alone=alone)
-    if plan.sets_aside:
-        for old, new in _set_aside(run, kind):
+    if plan.backs_up:
+        for old, new in _back_up(run, kind):
             console.print(f"  kept the earlier {old} as {new}")
     before = read_started(run, kind) if plan.action == "continue" else None
     started = StageRecord(
@@ -258,8 +258,8 @@ def _show_plans(
         if plan.action == "skip":
             continue
         due.append(kind.name)
-        if plan.sets_aside:
-            console.print(f"  sets aside {', '.join(kind.folders)}")
+        if plan.backs_up:
+            console.print(f"  backs up {', '.join(kind.folders)}")
         config = launch_config(kind, recipe, asked, alone=len(kinds) == 1)
         text = command_text(kind, recipe, run, config)
         console.print(text, markup=False)
@@ -320,7 +320,7 @@ def _leaves(values: dict[str, Any], above: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _set_aside(run: RunFolder, kind: StageKind) -> list[tuple[str, str]]:
+def _back_up(run: RunFolder, kind: StageKind) -> list[tuple[str, str]]:
     """Rename the stage's folders to NAME.1, or the first number that none of them has yet."""
     number = 1
     while any((run.root / f"{name}.{number}").exists() for name in kind.folders):

@@ -26,8 +26,8 @@ class StageKind:
     """Patterns of the files, in the run folder, that make it complete; the first has to match."""
     is_shards: bool = False
     """Whether its output is shards, each redone on its own when what shapes it has changed."""
-    is_dear: bool = False
-    """Whether its output took so long to compute that it is set aside, not overwritten."""
+    is_expensive: bool = False
+    """Whether its output took so long to compute that it is backed up, not overwritten."""
     takes_ranks: bool = False
     """Whether several ranks can share its work."""
 
@@ -106,7 +106,7 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
             inputs=("ingest",),
             folders=("teacher",),
             outputs=("teacher/config.json", "teacher/names.json", "teacher/model.safetensors"),
-            is_dear=True,
+            is_expensive=True,
         ),
         StageKind(
             name="distill",
@@ -124,7 +124,7 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
             inputs=() if recipe.pretrain.data.sources else ("distill",),
             folders=("pretrain", "student"),
             outputs=("student/config.json", "student/*"),
-            is_dear=True,
+            is_expensive=True,
             takes_ranks=True,
         ),
         StageKind(
@@ -133,7 +133,7 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
             inputs=("ingest", "pretrain"),
             folders=(f"transfer/{task}",),
             outputs=(f"transfer/{task}/scores.json",),
-            is_dear=True,
+            is_expensive=True,
             takes_ranks=True,
         ),
         StageKind(

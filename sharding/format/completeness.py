@@ -22,11 +22,11 @@ def check_completeness(tar: Path, inputs: Iterable[str], manifest: Manifest) -> 
     got.update(failure.key for failure in manifest.failures)
     if got == expected:
         return
-    lost, strange = sorted((expected - got).elements()), sorted((got - expected).elements())
+    lost, orphans = sorted((expected - got).elements()), sorted((got - expected).elements())
     raise ShardError(
         f"{tar}: got {got.total()} samples and failures, expected one for each of "
-        f"{expected.total()} inputs: {len(lost)} are lost ({_first(lost)}), {len(strange)} are no "
-        f"inputs ({_first(strange)}); remove {manifest_path(tar).name} and run the stage again"
+        f"{expected.total()} inputs: {len(lost)} are lost ({_first(lost)}), {len(orphans)} are no "
+        f"inputs ({_first(orphans)}); remove {manifest_path(tar).name} and run the stage again"
     )
 
 

@@ -169,5 +169,5 @@ class StallWatch:
 
     def _text(self, waited_seconds: float) -> str:
         busy = [activity for activity in self._board.activities() if activity.stage != _IDLE]
-        told = "; ".join(map(str, busy)) or "no worker is busy"
-        return f"no data for {waited_seconds:.0f} s: {told}"
+        reported = "; ".join(map(str, busy)) or "no worker is busy"
+        return f"no data for {waited_seconds:.0f} s: {reported}"

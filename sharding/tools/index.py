@@ -180,10 +180,10 @@ class _Draft:
         reason = f"no picture: got {_listed([*self._places, *self._left_out])}"
         try:
             info = json.loads(self._payloads.get(JSON, b"{}"))
-            told = info.get("error_message") or info.get("status")
+            reported = info.get("error_message") or info.get("status")
         except (ValueError, AttributeError, RecursionError):
-            told = None
-        return f"{reason}; it says {told!r:.{_MAX_QUOTED}}" if told else reason
+            reported = None
+        return f"{reason}; it says {reported!r:.{_MAX_QUOTED}}" if reported else reason
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -250,7 +250,7 @@ def index_folder(
         raise ShardError(f"{folder}: got no tars, or odd names, expected shards as 00000.tar")
     if (folder / NAME).exists() and read_catalog(folder).metadata != ABOUT:
         raise ShardError(
-            f"{folder}: got the {NAME} of a stage, expected tars that others wrote; to mend a "
+            f"{folder}: got the {NAME} of a stage, expected tars that others wrote; to repair a "
             "folder of ours run boxless repair"
         )
     remove_stale(folder, {manifest_path(tar).name for tar in tars})

@@ -184,12 +184,12 @@ def _look(
 
 def _reason(tar: Path, causes: Sequence[str]) -> str:
     """The causes in a line, each once, without folder and tar, which stand beside it."""
-    told: list[str] = []
+    reported: list[str] = []
     for cause in causes:
         cause = cause.replace(f"{tar.parent}/", "").removeprefix(f"{tar.name}: ")
-        if not any(cause in before for before in told):
-            told.append(cause)
-    return "; ".join(told)
+        if not any(cause in before for before in reported):
+            reported.append(cause)
+    return "; ".join(reported)
 
 
 def _rebuilt(tar: Path, entry: ShardEntry | None) -> Manifest:

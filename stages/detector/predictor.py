@@ -35,7 +35,7 @@ from torch import Tensor
 
 from boxless.errors import BoxlessError
 from sharding.format.schema import object_dtype
-from stages.detector.model.faster_rcnn import FasterRCNN, Found
+from stages.detector.model.faster_rcnn import Detections, FasterRCNN
 from stages.detector.ops.boxes import clip, is_nonempty
 from stages.detector.ops.resize import Prepared, prepare, stack
 
@@ -123,7 +123,7 @@ class Teacher:
             arrays += [self._array(*pair) for pair in zip(found, batch)]
         return arrays
 
-    def _array(self, found: Found, picture: Prepared) -> np.ndarray:
+    def _array(self, found: Detections, picture: Prepared) -> np.ndarray:
         """What was found in the resized picture, as rows in pixels of the original one."""
         scale = found.boxes.new_tensor([1 / factor for factor in picture.scale] * 2)
         boxes = clip(found.boxes * scale, (picture.height, picture.width))

@@ -64,7 +64,7 @@ class Labeller:
                 yield result
 
     def kept(self) -> None:
-        """Take note that a sample was kept as the teacher saw it before, and so not badly."""
+        """Count a sample whose earlier objects were reused."""
         self._failures.clear()
 
     def _pairs(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, np.ndarray | Failure]]:

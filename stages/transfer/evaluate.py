@@ -39,14 +39,14 @@ def evaluate(
     """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    looker = Predictor.load(student)
+    predictor = Predictor.load(student)
     pictures = read_split(samples, config.split_of_shards, config.num_pictures)
     scores: dict[str, dict] = {}
     shown: dict[str, list[dict]] = {}
     texts, picture_of = _true_captions(pictures, config.captions_per_picture)
     if texts:
         matrix = score_matrix(
-            looker,
+            predictor,
             pictures,
             texts,
             pairs_per_batch=config.pairs_per_batch,
@@ -58,14 +58,14 @@ def evaluate(
         shown["captions"] = captions_found(matrix, picture_of, pictures, texts, config.num_shown)
     captioned = [sample for sample in pictures if sample.info["captions"]]
     shown["attention"] = [
-        attention_example(looker, sample) for sample in captioned[: config.num_shown // 2]
+        attention_example(predictor, sample) for sample in captioned[: config.num_shown // 2]
     ]
-    codes = code_gallery(looker, pictures)
+    codes = code_gallery(predictor, pictures)
     with_phrases = [one for one in pictures if "phrases" in one.info.get("truth", {})]
     if with_phrases:
-        found, shown["grounding"] = ground(looker, with_phrases, config.num_shown)
+        found, shown["grounding"] = ground(predictor, with_phrases, config.num_shown)
         scores.update(found)
-    labels = label_objects(looker, pictures)
+    labels = label_objects(predictor, pictures)
     if labels["num"]:
         scores["object_label"] = labels
     ap50 = _teacher_ap50(teacher) if config.split_of_shards == "heldout" else None

@@ -25,7 +25,7 @@ MIN_IOU = 0.5
 
 
 def ground(
-    looker: Predictor, samples: Sequence[Sample], num_shown: int
+    predictor: Predictor, samples: Sequence[Sample], num_shown: int
 ) -> tuple[dict[str, dict[str, float]], list[dict]]:
     """The scores over all true phrases of all captions, and examples with heat maps.
 
@@ -39,7 +39,7 @@ def ground(
     shown: list[dict] = []
     with Progress("grounding", total=len(samples), unit="pictures") as progress:
         for sample in samples:
-            found = _point(looker, sample)
+            found = _point(predictor, sample)
             for phrase in found:
                 points.add(
                     value=phrase["hit"],
@@ -77,7 +77,7 @@ class _Mean:
 
 
 def best_box(
-    looker: Predictor,
+    predictor: Predictor,
     phrase: torch.Tensor,
     candidates: Candidates | None,
     cells: torch.Tensor,
@@ -88,7 +88,7 @@ def best_box(
     if candidates is None:
         return {}
     regions = weighted_mean(candidates.cells[None], cells[None])  # [1, O, D]
-    similarity = looker.student.align_head(phrase[None, None], regions)[0, 0]
+    similarity = predictor.student.align_head(phrase[None, None], regions)[0, 0]
     overlaps = (box_ious(candidates.boxes, true_boxes) >= MIN_IOU).any(dim=1)
     hit = bool(overlaps[int(similarity.argmax())])
     return {"value": float(hit), "chance": float(overlaps.float().mean())}
@@ -110,7 +110,7 @@ class Candidates:
     cells: torch.Tensor
 
 
-def _candidates(looker: Predictor, sample: Sample, rows: int, columns: int) -> Candidates | None:
+def _candidates(predictor: Predictor, sample: Sample, rows: int, columns: int) -> Candidates | None:
     """The teacher's boxes where there are some, else the true ones; None where there are none."""
     if sample.objects is not None and len(sample.objects):
         boxes = torch.tensor(sample.objects["box"].tolist())
@@ -118,8 +118,8 @@ def _candidates(looker: Predictor, sample: Sample, rows: int, columns: int) -> C
         boxes = torch.tensor(sample.info["truth"]["boxes"]).reshape(-1, 4)
     if not len(boxes):
         return None
-    cell_px = looker.student.grid.cell_px
-    scale = pixels_per_cell(looker, sample) / cell_px
+    cell_px = predictor.student.grid.cell_px
+    scale = pixels_per_cell(predictor, sample) / cell_px
     covered = cells_of_boxes(boxes / scale.repeat(2), rows, columns, cell_px)
     return Candidates(boxes=boxes, cells=covered)
 
@@ -140,17 +140,17 @@ def covered_area(boxes: torch.Tensor) -> float:
     return float((xs.diff().double()[:, None] * ys.diff().double() * covered).sum())
 
 
-def _point(looker: Predictor, sample: Sample) -> list[dict]:
+def _point(predictor: Predictor, sample: Sample) -> list[dict]:
     """Every true phrase of a sample: text, box, point (original pixels), hit, heat, chance."""
     captions, truth = sample.info["captions"], sample.info["truth"]
-    tokens, offsets = looker.read(captions)
-    cells = looker.encode_image([sample])
+    tokens, offsets = predictor.read(captions)
+    cells = predictor.encode_image([sample])
     picture = torch.zeros(len(captions), dtype=torch.long)
-    hidden = looker.student.align(cells, picture=picture, tokens=tokens)
+    hidden = predictor.student.align(cells, picture=picture, tokens=tokens)
     size_px = torch.tensor([sample.info["width"], sample.info["height"]])
     # The picture fills the grid but for padding, which cells count in resized pixels.
-    scale = pixels_per_cell(looker, sample)
-    candidates = _candidates(looker, sample, cells.rows, cells.columns)
+    scale = pixels_per_cell(predictor, sample)
+    candidates = _candidates(predictor, sample, cells.rows, cells.columns)
     found = []
     for row, (caption, phrases) in enumerate(zip(captions, truth["phrases"])):
         for phrase in phrases:
@@ -159,8 +159,12 @@ def _point(looker: Predictor, sample: Sample) -> list[dict]:
                 continue
             start, end = phrase["start"], phrase["end"]
             pieces = (offsets[row, :, 0] < end) & (offsets[row, :, 1] > start)
-            heat = phrase_heat(looker, hidden.text[row], hidden.cells[row], cells.inside[0], pieces)
-            vector = looker.student.pool_phrases(pieces[None, None], hidden.text[row][None])[0, 0]
+            heat = phrase_heat(
+                predictor, hidden.text[row], hidden.cells[row], cells.inside[0], pieces
+            )
+            vector = predictor.student.pool_phrases(pieces[None, None], hidden.text[row][None])[
+                0, 0
+            ]
             best = int(heat.argmax())
             point = (torch.tensor([best % cells.columns, best // cells.columns]) + 0.5) * scale
             boxes = torch.tensor(true_boxes)
@@ -172,7 +176,7 @@ def _point(looker: Predictor, sample: Sample) -> list[dict]:
                     "point": point.tolist(),
                     "hit": is_in_some_box(point, boxes),
                     "chance": covered_area(boxes) / float(size_px.prod()),
-                    "best_box": best_box(looker, vector, candidates, hidden.cells[row], boxes),
+                    "best_box": best_box(predictor, vector, candidates, hidden.cells[row], boxes),
                     "center_hit": is_in_some_box(size_px / 2, boxes),
                     "heat": [round(v, 4) for v in heat.tolist()],
                     "rows": cells.rows,
@@ -184,7 +188,7 @@ def _point(looker: Predictor, sample: Sample) -> list[dict]:
 
 
 def phrase_heat(
-    looker: Predictor,
+    predictor: Predictor,
     text: torch.Tensor,
     cells: torch.Tensor,
     inside: torch.Tensor,
@@ -195,20 +199,20 @@ def phrase_heat(
     `text` [T, D] and `cells` [C, D] are the fusion's output, `inside` bool [C] leaves out padding,
     `pieces` bool [T] are the phrase's.
     """
-    vector = looker.student.pool_phrases(pieces[None, None], text[None])
-    similarity = looker.student.align_head(vector, cells[None])[0, 0]
+    vector = predictor.student.pool_phrases(pieces[None, None], text[None])
+    similarity = predictor.student.align_head(vector, cells[None])[0, 0]
     return similarity.masked_fill(~inside, -torch.inf).softmax(dim=0)
 
 
-def pixels_per_cell(looker: Predictor, sample: Sample) -> torch.Tensor:
+def pixels_per_cell(predictor: Predictor, sample: Sample) -> torch.Tensor:
     """Width and height of a cell in pixels of the original picture."""
-    width, height = _resized(looker, sample)
+    width, height = _resized(predictor, sample)
     original = torch.tensor([sample.info["width"], sample.info["height"]])
-    return looker.student.grid.cell_px * original / torch.tensor([width, height])
+    return predictor.student.grid.cell_px * original / torch.tensor([width, height])
 
 
-def _resized(looker: Predictor, sample: Sample) -> tuple[int, int]:
-    config = looker.student.config
+def _resized(predictor: Predictor, sample: Sample) -> tuple[int, int]:
+    config = predictor.student.config
     return fitted_size(
         sample.info["width"],
         sample.info["height"],
@@ -217,26 +221,28 @@ def _resized(looker: Predictor, sample: Sample) -> tuple[int, int]:
     )
 
 
-def label_objects(looker: Predictor, samples: Sequence[Sample]) -> dict[str, float]:
+def label_objects(predictor: Predictor, samples: Sequence[Sample]) -> dict[str, float]:
     """Share of objects whose label the student tells from the picture and its captions.
 
-    The objects' cells are pooled in plain sight. Truth where the source has boxes, the teacher's
+    The objects' cells are pooled unmasked. Truth where the source has boxes, the teacher's
     labels elsewhere. Chance is the share of the commonest label.
     """
-    names = looker.student.config.label_names
+    names = predictor.student.config.label_names
     hits, labels = 0, []
     for sample in samples:
         boxes, wanted = _objects(sample, names)
         if not len(boxes):
             continue
-        tokens, _ = looker.read(sample.info["captions"][:1] or [""])
-        cells = looker.encode_image([sample])
-        hidden = looker.student.fuse(cells, picture=torch.zeros(1, dtype=torch.long), tokens=tokens)
-        scale = pixels_per_cell(looker, sample) / looker.student.grid.cell_px
-        regions = cells_of_boxes(
-            boxes / scale.repeat(2), cells.rows, cells.columns, looker.student.grid.cell_px
+        tokens, _ = predictor.read(sample.info["captions"][:1] or [""])
+        cells = predictor.encode_image([sample])
+        hidden = predictor.student.fuse(
+            cells, picture=torch.zeros(1, dtype=torch.long), tokens=tokens
         )
-        logits, _ = looker.student.object_head(weighted_mean(regions[None], hidden.cells)[0])
+        scale = pixels_per_cell(predictor, sample) / predictor.student.grid.cell_px
+        regions = cells_of_boxes(
+            boxes / scale.repeat(2), cells.rows, cells.columns, predictor.student.grid.cell_px
+        )
+        logits, _ = predictor.student.object_head(weighted_mean(regions[None], hidden.cells)[0])
         hits += int((logits.argmax(dim=-1) == wanted).sum())
         labels += wanted.tolist()
     count = max(1, len(labels))

@@ -19,7 +19,7 @@ from stages.transfer.retrieval_matrix import BEHIND, shortlisted
 
 
 def score_matrix(
-    looker: Predictor,
+    predictor: Predictor,
     samples: Sequence[Sample],
     texts: Sequence[str],
     *,
@@ -33,10 +33,10 @@ def score_matrix(
     those log odds are added where the text is among the `shortlist` best of the picture or the
     picture among those of the text (all others then stand behind). The CNN runs once a picture.
     """
-    tokens, _ = looker.read(texts)
-    if looker.student.contrastive_head is not None:
+    tokens, _ = predictor.read(texts)
+    if predictor.student.contrastive_head is not None:
         return _contrast_matrix(
-            looker,
+            predictor,
             samples,
             tokens,
             pairs_per_batch=pairs_per_batch,
@@ -46,11 +46,11 @@ def score_matrix(
     rows = []
     with Progress("retrieval", total=len(samples), unit="pictures") as progress:
         for sample in samples:
-            cells = looker.encode_image([sample])
+            cells = predictor.encode_image([sample])
             parts = []
             for part in tokens.split(pairs_per_batch):
                 picture = torch.zeros(len(part), dtype=torch.long)
-                logits = looker.student.match(cells, picture=picture, tokens=part)
+                logits = predictor.student.match(cells, picture=picture, tokens=part)
                 parts.append(logits[:, 1] - logits[:, 0])
             rows.append(torch.cat(parts))
             progress.advance()
@@ -58,7 +58,7 @@ def score_matrix(
 
 
 def _contrast_matrix(
-    looker: Predictor,
+    predictor: Predictor,
     samples: Sequence[Sample],
     tokens: torch.Tensor,
     *,
@@ -66,12 +66,12 @@ def _contrast_matrix(
     shortlist: int,
     itm_weight: float,
 ) -> torch.Tensor:
-    student = looker.student
+    student = predictor.student
     vectors = torch.cat([student.embed_texts(part) for part in tokens.split(pairs_per_batch)])
     seen = []
     with Progress("retrieval", total=len(samples), unit="pictures") as progress:
         for sample in samples:
-            seen.append(looker.encode_image([sample]))
+            seen.append(predictor.encode_image([sample]))
             progress.advance()
     pictures = torch.cat([student.embed_pictures(cells) for cells in seen])
     scores = student.compare(vectors, pictures).T

@@ -44,7 +44,7 @@ def test_torchrun_on_one_node_meets_on_loopback() -> None:
     assert not any("rdzv" in part for part in command)
 
 
-def test_ranks_have_time_for_a_checkpoint_when_torchrun_is_told_to_stop() -> None:
+def test_ranks_have_time_for_a_checkpoint_when_torchrun_is_reported_to_stop() -> None:
     """Oracle: torchrun's --help; its own 30 seconds are less than a large checkpoint takes."""
     command = torchrun.command(JOB, LaunchConfig(launcher="torchrun", procs_per_node=4))
     assert "--shutdown-timeout=300" in command[: command.index(JOB.module)]

@@ -58,7 +58,7 @@ RANK_SCRIPT = """
             except RuntimeError as error:
                 record_failure(logs, rank, error, is_users=False)
             sys.exit(1)
-        if action == "blame":
+        if action == "fail":
             try:
                 raise ValueError("no such corpus")
             except ValueError as error:
@@ -147,25 +147,25 @@ def test_a_killed_rank_is_named_with_its_signal(launcher: str, tmp_path: Path) -
     assert f"err of rank {who}" in caught.value.tail
 
 
-def test_what_a_user_can_mend_is_told_without_traceback(tmp_path: Path) -> None:
+def test_what_a_user_can_mend_is_reported_without_traceback(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^no such corpus$"):
-        local.run(make_job(tmp_path, "blame"), ONE)
+        local.run(make_job(tmp_path, "fail"), ONE)
 
 
-def test_an_old_failure_is_not_told_again(tmp_path: Path) -> None:
+def test_an_old_failure_is_not_reported_again(tmp_path: Path) -> None:
     """Oracle: the second start dies without a word, so the first one's words would be a lie."""
     for action, state in (("raise", "rank 0 on .* failed"), ("die", "killed by SIGKILL")):
         with pytest.raises(LaunchError, match=state):
             local.run(make_job(tmp_path, action), ONE)
 
 
-def test_a_module_that_cannot_be_imported_is_told(tmp_path: Path) -> None:
+def test_a_module_that_cannot_be_imported_is_reported(tmp_path: Path) -> None:
     job = Job(title="t", module="no_such_module", args=(), log_folder=tmp_path)
     with pytest.raises(LaunchError, match="No module named no_such_module"):
         local.run(job, ONE)
 
 
-def test_a_command_that_is_not_here_is_told(tmp_path: Path) -> None:
+def test_a_command_that_is_not_here_is_reported(tmp_path: Path) -> None:
     job = Job(title="t", module="m", args=(), log_folder=tmp_path)
     with pytest.raises(UserError, match="no-such-command is not on this machine"):
         Supervisor(job, RestartPolicy()).run(lambda: ["no-such-command"])
@@ -208,11 +208,11 @@ def _wait_for_ranks(folder: Path, config: LaunchConfig) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a parent's end")
 @pytest.mark.parametrize("launcher", ["local", "torchrun"])
-def test_ranks_do_not_outlive_a_killed_conductor(launcher: str, tmp_path: Path) -> None:
+def test_ranks_do_not_outlive_a_killed_parent(launcher: str, tmp_path: Path) -> None:
     """kill -9 of the launching process: the ranks are told to stop, save, and are gone."""
     job = make_job(tmp_path, "wait")
     config = ONE if launcher == "local" else TWO
-    conductor = f"""
+    parent = f"""
         from pathlib import Path
         from launch.backends import {launcher}
         from launch.config import LaunchConfig
@@ -222,7 +222,7 @@ def test_ranks_do_not_outlive_a_killed_conductor(launcher: str, tmp_path: Path) 
         {launcher}.run(job, LaunchConfig(launcher={launcher!r},
                                          procs_per_node={config.procs_per_node}))
     """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(conductor)], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(parent)], cwd=ROOT)
     pids = _wait_for_ranks(tmp_path, config)
     process.kill()
     process.wait()
@@ -258,7 +258,7 @@ def test_deepspeeds_launcher_starts_every_rank(tmp_path: Path) -> None:
     assert all((tmp_path / f"saved-{rank}.txt").exists() for rank in (0, 1))
 
 
-def test_the_first_failure_is_the_one_that_is_told(tmp_path: Path) -> None:
+def test_the_first_failure_is_the_one_that_is_reported(tmp_path: Path) -> None:
     """Later ones are echoes of ranks whose peer hung up; a half-written one is passed over."""
     from launch.logs import read_failures
 

@@ -79,14 +79,14 @@ def test_near_its_time_limit_a_job_saves_and_is_queued_again(
 
 
 @needs_slurm
-def test_what_sbatch_refuses_is_told(cluster: Path, tmp_path: Path) -> None:
+def test_what_sbatch_refuses_is_reported(cluster: Path, tmp_path: Path) -> None:
     job, config = make_job(tmp_path, "end")
     absent = LaunchConfig(launcher="slurm", partition="no-such", time_limit_minutes=5)
     with pytest.raises(LaunchError, match="invalid partition specified: no-such"):
         slurm.run(job, absent)
 
 
-def test_without_slurm_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_slurm_it_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="sbatch is not on this machine"):
         slurm.run(*make_job(tmp_path, "end"))

@@ -60,7 +60,7 @@ def test_nothing_else_differs(name: str) -> None:
 def test_every_student_is_trained_and_tuned_where_there_is_a_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str | None
 ) -> None:
-    """Oracle: a conductor that notes what it is asked for and leaves made-up scores; the comparison
+    """Oracle: a runner that notes what it is asked for and leaves made-up scores; the comparison
     holds, of each seed, each variant's own."""
     asked: list[list[str]] = []
 

@@ -66,7 +66,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "required"),
     ],
 )
-def test_what_cannot_be_is_told_in_words(
+def test_what_cannot_be_is_reported_in_words(
     arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 2, the words, and no traceback."""
@@ -120,7 +120,7 @@ def test_an_error_of_the_system_is_a_message(
     assert "/nowhere/at/all: No such file" in shown and "Traceback" not in shown
 
 
-def test_a_users_error_of_a_rank_is_told_as_one(
+def test_a_users_error_of_a_rank_is_reported_as_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """From a rank's record of its failure: the launcher raises it as the user's error."""

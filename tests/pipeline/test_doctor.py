@@ -38,7 +38,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(name, None)
 
 
-def test_the_impostor_of_apex_is_told_without_running_it(site: Path) -> None:
+def test_the_impostor_of_apex_is_reported_without_running_it(site: Path) -> None:
     """The package of that name on the public index is a web toolkit; its code must not run."""
     put_package(site, "apex", "raise SystemExit('it ran')", about="Pyramid toolkit for web forms")
     kind, found = apex_package.look()
@@ -48,7 +48,7 @@ def test_the_impostor_of_apex_is_told_without_running_it(site: Path) -> None:
     assert "apex" not in sys.modules
 
 
-def test_nvidias_apex_is_told_by_its_folders(site: Path) -> None:
+def test_nvidias_apex_is_reported_by_its_folders(site: Path) -> None:
     put_package(site, "apex", "raise SystemExit('it ran')", parts="amp optimizers normalization")
     assert apex_package.look() == ("nvidia", "NVIDIA's, 0.9, no summary")
     (finding,) = doctor.check_apex()

@@ -49,7 +49,7 @@ def test_our_errors_are_messages_and_others_bugs() -> None:
 
 
 @pytest.mark.parametrize("library", ["torch", "numpy", "safetensors"])
-def test_a_full_disk_is_told_in_words_whoever_wrote(library: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_words_whoever_wrote(library: str, tmp_path: Path) -> None:
     """Oracle: the kernel's device that is always full (safetensors' error is its own text, as seen
     on a full file system); none of the three raises an OSError with a number."""
     values = torch.zeros(200_000)

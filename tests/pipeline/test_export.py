@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from look_shards import CAPTION, folder_of, info, sample
 from student_folders import TEXT, TINY, picture_file, student_folder, student_of
 from transformers.models.bert.modeling_bert import eager_attention_forward
+from view_shards import CAPTION, folder_of, info, sample
 
 from pipeline.cli.main import main
 from pipeline.export.plain_pickle import pickled
@@ -66,11 +66,11 @@ def test_an_example_holds_what_the_viewer_wants(tmp_path: Path) -> None:
     """Oracle: the forms and the order of VL-InterpreT's db_example.py; the attention of the last
     layer by transformers' eager attention of the state before it; the picture's colours cell by
     cell. 80 x 60 is seen at 43 x 32, padded to 48 x 32: 2 rows of 3 cells, the last part black."""
-    looker = open_student(student_folder(tmp_path / "student"))
+    predictor = open_student(student_folder(tmp_path / "student"))
     file = picture_file(tmp_path / "picture.png")
     (given,) = Given(pictures=(file,), texts=(TEXT,)).examples()
-    found = example_of(looker, given, 7)
-    num_text = len(looker.tokenizer(TEXT)["input_ids"])
+    found = example_of(predictor, given, 7)
+    num_text = len(predictor.tokenizer(TEXT)["input_ids"])
     assert found["ex_id"] == 7 and found["txt_len"] == num_text and "accuracy" not in found
     assert found["tokens"][0] == "[CLS]" and found["tokens"][num_text - 1] == "[SEP]"
     assert found["tokens"][num_text:] == [f"IMG_{i}" for i in range(6)]
@@ -79,7 +79,7 @@ def test_an_example_holds_what_the_viewer_wants(tmp_path: Path) -> None:
     assert found["attention"].shape == (2, 2, size, size)
     assert found["hidden_states"].shape == (3, size, 32)
     np.testing.assert_allclose(found["attention"].sum(axis=-1), 1, rtol=1e-5)
-    layer = looker.student.fusion.layer[1].attention.self
+    layer = predictor.student.fusion.layer[1].attention.self
     before = torch.from_numpy(found["hidden_states"][1])[None]
     query, key, value = (
         part(before).view(1, size, 2, 16).transpose(1, 2)
@@ -96,15 +96,15 @@ def test_an_example_holds_what_the_viewer_wants(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_states_are_those_of_the_student(tmp_path: Path) -> None:
     """Oracle: the student asked as everywhere; its outputs are the last state."""
-    looker = open_student(student_folder(tmp_path / "student"))
+    predictor = open_student(student_folder(tmp_path / "student"))
     file = picture_file(tmp_path / "picture.png")
     (given,) = Given(pictures=(file,), texts=(TEXT,)).examples()
-    found = example_of(looker, given, 0)
+    found = example_of(predictor, given, 0)
     array = load_picture(file.read_bytes(), shorter_px=32, longer_px=64)
     pictures = stack_pictures([array], multiple_px=16)
-    cells = looker.student.encode_image(pictures.pixels, pictures.sizes_px)
-    ids, _ = looker.read([TEXT])
-    hidden = looker.student.fuse(cells, picture=torch.zeros(1, dtype=torch.long), tokens=ids)
+    cells = predictor.student.encode_image(pictures.pixels, pictures.sizes_px)
+    ids, _ = predictor.read([TEXT])
+    hidden = predictor.student.fuse(cells, picture=torch.zeros(1, dtype=torch.long), tokens=ids)
     last = torch.cat([hidden.text[0], hidden.cells[0]])
     np.testing.assert_allclose(found["hidden_states"][-1], last, rtol=1e-4, atol=1e-5)
 
@@ -115,8 +115,8 @@ def test_the_database_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture) 
     lmdb = pytest.importorskip("lmdb", reason="lmdb is not installed (boxless[interpret])")
     lz4 = pytest.importorskip("lz4.frame", reason="lz4 is not installed (boxless[interpret])")
     msgpack = pytest.importorskip("msgpack", reason="msgpack is not installed")
-    told = info(truth={"captions": [False]})
-    shards = folder_of(tmp_path / "shards", [sample("a"), sample("b", info=told)])
+    reported = info(truth={"captions": [False]})
+    shards = folder_of(tmp_path / "shards", [sample("a"), sample("b", info=reported)])
     student, out = student_folder(tmp_path / "student"), tmp_path / "out"
     asked = ["export", str(student), "--to", "vl-interpret", "--out", str(out)]
     assert main([*asked, "--shards", str(shards)]) == 0
@@ -130,9 +130,9 @@ def test_the_database_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert found.keys() == {"0", "1", "n_examples"} and found["n_examples"] == 0
     examples = [pickle.loads(found[key]) for key in "01"]
     assert [one["ex_id"] for one in examples] == [0, 1]
-    looker = open_student(student)
+    predictor = open_student(student)
     for one, given in zip(examples, Given(shards=str(shards)).examples()):
-        wanted = example_of(looker, given, one["ex_id"])
+        wanted = example_of(predictor, given, one["ex_id"])
         assert given.text == CAPTION and one.keys() == wanted.keys()
         for name, value in wanted.items():
             np.testing.assert_array_equal(one[name], value)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pipeline.recipe.dataclass_values import RecipeError
 from pipeline.recipe.recipe import Recipe, dump_recipe, load_recipe
-from pipeline.runner import run_stages as conducting
+from pipeline.runner import run_stages as runner
 from pipeline.runner.launch_plan import LaunchOverrides
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import join_work, plan_stage, run_stages
@@ -35,7 +35,7 @@ def recipe_of(*overrides: str) -> Recipe:
 
 @pytest.fixture
 def under_way(tmp_path: Path) -> RunFolder:
-    """A run in which ingest was begun, as a conductor on another machine leaves it."""
+    """A run in which ingest was begun, as a command on another machine leaves it."""
     run, recipe = RunFolder(tmp_path / "run"), recipe_of()
     run.make()
     run.recipe.write_text(dump_recipe(recipe))
@@ -56,8 +56,8 @@ def lone_worker(under_way: RunFolder) -> Iterator[Worker]:
             yield worker
 
 
-def test_a_joined_worker_makes_what_is_left_without_a_conductor(under_way: RunFolder) -> None:
-    """Real processes. Oracle: the catalog is there, logs of its own too, and the conductor that
+def test_a_joined_worker_makes_what_is_left_without_a_command(under_way: RunFolder) -> None:
+    """Real processes. Oracle: the catalog is there, logs of its own too, and the command that
     comes later has nothing to do but say so."""
     join_work(recipe_of(), under_way, ["ingest"], LaunchOverrides(procs_per_node=2))
     assert (under_way.images / "catalog.json").exists()
@@ -70,20 +70,20 @@ def test_a_joined_worker_makes_what_is_left_without_a_conductor(under_way: RunFo
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_joined_workers_outlive_the_conductor(tmp_path: Path) -> None:
-    """A conductor is killed with SIGKILL while a worker has joined. Its own worker is stopped until
+def test_joined_workers_outlive_the_command(tmp_path: Path) -> None:
+    """A command is killed with SIGKILL while a worker has joined. Its own worker is stopped until
     then, so that it cannot end first. Oracle: the joined one ends well and leaves a whole folder; the
-    next conductor completes at once."""
+    next command completes at once."""
     overrides = ["ingest.num_train=300", "ingest.samples_per_shard=10"]
     run = RunFolder(tmp_path / "run")
     command = [sys.executable, "-m", "pipeline.cli.main", "ingest", "toy", "--run"]
     command += [str(run.root), *(part for value in overrides for part in ("--set", value))]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    conductor = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+    command_process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
     while not list(run.images.glob("*.tar")):
-        assert conductor.poll() is None
+        assert command_process.poll() is None
         time.sleep(0.01)
-    children = Path(f"/proc/{conductor.pid}/task/{conductor.pid}/children")
+    children = Path(f"/proc/{command_process.pid}/task/{command_process.pid}/children")
     workers = [int(pid) for pid in children.read_text().split()]
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
@@ -102,8 +102,8 @@ def test_joined_workers_outlive_the_conductor(tmp_path: Path) -> None:
         time.sleep(0.01)
     for pid in workers:
         os.kill(pid, signal.SIGCONT)
-    conductor.kill()
-    conductor.wait()
+    command_process.kill()
+    command_process.wait()
     assert joined.wait(timeout=600) == 0
     assert (run.images / "catalog.json").exists()
     assert not (run.images / "stage.json").exists()
@@ -123,7 +123,7 @@ def test_joined_workers_outlive_the_conductor(tmp_path: Path) -> None:
         (["ingest"], ["ingest.min_side_px=9"], RunError, "ingest.min_side_px was 16, is 9"),
     ],
 )
-def test_what_cannot_be_joined_is_told(
+def test_what_cannot_be_joined_is_reported(
     under_way: RunFolder, names: list[str], overrides: list[str], error: type, words: str
 ) -> None:
     with pytest.raises(error, match=words):
@@ -135,7 +135,7 @@ def test_nothing_is_left_to_join_in_a_complete_stage(
 ) -> None:
     """Oracle: no process is launched."""
     run_stages(recipe_of(), under_way, ["ingest"], LaunchOverrides(), dry_run=False)
-    monkeypatch.delattr(conducting, "launch_joined")
+    monkeypatch.delattr(runner, "launch_joined")
     join_work(recipe_of(), under_way, ["ingest"], LaunchOverrides())
     assert "nothing to join" in capsys.readouterr().out
 
@@ -146,7 +146,7 @@ def test_status_counts_shards_and_names_workers(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """No conductor holds the run here, yet the stage is running: its worker is on another machine
+    """No command holds the run here, yet the stage is running: its worker is on another machine
     as far as the locks tell. Oracle: words spelled out."""
     console = Console(width=200, file=open(os.devnull, "w"), record=True)
     console.print(status_table(under_way))

@@ -16,7 +16,7 @@ from PIL import Image
 from launch.config import LaunchConfig
 from launch.job import LaunchError
 from pipeline.recipe.recipe import Recipe, load_recipe
-from pipeline.runner import run_stages as conducting
+from pipeline.runner import run_stages as runner
 from pipeline.runner.launch_plan import LaunchOverrides
 from pipeline.runner.retry import Retried, lines, retry_failed
 from pipeline.runner.run_folder import RunError, RunFolder
@@ -75,7 +75,7 @@ class Launch:
 def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launch]:
     before = signal.getsignal(signal.SIGTERM)
     fake = Launch()
-    monkeypatch.setattr(conducting, "launch_stage", fake)
+    monkeypatch.setattr(runner, "launch_stage", fake)
     yield fake
     signal.signal(signal.SIGTERM, before)
 
@@ -217,7 +217,7 @@ def test_a_retry_that_was_killed_is_continued(launch: Launch, corpus: Path) -> N
     assert shards(run) == expected
 
 
-def test_what_cannot_be_retried_is_told(launch: Launch, corpus: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_retried_is_reported(launch: Launch, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run folder"):
         retry_failed(RunFolder(tmp_path / "nothing"), LaunchOverrides())
     run = run_of(corpus, "run")

@@ -101,7 +101,7 @@ def test_set_changes_the_family_and_the_card_says_so(files: Path) -> None:
         (["--license", "x", "--attributes", "none.txt"], "none.txt: got"),
     ],
 )
-def test_what_cannot_be_is_told_in_words(
+def test_what_cannot_be_is_reported_in_words(
     files: Path, more: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 2, the words, no traceback, and no folder."""
@@ -126,7 +126,7 @@ def test_a_licence_and_a_known_family_are_asked_for(
         assert f"{family.name} {family.about}" in said
 
 
-def test_the_wrong_family_is_told_which_would_fit(
+def test_the_wrong_family_is_reported_which_would_fit(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Oracle: these weights are C4 weights of detectron2's conventions, with attributes."""
@@ -134,7 +134,7 @@ def test_the_wrong_family_is_told_which_would_fit(
     assert "these weights fit the family detectron2 or vg-d2" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_teacher_is_told(
+def test_a_folder_that_is_no_teacher_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 2 and the file that is missing; a blind teacher is one."""

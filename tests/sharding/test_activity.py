@@ -41,17 +41,17 @@ def test_the_watch_names_stage_shard_and_key_of_the_worker_that_is_stuck() -> No
     data = _Stuck(StatusBoard())
     loader = DataLoader(data, batch_size=None, sampler=range(4), num_workers=2)
     with StallWatch(data.board, after_seconds=0.1, log=said.put) as watch:
-        fed = watch.watched(loader)
-        got = [next(fed)]
+        watched = watch.watched(loader)
+        got = [next(watched)]
         # A batch may be waited for while its worker only starts; then nobody does anything yet.
-        waiting = threading.Thread(target=lambda: got.append(next(fed)))
+        waiting = threading.Thread(target=lambda: got.append(next(watched)))
         waiting.start()
         text = said.get(timeout=RETRY_SECONDS)
         while "worker 1" not in text:
             text = said.get(timeout=RETRY_SECONDS)
         data.freed.set()
         waiting.join()
-        got += list(fed)
+        got += list(watched)
     assert got == [0, 1, 2, 3]
     assert "no data for " in text and "worker 0" not in text
     assert "worker 1 has been in read of train-000001.tar (key key) for " in text

@@ -75,7 +75,7 @@ def test_a_temporary_file_is_locked_until_it_is_renamed(
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
-def test_a_writer_whose_temporary_file_was_removed_is_told_so(tmp_path: Path) -> None:
+def test_a_writer_whose_temporary_file_was_removed_is_reported_so(tmp_path: Path) -> None:
     """Oracle: of two living writers the one of the named file; the old file stays as it was."""
     write_bytes(tmp_path / "mine", b"old")
     with replacing(tmp_path / "other") as other:

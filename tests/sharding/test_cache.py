@@ -1,4 +1,4 @@
-"""Tests of sharding.reading.cache and of the nameless file that it lies in."""
+"""Tests of sharding.reading.cache and of the anonymous file that it lies in."""
 
 from __future__ import annotations
 

@@ -461,7 +461,7 @@ def test_each_manifest_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(calls) == sorted([*TARS, tar])
 
 
-def test_what_was_done_before_is_told_at_once_and_what_others_do_later(tmp_path: Path) -> None:
+def test_what_was_done_before_is_reported_at_once_and_what_others_do_later(tmp_path: Path) -> None:
     """Oracle: two shards there, one asked for again, one of another rule; one made by another
     worker meanwhile."""
     tars = sorted(TARS)
@@ -515,14 +515,14 @@ def test_one_worker_closes_and_the_others_wait_for_it(tmp_path: Path) -> None:
 
 def test_a_heartbeat_tells_shard_progress_and_time(tmp_path: Path) -> None:
     """Oracle: the file, read back as others read it; and that the lock is seen as held."""
-    heart = heartbeat.Heartbeat(tmp_path, settings="s", lease_seconds=60.0)
-    heart.begin("a.tar", 7)
-    heart.advance()
-    heart.beat()
-    state = heartbeat.read_worker_state(heart.path)
+    beats = heartbeat.Heartbeat(tmp_path, settings="s", lease_seconds=60.0)
+    beats.begin("a.tar", 7)
+    beats.advance()
+    beats.beat()
+    state = heartbeat.read_worker_state(beats.path)
     assert state is not None and state.record is not None
     assert (state.record.tar, state.record.num_done, state.record.num_inputs) == ("a.tar", 1, 7)
     assert state.record.name.endswith(f":{os.getpid()}") and state.record.counter == 3
     assert state.is_running and not state.has_ended
-    heart.stop()
-    assert heartbeat.read_worker_state(heart.path) is None and not list(tmp_path.iterdir())
+    beats.stop()
+    assert heartbeat.read_worker_state(beats.path) is None and not list(tmp_path.iterdir())

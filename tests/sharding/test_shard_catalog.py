@@ -56,7 +56,7 @@ def test_the_catalog_lists_what_the_manifests_say(tmp_path: Path, make_folder: M
         catalog.tars(folder, "test")
 
 
-def test_splits_are_told_apart(tmp_path: Path, make_sample: Callable[..., Sample]) -> None:
+def test_splits_are_reported_apart(tmp_path: Path, make_sample: Callable[..., Sample]) -> None:
     """Oracle: the split given for each tar, listed by name whatever the order given."""
     names = ["train-000000.tar", "heldout-000000.tar", "train-000001.tar"]
     for index, name in enumerate(names):

@@ -179,7 +179,7 @@ DAMAGES: dict[str, tuple[bytes, int, str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_every_damage_is_told_with_its_byte(damage: str) -> None:
+def test_every_damage_is_reported_with_its_byte(damage: str) -> None:
     """Oracle: the table; the members before the damage come first, and SOUND is sound."""
     assert [m.name for m in _scan(SOUND)] == ["a.jpg", "a.json"]
     data, num_before, pattern = DAMAGES[damage]

@@ -308,7 +308,7 @@ def test_the_file_of_shapes_is_held_against_the_manifests(
     assert fault.tar == str(folder) and "No such file" in fault.cause
 
 
-def test_every_byte_is_read_once_and_every_shard_told(
+def test_every_byte_is_read_once_and_every_shard_reported(
     tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: the bytes that are asked for, but for headers, of 512 bytes each."""
@@ -321,9 +321,9 @@ def test_every_byte_is_read_once_and_every_shard_told(
         return read(source, offset, num_bytes)
 
     monkeypatch.setattr(OpenTar, "read", counting)
-    told: list[tuple[int, int]] = []
-    assert verify_paths([folder], full=True, on_shard=lambda *done: told.append(done)) == []
+    reported: list[tuple[int, int]] = []
+    assert verify_paths([folder], full=True, on_shard=lambda *done: reported.append(done)) == []
     in_all = sum(tar.stat().st_size for tar in folder.glob("*.tar"))
     # The zeros at the end of a tar are looked at once more.
     assert in_all <= sum(size for size in asked if size != 512) <= in_all + 3 * 1024
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert reported == [(1, 3), (2, 3), (3, 3)]

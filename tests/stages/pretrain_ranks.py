@@ -1,7 +1,7 @@
 """Ranks of a pretraining run for its tests: real DeepSpeed, real gloo, one start of Python.
 
 Run as a script it reads jobs, a line of json each, forks the ranks of each job and answers with
-what became of them; so the dear imports are made once. What happens to a rank on the way (a kill, a
+what became of them; so the expensive imports are made once. What happens to a rank on the way (a kill, a
 signal, a loss that is not a number) is in the job: see `_spoil`.
 """
 
@@ -172,12 +172,12 @@ def _trace(path: Path) -> None:
     plain = Batches.__getitem__
 
     def traced(self: Batches, turn: Any) -> LoadedBatch:
-        delivery = plain(self, turn)
-        if not delivery.turn.is_padding:
-            keys = delivery.batch.keys if delivery.batch else []
+        loaded = plain(self, turn)
+        if not loaded.turn.is_padding:
+            keys = loaded.batch.keys if loaded.batch else []
             with path.open("a") as file:
                 file.write(json.dumps({"position": turn.position, "keys": keys}) + "\n")
-        return delivery
+        return loaded
 
     Batches.__getitem__ = traced  # type: ignore[method-assign]
 

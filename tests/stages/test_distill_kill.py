@@ -126,13 +126,13 @@ def stop(images: Path, out: Path) -> None:
     exit_at_sigterm()
     teacher, detect = FakeTeacher(), FakeTeacher().detect
 
-    def told(prepared: list[Prepared]) -> list[np.ndarray]:
+    def reported(prepared: list[Prepared]) -> list[np.ndarray]:
         if sum(teacher.batch_sizes) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         teacher.batch_sizes.append(len(prepared))
         return detect(prepared)
 
-    teacher.detect = told  # type: ignore[method-assign]
+    teacher.detect = reported  # type: ignore[method-assign]
     seer = seer_of(teacher, batch_size=1)
     run.distill(CONFIG, images=images, seer=seer, out=out)
 

@@ -305,8 +305,8 @@ def test_rows_without_an_id_are_counted_and_shown(
     (tmp_path / "val.tsv").write_bytes(b"QUJD\r\n\r\n" + sound + b"1" * 30)
     seer = PrecomputedObjects(FeaturesConfig(**{**written, "feature_size": SIZE}))
     account = seer.account([])
-    assert account.num_nameless == 2
-    assert account.nameless[0].startswith("val.tsv byte 0: no id and tab in b'QUJD")
+    assert account.num_without_id == 2
+    assert account.without_id[0].startswith("val.tsv byte 0: no id and tab in b'QUJD")
     shown = capsys.readouterr().out
     assert "features: 3 ids in 3 rows; 2 rows have no id (val.tsv byte 0" in shown
     assert all(isinstance(r, np.ndarray) for r in seer.see(map(sample_of, seen)))
@@ -319,7 +319,7 @@ def test_detections_cut_short_are_read_up_to_the_cut(tmp_path: Path) -> None:
     text = json.dumps(entries)
     (tmp_path / "bbox.json").write_text(text[:-9])
     seer = seer_of(written)
-    assert seer.account([]).num_nameless == 1
+    assert seer.account([]).num_without_id == 1
     first, second, last = seer.see(map(sample_of, seen))
     assert isinstance(first, np.ndarray) and isinstance(second, np.ndarray)
     assert isinstance(last, Failure) or len(last) == len(seen[2].boxes) - 1

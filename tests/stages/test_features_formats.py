@@ -190,7 +190,7 @@ def test_a_layout_says_what_was_written(
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
-def test_pictures_and_features_alone_are_told(
+def test_pictures_and_features_alone_are_reported(
     tmp_path: Path, write: Callable[[Path, list[Seen]], Written]
 ) -> None:
     """Two of three pictures are asked for, and one that nobody looked at."""

@@ -91,21 +91,21 @@ def test_features_are_found_by_file_name(tmp_path: Path) -> None:
         (objects,) = seer_of(written, **fields).see([sample])
         assert isinstance(objects, np.ndarray)
         assert np.array_equal(objects, expected_of(seen, written))
-    (strange,) = seer_of(written, join="file_name").see([sample_of(seen)])
-    assert isinstance(strange, Failure)
-    assert strange.reason == "no features: its json has no file_name to find them by"
+    (failed_result,) = seer_of(written, join="file_name").see([sample_of(seen)])
+    assert isinstance(failed_result, Failure)
+    assert failed_result.reason == "no features: its json has no file_name to find them by"
 
 
-def test_a_rule_that_finds_nothing_is_told_once(
+def test_a_rule_that_finds_nothing_is_reported_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (seen,) = look_at(["COCO_7"])
     seer = PrecomputedObjects(config_of(write_lxmert(tmp_path, [seen])))
     sample = sample_of(look_at(["7"])[0])
     assert all(isinstance(result, Failure) for result in seer.see([sample] * 600))
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     assert (
-        told.count(
+        reported.count(
             "none for the first 256 pictures. Sample k-7 asks for '7', the files have 'COCO_7'"
         )
         == 1

@@ -115,7 +115,9 @@ def test_every_kind_of_breakage_has_its_reason(
     assert by_name["really_png.jpg"].extension == "png"
     assert by_name["two words.jpg"].key.startswith("two_words-")
 
-    told = {reason for several in reasons(tmp_path / "out", catalog).values() for reason in several}
+    reported = {
+        reason for several in reasons(tmp_path / "out", catalog).values() for reason in several
+    }
     expected = (
         "broken picture: ",
         "not JPEG, PNG or WebP: it is an empty file",
@@ -134,8 +136,8 @@ def test_every_kind_of_breakage_has_its_reason(
         "duplicate image id: 1 is already good.jpg",
     )
     for start in expected:
-        assert any(reason.startswith(start) for reason in told), start
-    assert len(told) == len(expected)
+        assert any(reason.startswith(start) for reason in reported), start
+    assert len(reported) == len(expected)
 
     # 17 entries of "images", one unlisted image id, two pictures that nobody names.
     assert sum(manifest.num_input for manifest in manifests(tmp_path / "out", catalog)) == 20
@@ -252,11 +254,13 @@ BOXES = {
         (BOXES, "looks like an instances file, which goes into ingest.instances"),
     ],
 )
-def test_a_wrong_captions_file_stops_at_once(tmp_path: Path, captions: object, told: str) -> None:
+def test_a_wrong_captions_file_stops_at_once(
+    tmp_path: Path, captions: object, reported: str
+) -> None:
     write_pictures(tmp_path, {"a.jpg": encoded()})
     path = tmp_path / "c.json"
     path.write_text(captions if isinstance(captions, str) else json.dumps(captions))
-    with pytest.raises(SourceError, match=told):
+    with pytest.raises(SourceError, match=reported):
         run(tmp_path, str(path))
     assert not (tmp_path / "out").exists()
 
@@ -272,10 +276,12 @@ def test_a_wrong_captions_file_stops_at_once(tmp_path: Path, captions: object, t
         ({**BOXES, "categories": ["cat"]}, r"categories\[0\] is cat"),
     ],
 )
-def test_a_wrong_instances_file_stops_at_once(tmp_path: Path, instances: object, told: str) -> None:
+def test_a_wrong_instances_file_stops_at_once(
+    tmp_path: Path, instances: object, reported: str
+) -> None:
     write_pictures(tmp_path, {"a.jpg": encoded()})
     captions = write_json(tmp_path / "c.json", SOUND)
-    with pytest.raises(SourceError, match=told):
+    with pytest.raises(SourceError, match=reported):
         run(tmp_path, captions, instances=write_json(tmp_path / "i.json", instances))
 
 

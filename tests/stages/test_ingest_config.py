@@ -44,6 +44,6 @@ def test_sound_configs_pass(fields: dict[str, Any]) -> None:
         ({"nlvr_num_orders": 7}, "ingest.nlvr_num_orders is 7; it must be from 1 to 6"),
     ],
 )
-def test_others_are_refused_by_name(fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_others_are_refused_by_name(fields: dict[str, Any], reported: str) -> None:
+    with pytest.raises(ValueError, match=reported):
         IngestConfig(**fields)

@@ -97,13 +97,13 @@ def test_what_is_broken_is_counted(tmp_path: Path) -> None:
     (images / "train-1-0-1.png").unlink()
     (images / "train-2-0-0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     catalog = run(tmp_path / "c", tmp_path / "out", nlvr_num_orders=2)
-    told = reasons(tmp_path / "out", catalog)
+    reported = reasons(tmp_path / "out", catalog)
     missing = "missing picture: train/images/3/train-1-0-1.png is not in ingest.root"
-    assert told["train-1-0-1"] == [missing]
-    assert told["train-2-0-0"][0].startswith("broken picture")
-    assert told["train-4-0-0"] == ["no captions: all 1 are blank"]
-    assert told["train-0-0-0"][0].startswith("duplicate key: train/images/3/train-0-0-0.png")
-    assert sum(map(len, told.values())) == 6
+    assert reported["train-1-0-1"] == [missing]
+    assert reported["train-2-0-0"][0].startswith("broken picture")
+    assert reported["train-4-0-0"] == ["no captions: all 1 are blank"]
+    assert reported["train-0-0-0"][0].startswith("duplicate key: train/images/3/train-0-0-0.png")
+    assert sum(map(len, reported.values())) == 6
     assert sum(manifest.num_input for manifest in manifests(tmp_path / "out", catalog)) == 14
     kinds = [(key, reason.partition(":")[0]) for key, reason in notes(tmp_path / "out", catalog)]
     assert kinds == [("train-5-0-0", "unknown object"), ("train-5-0-1", "unknown object")]
@@ -135,11 +135,11 @@ def test_a_presentation_is_held_out_as_a_whole(tmp_path: Path) -> None:
         (json.dumps(example("1-0", structured_rep=[[], []])), "line 2: structured_rep is"),
     ],
 )
-def test_a_wrong_line_stops_at_once(tmp_path: Path, line: str, told: str) -> None:
+def test_a_wrong_line_stops_at_once(tmp_path: Path, line: str, reported: str) -> None:
     write_corpus(tmp_path / "c", "dev", [example("0-0")])
     with open(tmp_path / "c/dev/dev.json", "a", encoding="utf-8") as file:
         file.write(line + "\n")
-    with pytest.raises(SourceError, match=told):
+    with pytest.raises(SourceError, match=reported):
         run(tmp_path / "c", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

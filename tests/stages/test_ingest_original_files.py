@@ -74,8 +74,8 @@ def test_entities_come_with_phrases_and_scaled_boxes(tmp_path: Path) -> None:
         "4": ["broken sentences: no caption in it"],
         "5": ["no sentences: train lists 5"],
     }
-    told = {reason.partition(":")[0] for _, reason in notes(tmp_path / "out", catalog)}
-    assert told == {
+    reported = {reason.partition(":")[0] for _, reason in notes(tmp_path / "out", catalog)}
+    assert reported == {
         "boxes scaled",
         "truth dropped",
         "broken annotations",

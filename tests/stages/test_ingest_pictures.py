@@ -58,8 +58,8 @@ def test_png_of_every_mode(mode: str) -> None:
         ),
     ],
 )
-def test_what_is_refused_and_why(data: bytes, told: str) -> None:
-    with pytest.raises(PictureError, match=f"^{told}"):
+def test_what_is_refused_and_why(data: bytes, reported: str) -> None:
+    with pytest.raises(PictureError, match=f"^{reported}"):
         inspect(data)
 
 

@@ -210,9 +210,9 @@ def test_an_input_that_a_shard_lost_is_named(tmp_path: Path) -> None:
 
 
 def test_another_recipe_rewrites_and_clears_what_it_does_not_know(tmp_path: Path) -> None:
-    """Larger shards are fewer: the old ones go, a stranger's tar stays."""
+    """Larger shards are fewer: the old ones go, another program's tar stays."""
     ingest(TOY, seed=1, out=tmp_path / "a")
-    (tmp_path / "a/train-999999.tar").write_bytes(b"a stranger's")
+    (tmp_path / "a/train-999999.tar").write_bytes(b"another program's")
     larger = IngestConfig(num_train=60, num_heldout=10, samples_per_shard=30)
     ingest(larger, seed=1, out=tmp_path / "a")
     ingest(larger, seed=1, out=tmp_path / "b")

@@ -93,7 +93,7 @@ def test_each_split_has_files_of_its_own(tmp_path: Path) -> None:
 
 def test_splits_that_cannot_be_meant_are_refused() -> None:
     """Each message names the field and what was expected."""
-    for fields, told in (
+    for fields, reported in (
         ({"captions": "c_{split}.json"}, "ingest.splits is empty"),
         ({"captions": "c.json", "splits": {"dev": "dev"}}, "expected train and perhaps"),
         ({"captions": "c.json", "splits": {"train": "a", "val": "a"}}, "each in one split"),
@@ -101,7 +101,7 @@ def test_splits_that_cannot_be_meant_are_refused() -> None:
         ({"captions": "c.json", "images": "{split}", "splits": {"train": "a"}}, "captions has not"),
         ({"captions": "c.json", "phrases": "p.jsonl"}, "ingest.instances is not"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=reported):
             IngestConfig(source="coco", root=".", **fields)
 
 
@@ -130,12 +130,12 @@ def test_karpathy_json_says_the_splits(tmp_path: Path) -> None:
     catalog = run(tmp_path, captions=karpathy(tmp_path), instances=path)
     found = splits(catalog, tmp_path)
     assert found == {"heldout": {"1002"}, "test": {"1003"}, "train": {"1000", "1001"}}
-    told = {
+    reported = {
         reason.partition(":")[0]
         for r in reasons(tmp_path / "out", catalog).values()
         for reason in r
     }
-    assert told == {"missing picture", "no captions"}
+    assert reported == {"missing picture", "no captions"}
     assert len(notes(tmp_path / "out", catalog)) == 4
     assert samples(tmp_path / "out", catalog)["1002"].info["truth"]["labels"] == ["cat"]
 

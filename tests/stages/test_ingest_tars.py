@@ -61,8 +61,8 @@ def test_a_tar_that_is_gone_is_counted(tmp_path: Path) -> None:
     write(tmp_path / "in/00000.tar", pair("a"))
     os.symlink("../blobs/1", tmp_path / "in/00001.tar")
     catalog = run(tmp_path)
-    (told,) = reasons(tmp_path / "out", catalog).values()
-    assert told == [
+    (reported,) = reasons(tmp_path / "out", catalog).values()
+    assert reported == [
         "missing tar: 00001.tar is a link that points nowhere; bring the tar, or remove its name"
     ]
     with pytest.raises(ShardError, match="00001.tar, no file or a link that points nowhere"):

@@ -36,12 +36,14 @@ def test_boxes_inside_stay_as_they_are() -> None:
         ([5.0, -20.0, 15.0, -9.0], "box outside of the picture"),
     ],
 )
-def test_useless_boxes_go_with_a_note_and_rows_stay_together(box: list[float], told: str) -> None:
+def test_useless_boxes_go_with_a_note_and_rows_stay_together(
+    box: list[float], reported: str
+) -> None:
     truth, notes = fit(box, INSIDE)
     assert truth is not None
     assert truth["boxes"] == [INSIDE] and truth["labels"] == ["label 1"]
     assert truth["attributes"] == [None]
-    assert len(notes) == 1 and notes[0].startswith(told) and notes[0].endswith("(object 0)")
+    assert len(notes) == 1 and notes[0].startswith(reported) and notes[0].endswith("(object 0)")
 
 
 def test_boxes_that_stick_out_are_cut() -> None:

@@ -88,20 +88,20 @@ def test_every_faulty_key_has_its_reason(tmp_path: Path) -> None:
     )
     write_tar(tmp_path / "in/b.tar", [entry("good", "and again")])
     catalog = run(tmp_path)
-    told = reasons(tmp_path / "out", catalog)
-    assert told["good"] == [
+    reported = reasons(tmp_path / "out", catalog)
+    assert reported["good"] == [
         "duplicate key: a.tar good after a.tar good",
         "duplicate key: b.tar good after a.tar good",
     ]
-    assert told["silent"] == told["blank"] == ["no captions: all 1 are blank"]
-    assert told["nopicture"] == [
+    assert reported["silent"] == reported["blank"] == ["no captions: all 1 are blank"]
+    assert reported["nopicture"] == [
         "no picture: a.tar has cls, txt for nopicture, not one of jpg, jpeg, png, webp"
     ]
-    assert told["gif"][0].startswith("not JPEG, PNG or WebP: a.tar has gif, txt")
-    assert told["broken"][0].startswith("broken picture")
-    assert told["badjson"][0].startswith("no captions; unreadable text: badjson.json: ")
-    assert told["latin"][0].startswith("no captions; unreadable text: latin.txt: 'utf-8' codec")
-    assert sum(map(len, told.values())) == 9
+    assert reported["gif"][0].startswith("not JPEG, PNG or WebP: a.tar has gif, txt")
+    assert reported["broken"][0].startswith("broken picture")
+    assert reported["badjson"][0].startswith("no captions; unreadable text: badjson.json: ")
+    assert reported["latin"][0].startswith("no captions; unreadable text: latin.txt: 'utf-8' codec")
+    assert sum(map(len, reported.values())) == 9
     assert sorted(samples(tmp_path / "out", catalog)) == ["both", "good", "listjson"]
     assert sorted(notes(tmp_path / "out", catalog)) == [
         ("both", "another picture: both.png left out"),
@@ -150,10 +150,10 @@ def test_a_damaged_tar_gives_what_is_before_the_damage(tmp_path: Path, kind: str
     catalog = run(tmp_path)
     keys = [f"{number:03d}" for number in range(num_whole)]
     assert sorted(samples(tmp_path / "out", catalog)) == keys
-    (told,) = [
+    (reported,) = [
         reason for several in reasons(tmp_path / "out", catalog).values() for reason in several
     ]
-    assert told.startswith("damaged tar: 00007.tar: ") and f"byte {byte}" in told
+    assert reported.startswith("damaged tar: 00007.tar: ") and f"byte {byte}" in reported
 
 
 def test_every_cut_of_a_tar_is_noticed(tmp_path: Path) -> None:
@@ -179,8 +179,8 @@ def test_no_tar_is_no_crash(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "in/zipped.tar", "w:gz") as tar:
         tar.add(tmp_path / "in/good.tar", "good.tar")
     catalog = run(tmp_path)
-    told = [r for several in reasons(tmp_path / "out", catalog).values() for r in several]
-    assert len(told) == 3 and all("byte 0" in reason for reason in told)
+    reported = [r for several in reasons(tmp_path / "out", catalog).values() for r in several]
+    assert len(reported) == 3 and all("byte 0" in reason for reason in reported)
     assert list(samples(tmp_path / "out", catalog)) == ["good"]
 
 

@@ -112,9 +112,9 @@ def test_a_file_that_contradicts_the_recipe(
     """Oracle: ValueError with file, key, both values and the recipe's field."""
     with pytest.raises(ValueError) as error:
         engine_settings(_given(tmp_path, settings), 2)
-    told = str(error.value)
-    assert told.startswith(f"{tmp_path}/ds_config.json: got {key} = ") and got in told
-    assert f"expected {expected}" in told and field in told
+    reported = str(error.value)
+    assert reported.startswith(f"{tmp_path}/ds_config.json: got {key} = ") and got in reported
+    assert f"expected {expected}" in reported and field in reported
 
 
 def test_what_the_recipe_does_not_speak_of_is_passed_on(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_file_that_is_none(tmp_path: Path, text: str | None) -> None:
 
 
 def test_another_file_is_another_run(tmp_path: Path) -> None:
-    """Oracle: the word that tells the conductor to train again follows the file's bytes."""
+    """Oracle: the word that makes the runner train again follows the file's bytes."""
     words = []
     for stage in (1, 2):
         path = _given(tmp_path, {"zero_optimization": {"stage": stage}}).ds_config

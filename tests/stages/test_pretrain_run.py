@@ -232,9 +232,9 @@ def test_a_loss_that_is_no_number_stops_all_ranks_before_the_optimizer(
     nowhere, and without the fault the run goes on to the undisturbed end, bit for bit."""
     first, last = ranks(RUN, tmp_path, world_size=2, spoil="nan", step=5)
     assert first == last
-    told = "DivergenceError: step 5: the loss is not finite. rank 1: itm nan, mlm "
+    reported = "DivergenceError: step 5: the loss is not finite. rank 1: itm nan, mlm "
     keys = read_lines(tmp_path / "trace-1.jsonl")[-1]["keys"]
-    assert last.startswith(told) and f"on {', '.join(keys)}. No optimizer stepped" in last
+    assert last.startswith(reported) and f"on {', '.join(keys)}. No optimizer stepped" in last
     assert "rank 0" not in last
     steps = [line["step"] for line in read_lines(tmp_path / "pretrain" / "metrics.jsonl")]
     assert steps == [1, 2, 3, 4]

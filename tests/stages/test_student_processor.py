@@ -77,10 +77,10 @@ def test_one_picture_and_one_text_need_no_lists(
     ],
 )
 def test_what_is_no_picture_or_text_is_refused(
-    processor: StudentProcessor, pictures: Any, texts: Any, told: str
+    processor: StudentProcessor, pictures: Any, texts: Any, reported: str
 ) -> None:
     """As ingest refuses it, by a ValueError that says what was expected."""
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=reported):
         processor(pictures, texts)
 
 

@@ -15,7 +15,7 @@ from pretrain_fixtures import TINY, toy_tokenizer
 from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, RobertaConfig
 
 from pipeline.recipe.recipe import load_recipe
-from pipeline.runner import run_stages as conducting
+from pipeline.runner import run_stages as runner
 from pipeline.runner.launch_plan import LaunchOverrides
 from pipeline.runner.run_folder import RunFolder
 from stages.student.build import make_student
@@ -219,10 +219,10 @@ def test_a_folder_without_a_tokenizer_or_weights(tmp_path: Path) -> None:
 def test_a_run_finds_out_before_any_stage(offline: None, tmp_path: Path, monkeypatch: Any) -> None:
     """Oracle: ValueError and no stage was launched; neither is asked where pretrain has no part."""
     launched: list[str] = []
-    monkeypatch.setattr(conducting, "launch_stage", lambda kind, *rest: launched.append(kind.name))
+    monkeypatch.setattr(runner, "launch_stage", lambda kind, *rest: launched.append(kind.name))
     recipe = load_recipe("toy", ["student.pretrained_cnn=no-such/network"])
     with pytest.raises(ValueError, match="no-such/network"):
-        conducting.run_stages(
+        runner.run_stages(
             recipe,
             RunFolder(tmp_path / "a"),
             ["ingest", "pretrain"],
@@ -230,6 +230,6 @@ def test_a_run_finds_out_before_any_stage(offline: None, tmp_path: Path, monkeyp
             dry_run=False,
         )
     assert not launched
-    conducting.run_stages(
+    runner.run_stages(
         recipe, RunFolder(tmp_path / "a"), ["ingest", "pretrain"], LaunchOverrides(), dry_run=True
     )

@@ -207,7 +207,7 @@ PREDICTOR = "roi_heads.box_predictor.cls_score.weight"
 
 
 @pytest.mark.parametrize(
-    "weights, options, told",
+    "weights, options, reported",
     [
         (
             WEIGHTS,
@@ -237,11 +237,11 @@ PREDICTOR = "roi_heads.box_predictor.cls_score.weight"
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_reason(
-    weights: Weights, options: dict[str, Any], told: str, tmp_path: Path
+    weights: Weights, options: dict[str, Any], reported: str, tmp_path: Path
 ) -> None:
     """Oracle: an error that names the file or option at fault, and no teacher."""
     save_pickle(weights, tmp_path / "x.pkl")
-    with pytest.raises(ValueError, match=f"(?s){told}"):
+    with pytest.raises(ValueError, match=f"(?s){reported}"):
         run(tmp_path / "x.pkl", tmp_path / "out", **options)
     assert not (tmp_path / "out" / "config.json").exists()
 
@@ -309,9 +309,9 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_file_that_is_no_checkpoint_is_refused_with_the_reason(kind: str, tmp_path: Path) -> None:
     """Oracle: CheckpointError that begins with the path and says why."""
-    make, told = WRONG[kind]
+    make, reported = WRONG[kind]
     make(tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=f"x.pth: got .*{told}") as error:
+    with pytest.raises(CheckpointError, match=f"x.pth: got .*{reported}") as error:
         read_checkpoint(tmp_path / "x.pth")
     assert "weights_only" not in str(error.value)  # torch's advice would have them run it
 
@@ -353,7 +353,7 @@ def test_names_are_read_with_their_synonyms(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, data, told",
+    "name, data, reported",
     [
         ("x.txt", b"caf\xe9\n", "UTF-8"),
         ("x.txt", b"__background__\na\n", "background is not"),
@@ -364,10 +364,10 @@ def test_names_are_read_with_their_synonyms(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_of_names_that_is_none_is_refused(
-    name: str, data: bytes | None, told: str, tmp_path: Path
+    name: str, data: bytes | None, reported: str, tmp_path: Path
 ) -> None:
     """Oracle: CheckpointError that names the file and says why."""
     if data is not None:
         (tmp_path / name).write_bytes(data)
-    with pytest.raises(CheckpointError, match=f"{name}: got .*{told}"):
+    with pytest.raises(CheckpointError, match=f"{name}: got .*{reported}"):
         read_names(tmp_path / name)

@@ -70,7 +70,7 @@ def test_without_detectron2_the_message_says_what_to_do(
         load_detectron2(config, CPU)
 
 
-def test_a_broken_build_is_told_apart_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_build_is_reported_apart_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: a compiled part of another torch fails with an OSError, whose text is passed on."""
 
     def fail(name: str) -> Any:

@@ -90,7 +90,7 @@ def widen(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage, told",
+    "damage, reported",
     [
         (lambda folder: (folder / "config.json").unlink(), "config.json: got .* finished teacher"),
         (lambda folder: (folder / "names.json").write_text("{"), "names.json"),
@@ -108,11 +108,11 @@ def widen(folder: Path) -> None:
     ],
 )
 def test_a_damaged_folder_is_refused_with_the_reason(
-    damage: Callable[[Path], object], told: str, tmp_path: Path
+    damage: Callable[[Path], object], reported: str, tmp_path: Path
 ) -> None:
     """Oracle: TeacherError that names the file at fault and says to run teach again."""
     save(tmp_path)
     damage(tmp_path)
-    with pytest.raises(TeacherError, match=told) as error:
+    with pytest.raises(TeacherError, match=reported) as error:
         load_teacher(tmp_path)
     assert "run boxless teach" in str(error.value)

@@ -13,7 +13,7 @@ from stages.detector.ops.boxes import iou
 from stages.detector.ops.resize import stack
 from stages.detector.training.labeled_pictures import NO_ATTRIBUTE, Truth
 from stages.detector.training.losses import Regions, _pick_regions, detection_losses
-from stages.detector.training.matching import GROUND, NEITHER, OBJECT, match, sample
+from stages.detector.training.matching import BACKGROUND, NEITHER, OBJECT, match, sample
 from stages.detector.training.training_set import Batch
 
 NOTHING = Truth(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0).long())
@@ -42,15 +42,15 @@ def test_verdicts_by_hand() -> None:
     )
     nearest, verdict = match(overlap, low=0.3, high=0.7, best_always=False)
     assert nearest.tolist()[:5] == [0, 0, 0, 1, 1]
-    assert verdict.tolist() == [OBJECT, NEITHER, GROUND, NEITHER, NEITHER, GROUND]
+    assert verdict.tolist() == [OBJECT, NEITHER, BACKGROUND, NEITHER, NEITHER, BACKGROUND]
     _, verdict = match(overlap, low=0.3, high=0.7, best_always=True)
-    assert verdict.tolist() == [OBJECT, NEITHER, GROUND, OBJECT, OBJECT, GROUND]
+    assert verdict.tolist() == [OBJECT, NEITHER, BACKGROUND, OBJECT, OBJECT, BACKGROUND]
 
 
 def test_a_picture_without_objects_is_all_ground() -> None:
     """Oracle: there is nothing to be near to."""
     nearest, verdict = match(torch.zeros(4, 0), low=0.3, high=0.7, best_always=True)
-    assert verdict.tolist() == [GROUND] * 4 and nearest.tolist() == [0] * 4
+    assert verdict.tolist() == [BACKGROUND] * 4 and nearest.tolist() == [0] * 4
 
 
 @pytest.mark.parametrize(
@@ -60,10 +60,10 @@ def test_a_picture_without_objects_is_all_ground() -> None:
 def test_samples_hold_the_shares(objects: int, ground: int, expected: tuple[int, int]) -> None:
     """Oracle: counts by hand for 16 at a share of one half; nobody twice, undecided never, the
     same for the same random numbers and another choice for others."""
-    verdict = torch.tensor([OBJECT] * objects + [GROUND] * ground + [NEITHER] * 20)
+    verdict = torch.tensor([OBJECT] * objects + [BACKGROUND] * ground + [NEITHER] * 20)
     chosen = sample(verdict, num=16, share=0.5, random=random_numbers())
     assert (verdict[chosen] == OBJECT).sum() == expected[0]
-    assert (verdict[chosen] == GROUND).sum() == expected[1]
+    assert (verdict[chosen] == BACKGROUND).sum() == expected[1]
     assert len(set(chosen.tolist())) == len(chosen) == sum(expected)
     assert torch.equal(chosen, sample(verdict, num=16, share=0.5, random=random_numbers()))
     if objects == ground == 50:
@@ -83,13 +83,13 @@ def test_regions_take_class_box_and_attribute_of_their_object() -> None:
         torch.tensor([[0.0, 0, 10, 9], [30, 30, 40, 34.5], [20, 0, 28, 8]]), torch.zeros(3)
     )
     regions: Regions = _pick_regions(proposals, truth, 2, TEACH, random_numbers())
-    told = {
+    reported = {
         tuple(box): (label, attribute)
         for box, label, attribute in zip(
             regions.boxes.tolist(), regions.labels.tolist(), regions.attributes.tolist()
         )
     }
-    assert told == {
+    assert reported == {
         (0, 0, 10, 9): (1, 0),
         (0, 0, 10, 10): (1, 0),
         (30, 30, 40, 40): (0, NO_ATTRIBUTE),

@@ -89,7 +89,7 @@ def test_a_recipe_may_say_part_of_a_backbone(backbone: dict[str, Any], expected:
         ({"boxes": {"head": "res5"}}, "net.boxes: got BoxConfig.*expected the head 'fc' or 'conv'"),
     ],
 )
-def test_a_recipe_is_told_where_it_errs(net: dict[str, Any], words: str) -> None:
+def test_a_recipe_is_reported_where_it_errs(net: dict[str, Any], words: str) -> None:
     """Oracle: the dotted path, what was got, what is expected."""
     with pytest.raises(RecipeError, match=words):
         build(TeacherConfig, net, "net")

@@ -318,13 +318,13 @@ BAD: dict[str, tuple[bytes, str]] = {
 def test_what_is_unsound_is_refused_in_bounds(kind: str) -> None:
     """Oracle: CheckpointError that says why and stays short, and the peak of tracemalloc; the one
     memo is no fault here, where it is a dict, and gives None."""
-    data, told = BAD[kind]
+    data, reported = BAD[kind]
     tracemalloc.start()
     try:
         if kind == "a memo of gigabytes":
             assert loads(data, where="here") is None
         else:
-            with pytest.raises(CheckpointError, match=f"here: .*({told})") as error:
+            with pytest.raises(CheckpointError, match=f"here: .*({reported})") as error:
                 loads(data, where="here")
             assert len(str(error.value)) < 1000
         peak = tracemalloc.get_traced_memory()[1]

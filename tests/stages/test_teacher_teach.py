@@ -327,13 +327,15 @@ def test_boxes_are_scaled_with_their_picture(tmp_path: Path) -> None:
         batches = [some.batch(0) for some in sets]
         assert all(torch.equal(batch.pictures, batches[0].pictures) for batch in batches)
     batch = batches[0]
-    told = {key: (size, truth) for key, size, truth in zip(batch.keys, batch.sizes, batch.truths)}
+    reported = {
+        key: (size, truth) for key, size, truth in zip(batch.keys, batch.sizes, batch.truths)
+    }
     assert batch.pictures.shape == (2, 3, 48, 96)
-    assert told["big"][0] == (14, 96) and told["small"][0] == (48, 48)
-    assert told["big"][1].boxes[0].tolist() == pytest.approx([24, 2.8, 48, 11.2])
-    assert told["small"][1].boxes.tolist() == [[3, 4, 5, 9]]
-    assert told["big"][1].attributes.tolist() == [NO_ATTRIBUTE]
-    assert told["small"][1].labels.tolist() == [1]
+    assert reported["big"][0] == (14, 96) and reported["small"][0] == (48, 48)
+    assert reported["big"][1].boxes[0].tolist() == pytest.approx([24, 2.8, 48, 11.2])
+    assert reported["small"][1].boxes.tolist() == [[3, 4, 5, 9]]
+    assert reported["big"][1].attributes.tolist() == [NO_ATTRIBUTE]
+    assert reported["small"][1].labels.tolist() == [1]
 
 
 def test_an_unknown_name_in_a_truth_is_refused(tmp_path: Path) -> None:

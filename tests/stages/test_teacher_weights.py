@@ -172,7 +172,7 @@ LONG = "roi_heads.res5.2.conv2.weight"
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, reported",
     [
         (without(LONG), f"1 keys missing: {LONG}"),
         (without("roi_heads.res5.1.conv3.norm.bias"), "missing: roi_heads.res5.1.conv3.norm.bias"),
@@ -222,16 +222,16 @@ LONG = "roi_heads.res5.2.conv2.weight"
     ],
 )
 def test_what_is_no_such_checkpoint_is_refused(
-    change: Callable[[Arrays], Arrays], told: str
+    change: Callable[[Arrays], Arrays], reported: str
 ) -> None:
     """Oracle: the message names the key, what was got and expected, and the family."""
-    with pytest.raises(CheckpointError, match=told) as caught:
+    with pytest.raises(CheckpointError, match=reported) as caught:
         read_net(change(weights_of("c4")), family_of("c4"))
     assert "'detectron2'" in str(caught.value) and "another" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "weights, family, told",
+    "weights, family, reported",
     [
         (lambda: weights_of("fpn"), D2, "a feature pyramid .*expected a C4 model"),
         (lambda: caffe_weights(0), D2, "of 6 anchors a cell, expected proposals with 15"),
@@ -241,14 +241,14 @@ def test_what_is_no_such_checkpoint_is_refused(
     ],
 )
 def test_a_checkpoint_of_another_family_is_refused(
-    weights: Callable[[], Arrays], family: Family, told: str
+    weights: Callable[[], Arrays], family: Family, reported: str
 ) -> None:
     """Oracle: the message tells what is at odds with the family that was named."""
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=reported):
         read_net(weights(), family)
 
 
-def test_many_faults_are_told_together_and_in_bounds() -> None:
+def test_many_faults_are_reported_together_and_in_bounds() -> None:
     """Oracle: some names of each kind, and the count of the rest."""
     weights = {
         name: array

@@ -21,7 +21,7 @@ SAMPLES = toy_samples(24, 6)
 
 
 @pytest.fixture
-def looker() -> Predictor:
+def predictor() -> Predictor:
     """A tiny student; a 96 px scene has 2 x 2 cells, each 48 px of the original."""
     return Predictor(student=tiny_student(), tokenizer=toy_tokenizer())
 
@@ -47,7 +47,7 @@ def _picture(width: int, height: int, boxes: Sequence[Sequence[float]], caption:
     return Sample(key="p", image=data.getvalue(), extension="png", info=info)
 
 
-def _point_at(looker: Predictor, cells: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def _point_at(predictor: Predictor, cells: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The alignment head answers with these cells, one a call."""
     answers = iter(cells)
 
@@ -57,19 +57,19 @@ def _point_at(looker: Predictor, cells: Sequence[int], monkeypatch: pytest.Monke
         similarity[0, 0, next(answers)] = 5
         return similarity
 
-    monkeypatch.setattr(looker.student.align_head, "forward", align)
+    monkeypatch.setattr(predictor.student.align_head, "forward", align)
     monkeypatch.setattr("stages.transfer.grounding.best_box", lambda *_: {})
 
 
 @torch.no_grad()
-def test_hits_by_hand(looker: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hits_by_hand(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: a 192 x 96 picture is seen at 64 x 32, so 2 x 4 cells of 48 px, middles at 24, 72,
     120, 168. Cell 2 (120, 24) is in the first box; cell 5 (72, 72) lies on the second's right
     edge, which is not its own; cell 4 (24, 72) is in the third. Chance: the shares of the boxes."""
     boxes = [(100, 0, 140, 48), (0, 48, 72, 96), (0, 48, 72, 96)]
     sample = _picture(192, 96, boxes, "red green blue")
-    _point_at(looker, [2, 5, 4], monkeypatch)
-    scores, shown = ground(looker, [sample], 5)
+    _point_at(predictor, [2, 5, 4], monkeypatch)
+    scores, shown = ground(predictor, [sample], 5)
     score = scores["phrase_grounding"]
     assert score["value"] == pytest.approx(2 / 3) and score["num"] == 3
     area = 192 * 96
@@ -83,12 +83,14 @@ def test_hits_by_hand(looker: Predictor, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @torch.no_grad()
-def test_a_portrait_with_a_ragged_edge(looker: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_portrait_with_a_ragged_edge(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Oracle: 40 x 60 pixels are seen at 32 x 48: 3 x 2 cells of 20 px; cell 5 is the last row's
     right one, its middle (30, 50)."""
-    _point_at(looker, [5, 1], monkeypatch)
+    _point_at(predictor, [5, 1], monkeypatch)
     sample = _picture(40, 60, [(20, 40, 40, 60), (20, 40, 40, 60)], "red green")
-    scores, shown = ground(looker, [sample], 1)
+    scores, shown = ground(predictor, [sample], 1)
     score = scores["phrase_grounding"]
     assert [p["point"] for p in shown[0]["phrases"]] == [[30, 50], [30, 10]]
     assert score["value"] == 0.5
@@ -96,7 +98,7 @@ def test_a_portrait_with_a_ragged_edge(looker: Predictor, monkeypatch: pytest.Mo
 
 @torch.no_grad()
 def test_a_phrase_is_the_mean_of_its_own_pieces(
-    looker: Predictor, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: the student's outputs at the pieces of each phrase, found here by encoding the words
     before it."""
@@ -106,25 +108,27 @@ def test_a_phrase_is_the_mean_of_its_own_pieces(
         seen.append(phrases[0, 0])
         return torch.zeros(1, 1, regions.shape[1])
 
-    monkeypatch.setattr(looker.student.align_head, "forward", align)
+    monkeypatch.setattr(predictor.student.align_head, "forward", align)
     monkeypatch.setattr("stages.transfer.grounding.best_box", lambda *_: {})
-    ground(looker, [sample], 0)
+    ground(predictor, [sample], 0)
     captions = sample.info["captions"]
-    tokens, _ = looker.read(captions)
-    hidden = looker.student.fuse(
-        looker.encode_image([sample]), picture=torch.zeros(4, dtype=torch.long), tokens=tokens
+    tokens, _ = predictor.read(captions)
+    hidden = predictor.student.fuse(
+        predictor.encode_image([sample]), picture=torch.zeros(4, dtype=torch.long), tokens=tokens
     )
     wanted = []
     for row, phrases in enumerate(sample.info["truth"]["phrases"]):
         for p in phrases:
-            first = len(looker.tokenizer(captions[row][: p["start"]])["input_ids"]) - 1
-            last = len(looker.tokenizer(captions[row][: p["end"]])["input_ids"]) - 1
+            first = len(predictor.tokenizer(captions[row][: p["start"]])["input_ids"]) - 1
+            last = len(predictor.tokenizer(captions[row][: p["end"]])["input_ids"]) - 1
             wanted.append(hidden.text[row, first:last].mean(dim=0))
     assert len(seen) == len(wanted) > 7
     torch.testing.assert_close(torch.stack(seen), torch.stack(wanted), rtol=1e-4, atol=1e-5)
 
 
-def _answer(looker: Predictor, labels: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def _answer(
+    predictor: Predictor, labels: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
     """The object head answers with these labels, as many a call as it is asked; the calls' sizes
     are returned."""
     rest, calls = list(labels), []
@@ -134,12 +138,12 @@ def _answer(looker: Predictor, labels: Sequence[int], monkeypatch: pytest.Monkey
         now = [rest.pop(0) for _ in region]
         return torch.eye(len(SHAPES))[now], None
 
-    monkeypatch.setattr(looker.student.object_head, "forward", answer)
+    monkeypatch.setattr(predictor.student.object_head, "forward", answer)
     return calls
 
 
 @torch.no_grad()
-def test_labels_by_hand(looker: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_by_hand(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: a picture's objects at once, against the truth, or the teacher where there is none
     or it names what the student never learned; pictures without objects are left out. Six right of
     all; the commonest label's share is chance."""
@@ -152,9 +156,9 @@ def test_labels_by_hand(looker: Predictor, monkeypatch: pytest.MonkeyPatch) -> N
     empty = replace(blank, objects=blank.objects[:0], info={**blank.info, "truth": {}})
     labels = [SHAPES.index(label) for label in known.info["truth"]["labels"]]
     labels += foreign.objects["label"].tolist()
-    told = [(label + (i == 0)) % len(SHAPES) for i, label in enumerate(labels)]
-    calls = _answer(looker, told, monkeypatch)
-    score = label_objects(looker, [known, foreign, empty])
+    reported = [(label + (i == 0)) % len(SHAPES) for i, label in enumerate(labels)]
+    calls = _answer(predictor, reported, monkeypatch)
+    score = label_objects(predictor, [known, foreign, empty])
     assert calls == [len(known.info["truth"]["labels"]), len(foreign.objects)]
     assert score["num"] == len(labels)
     assert score["value"] == pytest.approx(1 - 1 / len(labels))
@@ -163,7 +167,7 @@ def test_labels_by_hand(looker: Predictor, monkeypatch: pytest.MonkeyPatch) -> N
 
 @torch.no_grad()
 def test_regions_are_the_cells_of_the_boxes(
-    looker: Predictor, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: the mean of the outputs at cells picked by hand: a 192 x 96 picture has 2 x 4 cells
     of 48 px; the left half of it is cells 0, 1, 4, 5, its last column 3 and 7."""
@@ -174,11 +178,11 @@ def test_regions_are_the_cells_of_the_boxes(
         pooled.append(region)
         return torch.zeros(len(region), len(SHAPES)), None
 
-    monkeypatch.setattr(looker.student.object_head, "forward", answer)
-    label_objects(looker, [sample])
-    tokens, _ = looker.read(["red green"])
-    cells = looker.student.fuse(
-        looker.encode_image([sample]), picture=torch.tensor([0]), tokens=tokens
+    monkeypatch.setattr(predictor.student.object_head, "forward", answer)
+    label_objects(predictor, [sample])
+    tokens, _ = predictor.read(["red green"])
+    cells = predictor.student.fuse(
+        predictor.encode_image([sample]), picture=torch.tensor([0]), tokens=tokens
     ).cells[0]
     wanted = torch.stack([cells[[0, 1, 4, 5]].mean(dim=0), cells[[3, 7]].mean(dim=0)])
     torch.testing.assert_close(pooled[0], wanted, rtol=1e-5, atol=1e-6)
@@ -186,7 +190,7 @@ def test_regions_are_the_cells_of_the_boxes(
 
 @torch.no_grad()
 def test_a_phrase_of_several_boxes_is_hit_in_any(
-    looker: Predictor, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: by hand. Cell 2's middle (120, 24) is in the second box; the picture's center (96,
     48) in neither; the boxes overlap, so together they cover 60 x 48 + 20 x 20 pixels. A phrase
@@ -194,8 +198,8 @@ def test_a_phrase_of_several_boxes_is_hit_in_any(
     sample = _picture(192, 96, [(80, 0, 140, 48), (130, 0, 150, 68)], "both none")
     (phrases,) = sample.info["truth"]["phrases"]
     phrases[0]["objects"], phrases[1]["objects"] = [0, 1], []
-    _point_at(looker, [2], monkeypatch)
-    scores, shown = ground(looker, [sample], 1)
+    _point_at(predictor, [2], monkeypatch)
+    scores, shown = ground(predictor, [sample], 1)
     covered = 60 * 48 + 20 * 68 - 10 * 48
     assert scores == {
         "phrase_grounding": {
@@ -209,7 +213,7 @@ def test_a_phrase_of_several_boxes_is_hit_in_any(
 
 
 @torch.no_grad()
-def test_the_best_box_is_the_most_similar_candidate(looker: Predictor) -> None:
+def test_the_best_box_is_the_most_similar_candidate(predictor: Predictor) -> None:
     """Oracle: cells that are unit vectors, a phrase equal to the second one: the candidate that
     covers only the second cell wins; it overlaps the true box by 2/3, two of three do by half."""
     cells = torch.eye(4, 8)
@@ -218,6 +222,6 @@ def test_the_best_box_is_the_most_similar_candidate(looker: Predictor) -> None:
         cells=torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 1]]),
     )
     true = torch.tensor([[20.0, 0, 30, 15], [50, 50, 60, 60]])
-    found = best_box(looker, cells[1], candidates, cells, true)
+    found = best_box(predictor, cells[1], candidates, cells, true)
     assert found == {"value": 1.0, "chance": pytest.approx(2 / 3)}
-    assert best_box(looker, cells[1], None, cells, true) == {}
+    assert best_box(predictor, cells[1], None, cells, true) == {}

@@ -91,18 +91,18 @@ def test_a_picture_without_a_true_text_is_not_asked_for_one() -> None:
 @torch.no_grad()
 def test_scores_do_not_depend_on_batches_or_company() -> None:
     """Oracle: each pair scored alone, with its text padded by nothing."""
-    looker = Predictor(student=tiny_student(), tokenizer=toy_tokenizer())
+    predictor = Predictor(student=tiny_student(), tokenizer=toy_tokenizer())
     samples = toy_samples(24, 6)[:3]
     texts = [text for s in samples for text in s.info["captions"][:2]]
     for pairs_per_batch in (1, 4, 100):
-        matrix = score_matrix(looker, samples, texts, pairs_per_batch=pairs_per_batch)
+        matrix = score_matrix(predictor, samples, texts, pairs_per_batch=pairs_per_batch)
         for n, sample in enumerate(samples):
             for m, text in enumerate(texts):
-                tokens, _ = looker.read([text])
-                hidden = looker.student.fuse(
-                    looker.encode_image([sample]), picture=torch.tensor([0]), tokens=tokens
+                tokens, _ = predictor.read([text])
+                hidden = predictor.student.fuse(
+                    predictor.encode_image([sample]), picture=torch.tensor([0]), tokens=tokens
                 )
-                no, yes = looker.student.itm_head(hidden.text[:, 0])[0]
+                no, yes = predictor.student.itm_head(hidden.text[:, 0])[0]
                 assert matrix[n, m].item() == pytest.approx((yes - no).item(), abs=1e-4)
 
 
@@ -132,21 +132,21 @@ def test_the_contrastive_head_ranks_and_the_matching_head_ranks_again() -> None:
     holds everything, plus half of the matching head's log odds; with a shorter one, those pairs
     alone, and all others behind them."""
     student = tiny_student(replace(TINY, itc_size=6))
-    looker = Predictor(student=student, tokenizer=toy_tokenizer())
+    predictor = Predictor(student=student, tokenizer=toy_tokenizer())
     samples = toy_samples(4, 2)[:4]
     texts = [sample.info["captions"][0] for sample in samples] + ["a red circle"]
     with torch.no_grad():
-        first = score_matrix(looker, samples, texts, pairs_per_batch=2)
+        first = score_matrix(predictor, samples, texts, pairs_per_batch=2)
         both, few = (
             score_matrix(
-                looker, samples, texts, pairs_per_batch=2, shortlist=number, itm_weight=0.5
+                predictor, samples, texts, pairs_per_batch=2, shortlist=number, itm_weight=0.5
             )
             for number in (5, 1)
         )
         for n, sample in enumerate(samples):
-            cells = looker.encode_image([sample])
+            cells = predictor.encode_image([sample])
             for m, text in enumerate(texts):
-                tokens, _ = looker.read([text])
+                tokens, _ = predictor.read([text])
                 cosine = student.embed_texts(tokens) @ student.embed_pictures(cells)[0]
                 wanted = cosine[0] / 0.07
                 torch.testing.assert_close(first[n, m], wanted, rtol=1e-4, atol=1e-4)

@@ -14,7 +14,7 @@ from pipeline.pages.shards.counts import Counts, Losses
 from pipeline.pages.shards.page import LONGEST_PX as PAGE_PX
 from pipeline.pages.shards.page import page_text
 from pipeline.pages.shards.sample_view import Scene, scene_of
-from pipeline.pages.shards.shard_browser import Broken, Place, Shelf, Whole, open_shelf
+from pipeline.pages.shards.shard_browser import Broken, Place, ShardBrowser, Whole, open_browser
 from sharding.format.schema import ShardError
 from sharding.writing.atomic import write_bytes
 
@@ -61,28 +61,28 @@ def view(shard: str, out: Path, config: ViewConfig) -> Viewed:
     the keys. A damaged sample is drawn as such, with its reason.
     """
     written = _written(out)
-    shelf = open_shelf(shard)
-    chosen = shelf.find(config.keys, config.num) if config.keys else shelf.spread(config.num)
-    names = names_of(shelf.about)
+    browser = open_browser(shard)
+    chosen = browser.find(config.keys, config.num) if config.keys else browser.spread(config.num)
+    names = names_of(browser.about)
     longest_px = PAGE_PX if out.suffix == ".html" else SHEET_PX
     counts = Counts(names, min_score=config.min_score)
-    counted = set(chosen if shelf.is_far else shelf.spread(_NUM_COUNTED))
+    counted = set(chosen if browser.is_far else browser.spread(_NUM_COUNTED))
     scenes: dict[Place, Scene | Broken] = {}
     places = sorted(counted.union(chosen))
-    for place, found in zip(places, shelf.read(places)):
+    for place, found in zip(places, browser.read(places)):
         if place in counted:
             counts.add(found)
         if place in chosen:
             scenes[place] = _scene(found, names, config, longest_px)
     shown = [scenes[place] for place in chosen]
-    write_bytes(out, written(shelf, shown, counts, Losses(shelf)))
+    write_bytes(out, written(browser, shown, counts, Losses(browser)))
     num_broken = sum(isinstance(one, Broken) for one in shown)
     return Viewed(num_shown=len(shown), num_broken=num_broken)
 
 
-def _written(out: Path) -> Callable[[Shelf, list[Scene | Broken], Counts, Losses], bytes]:
+def _written(out: Path) -> Callable[[ShardBrowser, list[Scene | Broken], Counts, Losses], bytes]:
     """What makes a file of that name; ViewError where there is nothing, or no folder for it."""
-    kinds: Mapping[str, Callable[[Shelf, list[Scene | Broken], Counts, Losses], bytes]] = {
+    kinds: Mapping[str, Callable[[ShardBrowser, list[Scene | Broken], Counts, Losses], bytes]] = {
         ".html": lambda *drawn: page_text(*drawn).encode("utf-8"),
         ".png": sheet_png,
     }

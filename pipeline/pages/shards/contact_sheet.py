@@ -19,7 +19,7 @@ from pipeline.pages.shards.histograms import Bin, count_bins, score_bins
 from pipeline.pages.shards.phrases import similarity
 from pipeline.pages.shards.picture_svg import NUM_NAMED, NUM_TAGGED, is_dashed, tag_texts
 from pipeline.pages.shards.sample_view import Caption, Mark, Scene
-from pipeline.pages.shards.shard_browser import Broken, Shelf
+from pipeline.pages.shards.shard_browser import Broken, ShardBrowser
 from pipeline.pages.shards.summary_text import (
     head_line,
     objects_in_words,
@@ -54,14 +54,14 @@ _WRONG = Style(_SMALL_PX, _BAD)
 
 
 def sheet_png(
-    shelf: Shelf, shown: Sequence[Scene | Broken], counts: Counts, losses: Losses
+    browser: ShardBrowser, shown: Sequence[Scene | Broken], counts: Counts, losses: Losses
 ) -> bytes:
     """The sheet as a PNG: a head, then the pictures in rows."""
     tiles = [_wreck(one) if isinstance(one, Broken) else _tile(one) for one in shown]
     num_columns = max(2, min(_MOST_COLUMNS, len(tiles)))
     rows = [tiles[start : start + num_columns] for start in range(0, len(tiles), num_columns)]
     width = 2 * _MARGIN_PX + num_columns * (_TILE_PX + _GAP_PX) - _GAP_PX
-    head = _head(shelf, counts, losses, width - 2 * _MARGIN_PX)
+    head = _head(browser, counts, losses, width - 2 * _MARGIN_PX)
     tall = [max(tile.height for tile in row) + 2 * _PADDING_PX for row in rows]
     height = 2 * _MARGIN_PX + head.height + sum(tall) + _GAP_PX * len(rows)
     sheet = Image.new("RGB", (width, height), _GROUND)
@@ -82,16 +82,16 @@ def _card(sheet: Image.Image, place: tuple[int, int, int, int]) -> None:
     ImageDraw.Draw(sheet).rounded_rectangle(place, 8, fill=_CARD, outline=_RULE)
 
 
-def _head(shelf: Shelf, counts: Counts, losses: Losses, width: int) -> Image.Image:
+def _head(browser: ShardBrowser, counts: Counts, losses: Losses, width: int) -> Image.Image:
     """Title and figures, with small charts beside them, or below where there is no room."""
     charts = _charts(counts)
     is_beside = charts is not None and width - charts.width >= _HEAD_ROOM_PX
     flow = Flow(width - charts.width - 40 if charts and is_beside else width)
-    flow.add(title(shelf), Style(_HEAD_LETTERS_PX, _INK))
+    flow.add(title(browser), Style(_HEAD_LETTERS_PX, _INK))
     flow.end_line(6)
-    flow.add(head_line(shelf, counts), Style(_LETTERS_PX, _QUIET))
+    flow.add(head_line(browser, counts), Style(_LETTERS_PX, _QUIET))
     flow.end_line(4)
-    for name, value in shard_figures(shelf, counts, losses):
+    for name, value in shard_figures(browser, counts, losses):
         flow.add(f"{name} {value}", _PLAIN, after_px=22)
     flow.end_line(4)
     if losses.num_failed:
@@ -99,7 +99,7 @@ def _head(shelf: Shelf, counts: Counts, losses: Losses, width: int) -> Image.Ima
         said = "; ".join(f"{reason} ({number})" for reason, number in common)
         flow.add(f"failed: {said or 'reasons not read'}", Style(_LETTERS_PX, _BAD))
         flow.end_line(4)
-    for word in shelf.words:
+    for word in browser.words:
         flow.add(word, Style(_LETTERS_PX, _BAD))
         flow.end_line(4)
     if counts.labels:
@@ -197,9 +197,9 @@ def _assembled(key: str, facts: str, picture: Image.Image, flow: Flow) -> Image.
     top = 22
     tile = Image.new("RGB", (width, top + picture.height + 8 + flow.height), _CARD)
     pen = ImageDraw.Draw(tile)
-    told = plain(facts)
-    pen.text((width, 2), told, fill=_QUIET, font=font(_SMALL_PX), anchor="ra")
-    room = width - pen.textlength(told, font(_SMALL_PX)) - 12
+    reported = plain(facts)
+    pen.text((width, 2), reported, fill=_QUIET, font=font(_SMALL_PX), anchor="ra")
+    room = width - pen.textlength(reported, font(_SMALL_PX)) - 12
     pen.text((0, 0), _cut_to(key, room), fill=_INK, font=font(_LETTERS_PX))
     tile.paste(picture, ((width - picture.width) // 2, top))
     flow.draw(tile, (0, top + picture.height + 8))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.pages.object_names import Names
-from pipeline.pages.shards.shard_browser import Broken, Shelf, Whole
+from pipeline.pages.shards.shard_browser import Broken, ShardBrowser, Whole
 from sharding.format.schema import Failure, Note, Sample, ShardError, check_objects
 
 NUM_SCORE_BINS = 20
@@ -100,16 +100,16 @@ class Losses:
     known, as their manifests were not opened or cannot be read.
     """
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, browser: ShardBrowser) -> None:
         self.failures: list[Failure] = []
         self.notes: list[Note] = []
-        self.num_failed = sum(entry.num_failed for entry in shelf.entries)
+        self.num_failed = sum(entry.num_failed for entry in browser.entries)
         worst = sorted(
-            range(len(shelf.entries)), key=lambda shard: -shelf.entries[shard].num_failed
+            range(len(browser.entries)), key=lambda shard: -browser.entries[shard].num_failed
         )
         for shard in sorted(worst[:_MOST_MANIFESTS]):
             try:
-                manifest = shelf.manifest(shard)
+                manifest = browser.manifest(shard)
             except ShardError:
                 continue
             self.failures += manifest.failures

@@ -20,7 +20,7 @@ from pipeline.pages.shards.histograms import count_bins, histogram, ranked, scor
 from pipeline.pages.shards.phrases import caption_line, heat_table
 from pipeline.pages.shards.picture_svg import NUM_TAGGED, colour_class, drawing
 from pipeline.pages.shards.sample_view import Mark, Scene
-from pipeline.pages.shards.shard_browser import Broken, Shelf
+from pipeline.pages.shards.shard_browser import Broken, ShardBrowser
 from pipeline.pages.shards.summary_text import (
     head_line,
     objects_in_words,
@@ -41,33 +41,37 @@ _STYLE = Path(__file__).with_name("page.css")
 _SCRIPT = Path(__file__).with_name("page.js")
 
 
-def page_text(shelf: Shelf, shown: Sequence[Scene | Broken], counts: Counts, losses: Losses) -> str:
+def page_text(
+    browser: ShardBrowser, shown: Sequence[Scene | Broken], counts: Counts, losses: Losses
+) -> str:
     """The page as an HTML document."""
-    several = len(shelf.entries) > 1
+    several = len(browser.entries) > 1
     articles = [
         _broken(one, several) if isinstance(one, Broken) else _article(one, several)
         for one in shown
     ]
     body = h(
         "body",
-        _header(shelf, counts, losses),
+        _header(browser, counts, losses),
         h("main", _note(shown), *articles),
-        h("footer", h("p", f"Written by Boxless {__version__} from {shelf.where}.")),
+        h("footer", h("p", f"Written by Boxless {__version__} from {browser.where}.")),
     )
     colours = "".join(f".k{place}{{--k:{colour}}}" for place, colour in enumerate(COLOURS))
     style = _STYLE.read_text("utf-8") + colours
     script = _SCRIPT.read_text("utf-8")
-    return html_text(document(f"{title(shelf)} · Boxless", body, style="\n" + style, script=script))
+    return html_text(
+        document(f"{title(browser)} · Boxless", body, style="\n" + style, script=script)
+    )
 
 
-def _header(shelf: Shelf, counts: Counts, losses: Losses) -> Element:
+def _header(browser: ShardBrowser, counts: Counts, losses: Losses) -> Element:
     return h(
         "header",
         h("p", {"class": "brand"}, "Boxless look"),
-        h("h1", title(shelf)),
-        h("p", {"class": "lead"}, head_line(shelf, counts)),
-        *(missing(word) for word in shelf.words),
-        figure_list(shard_figures(shelf, counts, losses)),
+        h("h1", title(browser)),
+        h("p", {"class": "lead"}, head_line(browser, counts)),
+        *(missing(word) for word in browser.words),
+        figure_list(shard_figures(browser, counts, losses)),
         _charts(counts),
         _losses(losses),
     )

@@ -142,10 +142,10 @@ def captions_of(sample: Sample) -> list[str]:
 
 
 def _odd_size(sample: Sample, size: tuple[int, int]) -> list[str]:
-    told = (sample.info["width"], sample.info["height"])
-    if told == size:
+    reported = (sample.info["width"], sample.info["height"])
+    if reported == size:
         return []
-    said = f"{told[0]!s:.12} × {told[1]!s:.12}"
+    said = f"{reported[0]!s:.12} × {reported[1]!s:.12}"
     return [f"The json says {said} pixels, the picture has {size[0]} × {size[1]}."]
 
 

@@ -51,7 +51,7 @@ class Whole:
     shard: str
 
 
-class Shelf:
+class ShardBrowser:
     """Shards [S] in one place.
 
     where: path or URL as it was given. entries: the shards' lines of a catalog. about: what the
@@ -157,7 +157,7 @@ def _unknown(pattern: str, keys: Sequence[str], where: str) -> str:
     )
 
 
-def open_shelf(shard: str) -> Shelf:
+def open_browser(shard: str) -> ShardBrowser:
     """The shards at a path or URL of a tar or a folder; ShardError saying what else is there."""
     if "://" in shard and not shard.startswith(("file://", "local://")):
         folder, name = _split(shard.rstrip("/"))
@@ -180,7 +180,7 @@ def _split(url: str) -> tuple[str, str]:
     return (folder, name) if name.endswith(".tar") else (url, "")
 
 
-def _of_tar(where: str, folder: str, name: str) -> Shelf:
+def _of_tar(where: str, folder: str, name: str) -> ShardBrowser:
     """One shard; its catalog, where one is beside it, has the names."""
     store = open_store(folder, cache=None)
     data = _manifest_bytes(store, name)
@@ -190,12 +190,12 @@ def _of_tar(where: str, folder: str, name: str) -> Shelf:
         catalog = parse_catalog(store.read_file(CATALOG), f"{store.where}/{CATALOG}")
     except ShardError as error:
         words = [f"Names are missing, classes go by number: {error}."]
-        return Shelf(where, store, [entry], about={}, words=words)
+        return ShardBrowser(where, store, [entry], about={}, words=words)
     if entry.manifest_sha256 in {other.manifest_sha256 for other in catalog.shards}:
         words = []
     else:
         words = [f"The {CATALOG} beside it knows another shard of this name: names may not fit."]
-    return Shelf(where, store, [entry], about=catalog.metadata, words=words)
+    return ShardBrowser(where, store, [entry], about=catalog.metadata, words=words)
 
 
 def _manifest_bytes(store: Store, name: str) -> bytes:
@@ -210,7 +210,7 @@ def _manifest_bytes(store: Store, name: str) -> bytes:
         ) from error
 
 
-def _of_folder(where: str, folder: str) -> Shelf:
+def _of_folder(where: str, folder: str) -> ShardBrowser:
     """All shards of a folder: those of its catalog, or those finished so far."""
     store = open_store(folder, cache=None)
     try:
@@ -222,10 +222,10 @@ def _of_folder(where: str, folder: str) -> Shelf:
             f"{error}, expected the catalog of a folder of finished shards, or the URL of one .tar"
         ) from error
     catalog = parse_catalog(data, f"{store.where}/{CATALOG}")
-    return Shelf(where, store, catalog.shards, about=catalog.metadata, words=[])
+    return ShardBrowser(where, store, catalog.shards, about=catalog.metadata, words=[])
 
 
-def _unfinished(where: str, store: Store, folder: Path) -> Shelf:
+def _unfinished(where: str, store: Store, folder: Path) -> ShardBrowser:
     """The shards of a folder without a catalog that have manifests."""
     entries = []
     words = [f"Not finished, there is no {CATALOG} yet: names are missing, classes go by number."]
@@ -241,7 +241,7 @@ def _unfinished(where: str, store: Store, folder: Path) -> Shelf:
         inside = [name for name in ("objects", "images") if (folder / name / CATALOG).is_file()]
         hint = f"; did you mean {folder / inside[0]}?" if inside else ""
         raise ShardError(f"{folder}: got no shard with a manifest, expected at least one{hint}")
-    return Shelf(where, store, entries, about={}, words=words)
+    return ShardBrowser(where, store, entries, about={}, words=words)
 
 
 def _entry(manifest: Manifest, digest: str) -> ShardEntry:

@@ -8,40 +8,40 @@ from pipeline.pages.object_names import names_of
 from pipeline.pages.report.sections import count, percent
 from pipeline.pages.shards.counts import Counts, Losses
 from pipeline.pages.shards.sample_view import Scene
-from pipeline.pages.shards.shard_browser import Shelf
+from pipeline.pages.shards.shard_browser import ShardBrowser
 
 
-def title(shelf: Shelf) -> str:
+def title(browser: ShardBrowser) -> str:
     """The last part of its path or URL: the shard's or the folder's name."""
-    return shelf.where.rstrip("/").rpartition("/")[2] or shelf.where
+    return browser.where.rstrip("/").rpartition("/")[2] or browser.where
 
 
-def head_line(shelf: Shelf, counts: Counts) -> str:
+def head_line(browser: ShardBrowser, counts: Counts) -> str:
     """What is there, in a line: kind, pictures, size."""
     kind = "objects" if counts.has_objects else "images"
-    num_bytes = sum(entry.bytes for entry in shelf.entries)
+    num_bytes = sum(entry.bytes for entry in browser.entries)
     parts = [
         f"{'Object' if kind == 'objects' else 'Image'} shard"
-        + (f"s, {count(len(shelf.entries))} of them" if len(shelf.entries) > 1 else ""),
-        pictures(shelf.num_samples),
+        + (f"s, {count(len(browser.entries))} of them" if len(browser.entries) > 1 else ""),
+        pictures(browser.num_samples),
         f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:,.0f} kB",
     ]
-    names = names_of(shelf.about)
+    names = names_of(browser.about)
     if names.labels:
         parts.append(f"{count(len(names.labels))} labels")
     if names.attributes:
         parts.append(f"{count(len(names.attributes))} attributes")
     for name, said in (("feature_size", "features of {} numbers"), ("num_top", "{} top classes")):
-        if isinstance(value := shelf.about.get(name), int):
+        if isinstance(value := browser.about.get(name), int):
             parts.append(said.format(count(value)))
     return " · ".join(parts)
 
 
-def shard_figures(shelf: Shelf, counts: Counts, losses: Losses) -> list[tuple[str, str]]:
+def shard_figures(browser: ShardBrowser, counts: Counts, losses: Losses) -> list[tuple[str, str]]:
     """Names and values: pictures, those counted, without objects, failed, objects, phrases."""
     found = [
-        ("pictures in", count(shelf.num_samples + losses.num_failed)),
-        ("kept", count(shelf.num_samples)),
+        ("pictures in", count(browser.num_samples + losses.num_failed)),
+        ("kept", count(browser.num_samples)),
         ("failed", count(losses.num_failed)),
         ("counted here", count(counts.num_pictures)),
     ]

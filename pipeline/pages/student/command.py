@@ -19,12 +19,12 @@ def inspect(student: Path, out: Path, given: Given) -> int:
         raise GivenError(f"out: got {str(out)!r}, expected a name that ends in .html")
     if not out.parent.is_dir():
         raise GivenError(f"out: got {str(out)!r}, expected a folder that exists: {out.parent}")
-    looker = open_student(student)
+    predictor = open_student(student)
     # spaCy's parser where it is installed; else only the labels that the student knows are phrases.
     chunker = make_chunker(
-        DistillConfig(), looker.student.config.label_names, [], say=lambda words: None
+        DistillConfig(), predictor.student.config.label_names, [], say=lambda words: None
     )
-    views = [view_of(looker, example, chunker.chunk) for example in given.examples()]
+    views = [view_of(predictor, example, chunker.chunk) for example in given.examples()]
     if not views:
         raise GivenError("got no sample with a caption, expected at least one")
     write_text(out, page_text(str(student), views))

@@ -56,13 +56,13 @@ class View:
 
 
 def view_of(
-    looker: Predictor, example: Example, chunk: Callable[[Sequence[str]], list[list[Phrase]]]
+    predictor: Predictor, example: Example, chunk: Callable[[Sequence[str]], list[list[Phrase]]]
 ) -> View:
     """Run the student on an example; `chunk` finds the phrases of texts. Raises ShardError on a
     picture that cannot be decoded."""
     text = example.text
-    inside = trace_forward(looker, example.sample, text)
-    guessed = guesses(looker, inside, text)
+    inside = trace_forward(predictor, example.sample, text)
+    guessed = guesses(predictor, inside, text)
     known = [word for word in inside.words if not word.is_special]
     end = known[-1].end if known else 0
     phrases = [
@@ -89,7 +89,7 @@ def view_of(
         entries=entries,
         kinds=kinds_of(*inside.attention.shape[:2]),
         attention=_attention(inside, [words for _, words in several]),
-        meaning=_meaning(looker, inside, spans),
+        meaning=_meaning(predictor, inside, spans),
         rows=inside.cells.rows,
         columns=inside.cells.columns,
         cell_px=inside.cell_px,
@@ -118,9 +118,9 @@ def _attention(inside: ForwardTrace, phrases: Sequence[Sequence[int]]) -> torch.
 
 
 def _meaning(
-    looker: Predictor, inside: ForwardTrace, spans: Sequence[tuple[int, int]]
+    predictor: Predictor, inside: ForwardTrace, spans: Sequence[tuple[int, int]]
 ) -> torch.Tensor:
     """[E, C]."""
     nothing = torch.zeros(len(inside.inside))
-    found = (inside.meaning(looker, *span) if span[0] < span[1] else None for span in spans)
+    found = (inside.meaning(predictor, *span) if span[0] < span[1] else None for span in spans)
     return torch.stack([nothing if heat is None else heat for heat in found])

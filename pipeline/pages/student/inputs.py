@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boxless.errors import BoxlessError
-from pipeline.pages.shards.shard_browser import Broken, open_shelf
+from pipeline.pages.shards.shard_browser import Broken, open_browser
 from pipeline.runner.run_files import read_object
 from sharding.format.schema import Sample
 from stages.picture import PictureError, inspect_picture
@@ -70,9 +70,9 @@ class Given:
         if self.shards is None:
             yield from _of_files(self.pictures, self.texts)
             return
-        shelf = open_shelf(self.shards)
-        places = shelf.find(self.keys, self.num) if self.keys else shelf.spread(self.num)
-        for found in shelf.read(places):
+        browser = open_browser(self.shards)
+        places = browser.find(self.keys, self.num) if self.keys else browser.spread(self.num)
+        for found in browser.read(places):
             if isinstance(found, Broken):
                 raise GivenError(
                     f"{found.key} in {found.shard}: got a damaged sample ({found.reason}), "

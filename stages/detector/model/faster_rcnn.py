@@ -28,7 +28,7 @@ from stages.detector.ops.boxes import clip, decode
 from stages.detector.ops.pooler import Level
 
 
-class Found(NamedTuple):
+class Detections(NamedTuple):
     """Objects of one picture, by falling score."""
 
     boxes: Tensor  # [O, 4], pixels of the network's input; with the rule "proposals" not regressed
@@ -78,7 +78,7 @@ class FasterRCNN(nn.Module):
         pictures: Tensor,
         sizes: list[tuple[int, int]],
         scales: list[tuple[float, float]] | None = None,
-    ) -> list[Found]:
+    ) -> list[Detections]:
         """Objects in pictures [B, 3, H, W] of `sizes` (height, width) without padding.
 
         scales: by what each picture was enlarged, along x and y (`Prepared.scale`). Caffe's models
@@ -110,7 +110,7 @@ class FasterRCNN(nn.Module):
                 None if scales is None else scales[index],
             )
             found.append(
-                Found(
+                Detections(
                     some.boxes,
                     some.scores,
                     some.labels,

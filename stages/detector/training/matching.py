@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-OBJECT, GROUND, NEITHER = 1, 0, -1
+OBJECT, BACKGROUND, NEITHER = 1, 0, -1
 
 
 def match(overlap: Tensor, *, low: float, high: float, best_always: bool) -> tuple[Tensor, Tensor]:
@@ -24,10 +24,10 @@ def match(overlap: Tensor, *, low: float, high: float, best_always: bool) -> tup
     num_candidates, num_objects = overlap.shape
     if num_objects == 0:
         nothing = torch.zeros(num_candidates, dtype=torch.long, device=overlap.device)
-        return nothing, torch.full_like(nothing, GROUND)
+        return nothing, torch.full_like(nothing, BACKGROUND)
     best, nearest = overlap.max(1)
     verdict = torch.full_like(nearest, NEITHER)
-    verdict[best < low] = GROUND
+    verdict[best < low] = BACKGROUND
     verdict[best >= high] = OBJECT
     if best_always and num_candidates > 0:
         best_of_object = overlap.max(0).values
@@ -45,5 +45,5 @@ def sample(verdict: Tensor, *, num: int, share: float, random: torch.Generator) 
     order = torch.randperm(len(verdict), generator=random).to(verdict.device)
     shuffled = verdict[order]
     objects = order[shuffled == OBJECT][: int(num * share)]
-    ground = order[shuffled == GROUND][: num - len(objects)]
+    ground = order[shuffled == BACKGROUND][: num - len(objects)]
     return torch.cat([objects, ground])

@@ -41,7 +41,7 @@ class Account:
 
     num_features: ids in the files. num_features_without_pictures, features_without_pictures: how
     many of them no picture has, and the first ones. num_repeated: ids with several rows.
-    num_nameless, nameless: rows without an id, and the first of them in words.
+    num_without_id, without_id: rows without an id, and the first of them in words.
     """
 
     num_pictures: int
@@ -51,8 +51,8 @@ class Account:
     features_without_pictures: tuple[str, ...]
     num_repeated: int
     repeated: tuple[str, ...]
-    num_nameless: int
-    nameless: tuple[str, ...]
+    num_without_id: int
+    without_id: tuple[str, ...]
 
     def __str__(self) -> str:
         return (
@@ -142,8 +142,8 @@ class PrecomputedObjects:
             features_without_pictures=self._ids(lonely),
             num_repeated=len(repeated),
             repeated=self._ids(repeated),
-            num_nameless=index.num_faults,
-            nameless=index.faults,
+            num_without_id=index.num_faults,
+            without_id=index.faults,
         )
 
     def _see(self, sample: Sample) -> np.ndarray | Failure:

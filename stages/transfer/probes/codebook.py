@@ -21,7 +21,7 @@ Place = tuple[int, int]
 """A cell: the sample's row, and the cell's number in its grid."""
 
 
-def code_gallery(looker: Predictor, samples: Sequence[Sample]) -> dict | None:
+def code_gallery(predictor: Predictor, samples: Sequence[Sample]) -> dict | None:
     """How often held-out cells take each code, and patches of the codes taken most; None for a
     student without a dictionary, or with one that has not started.
 
@@ -29,14 +29,14 @@ def code_gallery(looker: Predictor, samples: Sequence[Sample]) -> dict | None:
     cell had taken in a while when training ended. A patch is a cell's `box`, xyxy in pixels of the
     original picture.
     """
-    dictionary = looker.student.dictionary
+    dictionary = predictor.student.dictionary
     if dictionary is None or not dictionary.started:
         return None
     counts = torch.zeros(len(dictionary.codes), dtype=torch.long)
     places: dict[int, dict[int, list[int]]] = {}
     columns = []
     for row, sample in enumerate(samples):
-        cells = looker.encode_image([sample])
+        cells = predictor.encode_image([sample])
         assert cells.codes is not None
         columns.append(cells.columns)
         inside = cells.inside[0].nonzero()[:, 0].tolist()
@@ -54,7 +54,10 @@ def code_gallery(looker: Predictor, samples: Sequence[Sample]) -> dict | None:
             {
                 "code": code,
                 "patches": [
-                    {"key": samples[row].key, "box": _box(looker, samples[row], cell, columns[row])}
+                    {
+                        "key": samples[row].key,
+                        "box": _box(predictor, samples[row], cell, columns[row]),
+                    }
                     for row, cell in spread_places(places[code])
                 ],
             }
@@ -72,7 +75,7 @@ def spread_places(cells_of: dict[int, list[int]]) -> list[Place]:
     return [places[i * len(places) // num] for i in range(num)]
 
 
-def _box(looker: Predictor, sample: Sample, cell: int, columns: int) -> list[float]:
-    width, height = pixels_per_cell(looker, sample).tolist()
+def _box(predictor: Predictor, sample: Sample, cell: int, columns: int) -> list[float]:
+    width, height = pixels_per_cell(predictor, sample).tolist()
     x, y = cell % columns * width, cell // columns * height
     return [round(v, 2) for v in (x, y, x + width, y + height)]

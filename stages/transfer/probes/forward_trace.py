@@ -69,7 +69,7 @@ class ForwardTrace:
         """Attention of words through all layers: [W, S]."""
         return self.of_words(rollout(self.attention))
 
-    def meaning(self, looker: Predictor, start: int, end: int) -> torch.Tensor | None:
+    def meaning(self, predictor: Predictor, start: int, end: int) -> torch.Tensor | None:
         """Which cells the characters `start` to `end` (exclusive) mean, by the alignment head:
         [C], sums to 1. None where the text was cut before them."""
         pieces = torch.zeros(len(self.tokens), dtype=torch.bool)
@@ -79,18 +79,18 @@ class ForwardTrace:
         if not pieces.any():
             return None
         hidden = self.watched.hidden
-        return phrase_heat(looker, hidden.text[0], hidden.cells[0], self.inside, pieces)
+        return phrase_heat(predictor, hidden.text[0], hidden.cells[0], self.inside, pieces)
 
 
 @torch.no_grad()
-def trace_forward(looker: Predictor, sample: Sample, text: str) -> ForwardTrace:
+def trace_forward(predictor: Predictor, sample: Sample, text: str) -> ForwardTrace:
     """Run the student on a sample's picture and a text; a text that is too long is cut."""
-    ids, offsets = looker.read([text])
-    cells = looker.encode_image([sample])
-    watched = watch(looker.student, cells, picture=torch.zeros(1, dtype=torch.long), tokens=ids)
-    logits = looker.student.itm_head(watched.hidden.text[:, 0])
-    tokens = list(looker.tokenizer.convert_ids_to_tokens(ids[0].tolist()))
-    width, height = pixels_per_cell(looker, sample).tolist()
+    ids, offsets = predictor.read([text])
+    cells = predictor.encode_image([sample])
+    watched = watch(predictor.student, cells, picture=torch.zeros(1, dtype=torch.long), tokens=ids)
+    logits = predictor.student.itm_head(watched.hidden.text[:, 0])
+    tokens = list(predictor.tokenizer.convert_ids_to_tokens(ids[0].tolist()))
+    width, height = pixels_per_cell(predictor, sample).tolist()
     return ForwardTrace(
         words=words_of(tokens, offsets[0].tolist(), text),
         tokens=tokens,
@@ -117,11 +117,11 @@ def words_of(tokens: Sequence[str], offsets: Sequence[Sequence[int]], text: str)
 
 @torch.no_grad()
 def guesses(
-    looker: Predictor, inside: ForwardTrace, text: str
+    predictor: Predictor, inside: ForwardTrace, text: str
 ) -> dict[int, list[tuple[str, float]]]:
     """For each word of one piece, by its place among the words: what the student would put there
     if it were hidden, with probabilities, the likeliest first. A [MASK] is hidden already."""
-    ids, _ = looker.read([text])
+    ids, _ = predictor.read([text])
     places = [
         (number, word.first)
         for number, word in enumerate(inside.words)
@@ -132,18 +132,20 @@ def guesses(
     pieces = torch.tensor([piece for _, piece in places])
     rows = torch.arange(len(places))
     hidden_ids = ids.repeat(len(places), 1)
-    hidden_ids[rows, pieces] = looker.tokenizer.mask_token_id
+    hidden_ids[rows, pieces] = predictor.tokenizer.mask_token_id
     picture = torch.zeros(len(places), dtype=torch.long)
-    hidden = looker.student.fuse(inside.cells, picture=picture, tokens=hidden_ids)
-    logits = looker.student.mlm_head(hidden.text[rows, pieces], looker.student.word_embeddings)
+    hidden = predictor.student.fuse(inside.cells, picture=picture, tokens=hidden_ids)
+    logits = predictor.student.mlm_head(
+        hidden.text[rows, pieces], predictor.student.word_embeddings
+    )
     best = logits.float().softmax(dim=-1).topk(min(NUM_GUESSES, logits.shape[-1]), dim=-1)
     return {
-        number: list(zip(looker.tokenizer.convert_ids_to_tokens(found), shares))
+        number: list(zip(predictor.tokenizer.convert_ids_to_tokens(found), shares))
         for (number, _), found, shares in zip(places, best.indices.tolist(), best.values.tolist())
     }
 
 
-def attention_example(looker: Predictor, sample: Sample) -> dict:
+def attention_example(predictor: Predictor, sample: Sample) -> dict:
     """For the report: where [CLS] looks through all layers, where each word of a caption looks in
     the last, heads averaged, and what its phrases mean. Heats are [C] and sum to 1.
 
@@ -153,12 +155,12 @@ def attention_example(looker: Predictor, sample: Sample) -> dict:
     truths = sample.info.get("truth", {}).get("captions", [])
     number = truths.index(True) if True in truths else 0
     caption = captions[number]
-    inside = trace_forward(looker, sample, caption)
+    inside = trace_forward(predictor, sample, caption)
     num_text = len(inside.tokens)
     last = inside.of_words(inside.attention[-1].mean(dim=0))[:, num_text:]
     every: list[list[dict]] = sample.info.get("phrases") or []
     phrases = every[number] if number < len(every) else []
-    meant = [(p, inside.meaning(looker, p["start"], p["end"])) for p in phrases]
+    meant = [(p, inside.meaning(predictor, p["start"], p["end"])) for p in phrases]
     return {
         "key": sample.key,
         "caption": caption,

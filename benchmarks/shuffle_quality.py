@@ -1,6 +1,6 @@
 """How well samples are mixed: several windows of ours, webdataset's buffers, a full permutation.
 
-    python -m benchmarks.mixing [--shards 600] [--windows 8 16 64] [--out FOLDER]
+    python -m benchmarks.shuffle_quality [--shards 600] [--windows 8 16 64] [--out FOLDER]
 
 A set of so many shards of 1000 samples, by its catalog alone; eight ranks of four workers, 32
 samples a micro-batch, webdataset's shuffle buffer of 1000 samples. `boxless shuffle-quality FOLDER` does it

@@ -60,7 +60,7 @@ def linear_rgb() -> np.ndarray:
 
 
 @pytest.mark.parametrize("eyes", EYES)
-def test_any_two_colours_can_be_told_apart(eyes: str) -> None:
+def test_any_two_colours_can_be_reported_apart(eyes: str) -> None:
     """0.11 in OKLab, where black and white are 1 apart; a just noticeable difference is 0.02."""
     seen = np.clip(linear_rgb() @ EYES[eyes].T, 0, 1)
     lab = np.cbrt(seen @ CONES.T) @ LAB.T

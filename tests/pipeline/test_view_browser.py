@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import CHROMIUM, measure
-from look_shards import folder_of, info, objects, picture, sample
 from report_runs import HOSTILE
+from view_shards import folder_of, info, objects, picture, sample
 
 from pipeline.cli.main import main
 
@@ -67,12 +67,12 @@ def page_of(tmp_path: Path) -> str:
         sizes = rng.uniform(0.05, 0.3, (most, 2))
         boxes = np.concatenate([corners, np.minimum(corners + sizes, 1)], axis=1)
         phrase = {"text": "", "start": 0, "end": 30, "similarity": [0.5] * most}
-        told = info(wide, high, captions=[HOSTILE, "word " * 200], phrases=[[phrase], []])
+        reported = info(wide, high, captions=[HOSTILE, "word " * 200], phrases=[[phrase], []])
         samples.append(
             sample(
                 f"{'k' * 70}-{number}",
                 image=picture(wide, high),
-                info=told,
+                info=reported,
                 objects=objects(boxes * [wide, high, wide, high]),
             )
         )

@@ -52,7 +52,7 @@ def info(width: int = 200, height: int = 100, **changes: Any) -> dict[str, Any]:
         {"text": "the traffic light", "start": 16, "end": 33, "similarity": [0.25, 1.0]},
         {"text": "clouds", "start": 40, "end": 46, "similarity": [0.0, 0.0]},
     ]
-    told = {
+    reported = {
         "captions": [CAPTION],
         "width": width,
         "height": height,
@@ -60,7 +60,7 @@ def info(width: int = 200, height: int = 100, **changes: Any) -> dict[str, Any]:
         "source": "test",
         "phrases": [phrases],
     }
-    return {**told, **changes}
+    return {**reported, **changes}
 
 
 def sample(key: str, **changes: Any) -> Sample:

@@ -50,31 +50,31 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def looker(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     return open_student(student_folder(tmp_path_factory.mktemp("student")))
 
 
-def viewed(looker: Predictor, tmp_path: Path, text: str) -> View:
+def viewed(predictor: Predictor, tmp_path: Path, text: str) -> View:
     file = picture_file(tmp_path / "picture.png")
     (example,) = Given(pictures=(file,), texts=(text,)).examples()
-    return view_of(looker, example, CHUNKER.chunk)
+    return view_of(predictor, example, CHUNKER.chunk)
 
 
 @torch.no_grad()
-def test_maps_are_those_of_a_slow_way(looker: Predictor, tmp_path: Path) -> None:
+def test_maps_are_those_of_a_slow_way(predictor: Predictor, tmp_path: Path) -> None:
     """Oracle: layer by layer, head by head and word by word in loops; phrases as means of words;
     meaning as the cosine of means over the temperature, made a softmax by hand."""
-    view = viewed(looker, tmp_path, TEXT)
-    student = looker.student
+    view = viewed(predictor, tmp_path, TEXT)
+    student = predictor.student
     array = load_picture((tmp_path / "picture.png").read_bytes(), shorter_px=32, longer_px=64)
     pictures = stack_pictures([array], multiple_px=16)
     cells = student.encode_image(pictures.pixels, pictures.sizes_px)
-    ids, _ = looker.read([TEXT])
+    ids, _ = predictor.read([TEXT])
     picture = torch.zeros(1, dtype=torch.long)
     watched = watch(student, cells, picture=picture, tokens=ids)
     num_text, num_cells = ids.shape[1], 6
     assert view.attention.shape == (1 + 2 * 3, 10 + 2, num_cells)
-    tokens = looker.tokenizer.convert_ids_to_tokens(ids[0].tolist())
+    tokens = predictor.tokenizer.convert_ids_to_tokens(ids[0].tolist())
     assert [entry.text for entry in view.entries[:10]] == tokens  # each word is one piece here
     assert [e.text for e in view.entries if e.is_phrase] == ["a red circle", "a blue square"]
     through = np.eye(num_text + num_cells)
@@ -134,7 +134,7 @@ def test_names_of_the_maps() -> None:
     ]
 
 
-def test_the_page_holds_the_maps(looker: Predictor, tmp_path: Path) -> None:
+def test_the_page_holds_the_maps(predictor: Predictor, tmp_path: Path) -> None:
     """Oracle: bytes in the page, 255 at each map's brightest cell, in proportion elsewhere; a share
     is what the map adds up to; the first picture is darkened by the first map before any script
     runs."""
@@ -144,7 +144,7 @@ def test_the_page_holds_the_maps(looker: Predictor, tmp_path: Path) -> None:
     assert main(asked) == 0
     page = Page(out.read_text("utf-8"))
     (article,) = page.all("article")
-    view = viewed(looker, tmp_path, TEXT)
+    view = viewed(predictor, tmp_path, TEXT)
     num_words = 10
     num_entries = int(article["data-entries"] or 0)
     found = np.frombuffer(base64.b64decode(article["data-maps"] or ""), np.uint8)

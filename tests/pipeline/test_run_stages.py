@@ -15,7 +15,7 @@ from launch.config import LaunchConfig
 from launch.job import LaunchError, Stopped
 from pipeline.recipe.dataclass_values import RecipeError
 from pipeline.recipe.recipe import Recipe, load_recipe
-from pipeline.runner import run_stages as conducting
+from pipeline.runner import run_stages as runner
 from pipeline.runner.launch_plan import LaunchOverrides
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import plan_stage, run_stages
@@ -87,7 +87,7 @@ class FakeStages:
 @pytest.fixture()
 def stages(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
     fake = FakeStages()
-    monkeypatch.setattr(conducting, "launch_stage", fake)
+    monkeypatch.setattr(runner, "launch_stage", fake)
     return fake
 
 
@@ -273,7 +273,7 @@ def test_dry_run_tells_and_touches_nothing(
     assert go("seed=9", dry_run=True) == []
     said = capsys.readouterr().out
     assert "teach: redo: its input from ingest will change; seed was 0, is 9" in said
-    assert "sets aside pretrain, student" in said
+    assert "backs up pretrain, student" in said
 
 
 def test_the_resolved_recipe_is_in_the_run_folder(go: Go, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_one_conductor_at_a_time(go: Go, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.make()
     assert not run.is_busy()
-    with run.conducted():
+    with run.locked_for_command():
         assert run.is_busy()
         with pytest.raises(RunError, match="another boxless is at work"):
             go()

@@ -23,7 +23,7 @@ CODED = replace(
 
 
 @pytest.fixture
-def looker() -> Predictor:
+def predictor() -> Predictor:
     """A tiny student of two layers."""
     return Predictor(student=tiny_student(replace(TINY, num_layers=2)), tokenizer=toy_tokenizer())
 
@@ -40,16 +40,16 @@ def test_pieces_become_words_again() -> None:
 
 
 @torch.no_grad()
-def test_match_and_words(looker: Predictor) -> None:
+def test_match_and_words(predictor: Predictor) -> None:
     """Oracle: the matching head asked by itself; a word's attention is the mean of its pieces',
     taken here one by one; rows still sum to 1."""
     sample, text = SAMPLES[0], "a redden left of a circle"
-    inside = trace_forward(looker, sample, text)
-    ids, _ = looker.read([text])
+    inside = trace_forward(predictor, sample, text)
+    ids, _ = predictor.read([text])
     picture = torch.zeros(1, dtype=torch.long)
-    hidden = looker.student.fuse(looker.encode_image([sample]), picture=picture, tokens=ids)
+    hidden = predictor.student.fuse(predictor.encode_image([sample]), picture=picture, tokens=ids)
     log_odds = torch.log(torch.tensor(inside.match / (1 - inside.match)))
-    logits = looker.student.itm_head(hidden.text[:, 0])[0]
+    logits = predictor.student.itm_head(hidden.text[:, 0])[0]
     torch.testing.assert_close(log_odds, logits[1] - logits[0], rtol=1e-3, atol=1e-4)
     last = inside.attention[-1, 0]
     rows = inside.of_words(inside.attention)[:, -1, 0]
@@ -62,51 +62,53 @@ def test_match_and_words(looker: Predictor) -> None:
 
 
 @torch.no_grad()
-def test_meaning_is_the_heat_of_grounding(looker: Predictor) -> None:
+def test_meaning_is_the_heat_of_grounding(predictor: Predictor) -> None:
     """Oracle: the heat that the pointing game makes of the same phrase (its caption comes with
     others, padded). Characters that were cut off mean nothing."""
     sample = SAMPLES[1]
-    _, shown = ground(looker, [sample], 1)
+    _, shown = ground(predictor, [sample], 1)
     compared = 0
     for phrase in shown[0]["phrases"]:
-        inside = trace_forward(looker, sample, phrase["caption"])
+        inside = trace_forward(predictor, sample, phrase["caption"])
         start = phrase["caption"].index(phrase["text"])
-        heat = inside.meaning(looker, start, start + len(phrase["text"]))
+        heat = inside.meaning(predictor, start, start + len(phrase["text"]))
         assert heat is not None
         torch.testing.assert_close(heat, torch.tensor(phrase["heat"]), rtol=0, atol=1e-4)
         compared += 1
     assert compared > 3
-    assert inside.meaning(looker, 5_000, 5_001) is None
+    assert inside.meaning(predictor, 5_000, 5_001) is None
 
 
 @torch.no_grad()
-def test_guesses_are_those_for_a_text_with_a_mask(looker: Predictor) -> None:
+def test_guesses_are_those_for_a_text_with_a_mask(predictor: Predictor) -> None:
     """Oracle: [MASK] typed into the text at the word's place, scored by the word head. A text
     without words has none."""
     text = "a red circle"
-    inside = trace_forward(looker, SAMPLES[0], text)
-    found = guesses(looker, inside, text)
+    inside = trace_forward(predictor, SAMPLES[0], text)
+    found = guesses(predictor, inside, text)
     assert sorted(found) == [1, 2, 3]
     typed = "a [MASK] circle"
-    ids, _ = looker.read([typed])
-    place = ids[0].tolist().index(looker.tokenizer.mask_token_id)
-    hidden = looker.student.fuse(inside.cells, picture=torch.zeros(1, dtype=torch.long), tokens=ids)
-    shares = looker.student.mlm_head(hidden.text[0, place][None], looker.student.word_embeddings)[
-        0
-    ].softmax(dim=0)
+    ids, _ = predictor.read([typed])
+    place = ids[0].tolist().index(predictor.tokenizer.mask_token_id)
+    hidden = predictor.student.fuse(
+        inside.cells, picture=torch.zeros(1, dtype=torch.long), tokens=ids
+    )
+    shares = predictor.student.mlm_head(
+        hidden.text[0, place][None], predictor.student.word_embeddings
+    )[0].softmax(dim=0)
     best = shares.argsort(descending=True)[:5].tolist()
-    assert [word for word, _ in found[2]] == looker.tokenizer.convert_ids_to_tokens(best)
+    assert [word for word, _ in found[2]] == predictor.tokenizer.convert_ids_to_tokens(best)
     assert [share for _, share in found[2]] == pytest.approx(shares[best].tolist(), rel=1e-3)
-    masked = guesses(looker, trace_forward(looker, SAMPLES[0], typed), typed)
+    masked = guesses(predictor, trace_forward(predictor, SAMPLES[0], typed), typed)
     assert dict(masked[2]) == pytest.approx(dict(found[2]), rel=1e-3)
-    assert guesses(looker, trace_forward(looker, SAMPLES[0], ""), "") == {}
+    assert guesses(predictor, trace_forward(predictor, SAMPLES[0], ""), "") == {}
 
 
 @torch.no_grad()
-def test_an_example_for_the_report(looker: Predictor) -> None:
+def test_an_example_for_the_report(predictor: Predictor) -> None:
     """Oracle: every heat has a number a cell and sums to 1; words are those of the caption, a
     share is what a word's attention leaves for cells."""
-    found = attention_example(looker, SAMPLES[0])
+    found = attention_example(predictor, SAMPLES[0])
     num_cells = found["rows"] * found["columns"]
     heats = [found["whole"], *(part["heat"] for part in found["words"] + found["phrases"])]
     assert all(len(heat) == num_cells for heat in heats)
@@ -118,11 +120,11 @@ def test_an_example_for_the_report(looker: Predictor) -> None:
 
 
 @torch.no_grad()
-def test_the_example_is_a_true_caption(looker: Predictor) -> None:
+def test_the_example_is_a_true_caption(predictor: Predictor) -> None:
     """The second, where the truth says that the first is false; with the second's phrases."""
     sample = SAMPLES[0]
     truth = {**sample.info["truth"], "captions": [False, True, True, True]}
-    found = attention_example(looker, replace(sample, info={**sample.info, "truth": truth}))
+    found = attention_example(predictor, replace(sample, info={**sample.info, "truth": truth}))
     assert found["caption"] == sample.info["captions"][1]
     wanted = [(p["start"], p["end"]) for p in sample.info["phrases"][1]]
     assert [(p["start"], p["end"]) for p in found["phrases"]] == wanted
@@ -132,18 +134,18 @@ def test_the_example_is_a_true_caption(looker: Predictor) -> None:
 def test_codes_are_counted_and_shown() -> None:
     """Oracle: a loop over pictures and cells. Every patch shown is of its code, lies in the
     picture, and no two of a code are of one picture; a student without a dictionary has none."""
-    looker = Predictor(student=tiny_student(CODED), tokenizer=toy_tokenizer())
-    dictionary = looker.student.dictionary
+    predictor = Predictor(student=tiny_student(CODED), tokenizer=toy_tokenizer())
+    dictionary = predictor.student.dictionary
     assert dictionary is not None
     # Codes among the cells, so that there is something to choose; 3 and 7 died.
     dictionary.codes.copy_(torch.randn(12, 32, generator=torch.Generator().manual_seed(1)))
     dictionary.age.zero_()
     dictionary.age[[3, 7]] = 50
-    found = code_gallery(looker, SAMPLES)
+    found = code_gallery(predictor, SAMPLES)
     assert found is not None and found["dead"] == [3, 7]
     counts, codes = [0] * 12, {}
     for sample in SAMPLES:
-        cells = looker.encode_image([sample])
+        cells = predictor.encode_image([sample])
         assert cells.codes is not None
         codes[sample.key] = cells.codes[0].view(cells.rows, cells.columns)
         for code in cells.codes[0].tolist():

@@ -20,9 +20,9 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from look_shards import ABOUT, CAPTION, GROUND, folder_of, info, objects, picture, sample
 from PIL import Image, ImageColor
 from report_runs import HOSTILE
+from view_shards import ABOUT, CAPTION, GROUND, folder_of, info, objects, picture, sample
 
 from pipeline.cli.main import main
 from pipeline.pages.object_names import names_of
@@ -30,7 +30,7 @@ from pipeline.pages.palette import COLOURS
 from pipeline.pages.shards.counts import Counts
 from pipeline.pages.shards.histograms import count_bins
 from pipeline.pages.shards.sample_view import scene_of
-from pipeline.pages.shards.shard_browser import Whole, open_shelf
+from pipeline.pages.shards.shard_browser import Whole, open_browser
 from sharding.format.manifest import read_manifest
 from sharding.format.schema import Failure, Note, ShardError
 
@@ -91,7 +91,7 @@ def extent(sheet: np.ndarray, colour: tuple[int, ...]) -> tuple[int, int, int, i
 
 
 def test_page_says_all_of_a_sample(tmp_path: Path) -> None:
-    """Names, attributes, scores, soft label, similarities: those of look_shards, in words."""
+    """Names, attributes, scores, soft label, similarities: those of view_shards, in words."""
     page = page_of(tmp_path, folder_of(tmp_path / "shards", [sample("one")]) / TAR)
     said = page.text.replace("\N{NO-BREAK SPACE}", " ")
     for words in (
@@ -127,7 +127,7 @@ def test_boxes_are_in_pixels_of_the_original(tmp_path: Path) -> None:
 
 
 def test_phrases_have_the_colours_of_their_objects(tmp_path: Path) -> None:
-    """Similarity .71 to object 1, 1 to object 2, none: read off look_shards.info."""
+    """Similarity .71 to object 1, 1 to object 2, none: read off view_shards.info."""
     page = page_of(tmp_path, folder_of(tmp_path / "shards", [sample("one")]) / TAR)
     first, second, third = [
         found for _, found in page.tags if found.get("class", "").startswith("phrase")
@@ -173,11 +173,11 @@ def test_hostile_texts_stay_text(tmp_path: Path) -> None:
     sheet; those with half a character or control codes can be written."""
     about = {"label_names": [HOSTILE] * 3, "attribute_names": [HOSTILE, "</style>"]}
     phrase = {"text": HOSTILE, "start": 0, "end": 30, "similarity": [1.0, 0.0]}
-    told = info(captions=[HOSTILE, "\x00\x1b[2J \u202e </script>"], phrases=[[phrase], []])
-    told["truth"] = {"boxes": [[1, 2, 3, 4]], "labels": [HOSTILE], "attributes": [HOSTILE]}
+    reported = info(captions=[HOSTILE, "\x00\x1b[2J \u202e </script>"], phrases=[[phrase], []])
+    reported["truth"] = {"boxes": [[1, 2, 3, 4]], "labels": [HOSTILE], "attributes": [HOSTILE]}
     failed = [Failure(key="<b>", reason=HOSTILE.strip("\x07")), Note(key="one", reason="<i>")]
     folder = folder_of(
-        tmp_path / "shards", [sample("<svg>&amp;\"'", info=told), *failed], about=about
+        tmp_path / "shards", [sample("<svg>&amp;\"'", info=reported), *failed], about=about
     )
     page = page_of(tmp_path, folder)
     assert page.text.count("<script>alert('x')</script>") >= 5
@@ -245,8 +245,8 @@ def test_image_shards_show_what_is_known(tmp_path: Path) -> None:
     }
     known = info(truth=truth)
     unknown = info()
-    for told in (known, unknown):
-        del told["phrases"]
+    for reported in (known, unknown):
+        del reported["phrases"]
     samples = [sample("known", info=known), sample("unknown", info=unknown)]
     blind = [dataclasses.replace(one, objects=None) for one in samples]
     folder = folder_of(tmp_path / "shards", blind, kind="images")
@@ -289,8 +289,8 @@ def test_boxes_of_the_sheet_are_at_their_pixels(tmp_path: Path, size: tuple[int,
 
 def test_sheet_has_a_tile_a_picture(tmp_path: Path) -> None:
     """Six pictures in rows of four: as many separate stretches of the pictures' colour."""
-    told = info(captions=[], phrases=[])
-    plain = [sample(f"s{number}", objects=objects([]), info=told) for number in range(6)]
+    reported = info(captions=[], phrases=[])
+    plain = [sample(f"s{number}", objects=objects([]), info=reported) for number in range(6)]
     sheet = sheet_of(tmp_path, folder_of(tmp_path / "shards", plain))
     is_ground = (sheet == np.array(GROUND)).all(axis=-1)
     starts = np.diff(is_ground.any(axis=1).astype(int)) == 1
@@ -310,10 +310,10 @@ def test_samples_are_spread_evenly_over_all_shards(tmp_path: Path) -> None:
         tmp_path / "shards",
         *([sample(f"s{next(numbers):02}") for _ in range(size)] for size in sizes),
     )
-    shelf = open_shelf(str(folder))
-    shown = [found.sample.key for found in shelf.read(shelf.spread(10))]  # type: ignore[union-attr]
+    browser = open_browser(str(folder))
+    shown = [found.sample.key for found in browser.read(browser.spread(10))]  # type: ignore[union-attr]
     assert shown == [f"s{number:02}" for number in range(0, 40, 4)]
-    assert len(shelf.spread(100)) == 40 and len(set(shelf.spread(100))) == 40
+    assert len(browser.spread(100)) == 40 and len(set(browser.spread(100))) == 40
 
 
 def test_keys_and_patterns_choose(tmp_path: Path) -> None:
@@ -460,7 +460,7 @@ def test_objects_that_are_not_finite_are_not_drawn() -> None:
     assert counts.num_broken == 1 and counts.num_pictures == counts.num_objects == 0
 
 
-def test_boxes_beyond_the_picture_and_sizes_that_differ_are_told(tmp_path: Path) -> None:
+def test_boxes_beyond_the_picture_and_sizes_that_differ_are_reported(tmp_path: Path) -> None:
     """As after a teacher that counted in pixels of a resized picture."""
     odd = sample("odd", info=info(400, 200), objects=objects([[0, 0, 390, 90], [1, 1, 5, 5]]))
     page = page_of(tmp_path, folder_of(tmp_path / "shards", [odd]))
@@ -473,8 +473,8 @@ def test_very_many_objects_and_captions_are_bounded(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 50, (1000, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(1, 50, (1000, 2))], axis=1)
-    told = info(captions=["x" * 100_000] * 50, phrases=[[]] * 50)
-    folder = folder_of(tmp_path / "shards", [sample("one", info=told, objects=objects(boxes))])
+    reported = info(captions=["x" * 100_000] * 50, phrases=[[]] * 50)
+    folder = folder_of(tmp_path / "shards", [sample("one", info=reported, objects=objects(boxes))])
     page = page_of(tmp_path, folder)
     assert "The first 300 of 1000 objects are drawn" in page.text
     assert len(page.of("rect", class_="f")) == 300 and "And 45 more" in page.text
@@ -492,8 +492,8 @@ def test_page_of_noisy_pictures_of_100_objects_stays_small(tmp_path: Path) -> No
     noise = rng.integers(0, 256, (600, 800, 3), dtype=np.uint8)
     Image.fromarray(noise).save(out, "JPEG", quality=70)
     phrase = {"text": "", "start": 0, "end": 12, "similarity": [0.5] * 100}
-    told = info(800, 600, captions=[CAPTION] * 5, phrases=[[phrase]] * 5)
-    one = {"image": out.getvalue(), "extension": "jpg", "info": told, "objects": objects(boxes)}
+    reported = info(800, 600, captions=[CAPTION] * 5, phrases=[[phrase]] * 5)
+    one = {"image": out.getvalue(), "extension": "jpg", "info": reported, "objects": objects(boxes)}
     page_of(tmp_path, folder_of(tmp_path / "shards", [sample(f"s{n}", **one) for n in range(6)]))
     assert 500_000 < (tmp_path / "look.html").stat().st_size < 1_250_000
 
@@ -525,7 +525,7 @@ def test_empty_shard(tmp_path: Path) -> None:
         (["memory://nothing/at/all"], "expected the catalog of a folder"),
     ],
 )
-def test_what_cannot_be_is_told_in_words(
+def test_what_cannot_be_is_reported_in_words(
     tmp_path: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 2, the words, no traceback, and no file."""
@@ -562,7 +562,7 @@ def test_columns_count_every_number_once(
     assert [(one.name, one.number) for one in count_bins(Counter(times))] == columns
 
 
-def test_another_catalog_beside_a_tar_is_told(tmp_path: Path) -> None:
+def test_another_catalog_beside_a_tar_is_reported(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "shards", [sample("one")])
     catalog = json.loads((folder / "catalog.json").read_text())
     catalog["shards"][0]["manifest_sha256"] = "0" * 64

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from look_shards import ABOUT, info, sample
 from PIL import Image
 from report_runs import HOSTILE, empty_run, inside_examples, whole_run
 from student_folders import TINY, student_folder
+from view_shards import ABOUT, info, sample
 
 from pipeline.pages.html import html_text
 from pipeline.pages.report.attention import attention_section, most_looking
