@@ -241,7 +241,7 @@ class Worker:
             raise
 
     def _next(self, on_completed_elsewhere: Callable[[int], object]) -> Claim | None:
-        """The next shard that nobody has, claimed; None where others have all that are left."""
+        """Claims the next unclaimed shard; None if others have claimed all that are left."""
         for tar in self._queue.in_order():
             if self._is_done(tar, on_completed_elsewhere) or not self._claim(tar):
                 continue

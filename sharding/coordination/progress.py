@@ -73,7 +73,7 @@ class WorkProgress:
 
 
 class ProgressReader:
-    """Looks at the folder `out` as often as it is asked; each manifest is read once."""
+    """Reads the progress of the folder `out`; each manifest is read once."""
 
     def __init__(self, out: Path) -> None:
         self._out = out

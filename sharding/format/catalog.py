@@ -251,5 +251,5 @@ def check_manifest(data: bytes, shard: ShardEntry, where: str) -> None:
 
 
 def catalog_sha256(folder: Path) -> str:
-    """SHA-256, in hex, of a folder's catalog.json; it stands for the folder's whole content."""
+    """SHA-256, in hex, of a folder's catalog.json; it identifies the folder's whole content."""
     return sha256_file(folder / NAME)

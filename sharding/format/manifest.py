@@ -207,7 +207,7 @@ def _manifest(raw: dict[str, Any], name: str, lazily: bool) -> Manifest:
 
 
 class _Entries(Sequence[SampleEntry]):
-    """The samples of a manifest's json, each parsed and checked whenever it is asked for."""
+    """The samples of a manifest's json, parsed and checked on access."""
 
     def __init__(self, raw: list[dict[str, Any]], tar_bytes: int) -> None:
         if not isinstance(raw, list):
@@ -262,7 +262,7 @@ def _entry(raw: dict[str, Any]) -> SampleEntry:
 
 
 def _are_sound(extensions: Collection[str]) -> bool:
-    """Whether these may be the members of a sample, whoever wrote it."""
+    """Whether these may be the members of a sample of any origin."""
     others = set(extensions).difference(PICTURE_EXTENSIONS)
     return (
         len(extensions) == len(others) + 1
@@ -305,7 +305,7 @@ def _texts(raw: dict[str, Any]) -> dict[str, str]:
 
 
 def manifest_sha256(tar: Path) -> str:
-    """SHA-256, in hex, of the manifest file of `tar`; it stands for the shard's whole content."""
+    """SHA-256, in hex, of the manifest file of `tar`; it identifies the shard's whole content."""
     return sha256_file(manifest_path(tar))
 
 

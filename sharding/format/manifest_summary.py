@@ -1,4 +1,4 @@
-"""The head of a manifest: what stands in the file before its samples, read without reading those.
+"""The summary of a manifest: the fields before its samples, read without reading those.
 
 Counts, failures, notes and fingerprint of thousands of shards at once are for `boxless status` and
 for the summaries at the end of a stage; who needs to know that a shard is done reads it all

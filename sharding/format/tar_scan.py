@@ -1,4 +1,4 @@
-"""Walks the headers of a tar that nobody vouches for: the files in it, and where it is broken.
+"""Scans the headers of an untrusted tar: the files in it, and where it is broken.
 
 Python's tarfile takes a destroyed header and a tar cut between two members for the end, and says
 nothing; here every end that is not the end mark is an error that names the byte.
@@ -98,7 +98,7 @@ def scan(
 ) -> Iterator[Member]:
     """The regular files of a tar of `num_bytes`, in their order, from the header at `start` on.
 
-    read: (offset, length) -> exactly so many bytes; it is asked for headers alone, by growing
+    read: (offset, length) -> exactly so many bytes; it is called for headers alone, by growing
     offsets, so one that reads ahead does well. Folders are left out. Memory does not grow.
 
     on_link: takes the name of each symbolic or hard link, which is then passed over, as stock

@@ -1,4 +1,4 @@
-"""A file without a name, for what processes share while they live and nobody finds afterwards.
+"""An unlinked file that processes share and that disappears with them.
 
 It has no name from the start, in no folder and not in /dev/shm, so nothing is left of it when the
 last process that holds it ends, even if all are killed. Forked children hold it by themselves;

@@ -46,7 +46,7 @@ class OpenSource:
 
     @property
     def content(self) -> list[object]:
-        """What the order of samples depends on, wherever it lies: all bytes of the split."""
+        """What the order of samples depends on, not its location: all bytes of the split."""
         shards = [[entry.tar, entry.manifest_sha256] for entry in self.entries]
         return [self.source.split, self.source.weight, shards]
 

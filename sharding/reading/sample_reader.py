@@ -1,6 +1,6 @@
 """Reads samples out of a tar by the offsets of its manifest, checked by CRC-32.
 
-The tar's own headers are never asked.
+The tar's own headers are not read.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class OpenTar:
             )
 
     def read(self, offset: int, num_bytes: int) -> bytes:
-        """Exactly `num_bytes` from `offset`; ShardError if the file ends before or cannot be read."""
+        """Exactly `num_bytes` from `offset`; ShardError if the file ends before or cannot be
+        read."""
         try:
             data = os.pread(self._descriptor, num_bytes, offset)
         except OSError as error:

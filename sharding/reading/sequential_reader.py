@@ -10,7 +10,7 @@ PIECE_BYTES = 1 << 20
 
 
 class SequentialReader:
-    """The bytes of `source`, asked for by offsets that never fall.
+    """The bytes of `source`, read at non-decreasing offsets.
 
     Holds a piece, or as much as was asked for at once. Raises ShardError as OpenTar.read.
     """
@@ -41,7 +41,7 @@ class SequentialReader:
         return self._digest.hexdigest()
 
     def _fetch(self, *, keep_from: int, num_bytes: int) -> None:
-        """Reads on by `num_bytes`, or to the end of the tar, and lets go what lies before."""
+        """Reads another `num_bytes`, or to the end of the tar, and frees what lies before."""
         piece = self._source.read(self._end, min(num_bytes, self.num_bytes - self._end))
         self._digest.update(piece)
         self._held = self._held[keep_from - self._start :] + piece

@@ -95,7 +95,7 @@ class ShardReader:
     def _read_samples(
         self, store: Store, wanted: Sequence[SampleRequest]
     ) -> Iterator[Members | ShardError]:
-        """What the store gives for each, asked again while it is out, where that is waited for."""
+        """Reads from the store, retried while it is unavailable if waiting is allowed."""
         for one, members in zip(wanted, store.read_samples(wanted)):
             while self._waits_for_store and isinstance(members, StoreOutage):
                 self._warn(members)
@@ -112,8 +112,8 @@ class ShardReader:
                 self._warn(error)
 
     def _warn(self, error: StoreOutage) -> None:
-        """In the log of whoever reads; the status board names the shard that is waited for."""
-        print(f"WARNING: the store does not answer, and is asked again: {error}", flush=True)
+        """Printed by the process that reads; the status board names the shard."""
+        print(f"WARNING: the store does not answer, retrying: {error}", flush=True)
 
     def _made(
         self,

@@ -214,11 +214,11 @@ NO_RANGES = "the server knows no ranges"
 
 
 class RangesUnsupported(BoxlessError):
-    """A server answers with more than was asked for."""
+    """A server answered with more bytes than requested."""
 
 
 class ShortRead(OSError):
-    """A server answers with less than was asked for."""
+    """A server answered with fewer bytes than requested."""
 
 
 class RemoteStore:

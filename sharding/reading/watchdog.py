@@ -61,7 +61,7 @@ class Activity:
 class StatusBoard:
     """One line a worker of this rank, in memory that forked and spawned workers share.
 
-    Writing costs some microseconds and waits for nobody. Workers beyond 256 share lines.
+    Writing costs some microseconds and never blocks. Workers beyond 256 share lines.
     A stream begins, writes its stages and rests; code that continues with the samples in the worker
     may write stages of its own and must rest after them.
     """

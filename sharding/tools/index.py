@@ -235,8 +235,8 @@ def index_folder(
     no harm, and never covers up damage. Kind "objects" if every sample has objects, "images" if
     none has.
 
-    split_of: the split of a tar, by its name. on_shard: told after each tar how many of how many
-    are done. Raises ShardError, once all tars have been looked at, if some cannot be indexed; and
+    split_of: the split of a tar, by its name. on_shard: called after each tar with the numbers done
+    and in all. Raises ShardError, once all tars have been looked at, if some cannot be indexed; and
     if there is no sample, if only some have objects, if a key is in two tars, or if the folder has
     a catalog that a stage wrote.
     """
@@ -278,7 +278,7 @@ def catalog_lines(catalog: Catalog) -> Iterator[str]:
         num_samples = sum(shard.num_ok for shard in shards)
         yield f"  {split}: {num_samples} samples in {len(shards)} shards"
     if num_failed:
-        yield "why inputs failed, and what was left out, stands in each NAME.tar.json"
+        yield "each NAME.tar.json lists why inputs failed and what was left out"
 
 
 def _index_tars(tars: Sequence[Path], on_shard: Callable[[int, int], None]) -> tuple[int, int]:

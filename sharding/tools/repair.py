@@ -10,7 +10,7 @@ Every byte is read. What becomes of a shard:
 
 A tar is sound in itself if its headers are consecutive up to the end mark and every sample is
 whole. Where catalog.json counts it, size and number of samples must agree. A tar that has exactly
-the members of its manifest but other bytes is damaged: nothing tells which of the two is right.
+the members of its manifest but other bytes is damaged: which of the two is right cannot be known.
 
 Then catalog.json and the file of shapes are written anew over what is left, if they say anything
 else; the older catalog.json is kept in quarantine/. A rebuilt
@@ -183,7 +183,7 @@ def _look(
 
 
 def _reason(tar: Path, causes: Sequence[str]) -> str:
-    """The causes in a line, each once, without folder and tar, which stand beside it."""
+    """The distinct causes in one line, without folder and tar."""
     reported: list[str] = []
     for cause in causes:
         cause = cause.replace(f"{tar.parent}/", "").removeprefix(f"{tar.name}: ")
@@ -306,7 +306,7 @@ def _duplicates(digests: Mapping[str, np.ndarray], *, listed: Collection[str]) -
 def _renew_catalog(
     folder: Path, catalog: Catalog, findings: Mapping[str, Finding], *, dry_run: bool
 ) -> str:
-    """Writes the catalog over what is left if that is not what it says; tells what was done."""
+    """Writes the catalog of the remaining shards if it differs; returns what was done."""
     splits = {tar: f.split for tar, f in findings.items() if f.split is not None}
     changed = (
         splits != {shard.tar: shard.split for shard in catalog.shards}

@@ -131,7 +131,7 @@ def remove_stale(folder: Path, names: Collection[str]) -> None:
 def remove_temporary(folder: Path, names: Collection[str]) -> None:
     """Removes every temporary file of the files `names` in `folder`, locked or not.
 
-    For when all of them are finished: whoever still writes one gets TempFileRemoved at its end.
+    For when all of them are finished: a process still writing one gets TempFileRemoved at its end.
     """
     for temp in folder.iterdir():
         match = TEMPORARY.fullmatch(temp.name)

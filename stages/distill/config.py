@@ -1,4 +1,5 @@
-"""The recipe's `distill` part: who looks, and how objects and the captions' phrases are kept."""
+"""The recipe's `distill` part: the teacher, and how objects and the captions' phrases are
+stored."""
 
 from __future__ import annotations
 
@@ -45,13 +46,13 @@ class DistillConfig:
     similarity: how near a phrase is to an object in words: kind lexical, spacy, bert or sentence.
         The default, the cosine of their word sets, is ours: the embedding behind KD-VLP's
         similarity is not known.
-    object_text: the words that stand for an object: its "label", or "attribute label" (as "red
+    object_text: text of an object: its "label", or "attribute label" (as "red
         circle"; the label alone where the teacher has no attributes). Ours, for the same reason.
     num_threads: CPU threads of the teacher in each process; 0 leaves PyTorch's choice.
     lease_seconds: a worker whose heartbeat does not move for so long is dead, and others write its
         shard.
-    accept_versions: finished shards that other versions of torch, numpy, Pillow, spaCy or transformers
-        made stay as they are, and their manifests say which; else they are made again.
+    accept_versions: finished shards that other versions of torch, numpy, Pillow, spaCy or
+        transformers made stay as they are, and their manifests say which; else they are made again.
     """
 
     teacher: str = "run"

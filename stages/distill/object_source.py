@@ -62,6 +62,6 @@ class Detector(Named, Protocol):
         """An array as ObjectSource.see's for each of some pictures, one or more, all of one
         `size`.
 
-        Called in one thread at a time. Memory that ran out is told by MemoryError,
+        Called in one thread at a time. Memory that ran out is signalled by MemoryError,
         torch.OutOfMemoryError, or a RuntimeError that says so.
         """

@@ -16,7 +16,7 @@ SCALE_TOLERANCE_PX = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """How the boxes of a truth come to lie on the upright picture: turned first, then scaled.
+    """Transforms the boxes of a ground truth to the upright picture: rotated first, then scaled.
 
     turn: the EXIF orientation, 5 to 8, that takes the picture they were made for to the upright
     one; 1 for none. size_px: (width, height) of the picture they were made for, None where it is

@@ -1,4 +1,5 @@
-"""Tests of sharding.tools.index and sharding.format.image_size: what others write reads as what we write."""
+"""Tests of sharding.tools.index and sharding.format.image_size: what others write reads as what we
+write."""
 
 from __future__ import annotations
 
@@ -101,7 +102,7 @@ def test_img2dataset_reads_as_webdataset_reads_it(tmp_path: Path) -> None:
     assert list(catalog_lines(catalog)) == [
         "2 shards of images: 24 inputs = 18 ok + 6 failed",
         "  train: 18 samples in 2 shards",
-        "why inputs failed, and what was left out, stands in each NAME.tar.json",
+        "each NAME.tar.json lists why inputs failed and what was left out",
     ]
     assert verify_paths([tmp_path], full=True) == []
     for tar in tars:

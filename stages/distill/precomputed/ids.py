@@ -1,4 +1,4 @@
-"""How a feature's id and a sample come to be spelled alike: the recipe's `join`, `id`, `pattern`."""
+"""Normalises the ids of features and samples for the join: the recipe's `join`, `id`, `pattern`."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Account:
 
 
 class PrecomputedObjects:
-    """An ObjectSource that looks up what another detector saw, years ago, in the files of `config`.
+    """An ObjectSource that looks up precomputed detections in the files of `config`.
 
     index_folder: where the passes over large files are kept, by file; None keeps them in memory.
     With `show` the pass is shown, and what was found. Raises FeaturesError, beginning with the
@@ -203,7 +203,7 @@ class PrecomputedObjects:
             )
 
     def _apart(self, key: str, compared: str) -> str:
-        """What a sample asks for and what there is, for whoever wrote the rule."""
+        """Ids of a sample and of the features, for the error message."""
         ids = [repr(self._rule(each)) for each in self._ids(self._reader.index.unique)]
         return (
             f"Sample {key} asks for {compared!r}, the files have {', '.join(ids)}, ...; if these "

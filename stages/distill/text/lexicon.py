@@ -27,7 +27,7 @@ _DETERMINERS = frozenset(
 
 
 class Lexicon:
-    """The names of a teacher, and how they stand in sentences.
+    """The names of a teacher, and their forms in sentences.
 
     A phrase is: a determiner, a number, up to `MAX_MODIFIERS` modifiers, a head; all but the head
     may be absent. A modifier is a content word or an attribute of several words. The head is

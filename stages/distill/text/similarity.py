@@ -34,7 +34,7 @@ class Similarity(Protocol):
 
     def compare(self, phrases: Sequence[str], objects: np.ndarray) -> list[list[float]]:
         """A row a phrase, a value an object row, rounded to `DECIMALS` places. What it says of a
-        picture does not depend on what it was asked before."""
+        picture does not depend on earlier calls."""
 
 
 def make_similarity(
@@ -79,8 +79,9 @@ class ObjectTexts:
 class LexicalSimilarity:
     """Cosine of word sets, |A and B| / sqrt(|A| |B|): 1 for the same words, 0 for none in common.
 
-    Words are folded by `stages.distill.text.words`, function words and numbers left out. Of a label or
-    attribute with synonyms ("bike,bicycle") the nearest counts. `object_text` is DistillConfig's.
+    Words are folded by `stages.distill.text.words`, function words and numbers left out. Of a label
+    or attribute with synonyms ("bike,bicycle") the nearest counts. `object_text` is
+    DistillConfig's.
     """
 
     name = "lexical"
