@@ -8,7 +8,7 @@ where a device is too wide for one picture; "bf16" is there for it. In "bf16" pi
 run together, with convolutions and linear layers in bfloat16 and all that decides (logits, softmax,
 boxes, suppression) in single precision. Of the same boxes, features then stay within 3 % of the
 largest and probabilities within 0.1, against single precision and between sizes of batches alike
-(tests/stages/test_batch_invariance.py, which also prints what "fp32" differs by: nothing).
+(tests/stages/distill/inference/test_batch_invariance.py, which also prints what "fp32" differs by: nothing).
 
 The net's weights and pictures lie in memory channels last, which convolutions are faster with on
 CPUs as on NVIDIA's tensor cores. It is not compiled by torch.compile, which gains a few percent on

@@ -125,8 +125,8 @@ def test_python_of_the_pages_is_run_by_a_test() -> None:
     tests = {
         "python.md": "tests/boxless/test_public_api.py",
         "shards.md": "tests/documentation/test_python_blocks.py",
-        "students.md": "tests/stages/test_student_use.py",
-        "tasks.md": "tests/stages/test_task_example.py",
+        "students.md": "tests/stages/student/test_student_use.py",
+        "tasks.md": "tests/stages/transfer/test_task_example.py",
     }
     with_python = {page.name for page in PAGES if "```python" in page.read_text("utf-8")}
     assert with_python == {*tests, "README.md"}

@@ -28,7 +28,7 @@ def test_boxes_inside_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("box", "told"),
+    ("box", "reported"),
     [
         ([5.0, 5.0, 5.0, 9.0], "box without area: [5, 5, 5, 9]"),
         ([9.0, 5.0, 5.0, 9.0], "box without area"),

@@ -19,7 +19,7 @@ from stages.transfer.task_config import TaskDataConfig
 from stages.transfer.tasks import TASKS
 from stages.transfer.tasks.task import LabelTask
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "tasks.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "tasks.md"
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def test_sound_configs_pass(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "reported"),
     [
         ({"source": "flickr"}, "ingest.source is 'flickr'; it is one of toy, coco, nlvr"),
         ({"source": "coco", "root": "p"}, "ingest.captions is not set.*--set ingest.captions=PATH"),

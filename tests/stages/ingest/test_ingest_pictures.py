@@ -37,7 +37,7 @@ def test_png_of_every_mode(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "reported"),
     [
         (b"", "not JPEG, PNG or WebP: it is an empty file"),
         (b"hello world", "not JPEG, PNG or WebP: it is something else"),

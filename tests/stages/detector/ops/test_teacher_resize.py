@@ -17,7 +17,7 @@ import torch
 from stages.detector.net_config import PictureConfig
 from stages.detector.ops.resize import prepare, resized_size, scales, stack
 
-RECORDED = Path(__file__).parents[1] / "data" / "opencv_resize.npz"
+RECORDED = Path(__file__).parents[3] / "data" / "opencv_resize.npz"
 
 
 def recorded() -> dict[str, np.ndarray]:

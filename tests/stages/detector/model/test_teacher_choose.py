@@ -22,7 +22,7 @@ from stages.detector.model.postprocess import (
 from stages.detector.net_config import ChoiceConfig
 from stages.detector.ops.boxes import iou
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "butd_selection.npz"
+GOLDEN = Path(__file__).parents[3] / "data" / "golden" / "butd_selection.npz"
 CASES = [("normal", 5), ("few", 1), ("many", 1), ("tiny", 1), ("edge", 1)]
 
 

@@ -114,7 +114,7 @@ def test_kill_9_at_several_moments_ends_in_the_same_bytes(tmp_path: Path) -> Non
         "ingest(IngestConfig(num_train=60, num_heldout=10, samples_per_shard=8), seed=1,"
         f" out=Path({str(out)!r}))"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     num_killed = 0
     for num_tars in (1, 3, 6):
         process = subprocess.Popen(
@@ -142,7 +142,7 @@ def test_several_processes_share_and_end_in_the_same_bytes(tmp_path: Path) -> No
         "ingest(IngestConfig(num_train=60, num_heldout=10, samples_per_shard=8), seed=1,"
         " out=Path(sys.argv[1]), show=False)"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     out = tmp_path / "shared"
     workers = [
         subprocess.Popen(

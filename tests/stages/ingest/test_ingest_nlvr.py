@@ -21,7 +21,7 @@ from stages.ingest.run import ingest
 from stages.ingest.sources.nlvr import NlvrSource
 from stages.ingest.sources.source import Picture, SourceError
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "nlvr"
+REAL = Path(__file__).resolve().parents[4] / "shared" / "nlvr"
 RGB = {"black": (0, 0, 0), "yellow": (255, 255, 0), "blue": (0, 153, 255)}
 
 BOXES = [
@@ -126,7 +126,7 @@ def test_a_presentation_is_held_out_as_a_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "reported"),
     [
         ("{", "is not an example in JSON a line"),
         ("[]", "line 2: got a JSON list"),

@@ -238,7 +238,7 @@ BOXES = {
 
 
 @pytest.mark.parametrize(
-    ("captions", "told"),
+    ("captions", "reported"),
     [
         ("no json", "is not JSON"),
         ([1, 2], "holds a JSON list; expected an object"),
@@ -266,7 +266,7 @@ def test_a_wrong_captions_file_stops_at_once(
 
 
 @pytest.mark.parametrize(
-    ("instances", "told"),
+    ("instances", "reported"),
     [
         (SOUND, "got keys annotations, images; expected a list 'categories'"),
         ({**SOUND, "categories": []}, "looks like a captions file, which goes into ingest.capt"),

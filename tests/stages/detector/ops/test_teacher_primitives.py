@@ -21,7 +21,7 @@ from stages.detector.ops.pooler import Level, pick_levels, pool
 from stages.detector.ops.resize import prepare, resized_size
 from stages.detector.ops.roi_align import roi_align
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "detectron2_primitives.npz"
+GOLDEN = Path(__file__).parents[3] / "data" / "golden" / "detectron2_primitives.npz"
 DELTA_WEIGHTS = {"rpn": (1.0, 1.0, 1.0, 1.0), "roi": (10.0, 10.0, 5.0, 5.0)}
 RATIOS = (0.5, 1.0, 2.0)
 

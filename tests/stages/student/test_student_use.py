@@ -20,7 +20,7 @@ from pretrain_fixtures import TINY, tiny_student, toy_tokenizer
 from stages.student.network import Student, StudentNetConfig
 from stages.student.processor import FILE, StudentProcessor
 
-DOCS = Path(__file__).parents[2] / "docs/students.md"
+DOCS = Path(__file__).parents[3] / "docs/students.md"
 TEXTS = ["a red circle", "the small blue star is above the square"]
 
 

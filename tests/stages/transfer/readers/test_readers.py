@@ -20,7 +20,7 @@ from stages.transfer.readers.snli_ve import read_snli_ve
 from stages.transfer.readers.vcr import read_vcr
 from stages.transfer.readers.vqa import read_vqa
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+SHARED = Path(__file__).resolve().parents[4].parent / "shared"
 MANY = 10**9
 needs_photos = pytest.mark.skipif(not (SHARED / "photos").is_dir(), reason="no ../shared/photos")
 needs_nlvr = pytest.mark.skipif(not (SHARED / "nlvr").is_dir(), reason="no ../shared/nlvr")

@@ -16,7 +16,7 @@ from stages.ingest.run import ingest, open_source
 from stages.ingest.sources.flickr30k_entities import parse_annotations, parse_sentences
 from stages.ingest.sources.source import Picture, SourceError
 
-PHOTOS = Path(__file__).resolve().parents[3] / "shared" / "photos"
+PHOTOS = Path(__file__).resolve().parents[4] / "shared" / "photos"
 
 
 def run(tmp_path: Path, source: str, **fields: Any) -> Catalog:

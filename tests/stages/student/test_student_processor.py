@@ -63,7 +63,7 @@ def test_one_picture_and_one_text_need_no_lists(
 
 
 @pytest.mark.parametrize(
-    ("pictures", "texts", "told"),
+    ("pictures", "texts", "reported"),
     [
         (None, None, "neither pictures nor texts"),
         ([], "x", "pictures: got none, expected one or a list"),
