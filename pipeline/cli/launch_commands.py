@@ -44,16 +44,26 @@ def add_launch_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
 
     plan = commands.add_parser(
         "cluster-plan",
-        help="time, storage, network and checkpoints of a large run, from a small one's rates",
+        help="estimate time, storage and network of a large run from the rates of a small one",
     )
-    plan.add_argument("run", type=user_path, help="a finished run of the same recipe, in small")
-    plan.add_argument("--pictures", type=int, default=4_200_000, metavar="N")
+    plan.add_argument("run", type=user_path, help="a finished small run of the same recipe")
     plan.add_argument(
-        "--picture-bytes", type=float, metavar="B", help="of a picture file; default: as measured"
+        "--pictures", type=int, default=4_200_000, metavar="N", help="pictures (default: 4200000)"
     )
-    plan.add_argument("--nodes", type=int, default=64, metavar="N")
-    plan.add_argument("--procs-per-node", type=int, default=8, metavar="P")
-    plan.add_argument("--epochs", type=float, default=10.0, metavar="E")
+    plan.add_argument(
+        "--picture-bytes", type=float, metavar="B", help="bytes of a picture (default: as measured)"
+    )
+    plan.add_argument("--nodes", type=int, default=64, metavar="N", help="nodes (default: 64)")
+    plan.add_argument(
+        "--procs-per-node", type=int, default=8, metavar="P", help="ranks on each node (default: 8)"
+    )
+    plan.add_argument(
+        "--epochs",
+        type=float,
+        default=10.0,
+        metavar="E",
+        help="epochs of pretraining (default: 10)",
+    )
     plan.add_argument(
         "--rate",
         action="append",
