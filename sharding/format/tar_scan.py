@@ -24,6 +24,14 @@ MAX_PAX_BYTES = 1 << 20
 # GNU tar fills up to a record, 10 KiB unless asked otherwise.
 MAX_END_BYTES = 16 << 20
 PIECE_BYTES = 1 << 20
+APART = (
+    "the members of a key do not follow each other in the tar; tar --sort=name puts them side by "
+    "side"
+)
+FIRST_DOT = (
+    "a key ends at the first dot of its name (webdataset's rule); give the files names without "
+    "dots before the extension"
+)
 
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,6}) ")

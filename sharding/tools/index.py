@@ -36,7 +36,7 @@ from sharding.format.manifest import (
     read_manifest,
 )
 from sharding.format.schema import JSON, OBJECTS, Failure, Note, ShardError, check_key
-from sharding.format.tar_scan import Member, scan
+from sharding.format.tar_scan import APART, FIRST_DOT, Member, scan
 from sharding.reading.sample_reader import OpenTar, make_sample
 from sharding.reading.sequential_reader import SequentialReader
 from sharding.tools.threads import map_in_threads
@@ -84,7 +84,7 @@ def index_tar(tar: Path, *, fingerprint: Mapping[str, str] | None = None) -> Man
 
 def _results(source: SequentialReader) -> Iterator[SampleEntry | Failure | Note]:
     """The samples, failures and notes of a tar's inputs."""
-    keys: set[str] = set()
+    keys, stems = set[str](), set[str]()
     # Members of no sample, as macOS' "._0.jpg", may stand between those of one.
     of_no_sample: list[str] = []
     links: list[str] = []
@@ -98,9 +98,11 @@ def _results(source: SequentialReader) -> Iterator[SampleEntry | Failure | Note]
             draft.add(member, source)
         if draft.key in keys:
             reason = f"duplicate: the tar has an input of this key before {stem!r}"
-            yield Failure(key=draft.key, reason=reason)
+            hint = f"; {APART}" if stem in stems else ""
+            yield Failure(key=draft.key, reason=reason + hint)
             continue
         keys.add(draft.key)
+        stems.add(stem)
         yield from draft.finish()
     for name in of_no_sample:
         yield Note(key=name, reason="left out: of no sample")
@@ -183,7 +185,11 @@ class _Draft:
             reported = info.get("error_message") or info.get("status")
         except (ValueError, AttributeError, RecursionError):
             reported = None
-        return f"{reason}; it says {reported!r:.{_MAX_QUOTED}}" if reported else reason
+        if reported:
+            return f"{reason}; it says {reported!r:.{_MAX_QUOTED}}"
+        pictures = tuple(f".{extension}" for extension in PICTURE_EXTENSIONS)
+        is_dotted = any(extension.endswith(pictures) for extension in self._left_out)
+        return f"{reason}; {FIRST_DOT}" if is_dotted else reason
 
 
 def _listed(names: Iterable[str]) -> str:

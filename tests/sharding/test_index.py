@@ -204,6 +204,18 @@ def test_an_input_that_is_no_sample_is_a_failure(tmp_path: Path, fault: str) -> 
     assert failure.reason.isprintable() and manifest.num_input == 3
 
 
+def test_members_apart_and_names_with_dots_are_told_with_the_fix(tmp_path: Path) -> None:
+    """Oracle: the reasons name tar's option, and webdataset's rule of the first dot."""
+    for name in ("apart", "dotted"):
+        (tmp_path / name).mkdir()
+    apart = [("a.jpg", picture()), ("b.jpg", picture()), ("a.txt", TEXT), ("b.txt", TEXT)]
+    reasons = [failure.reason for failure in _index(tmp_path / "apart", apart).failures]
+    assert sum("tar --sort=name" in reason for reason in reasons) == 2
+    dotted = [("a.1.jpg", picture()), ("a.1.txt", TEXT)]
+    (failure,) = _index(tmp_path / "dotted", dotted).failures
+    assert failure.reason.startswith("no picture: got ") and "first dot" in failure.reason
+
+
 def test_members_that_no_sample_has_are_noted_and_never_listed(tmp_path: Path) -> None:
     """Oracle: a tar with everything in it, as a folder packed by GNU tar; the manifest as told."""
     manifest = _index(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from boxless.errors import BoxlessError
+from sharding.format.tar_scan import APART, FIRST_DOT
 from sharding.writing.atomic import canonical_json
 from stages.ingest.files import PICTURE_SUFFIXES, describe_folder, open_folder
 from stages.ingest.sources.source import (
@@ -34,14 +35,6 @@ from stages.picture import PictureError
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAX_TEXT_BYTES = 1 << 20
-APART = (
-    "the members of a key do not follow each other in the tar; tar --sort=name puts them side by "
-    "side"
-)
-FIRST_DOT = (
-    "a key ends at the first dot of its name (webdataset's rule); give the files names without "
-    "dots before the extension"
-)
 
 
 class WebdatasetSource:
