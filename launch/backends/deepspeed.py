@@ -18,7 +18,7 @@ from pathlib import Path
 
 from launch.config import DEFAULT_PORT, LaunchConfig
 from launch.encoded_rank import encode
-from launch.environment import free_port, interface_variables
+from launch.environment import check_port, free_port, interface_variables
 from launch.job import Job, UserError
 from launch.logs import LOG_FOLDER_VARIABLE
 from launch.process import missing_command, prepare_logs
@@ -27,6 +27,9 @@ from launch.supervisor import RestartPolicy, Supervisor
 _CONNECT_SECONDS = 10
 FREE_PORT = 0
 """Stands in a ``--dry-run`` for a port that is free when the job starts."""
+
+
+_PORT_SECONDS = 5.0
 
 
 def command(job: Job, config: LaunchConfig, port: int | None = None) -> list[str]:
@@ -76,6 +79,8 @@ def run(job: Job, config: LaunchConfig) -> None:
     """Run all nodes' ranks to the end; see launch.job."""
     if config.nodes > 1:
         check_hosts(config)
+    elif config.master_port:
+        check_port(config.master_port, wait_seconds=_PORT_SECONDS)
     prepare_logs(job)
     if config.nodes == 1:
         job = replace(job, env=interface_variables("127.0.0.1") | job.env)

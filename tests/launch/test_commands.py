@@ -6,10 +6,12 @@ from __future__ import annotations
 import base64
 import json
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -301,3 +303,26 @@ def test_a_hostfile_that_cannot_be_is_refused(line: str, tmp_path: Path) -> None
     path.write_text(f"# hosts\nnode0 slots=2\n{line}\n")
     with pytest.raises(UserError, match="line 3"):
         deepspeed.read_hostfile(path)
+
+
+@pytest.mark.parametrize("launcher", [torchrun, deepspeed])
+def test_a_port_that_is_taken_is_named_before_anything_starts(
+    launcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: a socket that listens there; the error names port and field, and no log is begun.
+    DeepSpeed's launcher meets there on one node too, where the recipe names a port."""
+    monkeypatch.setattr(launcher, "_PORT_SECONDS", 0.0)
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        job = replace(JOB, log_folder=tmp_path / "logs")
+        if launcher is torchrun:
+            config = LaunchConfig(
+                launcher="torchrun", nodes=2, master_port=port, master_address="127.0.0.1"
+            )
+        else:
+            config = LaunchConfig(launcher="deepspeed", master_port=port)
+        with pytest.raises(UserError, match=rf"port {port} .*launch.master_port"):
+            launcher.run(job, config)
+    assert not (tmp_path / "logs").exists()

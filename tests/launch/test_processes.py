@@ -243,7 +243,7 @@ def _is_alive(pid: int) -> bool:
 
 def test_deepspeeds_launcher_starts_every_rank(tmp_path: Path) -> None:
     """The real one, on this machine's CPU; told to stop, it lets the ranks save."""
-    config = LaunchConfig(launcher="deepspeed", procs_per_node=2, master_port=29517)
+    config = LaunchConfig(launcher="deepspeed", procs_per_node=2)
     deepspeed.run(make_job(tmp_path, "end"), config)
     for rank in (0, 1):
         written = tmp_path / f"rank-{rank}.txt"
