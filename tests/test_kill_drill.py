@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import kill_drill
-from benchmarks.kill_drill import Tally
+from benchmarks.kill_drill import Counts
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest
 
@@ -52,6 +52,6 @@ def test_the_drill_sees_what_is_wrong(tmp_path: Path, damage: str, count: str) -
         tar.unlink()
     else:
         tar.write_bytes(tar.read_bytes().replace(b"toy", b"tay", 1))
-    tally = Tally()
-    kill_drill._compare(tmp_path / "drilled", tmp_path / "calm", tally)
-    assert getattr(tally, count) == 1 and not tally.is_clean
+    counts = Counts()
+    kill_drill._compare(tmp_path / "drilled", tmp_path / "calm", counts)
+    assert getattr(counts, count) == 1 and not counts.is_clean
