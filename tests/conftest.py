@@ -16,7 +16,7 @@ import pytest
 MAY_SKIP = {
     # Packages and programs that are optional or need root.
     r"detectron2 is not installed": "built against the installed torch; not on the package index",
-    r"(lmdb|lz4|msgpack) is not installed": "extras, which the dev extra has",
+    r"(lmdb|lz4|msgpack|onnxscript|onnxruntime) is not installed": "extras, which the dev extra has",
     r"aiohttp, which is not installed": "an extra of fsspec, which the dev extra has",
     r"no Chromium is installed": "a browser; pages are tested without one too",
     r"no C\+\+ compiler here": "torch.compile's; Boxless needs none",
@@ -51,7 +51,7 @@ SLOW = (
     "pipeline/test_ablation.py",
     "pipeline/test_command_line.py",
     "pipeline/test_conduct.py",
-    "pipeline/test_export.py",
+    "pipeline/test_export*.py",
     "pipeline/test_inside*.py",
     "pipeline/test_join.py",
     "pipeline/test_look*.py",

@@ -86,18 +86,20 @@ def _inspect(args: argparse.Namespace) -> int:
 def _add_export(commands: Commands[argparse.ArgumentParser]) -> None:
     export = commands.add_parser(
         "export",
-        help="write a student as SOHO checkpoint, or examples for VL-InterpreT",
-        description="soho: a checkpoint that the released SOHO code reads, of a student built as "
+        help="write a student as ONNX files or SOHO checkpoint, or examples for VL-InterpreT",
+        description="onnx: its networks for ONNX Runtime (docs/students.md). soho: a checkpoint that the released SOHO code reads, of a student built as "
         "SOHO's. vl-interpret: attention and hidden states of some examples, for Intel's viewer.",
     )
     export.add_argument("student", type=user_path, help="a student's folder, as RUN/student")
-    export.add_argument("--to", choices=["soho", "vl-interpret"], required=True, help="format")
+    export.add_argument(
+        "--to", choices=["onnx", "soho", "vl-interpret"], required=True, help="format"
+    )
     export.add_argument(
         "--out",
         type=user_path,
         required=True,
         metavar="PATH",
-        help="a new file (soho) or a new folder (vl-interpret)",
+        help="a new file (soho) or a new folder (onnx, vl-interpret)",
     )
     _add_examples(export.add_argument_group("examples, for vl-interpret"))
     export.set_defaults(command=_export)
@@ -107,9 +109,15 @@ def _export(args: argparse.Namespace) -> int:
     from pipeline.export.command import export_soho, export_vl_interpret
     from pipeline.pages.student.inputs import GivenError
 
+    has_examples = args.picture or args.text or args.shards or args.key
+    if args.to != "vl-interpret" and has_examples:
+        raise GivenError(f"got examples with --to {args.to}, expected them with --to vl-interpret")
+    if args.to == "onnx":
+        from pipeline.export.onnx_files import export_onnx
+
+        print(f"{args.out}: {', '.join(export_onnx(args.student, args.out))} and the processor.")
+        return 0
     if args.to == "soho":
-        if args.picture or args.text or args.shards or args.key:
-            raise GivenError("got examples with --to soho, expected them with --to vl-interpret")
         export_soho(args.student, args.out)
         print(f"{args.out}: read it with load_from (SOHO) or student.soho_checkpoint (a recipe).")
         return 0
