@@ -21,7 +21,7 @@ launching = $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(NODES),--nodes $(NOD
 	$(if $(PROCS),--procs-per-node $(PROCS))
 
 .PHONY: help demo demo-tasks test test-fast check lint types imports run report status attach cancel logs \
-	slurm-test multinode-test goodput ledger ablation doctor clean $(STAGES) \
+	slurm-test multinode-test ranks-test goodput ledger ablation doctor clean $(STAGES) \
 	drill two-writers elastic positions damages scale bench detector parts extraction fuzz dictionary step inference \
 	curves docs
 
@@ -84,6 +84,9 @@ slurm-test: .venv/ready ## launchers under a real Slurm on this machine (root, s
 
 multinode-test: .venv/ready ## launchers on three nodes in namespaces (root, Slurm, iproute2, sshd)
 	MULTINODE_TESTS=1 .venv/bin/python -m pytest -q -rs tests/launch/test_three_nodes.py
+
+ranks-test: .venv/ready ## finetuning under torchrun, killed on 2 ranks and continued on 3
+	RANKS_TESTS=1 .venv/bin/python -m pytest -q -rs tests/stages/test_finetune_ranks.py
 
 goodput: .venv/ready ## a fault every two minutes on three nodes for half an hour: what was useful?
 	.venv/bin/python -m benchmarks.goodput --minutes 30

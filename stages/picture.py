@@ -123,10 +123,14 @@ def upright_picture(
     """A picture as people have it, upright, in RGB: a file, its bytes, open, or pixels of uint8
     ([H, W, 3], [3, H, W] or [H, W]).
 
-    Raises PictureError for what is no picture, OSError for a file that cannot be read.
+    Raises PictureError for what is no picture, naming its file, OSError for a file that cannot be read.
     """
     if isinstance(picture, (str, Path)):
-        return open_picture(Path(picture).expanduser().read_bytes())
+        path = Path(picture).expanduser()
+        try:
+            return open_picture(path.read_bytes())
+        except PictureError as error:
+            raise PictureError(f"{path}: {error}") from None
     if isinstance(picture, bytes):
         return open_picture(picture)
     if isinstance(picture, Image.Image):

@@ -34,7 +34,7 @@ from stages.training.student_folder import save_student
 from stages.transfer.config import FinetuneConfig
 from stages.transfer.example import Example, group_by_images
 from stages.transfer.outcomes import summarize
-from stages.transfer.predict import predict
+from stages.transfer.predict import predict, read_partial
 from stages.transfer.readers.records import TaskData
 from stages.transfer.task_batch import TaskBatch, collate
 from stages.transfer.task_config import TaskDataConfig
@@ -42,6 +42,7 @@ from stages.transfer.task_folder import save_head
 from stages.transfer.tasks import TASKS
 from stages.transfer.tasks.task import Task
 from stages.transfer.toy_tasks.write import write_task_files
+from stages.transfer.weights_of_ranks import share_buffers, weights_digest
 
 BETAS = (0.9, 0.98)
 BEST = "best.json"
@@ -160,11 +161,13 @@ class _Run:
     config: FinetuneConfig
     out: Path
 
-    def predict(self, step: int | str) -> dict[str, Any]:
-        """Predictions of the examples at this step, shared out over the ranks."""
+    def predict(self) -> dict[str, Any]:
+        """Predictions of the examples by the network as it is, shared out over the ranks; they are
+        kept in a folder of these weights, so that none of others is taken for one."""
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        place = self.out / "predictions" / f"step-{step}"
         self.module.eval()
+        share_buffers(self.module)
+        place = self._predictions(weights_digest(self.module))
         task, net, head = self.module.task, self.module.student, self.module.head
         predict_one = task.predictor(net, head, self.processor, self.examples)
         predict(self.examples, predict_one, place, rank=rank, world_size=world_size, show=rank == 0)
@@ -173,16 +176,20 @@ class _Run:
         assert found is not None, "every rank has given its share"
         return found
 
+    def _predictions(self, digest: str) -> Path:
+        return self.out / "predictions" / digest[:16]
+
     def validate(self, step: int) -> Mapping[str, float]:
         """Scores by name."""
-        scores = self.module.task.score(self.examples, self.predict(step))
+        scores = self.module.task.score(self.examples, self.predict())
         return {name: entry["value"] for name, entry in scores.items()}
 
     def save_best(self, step: int) -> None:
         """Keep this step."""
         self.save("student")
+        digest = weights_digest(self.module)
         if torch.distributed.get_rank() == 0:
-            write_json(self.out / BEST, {"step": step})
+            write_json(self.out / BEST, {"step": step, "weights": digest})
 
     def save(self, name: str) -> None:
         """The student with the task's head, as a folder."""
@@ -199,12 +206,15 @@ class _Run:
 
     def finish(self, train: TaskData, heldout: TaskData, is_scored: bool) -> None:
         """Predictions and submission of the best step, and its scores, last."""
+        step: int | str = "last"
         if is_scored:
-            step = json.loads((self.out / BEST).read_text())["step"]
+            best = json.loads((self.out / BEST).read_text())
+            step, place = best["step"], self._predictions(best["weights"])
+            found = read_partial(place)
+            predictions = {example.id: found[example.id] for example in self.examples}
         else:
-            step = "last"
             self.save("student")
-        predictions = self.predict(step)
+            predictions = self.predict()
         if torch.distributed.get_rank() == 0:
             lines = (json.dumps({"id": k, "prediction": p}) + "\n" for k, p in predictions.items())
             write_text(self.out / "predictions.jsonl", "".join(lines))

@@ -12,7 +12,7 @@ from sharding.writing.atomic import write_text
 from stages.transfer.toy_tasks.scene import IMAGES, Scene, write_picture
 from stages.true_phrases import object_rows
 
-NUM_TEST_PICTURES = 100
+NUM_TEST_PICTURES = 50
 
 
 def write_retrieval(scenes: Sequence[Scene], folder: Path, split: str) -> dict[str, Any]:

@@ -11,14 +11,17 @@ from pretrain_fixtures import tiny_student, toy_samples, toy_tokenizer, write_ob
 
 from stages.student.processor import StudentProcessor
 from stages.student.text.tokenizer import load_tokenizer
+from stages.training.engine import join_ranks
 from stages.transfer.config import TASK_NAMES, FinetuneConfig
 from stages.transfer.example import Example
 from stages.transfer.finetune_all import finetune_all
 from stages.transfer.finetune_task import finetune_task, load_for_task, new_words
 from stages.transfer.predict import predict
+from stages.transfer.task_batch import collate
 from stages.transfer.task_folder import TaskStudent
 from stages.transfer.tasks import TASKS
 from stages.transfer.toy_tasks.write import write_task_files
+from stages.transfer.weights_of_ranks import share_buffers, weights_digest
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +184,27 @@ def test_new_words_are_whole(world: tuple[Path, Path]) -> None:
     student, processor = load_for_task(world[1], task, words=words)
     assert processor.tokenizer.tokenize("Question") == ["question"]
     assert student.embeddings.word_embeddings.num_embeddings == len(processor.tokenizer)
+
+
+def test_partial_predictions_belong_to_their_weights() -> None:
+    """Oracle: the hash changes with a weight, and with a running statistic, and with nothing else."""
+    join_ranks()
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    before = weights_digest(module)
+    share_buffers(module)
+    assert weights_digest(module.train()) == before == weights_digest(module.eval())
+    module[1].running_mean[0] += 1
+    after = weights_digest(module)
+    with torch.no_grad():
+        module[0].weight[0, 0] += 1
+    assert len({before, after, weights_digest(module)}) == 3
+
+
+def test_a_broken_picture_is_named(world: tuple[Path, Path], tmp_path: Path) -> None:
+    """Oracle: ValueError with the file's path, whatever its ending says."""
+    broken = tmp_path / "dev-0-img0.png"
+    broken.write_bytes(b"\xff\xd8\xff no picture")
+    example = Example(id="1", images=(broken,), texts=("a",))
+    processor = StudentProcessor.from_pretrained(world[1])
+    with pytest.raises(ValueError, match="dev-0-img0.png"):
+        collate([example], processor, lambda e: e.texts, cell_px=16)

@@ -1,0 +1,33 @@
+"""What makes all ranks predict with the same network, and tells partial predictions of other weights."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def share_buffers(module: nn.Module) -> None:
+    """Give every rank rank 0's buffers, which are those of the saved student: the running statistics
+    of a BatchNorm over a rank's micro-batch differ from rank to rank. A collective."""
+    for buffer in module.buffers():
+        torch.distributed.broadcast(buffer, src=0)
+
+
+@torch.no_grad()
+def weights_digest(module: nn.Module) -> str:
+    """A hash of all weights and buffers, the same on every rank. A collective.
+
+    Weights that ZeRO 3 has cut are hashed piece by piece, so that their hash is another one on
+    another number of ranks.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        own = getattr(tensor, "ds_tensor", tensor).detach().cpu().contiguous()
+        digest.update(f"{name} {own.dtype} {tuple(own.shape)}".encode())
+        digest.update(own.view(-1).view(torch.uint8).numpy().tobytes())
+    found: list[str] = [""] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, digest.hexdigest())
+    return hashlib.sha256("".join(sorted(set(found))).encode()).hexdigest()
