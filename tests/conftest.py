@@ -67,6 +67,7 @@ SLOW = (
     "sharding/test_stream.py",
     "stages/test_batch_invariance.py",
     "stages/test_distill_kill.py",
+    "stages/test_finetune_ranks.py",
     "stages/test_distill_parser.py",
     "stages/test_pretrain_average.py",
     "stages/test_pretrain_engine.py",

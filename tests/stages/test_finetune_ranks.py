@@ -20,7 +20,7 @@ from stages.transfer.toy_tasks.write import write_task_files
 
 SCRIPT = Path(__file__).with_name("finetune_ranks.py")
 needs_time = pytest.mark.skipif(
-    "RANKS_TESTS" not in os.environ, reason="five processes, a minute or two: make ranks-test"
+    "RANKS_TESTS" not in os.environ, reason="takes minutes: make ranks-test"
 )
 CONFIG = {"task": "snli_ve", "num_steps": 2, "micro_batch_size": 2, "micro_batches_per_step": 2,
           "checkpoint_steps": 1, "validate_steps": 2}  # fmt: skip
