@@ -57,6 +57,11 @@ def add_use_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="PNG",
         help="write a copy of the picture with point and box",
     )
+    serve = _add(commands, "serve", "a page in the browser with all of these", _serve)
+    serve.add_argument("--pictures", type=user_path, metavar="DIR", help="a folder to search in")
+    serve.add_argument("--index", type=user_path, metavar="DIR", help="as of search")
+    serve.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
     plan = _add(
         commands,
         "retrieval-plan",
@@ -128,6 +133,17 @@ def _point(args: argparse.Namespace) -> int:
     if args.out:
         draw_point(args.picture, found, args.out)
     print(json.dumps(found))
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from pipeline.serve.server import StudentApp, make_server
+
+    app = StudentApp(args.student, args.pictures, args.index)
+    with make_server(app, host=args.host, port=args.port) as server:
+        host, port = server.server_address[:2]
+        print(f"Open http://{host!s}:{port}/ in a browser; Ctrl-C ends this.", flush=True)
+        server.serve_forever()
     return 0
 
 

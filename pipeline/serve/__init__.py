@@ -1,0 +1,1 @@
+"""`boxless serve`: a page in the browser that uses a student."""

@@ -1,0 +1,81 @@
+"""The page of `boxless serve`: a form for each thing a student can do, and a script that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+TITLES = {
+    "match": "Which text fits? One a line",
+    "point": "Where is a phrase of a caption?",
+    "answer": "Answer a question",
+    "judge": "Is a statement true?",
+    "search": "Find pictures of the folder for a text",
+}
+"""Action -> what it is called on the page."""
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Boxless: {name}</title>
+<meta name="viewport" content="width=device-width">
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }}
+label {{ display: block; margin: .8rem 0; }}
+textarea, input[type=text], select {{ width: 100%; font: inherit; box-sizing: border-box; }}
+img {{ max-width: 100%; }}
+#error {{ color: #b00020; }}
+</style></head><body>
+<h1>Boxless</h1><p>Student: <code>{name}</code></p>
+<form id="form">
+<label>What to do <select id="action">{options}</select></label>
+<label>Picture <input id="picture" type="file" accept="image/*"></label>
+<label>Text <textarea id="text" rows="3"></textarea></label>
+<label>Phrase of the text (only to point) <input id="phrase" type="text"></label>
+<button>Ask</button>
+</form>
+<p id="error" role="alert"></p><div id="result" aria-live="polite"></div>
+<script>
+const at = id => document.getElementById(id);
+const base64 = file => new Promise((done, fail) => {{
+  const reader = new FileReader();
+  reader.onload = () => done(reader.result.split(",")[1]);
+  reader.onerror = fail;
+  reader.readAsDataURL(file);
+}});
+const show = found => {{
+  const list = document.createElement("ol");
+  for (const row of found.rows) {{
+    const item = document.createElement("li");
+    item.textContent = `${{(100 * row.score).toFixed(1)}} %  ${{row.text}}`;
+    if (row.picture) {{ item.append(document.createElement("br"), picture(row.picture)); }}
+    list.append(item);
+  }}
+  at("result").replaceChildren(list);
+  if (found.picture) at("result").append(picture(found.picture));
+}};
+const picture = uri => {{
+  const image = document.createElement("img");
+  image.src = uri; image.alt = "";
+  return image;
+}};
+at("form").addEventListener("submit", async event => {{
+  event.preventDefault();
+  at("error").textContent = ""; at("result").textContent = "...";
+  const file = at("picture").files[0];
+  const asked = {{ action: at("action").value, text: at("text").value, phrase: at("phrase").value,
+    picture: file ? await base64(file) : null }};
+  const reply = await fetch("ask", {{ method: "POST", body: JSON.stringify(asked),
+    headers: {{ "Content-Type": "application/json" }} }});
+  const found = await reply.json();
+  at("result").textContent = "";
+  if (found.error) at("error").textContent = found.error; else show(found);
+}});
+</script></body></html>
+"""
+
+
+def page(name: str, actions: Sequence[str]) -> str:
+    """The page of a student that can do some actions."""
+    options = "".join(
+        f'<option value="{action}">{escape(TITLES[action])}</option>' for action in actions
+    )
+    return PAGE.format(name=escape(name), options=options)

@@ -1,0 +1,136 @@
+"""The server of `boxless serve`: Python's own http.server, one request after the other.
+
+A page of one form needs no framework. Serves this machine alone unless another address is asked for.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import tempfile
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+from pipeline.pages.thumbnails import thumbnail
+from pipeline.serve.page import page
+from stages.transfer import use
+
+MAX_BYTES = 64 << 20
+"""Of a request: a picture as base64."""
+NUM_FOUND = 5
+LONGEST_PX = 320
+
+
+class StudentApp:
+    """What a student folder can do, as answers to requests. pictures: a folder to search in, or
+    None; index: where what the CNN made of them is kept."""
+
+    def __init__(self, student: Path, pictures: Path | None, index: Path | None) -> None:
+        if not (student / "config.json").is_file():
+            raise ValueError(f"{student}: got no config.json, expected the folder of a student")
+        self.student, self.pictures = student, pictures
+        self.index = index or (pictures / ".boxless-index" if pictures else None)
+        taught = {path.name for path in student.glob("tasks/*")}
+        self.actions = ["match", "point"]
+        self.actions += ["answer"] if "vqa" in taught else []
+        self.actions += ["judge"] if taught & {"nlvr", "snli_ve"} else []
+        self.actions += ["search"] if pictures else []
+
+    def ask(self, asked: Any) -> dict[str, Any]:
+        """{"rows": [{"score", "text"}], "picture"?} to {"action", "text", "phrase", "picture" (base64)}.
+        ValueError says what is missing or wrong."""
+        if not isinstance(asked, dict) or asked.get("action") not in self.actions:
+            raise ValueError(f"action: expected one of {', '.join(self.actions)}")
+        action, text = asked["action"], str(asked.get("text") or "").strip()
+        if not text:
+            raise ValueError("text: got none, expected some words")
+        if action == "search":
+            return self._search(text)
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Path(folder) / "picture"
+            picture.write_bytes(_decoded(asked.get("picture")))
+            return self._of_picture(action, picture, text, str(asked.get("phrase") or ""))
+
+    def _of_picture(self, action: str, picture: Path, text: str, phrase: str) -> dict[str, Any]:
+        if action == "match":
+            texts = [line.strip() for line in text.splitlines() if line.strip()]
+            return {"rows": _rows(use.match(self.student, picture, texts))}
+        if action == "answer":
+            return {"rows": _rows(use.answer(self.student, picture, text)["best"])}
+        if action == "judge":
+            found = use.judge(self.student, picture, text)["probabilities"]
+            return {"rows": _rows(sorted(found.items(), key=lambda item: -item[1]))}
+        found = use.point(self.student, picture, text, phrase)
+        drawn = picture.with_name("drawn.png")
+        use.draw_point(picture, found, drawn)
+        return {"rows": [], "picture": _data_uri(drawn.read_bytes())}
+
+    def _search(self, text: str) -> dict[str, Any]:
+        assert self.pictures and self.index, "search is among the actions"
+        found = use.search(self.student, self.pictures, text, self.index)[:NUM_FOUND]
+        rows = _rows(found)
+        for row in rows:
+            small = thumbnail((self.pictures / row["text"]).read_bytes(), longest_px=LONGEST_PX)
+            row["picture"] = small.uri if small else None
+        return {"rows": rows}
+
+
+def make_server(app: StudentApp, *, host: str, port: int) -> HTTPServer:
+    """A server of the app's page; port 0 takes a free one. `serve_forever` runs it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        """GET / is the page, POST /ask a question."""
+
+        def do_GET(self) -> None:
+            if self.path != "/":
+                self._reply(HTTPStatus.NOT_FOUND, b"not here", "text/plain")
+                return
+            text = page(str(app.student), app.actions)
+            self._reply(HTTPStatus.OK, text.encode(), "text/html; charset=utf-8")
+
+        def do_POST(self) -> None:
+            try:
+                found = app.ask(json.loads(self._body()))
+                status = HTTPStatus.OK
+            except (ValueError, OSError) as error:
+                found, status = {"error": str(error)}, HTTPStatus.BAD_REQUEST
+            self._reply(status, json.dumps(found).encode(), "application/json")
+
+        def _body(self) -> bytes:
+            # Of another type a browser sends it for any page, without asking us first.
+            if self.headers.get("Content-Type") != "application/json" or self.path != "/ask":
+                raise ValueError("expected POST /ask with application/json")
+            size = int(self.headers.get("Content-Length") or 0)
+            if not 0 < size <= MAX_BYTES:
+                raise ValueError(f"got {size} bytes, expected 1 to {MAX_BYTES}")
+            return self.rfile.read(size)
+
+        def _reply(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    return HTTPServer((host, port), Handler)
+
+
+def _rows(found: Any) -> list[dict[str, Any]]:
+    return [{"text": text, "score": score} for text, score in found]
+
+
+def _decoded(picture: Any) -> bytes:
+    try:
+        data = base64.b64decode(picture or "", validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        data = b""
+    if not data:
+        raise ValueError("picture: got none, expected a file")
+    return data
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

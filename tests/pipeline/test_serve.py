@@ -1,0 +1,134 @@
+"""`boxless serve`: its answers over HTTP, and its page in headless Chromium."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import CHROMIUM
+from PIL import Image
+
+import pipeline.serve.server as server_module
+from pipeline.serve.page import page
+from pipeline.serve.server import StudentApp, make_server
+
+NAME = "<b>student</b>"
+
+
+@pytest.fixture()
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudentApp:
+    """A student folder that knows vqa, with a folder of one picture, and a network that is not there:
+    what it says is the length of the text."""
+    (tmp_path / NAME.replace("/", "") / "tasks" / "vqa").mkdir(parents=True)
+    folder = tmp_path / NAME.replace("/", "")
+    (folder / "config.json").write_text("{}")
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "red.png")
+    use = server_module.use
+    monkeypatch.setattr(use, "match", lambda s, p, texts: [(t, len(t) / 10) for t in texts])
+    monkeypatch.setattr(use, "answer", lambda s, p, t: {"best": [("red", 0.9), ("blue", 0.1)]})
+    monkeypatch.setattr(use, "search", lambda s, folder, t, i: [("red.png", 0.75)])
+    monkeypatch.setattr(
+        use, "point", lambda s, p, t, f: {"point": [0.5, 0.5], "boxes": [[0, 0, 1, 1]]}
+    )
+    return StudentApp(folder, tmp_path, None)
+
+
+@pytest.fixture()
+def address(app: StudentApp) -> Iterator[str]:
+    """Of a running server."""
+    with make_server(app, host="127.0.0.1", port=0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+        thread.join()
+
+
+def _ask(address: str, asked: Any, kind: str = "application/json") -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"{address}ask", data=json.dumps(asked).encode(), headers={"Content-Type": kind}
+    )
+    try:
+        return json.loads(urllib.request.urlopen(request, timeout=60).read())
+    except urllib.error.HTTPError as error:
+        return json.loads(error.read())
+
+
+def _picture() -> str:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 6), "red").save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def test_answers(address: str) -> None:
+    """Oracle: by hand, of the network that is not there; a point comes as a picture."""
+    rows = _ask(address, {"action": "match", "text": "ab\n\nc", "picture": _picture()})["rows"]
+    assert rows == [{"text": "ab", "score": 0.2}, {"text": "c", "score": 0.1}]
+    rows = _ask(address, {"action": "answer", "text": "Color?", "picture": _picture()})["rows"]
+    assert rows[0] == {"text": "red", "score": 0.9}
+    [row] = _ask(address, {"action": "search", "text": "red"})["rows"]
+    assert row["text"] == "red.png" and row["picture"].startswith("data:image/png;base64,")
+    found = _ask(address, {"action": "point", "text": "a b", "phrase": "b", "picture": _picture()})
+    drawn = base64.b64decode(found["picture"].partition(",")[2])
+    assert Image.open(io.BytesIO(drawn)).size == (8, 6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "words"),
+    [
+        ({"action": "match", "text": "a"}, "application/json", "picture: got none"),
+        ({"action": "match", "text": "a", "picture": "!"}, "application/json", "picture: got none"),
+        ({"action": "answer", "text": " "}, "application/json", "text: got none"),
+        ({"action": "judge", "text": "a"}, "application/json", "action: expected one of"),
+        ([], "application/json", "action: expected one of"),
+        ({"action": "match"}, "text/plain", "application/json"),
+    ],
+)
+def test_what_cannot_be_answered(address: str, asked: Any, kind: str, words: str) -> None:
+    """Oracle: words that say what is missing; the server goes on."""
+    assert words in _ask(address, asked, kind)["error"]
+    assert _ask(address, {"action": "search", "text": "red"})["rows"]
+
+
+def test_the_page_escapes_the_folder_and_offers_what_is_known(app: StudentApp) -> None:
+    """Oracle: by hand."""
+    text = page(NAME, app.actions)
+    assert "&lt;b&gt;student" in text and NAME not in text
+    assert app.actions == ["match", "point", "answer", "search"]
+    with pytest.raises(ValueError, match=r"config\.json"):
+        StudentApp(app.pictures or Path(), None, None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_the_page_asks_and_shows(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: in a browser, a search that a script types in shows the folder's picture and score."""
+    typed = (
+        "<script>at('action').value = 'search'; at('text').value = 'red';"
+        "at('form').requestSubmit();</script></body>"
+    )
+    monkeypatch.setattr(
+        server_module, "page", lambda *given: page(*given).replace("</body>", typed)
+    )
+    assert CHROMIUM is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'b'}"]
+    for budget in (5_000, 60_000):  # a busy machine may need more
+        done = subprocess.run(
+            [CHROMIUM, *flags, f"--virtual-time-budget={budget}", "--dump-dom", address],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if "red.png" in done.stdout:
+            break
+    assert "75.0 %" in done.stdout and "data:image/png;base64," in done.stdout
