@@ -92,11 +92,12 @@ def make_server(app: StudentApp, *, host: str, port: int) -> HTTPServer:
             self._reply(HTTPStatus.OK, text.encode(), "text/html; charset=utf-8")
 
         def do_POST(self) -> None:
+            status = HTTPStatus.OK
             try:
-                found = app.ask(json.loads(self._body()))
-                status = HTTPStatus.OK
+                found: dict[str, Any] = app.ask(json.loads(self._body()))
             except (ValueError, OSError) as error:
-                found, status = {"error": str(error)}, HTTPStatus.BAD_REQUEST
+                found = {"error": str(error)}
+                status = HTTPStatus.BAD_REQUEST
             self._reply(status, json.dumps(found).encode(), "application/json")
 
         def _body(self) -> bytes:

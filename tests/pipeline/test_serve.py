@@ -20,6 +20,7 @@ from PIL import Image
 import pipeline.serve.server as server_module
 from pipeline.serve.page import page
 from pipeline.serve.server import StudentApp, make_server
+from stages.transfer import use
 
 NAME = "<b>student</b>"
 
@@ -32,7 +33,6 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudentApp:
     folder = tmp_path / NAME.replace("/", "")
     (folder / "config.json").write_text("{}")
     Image.new("RGB", (8, 6), "red").save(tmp_path / "red.png")
-    use = server_module.use
     monkeypatch.setattr(use, "match", lambda s, p, texts: [(t, len(t) / 10) for t in texts])
     monkeypatch.setattr(use, "answer", lambda s, p, t: {"best": [("red", 0.9), ("blue", 0.1)]})
     monkeypatch.setattr(use, "search", lambda s, folder, t, i: [("red.png", 0.75)])

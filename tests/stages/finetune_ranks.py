@@ -34,7 +34,8 @@ def main(job: dict) -> None:
 
 
 def _die_after(num_groups: int) -> None:
-    real, done = module.predict, []
+    real = module.predict
+    done: list[object] = []
 
     def dying(examples, predict_one, *rest, **more):  # type: ignore[no-untyped-def]
         def one(group):  # type: ignore[no-untyped-def]
@@ -45,7 +46,7 @@ def _die_after(num_groups: int) -> None:
 
         return real(examples, one, *rest, **more)
 
-    module.predict = dying
+    module.__dict__["predict"] = dying
 
 
 if __name__ == "__main__":

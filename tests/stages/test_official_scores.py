@@ -47,7 +47,7 @@ def test_nlvr() -> None:
 
 def test_vcr() -> None:
     """Oracle: eval_q2ar.py, the three digits that it prints; a third of the rows have ties."""
-    found = vcr_score(*map(np.array, random_predictions.vcr()))
+    found = vcr_score(*[np.array(part) for part in random_predictions.vcr()])
     shown = [f"{value:.3f}" for value in (found.answer, found.rationale, found.joint)]
     assert shown == ["0.250", "0.252", "0.064"]
 
