@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+from boxless.errors import BoxlessError
 from pipeline.pages.thumbnails import thumbnail
 from pipeline.serve.page import page
 from stages.transfer import use
@@ -30,7 +31,7 @@ class StudentApp:
 
     def __init__(self, student: Path, pictures: Path | None, index: Path | None) -> None:
         if not (student / "config.json").is_file():
-            raise ValueError(f"{student}: got no config.json, expected the folder of a student")
+            raise BoxlessError(f"{student}: got no config.json, expected the folder of a student")
         self.student, self.pictures = student, pictures
         self.index = index or (pictures / ".boxless-index" if pictures else None)
         taught = {path.name for path in student.glob("tasks/*")}
@@ -41,12 +42,12 @@ class StudentApp:
 
     def ask(self, asked: Any) -> dict[str, Any]:
         """{"rows": [{"score", "text"}], "picture"?} to {"action", "text", "phrase", "picture" (base64)}.
-        ValueError says what is missing or wrong."""
+        BoxlessError says what is missing or wrong."""
         if not isinstance(asked, dict) or asked.get("action") not in self.actions:
-            raise ValueError(f"action: expected one of {', '.join(self.actions)}")
+            raise BoxlessError(f"action: expected one of {', '.join(self.actions)}")
         action, text = asked["action"], str(asked.get("text") or "").strip()
         if not text:
-            raise ValueError("text: got none, expected some words")
+            raise BoxlessError("text: got none, expected some words")
         if action == "search":
             return self._search(text)
         with tempfile.TemporaryDirectory() as folder:
@@ -103,10 +104,10 @@ def make_server(app: StudentApp, *, host: str, port: int) -> HTTPServer:
         def _body(self) -> bytes:
             # Of another type a browser sends it for any page, without asking us first.
             if self.headers.get("Content-Type") != "application/json" or self.path != "/ask":
-                raise ValueError("expected POST /ask with application/json")
+                raise BoxlessError("expected POST /ask with application/json")
             size = int(self.headers.get("Content-Length") or 0)
             if not 0 < size <= MAX_BYTES:
-                raise ValueError(f"got {size} bytes, expected 1 to {MAX_BYTES}")
+                raise BoxlessError(f"got {size} bytes, expected 1 to {MAX_BYTES}")
             return self.rfile.read(size)
 
         def _reply(self, status: HTTPStatus, body: bytes, kind: str) -> None:
@@ -129,7 +130,7 @@ def _decoded(picture: Any) -> bytes:
     except (binascii.Error, TypeError, ValueError):
         data = b""
     if not data:
-        raise ValueError("picture: got none, expected a file")
+        raise BoxlessError("picture: got none, expected a file")
     return data
 
 
