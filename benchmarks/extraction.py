@@ -91,8 +91,8 @@ class SleepingDetector:
 class OneAfterTheOther(Flow):
     """The plain way: every step of a picture in the caller's thread."""
 
-    def see(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
-        """As Seer.see."""
+    def objects(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
+        """As ObjectSource.objects."""
         for sample in samples:
             picture = self._detector.prepare(decode(sample))
             with self.clock.during(DEVICE):
@@ -134,12 +134,14 @@ def compare(
     print(f"\n{name}")
     for number in range(options.rounds):
         for way, kind in ways.items():
-            seer = kind(make(), batch_size=1, num_decoders=options.decoders)
+            object_source = kind(make(), batch_size=1, num_decoders=options.decoders)
             out = root / f"{name}-{way}-{number}"
-            catalog = distill(CONFIG, images=root / name, seer=seer, out=out, show=False)
+            catalog = distill(
+                CONFIG, images=root / name, object_source=object_source, out=out, show=False
+            )
             num_pictures = sum(shard.num_ok for shard in catalog.shards)
-            rates[way].append(num_pictures / seer.clock.passed())
-            shares[way].append(seer.clock.share(DEVICE))
+            rates[way].append(num_pictures / object_source.clock.passed())
+            shares[way].append(object_source.clock.share(DEVICE))
             trees[way] = {path.name: sha256_file(path) for path in out.iterdir()}
     assert trees["flow"] == trees["one after the other"], "the two ways wrote different shards"
     for way in ways:
@@ -150,7 +152,10 @@ def compare(
     ratios = [flow / plain for flow, plain in zip(rates["flow"], rates["one after the other"])]
     print(f"  ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     parts = ("decode wait", DEVICE, "selection", "phrases", "write")
-    print("  the flow's last: " + ", ".join(f"{p} {seer.clock.seconds(p):.2f} s" for p in parts))
+    print(
+        "  the flow's last: "
+        + ", ".join(f"{p} {object_source.clock.seconds(p):.2f} s" for p in parts)
+    )
 
 
 def write_photographs(folder: Path, num_pictures: int) -> None:

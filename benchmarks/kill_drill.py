@@ -151,8 +151,10 @@ def _distill(root: Path) -> Work:
     _wait_for_all([_forked(lambda: ingest(INGEST, seed=1, out=images, show=False), None)])
     torch.manual_seed(0)
     save_teacher(root / "teacher", FasterRCNN(NET, num_labels=3, num_attributes=2), **NAMES)
-    seer = make_object_source(DISTILL, root / "teacher")
-    return lambda out: distill(DISTILL, images=images, seer=seer, out=out, show=False)
+    object_source = make_object_source(DISTILL, root / "teacher")
+    return lambda out: distill(
+        DISTILL, images=images, object_source=object_source, out=out, show=False
+    )
 
 
 WORKS = {"ingest": _ingest, "distill": _distill}

@@ -46,7 +46,7 @@ def _distill(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
     distill(
         recipe.distill,
         images=run.images,
-        seer=make_object_source(recipe.distill, run.teacher, run.images),
+        object_source=make_object_source(recipe.distill, run.teacher, run.images),
         out=run.objects,
         show=context.rank == 0,
     )

@@ -39,13 +39,13 @@ class Labeller:
     def __init__(
         self,
         config: DistillConfig,
-        seer: ObjectSource,
+        object_source: ObjectSource,
         chunker: Chunker,
         similarity: Similarity,
         *,
         clock: Clock,
     ) -> None:
-        self._config, self._seer, self._clock = config, seer, clock
+        self._config, self._object_source, self._clock = config, object_source, clock
         self._chunker, self._similarity = chunker, similarity
         self._failures: list[TeacherFailure] = []
 
@@ -68,7 +68,7 @@ class Labeller:
         self._failures.clear()
 
     def _pairs(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, np.ndarray | Failure]]:
-        """Each sample with what the seer has for it."""
+        """Each sample with what the object source has for it."""
         line: deque[Sample] = deque()
 
         def handed_over() -> Iterator[Sample]:
@@ -77,7 +77,7 @@ class Labeller:
                 yield sample
 
         num_results = 0
-        for result in self._seer.see(handed_over()):
+        for result in self._object_source.objects(handed_over()):
             num_results += 1
             if not line:
                 raise DistillError(
@@ -143,10 +143,12 @@ class Labeller:
         except ShardError as error:
             raise ShardError(f"{where}{error}") from error
         names = objects.dtype.names or ()
-        num_labels, num_attributes = map(len, (self._seer.label_names, self._seer.attribute_names))
+        num_labels, num_attributes = map(
+            len, (self._object_source.label_names, self._object_source.attribute_names)
+        )
         expected = object_dtype(
-            feature_size=self._seer.feature_size,
-            num_top=self._seer.num_top,
+            feature_size=self._object_source.feature_size,
+            num_top=self._object_source.num_top,
             attributes=num_attributes > 0,
         )
         if objects.dtype != expected:

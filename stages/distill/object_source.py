@@ -43,7 +43,7 @@ class Named(Protocol):
 class ObjectSource(Named, Protocol):
     """A teacher as `label.py` needs it."""
 
-    def see(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
+    def objects(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
         """A result a sample, in their order: an array of `sharding.format.schema.object_dtype`,
         rows by falling score and boxes in pixels of the original picture, or why there is none.
 

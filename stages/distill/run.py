@@ -77,13 +77,13 @@ def distill(
     config: DistillConfig,
     *,
     images: Path,
-    seer: ObjectSource,
+    object_source: ObjectSource,
     out: Path,
     show: bool = True,
 ) -> Catalog:
     """Label the image shards of the catalog in folder `images`, both splits; returns the catalog.
 
-    seer: whose objects; `seers.make_seer` has the recipe's.
+    object_source: whose objects; `make_object_source` has the recipe's.
 
     Any number of processes may do so at once, each returns when all is done. Shards in `out` that
     are done are skipped. A picture that cannot be decoded or detected is a Failure in the manifest.
@@ -95,12 +95,12 @@ def distill(
     say = functools.partial(print, flush=True)
     chunker = make_chunker(
         config,
-        seer.label_names,
-        seer.attribute_names,
+        object_source.label_names,
+        object_source.attribute_names,
         say=say if show else lambda text: None,
     )
-    similarity = make_similarity(config, seer.label_names, seer.attribute_names)
-    fingerprint = _fingerprint(config, seer, chunker, similarity)
+    similarity = make_similarity(config, object_source.label_names, object_source.attribute_names)
+    fingerprint = _fingerprint(config, object_source, chunker, similarity)
     shards = {shard.tar: shard for shard in _image_catalog(images).shards}
     with Worker(
         out,
@@ -110,16 +110,16 @@ def distill(
         lease_seconds=config.lease_seconds,
         fatal=(DistillError,),
     ) as worker:
-        clock = seer.clock if isinstance(seer, InferencePipeline) else Clock()
-        labeller = Labeller(config, seer, chunker, similarity, clock=clock)
+        clock = object_source.clock if isinstance(object_source, InferencePipeline) else Clock()
+        labeller = Labeller(config, object_source, chunker, similarity, clock=clock)
         _label_shards(
             worker, shards, labeller, fingerprint, images=images, out=out, clock=clock, show=show
         )
         with worker.finalize() as is_last:
             if is_last:
-                about = _about(seer, chunker, similarity)
-                if isinstance(seer, PrecomputedObjects):
-                    account = seer.account(_infos(images))
+                about = _about(object_source, chunker, similarity)
+                if isinstance(object_source, PrecomputedObjects):
+                    account = object_source.account(_infos(images))
                     say(f"distill: {account}")
                     about["features"] = asdict(account)
                 _write_about(out, about, fingerprint, accept_versions=config.accept_versions)
@@ -186,7 +186,7 @@ def finish(images: Path, out: Path) -> Catalog:
 
     The catalog tells, beside what the images' catalog tells: label_names, attribute_names,
     feature_size, num_top (the length of a soft label), teacher (its fingerprint), chunker,
-    similarity, and with a FeatureSeer features, its Account.
+    similarity, and with a PrecomputedObjects features, its Account.
     Raises DistillError where shards are missing or of other settings, and ShardError where one
     lost a picture.
     """
@@ -288,13 +288,13 @@ def _times(num_pictures: int, clock: Clock) -> str:
 
 
 def _fingerprint(
-    config: DistillConfig, seer: ObjectSource, chunker: Chunker, similarity: Similarity
+    config: DistillConfig, object_source: ObjectSource, chunker: Chunker, similarity: Similarity
 ) -> dict[str, str]:
     """What shapes every shard, the input apart."""
     shaping = {k: v for k, v in asdict(config).items() if k not in _OUTSIDE_THE_FINGERPRINT}
     return {
         "distill": sha256_of(shaping),
-        "teacher": seer.fingerprint,
+        "teacher": object_source.fingerprint,
         "phrases": chunker.fingerprint,
         "similarity": similarity.fingerprint,
         **_arithmetic(config),
@@ -330,13 +330,13 @@ def _with_input(fingerprint: dict[str, str], shard: ShardEntry) -> dict[str, str
     return {**fingerprint, "input": shard.manifest_sha256}
 
 
-def _about(seer: ObjectSource, chunker: Chunker, similarity: Similarity) -> dict[str, Any]:
+def _about(object_source: ObjectSource, chunker: Chunker, similarity: Similarity) -> dict[str, Any]:
     return {
-        "label_names": list(seer.label_names),
-        "attribute_names": list(seer.attribute_names),
-        "feature_size": seer.feature_size,
-        "num_top": seer.num_top,
-        "teacher": seer.fingerprint,
+        "label_names": list(object_source.label_names),
+        "attribute_names": list(object_source.attribute_names),
+        "feature_size": object_source.feature_size,
+        "num_top": object_source.num_top,
+        "teacher": object_source.fingerprint,
         "chunker": chunker.name,
         "similarity": similarity.name,
     }

@@ -34,7 +34,7 @@ class TruthObjects:
         self._rows = {name: row for row, name in enumerate(self.label_names)}
         self.fingerprint = sha256_of(["truth", self.label_names])
 
-    def see(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
+    def objects(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
         """The true objects of each sample, in the source's order."""
         for sample in samples:
             yield self._objects(sample)

@@ -64,7 +64,9 @@ class FakeTeacher:
         return objects
 
 
-def seer_of(detector: Detector, *, batch_size: int = 2, num_decoders: int = 2) -> InferencePipeline:
+def source_of(
+    detector: Detector, *, batch_size: int = 2, num_decoders: int = 2
+) -> InferencePipeline:
     """A detector put to work."""
     return InferencePipeline(detector, batch_size=batch_size, num_decoders=num_decoders)
 

@@ -95,7 +95,7 @@ class InferencePipeline:
         batch in the detector's hands, and two for each decoder."""
         return self._window + self._batch_size + 2 * self._num_decoders
 
-    def see(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
+    def objects(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
         """As ObjectSource.see. Its threads end with it, after the batch that is in the
         detector's hands."""
         rest = iter(samples)

@@ -106,7 +106,7 @@ class PrecomputedObjects:
         if show:
             print(self._about_files(), flush=True)
 
-    def see(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
+    def objects(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
         """The objects of each sample, in order; a Failure where the files have no features of it
         ("no features") or no sound ones ("features: " and the reason)."""
         for sample in samples:

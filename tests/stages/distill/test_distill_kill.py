@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from distill_fakes import FakeTeacher, plain_shards, seer_of, tree_of, write_images
+from distill_fakes import FakeTeacher, plain_shards, source_of, tree_of, write_images
 
 from stages.detector.ops.resize import Prepared
 from stages.distill import run
@@ -37,7 +37,7 @@ def test_killed_anywhere_and_started_again_ends_with_the_same_bytes(tmp_path: Pa
     """
     images, whole = tmp_path / "images", tmp_path / "whole"
     write_images(images, plain_shards())
-    run.distill(CONFIG, images=images, seer=seer_of(FakeTeacher()), out=whole)
+    run.distill(CONFIG, images=images, object_source=source_of(FakeTeacher()), out=whole)
     subprocess.run(
         [sys.executable, __file__, str(images), str(tmp_path / "killed")],
         check=True,
@@ -58,7 +58,7 @@ def test_told_to_stop_it_gives_its_shard_back_at_once(tmp_path: Path) -> None:
     bytes."""
     images, whole, out = tmp_path / "images", tmp_path / "whole", tmp_path / "stopped"
     write_images(images, plain_shards())
-    run.distill(CONFIG, images=images, seer=seer_of(FakeTeacher()), out=whole)
+    run.distill(CONFIG, images=images, object_source=source_of(FakeTeacher()), out=whole)
     stopped = subprocess.run(
         [sys.executable, __file__, str(images), str(out), "stop"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -67,7 +67,7 @@ def test_told_to_stop_it_gives_its_shard_back_at_once(tmp_path: Path) -> None:
     assert stopped.returncode == 128 + signal.SIGTERM
     left = [path.name for path in out.rglob("*")]
     assert not [name for name in left if name.endswith((".claim", ".tar"))], left
-    run.distill(CONFIG, images=images, seer=seer_of(FakeTeacher()), out=out)
+    run.distill(CONFIG, images=images, object_source=source_of(FakeTeacher()), out=out)
     assert tree_of(out) == tree_of(whole)
 
 
@@ -100,7 +100,7 @@ def run_in_fork(images: Path, out: Path, last: int | None) -> int:
             os.fsync = dying(os.fsync, moments, last)
             os.replace = dying(os.replace, moments, last)
             teacher.detect = dying(teacher.detect, moments, last)  # type: ignore[method-assign]
-        run.distill(CONFIG, images=images, seer=seer_of(teacher), out=out)
+        run.distill(CONFIG, images=images, object_source=source_of(teacher), out=out)
         os._exit(0)
     os._exit(1)
 
@@ -133,8 +133,8 @@ def stop(images: Path, out: Path) -> None:
         return detect(prepared)
 
     teacher.detect = reported  # type: ignore[method-assign]
-    seer = seer_of(teacher, batch_size=1)
-    run.distill(CONFIG, images=images, seer=seer, out=out)
+    object_source = source_of(teacher, batch_size=1)
+    run.distill(CONFIG, images=images, object_source=object_source, out=out)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from distill_fakes import (
     make_sample,
     picture_bytes,
     plain_shards,
-    seer_of,
+    source_of,
     tree_of,
     write_images,
 )
@@ -68,7 +68,7 @@ def test_stock_webdataset_reads_what_teacher_and_captions_say(images: Path, tmp_
     """Oracle: the teacher called on each picture alone, and the selection spelled out; phrases are
     slices of their captions, the rest of the sample is the image shard's."""
     out = tmp_path / "objects"
-    distill(CONFIG, images=images, seer=seer_of(FakeTeacher()), out=out)
+    distill(CONFIG, images=images, object_source=source_of(FakeTeacher()), out=out)
     inputs = {s.key: s for samples in plain_shards().values() for s in samples}
     num_phrases = 0
     for raw in read_raw(out):
@@ -98,7 +98,7 @@ def test_similarities_stand_in_the_order_of_the_objects(images: Path, tmp_path: 
         (0, 2): 1 / 6**0.5,  # light blue circle
         (1, 2): 1 / 6**0.5,
     }
-    distill(CONFIG, images=images, seer=seer_of(FakeTeacher()), out=tmp_path / "objects")
+    distill(CONFIG, images=images, object_source=source_of(FakeTeacher()), out=tmp_path / "objects")
     seen = set()
     for raw in read_raw(tmp_path / "objects"):
         info = json.loads(raw["json"])
@@ -115,7 +115,7 @@ def test_similarities_stand_in_the_order_of_the_objects(images: Path, tmp_path: 
 
 def test_catalog_tells_what_readers_need(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "objects"
-    catalog = distill(CONFIG, images=images, seer=seer_of(FakeTeacher()), out=out)
+    catalog = distill(CONFIG, images=images, object_source=source_of(FakeTeacher()), out=out)
     assert catalog == read_catalog(out)
     assert catalog.kind == "objects"
     assert {shard.tar: shard.split for shard in catalog.shards} == SHARDS
@@ -150,7 +150,7 @@ def test_bad_pictures_are_failures_with_reasons_and_take_nobody_along(
         distill(
             CONFIG,
             images=tmp_path / source,
-            seer=seer_of(FakeTeacher()),
+            object_source=source_of(FakeTeacher()),
             out=tmp_path / f"{source}-out",
         )
     manifest = read_manifest(tmp_path / "images-out" / "train-000000.tar")
@@ -174,7 +174,7 @@ def test_done_shards_are_skipped_and_others_are_not(images: Path, tmp_path: Path
 
     def num_pictures_looked_at(config: DistillConfig = CONFIG, fingerprint: str = "fake/1") -> int:
         teacher = FakeTeacher(fingerprint)
-        distill(config, images=images, seer=seer_of(teacher), out=out)
+        distill(config, images=images, object_source=source_of(teacher), out=out)
         return sum(teacher.batch_sizes)
 
     assert num_pictures_looked_at() == 3 + 4 + 5
@@ -204,7 +204,7 @@ def test_finished_shards_of_other_versions_are_accepted_where_the_recipe_says_so
 
     def num_pictures_looked_at(config: DistillConfig) -> int:
         teacher = FakeTeacher()
-        distill(config, images=images, seer=seer_of(teacher), out=out)
+        distill(config, images=images, object_source=source_of(teacher), out=out)
         return sum(teacher.batch_sizes)
 
     assert num_pictures_looked_at(CONFIG) == 3 + 4 + 5
@@ -222,11 +222,11 @@ def test_finished_shards_of_other_versions_are_accepted_where_the_recipe_says_so
 
 def test_any_number_of_workers_ends_with_the_same_bytes(images: Path, tmp_path: Path) -> None:
     """Oracle: the folder of one worker; and every picture was looked at once, by whomever."""
-    distill(CONFIG, images=images, seer=seer_of(FakeTeacher()), out=tmp_path / "one")
+    distill(CONFIG, images=images, object_source=source_of(FakeTeacher()), out=tmp_path / "one")
     out, teachers = tmp_path / "many", [FakeTeacher() for _ in range(4)]
 
     def work(teacher: FakeTeacher) -> Catalog:
-        return distill(CONFIG, images=images, seer=seer_of(teacher), out=out, show=False)
+        return distill(CONFIG, images=images, object_source=source_of(teacher), out=out, show=False)
 
     with ThreadPoolExecutor(len(teachers)) as pool:
         catalogs = list(pool.map(work, teachers))
@@ -240,8 +240,10 @@ def test_any_number_of_workers_ends_with_the_same_bytes(images: Path, tmp_path: 
 def test_finish_refuses_a_mix_of_settings(images: Path, tmp_path: Path) -> None:
     """A shard of another teacher, or one that lost a picture, must not end in a catalog."""
     out = tmp_path / "objects"
-    distill(CONFIG, images=images, seer=seer_of(FakeTeacher()), out=out)
-    distill(CONFIG, images=images, seer=seer_of(FakeTeacher("b")), out=tmp_path / "other")
+    distill(CONFIG, images=images, object_source=source_of(FakeTeacher()), out=out)
+    distill(
+        CONFIG, images=images, object_source=source_of(FakeTeacher("b")), out=tmp_path / "other"
+    )
     sound = tree_of(out)
     for name in ("train-000001.tar", "train-000001.tar.json"):
         (out / name).write_bytes((tmp_path / "other" / name).read_bytes())
@@ -269,9 +271,21 @@ def test_only_what_changed_goes_to_the_teacher(tmp_path: Path) -> None:
     for name, samples in (("before", before), ("after", after)):
         write_images(tmp_path / name, {"train-000000.tar": samples})
     teacher = FakeTeacher()
-    distill(CONFIG, images=tmp_path / "before", seer=seer_of(FakeTeacher()), out=tmp_path / "out")
-    distill(CONFIG, images=tmp_path / "after", seer=seer_of(teacher), out=tmp_path / "out")
-    distill(CONFIG, images=tmp_path / "after", seer=seer_of(FakeTeacher()), out=tmp_path / "new")
+    distill(
+        CONFIG,
+        images=tmp_path / "before",
+        object_source=source_of(FakeTeacher()),
+        out=tmp_path / "out",
+    )
+    distill(
+        CONFIG, images=tmp_path / "after", object_source=source_of(teacher), out=tmp_path / "out"
+    )
+    distill(
+        CONFIG,
+        images=tmp_path / "after",
+        object_source=source_of(FakeTeacher()),
+        out=tmp_path / "new",
+    )
     assert sum(teacher.batch_sizes) == 3
     assert tree_of(tmp_path / "out") == tree_of(tmp_path / "new")
 
@@ -279,14 +293,16 @@ def test_only_what_changed_goes_to_the_teacher(tmp_path: Path) -> None:
 def test_wrong_input_folders_are_refused(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "objects"
     with pytest.raises(ShardError, match="catalog"):
-        distill(CONFIG, images=tmp_path / "nothing", seer=seer_of(FakeTeacher()), out=out)
-    distill(CONFIG, images=images, seer=seer_of(FakeTeacher()), out=out)
+        distill(
+            CONFIG, images=tmp_path / "nothing", object_source=source_of(FakeTeacher()), out=out
+        )
+    distill(CONFIG, images=images, object_source=source_of(FakeTeacher()), out=out)
     with pytest.raises(DistillError, match="holds objects"):
-        distill(CONFIG, images=out, seer=seer_of(FakeTeacher()), out=tmp_path / "again")
+        distill(CONFIG, images=out, object_source=source_of(FakeTeacher()), out=tmp_path / "again")
     manifest = images / "train-000000.tar.json"
     manifest.write_bytes(manifest.read_bytes() + b"\n")
     with pytest.raises(ShardError, match="train-000000.tar"):
-        distill(CONFIG, images=images, seer=seer_of(FakeTeacher("b")), out=out)
+        distill(CONFIG, images=images, object_source=source_of(FakeTeacher("b")), out=out)
 
 
 class UnsortedTeacher(FakeTeacher):
@@ -336,7 +352,7 @@ def test_a_teacher_at_fault_stops_the_stage(
 ) -> None:
     """Never a shard full of failures for a fault that is not the pictures'."""
     with pytest.raises(error, match=text):
-        distill(CONFIG, images=images, seer=seer_of(teacher), out=tmp_path / "objects")
+        distill(CONFIG, images=images, object_source=source_of(teacher), out=tmp_path / "objects")
     assert not list((tmp_path / "objects").glob("*.tar*"))
 
 
@@ -347,11 +363,18 @@ def test_a_teacher_that_fails_on_everything_stops_the_stage(
     good = make_sample("good", ["a"], np.random.default_rng(0))
     bad = [poisoned(f"bad-{i}") for i in range(8)]
     write_images(tmp_path / "some", {"train-000000.tar": [*bad[:4], good, *bad[4:]]})
-    distill(CONFIG, images=tmp_path / "some", seer=seer_of(FakeTeacher()), out=tmp_path / "a")
+    distill(
+        CONFIG, images=tmp_path / "some", object_source=source_of(FakeTeacher()), out=tmp_path / "a"
+    )
     assert read_manifest(tmp_path / "a" / "train-000000.tar").num_failed == 8
     write_images(tmp_path / "all", {"train-000000.tar": bad})
     with pytest.raises(DistillError, match="5 pictures in a row, last on bad-4"):
-        distill(CONFIG, images=tmp_path / "all", seer=seer_of(FakeTeacher()), out=tmp_path / "b")
+        distill(
+            CONFIG,
+            images=tmp_path / "all",
+            object_source=source_of(FakeTeacher()),
+            out=tmp_path / "b",
+        )
 
 
 class FullTeacher(FakeTeacher):
@@ -370,7 +393,7 @@ def test_memory_too_small_for_any_picture_stops_the_stage(
         distill(
             CONFIG,
             images=tmp_path / "images",
-            seer=seer_of(FullTeacher()),
+            object_source=source_of(FullTeacher()),
             out=tmp_path / "objects",
         )
     assert not list((tmp_path / "objects").glob("*.tar*"))
@@ -392,19 +415,24 @@ def test_failures_with_kept_samples_between_are_in_no_row(
         distill(
             CONFIG,
             images=tmp_path / name,
-            seer=seer_of(FakeTeacher(), batch_size=1),
+            object_source=source_of(FakeTeacher(), batch_size=1),
             out=tmp_path / "out",
         )
     assert read_manifest(tmp_path / "out" / "train-000000.tar").num_failed == 6
     with pytest.raises(DistillError, match="5 pictures in a row"):
-        distill(CONFIG, images=tmp_path / "bad", seer=seer_of(FakeTeacher()), out=tmp_path / "none")
+        distill(
+            CONFIG,
+            images=tmp_path / "bad",
+            object_source=source_of(FakeTeacher()),
+            out=tmp_path / "none",
+        )
 
 
 def test_the_screen_tells_where_the_time_went(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Oracle: every part is named, with pictures a second and the device's share."""
-    distill(CONFIG, images=images, seer=seer_of(FakeTeacher()), out=tmp_path / "objects")
+    distill(CONFIG, images=images, object_source=source_of(FakeTeacher()), out=tmp_path / "objects")
     (line,) = [text for text in capsys.readouterr().out.splitlines() if "pictures/s" in text]
     seconds = r"[\d.e-]+ s"
     parts = ("decode wait", "device", "selection", "phrases", "write")
@@ -418,7 +446,10 @@ def test_the_screen_tells_where_the_time_went(
 def test_a_data_set_without_any_sound_picture_is_finished(tmp_path: Path) -> None:
     write_images(tmp_path / "images", {"train-000000.tar": [poisoned("p")]})
     catalog = distill(
-        CONFIG, images=tmp_path / "images", seer=seer_of(FakeTeacher()), out=tmp_path / "objects"
+        CONFIG,
+        images=tmp_path / "images",
+        object_source=source_of(FakeTeacher()),
+        out=tmp_path / "objects",
     )
     assert catalog is not None
     assert catalog.shards[0].num_failed == 1

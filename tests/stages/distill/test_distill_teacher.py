@@ -53,8 +53,8 @@ def test_shards_hold_what_the_teacher_sees_in_each_picture_alone(tmp_path: Path)
         batch_size=3, phrases="lexicon", score_threshold=0.0, max_objects=5, min_objects=0
     )
     out = tmp_path / "objects"
-    seer = make_object_source(config, tmp_path / "teacher")
-    catalog = distill(config, images=tmp_path / "images", seer=seer, out=out)
+    object_source = make_object_source(config, tmp_path / "teacher")
+    catalog = distill(config, images=tmp_path / "images", object_source=object_source, out=out)
     assert catalog is not None
     assert (catalog.metadata["feature_size"], catalog.metadata["num_top"]) == (12, 3)
     assert catalog.metadata["teacher"] == teacher.fingerprint

@@ -31,10 +31,10 @@ def _images(folder: Path, labels: list[str]) -> Path:
 def test_objects_are_the_sources_own_boxes(tmp_path: Path) -> None:
     """Oracle: the sample's truth, row by row; a sample without truth has no objects."""
     images = _images(tmp_path, list(SHAPES))
-    seer = make_object_source(DistillConfig(teacher="truth"), tmp_path / "teacher", images)
+    object_source = make_object_source(DistillConfig(teacher="truth"), tmp_path / "teacher", images)
     sample = toy_samples(24, 6)[0]
     blank = replace(sample, info={k: v for k, v in sample.info.items() if k != "truth"})
-    objects, none = seer.see([sample, blank])
+    objects, none = object_source.objects([sample, blank])
     truth = sample.info["truth"]
     assert isinstance(objects, np.ndarray) and len(objects) == len(truth["labels"]) > 0
     np.testing.assert_array_equal(objects["box"], np.array(truth["boxes"], np.float32))

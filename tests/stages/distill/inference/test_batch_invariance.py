@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from distill_fakes import make_sample, picture_bytes, seer_of, tree_of, write_images
+from distill_fakes import make_sample, picture_bytes, source_of, tree_of, write_images
 
 from sharding.format.schema import Failure, Sample
 from stages.detector.model.faster_rcnn import FasterRCNN
@@ -127,9 +127,9 @@ def make_samples(num: int) -> list[Sample]:
 
 def look(teacher: Teacher, samples: list[Sample], batch_size: int) -> dict[str, np.ndarray]:
     """Objects by key."""
-    flow = seer_of(teacher, batch_size=batch_size, num_decoders=2)
+    flow = source_of(teacher, batch_size=batch_size, num_decoders=2)
     objects = {}
-    for sample, result in zip(samples, flow.see(samples), strict=True):
+    for sample, result in zip(samples, flow.objects(samples), strict=True):
         assert not isinstance(result, Failure), result
         objects[sample.key] = result
     return objects
@@ -227,8 +227,10 @@ def test_any_number_of_workers_writes_the_same_tars(tmp_path: Path) -> None:
         teacher, out = teacher_of("plain"), tmp_path / str(num_workers)
 
         def work(number: int, teacher: Teacher = teacher, out: Path = out) -> None:
-            seer = seer_of(teacher, batch_size=1 + number, num_decoders=1 + number)
-            distill(config, images=tmp_path / "images", seer=seer, out=out, show=False)
+            object_source = source_of(teacher, batch_size=1 + number, num_decoders=1 + number)
+            distill(
+                config, images=tmp_path / "images", object_source=object_source, out=out, show=False
+            )
 
         with ThreadPoolExecutor(num_workers) as pool:
             list(pool.map(work, range(num_workers)))

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from distill_fakes import POISON, FakeTeacher, picture_bytes, seer_of
+from distill_fakes import POISON, FakeTeacher, picture_bytes, source_of
 
 from sharding.format.schema import Failure, Sample
 from stages.detector.device import pick_device
@@ -74,12 +74,12 @@ def test_results_are_those_of_each_alone_in_order(batch_size: int, num_decoders:
             return super().detect(prepared)
 
     teacher = Watching()
-    seer = seer_of(teacher, batch_size=batch_size, num_decoders=num_decoders)
-    assert bytes_of(list(seer.see(samples))) == alone(samples)
+    object_source = source_of(teacher, batch_size=batch_size, num_decoders=num_decoders)
+    assert bytes_of(list(object_source.objects(samples))) == alone(samples)
     assert max(teacher.batch_sizes) <= batch_size and sum(teacher.batch_sizes) == 60
     assert max(map(len, sizes)) == 1
     assert batch_size == 1 or max(teacher.batch_sizes) > 1
-    assert list(seer.see([])) == []
+    assert list(object_source.objects([])) == []
 
 
 def test_batches_follow_from_the_line_alone() -> None:
@@ -108,8 +108,8 @@ def test_pictures_on_their_way_are_bounded() -> None:
             num_read += 1
             yield sample
 
-    flow = seer_of(FakeTeacher(), batch_size=4, num_decoders=2)
-    for number, _ in enumerate(flow.see(reading())):
+    flow = source_of(FakeTeacher(), batch_size=4, num_decoders=2)
+    for number, _ in enumerate(flow.objects(reading())):
         most = max(most, num_read - number)
         time.sleep(0.001)
     assert most == flow.most_passing == 4 * 4 + 4 + 2 * 2
@@ -120,8 +120,10 @@ def test_a_picture_among_broken_ones_waits_for_no_other() -> None:
     good, *broken = samples_of(61)
     broken = [replace(sample, image=b"no picture") for sample in broken]
     results: list[np.ndarray | Failure] = []
-    flow = seer_of(FakeTeacher(), batch_size=4)
-    seeing = threading.Thread(target=lambda: results.extend(flow.see([good, *broken])), daemon=True)
+    flow = source_of(FakeTeacher(), batch_size=4)
+    seeing = threading.Thread(
+        target=lambda: results.extend(flow.objects([good, *broken])), daemon=True
+    )
     seeing.start()
     seeing.join(30)
     assert [isinstance(result, Failure) for result in results] == [False] + [True] * 60
@@ -146,7 +148,9 @@ def test_stages_overlap() -> None:
                 barrier.wait()
             return super().detect(prepared)
 
-    for number, _ in enumerate(seer_of(Meeting(), batch_size=1, num_decoders=1).see(samples_of(8))):
+    for number, _ in enumerate(
+        source_of(Meeting(), batch_size=1, num_decoders=1).objects(samples_of(8))
+    ):
         if number == 1:
             barrier.wait()
 
@@ -159,7 +163,7 @@ def test_memory_that_ran_out_halves_the_batch(capsys: pytest.CaptureFixture[str]
         sample_of(f"s{i}", random.integers(0, 256, (8, 8, 3)).astype(np.uint8)) for i in range(24)
     ]
     teacher = NarrowTeacher(3 * 64)
-    assert bytes_of(list(seer_of(teacher, batch_size=8).see(samples))) == alone(samples)
+    assert bytes_of(list(source_of(teacher, batch_size=8).objects(samples))) == alone(samples)
     assert teacher.batch_sizes == [2] * 12
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("Memory ran out with 8 pictures of 8 x 8 pixels at once")
@@ -184,7 +188,7 @@ def test_a_picture_too_large_is_recorded_and_leaves_the_batches_as_they_are(
     samples = [*small[:5], large, *small[5:]]
     teacher = NarrowTeacher(8 * 64, error)
     assert ran_out(error)
-    results = list(seer_of(teacher, batch_size=8).see(samples))
+    results = list(source_of(teacher, batch_size=8).objects(samples))
     reason = "detect: memory ran out on this picture alone"
     assert results.pop(5) == TeacherFailure(key="large", reason=reason, ran_out=True)
     assert bytes_of(results) == alone(small)
@@ -204,7 +208,7 @@ def test_a_bad_picture_takes_no_other_of_its_batch_along() -> None:
     samples = same_size(6)
     samples[2] = sample_of("bad", np.full((8, 8, 3), POISON, np.uint8))
     teacher = FakeTeacher()
-    results = list(seer_of(teacher, batch_size=6).see(samples))
+    results = list(source_of(teacher, batch_size=6).objects(samples))
     bad = results.pop(2)
     assert bad == TeacherFailure(key="bad", reason="detect: RuntimeError: cannot look at")
     assert isinstance(bad, TeacherFailure) and isinstance(bad.error, RuntimeError)
@@ -219,7 +223,7 @@ def test_what_cannot_be_prepared_is_the_teachers_failure() -> None:
 
     samples = samples_of(2)
     samples[0] = replace(samples[0], image=b"no picture")
-    undecoded, unprepared = seer_of(Clumsy()).see(samples)
+    undecoded, unprepared = source_of(Clumsy()).objects(samples)
     assert isinstance(undecoded, Failure) and not isinstance(undecoded, TeacherFailure)
     assert unprepared == TeacherFailure(key="s1", reason="prepare: KeyError: 'scale'")
 
@@ -241,7 +245,7 @@ def test_what_is_raised_in_a_thread_is_raised_here(
     else:
         monkeypatch.setattr(teacher, raises, broken)
     with pytest.raises(Interrupted):
-        list(seer_of(teacher, batch_size=2).see(samples_of(30)))
+        list(source_of(teacher, batch_size=2).objects(samples_of(30)))
     assert_no_threads()
 
 
@@ -251,7 +255,7 @@ def test_what_reading_raises_is_raised_and_ends_the_threads() -> None:
         raise OSError("disk")
 
     with pytest.raises(OSError, match="disk"):
-        list(seer_of(FakeTeacher()).see(reading()))
+        list(source_of(FakeTeacher()).objects(reading()))
     assert_no_threads()
 
 
@@ -266,7 +270,7 @@ def test_closed_early_it_leaves_no_threads_and_no_work() -> None:
             return super().detect(prepared)
 
     teacher = Slow()
-    results = seer_of(teacher, batch_size=1).see(samples_of(50))
+    results = source_of(teacher, batch_size=1).objects(samples_of(50))
     next(results)
     threading.Timer(0.2, may_end.set).start()
     results.close()  # type: ignore[attr-defined]

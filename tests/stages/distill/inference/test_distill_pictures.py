@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from distill_fakes import picture_bytes, seer_of
+from distill_fakes import picture_bytes, source_of
 from PIL import Image
 from test_batch_invariance import teacher_of
 
@@ -79,7 +79,7 @@ def test_pictures_of_any_shape_have_objects_within_them(net: str) -> None:
     for height, width in ((1, 60), (60, 1), (1, 1), (1, 2000), (3000, 2)):
         image = picture_bytes(random.integers(0, 256, (height, width, 3), dtype=np.uint8), "png")
         samples.append(sample_of(image, "png", width, height))
-    for sample, objects in zip(samples, seer_of(teacher_of(net)).see(samples), strict=True):
+    for sample, objects in zip(samples, source_of(teacher_of(net)).objects(samples), strict=True):
         assert not isinstance(objects, Failure) and len(objects) > 0
         left, top, right, bottom = torch.from_numpy(objects["box"].copy()).unbind(1)
         assert (0 <= left).all() and (left < right).all() and (right <= sample.info["width"]).all()

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_features_formats import (
     Written,
-    seer_of,
+    source_of,
     write_butd,
     write_caffe,
     write_coco,
@@ -41,7 +41,7 @@ IDS = ("1", "2", "3")
 
 def reason_of(written: Written, seen: Seen, **fields: Any) -> str:
     """Why the picture has no objects."""
-    (failed,) = seer_of(written, **fields).see([sample_of(seen)])
+    (failed,) = source_of(written, **fields).objects([sample_of(seen)])
     assert isinstance(failed, Failure) and failed.key == f"k-{seen.id}", failed
     return failed.reason
 
@@ -81,13 +81,13 @@ def test_a_broken_field_is_named(
     """The second row of three is broken; the others are as they would be without it."""
     seen = look_at(IDS)
     written = write_lxmert(tmp_path, seen)
-    sound = list(seer_of(written).see(map(sample_of, seen)))
+    sound = list(source_of(written).objects(map(sample_of, seen)))
     rows = [files.lxmert_row(each) for each in seen]
     fields = rows[1].split(b"\t")
     fields[COLUMNS.index(column)] = change(fields[COLUMNS.index(column)])
     rows[1] = b"\t".join(fields)
     (tmp_path / "val.tsv").write_bytes(b"".join(rows))
-    results = list(seer_of(written).see(map(sample_of, seen)))
+    results = list(source_of(written).objects(map(sample_of, seen)))
     assert isinstance(results[1], Failure)
     assert re.match(f"features: {reason}", results[1].reason), results[1].reason
     for at in (0, 2):
@@ -131,7 +131,7 @@ def test_numbers_that_do_not_fit_are_refused(
     seen = look_at(IDS)
     bad = changed(seen[1], **fields)
     written = write(tmp_path, [seen[0], bad, seen[2]])
-    results = list(seer_of(written).see(map(sample_of, seen)))
+    results = list(source_of(written).objects(map(sample_of, seen)))
     assert [isinstance(result, Failure) for result in results] == [False, True, False]
     assert isinstance(results[1], Failure)
     assert re.match(f"features: {reason}", results[1].reason), results[1].reason
@@ -139,7 +139,7 @@ def test_numbers_that_do_not_fit_are_refused(
 
 def test_numbers_beyond_half_precision_become_its_largest(tmp_path: Path) -> None:
     seen = changed(look_at(["1"])[0], features=with_first(1e6))
-    (objects,) = seer_of(write_lxmert(tmp_path, [seen])).see([sample_of(seen)])
+    (objects,) = source_of(write_lxmert(tmp_path, [seen])).objects([sample_of(seen)])
     assert isinstance(objects, np.ndarray)
     check_objects(objects)
     row = int(np.argsort(-seen.scores.astype(np.float16), kind="stable").tolist().index(0))
@@ -218,7 +218,7 @@ def test_scores_that_are_one_half_keep_the_order_of_the_file(tmp_path: Path) -> 
     seen = look("1", np.random.default_rng(0), num=3)
     seen.probabilities[:] = 0
     seen.probabilities[:, 0] = (0.50001, 0.50002, 0.7)
-    (objects,) = seer_of(write_lxmert(tmp_path, [seen])).see([sample_of(seen)])
+    (objects,) = source_of(write_lxmert(tmp_path, [seen])).objects([sample_of(seen)])
     assert isinstance(objects, np.ndarray)
     assert np.array_equal(objects["feature"], seen.features[[2, 0, 1]].astype(np.float16))
 
@@ -227,7 +227,7 @@ def test_boxes_of_a_resized_picture(tmp_path: Path) -> None:
     """Features of a picture of twice the size, and of one turned by a quarter; boxes by hand."""
     (seen,) = look_at(["1"])
     large = replace(seen, width=2 * seen.width + 1, height=2 * seen.height, boxes=seen.boxes * 2)
-    (objects,) = seer_of(write_lxmert(tmp_path, [large])).see([sample_of(seen)])
+    (objects,) = source_of(write_lxmert(tmp_path, [large])).objects([sample_of(seen)])
     assert isinstance(objects, np.ndarray)
     order = np.argsort(-seen.scores.astype(np.float16), kind="stable")
     shrunk = 2 * seen.width / (2 * seen.width + 1)
@@ -243,7 +243,7 @@ def test_boxes_just_over_the_border_are_cut_at_it(tmp_path: Path) -> None:
     for over_px, is_sound in ((0.49, True), (0.6, False)):
         box = np.array([[-over_px, 1, 50 + over_px, 39]], np.float32)
         written = write_lxmert(tmp_path, [replace(seen, boxes=box)])
-        (objects,) = seer_of(written).see([sample_of(seen)])
+        (objects,) = source_of(written).objects([sample_of(seen)])
         assert isinstance(objects, np.ndarray) == is_sound
         if isinstance(objects, np.ndarray):
             assert objects["box"].tolist() == [[0, 1, 50, 39]]
@@ -255,7 +255,7 @@ def test_rows_of_predictions_that_do_not_go_with_the_features(tmp_path: Path) ->
     more = look("2", np.random.default_rng(9), num=len(seen[1].boxes) + 1)
     rows = [files.predictions_row(each) for each in (seen[0], replace(more, id="2"))]
     (tmp_path / "predictions.tsv").write_bytes(b"".join(rows))
-    first, second, third = seer_of(written).see(map(sample_of, seen))
+    first, second, third = source_of(written).objects(map(sample_of, seen))
     assert isinstance(first, np.ndarray)
     assert isinstance(second, Failure) and "of which the predictions have" in second.reason
     assert isinstance(third, Failure)
@@ -266,8 +266,8 @@ def test_rows_of_predictions_that_do_not_go_with_the_features(tmp_path: Path) ->
 def test_equal_rows_of_an_id_are_one(tmp_path: Path, rows: int) -> None:
     seen = look_at(IDS)
     written = write_lxmert(tmp_path, seen + [seen[1]] * (rows - 1))
-    results = list(seer_of(written).see(map(sample_of, seen)))
-    once = list(seer_of(write_lxmert(tmp_path, seen)).see(map(sample_of, seen)))
+    results = list(source_of(written).objects(map(sample_of, seen)))
+    once = list(source_of(write_lxmert(tmp_path, seen)).objects(map(sample_of, seen)))
     assert all(np.array_equal(a, b) for a, b in zip(results, once, strict=True))
 
 
@@ -280,15 +280,15 @@ def test_rows_of_an_id_that_differ_are_refused_or_the_first_counts(
     other = replace(seen[1], features=seen[1].features + 1)
     written = write_lxmert(tmp_path, [*seen, other])
     assert "2 rows of '2' say different things" in reason_of(written, seen[1])
-    (first,) = seer_of(written, duplicates="first").see([sample_of(seen[1])])
-    (alone,) = seer_of(write_lxmert(tmp_path, seen)).see([sample_of(seen[1])])
+    (first,) = source_of(written, duplicates="first").objects([sample_of(seen[1])])
+    (alone,) = source_of(write_lxmert(tmp_path, seen)).objects([sample_of(seen[1])])
     assert np.array_equal(first, alone)
     rows = [files.lxmert_row(each) for each in seen]
     (tmp_path / "val.tsv").write_bytes(rows[1][:99] + b"\r\n" + b"".join(rows))
-    seer = seer_of(written)
-    (whole,) = seer.see([sample_of(seen[1])])
+    object_source = source_of(written)
+    (whole,) = object_source.objects([sample_of(seen[1])])
     assert np.array_equal(whole, alone)
-    account = seer.account([])
+    account = object_source.account([])
     assert (account.num_repeated, account.repeated) == (1, ("2",))
 
 
@@ -303,13 +303,13 @@ def test_rows_without_an_id_are_counted_and_shown(
     written = write_lxmert(tmp_path, seen)
     sound = (tmp_path / "val.tsv").read_bytes()
     (tmp_path / "val.tsv").write_bytes(b"QUJD\r\n\r\n" + sound + b"1" * 30)
-    seer = PrecomputedObjects(FeaturesConfig(**{**written, "feature_size": SIZE}))
-    account = seer.account([])
+    object_source = PrecomputedObjects(FeaturesConfig(**{**written, "feature_size": SIZE}))
+    account = object_source.account([])
     assert account.num_without_id == 2
     assert account.without_id[0].startswith("val.tsv byte 0: no id and tab in b'QUJD")
     shown = capsys.readouterr().out
     assert "features: 3 ids in 3 rows; 2 rows have no id (val.tsv byte 0" in shown
-    assert all(isinstance(r, np.ndarray) for r in seer.see(map(sample_of, seen)))
+    assert all(isinstance(r, np.ndarray) for r in object_source.objects(map(sample_of, seen)))
 
 
 def test_detections_cut_short_are_read_up_to_the_cut(tmp_path: Path) -> None:
@@ -318,14 +318,14 @@ def test_detections_cut_short_are_read_up_to_the_cut(tmp_path: Path) -> None:
     entries = [entry for each in seen for entry in files.coco_entries(each)]
     text = json.dumps(entries)
     (tmp_path / "bbox.json").write_text(text[:-9])
-    seer = seer_of(written)
-    assert seer.account([]).num_without_id == 1
-    first, second, last = seer.see(map(sample_of, seen))
+    object_source = source_of(written)
+    assert object_source.account([]).num_without_id == 1
+    first, second, last = object_source.objects(map(sample_of, seen))
     assert isinstance(first, np.ndarray) and isinstance(second, np.ndarray)
     assert isinstance(last, Failure) or len(last) == len(seen[2].boxes) - 1
     (tmp_path / "bbox.json").write_text('{"annotations": []}')
     with pytest.raises(FeaturesError, match="distill.features.path is .*whose JSON is no list"):
-        seer_of(written)
+        source_of(written)
 
 
 FUZZED = {
@@ -359,7 +359,7 @@ def test_no_damage_gets_past(
         data[int(at * (len(data) - 1))] ^= flip
     (tmp_path / name).write_bytes(data)
     try:
-        results = list(seer_of(written).see(map(sample_of, seen)))
+        results = list(source_of(written).objects(map(sample_of, seen)))
     except FeaturesError:
         return
     assert len(results) == 3
@@ -433,7 +433,7 @@ def test_an_lmdb_cut_short_does_not_kill_the_process(tmp_path: Path) -> None:
     for size, reason in ((50_000, "cut short"), (100, "no LMDB")):
         (tmp_path / "all" / "data.mdb").write_bytes(data[:size])
         with pytest.raises(FeaturesError, match=f"distill.features.path is .*{reason}"):
-            seer_of(written)
+            source_of(written)
 
 
 def test_a_missing_package_is_named() -> None:

@@ -141,7 +141,7 @@ WRITERS = (
 )
 
 
-def seer_of(written: Written, **fields: Any) -> PrecomputedObjects:
+def source_of(written: Written, **fields: Any) -> PrecomputedObjects:
     return PrecomputedObjects(
         FeaturesConfig(**{"feature_size": SIZE, **written, **fields}), show=False
     )
@@ -174,9 +174,11 @@ def test_a_layout_says_what_was_written(
     """Boxes of shares in half precision are off by up to 2^-11 of the picture's longer side."""
     seen = look_at(IDS)
     written = write(tmp_path, seen)
-    seer = seer_of(written)
+    object_source = source_of(written)
     box_px = 60 / 2048 if written["format"] == "uniter-lmdb" else 1e-5
-    for each, objects in zip(seen, seer.see([sample_of(each) for each in seen]), strict=True):
+    for each, objects in zip(
+        seen, object_source.objects([sample_of(each) for each in seen]), strict=True
+    ):
         assert isinstance(objects, np.ndarray), objects
         check_objects(objects)
         expected = expected_of(each, written)
@@ -184,9 +186,9 @@ def test_a_layout_says_what_was_written(
         assert np.abs(objects["box"] - expected["box"]).max() <= box_px
         for name in set(expected.dtype.names or ()) - {"box"}:
             assert np.array_equal(objects[name], expected[name]), name
-    assert tuple(seer.label_names) == (LABELS if "labels" in written else ("object",))
-    assert tuple(seer.attribute_names) == (ATTRIBUTES if "attributes" in written else ())
-    assert seer.feature_size == SIZE
+    assert tuple(object_source.label_names) == (LABELS if "labels" in written else ("object",))
+    assert tuple(object_source.attribute_names) == (ATTRIBUTES if "attributes" in written else ())
+    assert object_source.feature_size == SIZE
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
@@ -195,12 +197,12 @@ def test_pictures_and_features_alone_are_reported(
 ) -> None:
     """Two of three pictures are asked for, and one that nobody looked at."""
     seen = look_at(IDS)
-    seer = seer_of(write(tmp_path, seen))
+    object_source = source_of(write(tmp_path, seen))
     samples = [sample_of(each) for each in (seen[0], *look_at(["43"]), seen[1])]
-    results = list(seer.see(samples))
+    results = list(object_source.objects(samples))
     assert results[1] == Failure(key="k-43", reason="no features")
     assert [isinstance(result, Failure) for result in results] == [False, True, False]
-    account = seer.account((sample.key, sample.info) for sample in samples)
+    account = object_source.account((sample.key, sample.info) for sample in samples)
     assert (account.num_pictures, account.num_pictures_without_features) == (3, 1)
     assert (account.num_features, account.num_features_without_pictures) == (3, 1)
     assert "1000012" in account.features_without_pictures[0]
@@ -212,9 +214,9 @@ def test_rows_of_six_columns_have_no_classes(tmp_path: Path) -> None:
     seen = look_at(IDS)
     names = files.write_names(tmp_path)
     with pytest.raises(FeaturesError, match="distill.features.labels is .* have no classes"):
-        seer_of({**write_butd(tmp_path, seen), **names})
+        source_of({**write_butd(tmp_path, seen), **names})
     with pytest.raises(FeaturesError, match="distill.features.labels is null, but .*ten"):
-        seer_of({**write_lxmert(tmp_path, seen), "labels": None, "attributes": None})
+        source_of({**write_lxmert(tmp_path, seen), "labels": None, "attributes": None})
 
 
 def test_a_broken_first_row_does_not_tell_the_layout(tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_a_broken_first_row_does_not_tell_the_layout(tmp_path: Path) -> None:
     sound = (tmp_path / "val.tsv").read_bytes()
     cut = b"\t".join(sound.split(b"\t")[:6]) + b"\r\n"
     (tmp_path / "val.tsv").write_bytes(cut + sound[sound.index(b"\n") + 1 :])
-    failed, *others = seer_of(written).see(map(sample_of, seen))
+    failed, *others = source_of(written).objects(map(sample_of, seen))
     assert isinstance(failed, Failure)
     assert failed.reason.startswith("features: columns: 6, expected 10")
     assert all(isinstance(objects, np.ndarray) for objects in others)
@@ -235,7 +237,7 @@ def test_the_same_detection_twice_is_one(tmp_path: Path) -> None:
     (seen,) = look_at(["7"])
     written = write_coco(tmp_path, [seen])
     (tmp_path / "bbox.json").write_text(json.dumps(2 * files.coco_entries(seen)))
-    (objects,) = seer_of(written).see([sample_of(seen)])
+    (objects,) = source_of(written).objects([sample_of(seen)])
     assert isinstance(objects, np.ndarray)
     assert len(objects) == len(seen.boxes)
 
@@ -243,7 +245,7 @@ def test_the_same_detection_twice_is_one(tmp_path: Path) -> None:
 def test_features_without_predictions_are_not_enough(tmp_path: Path) -> None:
     for write in (write_oscar, write_oscar_captions):
         with pytest.raises(FeaturesError, match="predictions is null.*no boxes and classes"):
-            seer_of({**write(tmp_path, look_at(IDS)), "predictions": None})
+            source_of({**write(tmp_path, look_at(IDS)), "predictions": None})
 
 
 def test_detections_without_features(tmp_path: Path) -> None:
@@ -255,10 +257,10 @@ def test_detections_without_features(tmp_path: Path) -> None:
         "path": str(tmp_path / "bbox.json"),
         "labels": files.write_categories(tmp_path / "instances.json"),
     }
-    (objects,) = seer_of(written, feature_size=None).see([sample_of(seen)])
+    (objects,) = source_of(written, feature_size=None).objects([sample_of(seen)])
     assert isinstance(objects, np.ndarray)
     assert objects["feature"].tolist() == [[0.0]] * len(seen.boxes)
-    (failed,) = seer_of(written).see([sample_of(seen)])
+    (failed,) = source_of(written).objects([sample_of(seen)])
     assert isinstance(failed, Failure) and "feature: none in a detection" in failed.reason
 
 
@@ -270,7 +272,7 @@ def test_python_3_in_a_script_of_python_2(tmp_path: Path) -> None:
     (tmp_path / "val.tsv").write_bytes(b"\t".join(quoted) + b"\r\n")
     written = write_lxmert(tmp_path, [seen])
     (tmp_path / "val.tsv").write_bytes(b"\t".join(quoted) + b"\r\n")
-    (objects,) = seer_of(written).see([sample_of(seen)])
+    (objects,) = source_of(written).objects([sample_of(seen)])
     assert isinstance(objects, np.ndarray)
     assert np.array_equal(objects, expected_of(seen, written))
 
@@ -282,7 +284,7 @@ def test_confidence_0_is_no_attribute(tmp_path: Path) -> None:
     row[6] = files.base64_of(np.zeros(len(seen.boxes)), "<f4")
     written = write_lxmert(tmp_path, [seen])
     (tmp_path / "val.tsv").write_bytes(b"\t".join(row))
-    (objects,) = seer_of(written).see([sample_of(seen)])
+    (objects,) = source_of(written).objects([sample_of(seen)])
     assert isinstance(objects, np.ndarray)
     assert set(objects["attribute"].tolist()) == {-1}
 
@@ -293,7 +295,7 @@ def test_background_of_given_boxes_goes_to_the_best_class(tmp_path: Path) -> Non
     info = {**files.d2_info(seen), "objects": np.full(len(seen.boxes), len(LABELS))}
     written = write_d2(tmp_path, [seen])
     (tmp_path / "7.npz").write_bytes(files.butd_npz(seen, info))
-    (objects,) = seer_of(written).see([sample_of(seen)])
+    (objects,) = source_of(written).objects([sample_of(seen)])
     assert isinstance(objects, np.ndarray)
     assert np.array_equal(objects, expected_of(seen, written))
 
@@ -319,7 +321,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
         (files.npz_bytes(x=hostile, bbox=seen.boxes, info={}), "features: x: an array of objects"),
     ):
         path.write_bytes(data)
-        (failed,) = seer_of(written).see([sample_of(seen)])
+        (failed,) = source_of(written).objects([sample_of(seen)])
         assert isinstance(failed, Failure)
         assert re.match(reason, failed.reason), failed.reason
         assert not trap.exists()

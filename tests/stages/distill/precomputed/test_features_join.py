@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from distill_fakes import tree_of, write_images
 from features_files import LABELS, SIZE, Seen, look_at, sample_of
-from test_features_formats import expected_of, seer_of, write_lxmert, write_oscar
+from test_features_formats import expected_of, source_of, write_lxmert, write_oscar
 
 from sharding.format.manifest import read_manifest
 from sharding.format.schema import Failure, Sample
@@ -81,17 +81,17 @@ def test_features_are_found_by_file_name(tmp_path: Path) -> None:
     named = replace(seen, id="COCO_val2014_000000000007")
     sample = sample_of(seen, file_name="val2014/COCO_val2014_000000000007.jpg")
     written = write_lxmert(tmp_path, [named])
-    (without,) = seer_of(written).see([sample])
+    (without,) = source_of(written).objects([sample])
     assert without == Failure(key="k-7", reason="no features")
     for fields in (
         {"join": "file_name", "id": "stem"},
         {"id": "number"},
         {"pattern": "COCO_val2014_0*([0-9]+)"},
     ):
-        (objects,) = seer_of(written, **fields).see([sample])
+        (objects,) = source_of(written, **fields).objects([sample])
         assert isinstance(objects, np.ndarray)
         assert np.array_equal(objects, expected_of(seen, written))
-    (failed_result,) = seer_of(written, join="file_name").see([sample_of(seen)])
+    (failed_result,) = source_of(written, join="file_name").objects([sample_of(seen)])
     assert isinstance(failed_result, Failure)
     assert failed_result.reason == "no features: its json has no file_name to find them by"
 
@@ -100,9 +100,9 @@ def test_a_rule_that_finds_nothing_is_reported_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (seen,) = look_at(["COCO_7"])
-    seer = PrecomputedObjects(config_of(write_lxmert(tmp_path, [seen])))
+    object_source = PrecomputedObjects(config_of(write_lxmert(tmp_path, [seen])))
     sample = sample_of(look_at(["7"])[0])
-    assert all(isinstance(result, Failure) for result in seer.see([sample] * 600))
+    assert all(isinstance(result, Failure) for result in object_source.objects([sample] * 600))
     reported = capsys.readouterr().out
     assert (
         reported.count(
@@ -115,17 +115,17 @@ def test_a_rule_that_finds_nothing_is_reported_once(
 def test_a_rule_that_finds_nothing_at_all_is_refused_in_the_end(tmp_path: Path) -> None:
     """Oracle: one picture more or less among the features; the error names both sides' ids."""
     looks = look_at(["COCO_7", "8"])
-    seer = PrecomputedObjects(config_of(write_lxmert(tmp_path, looks)))
+    object_source = PrecomputedObjects(config_of(write_lxmert(tmp_path, looks)))
     samples = [sample_of(look) for look in look_at(["7", "8"])]
     infos = [(sample.key, sample.info) for sample in samples]
-    assert seer.account(infos).num_pictures_without_features == 1
+    assert object_source.account(infos).num_pictures_without_features == 1
     with pytest.raises(
         FeaturesError,
         match="join is 'image_id', by which none of 1 pictures has "
         "features. Sample k-7 asks for '7', the files have .*'COCO_7'",
     ):
-        seer.account(infos[:1])
-    assert seer.account([]).num_pictures == 0
+        object_source.account(infos[:1])
+    assert object_source.account([]).num_pictures == 0
 
 
 def test_the_index_is_kept_and_taken_only_where_it_fits(
@@ -145,16 +145,16 @@ def test_the_index_is_kept_and_taken_only_where_it_fits(
 
     def results(**fields: Any) -> tuple[str, list[Any]]:
         config = config_of(written, **fields)
-        seer = PrecomputedObjects(config, index_folder=folder, show=False)
+        object_source = PrecomputedObjects(config, index_folder=folder, show=False)
         in_memory = PrecomputedObjects(config, show=False)
-        assert seer.fingerprint == in_memory.fingerprint
-        found = list(seer.see(map(sample_of, seen)))
-        for one, other in zip(found, in_memory.see(map(sample_of, seen)), strict=True):
+        assert object_source.fingerprint == in_memory.fingerprint
+        found = list(object_source.objects(map(sample_of, seen)))
+        for one, other in zip(found, in_memory.objects(map(sample_of, seen)), strict=True):
             assert np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other
         del passes[-2:]  # of the one in memory
         taken = list(passes)
         passes.clear()
-        return seer.fingerprint, taken
+        return object_source.fingerprint, taken
 
     first, taken = results()
     assert taken == ["features.tsv", "predictions.tsv"]
@@ -225,13 +225,13 @@ def test_the_fingerprint_is_of_content_not_of_place(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("a", "b")]
     for folder in folders:
         folder.mkdir()
-    a, b = (seer_of(write_lxmert(folder, seen)).fingerprint for folder in folders)
+    a, b = (source_of(write_lxmert(folder, seen)).fingerprint for folder in folders)
     assert a == b
-    assert seer_of(write_lxmert(folders[0], seen), duplicates="first").fingerprint != a
-    assert seer_of(write_lxmert(folders[0], seen[1:])).fingerprint != a
+    assert source_of(write_lxmert(folders[0], seen), duplicates="first").fingerprint != a
+    assert source_of(write_lxmert(folders[0], seen[1:])).fingerprint != a
     written = write_lxmert(folders[0], seen)
     Path(written["labels"]).write_text("\n".join(LABELS[::-1]))
-    assert seer_of(written).fingerprint != a
+    assert source_of(written).fingerprint != a
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
         ({"format": "coco-json", "path": "p", "num_top": 6}, "num_top is 6, but labels names 5"),
     ):
         with pytest.raises(FeaturesError, match=f"^distill.features.{reason}"):
-            seer_of({**fields, **names})
+            source_of({**fields, **names})
 
 
 def shards_of(seen: Sequence[Seen]) -> dict[str, list[Sample]]:
@@ -344,7 +344,7 @@ def test_a_whole_distillation_from_old_features(
     catalog = distill(
         config,
         images=tmp_path / "images",
-        seer=make_object_source(config, tmp_path / "teacher"),
+        object_source=make_object_source(config, tmp_path / "teacher"),
         out=out,
     )
     assert not verify_paths([out], full=True)
@@ -372,7 +372,7 @@ def test_a_whole_distillation_from_old_features(
     distill(
         config,
         images=tmp_path / "images",
-        seer=make_object_source(config, tmp_path / "teacher"),
+        object_source=make_object_source(config, tmp_path / "teacher"),
         out=out,
         show=False,
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import spacy
 import thinc.api
-from distill_fakes import FakeTeacher, make_sample, seer_of, write_images
+from distill_fakes import FakeTeacher, make_sample, source_of, write_images
 from spacy.training import Example
 
 from sharding.reading.sample_reader import iterate
@@ -263,7 +263,7 @@ def test_object_shards_from_the_parser(parser_folder: Path, tmp_path: Path) -> N
     catalog = distill(
         DistillConfig(phrases="parser", parser=str(parser_folder)),
         images=tmp_path / "images",
-        seer=seer_of(FakeTeacher()),
+        object_source=source_of(FakeTeacher()),
         out=tmp_path / "objects",
     )
     assert catalog is not None and catalog.metadata["chunker"].startswith("en_pipeline")

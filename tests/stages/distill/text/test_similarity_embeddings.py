@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import spacy
 import torch
-from distill_fakes import FakeTeacher, make_sample, seer_of, write_images
+from distill_fakes import FakeTeacher, make_sample, source_of, write_images
 from transformers import BertConfig as BertNetConfig
 from transformers import BertModel, PreTrainedTokenizerFast
 
@@ -250,7 +250,7 @@ def test_shards_are_made_anew_when_the_model_changed(tmp_path: Path) -> None:
         catalog = distill(
             config,
             images=tmp_path / "images",
-            seer=seer_of(FakeTeacher()),
+            object_source=source_of(FakeTeacher()),
             out=tmp_path / "objects",
             show=False,
         )
