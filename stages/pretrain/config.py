@@ -181,7 +181,7 @@ class PraConfig:
         if not self.matched_only:
             raise BoxlessError(
                 "pra.matched_only: got false, expected true; distill compares the phrases of a "
-                "caption with the objects of its own picture, so a strange text has no target"
+                "caption with the objects of its own picture, so a mismatched text has no target"
             )
         if self.target_temperature <= 0:
             raise BoxlessError(

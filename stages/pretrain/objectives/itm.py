@@ -49,9 +49,9 @@ class Itm(Objective):
         picture = batch.picture.numpy()
         source = np.arange(len(picture))
         for pair in np.flatnonzero(random.random(len(picture)) < self.config.mismatch):
-            strange = np.flatnonzero(picture != picture[pair])
-            if batch.matched[pair] and len(strange):
-                source[pair] = random.choice(strange)
+            mismatched = np.flatnonzero(picture != picture[pair])
+            if batch.matched[pair] and len(mismatched):
+                source[pair] = random.choice(mismatched)
         batch.matched = batch.matched & torch.from_numpy(source == np.arange(len(picture)))
         if self.contrasts:
             return

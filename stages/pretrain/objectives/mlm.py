@@ -22,7 +22,7 @@ IGNORED = -100
 
 
 class Mlm(Objective):
-    """Hide word pieces, tell them from the rest of the text and the picture.
+    """Mask word pieces, predict them from the rest of the text and the picture.
 
     loss = mean over hidden pieces of -log softmax(E g(h) + b)[piece], with h [D] the fusion's
     output at the piece, g BERT's transform and E [V, D] the word embeddings (SOHO: E h, without
@@ -45,7 +45,7 @@ class Mlm(Objective):
         words = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
         other = torch.from_numpy(random.choice(words, batch.tokens.shape))
         chosen = batch.ordinary & (draw < self.config.probability)
-        # Strange texts are masked too, even if nothing is learned from them: if only matched
+        # Mismatched texts are masked too, even if nothing is learned from them: if only matched
         # texts held [MASK], ITM could tell the answer from that.
         learned = chosen & batch.matched[:, None] if self.config.matched_only else chosen
         batch.mlm_labels = torch.where(learned, batch.tokens, IGNORED)

@@ -24,7 +24,7 @@ IGNORED = -100
 
 
 class Mvm(Objective):
-    """Hide all cells of a code together, so that no neighbour tells; tell the code.
+    """Mask all cells of a code together, so that no neighbour shows it; predict the code.
 
     loss = mean over hidden cells of -log softmax_k(cos(h, code_k) / temperature)[code of the cell],
     h [D] the fusion's output at the cell.
@@ -61,7 +61,7 @@ class Mvm(Objective):
         seen = inside & (codes >= 0)
         taken = self._taken_of_share if self.config.rule == "share" else self._taken_of_released
         hidden = taken(codes, seen, batch.anchors)
-        # Strange pairs are masked too, even if nothing is learned from them: if only matched
+        # Mismatched pairs are masked too, even if nothing is learned from them: if only matched
         # pictures had holes, ITM could tell the answer from that.
         batch.masked_cells = batch.masked_cells | hidden
         learned = hidden & batch.matched[:, None] if self.config.matched_only else hidden

@@ -26,7 +26,7 @@ class Objective(Protocol):
     def mask(
         self, batch: Batch, tokenizer: PreTrainedTokenizerFast, random: np.random.Generator
     ) -> None:
-        """Hide from `batch` what the student shall tell, and note the answer in it."""
+        """Mask in `batch` what the student shall predict, and keep the answer in it."""
 
     def hide(self, cells: Cells, batch: Batch) -> None:
         """Hide cells, where the CNN's output decides which; most objectives need none of it."""

@@ -21,7 +21,7 @@ from stages.student.network import Cells, Hidden, Student
 
 
 class Omvm(Objective):
-    """Hide all cells of an object, tell what the teacher saw there.
+    """Mask all cells of an object, predict what the teacher saw there.
 
     v [D] = mean of the fusion's outputs over the object's cells, as `pretrain.regions` weighs them.
     loss = label_weight x (-sum_k q_k log softmax(W g(v))[k]) + feature_weight x |V g(v) - f|^2 / F,
@@ -51,7 +51,7 @@ class Omvm(Objective):
         cells = batch.regions[batch.picture[:, None], rows.clamp(min=0)] > 0
         cells = cells & (rows >= 0)[..., None] & hidden[..., None]
         batch.masked_cells = batch.masked_cells | cells.any(dim=1)
-        # Strange pairs are masked too, even if nothing is learned from them: if only matched
+        # Mismatched pairs are masked too, even if nothing is learned from them: if only matched
         # pictures had holes, ITM could tell the answer from that.
         learned = batch.matched[:, None] if self.config.matched_only else torch.tensor(True)
         batch.hidden_objects = torch.where(learned, rows, -1)

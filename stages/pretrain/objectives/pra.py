@@ -21,7 +21,7 @@ class Pra(Objective):
     v_r [D] = mean over the cells of region r, as `pretrain.regions` weighs them;
     p = softmax over r of cos(t, v_r) / student.pra_temperature, q = softmax over r of
     similarity(phrase, label_r) / target_temperature, both over the regions of the picture.
-    loss = mean over phrases of KL(q || p), or by `divergence` KL(p || q). Strange texts are left
+    loss = mean over phrases of KL(q || p), or by `divergence` KL(p || q). Mismatched texts are left
     out: distillation stores similarities of a picture's own phrases only. So are captions without
     phrases, pictures without objects, and objects without cells.
 

@@ -215,7 +215,7 @@ def test_no_rise_and_nothing_but_rise(warmup: float) -> None:
 
 
 def test_objectives_without_weight_are_left_out() -> None:
-    """Oracle: the names in the order that masking needs (strange texts before masks)."""
+    """Oracle: the names in the order that masking needs (mismatched texts before masks)."""
     assert list(make_objectives(PretrainConfig())) == ["itm", "mlm", "omvm", "pra"]
     plain = PretrainConfig(omvm=OmvmConfig(weight=0), pra=PraConfig(weight=0))
     assert list(make_objectives(plain)) == ["itm", "mlm"]

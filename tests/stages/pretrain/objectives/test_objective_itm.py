@@ -1,4 +1,4 @@
-"""Image-text matching: the loss, and which texts become strange."""
+"""Image-text matching: the loss, and which texts become mismatched."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _with_own_texts(batch: Batch) -> Batch:
 
 
 def test_the_loss_by_hand() -> None:
-    """Oracle: odds of 3 to 1 for "yes": a matched pair costs ln(4 / 3), a strange one ln 4; only
+    """Oracle: odds of 3 to 1 for "yes": a matched pair costs ln(4 / 3), a mismatched one ln 4; only
     [CLS] is looked at; the first is right, the second wrong."""
     student = SimpleNamespace(itm_head=lambda cls: cls)
     batch = random_batch(0, pictures=2, captions=1)
@@ -81,7 +81,7 @@ def test_gradients_are_those_of_finite_differences(head: Any) -> None:
 
 def test_a_strange_text_comes_from_another_picture_with_its_phrases() -> None:
     """Oracle: piece 1 names the pair that a text was written for. Matched pairs keep theirs,
-    strange ones have one of another picture; tokens, phrases and ordinary move together."""
+    mismatched ones have one of another picture; tokens, phrases and ordinary move together."""
     for seed in range(20):
         before, batch = (_with_own_texts(random_batch(seed, pictures=4)) for _ in range(2))
         before.matched[:] = batch.matched[:] = True
@@ -120,7 +120,7 @@ def test_every_other_picture_is_drawn() -> None:
 
 def test_sentences_that_the_source_calls_false_stay() -> None:
     """Oracle: a pair that comes in as not matched keeps its text and stays not matched, even if
-    every pair is to be strange (NLVR's false sentences are the better negatives)."""
+    every pair is to be mismatched (NLVR's false sentences are the better negatives)."""
     batch = _with_own_texts(random_batch(4, pictures=6))
     false = ~batch.matched.clone()
     assert 0 < false.sum() < len(false)
@@ -130,7 +130,7 @@ def test_sentences_that_the_source_calls_false_stay() -> None:
 
 
 def test_a_picture_alone_keeps_its_texts() -> None:
-    """Oracle: with one picture there is no strange text to be had, so all stay matched."""
+    """Oracle: with one picture there is no mismatched text to be had, so all stay matched."""
     batch = random_batch(5, pictures=1)
     batch.matched[:] = True
     tokens = batch.tokens.clone()

@@ -131,7 +131,7 @@ def _near(count: int, total: int, share: float) -> None:
 
 @pytest.mark.parametrize("matched_only", [True, False])
 def test_specials_are_never_chosen(matched_only: bool) -> None:
-    """Oracle: with probability 1 exactly the ordinary pieces are chosen, those of strange texts
+    """Oracle: with probability 1 exactly the ordinary pieces are chosen, those of mismatched texts
     only where all texts teach; [CLS], [SEP] and padding are as they were."""
     batch = random_batch(6)
     before = batch.tokens.clone()

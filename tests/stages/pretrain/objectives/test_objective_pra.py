@@ -131,7 +131,7 @@ def _slow(region: str, batch: Batch, hidden: Hidden, seen: Cells, reverse: bool)
 
 @pytest.mark.parametrize("region, direction", WAYS)
 def test_loss_and_gradient_are_those_of_a_loop(region: str, direction: str) -> None:
-    """Oracle: loops over phrases, objects and cells in plain Python, on batches with strange
+    """Oracle: loops over phrases, objects and cells in plain Python, on batches with mismatched
     texts, pictures without objects, captions without phrases, cells of unlike weight and padding of
     each kind."""
     student = tiny_student()
@@ -154,7 +154,7 @@ def test_loss_and_gradient_are_those_of_a_loop(region: str, direction: str) -> N
 @pytest.mark.parametrize("region, direction", WAYS)
 def test_gradients_are_those_of_finite_differences(region: str, direction: str) -> None:
     """Oracle: torch.autograd.gradcheck in float64, by text and by cells; the picture without
-    objects and the strange texts get zeros."""
+    objects and the mismatched texts get zeros."""
     student, batch = tiny_student().double(), random_batch(9, pictures=3, captions=1, grid=(2, 3))
     batch = in_double(batch)
     batch.matched = torch.tensor([True, True, False])
@@ -199,7 +199,7 @@ def test_an_object_without_a_cell_counts_as_padding(region: str) -> None:
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"region": "object", "matched_only": False}, "a strange text has no target"),
+        ({"region": "object", "matched_only": False}, "a mismatched text has no target"),
         ({"region": "cell", "divergence": "reverse"}, "pra.divergence: got reverse"),
         ({"region": "box"}, "pra.region: got 'box'"),
     ],
