@@ -24,6 +24,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launch.marked_processes import end_with_parent
 from sharding.coordination import heartbeat
 from sharding.coordination.claims import Worker
 from sharding.coordination.work_queue import FOLDER
@@ -123,6 +124,7 @@ def _work(
 ) -> None:
     """A worker's whole life; it leaves a line for each shard that it finished."""
     status = 1
+    end_with_parent(signal.SIGKILL)  # hundreds of orphans would take the machine
     try:
         log = os.open(logs / f"{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
