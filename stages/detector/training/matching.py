@@ -14,9 +14,9 @@ OBJECT, BACKGROUND, NEITHER = 1, 0, -1
 
 
 def match(overlap: Tensor, *, low: float, high: float, best_always: bool) -> tuple[Tensor, Tensor]:
-    """Nearest object [N] (int64) and verdict [N] (OBJECT, GROUND or NEITHER) of each candidate.
+    """Nearest object [N] (int64) and verdict [N] (OBJECT, BACKGROUND or NEITHER) of each candidate.
 
-    overlap [N, G] is the IoU. A candidate is OBJECT from `high` on and GROUND below `low`. With
+    overlap [N, G] is the IoU. A candidate is OBJECT from `high` on and BACKGROUND below `low`. With
     `best_always` the candidates that overlap an object most are OBJECT whatever their IoU, so
     that an object of an odd size has an anchor; the nearest object of such a candidate may be
     another one.
@@ -40,7 +40,7 @@ def match(overlap: Tensor, *, low: float, high: float, best_always: bool) -> tup
 def sample(verdict: Tensor, *, num: int, share: float, random: torch.Generator) -> Tensor:
     """Indices of at most `num` candidates for the loss, drawn by `random` (a CPU generator).
 
-    At most `num * share` of them are OBJECT, the rest GROUND; the objects stand first.
+    At most `num * share` of them are OBJECT, the rest BACKGROUND; the objects stand first.
     """
     order = torch.randperm(len(verdict), generator=random).to(verdict.device)
     shuffled = verdict[order]
