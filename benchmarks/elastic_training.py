@@ -25,7 +25,7 @@ from pathlib import Path
 
 from stages.detector.null_teacher import NullTeacher
 from stages.distill.config import DistillConfig
-from stages.distill.inference.pipeline import Flow
+from stages.distill.inference.pipeline import InferencePipeline
 from stages.distill.run import distill
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest
@@ -96,7 +96,7 @@ def make_objects(root: Path) -> Path:
     distill(
         DistillConfig(phrases="lexicon"),
         images=root / "images",
-        object_source=Flow(NullTeacher("blind"), batch_size=1, num_decoders=1),
+        object_source=InferencePipeline(NullTeacher("blind"), batch_size=1, num_decoders=1),
         out=root / "objects",
     )
     return root / "objects"

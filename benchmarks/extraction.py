@@ -38,7 +38,7 @@ from stages.detector.ops.resize import Prepared, prepare
 from stages.detector.predictor import Teacher
 from stages.distill.config import DistillConfig
 from stages.distill.inference.decode import decode
-from stages.distill.inference.pipeline import Flow
+from stages.distill.inference.pipeline import InferencePipeline
 from stages.distill.inference.stage_timer import DEVICE
 from stages.distill.object_source import Detector
 from stages.distill.run import distill
@@ -88,7 +88,7 @@ class SleepingDetector:
         return [self._objects for _ in prepared]
 
 
-class OneAfterTheOther(Flow):
+class OneAfterTheOther(InferencePipeline):
     """The plain way: every step of a picture in the caller's thread."""
 
     def objects(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
@@ -127,7 +127,10 @@ def compare(
     root: Path, name: str, make: Callable[[], Detector], options: argparse.Namespace
 ) -> None:
     """Run both ways in turn, and print what they took."""
-    ways: dict[str, type[Flow]] = {"one after the other": OneAfterTheOther, "flow": Flow}
+    ways: dict[str, type[InferencePipeline]] = {
+        "one after the other": OneAfterTheOther,
+        "flow": InferencePipeline,
+    }
     rates: dict[str, list[float]] = {way: [] for way in ways}
     shares: dict[str, list[float]] = {way: [] for way in ways}
     trees = {}
