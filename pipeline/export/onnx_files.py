@@ -137,7 +137,7 @@ def _without_reads(student: Student) -> Student:
     if (dictionary := copied.dictionary) is not None:
         started = bool(dictionary.started)
         del dictionary.started
-        dictionary.started = started  # type: ignore[assignment]
+        dictionary.started = started
     return copied
 
 
