@@ -190,6 +190,7 @@ def make_batch(size: Size, model: PretrainModel) -> Batch:
     none = torch.zeros(NUM_PICTURES, 1)
     return Batch(
         keys=[str(n) for n in range(NUM_PICTURES)],
+        views=[str(n) for n in range(NUM_PICTURES)],
         pixels=pixels,
         sizes_px=torch.tensor([[size.height_px, size.width_px]] * NUM_PICTURES),
         picture=torch.arange(NUM_PICTURES).repeat_interleave(NUM_CAPTIONS),

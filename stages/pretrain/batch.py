@@ -22,6 +22,8 @@ class Batch:
 
     keys: list[str]
     """N sample keys, for naming what went wrong."""
+    views: list[str]
+    """N names of what is seen: equal ones are of equal pixels, but for padding."""
     pixels: torch.Tensor
     """uint8 [N, 3, H, W], padded (or normalised floats, which `Student.encode_image` takes as well)."""
     sizes_px: torch.Tensor

@@ -26,6 +26,9 @@ from stages.student.vision.grid import region_weights
 from stages.student.vision.image_transforms import fitted_size, load_picture, stack_bytes
 from stages.student.vision.padding import canvas_px
 
+FIXED_VIEW = 1
+"""Keeps the draws of views that come again apart from all others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Collate:
@@ -66,17 +69,38 @@ class Collate:
         limits = {"shorter_px": self.shorter_px, "longer_px": self.longer_px}
         if self.augment.changes_nothing:
             return sample, load_picture(sample.image, **limits)
-        random = np.random.default_rng([self.seed, position, zlib.crc32(sample.key.encode())])
-        view = draw_view(self.augment, *size, random)
+        view = draw_view(self.augment, *size, self._random_of_view(position, sample.key))
         array = view_picture(view, open_picture(sample.image), fitted_size(*size, **limits))
         return view_sample(view, sample, self.augment.min_visible), array
+
+    def _random_of_view(self, position: int, key: str) -> np.random.Generator:
+        """What draws the view of a sample: new at each position, or one of `num_views`."""
+        number = zlib.crc32(key.encode())
+        chosen = self._chosen_view(position, key)
+        if chosen is None:
+            return np.random.default_rng([self.seed, position, number])
+        return np.random.default_rng([self.seed, number, chosen, FIXED_VIEW])
+
+    def _chosen_view(self, position: int, key: str) -> int | None:
+        """Which of `num_views` a sample has at a position; None for a new one."""
+        if self.augment.num_views is None:
+            return None
+        random = np.random.default_rng([self.seed, position, zlib.crc32(key.encode())])
+        return int(random.integers(self.augment.num_views))
+
+    def _view_name(self, position: int, key: str) -> str:
+        if self.augment.changes_nothing:
+            return key
+        chosen = self._chosen_view(position, key)
+        return f"{key} {'at ' + str(position) if chosen is None else chosen}"
 
     def batch(
         self, position: int, samples: Sequence[Sample], arrays: Sequence[np.ndarray]
     ) -> Batch:
         """The samples of `position` with their decoded pictures as a batch, masked."""
         random = np.random.default_rng([self.seed, position])
-        batch = self._collate(samples, arrays, random)
+        views = [self._view_name(position, sample.key) for sample in samples]
+        batch = self._collate(samples, arrays, views, random)
         for objective in self.objectives:
             objective.mask(batch, self.tokenizer, random)
         return batch
@@ -85,6 +109,7 @@ class Collate:
         self,
         samples: Sequence[Sample],
         arrays: Sequence[np.ndarray],
+        views: list[str],
         random: np.random.Generator,
     ) -> Batch:
         """The batch before any masking."""
@@ -123,6 +148,7 @@ class Collate:
         masked_cells = torch.zeros(len(pairs), grid[0] * grid[1], dtype=torch.bool)
         return Batch(
             keys=[sample.key for sample in samples],
+            views=views,
             pixels=pictures.pixels,
             sizes_px=pictures.sizes_px,
             picture=torch.tensor([n for n, _ in pairs]),

@@ -56,8 +56,18 @@ class ItcConfig:
     """Factor of the loss in the sum; 0 leaves the objective out."""
     label_smoothing: float = 0.0
     """Share of the target that goes to all pictures, or texts, alike."""
+    start: Literal["random", "cca"] = "random"
+    """How the head, and the projection of the CNN's channels to cells, start: `random`, or by `cca`
+    (ours): where canonical correlation analysis finds pictures and texts to agree, in one pass over
+    the training pictures. That needs published weights of both, `student.itc_pooling` mean and
+    `student.neck.kind` plain."""
+    cca_ridge: float = 0.3
+    """What the analysis adds to the variance of each direction, in mean variances."""
 
     def __post_init__(self) -> None:
+        check_choice("itc.start", self.start, ("random", "cca"))
+        if self.cca_ridge <= 0:
+            raise BoxlessError(f"itc.cca_ridge: got {self.cca_ridge}, expected above 0")
         check_share("itc.label_smoothing", self.label_smoothing)
         check_weight("itc.weight", self.weight)
 
@@ -79,6 +89,9 @@ class AugmentConfig:
     """Brightness, contrast and saturation each change by a factor within this of 1, below 1."""
     min_visible: float = 0.3
     """An object of which a crop leaves a smaller share of its box is dropped."""
+    num_views: int | None = None
+    """Views that a picture has in all, one of them drawn each time; null draws a new one. A few
+    views are what `pretrain.cnn_cache_mib` can keep."""
 
     def __post_init__(self) -> None:
         for name in ("min_area", "mirror", "colour", "min_visible"):
@@ -87,6 +100,10 @@ class AugmentConfig:
             raise BoxlessError("augment.min_area: got 0, expected above 0, 1 for no crop")
         if self.colour >= 1:
             raise BoxlessError(f"augment.colour: got {self.colour}, expected below 1")
+        if self.num_views is not None and self.num_views < 1:
+            raise BoxlessError(
+                f"augment.num_views: got {self.num_views}, expected at least 1, or null"
+            )
         if self.max_stretch < 1:
             raise BoxlessError(f"augment.max_stretch: got {self.max_stretch}, expected at least 1")
 
@@ -94,6 +111,11 @@ class AugmentConfig:
     def changes_nothing(self) -> bool:
         """Whether every picture is seen as it is."""
         return self.min_area == 1 and not self.mirror and not self.colour
+
+    @property
+    def comes_again(self) -> bool:
+        """Whether a later epoch sees the same views."""
+        return self.changes_nothing or self.num_views is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,8 +278,9 @@ class PretrainConfig(TrainingConfig):
     lr_heads: float | None = None
     """That of all but CNN, embeddings and Transformer layers (ours): what is new where those come
     from published weights; null for lr_transformer."""
-    frozen: tuple[Literal["text", "fusion", "heads"], ...] = ()
-    """Parts that stay as they are (ours), as `lr_text` and `lr_heads` name them. For the CNN see
+    frozen: tuple[Literal["text", "fusion", "projection", "heads"], ...] = ()
+    """Parts that stay as they are (ours): `text` and `heads` as `lr_text` and `lr_heads` name them,
+    `fusion` the Transformer's layers, `projection` the map from the CNN's channels to cells. For the CNN see
     `student.frozen_stages` and `student.batch_norm`, which save its backward pass too."""
     lr_cnn: float = 0.1
     """Peak SGD rate of the CNN (SOHO's code: 1e-2)."""
@@ -273,6 +296,20 @@ class PretrainConfig(TrainingConfig):
     """Nesterov's momentum for SGD (ours; SOHO's code: false)."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW betas."""
+    cnn_cache_mib: int = 0
+    """Memory a rank, in MiB, to keep the outputs of a frozen CNN in, so that it runs once a view and
+    not each epoch (ours). It needs `student.frozen_stages` of all stages, `student.batch_norm`
+    frozen, and `augment.num_views` where there are random views."""
+    text_cache_mib: int = 0
+    """Memory a rank, in MiB, to keep the encodings of captions in, where `frozen` has text and
+    fusion (ours): each caption is then read once, and without dropout."""
+    validate_pictures: int = 0
+    """Held-out pictures whose losses are measured every `validate_steps` steps, with R@1 among them
+    where there is a contrastive head; 0 for none. The student of the best R@1 (of the lowest loss
+    without that head) is kept in the folder `best` beside the checkpoints."""
+    average_samples: int | None = None
+    """Horizon, in pictures, of an exponential moving average of the weights, which is then what is
+    validated and saved (ours); null for the last weights. With precision fp32 and ZeRO 0, 1, 2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -280,11 +317,36 @@ class PretrainConfig(TrainingConfig):
             if getattr(self, name) < 1:
                 raise BoxlessError(f"{name}: got {getattr(self, name)}, expected at least 1")
         for part in self.frozen:
-            check_choice("frozen", part, ("text", "fusion", "heads"))
+            check_choice("frozen", part, ("text", "fusion", "projection", "heads"))
         check_choice("group_by", self.group_by, ("resized", "original"))
         for name in ("lr_text", "lr_heads"):
             if getattr(self, name) is not None:
                 check_weight(name, getattr(self, name))
+        if self.cnn_cache_mib < 0 or (self.cnn_cache_mib and not self.augment.comes_again):
+            raise BoxlessError(
+                f"cnn_cache_mib: got {self.cnn_cache_mib} with augment.num_views "
+                f"{self.augment.num_views}, expected 0 or more, and where there is a cache a number "
+                "of views: new ones never come again"
+            )
+        check_weight("validate_pictures", self.validate_pictures)
+        if self.text_cache_mib < 0 or (
+            self.text_cache_mib and not {"text", "fusion"}.issubset(self.frozen)
+        ):
+            raise BoxlessError(
+                f"text_cache_mib: got {self.text_cache_mib} with frozen {list(self.frozen)}, "
+                "expected 0 or more, and where there is a cache, text and fusion frozen"
+            )
+        if self.average_samples is not None:
+            if self.average_samples < 1:
+                raise BoxlessError(
+                    f"average_samples: got {self.average_samples}, expected at least 1, or null"
+                )
+            if self.precision != "fp32" or self.zero_stage == 3:
+                raise BoxlessError(
+                    f"average_samples: got {self.average_samples} with precision {self.precision} "
+                    f"and zero_stage {self.zero_stage}, expected fp32 and 0, 1 or 2, where every "
+                    "rank has whole float32 weights; null for no average"
+                )
         objectives = (self.mlm, self.itm, self.itc, self.omvm, self.pra, self.mvm)
         if not any(objective.weight for objective in objectives):
             raise BoxlessError("every objective's weight is 0, expected at least one above 0")

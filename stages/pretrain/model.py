@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from stages.pretrain.average import AveragedWeights
 from stages.pretrain.batch import Batch
 from stages.pretrain.config import PretrainConfig
+from stages.pretrain.map_cache import MapCache
 from stages.pretrain.objectives.itc import Itc
 from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm
@@ -17,6 +19,7 @@ from stages.pretrain.objectives.mvm import Mvm
 from stages.pretrain.objectives.objective import Objective
 from stages.pretrain.objectives.omvm import Omvm
 from stages.pretrain.objectives.pra import Pra
+from stages.pretrain.text_cache import TextCache
 from stages.student.network import Cells, Hidden, Student
 from stages.training.metrics import ObjectiveOutput
 
@@ -24,12 +27,22 @@ from stages.training.metrics import ObjectiveOutput
 class PretrainModel(nn.Module):
     """`forward(batch)` -> (loss, {name: ObjectiveOutput}); loss = sum of weight x objective's loss.
 
-    `end_step` is to be called, on every rank, after each optimizer step.
+    `end_step` is to be called, on every rank, after each optimizer step. `average`: of the student's
+    weights, where one is kept; `cache`, `text_cache`: of what a
+    frozen CNN and frozen text layers give.
     """
 
-    def __init__(self, student: Student, objectives: dict[str, tuple[float, Objective]]) -> None:
+    def __init__(
+        self,
+        student: Student,
+        objectives: dict[str, tuple[float, Objective]],
+        average: AveragedWeights | None = None,
+        cache: MapCache | None = None,
+        text_cache: TextCache | None = None,
+    ) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.average = student, average
+        self.cache, self.text_cache = cache, text_cache
         self.objectives = objectives
         aligns_before = student.config.pra_level == "encoders"
         self._before_fusion = {"pra"} & objectives.keys() if aligns_before else set()
@@ -49,7 +62,10 @@ class PretrainModel(nn.Module):
         """See every picture once, fuse every pair once, score every objective. A visual dictionary
         learns from a batch that is valid."""
         cells = self.student.encode_image(
-            batch.pixels, batch.sizes_px, num_texts=self._num_texts(batch, is_valid)
+            batch.pixels,
+            batch.sizes_px,
+            num_texts=self._num_texts(batch, is_valid),
+            maps=self.cache.maps(self.student, batch) if self.cache else None,
         )
         encoded = self._encoded_texts(batch)
         if encoded is not None and self._contrasts:
@@ -64,15 +80,19 @@ class PretrainModel(nn.Module):
             outputs = fused
             if name in self._before_fusion:
                 assert encoded is not None
-                outputs = Hidden(text=encoded, cells=cells.features[batch.picture])
+                outputs = Hidden(
+                    text=self.student.last_layer(encoded), cells=cells.features[batch.picture]
+                )
             scores[name] = objective.score(self.student, cells, outputs, batch)
         weighted = [self.objectives[name][0] * s.loss.float() for name, s in scores.items()]
         return torch.stack(weighted).sum(), scores
 
     def _encoded_texts(self, batch: Batch) -> torch.Tensor | None:
-        """The pairs' own captions, read alone [B, T, D]; None where no objective asks for them."""
+        """The pairs' own captions, read alone [B, T, L x D]; None where no objective asks for them."""
         if not self._contrasts and not self._before_fusion:
             return None
+        if self.text_cache:
+            return self.text_cache.encode(self.student, batch.texts)
         return self.student.encode_texts(batch.texts)
 
     def _fused(self, cells: Cells, batch: Batch) -> Hidden:
@@ -98,9 +118,12 @@ class PretrainModel(nn.Module):
         return read
 
     def end_step(self) -> None:
-        """Let the visual dictionary learn from the step. A collective where there is one."""
+        """Let the visual dictionary learn from the step, and the average of weights. A collective
+        where there is a dictionary."""
         if self.student.dictionary:
             self.student.dictionary.learn()
+        if self.average:
+            self.average.update()
 
     def _num_texts(self, batch: Batch, is_valid: bool) -> torch.Tensor | None:
         """How many texts look at each picture [N]; zeros where the batch is not valid."""

@@ -18,7 +18,11 @@ def make_optimizer(student: Student, config: PretrainConfig) -> AdamwSgd:
     by_rate: dict[float, list[nn.Parameter]] = {config.lr_transformer: []}
     rates = {
         id(parameter): config.lr_transformer if own is None else own
-        for part, own in (("text", config.lr_text), ("heads", config.lr_heads))
+        for part, own in (
+            ("text", config.lr_text),
+            ("projection", config.lr_heads),
+            ("heads", config.lr_heads),
+        )
         for parameter in parts[part]
     }
     for parameter in student.parameters():
@@ -44,12 +48,13 @@ def make_optimizer(student: Student, config: PretrainConfig) -> AdamwSgd:
 
 def parts_of(student: Student) -> dict[str, list[nn.Parameter]]:
     """Each parameter once, by part: `cnn`, the ResNet; `text`, the word, position and type
-    embeddings; `fusion`, the Transformer's layers; `heads`, everything else, which is new where
-    these come from published weights."""
+    embeddings; `fusion`, the Transformer's layers; `projection`, from the CNN's channels to cells;
+    `heads`, everything else. The last two are new where the others come from published weights."""
     parts = {
         "cnn": list(student.grid.resnet.parameters()),
         "text": list(student.embeddings.parameters()),
         "fusion": list(student.fusion.parameters()),
+        "projection": list(student.grid.project.parameters()),
     }
     known = {id(p) for own in parts.values() for p in own}
     return {**parts, "heads": [p for p in student.parameters() if id(p) not in known]}

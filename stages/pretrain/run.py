@@ -7,7 +7,9 @@ as if it had not been.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,12 @@ from transformers import PreTrainedTokenizerFast
 
 from boxless.errors import BoxlessError
 from sharding.format.resize import Resize
+from sharding.order.order import Turn
 from sharding.reading.dataset_source import open_source
+from sharding.reading.stream import ShardStream
+from stages.pretrain.average import AveragedWeights
+from stages.pretrain.batch import Batch
+from stages.pretrain.cca import start_by_cca
 from stages.pretrain.collate import Collate
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data import (
@@ -26,18 +33,26 @@ from stages.pretrain.data import (
     open_stream,
     sources_of,
 )
+from stages.pretrain.map_cache import MapCache
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.optimizer import freeze, make_optimizer
+from stages.pretrain.text_cache import TextCache
+from stages.pretrain.validation import HeldOut, heldout_batches
+from stages.progress import Progress
 from stages.student.build import make_student
 from stages.student.config import StudentConfig
 from stages.student.network import Student
+from stages.training.checkpoints.save_and_load import has_checkpoint
 from stages.training.engine import check_precision, current_device, join_ranks, make_engine
-from stages.training.loop import Loop
+from stages.training.loop import Loop, Validation
 from stages.training.skipped_samples import FaultPolicy
 from stages.training.stopping import Watch
 from stages.training.student_folder import save_student
 
 TOKENIZER = "tokenizer"
+BEST = "best"
+"""Folder of the student that did best on held-out pictures."""
+ALL_CAPTIONS = sys.maxsize
 
 
 def pretrain(
@@ -61,22 +76,46 @@ def pretrain(
         world_size = torch.distributed.get_world_size()
         check_precision(config)
         check_batch_norm(student, world_size, current_device())
+        check_start(config, student)
         sources = sources_of(objects, config)
         opened = [open_source(source, cache=None) for source in sources]
         tokenizer = make_tokenizer(student, opened, out / TOKENIZER)
         torch.manual_seed(seed)
         net = _new_student(student, tokenizer, about_of(opened))
-        freeze(net, config)
-        model = PretrainModel(net, make_objectives(config))
-        engine = make_engine(model, make_optimizer(net, config), config, world_size)
-        collate = _collate(config, student, model, tokenizer, seed)
+        check_cache(config, net)
+        collate = _collate(config, student, net, tokenizer, seed)
+        # Finer steps pad less, but leave more groups with a batch that is not full.
+        shape_step_px = 2 * net.grid.cell_px // student.cell_pooling
         stream = open_stream(
             sources,
             config,
             seed=seed,
             resize=Resize(shorter_px=student.shorter_px, longer_px=student.longer_px),
-            # Finer steps pad less, but leave more groups with a batch that is not full.
-            shape_step_px=2 * net.grid.cell_px // student.cell_pooling,
+            shape_step_px=shape_step_px,
+        )
+        cache = MapCache(config.cnn_cache_mib * 2**20) if config.cnn_cache_mib else None
+        texts = TextCache(config.text_cache_mib * 2**20) if config.text_cache_mib else None
+        if config.itc.weight and config.itc.start == "cca" and not has_checkpoint(out):
+            start_from_data(
+                net, stream, collate, ridge=config.itc.cca_ridge, cache=cache, text_cache=texts
+            )
+        freeze(net, config)
+        average = _average(net, config)
+        model = PretrainModel(net, make_objectives(config), average, cache, texts)
+        collate = replace(collate, objectives=[one for _, one in model.objectives.values()])
+        engine = make_engine(model, make_optimizer(net, config), config, world_size)
+
+        def save(folder: Path) -> None:
+            averaged = average.state() if average else None
+            save_student(engine, net, tokenizer, folder, config.save_precision, instead=averaged)
+
+        def save_best(step: int) -> None:
+            save(out / BEST)
+
+        heldout = (
+            heldout_batches(sources, config, collate, seed=seed, shape_step_px=shape_step_px)
+            if config.validate_pictures
+            else []
         )
         Loop(
             engine,
@@ -88,13 +127,14 @@ def pretrain(
             watch=watch,
             device=current_device(),
             on_step=on_step,
+            validation=_validation(model, heldout, save_best),
             faults=FaultPolicy(
                 on_fault=config.data.on_fault,
                 max_skipped=config.data.max_skipped,
                 stall_seconds=config.data.stall_seconds,
             ),
         ).run()
-        save_student(engine, net, tokenizer, student_out, config.save_precision)
+        save(student_out)
 
 
 def check_batch_norm(student: StudentConfig, world_size: int, device: torch.device) -> None:
@@ -110,17 +150,113 @@ def check_batch_norm(student: StudentConfig, world_size: int, device: torch.devi
             )
 
 
+def check_cache(config: PretrainConfig, net: Student) -> None:
+    """Raises ValueError for a cache of what a CNN gives that learns."""
+    learns = any(parameter.requires_grad for parameter in net.grid.resnet.parameters())
+    if config.cnn_cache_mib and (learns or net.grid.batch_norm != "frozen"):
+        raise BoxlessError(
+            f"pretrain.cnn_cache_mib: got {config.cnn_cache_mib} with student.frozen_stages "
+            f"{net.grid.frozen_stages} and student.batch_norm {net.grid.batch_norm}, expected all "
+            "stages frozen and frozen; 0 for no cache"
+        )
+
+
+def check_start(config: PretrainConfig, student: StudentConfig) -> None:
+    """Raises ValueError where the contrastive head cannot start as the recipe says."""
+    if not config.itc.weight or config.itc.start == "random":
+        return
+    if student.itc_pooling != "mean" or student.neck.kind != "plain" or not student.itc_size:
+        raise BoxlessError(
+            f"pretrain.itc.start: got cca with student.itc_pooling {student.itc_pooling}, "
+            f"student.neck.kind {student.neck.kind} and student.itc_size {student.itc_size}, "
+            "expected mean, plain and a size above 0: the analysis is of linear maps alone"
+        )
+    if (
+        max(student.itc_size, student.pra_size) > student.hidden_size
+        and not student.pretrained_text
+    ):
+        raise BoxlessError(
+            f"pretrain.itc.start: got cca with student.itc_size {student.itc_size} and "
+            f"student.pra_size {student.pra_size}, expected at most the cells' width"
+        )
+    if not student.pretrained_cnn or not student.pretrained_text:
+        raise BoxlessError(
+            f"pretrain.itc.start: got cca with student.pretrained_cnn {student.pretrained_cnn} and "
+            f"student.pretrained_text {student.pretrained_text}, expected published weights of "
+            "both: random networks agree in nothing"
+        )
+
+
+def start_from_data(
+    net: Student,
+    stream: ShardStream,
+    collate: Collate,
+    *,
+    ridge: float,
+    cache: MapCache | None,
+    text_cache: TextCache | None,
+) -> None:
+    """One pass over the training pictures, with all of their captions, shared out to the ranks, for
+    `start_by_cca`. A collective."""
+    source = Batches(stream, replace(collate, captions_per_picture=ALL_CAPTIONS))
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    own = range(rank, stream.num_micro_batches, world_size)
+
+    def batches() -> Iterator[Batch]:
+        with Progress("start by cca", total=len(own), unit="batches", show=rank == 0) as progress:
+            for position in own:
+                loaded = source[Turn(position=position, is_padding=False)]
+                if loaded.batch is not None:
+                    yield loaded.batch
+                progress.advance()
+
+    start_by_cca(
+        net,
+        batches(),
+        ridge=ridge,
+        device=current_device(),
+        cache=cache,
+        text_cache=text_cache,
+    )
+
+
+def _validation(
+    model: PretrainModel, heldout: Sequence[Batch], save: Callable[[int], None]
+) -> Validation | None:
+    """What is measured on held-out batches on the way; None where there are none."""
+    if not heldout:
+        return None
+    retrieves = "itc" in model.objectives
+    return Validation(
+        run=HeldOut(model, heldout, current_device()).run,
+        best="r1" if retrieves else "loss",
+        higher_is_better=retrieves,
+        save_best=save,
+    )
+
+
+def _average(net: Student, config: PretrainConfig) -> AveragedWeights | None:
+    if config.average_samples is None:
+        return None
+    return AveragedWeights(
+        net,
+        horizon=config.average_samples,
+        samples_per_step=config.micro_batch_size * config.micro_batches_per_step,
+    )
+
+
 def _collate(
     config: PretrainConfig,
     student: StudentConfig,
-    model: PretrainModel,
+    net: Student,
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
 ) -> Collate:
-    grid = model.student.grid
+    """Without objectives, which are masked for later."""
+    grid = net.grid
     return Collate(
         tokenizer=tokenizer,
-        objectives=[objective for _, objective in model.objectives.values()],
+        objectives=(),
         seed=seed,
         captions_per_picture=config.captions_per_picture,
         max_tokens=student.max_tokens,

@@ -65,6 +65,10 @@ def make_student(
             cell_pooling=config.cell_pooling,
             pra_level=config.pra_level,
             itc_size=config.itc_size,
+            itc_pooling=config.itc_pooling,
+            itc_text_layers=list(config.itc_text_layers),
+            itc_dropout=config.itc_dropout,
+            pra_size=config.pra_size,
             itc_temperature=config.itc_temperature,
         )
     )

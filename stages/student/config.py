@@ -85,8 +85,19 @@ class StudentConfig:
     itc_size: int = 0
     """Size of the vectors in which the contrastive head compares pictures with texts (ours, after
     ALBEF, which has 256); 0 for no such head. `pretrain.itc` needs it."""
+    itc_pooling: Literal["attention", "mean"] = "attention"
+    """How the contrastive head makes one vector of a picture's cells: by `attention`, one learned
+    query a head; or their `mean`, which `pretrain.itc.start` "cca" needs."""
+    itc_text_layers: tuple[int, ...] = (-1,)
+    """Layers of the text whose means the contrastive head takes side by side (ours): -1 the last
+    one's output, 0 the embeddings, which know each word for itself. The last entry is -1."""
+    itc_dropout: float = 0.0
+    """Dropout on what the contrastive head's last maps take (ours)."""
     itc_temperature: float = 0.07
     """Temperature with which the contrastive head starts; it is learned (ALBEF)."""
+    pra_size: int = 0
+    """Size of the vectors that phrases and regions are mapped to before they are compared (ours), so
+    that alignment does not pull at what other objectives share; 0 for no maps (the papers)."""
     pra_level: Literal["fusion", "encoders"] = "fusion"
     """Where phrases meet cells: in the fusion's outputs (KD-VLP), or before it (ours), a text read
     alone by the Transformer and cells as the CNN gives them. That needs no pass of the fusion, and
@@ -128,8 +139,19 @@ class StudentConfig:
                 f"student.shorter_px: got {self.shorter_px}, expected between 1 and longer_px "
                 f"= {self.longer_px}"
             )
-        if self.itc_size < 0:
-            raise BoxlessError(f"student.itc_size: got {self.itc_size}, expected 0 (none) or more")
+        for name in ("itc_size", "pra_size"):
+            if getattr(self, name) < 0:
+                raise BoxlessError(f"student.{name}: got {getattr(self, name)}, expected 0 or more")
+        if not 0 <= self.itc_dropout < 1:
+            raise BoxlessError(
+                f"student.itc_dropout: got {self.itc_dropout}, expected 0 to below 1"
+            )
+        known = {*range(self.num_layers), -1}
+        if self.itc_text_layers[-1:] != (-1,) or not known.issuperset(self.itc_text_layers):
+            raise BoxlessError(
+                f"student.itc_text_layers: got {list(self.itc_text_layers)}, expected 0 to "
+                f"{self.num_layers - 1}, and -1 for the last layer at the end"
+            )
         low, high = ITC_TEMPERATURES
         if not low <= self.itc_temperature <= high:
             raise BoxlessError(

@@ -79,16 +79,22 @@ class ObjectHead(nn.Module):
 
 
 class AlignHead(nn.Module):
-    """Phrase and region vectors to similarities: cosine over a temperature."""
+    """Phrase and region vectors to similarities: cosine over a temperature.
 
-    def __init__(self, temperature: float) -> None:
+    With a `size` E, of a linear map of each, D to E (ours), so that alignment leaves the vectors
+    themselves alone.
+    """
+
+    def __init__(self, temperature: float, hidden_size: int = 0, size: int = 0) -> None:
         super().__init__()
         self.temperature = temperature
+        self.phrase = nn.Linear(hidden_size, size) if size else nn.Identity()
+        self.region = nn.Linear(hidden_size, size) if size else nn.Identity()
 
     def forward(self, phrases: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
         """phrases [B, P, D], regions [B, R, D] -> similarities [B, P, R], not in half precision."""
-        phrases = F.normalize(phrases, dim=-1)
-        regions = F.normalize(regions, dim=-1)
+        phrases = F.normalize(self.phrase(phrases), dim=-1)
+        regions = F.normalize(self.region(regions), dim=-1)
         with in_float32(phrases):
             return single(phrases) @ single(regions).transpose(1, 2) / self.temperature
 
@@ -97,34 +103,48 @@ class ContrastiveHead(nn.Module):
     """Pictures and texts as unit vectors of one space (ALBEF, arXiv 2107.07651, section 3.2).
 
     A text's vector is a linear map of the mean over its word pieces. A picture's is a linear map of
-    its cells, weighed by attention with one learned query a head. ALBEF takes the [CLS] outputs of
+    its cells, weighed by attention with one learned query a head; with no heads, of their mean. ALBEF takes the [CLS] outputs of
     two Transformers instead; here the text goes through the student's Transformer alone, without
     cells, and pictures have no Transformer of their own (ours).
     Letters: N pictures, C cells, B texts, T word pieces, D hidden size, E size of the vectors.
     """
 
-    def __init__(self, hidden_size: int, size: int, num_heads: int, temperature: float) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        size: int,
+        num_heads: int,
+        temperature: float,
+        text_layers: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.num_heads = num_heads
-        self.cell_norm = nn.LayerNorm(hidden_size)
-        self.attend = nn.Linear(hidden_size, num_heads)
-        self.value = nn.Linear(hidden_size, hidden_size)
+        if num_heads:
+            self.cell_norm = nn.LayerNorm(hidden_size)
+            self.attend = nn.Linear(hidden_size, num_heads)
+            self.value = nn.Linear(hidden_size, hidden_size)
         self.picture = nn.Linear(hidden_size, size)
-        self.text = nn.Linear(hidden_size, size)
+        self.text = nn.Linear(text_layers * hidden_size, size)
         self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
 
     def embed_pictures(self, cells: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         """cells [N, C, D] and which of them are no padding, bool [N, C] -> unit vectors [N, E]."""
+        if not self.num_heads:
+            mean = weighted_mean(inside[:, None], cells)[:, 0]
+            return F.normalize(self.picture(self.dropout(mean)), dim=-1)
         cells = self.cell_norm(cells)
         weights = self.attend(cells).masked_fill(~inside[..., None], -torch.inf).softmax(dim=1)
         values = self.value(cells).unflatten(-1, (self.num_heads, -1))
         pooled = torch.einsum("nch,nchd->nhd", weights, values).flatten(1)
-        return F.normalize(self.picture(pooled), dim=-1)
+        return F.normalize(self.picture(self.dropout(pooled)), dim=-1)
 
     def embed_texts(self, hidden: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """The Transformer's output of texts alone [B, T, D], bool [B, T] which pieces are no
-        padding -> unit vectors [B, E]."""
-        return F.normalize(self.text(weighted_mean(real[:, None], hidden)[:, 0]), dim=-1)
+        """What the Transformer makes of texts alone, one or more layers of it side by side
+        [B, T, L x D], and bool [B, T] which pieces are no padding -> unit vectors [B, E]."""
+        mean = weighted_mean(real[:, None], hidden)[:, 0]
+        return F.normalize(self.text(self.dropout(mean)), dim=-1)
 
     def compare(self, texts: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
         """Unit vectors [B, E] and [N, E] -> cosines over the learned temperature [B, N], not

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -47,6 +49,8 @@ from stages.student.vision.soho_neck import SohoNeck, cells_inside_released, pad
 from stages.student.vision.visual_dictionary import Dictionary
 
 BERT_BASE_WIDTH = 768
+TEXTS_TOGETHER = 32
+"""Texts that a CPU encodes at a time, padded to the longest of them."""
 SOHO_NORM_EPS = 1e-5
 
 
@@ -54,7 +58,8 @@ class StudentNetConfig(InstalledClass, PreTrainedConfig):
     """What `config.json` in a student folder holds: the two networks, picture sizes, heads.
 
     `label_names` are the teacher's, in the order of the object head's logits. `neck`, the heads'
-    kinds, `mask_cell`, `phrase_pooling`, `frozen_stages` and `batch_norm` are as in StudentConfig.
+    kinds, `mask_cell`, `phrase_pooling`, `frozen_stages`, `batch_norm` and `itc_*` are as in
+    StudentConfig.
     """
 
     model_type = "boxless-student"
@@ -79,6 +84,10 @@ class StudentNetConfig(InstalledClass, PreTrainedConfig):
         cell_pooling: int = 2,
         pra_level: str = "fusion",
         itc_size: int = 0,
+        itc_pooling: str = "attention",
+        itc_text_layers: Sequence[int] = (-1,),
+        itc_dropout: float = 0.0,
+        pra_size: int = 0,
         itc_temperature: float = 0.07,
         **kwargs: Any,
     ) -> None:
@@ -96,6 +105,8 @@ class StudentNetConfig(InstalledClass, PreTrainedConfig):
         self.frozen_stages, self.batch_norm = frozen_stages, batch_norm
         self.cell_pooling, self.pra_level = cell_pooling, pra_level
         self.itc_size, self.itc_temperature = itc_size, itc_temperature
+        self.itc_pooling, self.itc_text_layers = itc_pooling, list(itc_text_layers)
+        self.itc_dropout, self.pra_size = itc_dropout, pra_size
         # BERT's 0.02 suits its width of 768. A narrower network needs wider weights for the same
         # activations, or its attention starts out flat and learns late.
         width = self.bert.get("hidden_size", BERT_BASE_WIDTH)
@@ -175,10 +186,15 @@ class Student(InstalledClass, PreTrainedModel):
         )
         self.itm_head = LinearItmHead(hidden) if config.itm_head == "linear" else ItmHead(hidden)
         self.object_head = ObjectHead(hidden, max(1, len(config.label_names)), config.feature_size)
-        self.align_head = AlignHead(config.pra_temperature)
+        self.align_head = AlignHead(config.pra_temperature, hidden, config.pra_size)
         self.contrastive_head = (
             ContrastiveHead(
-                hidden, config.itc_size, bert.num_attention_heads, config.itc_temperature
+                hidden,
+                config.itc_size,
+                bert.num_attention_heads if config.itc_pooling == "attention" else 0,
+                config.itc_temperature,
+                len(config.itc_text_layers),
+                config.itc_dropout,
             )
             if config.itc_size
             else None
@@ -278,18 +294,20 @@ class Student(InstalledClass, PreTrainedModel):
         sizes_px: torch.Tensor,
         *,
         num_texts: torch.Tensor | None = None,
+        maps: torch.Tensor | None = None,
     ) -> Cells:
         """Run the CNN: pixels [N, 3, H, W] and each picture's height, width [N, 2] -> cells.
 
         uint8 pixels are normalised here, on the device; floats are so already. `num_texts` [N], how
         many texts look at each picture (0: it counts nothing), where a dictionary shall learn from
-        them; None where it shall not.
+        them; None where it shall not. `maps`: what `encode_maps` gave for them before; None to run
+        the CNN.
         """
         soho = self.neck.config if self.neck else None
-        blank = soho is None or soho.keep_padding_blank
-        if pixels.dtype == torch.uint8:
-            pixels = normalise(pixels, sizes_px)
-        features = self.grid(pixels.to(self.dtype), sizes_px if blank else None)
+        if maps is None:
+            features = self.grid(*self._pictures(pixels, sizes_px))
+        else:
+            features = self.grid.cells_of(maps.to(self.dtype))
         rows, columns = features.shape[1:3]
         if soho and soho.width_mask == "height":
             inside = cells_inside_released(sizes_px, rows, columns, pixels.shape[2])
@@ -300,6 +318,21 @@ class Student(InstalledClass, PreTrainedModel):
             return Cells(features=features.flatten(1, 2), inside=inside, rows=rows, columns=columns)
         mixed, codes = self.neck(features, inside, num_texts)
         return Cells(features=mixed, inside=inside, rows=rows, columns=columns, codes=codes)
+
+    def encode_maps(self, pixels: torch.Tensor, sizes_px: torch.Tensor) -> torch.Tensor:
+        """What the CNN makes of pictures as in `encode_image`, before the projection to cells:
+        [N, X, R, S]."""
+        return self.grid.maps(*self._pictures(pixels, sizes_px))
+
+    def _pictures(
+        self, pixels: torch.Tensor, sizes_px: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the grid takes: normalised pixels, and sizes where padding is to stay blank."""
+        soho = self.neck.config if self.neck else None
+        if pixels.dtype == torch.uint8:
+            pixels = normalise(pixels, sizes_px)
+        is_blank = soho is None or soho.keep_padding_blank
+        return pixels.to(self.dtype), sizes_px if is_blank else None
 
     def fuse(
         self,
@@ -342,9 +375,36 @@ class Student(InstalledClass, PreTrainedModel):
         return self._contrastive().embed_pictures(cells.features, cells.inside)
 
     def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Texts [B, T] through the Transformer alone, without cells: [B, T, D]."""
+        """Texts [B, T] through the Transformer alone, without cells: the outputs of the layers in
+        `config.itc_text_layers` side by side, [B, T, L x D], zeros at padding. The last D are the
+        last layer's.
+
+        On a CPU texts of like length go together, so that little padding is computed.
+        """
+        real = tokens != self.pad_id
+        if tokens.is_cuda or len(tokens) <= TEXTS_TOGETHER:
+            return self._encode_together(tokens) * real[..., None]
+        order = real.sum(dim=1).argsort(stable=True)
+        encoded = []
+        for rows in order.split(TEXTS_TOGETHER):
+            longest = max(1, int(real[rows].sum(dim=1).max()))
+            part = self._encode_together(tokens[rows, :longest])
+            encoded.append(F.pad(part, (0, 0, 0, tokens.shape[1] - longest)))
+        return torch.cat(encoded)[order.argsort()] * real[..., None]
+
+    def _encode_together(self, tokens: torch.Tensor) -> torch.Tensor:
         attended = (tokens != self.pad_id)[:, None, None, :]
-        return self._through_layers(self.embeddings(tokens), attended, None)
+        embedded = self.embeddings(tokens)
+        if self.config.itc_text_layers == [-1]:
+            return self._through_layers(embedded, attended, None)
+        outputs = [embedded]
+        for layer in self.fusion.layer:
+            outputs.append(layer(outputs[-1], attended))
+        return torch.cat([outputs[number] for number in self.config.itc_text_layers], dim=-1)
+
+    def last_layer(self, encoded: torch.Tensor) -> torch.Tensor:
+        """The last layer's part [B, T, D] of what `encode_texts` gives [B, T, L x D]."""
+        return encoded[..., -self.fusion.config.hidden_size :]
 
     def embed_texts(
         self, tokens: torch.Tensor, encoded: torch.Tensor | None = None
@@ -359,7 +419,9 @@ class Student(InstalledClass, PreTrainedModel):
         """What phrases and cells are compared in, by `pra_level`, of pairs as in `fuse`."""
         if self.config.pra_level == "fusion":
             return self.fuse(cells, picture=picture, tokens=tokens)
-        return Hidden(text=self.encode_texts(tokens), cells=cells.features[picture])
+        return Hidden(
+            text=self.last_layer(self.encode_texts(tokens)), cells=cells.features[picture]
+        )
 
     def compare(self, texts: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
         """Cosines of unit vectors [B, E] and [N, E] over the learned temperature: [B, N]."""

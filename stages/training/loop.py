@@ -19,11 +19,12 @@ from stages.training.batches import BatchSource, LoadedBatch, load_batches, rece
 from stages.training.checkpoints.save_and_load import load_checkpoint, save_checkpoint
 from stages.training.config import TrainingConfig
 from stages.training.gradient_norms import GradientNorms, loss_scale
-from stages.training.metrics import MetricAccumulator, MetricsLog
+from stages.training.metrics import METRICS, MetricAccumulator, MetricsLog, read_metrics
 from stages.training.profile import StepProfile
 from stages.training.schedule import rate_factor
 from stages.training.skipped_samples import FaultPolicy, SkippedSamples
 from stages.training.stopping import DivergenceError, Stopped, Watch, of_all_ranks
+from stages.training.stuck_objectives import passes_due_step, stuck_objectives
 
 NOTICES = "notices.log"
 
@@ -339,5 +340,8 @@ class Loop:
         self.reported_step, self.reported_at = state.step, time.monotonic()
         if self.log:
             self.log.write(line)
+            if passes_due_step(state.step - num_steps, state.step, config.num_steps):
+                for sentence in stuck_objectives(read_metrics(self.out / METRICS)):
+                    self._say(f"{sentence} of {config.num_steps}")
         figures = {"pictures/s": line["pictures_per_second"], "loss": line["loss"]}
         progress.advance(num_steps, **figures)

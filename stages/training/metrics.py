@@ -16,6 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sharding.writing.atomic import write_text
 
+METRICS = "metrics.jsonl"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveOutput:
@@ -67,7 +69,7 @@ class MetricsLog:
     """Appends a line a report to `metrics.jsonl` and the same to TensorBoard. Rank 0 only."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS
         folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(self._path) if line["step"] <= step]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,17 @@ def save_student(
     precision: str,
     *,
     add: Callable[[Path], None] | None = None,
+    instead: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Rank 0 writes the folder in Hugging Face's layout, complete or not at all. A collective.
 
     `precision` "training": weights as the network has them; "fp32": the optimizer's. `add` writes
-    what else belongs into the folder (a task's head).
+    what else belongs into the folder (a task's head); `instead`, weights by name to save in place
+    of the network's (an average of them).
     """
     check_weights(engine)
     state = whole_weights(engine, student, precision)
+    state.update(instead or {})
     if torch.distributed.get_rank() == 0:
         # A student that no rank has a hand in, whatever DeepSpeed made of ours.
         assert isinstance(student.config, StudentNetConfig)

@@ -187,6 +187,7 @@ def random_batch(
     is_true = torch.from_numpy(random.random(pairs) < 0.7)
     return Batch(
         keys=[f"k{n}" for n in range(pictures)],
+        views=[f"k{n}" for n in range(pictures)],
         pixels=torch.zeros(pictures, 3, grid[0] * 16, grid[1] * 16),
         sizes_px=sizes,
         picture=torch.arange(pictures).repeat_interleave(captions),

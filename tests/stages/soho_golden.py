@@ -117,6 +117,7 @@ def golden_batch(section: str) -> Batch:
     none = torch.zeros(2, 1)
     return Batch(
         keys=["0", "1"],
+        views=["0", "1"],
         pixels=pixels,
         sizes_px=sizes,
         picture=torch.tensor([0, 0, 1, 1]),

@@ -96,6 +96,24 @@ class Grid(nn.Module):
         alone, whatever else is in the batch. Without, all of the tensor is taken for picture.
         A BatchNorm that learns takes its statistics from all places, those beyond canvases too.
         """
+        pixels, canvases = self._cut(pixels, sizes_px)
+        if self._compiled and not canvases:
+            return self._compiled(pixels)
+        return self._features(pixels, canvases)
+
+    def maps(self, pixels: torch.Tensor, sizes_px: torch.Tensor | None = None) -> torch.Tensor:
+        """What the CNN makes of pictures as in `forward`, pooled, before the projection to cells:
+        [N, X, R, S]."""
+        return self._maps(*self._cut(pixels, sizes_px))
+
+    def cells_of(self, maps: torch.Tensor) -> torch.Tensor:
+        """`forward`'s features [N, R, S, D] from `maps` [N, X, R, S]."""
+        return self.project(maps).permute(0, 2, 3, 1)
+
+    def _cut(
+        self, pixels: torch.Tensor, sizes_px: torch.Tensor | None
+    ) -> tuple[torch.Tensor, Canvases | None]:
+        """The pixels with zeros beyond each picture's canvas, and canvases unless all are full."""
         canvases = None
         if sizes_px is not None:
             height, width = pixels.shape[2:]
@@ -104,9 +122,7 @@ class Grid(nn.Module):
                 canvases = None
             else:
                 pixels = pixels * canvases.inside(height, width)
-        if self._compiled and not canvases:
-            return self._compiled(pixels)
-        return self._features(pixels, canvases)
+        return pixels, canvases
 
     def compile_for_scoring(self) -> None:
         """Let `torch.compile` run the CNN from here on.
@@ -134,12 +150,15 @@ class Grid(nn.Module):
         return {**self.__dict__, "_compiled": None}
 
     def _features(self, pixels: torch.Tensor, canvases: Canvases | None = None) -> torch.Tensor:
+        return self.cells_of(self._maps(pixels, canvases))
+
+    def _maps(self, pixels: torch.Tensor, canvases: Canvases | None = None) -> torch.Tensor:
         stem = self.resnet.embedder
         x = stem.pooler(_convolve(stem.embedder, _laid_out(pixels, stem), canvases))
         x = canvases.keep(x) if canvases else x
         for block in self._blocks():
             x = block(_laid_out(x, block), canvases)
-        return self.project(self.pool(x)).permute(0, 2, 3, 1)
+        return self.pool(x)
 
 
 def _laid_out(x: torch.Tensor, part: nn.Module) -> torch.Tensor:

@@ -79,12 +79,17 @@ def save_checkpoint(engine: Any, folder: Path, state: dict[str, Any], keep: int)
     torch.distributed.barrier()
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether `load_checkpoint` finds one."""
+    return (folder / LATEST).exists()
+
+
 def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
     """Bring back weights and optimizer; the state given to `save_checkpoint`, None at the start.
 
     The checkpoint may be of another number of ranks. Raises ValueError when it cannot be read.
     """
-    if not (folder / LATEST).exists():
+    if not has_checkpoint(folder):
         return None
     tag = (folder / LATEST).read_text().strip()
     num_saved = num_parts(folder / tag)

@@ -1,0 +1,69 @@
+"""An exponential moving average of the student's weights (ours; Polyak and Juditsky 1992).
+
+Its horizon is in samples, so it means the same for any batch and any number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+class AveragedWeights(nn.Module):
+    """The average of the learning weights of `network`, as float32 buffers, which checkpoints hold.
+
+    After each step average += (1 - d) x (weight - average), d = min(exp(-`samples_per_step` /
+    `horizon`), (1 + k) / (10 + k)) at update k = 0, 1 ...: the second lets go of the start soon
+    (TensorFlow's rule). Every rank has whole weights, so all ranks keep the same average.
+    """
+
+    def __init__(self, network: nn.Module, *, horizon: int, samples_per_step: int) -> None:
+        super().__init__()
+        self._decay = math.exp(-samples_per_step / horizon)
+        self._learning = {
+            name: parameter
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad
+        }
+        for name, parameter in self._learning.items():
+            self.register_buffer(_buffer_name(name), parameter.detach().float().clone())
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after a step."""
+        num_updates = self.get_buffer("num_updates")
+        k = int(num_updates)
+        decay = min(self._decay, (1 + k) / (10 + k))
+        averages = [self.get_buffer(_buffer_name(name)) for name in self._learning]
+        weights = [parameter.detach() for parameter in self._learning.values()]
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+        num_updates += 1
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The average by the network's own names, on the CPU."""
+        return {name: self.get_buffer(_buffer_name(name)).cpu() for name in self._learning}
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The network has the average for its weights until the end of the block."""
+        kept = {name: parameter.detach().clone() for name, parameter in self._learning.items()}
+        self._write({name: self.get_buffer(_buffer_name(name)) for name in self._learning})
+        try:
+            yield
+        finally:
+            self._write(kept)
+
+    @torch.no_grad()
+    def _write(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self._learning.items():
+            parameter.copy_(tensors[name])
+
+
+def _buffer_name(name: str) -> str:
+    """Buffers' names have no dots."""
+    return name.replace(".", "/")

@@ -1,0 +1,47 @@
+"""Objectives whose loss stays where it started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+SHARE_OF_RUN = 0.1
+"""How much of a run may pass before an objective should have moved."""
+SMALLEST_FALL = 0.02
+"""Fall of a loss, as a share of its first value, from which it counts as learning."""
+WHAT_TO_TRY = {
+    "itm": "its parts then see no more than chance: start from published weights, add "
+    "pretrain.itc.weight with itm.negatives itc, or raise pretrain.lr_heads",
+    "itc": "a larger pretrain.micro_batch_size or itc.start cca",
+    "mlm": "a higher pretrain.lr_transformer, or student.pretrained_text",
+    "omvm": "a higher pretrain.lr_heads, or the cosine feature loss",
+    "pra": "a look at the teacher's labels and at pra.min_similarity, or region cell",
+    "mvm": "a lower mvm.temperature",
+}
+
+
+def passes_due_step(before: int, now: int, num_steps: int) -> bool:
+    """Whether a tenth of the run lies after step `before` and not after `now`."""
+    return before < SHARE_OF_RUN * num_steps <= now
+
+
+def stuck_objectives(lines: Sequence[Mapping[str, float]]) -> list[str]:
+    """A sentence for each objective that has not learned; none of those with less than 3 reports.
+
+    lines: the metrics so far, the newest last, with `step` and each objective's NAME/loss.
+    """
+    sentences = []
+    for name in sorted(lines[-1] if lines else ()):
+        objective, _, figure = name.partition("/")
+        values = [line[name] for line in lines if name in line]
+        if figure != "loss" or len(values) < 3 or values[0] <= 0:
+            continue
+        # Half of what there is, for single reports are noisy.
+        recent = values[len(values) // 2 :]
+        now = sum(recent) / len(recent)
+        if now > (1 - SMALLEST_FALL) * values[0]:
+            hint = WHAT_TO_TRY.get(objective, "a higher rate")
+            sentences.append(
+                f"{objective} does not learn: its loss was {values[0]:.3f} at first and is "
+                f"{now:.3f} now. Try {hint}. This is step {lines[-1]['step']:.0f}"
+            )
+    return sentences

@@ -1,0 +1,44 @@
+"""The warning of an objective that does not leave its starting value."""
+
+from __future__ import annotations
+
+from stages.training.stuck_objectives import passes_due_step, stuck_objectives
+
+
+def _lines(**losses: list[float]) -> list[dict[str, float]]:
+    num = max(len(values) for values in losses.values())
+    return [
+        {"step": 10.0 * (n + 1), **{f"{name}/loss": values[n] for name, values in losses.items()}}
+        for n in range(num)
+    ]
+
+
+def test_a_matching_loss_at_ln_2_is_named_with_what_to_try() -> None:
+    """Oracle: itm stays at 0.693 but for noise, itc falls, mlm rises: the first and last are named."""
+    lines = _lines(
+        itm=[0.6931, 0.6950, 0.6920, 0.6931],
+        itc=[4.8, 4.0, 3.5, 3.0],
+        mlm=[6.0, 7.0, 7.0, 7.0],
+    )
+    sentences = stuck_objectives(lines)
+    assert len(sentences) == 2
+    assert sentences[0].startswith("itm does not learn: its loss was 0.693 at first and is 0.693")
+    assert "itm.negatives itc" in sentences[0] and "step 40" in sentences[0]
+    assert sentences[1].startswith("mlm does not learn")
+
+
+def test_too_little_to_compare_names_nothing() -> None:
+    """Oracle: two reports are one comparison of two noisy numbers; there may be none at all."""
+    assert stuck_objectives(_lines(itm=[0.69, 0.69])) == []
+    assert stuck_objectives([]) == []
+
+
+def test_the_report_that_is_due_is_the_first_past_a_tenth() -> None:
+    """Oracle: by hand, 95 steps, reports each 3: of steps 3, 6, 9, 12 the last passes 9.5."""
+    assert [passes_due_step(s - 3, s, 95) for s in (3, 6, 9, 12, 15)] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]
