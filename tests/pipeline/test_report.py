@@ -256,3 +256,21 @@ def test_a_visual_dictionary_has_a_chart(tmp_path: Path) -> None:
         said = "".join(html_text(part) for part in learning_section(run).content)
         for words in ("Visual dictionary", "mvm perplexity", "mvm dead codes"):
             assert (words in said) == drawn
+
+
+def test_held_out_pictures_have_charts_of_their_own(tmp_path: Path) -> None:
+    """Oracle: the metrics' names; what was measured on held-out pictures is not among the curves of
+    training, and there is no chart where nothing was."""
+    for figures, drawn in (
+        ({"validation/itc/loss": 2.0, "validation/picture_to_text_r1": 0.2}, True),
+        ({}, False),
+    ):
+        run = empty_run(tmp_path / str(drawn))
+        run.pretrain.mkdir(parents=True, exist_ok=True)
+        lines = [{"step": step, "loss": 1.0, "itc/loss": 2.0, **figures} for step in (1, 2)]
+        path = run.pretrain / "metrics.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        said = "".join(html_text(part) for part in learning_section(run).content)
+        for words in ("Losses on held-out pictures", "Retrieval among held-out pictures, R@1"):
+            assert (words in said) == drawn
+        assert "validation" not in said

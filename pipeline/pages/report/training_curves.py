@@ -22,6 +22,7 @@ _OBJECTIVES = {
     "pra": "phrase-region alignment: which cells does a phrase mean?",
     "mvm": "masked vision modelling: which code of the visual dictionary is masked?",
 }
+_HELD_OUT = "validation/"
 _OF_CODES = ("/perplexity", "/dead_codes")
 
 
@@ -29,9 +30,13 @@ def learning_section(run: RunFolder) -> Section:
     """Charts, what each objective asks, and speed; a word before the first report."""
     lines = read_lines(run.pretrain / "metrics.jsonl")
     total = Series(name="total", points=points(lines, "loss"))
-    names = sorted({name for line in lines for name in line if "/" in name})
+    every = {name for line in lines for name in line if "/" in name}
+    names = sorted(name for name in every if not name.startswith(_HELD_OUT))
+    held_out = sorted(every.difference(names))
     losses = [_series(lines, name) for name in names if name.endswith("/loss")]
     shares = [_series(lines, name) for name in names if name.endswith("accuracy")]
+    held_losses = [_series(lines, name) for name in held_out if name.endswith("loss")]
+    recalls = [_series(lines, name) for name in held_out if name.endswith("_r1")]
     codes = [_series(lines, name) for name in names if name.endswith(_OF_CODES)]
     charts = [
         line_chart(title, series, y_label=unit, is_share=unit == "share right")
@@ -39,6 +44,8 @@ def learning_section(run: RunFolder) -> Section:
             ("Total loss", [total], "weighted sum"),
             ("Loss of each objective", losses, "nats"),
             ("Accuracy in training", shares, "share right"),
+            ("Losses on held-out pictures", held_losses, "nats"),
+            ("Retrieval among held-out pictures, R@1", recalls, "share right"),
             ("Visual dictionary", codes, "codes"),
         )
         if any(one.points for one in series)
@@ -64,8 +71,8 @@ def learning_section(run: RunFolder) -> Section:
 
 
 def _series(lines: list[dict[str, Any]], name: str) -> Series:
-    """`itm/loss` is called itm, `omvm/label_accuracy` omvm label."""
-    objective, _, figure = name.partition("/")
+    """`itm/loss` is called itm, `omvm/label_accuracy` omvm label, `validation/itm/loss` itm."""
+    objective, _, figure = name.removeprefix(_HELD_OUT).partition("/")
     figure = figure.removesuffix("loss").removesuffix("accuracy").strip("_").replace("_", " ")
     return Series(name=f"{objective} {figure}".strip(), points=points(lines, name))
 
