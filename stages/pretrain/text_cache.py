@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from stages.student.network import Student
 
@@ -41,7 +42,7 @@ class TextCache:
         return encoded
 
     def _compute(self, student: Student, tokens: torch.Tensor) -> torch.Tensor:
-        parts = (student.embeddings, student.fusion)
+        parts: tuple[nn.Module, ...] = (student.embeddings, student.fusion)
         was_training = [part.training for part in parts]
         for part in parts:
             part.eval()

@@ -72,7 +72,9 @@ class HeldOut:
         """Values by name. The module is in evaluation mode."""
         average = self._model.average
         metrics = MetricAccumulator()
-        texts, pictures, picture_of = [], [], []
+        texts: list[torch.Tensor] = []
+        pictures: list[torch.Tensor] = []
+        picture_of: list[torch.Tensor] = []
         with average.in_place() if average else contextlib.nullcontext():
             for batch in self._batches:
                 # Objectives write into a batch what they hid; it must be the same next time.
@@ -80,7 +82,9 @@ class HeldOut:
                 loss, outputs = self._model(moved, is_valid=False)
                 metrics.add(loss, outputs, is_valid=True)
                 if self._model.student.contrastive_head is not None:
-                    picture_of.append(batch.picture[batch.is_true] + sum(map(len, pictures)))
+                    picture_of.append(
+                        batch.picture[batch.is_true] + sum(len(one) for one in pictures)
+                    )
                     texts.append(self._texts(moved)[moved.is_true])
                     pictures.append(self._pictures(moved))
         values = metrics.take()
