@@ -21,6 +21,8 @@ from stages.detector.training.labeled_pictures import NO_ATTRIBUTE, LabeledPictu
 
 LEAST_IOU = 0.5
 NUM_COMMONEST = 20  # labels of the score over the commonest
+COCO_WORDS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "small", "ap_medium": "medium",
+              "ap_large": "large", "ar100": "AR"}  # fmt: skip
 
 
 def average_precision(found: list[np.ndarray], truths: list[Truth], num_labels: int) -> np.ndarray:
@@ -79,11 +81,16 @@ def score_teacher(teacher: Teacher, labelled: LabeledPictures) -> dict[str, Any]
     ]
     truths = [labelled.truth(index) for index in range(len(labelled))]
     by_label = average_precision(found, truths, len(teacher.label_names))
+    commonest = _commonest(truths, len(by_label))
     return {
         "ap50": _score(_mean(by_label)),
         "ap50_commonest": {
-            **_score(_mean(by_label[_commonest(truths, len(by_label))])),
-            "num_labels": min(NUM_COMMONEST, len(by_label)),
+            **_score(_mean(by_label[commonest])),
+            "num_labels": len(commonest),
+            "by_label": {
+                teacher.label_names[label]: None if np.isnan(value) else float(value)
+                for label, value in zip(commonest, by_label[commonest])
+            },
         },
         "coco": coco_scores(found, truths, len(teacher.label_names)),
         "attribute_accuracy": _score(
@@ -98,6 +105,29 @@ def score_teacher(teacher: Teacher, labelled: LabeledPictures) -> dict[str, Any]
         "convention": "AP at IoU 0.5, all-point interpolation (PASCAL VOC 2010), mean over the "
         "labels that occur",
     }
+
+
+def scores_in_words(scores: dict[str, Any]) -> list[str]:
+    """Lines for the screen: COCO's scores where pycocotools is installed, else AP50, and AP50 of the
+    commonest labels; none without true boxes."""
+    coco, lines = scores["coco"], []
+    if coco is not None:
+        parts = [f"{said} {_percent(coco[name])}" for name, said in COCO_WORDS.items()]
+        lines.append(f"COCO: {', '.join(parts)}")
+    if scores["ap50"]["value"] is not None:
+        commonest = scores["ap50_commonest"]
+        lines.append(
+            f"AP50 {_percent(scores['ap50']['value'])}, of the {commonest['num_labels']} commonest "
+            f"labels {_percent(commonest['value'])}: "
+            + ", ".join(f"{k} {_percent(v)}" for k, v in commonest["by_label"].items())
+        )
+        if coco is None:
+            lines.append("COCO's AP by size and AR: pip install pycocotools")
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _mean(by_label: np.ndarray) -> float | None:

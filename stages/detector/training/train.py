@@ -43,7 +43,7 @@ from stages.detector.teacher_folder import (
     save_teacher,
 )
 from stages.detector.training.config import TeachConfig
-from stages.detector.training.evaluate import score_teacher
+from stages.detector.training.evaluate import score_teacher, scores_in_words
 from stages.detector.training.frozen_norm import folded
 from stages.detector.training.initial_weights import (
     freeze,
@@ -136,6 +136,8 @@ def teach(config: TeachConfig, *, seed: int, images: Path, out: Path) -> None:
             load_checkpoint(out / BEST, model, None)
         save_teacher(out, folded(model), label_names=names.labels, attribute_names=names.attributes)
         scores = _score(load_teacher(out), heldout)
+    for line in scores_in_words(scores):
+        print(f"teach: {line}", flush=True)
     write_json(
         out / SCORES,
         {

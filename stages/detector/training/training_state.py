@@ -87,4 +87,4 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             value = tensors[f"optimizer/{key}/{name}"]
             if value.shape == parameter.shape:  # in the parameter's memory order
                 value = torch.empty_like(parameter).copy_(value)
-            optimizer.state[parameter][key] = value
+            optimizer.state[parameter][key] = value.to(parameter.device)

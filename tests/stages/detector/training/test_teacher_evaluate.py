@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from sharding.format.schema import object_dtype
-from stages.detector.training.evaluate import _attribute_accuracy, average_precision
+from stages.detector.training.coco_metrics import SCORES
+from stages.detector.training.evaluate import (
+    _attribute_accuracy,
+    average_precision,
+    scores_in_words,
+)
 from stages.detector.training.labeled_pictures import NO_ATTRIBUTE, Truth
 
 Row = tuple[list[float], float, int]
@@ -91,3 +96,18 @@ def test_attribute_accuracy_counts_found_boxes_of_known_attribute() -> None:
         array["attribute"] = 3
     assert _attribute_accuracy(detections, truths) == 0.5
     assert _attribute_accuracy(detections[1:], truths[1:]) is None
+
+
+def test_scores_are_told_in_words() -> None:
+    """Oracle: by hand; a score that nothing counts for is a dash, and without true boxes there is
+    nothing to tell."""
+    coco = dict.fromkeys(SCORES, 0.25) | {"ap_small": None}
+    commonest = {"value": 0.5, "num_labels": 2, "by_label": {"dog": 0.75, "man": 0.25}}
+    scores = {"coco": coco, "ap50": {"value": 0.5}, "ap50_commonest": commonest}
+    assert scores_in_words(scores) == [
+        "COCO: AP 25.0%, AP50 25.0%, AP75 25.0%, small -, medium 25.0%, large 25.0%, AR 25.0%",
+        "AP50 50.0%, of the 2 commonest labels 50.0%: dog 75.0%, man 25.0%",
+    ]
+    assert scores_in_words({**scores, "coco": None})[-1].endswith("pip install pycocotools")
+    nothing = {"coco": None, "ap50": {"value": None}, "ap50_commonest": {}}
+    assert scores_in_words(nothing) == []
