@@ -6,8 +6,10 @@ decoder's last hidden state; of OWL-ViT and OWLv2, which have no decoder, the cl
 the image token. Candidates above the threshold are suppressed within their label, and the best
 stay.
 
-The zero-shot kind is asked for the names in pieces, each a text of its own ("a. b. c."). A name's
-score in Grounding DINO is the largest over its tokens.
+The zero-shot kind is asked for the names in pieces, each a text of its own ("a. b. c."); a piece
+longer than the model's text goes by halves. A name's score in Grounding DINO is the largest over
+its tokens. With prompts "captions" it is asked for a picture's own phrases, and the arrays have one
+more field, `by_prompt`, the score of each phrase.
 
 Pictures go through the model one by one, so what is seen in one depends on no other.
 
@@ -16,7 +18,7 @@ Letters: Q queries, L labels, T tokens of a text, D feature size, O objects.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +47,13 @@ class TransformersError(BoxlessError):
     """The model cannot be used as a teacher."""
 
 
+class CaptionLabels(NamedTuple):
+    """Labels for objects that were found by the phrases of captions."""
+
+    names: list[str]
+    label_of: Callable[[str], int]  # of a phrase
+
+
 class Candidates(NamedTuple):
     """What the queries of one picture, and of one text, say."""
 
@@ -71,10 +80,13 @@ class TransformersTeacher:
         *,
         label_names: list[str],
         fingerprint: str,
+        caption_labels: CaptionLabels | None = None,
     ) -> None:
-        """tokenizer: None for a model that knows its classes."""
+        """tokenizer: None for a model that knows its classes. caption_labels: with prompts
+        "captions"."""
         self._model, self._processor, self._tokenizer = model.eval(), processor, tokenizer
         self._config, self._device = config, next(model.parameters()).device
+        self._caption_labels = caption_labels
         self.label_names, self.fingerprint = label_names, fingerprint
         self.num_top = min(config.num_top, len(label_names))
         self.feature_size = _feature_size(model.config)
@@ -95,25 +107,60 @@ class TransformersTeacher:
     def _detect(self, picture: Prepared) -> np.ndarray:
         pixels = picture.pixels.permute(2, 0, 1)[None].to(self._device)
         if self._tokenizer is None:
-            parts = [_of_classes(self._model(pixel_values=pixels), len(self.label_names))]
-        else:
-            parts = self._of_texts(pixels)
-        candidates = Candidates(*(torch.cat(tensors).float() for tensors in zip(*parts)))
-        return self._array(candidates, picture)
+            seen = self._model(pixel_values=pixels)
+            return self._array(_of_classes(seen, len(self.label_names)), picture)
+        if self._caption_labels is not None:
+            return self._of_captions(pixels, picture, self._caption_labels.label_of)
+        texts = [name.split(",")[0].strip() for name in self.label_names]
+        return self._array(self._of_texts(pixels, texts), picture)
 
-    def _of_texts(self, pixels: Tensor) -> list[Candidates]:
-        """The candidates of every piece of the names; other names have the probability 0."""
+    def _of_captions(
+        self, pixels: Tensor, picture: Prepared, label_of: Callable[[str], int]
+    ) -> np.ndarray:
+        """The objects that the phrases of a picture's captions speak of; none without phrases."""
+        dtype = self._dtype([("by_prompt", "<f4", (len(picture.prompts),))])
+        if not picture.prompts:
+            return np.zeros(0, dtype)
+        found = self._of_texts(pixels, list(picture.prompts))
+        labels = torch.tensor([label_of(text) for text in picture.prompts])
+        num_rows, num_labels = len(found.boxes), len(self.label_names)
+        by_label = torch.zeros(num_rows, num_labels, device=found.boxes.device).scatter_reduce(
+            1, labels.to(found.boxes.device).expand(num_rows, -1), found.probabilities, "amax"
+        )
+        return self._array(found._replace(probabilities=by_label), picture, found.probabilities)
+
+    def _of_texts(self, pixels: Tensor, texts: list[str]) -> Candidates:
+        """The candidates of every piece of the texts, which have the probability 0 of the others."""
         parts = []
         size = self._config.labels_per_prompt
-        for start in range(0, len(self.label_names), size):
-            names = self.label_names[start : start + size]
-            texts = [name.split(",")[0].strip().lower() for name in names]
-            is_owl = self._model.config.model_type in OWL
-            some = (self._of_owl if is_owl else self._of_tokens)(pixels, texts)
-            probabilities = some.probabilities.new_zeros(len(some.boxes), len(self.label_names))
-            probabilities[:, start : start + len(names)] = some.probabilities
-            parts.append(some._replace(probabilities=probabilities))
-        return parts
+        for start in range(0, len(texts), size):
+            parts += self._of_piece(pixels, texts[start : start + size])
+        rows, start = [], 0
+        for some in parts:
+            width = some.probabilities.shape[1]
+            row = some.probabilities.new_zeros(len(some.boxes), len(texts))
+            row[:, start : start + width] = some.probabilities
+            rows.append(some._replace(probabilities=row))
+            start += width
+        return Candidates(*(torch.cat(tensors).float() for tensors in zip(*rows)))
+
+    def _of_piece(self, pixels: Tensor, texts: list[str]) -> list[Candidates]:
+        """The candidates of some texts, by halves where they are too long together."""
+        texts = [text.lower() for text in texts]
+        if self._model.config.model_type in OWL:
+            return [self._of_owl(pixels, texts)]
+        text = ". ".join(texts) + "."
+        inputs = self._tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
+        num_tokens, most = inputs["input_ids"].shape[1], self._model.config.max_text_len
+        if num_tokens <= most:
+            return [self._of_tokens(pixels, texts, inputs)]
+        if len(texts) == 1:
+            raise TransformersError(
+                f"{texts[0][:80]!r}: got a name or phrase of {num_tokens} tokens, expected at most "
+                f"{most}, as the model reads no more"
+            )
+        half = len(texts) // 2
+        return self._of_piece(pixels, texts[:half]) + self._of_piece(pixels, texts[half:])
 
     def _of_owl(self, pixels: Tensor, texts: list[str]) -> Candidates:
         # As OWL-ViT's processor pads; its models were trained so.
@@ -128,16 +175,9 @@ class TransformersTeacher:
         features = seen.class_embeds[0]
         return Candidates(seen.pred_boxes[0], seen.logits[0].float().sigmoid(), features)
 
-    def _of_tokens(self, pixels: Tensor, texts: list[str]) -> Candidates:
-        text = ". ".join(texts) + "."
-        inputs = self._tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
+    def _of_tokens(self, pixels: Tensor, texts: list[str], inputs: Any) -> Candidates:
         (offsets,) = inputs.pop("offset_mapping").tolist()
         inputs = inputs.to(self._device)
-        if inputs["input_ids"].shape[1] > self._model.config.max_text_len:
-            raise TransformersError(
-                f"labels_per_prompt: got {len(texts)} names of {inputs['input_ids'].shape[1]} "
-                f"tokens, expected at most {self._model.config.max_text_len}; set fewer."
-            )
         seen = self._model(pixel_values=pixels, **inputs)
         scores = seen.logits[0].float().sigmoid()
         columns, start = [], 0
@@ -149,8 +189,18 @@ class TransformersTeacher:
         probabilities = torch.stack(columns, 1)
         return Candidates(seen.pred_boxes[0], probabilities, seen.last_hidden_state[0])
 
-    def _array(self, candidates: Candidates, picture: Prepared) -> np.ndarray:
-        """The objects among the candidates."""
+    def _dtype(self, more: list[tuple[str, str, tuple[int, ...]]]) -> np.dtype:
+        """Of the arrays, with `more` fields after those of the schema."""
+        schema = object_dtype(
+            feature_size=self.feature_size, num_top=self.num_top, attributes=False
+        )
+        return np.dtype([*schema.descr, *more])
+
+    def _array(
+        self, candidates: Candidates, picture: Prepared, by_prompt: Tensor | None = None
+    ) -> np.ndarray:
+        """The objects among the candidates; by_prompt [Q, phrases] goes into the field of that
+        name."""
         scores, labels = candidates.probabilities.max(1)
         middle, sides = candidates.boxes[:, :2], candidates.boxes[:, 2:]
         boxes = torch.cat([middle - sides / 2, middle + sides / 2], 1)
@@ -168,10 +218,10 @@ class TransformersTeacher:
         )
         rows = rows[kept]
         top_scores, top_labels = largest(candidates.probabilities[rows], self.num_top)
-        array = np.zeros(
-            len(rows),
-            object_dtype(feature_size=self.feature_size, num_top=self.num_top, attributes=False),
-        )
+        more = [] if by_prompt is None else [("by_prompt", "<f4", (by_prompt.shape[1],))]
+        array = np.zeros(len(rows), self._dtype(more))
+        if by_prompt is not None:
+            array["by_prompt"] = by_prompt[rows].cpu().numpy()
         features = candidates.features[rows].clamp(-LARGEST_HALF, LARGEST_HALF)
         array["box"] = boxes[rows].cpu().numpy()
         array["score"] = scores[rows].cpu().numpy()
@@ -182,8 +232,12 @@ class TransformersTeacher:
         return array
 
 
-def load_transformers(config: TransformersConfig, device: torch.device) -> TransformersTeacher:
-    """The teacher of the recipe's `distill.transformers`.
+def load_transformers(
+    config: TransformersConfig,
+    device: torch.device,
+    caption_labels: CaptionLabels | None = None,
+) -> TransformersTeacher:
+    """The teacher of the recipe's `distill.transformers`; caption_labels: with prompts "captions".
 
     Raises TransformersError where the folder holds no detector that can be a teacher, or where its
     labels do not fit.
@@ -214,7 +268,15 @@ def load_transformers(config: TransformersConfig, device: torch.device) -> Trans
             f"model: got {type(error).__name__}: {str(error)[:300]} from {config.model}, expected "
             "an object detector or a zero-shot one, with its image processor and tokenizer."
         ) from error
-    names = _label_names(config, model.config, is_open)
+    if config.prompts == "captions":
+        if not is_open or caption_labels is None:
+            raise TransformersError(
+                f"prompts: got 'captions' for a model of type {kind}, expected 'names', or a "
+                f"zero-shot detector ({', '.join((*OWL, *TOKENS))})"
+            )
+        names = caption_labels.names
+    else:
+        names = _label_names(config, model.config, is_open)
     weights = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
     fingerprint = sha256_of(
         {
@@ -224,11 +286,13 @@ def load_transformers(config: TransformersConfig, device: torch.device) -> Trans
             "labels": names,
             "settings": [config.labels_per_prompt, config.score_threshold, config.iou,
                          config.max_objects, config.num_top],
+            **({"prompts": config.prompts} if config.prompts != "names" else {}),
         }
     )  # fmt: skip
     return TransformersTeacher(
-        model.to(device), processor, tokenizer, config, label_names=names, fingerprint=fingerprint
-    )
+        model.to(device), processor, tokenizer, config, label_names=names,
+        fingerprint=fingerprint, caption_labels=caption_labels,
+    )  # fmt: skip
 
 
 def _label_names(config: TransformersConfig, model_config: Any, is_open: bool) -> list[str]:

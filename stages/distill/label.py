@@ -13,12 +13,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.lib.recfunctions as rfn
 
 from sharding.format.schema import Failure, Sample, ShardError, check_objects, object_dtype
 from stages.distill.config import DistillConfig
 from stages.distill.inference.failures import DistillError, TeacherFailure
 from stages.distill.inference.stage_timer import Clock
 from stages.distill.object_source import ObjectSource
+from stages.distill.text.caption_prompts import BY_PROMPT, prompts_of, similarity_by_prompt
 from stages.distill.text.phrases import Chunker
 from stages.distill.text.similarity import Similarity
 
@@ -95,14 +97,18 @@ class Labeller:
         self, batch: list[tuple[Sample, np.ndarray | Failure]]
     ) -> list[Sample | Failure]:
         objects: dict[str, np.ndarray] = {}
+        scores: dict[str, np.ndarray] = {}
         batch = [(sample, finite_or_failure(sample.key, seen)) for sample, seen in batch]
         with self._clock.during("selection"):
             for sample, seen in batch:
                 if not isinstance(seen, Failure):
+                    seen, by_prompt = without_prompts(seen)
                     objects[sample.key] = select(self._checked(sample.key, seen), self._config)
+                    if by_prompt is not None:  # rows are by falling score, and the best stay
+                        scores[sample.key] = by_prompt[: len(objects[sample.key])]
         with self._clock.during("phrases"):
             seen_samples = [sample for sample, _ in batch if sample.key in objects]
-            phrases = dict(zip(objects, self._phrases(seen_samples, objects)))
+            phrases = dict(zip(objects, self._phrases(seen_samples, objects, scores)))
         return [
             seen
             if isinstance(seen, Failure)
@@ -170,16 +176,27 @@ class Labeller:
         return objects
 
     def _phrases(
-        self, samples: list[Sample], objects: dict[str, np.ndarray]
+        self,
+        samples: list[Sample],
+        objects: dict[str, np.ndarray],
+        scores: dict[str, np.ndarray],
     ) -> Iterator[list[list[dict[str, Any]]]]:
-        """For each sample, for each caption: its phrases as an object shard's json has them."""
+        """For each sample, for each caption: its phrases as an object shard's json has them.
+        scores: of the samples whose teacher was asked for the phrases, by object and phrase."""
         captions = [caption for sample in samples for caption in sample.info["captions"]]
         found = iter(self._chunker.chunk(captions))
         for sample in samples:
             rows = []
-            for phrases in itertools.islice(found, len(sample.info["captions"])):
+            of_sample = list(itertools.islice(found, len(sample.info["captions"])))
+            asked = None
+            if sample.key in scores:
+                asked = similarity_by_prompt(scores[sample.key], prompts_of(of_sample))
+            for phrases in of_sample:
                 texts = [phrase.text for phrase in phrases]
-                similarity = self._similarity.compare(texts, objects[sample.key])
+                if asked is not None:
+                    similarity = [asked[text] for text in texts]
+                else:
+                    similarity = self._similarity.compare(texts, objects[sample.key])
                 rows.append(
                     [
                         {"text": p.text, "start": p.start, "end": p.end, "similarity": values}
@@ -200,6 +217,15 @@ def finite_or_failure(key: str, seen: np.ndarray | Failure) -> np.ndarray | Fail
             reason = f"detect: got {name} that is not finite, expected finite numbers"
             return TeacherFailure(key=key, reason=reason)
     return seen
+
+
+def without_prompts(seen: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """The array without the field of the phrases' scores, and these [O, phrases], or None."""
+    names = seen.dtype.names or ()
+    if BY_PROMPT not in names:
+        return seen, None
+    rest = rfn.repack_fields(seen[[name for name in names if name != BY_PROMPT]])
+    return rest, seen[BY_PROMPT]
 
 
 def select(objects: np.ndarray, config: DistillConfig) -> np.ndarray:

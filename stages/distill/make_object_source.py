@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from sharding.format.catalog import load_manifest, read_catalog
+from sharding.reading.sample_reader import OpenTar, read_info
 from stages.detector.device import pick_device
+from stages.detector.transformers_config import TransformersConfig
 from stages.distill.config import DistillConfig
 from stages.distill.inference.pipeline import InferencePipeline
 from stages.distill.object_source import Detector, ObjectSource
@@ -28,11 +32,38 @@ def make_object_source(
 
         assert images is not None
         return TruthObjects(images)
+    if config.transformers is not None and config.transformers.prompts == "captions":
+        assert images is not None
+        return _prompted(config, config.transformers, images)
     # Alone in single precision, a picture has nothing to wait for among others of its size.
     batch_size = 1 if config.precision == "fp32" else config.batch_size
     return InferencePipeline(
         _make_detector(config, folder), batch_size=batch_size, num_decoders=config.num_decoders
     )
+
+
+def _prompted(config: DistillConfig, model: TransformersConfig, images: Path) -> InferencePipeline:
+    """A detector that is asked for the phrases of each picture's captions."""
+    from stages.detector.transformers_teacher import load_transformers
+    from stages.distill.text.caption_prompts import CaptionPrompts, caption_labels
+    from stages.distill.text.phrases import make_chunker
+
+    labels = caption_labels(read_captions(images), most=model.max_caption_labels)
+    chunker = make_chunker(config, labels.names, (), say=print)
+    return InferencePipeline(
+        load_transformers(model, pick_device(), labels),
+        batch_size=1,
+        num_decoders=config.num_decoders,
+        prompts=CaptionPrompts(chunker),
+    )
+
+
+def read_captions(images: Path) -> Iterator[str]:
+    """The captions of every picture of the image shards."""
+    for shard in read_catalog(images).shards:
+        source = OpenTar(images / shard.tar)
+        for entry in load_manifest(images / shard.tar, shard).samples:
+            yield from read_info(source, entry)["captions"]
 
 
 def _make_detector(config: DistillConfig, folder: Path) -> Detector:

@@ -37,6 +37,7 @@ from stages.distill.label import Labeller
 from stages.distill.object_source import ObjectSource
 from stages.distill.precomputed.join import PrecomputedObjects
 from stages.distill.reuse import label_or_reuse
+from stages.distill.text.caption_prompts import PromptSimilarity
 from stages.distill.text.phrases import Chunker, make_chunker
 from stages.distill.text.similarity import Similarity, make_similarity
 from stages.progress import Progress
@@ -93,13 +94,18 @@ def distill(
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     say = functools.partial(print, flush=True)
-    chunker = make_chunker(
-        config,
-        object_source.label_names,
-        object_source.attribute_names,
-        say=say if show else lambda text: None,
-    )
-    similarity = make_similarity(config, object_source.label_names, object_source.attribute_names)
+    chunker: Chunker
+    similarity: Similarity
+    if isinstance(object_source, InferencePipeline) and object_source.prompts is not None:
+        chunker, similarity = object_source.prompts, PromptSimilarity()
+    else:
+        chunker = make_chunker(
+            config,
+            object_source.label_names,
+            object_source.attribute_names,
+            say=say if show else lambda text: None,
+        )
+        similarity = make_similarity(config, object_source.label_names, object_source.attribute_names)
     fingerprint = _fingerprint(config, object_source, chunker, similarity)
     shards = {shard.tar: shard for shard in _image_catalog(images).shards}
     with Worker(

@@ -20,6 +20,8 @@ NEEDS_PATHS = {
     "nlvr": ["ingest.root=/data"],
     "photos": ["ingest.root=/data"],
     "coco": COCO_PATHS,
+    "coco-detr": COCO_PATHS,
+    "coco-zero-shot": COCO_PATHS,
     "soho-res18": COCO_PATHS,
     "soho-r101": COCO_PATHS,
     "kdvlp-base": COCO_PATHS,

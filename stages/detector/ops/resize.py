@@ -27,6 +27,7 @@ class Prepared(NamedTuple):
     height: int  # of the original picture, pixels
     width: int
     scale: tuple[float, float]  # x, y: original pixels to resized ones
+    prompts: tuple[str, ...] = ()  # what a detector that is asked in words is to look for
 
     @property
     def size(self) -> tuple[int, int]:

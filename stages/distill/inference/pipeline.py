@@ -32,6 +32,7 @@ from stages.distill.inference.failures import (
 from stages.distill.inference.oom_fallback import Keyed, OomFallback
 from stages.distill.inference.stage_timer import DEVICE, Clock
 from stages.distill.object_source import Detector
+from stages.distill.text.caption_prompts import CaptionPrompts
 
 NUM_BATCHES_SEARCHED = 4
 """A picture waits for others of its size while so many batches of pictures go by."""
@@ -51,7 +52,8 @@ class InferencePipeline:
     """An ObjectSource made of a Detector, whose names and sizes it takes on.
 
     batch_size: the most pictures, of one size, that go into the detector at once. num_decoders:
-    threads. say: gets a line when memory ran out. clock: its parts are "decode wait" (of the
+    threads. say: gets a line when memory ran out. prompts: finds the phrases of captions that the
+    detector is asked for, in the caller's thread; None where it is not asked. clock: its parts are "decode wait" (of the
     detector's thread) and "device".
     """
 
@@ -62,7 +64,9 @@ class InferencePipeline:
         batch_size: int,
         num_decoders: int,
         say: Callable[[str], None] = print,
+        prompts: CaptionPrompts | None = None,
     ) -> None:
+        self.prompts = prompts
         self._detector = detector
         self._careful = OomFallback(detector, say=say)
         self._batch_size, self._num_decoders = batch_size, num_decoders
@@ -117,7 +121,9 @@ class InferencePipeline:
                             device.submit(self._look_at_rest, batches)
                             break
                         passing = _Passing(
-                            number, sample.key, decoders.submit(self._prepare, sample)
+                            number,
+                            sample.key,
+                            decoders.submit(self._prepare, sample, self._prompts_of(sample)),
                         )
                         line.append(passing)
                         device.submit(self._take, passing, batches)
@@ -129,7 +135,10 @@ class InferencePipeline:
                 device.shutdown(wait=False, cancel_futures=True)
                 decoders.shutdown(wait=False, cancel_futures=True)
 
-    def _prepare(self, sample: Sample) -> Prepared | Failure:
+    def _prompts_of(self, sample: Sample) -> tuple[str, ...]:
+        return () if self.prompts is None else self.prompts.of(sample.info["captions"])
+
+    def _prepare(self, sample: Sample, prompts: tuple[str, ...]) -> Prepared | Failure:
         """In a decoder's thread: what the detector takes, or why there is none."""
         try:
             picture = decode(sample)
@@ -138,7 +147,7 @@ class InferencePipeline:
                 return out_of_memory(sample.key, "decode")
             return failure(sample.key, "decode", error)
         try:
-            return self._detector.prepare(picture)
+            return self._detector.prepare(picture)._replace(prompts=prompts)
         except Exception as error:
             if ran_out(error):
                 return out_of_memory(sample.key, "prepare")

@@ -13,6 +13,7 @@ import transformers
 from sharding.format.schema import check_objects
 from stages.detector.transformers_config import TransformersConfig
 from stages.detector.transformers_teacher import (
+    CaptionLabels,
     TransformersError,
     TransformersTeacher,
     load_transformers,
@@ -181,3 +182,52 @@ def test_folders_and_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     make(tmp_path, "owlvit")
     with pytest.raises(TransformersError, match="^labels: got null"):
         load_transformers(TransformersConfig(model=str(tmp_path)), CPU)
+
+
+def test_a_text_too_long_goes_by_halves(tmp_path: Path) -> None:
+    """Oracle: eight names have more tokens than the model's text; asked by fours they are the
+    halves, so the bytes are the same."""
+    whole = make(tmp_path, "grounding-dino", labels_per_prompt=8)
+    halves = make(tmp_path, "grounding-dino", labels_per_prompt=4)
+    for teacher in (whole, halves):
+        teacher.label_names = NAMES + NAMES
+    prepared = whole.prepare(pictures(1)[0])
+    (first,), (second,) = whole.detect([prepared]), halves.detect([prepared])
+    assert first.tobytes() == second.tobytes() and len(first) > 0
+
+
+@pytest.mark.parametrize("kind", ["owlvit", "grounding-dino"])
+def test_asked_for_phrases_an_object_has_a_score_of_each(tmp_path: Path, kind: str) -> None:
+    """Oracle: the same model asked for the same texts as names; an object's label is that of its
+    best phrase, and its score that phrase's. Without phrases there is no object."""
+    torch.manual_seed(0)
+    KINDS[kind](tmp_path)
+    phrases = ("red ball", "dog", "man")
+    (tmp_path / "names.txt").write_text("\n".join(phrases))
+    settings: dict[str, Any] = dict(model=str(tmp_path), score_threshold=0.0, iou=1.0)
+    numbers = {"red ball": 1, "dog": 2, "man": 3}
+    labels = CaptionLabels(["thing", "ball", "dog", "man"], numbers.__getitem__)
+    asked = load_transformers(TransformersConfig(**settings, prompts="captions"), CPU, labels)
+    named = load_transformers(
+        TransformersConfig(**settings, labels=str(tmp_path / "names.txt")), CPU
+    )
+    prepared = asked.prepare(pictures(1)[0])
+    (objects,) = asked.detect([prepared._replace(prompts=phrases)])
+    (wanted,) = named.detect([prepared])
+    assert len(objects) == len(wanted) > 0 and objects["by_prompt"].shape[1] == 3
+    np.testing.assert_array_equal(objects["box"], wanted["box"])
+    np.testing.assert_array_equal(objects["score"], wanted["score"])
+    np.testing.assert_array_equal(objects["by_prompt"].argmax(1), wanted["label"])
+    np.testing.assert_array_equal(objects["label"], wanted["label"] + 1)
+    assert len(asked.detect([prepared])[0]) == 0
+    assert asked.fingerprint != named.fingerprint
+
+
+def test_captions_are_for_the_zero_shot_kind(tmp_path: Path) -> None:
+    """Oracle: a message that begins with the field at fault."""
+    save_detr(tmp_path)
+    config = TransformersConfig(model=str(tmp_path), prompts="captions")
+    with pytest.raises(TransformersError, match="^prompts: got 'captions'"):
+        load_transformers(config, CPU, CaptionLabels(["thing"], lambda text: 0))
+    with pytest.raises(ValueError, match="^labels: got 'a.txt' with prompts 'captions'"):
+        TransformersConfig(model="m", labels="a.txt", prompts="captions")
