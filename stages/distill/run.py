@@ -105,7 +105,9 @@ def distill(
             object_source.attribute_names,
             say=say if show else lambda text: None,
         )
-        similarity = make_similarity(config, object_source.label_names, object_source.attribute_names)
+        similarity = make_similarity(
+            config, object_source.label_names, object_source.attribute_names
+        )
     fingerprint = _fingerprint(config, object_source, chunker, similarity)
     shards = {shard.tar: shard for shard in _image_catalog(images).shards}
     with Worker(

@@ -52,7 +52,7 @@ def test_an_object_s_phrase_is_its_similarity(tmp_path: Path) -> None:
     distill(
         DistillConfig(phrases="lexicon"),
         images=tmp_path / "images",
-        seer=source,
+        object_source=source,
         out=tmp_path / "objects",
         show=False,
     )
