@@ -189,7 +189,7 @@ class TransformersTeacher:
         probabilities = torch.stack(columns, 1)
         return Candidates(seen.pred_boxes[0], probabilities, seen.last_hidden_state[0])
 
-    def _dtype(self, more: list[tuple[str, str, tuple[int, ...]]]) -> np.dtype:
+    def _dtype(self, more: Sequence[tuple[str, str, tuple[int, ...]]]) -> np.dtype:
         """Of the arrays, with `more` fields after those of the schema."""
         schema = object_dtype(
             feature_size=self.feature_size, num_top=self.num_top, attributes=False
