@@ -55,7 +55,7 @@ class PromptSimilarity:
 
     def compare(self, phrases: Sequence[str], objects: np.ndarray) -> list[list[float]]:
         """ValueError where the objects do not say which phrase found them."""
-        raise ValueError(f"objects: got no field {BY_PROMPT}, expected it of a prompted teacher")
+        raise BoxlessError(f"objects: got no field {BY_PROMPT}, expected it of a prompted teacher")
 
 
 def prompts_of(phrases: Iterable[Iterable[Phrase]]) -> tuple[str, ...]:
