@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from boxless.errors import BoxlessError
 from stages.detector.transformers_teacher import CaptionLabels
 from stages.distill.text.phrases import Chunker, Phrase
 from stages.distill.text.words import fold, is_content
@@ -54,7 +55,7 @@ class PromptSimilarity:
     fingerprint = "prompts/1"
 
     def compare(self, phrases: Sequence[str], objects: np.ndarray) -> list[list[float]]:
-        """ValueError where the objects do not say which phrase found them."""
+        """Similarities of phrases and objects. Raises BoxlessError where the objects do not say which phrase found them."""
         raise BoxlessError(f"objects: got no field {BY_PROMPT}, expected it of a prompted teacher")
 
 
