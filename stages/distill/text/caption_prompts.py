@@ -55,7 +55,8 @@ class PromptSimilarity:
     fingerprint = "prompts/1"
 
     def compare(self, phrases: Sequence[str], objects: np.ndarray) -> list[list[float]]:
-        """Similarities of phrases and objects. Raises BoxlessError where the objects do not say which phrase found them."""
+        """Similarities of phrases and objects. Raises BoxlessError where the objects do not say
+        which phrase found them."""
         raise BoxlessError(f"objects: got no field {BY_PROMPT}, expected it of a prompted teacher")
 
 
