@@ -110,7 +110,7 @@ def test_students_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_every_variant_can_be_asked_for() -> None:
     """Oracle: the variants; the command line names them itself, to start without their imports."""
-    asked = command_line._parser().parse_args(["ablation", "toy", "--only", *VARIANTS])
+    asked = command_line.command_line_parser().parse_args(["ablation", "toy", "--only", *VARIANTS])
     assert asked.only == list(VARIANTS)
 
 
