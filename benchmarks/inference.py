@@ -195,7 +195,7 @@ class EndToEnd:
         """Where its time goes."""
         return [
             Part(self, "load", "decode, resize"),
-            Part(self.student, "see", "CNN and neck"),
+            Part(self.student, "encode_image", "CNN and neck"),
             Part(self.student, "fuse", "Transformer"),
         ]
 

@@ -40,7 +40,8 @@ def _outputs(student: Student) -> list[torch.Tensor]:
 
 def test_a_saved_student_comes_back_whole(tmp_path: Path) -> None:
     """Oracle: bit-equal outputs of every head, weights and buffers (those that are not saved too),
-    and nothing but safetensors and json on disk."""
+    and nothing but safetensors and json on disk, and the file by which transformers' Auto classes
+    find Boxless."""
     student = tiny_student()
     student.save_pretrained(tmp_path)
     again = Student.from_pretrained(tmp_path).eval()
@@ -51,7 +52,7 @@ def test_a_saved_student_comes_back_whole(tmp_path: Path) -> None:
         assert mine.keys() == other.keys()
         assert all(torch.equal(mine[name], other[name]) for name in mine)
     assert again.config.label_names == student.config.label_names
-    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".safetensors"}
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".safetensors", ".py"}
 
 
 def test_the_cnn_runs_once_a_picture() -> None:
