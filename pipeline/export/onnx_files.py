@@ -31,10 +31,8 @@ from torch.export import Dim
 
 from pipeline.pages.student.inputs import GivenError, open_student
 from stages.folders import replace_folder
-from stages.student.network import Cells, Student
+from stages.student.network import Student
 from stages.student.processor import StudentProcessor
-from stages.student.vision.grid import cells_inside
-from stages.student.vision.soho_neck import cells_inside_released
 
 OPSET = 20
 PICTURE, PAIR, TEXT = "picture.onnx", "pair.onnx", "text.onnx"
@@ -52,19 +50,13 @@ class PictureNet(nn.Module):
         """pixel_values [N, 3, H, W], sizes_px [N, 2] -> cells [N, C, D], inside [N, C], and the
         contrastive head's vectors [N, E] where there is one."""
         student = self.student
-        grid, neck = student.grid, student.neck
-        features = grid(pixel_values)
-        rows, columns = features.shape[1:3]
-        if neck and neck.config.width_mask == "height":
-            inside = cells_inside_released(sizes_px, rows, columns, pixel_values.shape[2])
-        else:
-            inside = cells_inside(sizes_px, rows, columns, cell_px=grid.cell_px, pad_px=grid.pad_px)
-        flat = neck(features, inside, None)[0] if neck else features.flatten(1, 2)
-        cells = Cells(features=flat, inside=inside, rows=rows, columns=columns)
-        placed = student._placed(flat, cells, torch.arange(flat.shape[0]))
+        maps = student.grid.maps(pixel_values)
+        cells = student.encode_image(pixel_values, sizes_px, maps=maps)
+        # len() of a tensor would fix the number of pictures in the export.
+        placed = student._placed(cells.features, cells, torch.arange(pixel_values.shape[0]))
         if student.contrastive_head is None:
-            return placed, inside
-        return placed, inside, student.embed_pictures(cells)
+            return placed, cells.inside
+        return placed, cells.inside, student.embed_pictures(cells)
 
 
 class PairNet(nn.Module):
@@ -85,8 +77,7 @@ class PairNet(nn.Module):
         student = self.student
         hidden = torch.cat([student.embeddings(input_ids, token_type_ids), cells], dim=1)
         attended = torch.cat([input_ids != student.pad_id, inside], dim=1)[:, None, None, :]
-        for layer in student.fusion.layer:
-            hidden = layer(hidden, attended)
+        hidden = student._through_layers(hidden, attended, None)
         return student.itm_head(hidden[:, 0])
 
 
@@ -100,11 +91,8 @@ class TextNet(nn.Module):
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """input_ids [B, T] -> unit vectors [B, E]."""
         student = self.student
-        real = input_ids != student.pad_id
-        hidden = student.embeddings(input_ids)
-        for layer in student.fusion.layer:
-            hidden = layer(hidden, real[:, None, None, :])
-        return student._contrastive().embed_texts(hidden, real)
+        encoded = student._encode_together(input_ids)
+        return student.embed_texts(input_ids, encoded)
 
 
 def export_onnx(student: Path, out: Path) -> list[str]:
