@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stages.pretrain.batch import Batch
+from stages.pretrain.kept_tensors import KeptTensors
 from stages.student.network import Student
 from stages.student.vision.padding import canvas_px
 
@@ -17,8 +18,7 @@ class MapCache:
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        self._left = limit_bytes
-        self._kept: dict[str, torch.Tensor] = {}
+        self._kept = KeptTensors(limit_bytes)
 
     @torch.no_grad()
     def maps(self, student: Student, batch: Batch) -> torch.Tensor:
@@ -37,11 +37,5 @@ class MapCache:
             if view in self._kept:
                 maps[n, :, :down, :across] = self._kept[view].to(maps)
             else:
-                self._keep(view, maps[n, :, :down, :across])
+                self._kept.keep(view, maps[n, :, :down, :across])
         return maps
-
-    def _keep(self, view: str, seen: torch.Tensor) -> None:
-        num_bytes = 2 * seen.numel()
-        if num_bytes <= self._left:
-            self._left -= num_bytes
-            self._kept[view] = seen.to("cpu", torch.float16, copy=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from stages.pretrain.kept_tensors import KeptTensors
 from stages.student.network import Student
 
 
@@ -16,8 +17,7 @@ class TextCache:
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        self._left = limit_bytes
-        self._kept: dict[tuple[int, ...], torch.Tensor] = {}
+        self._kept = KeptTensors(limit_bytes)
 
     @torch.no_grad()
     def encode(self, student: Student, tokens: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,7 @@ class TextCache:
             if name in self._kept:
                 encoded[b, : len(name)] = self._kept[name].to(encoded)
             else:
-                self._keep(name, encoded[b, : len(name)])
+                self._kept.keep(name, encoded[b, : len(name)])
         return encoded
 
     def _compute(self, student: Student, tokens: torch.Tensor) -> torch.Tensor:
@@ -51,9 +51,3 @@ class TextCache:
         finally:
             for part, mode in zip(parts, was_training):
                 part.train(mode)
-
-    def _keep(self, name: tuple[int, ...], encoded: torch.Tensor) -> None:
-        num_bytes = 2 * encoded.numel()
-        if num_bytes <= self._left:
-            self._left -= num_bytes
-            self._kept[name] = encoded.to("cpu", torch.float16, copy=True)
