@@ -24,7 +24,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.marked_processes import end_with_parent
+from launch.processes.marked_processes import end_with_parent
 from sharding.coordination import heartbeat
 from sharding.coordination.claims import Worker
 from sharding.coordination.work_queue import FOLDER

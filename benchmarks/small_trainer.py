@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from launch.heartbeat import Heartbeat, exit_after_parent
 from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
-from launch.marked_processes import end_with_parent
+from launch.processes.heartbeat import Heartbeat, exit_after_parent
+from launch.processes.marked_processes import end_with_parent
 
 CHECKPOINT, STEPS = "checkpoint.json", "steps.jsonl"
 SAMPLES_A_STEP = 12

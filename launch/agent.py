@@ -23,7 +23,7 @@ from launch.backends.torchrun import ENVIRONMENT, run_torchrun
 from launch.config import LaunchConfig
 from launch.environment import address_towards, check_port, interface_variables
 from launch.job import EXIT_NO_PROGRESS, Job, LaunchError, NoProgressError, Stopped, UserError
-from launch.peers import Peers
+from launch.processes.peers import Peers
 
 _PORT_SECONDS = 60.0
 """Ranks of an agent that was killed may take so long to leave the port."""

@@ -21,8 +21,8 @@ from launch.encoded_rank import encode
 from launch.environment import check_port, free_port, interface_variables
 from launch.job import Job, UserError
 from launch.logs import LOG_FOLDER_VARIABLE
-from launch.process import missing_command, prepare_logs
-from launch.supervisor import RestartPolicy, Supervisor
+from launch.processes.process import missing_command, prepare_logs
+from launch.processes.supervisor import RestartPolicy, Supervisor
 
 _CONNECT_SECONDS = 10
 FREE_PORT = 0

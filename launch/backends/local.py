@@ -7,8 +7,8 @@ from dataclasses import replace
 from launch.config import LaunchConfig
 from launch.environment import free_port, interface_variables
 from launch.job import Job
-from launch.process import prepare_logs, worker_command
-from launch.supervisor import RestartPolicy, Supervisor
+from launch.processes.process import prepare_logs, worker_command
+from launch.processes.supervisor import RestartPolicy, Supervisor
 
 
 def command(job: Job, config: LaunchConfig) -> list[str]:

@@ -20,7 +20,7 @@ from launch.config import LaunchConfig
 from launch.job import Job, LaunchError, Stopped
 from launch.logs import read_failures, tail
 from launch.paths import JobPaths
-from launch.process import forwarded_signals, missing_command, prepare_logs
+from launch.processes.process import forwarded_signals, missing_command, prepare_logs
 
 __all__ = ["attach", "command", "has_active_job", "run", "script", "submitted_job"]
 

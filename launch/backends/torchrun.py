@@ -16,9 +16,9 @@ from launch.config import DEFAULT_PORT, LaunchConfig
 from launch.environment import address_towards, check_port, interface_variables
 from launch.job import Job, LaunchError
 from launch.logs import tail
-from launch.peers import Peers
-from launch.process import prepare_logs, state_of
-from launch.supervisor import RestartPolicy, Supervisor
+from launch.processes.peers import Peers
+from launch.processes.process import prepare_logs, state_of
+from launch.processes.supervisor import RestartPolicy, Supervisor
 
 LAST_CALL_SECONDS = 10
 """Once the least number of nodes has come, others have so long."""

@@ -16,9 +16,9 @@ import signal
 import sys
 from pathlib import Path
 
-from launch.heartbeat import Heartbeat, exit_after_parent
 from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
-from launch.marked_processes import end_with_parent
+from launch.processes.heartbeat import Heartbeat, exit_after_parent
+from launch.processes.marked_processes import end_with_parent
 from pipeline.runner.error_messages import error_message, is_for_the_user
 from pipeline.runner.output_encoding import replace_unencodable
 

@@ -21,8 +21,8 @@ from launch.backends import deepspeed, local, torchrun
 from launch.config import LaunchConfig
 from launch.job import Job, LaunchError, Stopped, UserError
 from launch.paths import JobPaths
-from launch.process import state_of
-from launch.supervisor import RestartPolicy, Supervisor
+from launch.processes.process import state_of
+from launch.processes.supervisor import RestartPolicy, Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = LaunchConfig()
@@ -32,7 +32,7 @@ RANK_SCRIPT = """
     import os, signal, sys, time
     from pathlib import Path
     from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
-    from launch.marked_processes import end_with_parent
+    from launch.processes.marked_processes import end_with_parent
 
     rank, here = int(os.environ.get("RANK", 0)), Path(sys.argv[1])
     logs = Path(os.environ[LOG_FOLDER_VARIABLE])

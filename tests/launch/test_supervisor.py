@@ -15,17 +15,17 @@ import pytest
 from launch.backends import local
 from launch.config import LaunchConfig
 from launch.events import read_events
-from launch.heartbeat import Beat, read_beats
 from launch.job import Job, LaunchError, NoProgressError, Stopped, UserError
-from launch.marked_processes import marked_processes
-from launch.process import prepare_logs, worker_command
-from launch.supervisor import RestartPolicy, Supervisor
+from launch.processes.heartbeat import Beat, read_beats
+from launch.processes.marked_processes import marked_processes
+from launch.processes.process import prepare_logs, worker_command
+from launch.processes.supervisor import RestartPolicy, Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK_SCRIPT = """
     import os, signal, sys, time
     from pathlib import Path
-    from launch.heartbeat import Heartbeat
+    from launch.processes.heartbeat import Heartbeat
     from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
 
     here, action = Path(sys.argv[1]), sys.argv[2]
@@ -109,7 +109,7 @@ def test_a_start_with_a_new_step_resets_the_count(
             (tmp_path / f"noted-{beat.step}").touch()
         return beats
 
-    monkeypatch.setattr("launch.supervisor.read_beats", read_and_note)
+    monkeypatch.setattr("launch.processes.supervisor.read_beats", read_and_note)
     local.run(job, LaunchConfig(max_restarts=1))
     assert num_starts(tmp_path) == 4
     kinds = [event["event"] for event in read_events(job.paths.events)]
@@ -128,7 +128,7 @@ def test_what_no_restart_can_help_is_not_started_again(
 def test_a_stopped_rank_is_named_and_started_again(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.supervisor.STOPPED_SECONDS", 1.0)
+    monkeypatch.setattr("launch.processes.supervisor.STOPPED_SECONDS", 1.0)
 
     def stop() -> None:
         deadline = time.monotonic() + 300
@@ -149,7 +149,7 @@ def test_a_hung_rank_writes_its_stacks_and_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: the line of the rank's script at which it sleeps."""
-    monkeypatch.setattr("launch.supervisor.STALL_REPORT_SECONDS", 0.5)
+    monkeypatch.setattr("launch.processes.supervisor.STALL_REPORT_SECONDS", 0.5)
     job, policy = make_job(tmp_path, "stopped"), RestartPolicy(max_restarts=1, hang_seconds=4)
     prepare_logs(job)
     Supervisor(job, policy).run(lambda: worker_command(job))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch.job import Job, LaunchError, Stopped
-from launch.supervisor import RestartPolicy, Supervisor
+from launch.processes.supervisor import RestartPolicy, Supervisor
 from pipeline.cli import main as command_line
 from pipeline.cli.main import main
 

@@ -23,12 +23,12 @@ from pathlib import Path
 
 from launch.environment import launch_environment
 from launch.events import record_event
-from launch.heartbeat import HEARTBEAT_FOLDER_VARIABLE, STACKS_SIGNAL, Beat, read_beats
 from launch.job import Job, LaunchError, NoProgressError, Stopped, UserError
 from launch.logs import LOG_FOLDER_VARIABLE, START_VARIABLE, Failure, read_failures, tail
-from launch.marked_processes import end_with_parent, kill_marked
-from launch.peers import Peers
-from launch.process import forwarded_signals, missing_command, state_of
+from launch.processes.heartbeat import HEARTBEAT_FOLDER_VARIABLE, STACKS_SIGNAL, Beat, read_beats
+from launch.processes.marked_processes import end_with_parent, kill_marked
+from launch.processes.peers import Peers
+from launch.processes.process import forwarded_signals, missing_command, state_of
 
 STALL_REPORT_SECONDS = 40.0
 """Without a step for so long, every rank writes its Python stacks to its log."""
