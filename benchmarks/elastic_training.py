@@ -31,7 +31,7 @@ from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest
 from stages.pretrain import run as pretrain_run
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.data import Batches
+from stages.pretrain.data.batches import Batches
 from stages.student.config import StudentConfig
 from stages.training.batches import LoadedBatch
 from stages.training.metrics import read_metrics

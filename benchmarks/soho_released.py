@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
-from stages.pretrain.batch import Batch
+from stages.pretrain.data.batch import Batch
 from stages.student.checkpoints.soho import TIED, official_name
 from stages.student.network import Student
 from stages.student.vision.soho_neck import cells_inside_released, padding_aware_positions

@@ -31,8 +31,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.soho_released import ReleasedSoho, Waste
-from stages.pretrain.batch import Batch
 from stages.pretrain.config import MlmConfig, MvmConfig, OmvmConfig, PraConfig, PretrainConfig
+from stages.pretrain.data.batch import Batch
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.student.build import make_student
 from stages.student.checkpoints.soho import official_name

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from boxless.errors import BoxlessError
-from stages.pretrain.batch import Batch
-from stages.pretrain.map_cache import MapCache
-from stages.pretrain.text_cache import TextCache
+from stages.pretrain.caches.map_cache import MapCache
+from stages.pretrain.caches.text_cache import TextCache
+from stages.pretrain.data.batch import Batch
 from stages.student.heads import weighted_mean
 from stages.student.network import Student
 

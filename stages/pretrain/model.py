@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from stages.pretrain.average import AveragedWeights
-from stages.pretrain.batch import Batch
+from stages.pretrain.caches.map_cache import MapCache
+from stages.pretrain.caches.text_cache import TextCache
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.map_cache import MapCache
+from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.itc import Itc
 from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm
@@ -19,7 +20,6 @@ from stages.pretrain.objectives.mvm import Mvm
 from stages.pretrain.objectives.objective import Objective
 from stages.pretrain.objectives.omvm import Omvm
 from stages.pretrain.objectives.pra import Pra
-from stages.pretrain.text_cache import TextCache
 from stages.student.network import Cells, Hidden, Student
 from stages.training.metrics import ObjectiveOutput
 

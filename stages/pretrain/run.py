@@ -22,21 +22,21 @@ from sharding.order.order import Turn
 from sharding.reading.dataset_source import open_source
 from sharding.reading.stream import ShardStream
 from stages.pretrain.average import AveragedWeights
-from stages.pretrain.batch import Batch
+from stages.pretrain.caches.map_cache import MapCache
+from stages.pretrain.caches.text_cache import TextCache
 from stages.pretrain.cca import start_by_cca
-from stages.pretrain.collate import Collate
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.data import (
+from stages.pretrain.data.batch import Batch
+from stages.pretrain.data.batches import (
     Batches,
     about_of,
     make_tokenizer,
     open_stream,
     sources_of,
 )
-from stages.pretrain.map_cache import MapCache
+from stages.pretrain.data.collate import Collate
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.optimizer import freeze, make_optimizer
-from stages.pretrain.text_cache import TextCache
 from stages.pretrain.validation import HeldOut, heldout_batches
 from stages.progress import Progress
 from stages.student.build import make_student

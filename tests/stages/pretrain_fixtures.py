@@ -21,7 +21,7 @@ from sharding.format.schema import Sample, object_dtype
 from sharding.writing.shard_writer import write_shard
 from stages.ingest.sources.source import Picture
 from stages.ingest.sources.toy import COLOURS, SHAPES, SIDE_PX, ToySource
-from stages.pretrain.batch import Batch
+from stages.pretrain.data.batch import Batch
 from stages.student.build import make_student
 from stages.student.config import StudentConfig
 from stages.student.network import Student

@@ -166,7 +166,7 @@ def _run_rank(job: dict[str, Any], rank: int) -> str:
 
 def _trace(path: Path) -> None:
     """Note every micro-batch that the rank trains on, turns that count nothing apart."""
-    from stages.pretrain.data import Batches
+    from stages.pretrain.data.batches import Batches
     from stages.training.batches import LoadedBatch
 
     plain = Batches.__getitem__

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.pretrain.batch import Batch
 from stages.pretrain.config import ItmConfig, MlmConfig, MvmConfig
+from stages.pretrain.data.batch import Batch
 from stages.student.build import make_student
 from stages.student.config import StudentConfig
 from stages.student.network import Student

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from stages.pretrain.batch import Batch
+from stages.pretrain.data.batch import Batch
 from stages.student.network import Cells, Hidden, Student
 from stages.training.metrics import ObjectiveOutput
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from pretrain_fixtures import TINY, toy_samples, toy_tokenizer
 
-from stages.pretrain.augmentation import (
+from stages.pretrain.config import AugmentConfig, RegionConfig
+from stages.pretrain.data.augmentation import (
     View,
     draw_view,
     swap_sides,
@@ -19,8 +20,7 @@ from stages.pretrain.augmentation import (
     view_picture,
     view_sample,
 )
-from stages.pretrain.collate import Collate
-from stages.pretrain.config import AugmentConfig, RegionConfig
+from stages.pretrain.data.collate import Collate
 
 PLAIN: dict[str, Any] = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0}
 

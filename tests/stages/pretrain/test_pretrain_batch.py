@@ -21,9 +21,9 @@ from pretrain_fixtures import (
 )
 
 from sharding.format.schema import Sample, object_dtype
-from stages.pretrain.batch import Batch
-from stages.pretrain.collate import Collate
 from stages.pretrain.config import ItmConfig, PraConfig, PretrainConfig, RegionConfig
+from stages.pretrain.data.batch import Batch
+from stages.pretrain.data.collate import Collate
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.objectives.objective import Objective
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from pretrain_fixtures import TINY, random_batch, tiny_student
 
-from stages.pretrain.batch import Batch
+from stages.pretrain.caches.map_cache import MapCache
+from stages.pretrain.caches.text_cache import TextCache
 from stages.pretrain.config import AugmentConfig, ItcConfig, PretrainConfig
-from stages.pretrain.map_cache import MapCache
+from stages.pretrain.data.batch import Batch
 from stages.pretrain.run import check_cache
-from stages.pretrain.text_cache import TextCache
 from stages.student.network import Student
 
 FROZEN = replace(

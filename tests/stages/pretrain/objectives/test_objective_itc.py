@@ -12,8 +12,8 @@ import torch
 from pretrain_fixtures import TINY, random_batch, tiny_student, toy_tokenizer
 from torch.nn import functional as F
 
-from stages.pretrain.batch import Batch
 from stages.pretrain.config import ItcConfig, ItmConfig, MlmConfig, PretrainConfig
+from stages.pretrain.data.batch import Batch
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.objectives.itc import Itc
 from stages.pretrain.objectives.itm import Itm

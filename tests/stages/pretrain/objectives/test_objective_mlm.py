@@ -12,8 +12,8 @@ import pytest
 import torch
 from pretrain_fixtures import TINY, random_batch, tiny_student, toy_tokenizer
 
-from stages.pretrain.batch import Batch
 from stages.pretrain.config import MlmConfig
+from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.mlm import IGNORED, Mlm
 from stages.student.network import Cells, Hidden, Student
 

@@ -16,7 +16,7 @@ import torch
 from soho_golden import GOLDEN, ITM, MLM, MVM, golden_batch, new_student, official_weights
 from torch.nn import functional as F
 
-from stages.pretrain.batch import Batch
+from stages.pretrain.data.batch import Batch
 from stages.pretrain.model import PretrainModel
 from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from stages.pretrain.batch import Batch
-from stages.pretrain.kept_tensors import KeptTensors
+from stages.pretrain.caches.tensor_cache import TensorCache
+from stages.pretrain.data.batch import Batch
 from stages.student.network import Student
 from stages.student.vision.padding import canvas_px
 
@@ -18,13 +18,13 @@ class MapCache:
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        self._kept = KeptTensors(limit_bytes)
+        self._cache = TensorCache(limit_bytes)
 
     @torch.no_grad()
     def maps(self, student: Student, batch: Batch) -> torch.Tensor:
         """What `encode_maps` gives for the batch's pictures, but for rounding: [N, X, R, S]."""
         grid = student.grid
-        new = [n for n, view in enumerate(batch.views) if view not in self._kept]
+        new = [n for n, view in enumerate(batch.views) if view not in self._cache]
         num_rows, num_columns = (side // grid.cell_px for side in batch.pixels.shape[2:])
         shape = (len(batch.views), grid.project.in_channels, num_rows, num_columns)
         maps = torch.zeros(shape, device=batch.pixels.device, dtype=student.dtype)
@@ -34,8 +34,8 @@ class MapCache:
             maps[rows] = student.encode_maps(batch.pixels[rows], batch.sizes_px[rows])
         for n, view in enumerate(batch.views):
             down, across = own[n]
-            if view in self._kept:
-                maps[n, :, :down, :across] = self._kept[view].to(maps)
+            if view in self._cache:
+                maps[n, :, :down, :across] = self._cache[view].to(maps)
             else:
-                self._kept.keep(view, maps[n, :, :down, :across])
+                self._cache.add(view, maps[n, :, :down, :across])
         return maps

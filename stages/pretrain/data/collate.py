@@ -18,9 +18,9 @@ from boxless.errors import BoxlessError
 from sharding.format.image_size import picture_size
 from sharding.format.schema import Sample
 from stages.picture import open_picture
-from stages.pretrain.augmentation import draw_view, view_picture, view_sample
-from stages.pretrain.batch import Batch
 from stages.pretrain.config import AugmentConfig, RegionConfig
+from stages.pretrain.data.augmentation import draw_view, view_picture, view_sample
+from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.objective import Objective
 from stages.student.vision.grid import region_weights
 from stages.student.vision.image_transforms import fitted_size, load_picture, stack_bytes

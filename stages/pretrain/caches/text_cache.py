@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stages.pretrain.kept_tensors import KeptTensors
+from stages.pretrain.caches.tensor_cache import TensorCache
 from stages.student.network import Student
 
 
@@ -17,14 +17,14 @@ class TextCache:
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        self._kept = KeptTensors(limit_bytes)
+        self._cache = TensorCache(limit_bytes)
 
     @torch.no_grad()
     def encode(self, student: Student, tokens: torch.Tensor) -> torch.Tensor:
         """tokens [B, T] -> [B, T, L x D] as by `encode_texts`, but for rounding."""
         real = tokens != student.pad_id
         names = [tuple(row[own].tolist()) for row, own in zip(tokens.cpu(), real.cpu())]
-        new = [b for b, name in enumerate(names) if name not in self._kept]
+        new = [b for b, name in enumerate(names) if name not in self._cache]
         encoded: torch.Tensor | None = None
         if new:
             rows = torch.tensor(new, device=tokens.device)
@@ -32,13 +32,13 @@ class TextCache:
             encoded = computed.new_zeros(*tokens.shape, computed.shape[-1])
             encoded[rows] = computed
         else:
-            width = self._kept[names[0]].shape[-1]
+            width = self._cache[names[0]].shape[-1]
             encoded = torch.zeros(*tokens.shape, width, device=tokens.device, dtype=student.dtype)
         for b, name in enumerate(names):
-            if name in self._kept:
-                encoded[b, : len(name)] = self._kept[name].to(encoded)
+            if name in self._cache:
+                encoded[b, : len(name)] = self._cache[name].to(encoded)
             else:
-                self._kept.keep(name, encoded[b, : len(name)])
+                self._cache.add(name, encoded[b, : len(name)])
         return encoded
 
     def _compute(self, student: Student, tokens: torch.Tensor) -> torch.Tensor:

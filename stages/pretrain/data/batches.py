@@ -21,8 +21,8 @@ from sharding.reading.stream import ShardStream
 from sharding.reading.watchdog import StatusBoard
 from sharding.tools.verify import Fault
 from stages.folders import replace_folder
-from stages.pretrain.collate import Collate
 from stages.pretrain.config import PretrainConfig
+from stages.pretrain.data.collate import Collate
 from stages.student.checkpoints.pretrained import published_tokenizer
 from stages.student.config import StudentConfig
 from stages.student.text.spans import add_person_tags

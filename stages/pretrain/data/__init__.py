@@ -1,0 +1,1 @@
+"""From samples of object shards to the tensors of a micro-batch."""
