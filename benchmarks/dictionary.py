@@ -30,7 +30,7 @@ from pipeline.runner.launch_plan import LaunchOverrides
 from pipeline.runner.run_folder import RunFolder
 from pipeline.runner.run_stages import run_stages
 from sharding.writing.atomic import write_json
-from stages.training.metrics import read_metrics
+from stages.training.monitoring.metrics import read_metrics
 
 HERE = LaunchOverrides(launcher=None, nodes=None, procs_per_node=None)
 RELEASED = (

@@ -34,7 +34,7 @@ from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batches import Batches
 from stages.student.config import StudentConfig
 from stages.training.batches import LoadedBatch
-from stages.training.metrics import read_metrics
+from stages.training.monitoring.metrics import read_metrics
 
 STUDENT = StudentConfig(
     stem_width=8,

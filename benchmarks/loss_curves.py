@@ -31,7 +31,7 @@ from rich.table import Table
 from benchmarks.elastic_training import STUDENT, make_objects, train
 from stages.pretrain.config import MvmConfig, PretrainConfig
 from stages.student.vision.neck_config import DictionaryConfig, PlainNeckConfig, SohoNeckConfig
-from stages.training.metrics import read_metrics
+from stages.training.monitoring.metrics import read_metrics
 
 ROUNDING, HALF, OTHER_BATCHES = 1e-5, 2e-2, 1e-1
 """Tolerances of losses: sums in another order; bfloat16's 8 bits; other micro-batches."""

@@ -70,7 +70,7 @@ def _pretrain(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
 @contextmanager
 def _ending_when_stopped(stage: str, rank: int) -> Iterator[None]:
     """Leave by a signal's exit status where training was told to stop."""
-    from stages.training.stopping import Stopped
+    from stages.training.monitoring.stopping import Stopped
 
     try:
         yield

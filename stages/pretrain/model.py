@@ -21,7 +21,7 @@ from stages.pretrain.objectives.objective import Objective
 from stages.pretrain.objectives.omvm import Omvm
 from stages.pretrain.objectives.pra import Pra
 from stages.student.network import Cells, Hidden, Student
-from stages.training.metrics import ObjectiveOutput
+from stages.training.monitoring.metrics import ObjectiveOutput
 
 
 class PretrainModel(nn.Module):

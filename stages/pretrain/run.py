@@ -45,8 +45,8 @@ from stages.student.network import Student
 from stages.training.checkpoints.save_and_load import has_checkpoint
 from stages.training.engine import check_precision, current_device, join_ranks, make_engine
 from stages.training.loop import Loop, Validation
-from stages.training.skipped_samples import FaultPolicy
-from stages.training.stopping import Watch
+from stages.training.monitoring.skipped_samples import FaultPolicy
+from stages.training.monitoring.stopping import Watch
 from stages.training.student_folder import save_student
 
 TOKENIZER = "tokenizer"

@@ -19,7 +19,7 @@ from stages.pretrain.data.batch import Batch
 from stages.pretrain.data.batches import Batches, open_stream
 from stages.pretrain.data.collate import Collate
 from stages.pretrain.model import PretrainModel
-from stages.training.metrics import MetricAccumulator
+from stages.training.monitoring.metrics import MetricAccumulator
 
 RETRIEVAL = ("picture_to_text_r1", "text_to_picture_r1")
 

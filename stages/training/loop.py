@@ -18,13 +18,13 @@ from stages.student.vision.batch_norm import average_statistics
 from stages.training.batches import BatchSource, LoadedBatch, load_batches, received
 from stages.training.checkpoints.save_and_load import load_checkpoint, save_checkpoint
 from stages.training.config import TrainingConfig
-from stages.training.gradient_norms import GradientNorms, loss_scale
-from stages.training.metrics import METRICS, MetricAccumulator, MetricsLog, read_metrics
-from stages.training.profile import StepProfile
+from stages.training.monitoring.gradient_norms import GradientNorms, loss_scale
+from stages.training.monitoring.metrics import METRICS, MetricAccumulator, MetricsLog, read_metrics
+from stages.training.monitoring.profile import StepProfile
+from stages.training.monitoring.skipped_samples import FaultPolicy, SkippedSamples
+from stages.training.monitoring.stopping import DivergenceError, Stopped, Watch, of_all_ranks
+from stages.training.monitoring.stuck_objectives import passes_due_step, stuck_objectives
 from stages.training.schedule import rate_factor
-from stages.training.skipped_samples import FaultPolicy, SkippedSamples
-from stages.training.stopping import DivergenceError, Stopped, Watch, of_all_ranks
-from stages.training.stuck_objectives import passes_due_step, stuck_objectives
 
 NOTICES = "notices.log"
 

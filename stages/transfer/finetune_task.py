@@ -27,9 +27,9 @@ from stages.training.batches import ExampleBatches
 from stages.training.checkpoints.whole_weights import whole_weights
 from stages.training.engine import check_precision, current_device, join_ranks, make_engine
 from stages.training.loop import Loop, Validation
-from stages.training.metrics import ObjectiveOutput
+from stages.training.monitoring.metrics import ObjectiveOutput
+from stages.training.monitoring.stopping import Watch
 from stages.training.optimizer import AdamwSgd, adamw_rule, parameter_groups
-from stages.training.stopping import Watch
 from stages.training.student_folder import save_student
 from stages.transfer.config import FinetuneConfig
 from stages.transfer.example import Example, group_by_images

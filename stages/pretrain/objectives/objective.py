@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.data.batch import Batch
 from stages.student.network import Cells, Hidden, Student
-from stages.training.metrics import ObjectiveOutput
+from stages.training.monitoring.metrics import ObjectiveOutput
 
 
 class Objective(Protocol):

@@ -11,7 +11,7 @@ from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.objective import Objective, mean_loss, share
 from stages.student.heads import in_float32
 from stages.student.network import Cells, Hidden, Student
-from stages.training.metrics import ObjectiveOutput
+from stages.training.monitoring.metrics import ObjectiveOutput
 
 
 class Pra(Objective):

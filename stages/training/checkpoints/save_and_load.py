@@ -20,8 +20,8 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from boxless.errors import BoxlessError
 from sharding.writing.atomic import write_text
 from stages.training.checkpoints.zero_resharding import load_parts, load_whole_parts, num_parts
-from stages.training.gradient_norms import are_weights_finite
-from stages.training.stopping import DivergenceError, any_rank
+from stages.training.monitoring.gradient_norms import are_weights_finite
+from stages.training.monitoring.stopping import DivergenceError, any_rank
 
 LATEST = "latest"
 PLAIN_CLASSES = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]

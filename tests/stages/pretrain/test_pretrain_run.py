@@ -428,7 +428,7 @@ def test_odd_numbers_of_steps(ranks: Ranks, tmp_path: Path) -> None:
 
 def test_a_cut_metrics_line_is_dropped(tmp_path: Path) -> None:
     """Oracle: lines up to the step, without what a kill cut and what came after a checkpoint."""
-    from stages.training.metrics import MetricsLog, read_metrics
+    from stages.training.monitoring.metrics import MetricsLog, read_metrics
 
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4, "lo')

@@ -9,7 +9,7 @@ import pytest
 
 from sharding.format.schema import ShardError
 from sharding.reading.store import NO_RANGES
-from stages.training.skipped_samples import FaultPolicy, SkippedSamples
+from stages.training.monitoring.skipped_samples import FaultPolicy, SkippedSamples
 
 
 @pytest.mark.parametrize("on_fault", ["stop", "skip"])

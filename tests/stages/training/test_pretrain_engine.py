@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 
 from stages.pretrain.config import PretrainConfig
 from stages.student.network import Student
-from stages.training.gradient_norms import PARTS, GradientNorms, part_of
+from stages.training.monitoring.gradient_norms import PARTS, GradientNorms, part_of
 
 RUN = PretrainConfig(
     num_steps=4,

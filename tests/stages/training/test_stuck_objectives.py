@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.training.stuck_objectives import passes_due_step, stuck_objectives
+from stages.training.monitoring.stuck_objectives import passes_due_step, stuck_objectives
 
 
 def _lines(**losses: list[float]) -> list[dict[str, float]]:

@@ -14,12 +14,13 @@ import torch
 
 from sharding.order.order import Turn
 from sharding.reading.watchdog import StatusBoard
-from stages.training import batches, stopping
+from stages.training import batches
 from stages.training.batches import ExampleBatches, LoadedBatch, load_batches, received
 from stages.training.config import TrainingConfig
 from stages.training.engine import Engine
+from stages.training.monitoring import stopping
+from stages.training.monitoring.stopping import Stopped, Watch
 from stages.training.optimizer import AdamwSgd, adamw_rule, parameter_groups
-from stages.training.stopping import Stopped, Watch
 
 CONFIG = TrainingConfig(num_steps=3, micro_batches_per_step=1, num_workers=1)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stages.training.config import TrainingConfig
-from stages.training.profile import StepProfile
+from stages.training.monitoring.profile import StepProfile
 
 
 def test_the_steps_asked_for_are_recorded(tmp_path: Path) -> None:

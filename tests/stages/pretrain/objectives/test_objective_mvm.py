@@ -17,7 +17,7 @@ from stages.pretrain.objectives.mvm import IGNORED, Mvm
 from stages.student.network import Cells, Hidden, Student
 from stages.student.vision.neck_config import DictionaryConfig
 from stages.student.vision.visual_dictionary import Dictionary
-from stages.training.metrics import ObjectiveOutput
+from stages.training.monitoring.metrics import ObjectiveOutput
 
 NO_CELLS = cast(Cells, None)
 GRID = (4, 5)

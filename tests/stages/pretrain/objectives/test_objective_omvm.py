@@ -16,7 +16,7 @@ from stages.pretrain.config import OmvmConfig
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.omvm import Omvm
 from stages.student.network import Cells, Hidden, Student
-from stages.training.metrics import ObjectiveOutput
+from stages.training.monitoring.metrics import ObjectiveOutput
 
 NO_CELLS = cast(Cells, None)
 

@@ -19,7 +19,7 @@ from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.objectives.pra import Pra, divergence
 from stages.student.heads import AlignHead, weighted_mean
 from stages.student.network import Cells, Hidden, Student
-from stages.training.metrics import ObjectiveOutput
+from stages.training.monitoring.metrics import ObjectiveOutput
 
 REGIONS = ["object", "cell"]
 WAYS = [("object", "forward"), ("object", "reverse"), ("cell", "forward")]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from boxless.errors import BoxlessError
-from stages.training.metrics import ObjectiveOutput
+from stages.training.monitoring.metrics import ObjectiveOutput
 
 DATA_PATIENCE_SECONDS = 15.0
 """How long a rank that was told to stop waits for its next batch."""

@@ -1,0 +1,1 @@
+"""What training reports of itself, and when it must stop."""
