@@ -18,8 +18,8 @@ from pathlib import Path
 
 from pipeline.recipe.recipe import load_recipe
 from stages.transfer.config import TASK_NAMES, FinetuneConfig
-from stages.transfer.finetune_all import NOT_PRETRAINED, write_fresh_student
-from stages.transfer.finetune_task import finetune_task
+from stages.transfer.finetuning.finetune_all import NOT_PRETRAINED, write_fresh_student
+from stages.transfer.finetuning.finetune_task import finetune_task
 
 Scores = dict[str, dict[str, float]]
 

@@ -30,7 +30,7 @@ from stages.pretrain.cca import PairStatistics
 from stages.progress import Progress
 from stages.student.heads import ContrastiveHead, weighted_mean
 from stages.student.vision.image_transforms import load_picture, stack_pictures
-from stages.transfer.grounding import covered_area, is_in_some_box
+from stages.transfer.evaluation.grounding import covered_area, is_in_some_box
 from stages.transfer.metrics.retrieval_recall import recalls
 
 SHORTER_PX, LONGER_PX, STRIDE_PX = 192, 288, 32

@@ -86,13 +86,13 @@ def _finetune(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
     seed, on_step = recipe.seed, context.on_step
     with _ending_when_stopped("finetune", context.rank):
         if config.task == ALL:
-            from stages.transfer.finetune_all import finetune_all
+            from stages.transfer.finetuning.finetune_all import finetune_all
 
             finetune_all(
                 config, seed=seed, images=images, student=student, out=out, on_step=on_step
             )
         else:
-            from stages.transfer.finetune_task import finetune_task
+            from stages.transfer.finetuning.finetune_task import finetune_task
 
             finetune_task(
                 config, seed=seed, images=images, student=student, out=out, on_step=on_step
@@ -100,7 +100,7 @@ def _finetune(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
 
 
 def _evaluate(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
-    from stages.transfer.evaluate import evaluate
+    from stages.transfer.evaluation.evaluate import evaluate
 
     own = recipe.evaluate.student is None
     has_teacher = own and recipe.distill.teacher == "run"

@@ -27,7 +27,7 @@ from sharding.format.schema import Sample
 from sharding.writing.shard_writer import write_shard
 from stages.student.vision.neck_config import DictionaryConfig, SohoNeckConfig
 from stages.transfer.config import EvaluateConfig
-from stages.transfer.evaluate import evaluate
+from stages.transfer.evaluation.evaluate import evaluate
 
 
 @pytest.fixture(scope="module")

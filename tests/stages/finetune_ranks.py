@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-import stages.transfer.finetune_task as module
+import stages.transfer.finetuning.finetune_task as module
 from stages.transfer.config import FinetuneConfig
 
 

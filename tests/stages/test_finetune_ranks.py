@@ -13,7 +13,7 @@ import pytest
 from pretrain_fixtures import tiny_student, toy_samples, toy_tokenizer, write_objects
 
 from stages.student.processor import StudentProcessor
-from stages.transfer.predict import predict
+from stages.transfer.finetuning.predict import predict
 from stages.transfer.task_folder import TaskStudent
 from stages.transfer.tasks import TASKS
 from stages.transfer.toy_tasks.write import write_task_files

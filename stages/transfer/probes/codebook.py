@@ -11,7 +11,7 @@ import torch
 
 from sharding.format.schema import Sample
 from stages.student.vision.visual_dictionary import DEAD_AFTER
-from stages.transfer.grounding import pixels_per_cell
+from stages.transfer.evaluation.grounding import pixels_per_cell
 from stages.transfer.predictor import Predictor
 
 NUM_SHOWN = 24

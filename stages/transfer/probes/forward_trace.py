@@ -13,7 +13,7 @@ import torch
 from sharding.format.schema import Sample
 from stages.student.attention_trace import Watched, rollout, watch
 from stages.student.network import Cells
-from stages.transfer.grounding import phrase_heat, pixels_per_cell
+from stages.transfer.evaluation.grounding import phrase_heat, pixels_per_cell
 from stages.transfer.predictor import Predictor
 
 NUM_GUESSES = 5

@@ -10,11 +10,11 @@ import torch
 from pretrain_fixtures import TINY, tiny_student, toy_samples, toy_tokenizer
 
 from stages.student.vision.neck_config import DictionaryConfig, SohoNeckConfig
-from stages.transfer.grounding import ground
+from stages.transfer.evaluation.grounding import ground
+from stages.transfer.evaluation.retrieval import captions_found
 from stages.transfer.predictor import Predictor
 from stages.transfer.probes.codebook import NUM_PATCHES, code_gallery, spread_places
 from stages.transfer.probes.forward_trace import attention_example, guesses, trace_forward, words_of
-from stages.transfer.retrieval import captions_found
 
 SAMPLES = toy_samples(24, 6)
 CODED = replace(

@@ -12,7 +12,7 @@ from pretrain_fixtures import tiny_student, toy_samples, toy_tokenizer, write_ob
 from stages.student.processor import StudentProcessor
 from stages.transfer.config import FinetuneConfig
 from stages.transfer.example import Example
-from stages.transfer.finetune_task import finetune_task
+from stages.transfer.finetuning.finetune_task import finetune_task
 from stages.transfer.metrics.classification import accuracy_score
 from stages.transfer.readers.records import ExampleCollector, read_json_lines
 from stages.transfer.task_config import TaskDataConfig

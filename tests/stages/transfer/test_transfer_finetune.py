@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from sharding.format.schema import Sample
 from stages.student.processor import StudentProcessor
 from stages.transfer.config import EvaluateConfig, FinetuneConfig
-from stages.transfer.evaluate import evaluate
-from stages.transfer.finetune_task import finetune_task
+from stages.transfer.evaluation.evaluate import evaluate
+from stages.transfer.finetuning.finetune_task import finetune_task
 
 RUN = FinetuneConfig(
     task="nlvr",

@@ -14,7 +14,7 @@ from pretrain_fixtures import tiny_student, toy_samples, toy_tokenizer
 
 from sharding.format.schema import Sample
 from stages.ingest.sources.toy import SHAPES
-from stages.transfer.grounding import Candidates, best_box, ground, label_objects
+from stages.transfer.evaluation.grounding import Candidates, best_box, ground, label_objects
 from stages.transfer.predictor import Predictor
 
 SAMPLES = toy_samples(24, 6)
@@ -58,7 +58,7 @@ def _point_at(predictor: Predictor, cells: Sequence[int], monkeypatch: pytest.Mo
         return similarity
 
     monkeypatch.setattr(predictor.student.align_head, "forward", align)
-    monkeypatch.setattr("stages.transfer.grounding.best_box", lambda *_: {})
+    monkeypatch.setattr("stages.transfer.evaluation.grounding.best_box", lambda *_: {})
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ def test_a_phrase_is_the_mean_of_its_own_pieces(
         return torch.zeros(1, 1, regions.shape[1])
 
     monkeypatch.setattr(predictor.student.align_head, "forward", align)
-    monkeypatch.setattr("stages.transfer.grounding.best_box", lambda *_: {})
+    monkeypatch.setattr("stages.transfer.evaluation.grounding.best_box", lambda *_: {})
     ground(predictor, [sample], 0)
     captions = sample.info["captions"]
     tokens, _ = predictor.read(captions)

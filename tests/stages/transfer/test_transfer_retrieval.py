@@ -9,9 +9,9 @@ import pytest
 import torch
 from pretrain_fixtures import TINY, tiny_student, toy_samples, toy_tokenizer
 
+from stages.transfer.evaluation.retrieval import gallery, score_matrix, shortlisted
 from stages.transfer.metrics.retrieval_recall import recalls
 from stages.transfer.predictor import Predictor
-from stages.transfer.retrieval import gallery, score_matrix, shortlisted
 
 
 def _value(found: dict[str, dict[str, float]], name: str) -> float:

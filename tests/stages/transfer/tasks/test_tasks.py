@@ -15,14 +15,14 @@ from stages.student.text.tokenizer import load_tokenizer
 from stages.training.engine import join_ranks
 from stages.transfer.config import TASK_NAMES, FinetuneConfig
 from stages.transfer.example import Example
-from stages.transfer.finetune_all import finetune_all
-from stages.transfer.finetune_task import finetune_task, load_for_task, new_words
-from stages.transfer.predict import predict
+from stages.transfer.finetuning.finetune_all import finetune_all
+from stages.transfer.finetuning.finetune_task import finetune_task, load_for_task, new_words
+from stages.transfer.finetuning.predict import predict
+from stages.transfer.finetuning.weights_of_ranks import share_buffers, weights_digest
 from stages.transfer.task_batch import collate
 from stages.transfer.task_folder import TaskStudent
 from stages.transfer.tasks import TASKS
 from stages.transfer.toy_tasks.write import write_task_files
-from stages.transfer.weights_of_ranks import share_buffers, weights_digest
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     validation and goes on."""
     from safetensors.torch import load_file
 
-    import stages.transfer.finetune_task as module
+    import stages.transfer.finetuning.finetune_task as module
 
     _run("snli_ve", world, tmp_path / "whole", num_steps=4)
     real, calls = module._Run.validate, []

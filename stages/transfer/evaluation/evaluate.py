@@ -14,12 +14,12 @@ import torch
 from sharding.format.schema import Sample
 from sharding.writing.atomic import write_json
 from stages.transfer.config import EvaluateConfig
-from stages.transfer.grounding import ground, label_objects
+from stages.transfer.evaluation.grounding import ground, label_objects
+from stages.transfer.evaluation.retrieval import captions_found, gallery, score_matrix
 from stages.transfer.metrics.retrieval_recall import recalls
 from stages.transfer.predictor import Predictor, read_split
 from stages.transfer.probes.codebook import code_gallery
 from stages.transfer.probes.forward_trace import attention_example
-from stages.transfer.retrieval import captions_found, gallery, score_matrix
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from stages.student.network import Student
 from stages.student.processor import StudentProcessor
 from stages.training.engine import join_ranks
 from stages.transfer.config import TASK_NAMES, FinetuneConfig
-from stages.transfer.finetune_task import finetune_task
+from stages.transfer.finetuning.finetune_task import finetune_task
 
 PRETRAINED, NOT_PRETRAINED = "pretrained", "not_pretrained"
 

@@ -33,8 +33,9 @@ from stages.training.optimizer import AdamwSgd, adamw_rule, parameter_groups
 from stages.training.student_folder import save_student
 from stages.transfer.config import FinetuneConfig
 from stages.transfer.example import Example, group_by_images
+from stages.transfer.finetuning.predict import predict, read_partial
+from stages.transfer.finetuning.weights_of_ranks import share_buffers, weights_digest
 from stages.transfer.outcomes import summarize
-from stages.transfer.predict import predict, read_partial
 from stages.transfer.readers.records import TaskData
 from stages.transfer.task_batch import TaskBatch, collate
 from stages.transfer.task_config import TaskDataConfig
@@ -42,7 +43,6 @@ from stages.transfer.task_folder import save_head
 from stages.transfer.tasks import TASKS
 from stages.transfer.tasks.task import Task
 from stages.transfer.toy_tasks.write import write_task_files
-from stages.transfer.weights_of_ranks import share_buffers, weights_digest
 
 BETAS = (0.9, 0.98)
 BEST = "best.json"

@@ -1,0 +1,1 @@
+"""Scores of a pretrained student on pictures it never saw: retrieval, grounding, labels."""

@@ -1,0 +1,1 @@
+"""Finetunes a student on a downstream task, predicts and scores."""
