@@ -124,7 +124,7 @@ def _takes_all_tasks(args: argparse.Namespace, recipe: Recipe) -> bool:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from pipeline.runner.status import show_status
+    from pipeline.runner.status.status import show_status
 
     show_status(RunFolder(args.run))
     return 0

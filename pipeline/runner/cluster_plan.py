@@ -17,9 +17,9 @@ from typing import Any
 from launch.paths import JobPaths
 from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.runner.run_folder import RunError, RunFolder
-from pipeline.runner.stage_figures import seconds_in_words
-from pipeline.runner.stage_state import read_done
-from pipeline.runner.stages import stage_kinds
+from pipeline.runner.stages.figures import seconds_in_words
+from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.state import read_done
 from sharding.format.catalog import read_catalog
 
 STAGES = ("ingest", "distill", "pretrain")

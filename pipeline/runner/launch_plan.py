@@ -27,7 +27,7 @@ from launch.paths import JobPaths
 from pipeline.recipe.dataclass_values import RecipeError
 from pipeline.recipe.recipe import Recipe, dump_recipe
 from pipeline.runner.run_folder import RunFolder
-from pipeline.runner.stages import StageKind
+from pipeline.runner.stages.stage_graph import StageKind
 from pipeline.runner.worker import JOINED
 
 LAUNCHERS: dict[LauncherName, ModuleType] = {

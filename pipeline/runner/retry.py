@@ -16,8 +16,8 @@ from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.runner.launch_plan import LaunchOverrides
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import plan_stage, run_stage
-from pipeline.runner.stage_state import read_done, read_started
-from pipeline.runner.stages import StageKind, stage_kinds
+from pipeline.runner.stages.stage_graph import StageKind, stage_kinds
+from pipeline.runner.stages.state import read_done, read_started
 from sharding.coordination.work_queue import request_rewrites
 from sharding.format.manifest_summary import read_manifest_summaries
 

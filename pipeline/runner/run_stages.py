@@ -17,7 +17,6 @@ from rich.markup import escape
 from launch.job import LaunchError, Stopped, UserError
 from pipeline import OUTPUT_VERSION
 from pipeline.recipe.recipe import Recipe, RecipeError, dump_recipe
-from pipeline.runner.external_inputs import check_published, outside
 from pipeline.runner.launch_plan import (
     LaunchOverrides,
     command_text,
@@ -28,8 +27,10 @@ from pipeline.runner.launch_plan import (
     submitted_jobs,
 )
 from pipeline.runner.run_folder import RunError, RunFolder
-from pipeline.runner.stage_figures import figures_of, in_words, seconds_in_words
-from pipeline.runner.stage_state import (
+from pipeline.runner.stages.external_inputs import check_published, outside
+from pipeline.runner.stages.figures import figures_of, in_words, seconds_in_words
+from pipeline.runner.stages.stage_graph import StageKind, stage_kinds
+from pipeline.runner.stages.state import (
     StageRecord,
     faults,
     finished_record,
@@ -38,7 +39,6 @@ from pipeline.runner.stage_state import (
     write_done,
     write_started,
 )
-from pipeline.runner.stages import StageKind, stage_kinds
 from sharding.format.catalog import read_catalog
 from sharding.writing.atomic import write_text
 

@@ -62,8 +62,8 @@ def run_stage(
     """Call the stage with its part of the recipe and its folders."""
     from pipeline.recipe.recipe import load_recipe
     from pipeline.runner.run_folder import RunFolder
-    from pipeline.runner.stage_entrypoints import CALLS, RankContext
-    from pipeline.runner.stages import stage_kinds
+    from pipeline.runner.stages.entrypoints import CALLS, RankContext
+    from pipeline.runner.stages.stage_graph import stage_kinds
 
     run = RunFolder(root)
     recipe = load_recipe(run.recipe)

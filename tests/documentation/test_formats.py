@@ -9,8 +9,8 @@ from docs.generate.file_schemas import FILES
 from docs.generate.format_samples import PAGE, format_samples, page_with_samples
 from pipeline.recipe.recipe import load_recipe
 from pipeline.runner.run_folder import RunFolder
-from pipeline.runner.stage_state import StageRecord, write_done
-from pipeline.runner.stages import stage_kinds
+from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.state import StageRecord, write_done
 
 
 def test_the_samples_of_the_page_are_those_that_the_code_writes() -> None:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from pipeline.recipe.recipe import dump_recipe, load_recipe
 from pipeline.runner.run_folder import RunFolder
-from pipeline.runner.stage_state import StageRecord, write_done
-from pipeline.runner.stages import stage_kinds
+from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.state import StageRecord, write_done
 from sharding.format.catalog import write_catalog
 from sharding.format.schema import Failure, Note, Sample, object_dtype
 from sharding.writing.atomic import write_json, write_text

@@ -11,8 +11,8 @@ from pipeline.cli.main import main
 from pipeline.recipe.recipe import dump_recipe, load_recipe
 from pipeline.runner.cluster_plan import ClusterPlan, Measured
 from pipeline.runner.run_folder import RunError, RunFolder
-from pipeline.runner.stage_state import StageRecord, write_done
-from pipeline.runner.stages import stage_kinds
+from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.state import StageRecord, write_done
 
 MEASURED = Measured(
     rates={"ingest": 50.0, "distill": 5.0, "pretrain": 20.0},

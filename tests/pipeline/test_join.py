@@ -19,9 +19,9 @@ from pipeline.runner import run_stages as runner
 from pipeline.runner.launch_plan import LaunchOverrides
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import join_work, plan_stage, run_stages
-from pipeline.runner.stage_state import StageRecord, write_done, write_started
-from pipeline.runner.stages import stage_kinds
-from pipeline.runner.status import show_status, status_table
+from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.state import StageRecord, write_done, write_started
+from pipeline.runner.status.status import show_status, status_table
 from sharding.coordination.claims import Worker
 from sharding.coordination.work_queue import FOLDER
 

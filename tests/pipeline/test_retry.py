@@ -21,8 +21,8 @@ from pipeline.runner.launch_plan import LaunchOverrides
 from pipeline.runner.retry import Retried, lines, retry_failed
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import run_stages
-from pipeline.runner.stage_entrypoints import CALLS, RankContext
-from pipeline.runner.stages import StageKind
+from pipeline.runner.stages.entrypoints import CALLS, RankContext
+from pipeline.runner.stages.stage_graph import StageKind
 from sharding.coordination.work_queue import rewrite_requests
 from stages.detector.model.faster_rcnn import FasterRCNN
 from stages.detector.net_config import (

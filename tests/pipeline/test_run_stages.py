@@ -19,8 +19,8 @@ from pipeline.runner import run_stages as runner
 from pipeline.runner.launch_plan import LaunchOverrides
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import plan_stage, run_stages
-from pipeline.runner.stages import STAGE_NAMES, StageKind, stage_kinds
-from pipeline.runner.status import status_table
+from pipeline.runner.stages.stage_graph import STAGE_NAMES, StageKind, stage_kinds
+from pipeline.runner.status.status import status_table
 from sharding.format.catalog import write_catalog
 from sharding.format.schema import Sample, object_dtype
 from sharding.writing.atomic import sha256_of

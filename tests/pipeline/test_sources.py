@@ -10,8 +10,8 @@ import pytest
 from pipeline.recipe.recipe import Recipe, RecipeError, load_recipe
 from pipeline.runner.run_folder import RunFolder
 from pipeline.runner.run_stages import plan_stage
-from pipeline.runner.stage_state import StageRecord, write_done, write_started
-from pipeline.runner.stages import StageKind, stage_kinds
+from pipeline.runner.stages.stage_graph import StageKind, stage_kinds
+from pipeline.runner.stages.state import StageRecord, write_done, write_started
 from sharding.format.catalog import write_catalog
 from sharding.format.schema import Sample, object_dtype
 from sharding.writing.shard_writer import write_shard

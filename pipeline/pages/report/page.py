@@ -30,8 +30,8 @@ from pipeline.pages.report.training_curves import learning_section
 from pipeline.pages.thumbnails import Pictures
 from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.runner.run_folder import RunError, RunFolder
-from pipeline.runner.stage_state import read_done
-from pipeline.runner.stages import stage_kinds
+from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.state import read_done
 from sharding.writing.atomic import write_text
 
 

@@ -11,9 +11,9 @@ from pipeline.pages.html import h
 from pipeline.pages.report.sections import Section
 from pipeline.recipe.recipe import Recipe
 from pipeline.runner.run_folder import RunFolder
-from pipeline.runner.stage_figures import seconds_in_words
-from pipeline.runner.stage_state import read_done, read_started
-from pipeline.runner.stages import stage_kinds
+from pipeline.runner.stages.figures import seconds_in_words
+from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.state import read_done, read_started
 
 _WHAT = {
     "ingest": "packs pictures and captions into tar shards",

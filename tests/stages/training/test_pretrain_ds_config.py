@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipeline.recipe.recipe import load_recipe
-from pipeline.runner.external_inputs import outside
-from pipeline.runner.stages import stage_kinds
+from pipeline.runner.stages.external_inputs import outside
+from pipeline.runner.stages.stage_graph import stage_kinds
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.run import check_batch_norm
 from stages.student.config import StudentConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runner.run_folder import RunFolder
-from pipeline.runner.stages import StageKind
+from pipeline.runner.stages.stage_graph import StageKind
 from sharding.format.catalog import read_catalog
 from sharding.format.schema import ShardError
 

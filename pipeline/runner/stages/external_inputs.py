@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from pipeline.recipe.recipe import Recipe
-from pipeline.runner.stages import StageKind
+from pipeline.runner.stages.stage_graph import StageKind
 from sharding.writing.atomic import sha256_file, sha256_of
 
 

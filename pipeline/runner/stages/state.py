@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runner.run_folder import RunFolder
-from pipeline.runner.stages import StageKind
+from pipeline.runner.stages.stage_graph import StageKind
 from sharding.tools.verify import verify_paths
 from sharding.writing.atomic import sha256_file, sha256_of, write_json
 

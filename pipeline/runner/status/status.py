@@ -16,12 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.recipe.recipe import Recipe, load_recipe
-from pipeline.runner.goodput import goodput_lines, read_goodput
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import plan_stage
-from pipeline.runner.stage_figures import figures_of, in_words, seconds_in_words
-from pipeline.runner.stage_state import read_done, read_started
-from pipeline.runner.stages import StageKind, stage_kinds
+from pipeline.runner.stages.figures import figures_of, in_words, seconds_in_words
+from pipeline.runner.stages.stage_graph import StageKind, stage_kinds
+from pipeline.runner.stages.state import read_done, read_started
+from pipeline.runner.status.goodput import goodput_lines, read_goodput
 from sharding.coordination.progress import ProgressReader, WorkProgress
 
 _SECONDS_BETWEEN_LOOKS = 1.0
