@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 
 from boxless.errors import BoxlessError
 from pipeline.pages.html import h
-from pipeline.pages.report.sections import percent, short
+from pipeline.pages.sections import percent, short
 
 WIDTH, HEIGHT = 360, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 10, 10, 36

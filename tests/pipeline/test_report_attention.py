@@ -16,10 +16,10 @@ from student_folders import TINY, student_folder
 from view_shards import ABOUT, info, sample
 
 from pipeline.pages.html import html_text
-from pipeline.pages.report.attention import attention_section, most_looking
-from pipeline.pages.report.captions import captions_section
-from pipeline.pages.report.codebook import codes_section, strip_of
-from pipeline.pages.report.sections import Section
+from pipeline.pages.report.galleries.attention import attention_section, most_looking
+from pipeline.pages.report.galleries.captions import captions_section
+from pipeline.pages.report.galleries.codebook import codes_section, strip_of
+from pipeline.pages.sections import Section
 from pipeline.pages.thumbnails import Pictures
 from pipeline.runner.run_folder import RunFolder
 from sharding.format.catalog import write_catalog

@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 
 from pipeline.pages.html import Part, h
 from pipeline.pages.report.scores import place_of_score, score_name
-from pipeline.pages.report.sections import Section, count, percent, table
+from pipeline.pages.sections import Section, count, percent, table
 from pipeline.runner.run_files import number, read_object
 from pipeline.runner.run_folder import RunFolder
 

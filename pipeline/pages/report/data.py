@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from pipeline.pages.html import Part, h, shortened
-from pipeline.pages.report.sections import Section, count, missing, table
+from pipeline.pages.sections import Section, count, missing, table
 from pipeline.runner.run_folder import RunFolder
 from sharding.format.catalog import Catalog, read_catalog
 from sharding.format.manifest import read_manifest

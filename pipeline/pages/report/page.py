@@ -15,18 +15,18 @@ from pipeline import __version__
 from pipeline.pages.document import document
 from pipeline.pages.html import h, html_text
 from pipeline.pages.report.ablation import ablation_section
-from pipeline.pages.report.attention import attention_section
-from pipeline.pages.report.captions import captions_section
-from pipeline.pages.report.codebook import codes_section
 from pipeline.pages.report.data import data_section, read_catalog_or_none
-from pipeline.pages.report.grounding import heat_section
-from pipeline.pages.report.retrieval_gallery import gallery_section
+from pipeline.pages.report.galleries.attention import attention_section
+from pipeline.pages.report.galleries.captions import captions_section
+from pipeline.pages.report.galleries.codebook import codes_section
+from pipeline.pages.report.galleries.grounding import heat_section
+from pipeline.pages.report.galleries.retrieval import gallery_section
 from pipeline.pages.report.scores import scores_section
-from pipeline.pages.report.sections import Section, count, missing
 from pipeline.pages.report.tasks import tasks_section
 from pipeline.pages.report.teacher import teacher_section
 from pipeline.pages.report.timeline import timeline_section
 from pipeline.pages.report.training_curves import learning_section
+from pipeline.pages.sections import Section, count, missing
 from pipeline.pages.thumbnails import Pictures
 from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.runner.run_folder import RunError, RunFolder

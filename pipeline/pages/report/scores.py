@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from pipeline.pages.html import Part, h
-from pipeline.pages.report.sections import Section, count, missing, percent, short, table
+from pipeline.pages.sections import Section, count, missing, percent, short, table
 from pipeline.runner.run_files import number, read_object
 from pipeline.runner.run_folder import RunFolder
 

@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 
 from pipeline.pages.charts import Series, line_chart
 from pipeline.pages.html import h, shortened
-from pipeline.pages.report.sections import Section, count, figure_list, percent, short, table
+from pipeline.pages.sections import Section, count, figure_list, percent, short, table
 from pipeline.pages.thumbnails import thumbnail
 from pipeline.runner.run_files import number, points, read_lines, read_object
 from pipeline.runner.run_folder import RunFolder

@@ -8,7 +8,7 @@ from __future__ import annotations
 from xml.etree.ElementTree import Element
 
 from pipeline.pages.html import h
-from pipeline.pages.report.sections import Section
+from pipeline.pages.sections import Section
 from pipeline.recipe.recipe import Recipe
 from pipeline.runner.run_folder import RunFolder
 from pipeline.runner.stages.figures import seconds_in_words

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.pages.charts import Series, line_chart
 from pipeline.pages.html import h
-from pipeline.pages.report.sections import Section, count, figure_list, missing, percent, short
+from pipeline.pages.sections import Section, count, figure_list, missing, percent, short
 from pipeline.runner.run_files import number, points, read_lines
 from pipeline.runner.run_folder import RunFolder
 

@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 from pipeline.pages.charts import nice_ticks
 from pipeline.pages.html import h
 from pipeline.pages.report.scores import score_bar
-from pipeline.pages.report.sections import count, percent
+from pipeline.pages.sections import count, percent
 from pipeline.pages.shards.counts import NUM_SCORE_BINS, Counts
 
 _WIDTH, _HEIGHT, _BELOW = 330, 128, 20

@@ -14,7 +14,7 @@ from pipeline import __version__
 from pipeline.pages.document import document
 from pipeline.pages.html import Part, h, html_text, shortened
 from pipeline.pages.palette import COLOURS
-from pipeline.pages.report.sections import count, figure_list, missing, table
+from pipeline.pages.sections import count, figure_list, missing, table
 from pipeline.pages.shards.counts import Counts, Losses, commonest
 from pipeline.pages.shards.histograms import count_bins, histogram, ranked, score_bins
 from pipeline.pages.shards.phrases import caption_line, heat_table

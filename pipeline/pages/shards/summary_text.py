@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from pipeline.pages.object_names import names_of
-from pipeline.pages.report.sections import count, percent
+from pipeline.pages.sections import count, percent
 from pipeline.pages.shards.counts import Counts, Losses
 from pipeline.pages.shards.sample_view import Scene
 from pipeline.pages.shards.shard_browser import ShardBrowser

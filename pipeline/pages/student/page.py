@@ -18,7 +18,7 @@ from pipeline import __version__
 from pipeline.pages.boxes import picture_in_drawing
 from pipeline.pages.document import document
 from pipeline.pages.html import h, html_text, shortened
-from pipeline.pages.report.sections import missing, percent
+from pipeline.pages.sections import missing, percent
 from pipeline.pages.student.example_view import Entry, View
 
 _STYLE = Path(__file__).with_name("page.css")

@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from pipeline.pages.html import h, shortened
-from pipeline.pages.report.sections import Section, count, missing
+from pipeline.pages.sections import Section, count, missing
 from pipeline.pages.thumbnails import Pictures, grid_class, thumbnail
 from pipeline.runner.run_files import read_object
 from pipeline.runner.run_folder import RunFolder

@@ -1,7 +1,7 @@
 """What the student says of a picture: its five best captions, right and wrong.
 
 Reads `captions` of transfer/evaluate/examples.json. The other way round, pictures of a caption, is
-`pipeline.pages.report.retrieval_gallery`.
+`pipeline.pages.report.galleries.retrieval`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from pipeline.pages.html import h, shortened
-from pipeline.pages.report.retrieval_gallery import chosen
-from pipeline.pages.report.sections import Section, count
+from pipeline.pages.report.galleries.retrieval import chosen
+from pipeline.pages.sections import Section, count
 from pipeline.pages.thumbnails import Pictures, grid_class, thumbnail
 from pipeline.runner.run_files import read_object
 from pipeline.runner.run_folder import RunFolder

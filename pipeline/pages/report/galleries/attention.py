@@ -11,8 +11,8 @@ from xml.etree.ElementTree import Element
 
 from pipeline.pages.boxes import picture_in_drawing
 from pipeline.pages.html import h, shortened
-from pipeline.pages.report.grounding import heat_in_drawing
-from pipeline.pages.report.sections import Section, percent
+from pipeline.pages.report.galleries.grounding import heat_in_drawing
+from pipeline.pages.sections import Section, percent
 from pipeline.pages.thumbnails import Pictures, Thumbnail, grid_class, thumbnail
 from pipeline.runner.run_files import read_object
 from pipeline.runner.run_folder import RunFolder

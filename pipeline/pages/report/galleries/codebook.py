@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element
 from PIL import Image, ImageDraw
 
 from pipeline.pages.html import h
-from pipeline.pages.report.sections import Section, count, figure_list, percent, short
+from pipeline.pages.sections import Section, count, figure_list, percent, short
 from pipeline.pages.thumbnails import Pictures, data_uri, reduced
 from pipeline.runner.run_files import number, points, read_lines, read_object
 from pipeline.runner.run_folder import RunFolder

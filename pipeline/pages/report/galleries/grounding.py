@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.pages.boxes import outline, picture_in_drawing
 from pipeline.pages.html import h, shortened
-from pipeline.pages.report.sections import Section, missing
+from pipeline.pages.sections import Section, missing
 from pipeline.pages.thumbnails import Pictures, data_uri, grid_class, thumbnail
 from pipeline.runner.run_files import read_object
 from pipeline.runner.run_folder import RunFolder

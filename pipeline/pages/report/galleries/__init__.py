@@ -1,0 +1,1 @@
+"""Sections of the report that show pictures: attention, captions, retrieval, grounding, codes."""
