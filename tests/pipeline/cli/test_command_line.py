@@ -17,7 +17,7 @@ from launch.processes.supervisor import RestartPolicy, Supervisor
 from pipeline.cli import main as command_line
 from pipeline.cli.main import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def exit_of(arguments: list[str]) -> int:

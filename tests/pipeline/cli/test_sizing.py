@@ -52,7 +52,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_table_of_the_page_is_what_the_command_prints() -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs/sizing.md").read_text("utf-8")
+    page = (Path(__file__).resolve().parents[3] / "docs/sizing.md").read_text("utf-8")
     columns = [dict(Sizing(pictures=n).rows()) for n in (100_000, 5_000_000, 400_000_000)]
     for what in columns[0]:
         assert f"| {what} | " + " | ".join(column[what] for column in columns) + " |" in page

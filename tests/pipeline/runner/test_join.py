@@ -25,7 +25,7 @@ from pipeline.runner.status.status import show_status, status_table
 from sharding.coordination.claims import Worker
 from sharding.coordination.work_queue import FOLDER
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SMALL = ["ingest.num_train=12", "ingest.num_heldout=4", "ingest.samples_per_shard=4"]
 
 
