@@ -89,10 +89,10 @@ ranks-test: .venv/ready ## finetuning under torchrun, killed on 2 ranks and cont
 	RANKS_TESTS=1 .venv/bin/python -m pytest -q -rs tests/stages/test_finetune_ranks.py
 
 goodput: .venv/ready ## a fault every two minutes on three nodes for half an hour: what was useful?
-	.venv/bin/python -m benchmarks.goodput --minutes 30
+	.venv/bin/python -m benchmarks.launch.goodput --minutes 30
 
 ledger: .venv/ready ## 512 workers that die at random claim 10,000 shards: how many a second, is one lost?
-	.venv/bin/python -m benchmarks.ledger
+	.venv/bin/python -m benchmarks.sharding.ledger
 
 report: .venv/ready ## write the page of RUN again
 	$(BOXLESS) report $(run_folder)
@@ -101,46 +101,46 @@ doctor: .venv/ready ## check the environment: what is missing, with fixes
 	$(BOXLESS) doctor
 
 drill: .venv/ready ## 100 runs of 1 to 8 workers, killed -9 at random: is every byte the same?
-	.venv/bin/python -m benchmarks.kill_drill --runs 100
+	.venv/bin/python -m benchmarks.sharding.kill_drill --runs 100
 
 two-writers: .venv/ready ## 1,000 rounds of two writers of one shard with clocks minutes apart: 0 wrong?
-	.venv/bin/python -m benchmarks.two_writers --rounds 1000
+	.venv/bin/python -m benchmarks.sharding.two_writers --rounds 1000
 
 elastic: .venv/ready ## real training killed on 2 ranks, on 1, ended on 3: is every sample seen once?
-	.venv/bin/python -m benchmarks.elastic_training
+	.venv/bin/python -m benchmarks.training.elastic_training
 
 positions: .venv/ready ## simulated worlds of 24, 16, 7 and 48 ranks: is every sample seen once?
-	.venv/bin/python -m benchmarks.positions
+	.venv/bin/python -m benchmarks.sharding.positions
 
 damages: .venv/ready ## damaged shards: what stock webdataset does, what ours does
-	.venv/bin/python -m benchmarks.damages
+	.venv/bin/python -m benchmarks.sharding.damages
 
 scale: .venv/ready ## start, seek, memory and cost a sample, up to a million shards (4 GB of disk)
-	.venv/bin/python -m benchmarks.scale
+	.venv/bin/python -m benchmarks.sharding.scale
 
 bench: .venv/ready ## shards written and read, beside stock webdataset, Energon and mosaic streaming
-	.venv/bin/python -m benchmarks.shards
+	.venv/bin/python -m benchmarks.sharding.shards
 
 detector: .venv/ready ## a full-size teacher, beside detectron2 where that is installed
-	.venv/bin/python -m benchmarks.teacher
+	.venv/bin/python -m benchmarks.detector.teacher
 
 parts: .venv/ready ## RoIAlign, NMS and the choice of boxes, beside plain ways
-	.venv/bin/python -m benchmarks.teacher_parts
+	.venv/bin/python -m benchmarks.detector.teacher_parts
 
 extraction: .venv/ready ## how busy distill keeps its device, beside one step after the other
-	.venv/bin/python -m benchmarks.extraction
+	.venv/bin/python -m benchmarks.detector.extraction
 
 dictionary: .venv/ready ## the visual dictionary as SOHO released it, and ours: dead codes, scores
-	.venv/bin/python -m benchmarks.dictionary $(foreach setting,$(SET),--set $(setting))
+	.venv/bin/python -m benchmarks.training.dictionary $(foreach setting,$(SET),--set $(setting))
 
 step: .venv/ready ## time of a pretraining step, compared with the released SOHO's, part by part
-	.venv/bin/python -m benchmarks.soho_step --parts
+	.venv/bin/python -m benchmarks.training.soho_step --parts
 
 inference: .venv/ready ## one picture to a score: by a detector's regions, and end to end
-	.venv/bin/python -m benchmarks.inference
+	.venv/bin/python -m benchmarks.transfer.inference
 
 curves: .venv/ready ## loss curves under ZeRO 0 to 3, bf16, accumulation and 1, 2, 4 ranks: the same?
-	.venv/bin/python -m benchmarks.loss_curves
+	.venv/bin/python -m benchmarks.training.loss_curves
 
 fuzz: .venv/ready ## what reads bytes from anybody, ten minutes of it (pip install atheris first)
 	.venv/bin/python -m tests.fuzz.fuzz_readers --seconds 60

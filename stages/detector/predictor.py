@@ -12,7 +12,7 @@ largest and probabilities within 0.1, against single precision and between sizes
 
 The net's weights and pictures lie in memory channels last, which convolutions are faster with on
 CPUs as on NVIDIA's tensor cores. It is not compiled by torch.compile, which gains a few percent on
-a CPU and takes seconds for each size of picture (benchmarks/teacher_ways.py); on a GPU it was not
+a CPU and takes seconds for each size of picture (benchmarks/detector/teacher_ways.py); on a GPU it was not
 tried.
 
 What a row says: `box`, `label` and `score` are those of the class that won its place; `feature`,

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cluster import Cluster
-from benchmarks.goodput import FAULTS, Drill
-from benchmarks.small_trainer import CHECKPOINT, STEPS
+from benchmarks.launch.cluster import Cluster
+from benchmarks.launch.goodput import FAULTS, Drill
+from benchmarks.launch.small_trainer import CHECKPOINT, STEPS
 from launch.events import read_events
 from launch.paths import JobPaths
 
@@ -116,7 +116,7 @@ def test_deepspeeds_launcher_trains_on_two_hosts_over_ssh(cluster: Cluster, fold
         from launch.config import LaunchConfig
         from launch.job import Job
         folder = Path({str(run)!r})
-        job = Job(title="t", module="benchmarks.small_trainer", args=(str(folder), "6", "0.1"),
+        job = Job(title="t", module="benchmarks.launch.small_trainer", args=(str(folder), "6", "0.1"),
                   log_folder=folder / "logs", env={{"WORDS": "two words; 'quoted'"}})
         deepspeed.run(job, LaunchConfig(launcher="deepspeed", nodes=2, hostfile={str(hosts)!r}))
     """
@@ -139,7 +139,7 @@ def test_torchrun_started_by_hand_on_two_nodes(cluster: Cluster, folder: Path) -
             from launch.config import LaunchConfig
             from launch.job import Job
             folder = Path({str(run)!r})
-            job = Job(title="t", module="benchmarks.small_trainer", args=(str(folder), "6", "0.1"),
+            job = Job(title="t", module="benchmarks.launch.small_trainer", args=(str(folder), "6", "0.1"),
                       log_folder=folder / "logs", node_rank={rank}, can_restart=True)
             torchrun.run(job, LaunchConfig(launcher="torchrun", nodes=2, node_rank={rank},
                                            master_address="n1"))

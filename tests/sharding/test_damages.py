@@ -1,4 +1,4 @@
-"""Each damage of benchmarks.damages is found by ours, with shard, key and cause."""
+"""Each damage of benchmarks.sharding.damages is found by ours, with shard, key and cause."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from benchmarks.damaged_shards import DAMAGED, DAMAGES, NEXT, Damage
-from benchmarks.damages import look
+from benchmarks.sharding.damaged_shards import DAMAGED, DAMAGES, NEXT, Damage
+from benchmarks.sharding.damages import look
 from sharding.tools.verify import Fault
 
 KEY = "picture-009"  # the fourth sample of the damaged shard

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.detector_weights import make_weights
+from benchmarks.detector.detector_weights import make_weights
 from stages.detector.detectron2_net import zoo_folder
 
 LABELS = ["plate", "cup", "spoon", "lemon", "crumb"]

@@ -9,7 +9,7 @@ weights are added up cell by cell, and what is left are the few cells that a bin
 to the last. `embedding_bag` then sums all bins in one fused kernel on every device, with a
 gradient for the map; boxes get none (proposals are constants, as in detectron2). On CPU this is
 several times faster than torchvision's kernel, which visits every sample (measured by
-benchmarks/teacher_parts.py), so there is one way, with or without torchvision.
+benchmarks/detector/teacher_parts.py), so there is one way, with or without torchvision.
 
 Letters: B pictures, C channels, H x W cells of the map, R boxes, P bins a side, Q bins a side that
 are kept, S samples a bin and side, K cells that a bin reads along an axis, N reads of all bins.

@@ -71,7 +71,7 @@ def test_the_task_of_the_docs(
 
 def test_the_toy_table(student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: a line for the score with three numbers, as the two runs' files say."""
-    from benchmarks.toy_tasks import main
+    from benchmarks.transfer.toy_tasks import main
 
     images = write_objects(tmp_path / "images", list(toy_samples(24, 6)))
     given = ["--student", f"own={student}", "--images", str(images), "--out", str(tmp_path / "t")]

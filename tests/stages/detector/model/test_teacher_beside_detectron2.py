@@ -22,7 +22,7 @@ from detectron2_nets import LABELS, photograph, write_config
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.detector_weights import make_weights
+from benchmarks.detector.detector_weights import make_weights
 from stages.detector.checkpoints.families import DETECTRON2
 from stages.detector.checkpoints.weights import num_names, read_net
 from stages.detector.model.faster_rcnn import FasterRCNN

@@ -1,0 +1,1 @@
+"""Faults on a small cluster."""

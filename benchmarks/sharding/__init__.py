@@ -1,0 +1,1 @@
+"""Shards: speed, scale, order, damages, and drills with workers that die."""

@@ -1,0 +1,1 @@
+"""Pretraining: time of a step, loss curves, elastic ranks, the dictionary."""

@@ -1,0 +1,1 @@
+"""Students: downstream tasks, retrieval, time of one picture to a score."""
