@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, in colours of the style sheet, so that they turn dark with the page.
+"""Line charts and bars, in colours of the style sheet, so that they turn dark with the page.
 
 No script: the values of a step show as the browser's own tooltip. Axes begin at zero.
 """
@@ -77,6 +77,17 @@ def line_chart(
     )
     heading = h("h3", title, " ", h("small", y_label))
     return h("figure", {"class": "chart"}, heading, _legend(series, say), drawing)
+
+
+def score_bar(value: float, chance: float | None) -> Element:
+    """A bar from 0 to 100 % with a mark at chance; for the eye only, the number stands beside."""
+    mark = h("i", {"class": "chance", "style": _left(chance)}) if chance else None
+    bar = h("b", {"style": f"width:{100 * min(max(value, 0.0), 1.0):.1f}%"})
+    return h("div", {"class": "bar", "aria-hidden": "true"}, bar, mark)
+
+
+def _left(share: float) -> str:
+    return f"left:{100 * min(max(share, 0.0), 1.0):.1f}%"
 
 
 def nice_ticks(end: float) -> list[float]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from pipeline.pages.charts import score_bar
 from pipeline.pages.html import Part, h
 from pipeline.pages.sections import Section, count, missing, percent, short, table
 from pipeline.runner.run_files import number, read_object
@@ -182,17 +183,6 @@ def _beside(score: Score) -> str:
         return "chance: about 0\N{NO-BREAK SPACE}%" if score.chance == 0 else ""
     guess = "the commoner answer" if score.key == "nlvr_accuracy" else "chance"
     return f"{guess}: {percent(score.chance)}"
-
-
-def score_bar(value: float, chance: float | None) -> Element:
-    """A bar from 0 to 100 % with a mark at chance; for the eye only, the number stands beside."""
-    mark = h("i", {"class": "chance", "style": _left(chance)}) if chance else None
-    bar = h("b", {"style": f"width:{100 * min(max(value, 0.0), 1.0):.1f}%"})
-    return h("div", {"class": "bar", "aria-hidden": "true"}, bar, mark)
-
-
-def _left(share: float) -> str:
-    return f"left:{100 * min(max(share, 0.0), 1.0):.1f}%"
 
 
 def _row(score: Score) -> list[Part]:

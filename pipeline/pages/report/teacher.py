@@ -10,10 +10,9 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from pipeline.pages.boxes import boxed_picture
-from pipeline.pages.charts import Series, line_chart
+from pipeline.pages.charts import Series, line_chart, score_bar
 from pipeline.pages.html import h
 from pipeline.pages.report.data import read_catalog_or_none
-from pipeline.pages.report.scores import score_bar
 from pipeline.pages.sections import Section, count, figure_list, missing, percent
 from pipeline.pages.thumbnails import Pictures, grid_class
 from pipeline.runner.run_files import number, points, read_lines, read_object

@@ -1,24 +1,23 @@
 """The contact sheet of `boxless view`: a PNG of small pictures with boxes, and in short what the
-page says of each.
-
-Drawn with Pillow and the font that comes with it, dark on light.
+page says of each. Drawn by matplotlib.
 """
 
 from __future__ import annotations
 
 import io
+import textwrap
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw
-
+from pipeline.pages.histograms import Bin, count_bins, score_bins
 from pipeline.pages.html import shortened
 from pipeline.pages.palette import colour
 from pipeline.pages.shards.counts import Counts, Losses, commonest
-from pipeline.pages.shards.fonts import font, plain
-from pipeline.pages.shards.histograms import Bin, count_bins, score_bins
 from pipeline.pages.shards.phrases import similarity
 from pipeline.pages.shards.picture_svg import NUM_NAMED, NUM_TAGGED, is_dashed, tag_texts
-from pipeline.pages.shards.sample_view import Caption, Mark, Scene
+from pipeline.pages.shards.sample_view import Box, Caption, Mark, Scene
 from pipeline.pages.shards.shard_browser import Broken, ShardBrowser
 from pipeline.pages.shards.summary_text import (
     head_line,
@@ -27,327 +26,305 @@ from pipeline.pages.shards.summary_text import (
     shard_figures,
     title,
 )
-from pipeline.pages.shards.tag_placement import Tag, place_tags
-from pipeline.pages.shards.text_layout import Flow, Style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LONGEST_PX = 640
 """The longest side of the pictures as they are read; on the sheet they are smaller."""
 
+_DPI = 72  # a point is a pixel
 _TILE_PX, _PICTURE_PX = 428, 330
 _GAP_PX, _MARGIN_PX, _PADDING_PX = 14, 24, 10
 _MOST_COLUMNS = 4
-_HEAD_LETTERS_PX, _LETTERS_PX, _SMALL_PX = 30, 14, 12
-_MOST_LINES = 5
-_MOST_CAPTIONS, _LONGEST_CAPTION = 2, 200
-# Beside an object's name: number, score and the gaps; and for "and 92 more" in the last line.
-_ROOM_PX, _REST_PX = 64, 84
+_TITLE_PX, _LETTERS_PX, _LINE_PX, _KEY_PX = 24, 12, 17, 24
+_LETTER_PX = 6.6  # the mean width of a letter of that size
+_CHART_PX = (300, 110)
+_TAG_PADDING_PX = 2
+_MOST_OBJECT_LINES, _MOST_CAPTIONS, _LONGEST_CAPTION, _LONGEST_KEY = 5, 2, 200, 28
 _MOST_LABELS, _MOST_REASONS = 8, 3
 _GROUND, _CARD, _INK, _QUIET, _RULE = "#f7f7f5", "#ffffff", "#1d1e24", "#5d606b", "#d8d8d6"
 _ACCENT, _BAD, _TRACK = "#2456c4", "#b3261e", "#e9eaee"
-_CHART_PX, _HEAD_ROOM_PX = (300, 96), 620
 
-_FAINT = "80"  # alpha: a half
 
-_PLAIN = Style(_LETTERS_PX, _INK)
-_SOFT = Style(_SMALL_PX, _QUIET)
-_WRONG = Style(_SMALL_PX, _BAD)
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    text: str
+    colour: str = _INK
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tile:
+    """What stands in one field of the sheet; `scene` is None for a damaged sample."""
+
+    key: str
+    facts: str
+    scene: Scene | None
+    size_px: tuple[int, int]
+    lines: list[_Line]
+
+    @property
+    def height_px(self) -> int:
+        return 3 * _PADDING_PX + _KEY_PX + self.size_px[1] + _LINE_PX * len(self.lines)
 
 
 def sheet_png(
     browser: ShardBrowser, shown: Sequence[Scene | Broken], counts: Counts, losses: Losses
 ) -> bytes:
     """The sheet as a PNG: a head, then the pictures in rows."""
-    tiles = [_wreck(one) if isinstance(one, Broken) else _tile(one) for one in shown]
+    from matplotlib.figure import Figure
+
+    tiles = [_broken_tile(one) if isinstance(one, Broken) else _tile(one) for one in shown]
     num_columns = max(2, min(_MOST_COLUMNS, len(tiles)))
     rows = [tiles[start : start + num_columns] for start in range(0, len(tiles), num_columns)]
     width = 2 * _MARGIN_PX + num_columns * (_TILE_PX + _GAP_PX) - _GAP_PX
-    head = _head(browser, counts, losses, width - 2 * _MARGIN_PX)
-    tall = [max(tile.height for tile in row) + 2 * _PADDING_PX for row in rows]
-    height = 2 * _MARGIN_PX + head.height + sum(tall) + _GAP_PX * len(rows)
-    sheet = Image.new("RGB", (width, height), _GROUND)
-    sheet.paste(head, (_MARGIN_PX, _MARGIN_PX))
-    top = _MARGIN_PX + head.height + _GAP_PX
-    for row, high in zip(rows, tall):
+    lines = _head_lines(browser, counts, losses, width - 2 * _MARGIN_PX)
+    charts = _charts(counts)
+    head_px = 2 * _TITLE_PX + _LINE_PX * len(lines) + bool(charts) * (_CHART_PX[1] + 40)
+    heights = [max(tile.height_px for tile in row) for row in rows]
+    height = 2 * _MARGIN_PX + head_px + sum(heights) + _GAP_PX * len(rows)
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_GROUND)
+    sheet = _Sheet(figure, width, height)
+    _draw_head(sheet, title(browser), lines, charts)
+    top = _MARGIN_PX + head_px
+    for row, high in zip(rows, heights):
         for column, tile in enumerate(row):
-            left = _MARGIN_PX + column * (_TILE_PX + _GAP_PX)
-            _card(sheet, (left, top, left + _TILE_PX, top + high))
-            sheet.paste(tile, (left + _PADDING_PX, top + _PADDING_PX))
+            _draw_tile(sheet, tile, _MARGIN_PX + column * (_TILE_PX + _GAP_PX), top, high)
         top += high + _GAP_PX
     out = io.BytesIO()
-    sheet.save(out, "PNG")
+    with warnings.catch_warnings():  # letters that the font lacks are drawn as boxes
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        figure.savefig(out, format="png", dpi=_DPI, facecolor=_GROUND)
     return out.getvalue()
 
 
-def _card(sheet: Image.Image, place: tuple[int, int, int, int]) -> None:
-    ImageDraw.Draw(sheet).rounded_rectangle(place, 8, fill=_CARD, outline=_RULE)
+class _Sheet:
+    """A figure of `width` x `height` pixels, addressed from its upper left corner."""
+
+    def __init__(self, figure: Figure, width: int, height: int) -> None:
+        self._figure, self._width, self._height = figure, width, height
+
+    def axes(self, left: int, top: int, width: int, height: int) -> Axes:
+        """An empty panel there."""
+        low = self._height - top - height
+        place = (left / self._width, low / self._height, width / self._width, height / self._height)
+        axes = self._figure.add_axes(place)
+        axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        return axes
+
+    @property
+    def inner_width(self) -> int:
+        """Without the margins."""
+        return self._width - 2 * _MARGIN_PX
 
 
-def _head(browser: ShardBrowser, counts: Counts, losses: Losses, width: int) -> Image.Image:
-    """Title and figures, with small charts beside them, or below where there is no room."""
-    charts = _charts(counts)
-    is_beside = charts is not None and width - charts.width >= _HEAD_ROOM_PX
-    flow = Flow(width - charts.width - 40 if charts and is_beside else width)
-    flow.add(title(browser), Style(_HEAD_LETTERS_PX, _INK))
-    flow.end_line(6)
-    flow.add(head_line(browser, counts), Style(_LETTERS_PX, _QUIET))
-    flow.end_line(4)
-    for name, value in shard_figures(browser, counts, losses):
-        flow.add(f"{name} {value}", _PLAIN, after_px=22)
-    flow.end_line(4)
+def _write(
+    panel: Axes, x: float, y: float, text: str, colour: str = _INK, *, size_px: int = _LETTERS_PX
+) -> None:
+    """A line of text whose upper left corner is at `x`, `y`; cut off at the panel's edge."""
+    panel.text(
+        x,
+        y,
+        _printable(text),
+        color=colour,
+        fontsize=size_px,
+        va="top",
+        clip_on=True,
+        parse_math=False,
+    )
+
+
+def _printable(text: str) -> str:
+    spaced = (" " if letter.isspace() else letter for letter in text)
+    return "".join(letter if letter.isprintable() else "?" for letter in spaced)
+
+
+def _wrapped(text: str, width_px: float, colour: str = _INK) -> list[_Line]:
+    found = textwrap.wrap(_printable(text), int(width_px / _LETTER_PX))
+    return [_Line(text=line, colour=colour) for line in found]
+
+
+def _head_lines(
+    browser: ShardBrowser, counts: Counts, losses: Losses, width_px: int
+) -> list[_Line]:
+    figures = "    ".join(
+        f"{name} {value}" for name, value in shard_figures(browser, counts, losses)
+    )
+    lines = [*_wrapped(head_line(browser, counts), width_px, _QUIET), *_wrapped(figures, width_px)]
     if losses.num_failed:
         common = reasons(losses).most_common(_MOST_REASONS)
-        said = "; ".join(f"{reason} ({number})" for reason, number in common)
-        flow.add(f"failed: {said or 'reasons not read'}", Style(_LETTERS_PX, _BAD))
-        flow.end_line(4)
-    for word in browser.words:
-        flow.add(word, Style(_LETTERS_PX, _BAD))
-        flow.end_line(4)
+        listed = "; ".join(f"{reason} ({number})" for reason, number in common)
+        lines += _wrapped(f"failed: {listed or 'reasons not read'}", width_px, _BAD)
+    for warning in browser.words:
+        lines += _wrapped(warning, width_px, _BAD)
     if counts.labels:
         pairs = commonest(counts.labels, _MOST_LABELS)
-        said = ", ".join(f"{name.split(',')[0]} {number:,}" for name, number in pairs)
-        flow.add(f"commonest: {said}", _PLAIN)
-        flow.end_line(4)
-    if charts is None:
-        return _on_ground((width, flow.height), flow)
-    if is_beside:
-        head = _on_ground((width, max(flow.height, charts.height)), flow)
-        head.paste(charts, (width - charts.width, 0))
-        return head
-    head = _on_ground((width, flow.height + charts.height + 8), flow)
-    head.paste(charts, (0, flow.height + 8))
-    return head
+        listed = ", ".join(f"{name.split(',')[0]} {number:,}" for name, number in pairs)
+        lines += _wrapped(f"most frequent: {listed}", width_px)
+    return lines
 
 
-def _on_ground(size: tuple[int, int], flow: Flow) -> Image.Image:
-    image = Image.new("RGB", size, _GROUND)
-    flow.draw(image, (0, 0))
-    return image
-
-
-def _charts(counts: Counts) -> Image.Image | None:
-    """Histograms side by side; None where no objects are known."""
+def _charts(counts: Counts) -> list[tuple[str, list[Bin]]]:
+    """Titles and columns of the histograms; none where no objects are known."""
     if not counts.a_picture:
-        return None
-    bins = count_bins(counts.a_picture)
-    charts = [_histogram("objects a picture", bins)]
+        return []
+    charts = [("objects a picture", count_bins(counts.a_picture))]
     if counts.scores.any():
-        charts.append(_histogram("scores", score_bins(counts)))
-    wide, high = charts[0].size
-    both = Image.new("RGB", (wide * len(charts) + 40 * (len(charts) - 1), high), _GROUND)
-    for place, chart in enumerate(charts):
-        both.paste(chart, (place * (wide + 40), 0))
-    return both
+        charts.append(("scores", score_bins(counts.scores.tolist())))
+    return charts
 
 
-def _histogram(said: str, bins: Sequence[Bin]) -> Image.Image:
-    wide, high = _CHART_PX
-    below, above = 18, 18
-    chart = Image.new("RGB", (wide, above + high + below), _GROUND)
-    pen = ImageDraw.Draw(chart)
-    most = max(1, *(one.number for one in bins))
-    small = font(_SMALL_PX)
-    pen.text((0, 0), f"{said}, at most {most:,}", fill=_QUIET, font=small)
-    foot = above + high
-    for place, one in enumerate(bins):
-        left, right = place * wide // len(bins), (place + 1) * wide // len(bins)
-        if one.number:
-            top = foot - max(1, round(one.number / most * high))
-            pen.rectangle((left, top, max(left, right - 2), foot), fill=_ACCENT)
-    pen.line((0, foot, wide, foot), fill=_RULE)
-    pen.text((0, foot + 3), f"{bins[0].start:g}", fill=_QUIET, font=small)
-    last = bins[-1].name.split(" to ")[-1]
-    pen.text((wide, foot + 3), last, fill=_QUIET, font=small, anchor="ra")
-    return chart
-
-
-def _tile(scene: Scene) -> Image.Image:
-    """A picture with its boxes, and below it objects and captions."""
-    facts = f"{scene.picture.width} x {scene.picture.height}, {objects_in_words(scene)}"
-    flow = Flow(_TILE_PX - 2 * _PADDING_PX)
-    for word in scene.words:
-        flow.add(word, _WRONG)
-        flow.end_line(2)
-    _objects(flow, scene)
-    for caption in scene.captions[:_MOST_CAPTIONS]:
-        _caption(flow, caption)
-    return _assembled(scene.key, facts, _drawn(scene), flow)
-
-
-def _wreck(broken: Broken) -> Image.Image:
-    """What stands for a sample that cannot be shown."""
-    size = (_TILE_PX - 2 * _PADDING_PX, _PICTURE_PX // 2)
-    ground = Image.new("RGB", size, _TRACK)
-    pen = ImageDraw.Draw(ground)
-    for left in range(-size[1], size[0], 24):
-        pen.line((left, size[1], left + size[1], 0), fill=_CARD, width=8)
-    wide = pen.textlength("damaged", font(22)) + 24
-    middle = (size[0] / 2, size[1] / 2)
-    pen.rectangle(
-        (middle[0] - wide / 2, middle[1] - 20, middle[0] + wide / 2, middle[1] + 20), fill=_CARD
-    )
-    pen.text(middle, "damaged", fill=_BAD, font=font(22), anchor="mm")
-    flow = Flow(size[0])
-    flow.add(shortened(broken.reason), _PLAIN)
-    flow.end_line(2)
-    return _assembled(broken.key, "cannot be shown", ground, flow)
-
-
-def _assembled(key: str, facts: str, picture: Image.Image, flow: Flow) -> Image.Image:
-    width = _TILE_PX - 2 * _PADDING_PX
-    top = 22
-    tile = Image.new("RGB", (width, top + picture.height + 8 + flow.height), _CARD)
-    pen = ImageDraw.Draw(tile)
-    reported = plain(facts)
-    pen.text((width, 2), reported, fill=_QUIET, font=font(_SMALL_PX), anchor="ra")
-    room = width - pen.textlength(reported, font(_SMALL_PX)) - 12
-    pen.text((0, 0), _cut_to(key, room), fill=_INK, font=font(_LETTERS_PX))
-    tile.paste(picture, ((width - picture.width) // 2, top))
-    flow.draw(tile, (0, top + picture.height + 8))
-    return tile
-
-
-def _cut_to(text: str, room: float) -> str:
-    """The text, or its beginning where it is wider than the room."""
-    letters = plain(text)
-    if font(_LETTERS_PX).getlength(letters) <= room:
-        return letters
-    while letters and font(_LETTERS_PX).getlength(letters + "...") > room:
-        letters = letters[:-1]
-    return letters + "..."
-
-
-def _drawn(scene: Scene) -> Image.Image:
-    """The picture with its boxes, as the page draws them."""
-    width, height = scene.picture.width, scene.picture.height
-    scale = min((_TILE_PX - 2 * _PADDING_PX) / width, _PICTURE_PX / height)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    picture = scene.picture.picture.resize(size, Image.Resampling.LANCZOS)
-    pen = ImageDraw.Draw(picture, "RGBA")
-    places = [_scaled(mark.box, size, (width, height)) for mark in scene.marks]
-    for mark, place in reversed(list(zip(scene.marks, places))):
-        if mark.number <= NUM_TAGGED:
-            _frame(pen, mark, place)
-        else:
-            pen.rectangle(place, outline=colour(mark.number - 1) + _FAINT)
-    for box in scene.truth:
-        _dots(pen, _scaled(box, size, (width, height)))
-    _draw_tags(pen, scene.marks[:NUM_TAGGED], places, size, len(scene.marks) <= NUM_NAMED)
-    return picture
-
-
-def _scaled(
-    box: Sequence[float], size: tuple[int, int], original: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """A box in pixels of the drawn picture; its outer edge lies on the last ones at most."""
-    x, y = size[0] / original[0], size[1] / original[1]
-    x0, y0, x1, y1 = box
-    right, low = size[0] - 1, size[1] - 1
-    return min(x0 * x, right), min(y0 * y, low), min(x1 * x, right), min(y1 * y, low)
-
-
-def _frame(pen: ImageDraw.ImageDraw, mark: Mark, place: tuple[float, float, float, float]) -> None:
-    x0, y0, x1, y1 = (round(side) for side in place)
-    pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(0, 0, 0, 150), width=4)
-    if not is_dashed(mark.number):
-        pen.rectangle((x0, y0, x1, y1), outline=colour(mark.number - 1), width=2)
-        return
-    for start in range(0, max(x1 - x0, y1 - y0) + 1, 10):
-        for y in (y0, y1 - 1):
-            pen.rectangle(
-                (min(x0 + start, x1), y, min(x0 + start + 6, x1), y + 1),
-                fill=colour(mark.number - 1),
-            )
-        for x in (x0, x1 - 1):
-            pen.rectangle(
-                (x, min(y0 + start, y1), x + 1, min(y0 + start + 6, y1)),
-                fill=colour(mark.number - 1),
-            )
-
-
-def _dots(pen: ImageDraw.ImageDraw, place: tuple[float, float, float, float]) -> None:
-    x0, y0, x1, y1 = (round(side) for side in place)
-    spots = [(x, y) for x in range(x0, x1 + 1, 6) for y in (y0, y1)]
-    spots += [(x, y) for y in range(y0, y1 + 1, 6) for x in (x0, x1)]
-    for x, y in spots:
-        pen.rectangle((x - 1, y - 1, x + 1, y + 1), fill=(0, 0, 0, 190))
-        pen.point((x, y), fill="#ffffff")
-
-
-def _draw_tags(
-    pen: ImageDraw.ImageDraw,
-    marks: Sequence[Mark],
-    places: Sequence[tuple[float, float, float, float]],
-    size: tuple[int, int],
-    is_named: bool,
+def _draw_head(
+    sheet: _Sheet, name: str, lines: Sequence[_Line], charts: Sequence[tuple[str, list[Bin]]]
 ) -> None:
-    texts = [tag_texts(mark, is_named=is_named) for mark in marks]
-    sizes = [(_tag_size(long) if long else None, _tag_size(short)) for long, short in texts]
-    for mark, tag, (long, short) in zip(marks, place_tags(places, sizes, size), texts):
-        if tag is not None:
-            _draw_tag(pen, tag, long if tag.is_long and long else short, mark.number)
+    height = 2 * _TITLE_PX + _LINE_PX * len(lines)
+    panel = sheet.axes(_MARGIN_PX, _MARGIN_PX, sheet.inner_width, height)
+    panel.set_facecolor(_GROUND)
+    _write(panel, 0, 0, name, size_px=_TITLE_PX)
+    for number, line in enumerate(lines):
+        _write(panel, 0, 1.5 * _TITLE_PX + number * _LINE_PX, line.text, line.colour)
+    for place, (heading, bins) in enumerate(charts):
+        left = _MARGIN_PX + place * (_CHART_PX[0] + 40)
+        chart = sheet.axes(left, _MARGIN_PX + height, *_CHART_PX)
+        chart.set(xlim=(-0.5, len(bins) - 0.5), ylim=(0, max(1, *(one.number for one in bins))))
+        chart.bar(range(len(bins)), [one.number for one in bins], color=_ACCENT, width=0.9)
+        chart.set_title(heading, fontsize=_LETTERS_PX, color=_QUIET, loc="left", pad=2)
+        ends = [bins[0].name.split(" to ")[0], bins[-1].name.split(" to ")[-1]]
+        chart.set_xticks([0, len(bins) - 1], ends, fontsize=_LETTERS_PX - 2, color=_QUIET)
 
 
-def _tag_size(text: str) -> tuple[float, float]:
-    return font(_SMALL_PX).getlength(plain(text)) + 7, 16
-
-
-def _draw_tag(pen: ImageDraw.ImageDraw, tag: Tag, text: str, number: int) -> None:
-    place = (tag.x0, tag.y0, tag.x0 + tag.width - 1, tag.y0 + tag.height - 1)
-    pen.rectangle(place, fill=colour(number - 1), outline=(0, 0, 0, 140))
-    pen.text(
-        (tag.x0 + 4, tag.y0 + tag.height / 2),
-        plain(text),
-        fill="#000000",
-        font=font(_SMALL_PX),
-        anchor="lm",
+def _tile(scene: Scene) -> _Tile:
+    width_px = _TILE_PX - 2 * _PADDING_PX
+    lines = [line for word in scene.words for line in _wrapped(word, width_px, _BAD)]
+    objects = _wrapped("   ".join(map(_object, scene.marks[:NUM_TAGGED])), width_px)
+    lines += objects[:_MOST_OBJECT_LINES]
+    if len(scene.marks) > NUM_TAGGED:
+        lines.append(_Line(text=f"and {len(scene.marks) - NUM_TAGGED:,} more", colour=_QUIET))
+    for caption in scene.captions[:_MOST_CAPTIONS]:
+        lines += _wrapped(_caption(caption), width_px)
+    width, height = scene.picture.width, scene.picture.height
+    scale = min(width_px / width, _PICTURE_PX / height)
+    return _Tile(
+        key=scene.key,
+        facts=f"{width} x {height}, {objects_in_words(scene)}",
+        scene=scene,
+        size_px=(max(1, round(width * scale)), max(1, round(height * scale))),
+        lines=lines,
     )
 
 
-def _objects(flow: Flow, scene: Scene) -> None:
-    """Number, name and score of as many objects as there is room for."""
-    for place, mark in enumerate(scene.marks):
-        score = "" if mark.score is None else f"{100 * mark.score:.0f}"
-        wide = font(_LETTERS_PX).getlength(plain(mark.name)) + _ROOM_PX
-        if flow.num_lines_with(wide + _REST_PX) > _MOST_LINES:
-            flow.add(f"and {len(scene.marks) - place:,} more", _SOFT)
-            break
-        if flow.num_lines_with(wide) > flow.num_lines_with(0):
-            flow.break_line()
-        flow.add_whole(str(mark.number), _chip(mark.number), after_px=2)
-        flow.add_whole(mark.name, _PLAIN, after_px=4)
-        flow.add_whole(score, _SOFT, after_px=12 if mark.true is not False else 3)
-        if mark.true is False:
-            flow.add_whole("wrong", _WRONG, after_px=12)
-    flow.end_line(5)
+def _broken_tile(broken: Broken) -> _Tile:
+    width_px = _TILE_PX - 2 * _PADDING_PX
+    return _Tile(
+        key=broken.key,
+        facts="cannot be shown",
+        scene=None,
+        size_px=(width_px, _PICTURE_PX // 2),
+        lines=_wrapped(shortened(broken.reason), width_px, _BAD),
+    )
 
 
-def _chip(number: int) -> Style:
-    return Style(_SMALL_PX, "#000000", ground=colour(number - 1))
+def _object(mark: Mark) -> str:
+    """ "1 red circle 90" """
+    score = "" if mark.score is None else f" {100 * mark.score:.0f}"
+    return f"{mark.number} {mark.name}{score}{' (wrong)' if mark.true is False else ''}"
 
 
-def _caption(flow: Flow, caption: Caption) -> None:
-    """The caption with its phrases underlined in the colours of the objects that they mean."""
+def _caption(caption: Caption) -> str:
+    """The caption with the numbers of the objects that its phrases mean, and the similarities."""
+    parts = []
     at = 0
     for phrase in caption.phrases:
-        if phrase.end > _LONGEST_CAPTION:
-            break
-        flow.add(caption.text[at : phrase.start], _PLAIN)
-        text = caption.text[phrase.start : phrase.end]
-        if phrase.numbers:
-            flow.add(
-                text, Style(_LETTERS_PX, _INK, underline=colour(phrase.numbers[0] - 1)), after_px=2
-            )
-            flow.add_whole(str(phrase.numbers[0]), _chip(phrase.numbers[0]))
-            if phrase.similarity is not None:
-                flow.add_whole(similarity(phrase.similarity), _SOFT)
-        else:
-            flow.add(text, Style(_LETTERS_PX, _INK, underline=_QUIET, is_dotted=True))
+        if phrase.end > _LONGEST_CAPTION or not phrase.numbers:
+            continue
+        alike = "" if phrase.similarity is None else f" {similarity(phrase.similarity)}"
+        parts.append(f"{caption.text[at : phrase.end]} [{phrase.numbers[0]}{alike}]")
         at = phrase.end
-    rest = caption.text[at:]
-    flow.add(
-        rest
-        if len(caption.text) <= _LONGEST_CAPTION
-        else caption.text[at:_LONGEST_CAPTION] + "...",
-        _PLAIN,
+    rest = caption.text[at:_LONGEST_CAPTION]
+    return "".join(parts) + rest + "..." * (len(caption.text) > _LONGEST_CAPTION)
+
+
+def _draw_tile(sheet: _Sheet, tile: _Tile, left: int, top: int, height: int) -> None:
+    card = sheet.axes(left, top, _TILE_PX, height)
+    card.set_facecolor(_CARD)
+    for spine in card.spines.values():
+        spine.set(visible=True, color=_RULE)
+    _write(card, _PADDING_PX, _PADDING_PX, textwrap.shorten(tile.key, _LONGEST_KEY) or tile.key)
+    facts = tile.facts[: int((_TILE_PX - 2 * _PADDING_PX) / _LETTER_PX) - _LONGEST_KEY]
+    _write(card, _TILE_PX - _PADDING_PX - len(facts) * _LETTER_PX, _PADDING_PX, facts, _QUIET)
+    wide, high = tile.size_px
+    picture_top = top + _PADDING_PX + _KEY_PX
+    panel = sheet.axes(left + (_TILE_PX - wide) // 2, picture_top, wide, high)
+    if tile.scene is None:
+        panel.set_facecolor(_TRACK)
+        panel.text(wide / 2, high / 2, "damaged", color=_BAD, fontsize=_TITLE_PX, ha="center")
+    else:
+        _draw_picture(panel, tile.scene)
+    below = picture_top - top + high + _PADDING_PX
+    for number, line in enumerate(tile.lines):
+        _write(card, _PADDING_PX, below + number * _LINE_PX, line.text, line.colour)
+
+
+def _draw_picture(panel: Axes, scene: Scene) -> None:
+    """The picture with its boxes, as the page draws them, in pixels of the original."""
+    width, height = scene.picture.width, scene.picture.height
+    panel.imshow(scene.picture.picture, extent=(0, width, height, 0), aspect="auto")
+    panel.set(xlim=(0, width), ylim=(height, 0))
+    for mark in reversed(scene.marks):
+        edge = colour(mark.number - 1)
+        if mark.number > NUM_TAGGED:
+            _frame(panel, mark.box, edge, 1, alpha=0.5)
+            continue
+        _frame(panel, mark.box, "black", 4, alpha=0.6)
+        _frame(panel, mark.box, edge, 2, style="dashed" if is_dashed(mark.number) else "solid")
+    for box in scene.truth:
+        _frame(panel, box, "black", 3, style="dotted")
+        _frame(panel, box, "white", 1, style="dotted")
+    for mark in reversed(scene.marks[:NUM_TAGGED]):
+        long, short = tag_texts(mark, is_named=len(scene.marks) <= NUM_NAMED)
+        is_above = mark.box[1] > 0.08 * height
+        panel.annotate(
+            _printable(long or short),
+            mark.box[:2],
+            (_TAG_PADDING_PX, _TAG_PADDING_PX if is_above else -_TAG_PADDING_PX),
+            textcoords="offset points",
+            fontsize=_LETTERS_PX - 2,
+            va="bottom" if is_above else "top",
+            bbox={
+                "facecolor": colour(mark.number - 1),
+                "edgecolor": "none",
+                "pad": _TAG_PADDING_PX,
+            },
+            clip_on=True,
+            parse_math=False,
+        )
+
+
+def _frame(
+    panel: Axes,
+    box: Box,
+    edge: str,
+    width_px: int,
+    *,
+    style: str = "solid",
+    alpha: float | None = None,
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    x0, y0, x1, y1 = box
+    panel.add_patch(
+        Rectangle(
+            (x0, y0),
+            x1 - x0,
+            y1 - y0,
+            fill=False,
+            edgecolor=edge,
+            linewidth=width_px,
+            linestyle=style,
+            alpha=alpha,
+            antialiased=False,
+        )
     )
-    flow.end_line(3)

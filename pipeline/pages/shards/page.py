@@ -12,11 +12,11 @@ from xml.etree.ElementTree import Element
 
 from pipeline import __version__
 from pipeline.pages.document import document
+from pipeline.pages.histograms import count_bins, histogram, ranked, score_bins
 from pipeline.pages.html import Part, h, html_text, shortened
 from pipeline.pages.palette import COLOURS
 from pipeline.pages.sections import count, figure_list, missing, table
 from pipeline.pages.shards.counts import Counts, Losses, commonest
-from pipeline.pages.shards.histograms import count_bins, histogram, ranked, score_bins
 from pipeline.pages.shards.phrases import caption_line, heat_table
 from pipeline.pages.shards.picture_svg import NUM_TAGGED, colour_class, drawing
 from pipeline.pages.shards.sample_view import Mark, Scene
@@ -85,7 +85,7 @@ def _charts(counts: Counts) -> Element | None:
     step = int(bins[1].start) if len(bins) > 1 else 1
     charts = [
         histogram("Objects a picture", bins, unit="pictures", end=step * len(bins)),
-        histogram("Scores", score_bins(counts), unit="objects", end=1)
+        histogram("Scores", score_bins(counts.scores.tolist()), unit="objects", end=1)
         if counts.scores.any()
         else None,
         ranked("Commonest labels", commonest(counts.labels, _MOST_LABELS), total=counts.num_objects)

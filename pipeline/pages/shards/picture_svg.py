@@ -12,9 +12,9 @@ from xml.etree.ElementTree import Element
 from pipeline.pages.boxes import outline, picture_in_drawing
 from pipeline.pages.html import h, shortened
 from pipeline.pages.palette import COLOURS
-from pipeline.pages.shards.fonts import width_px
 from pipeline.pages.shards.sample_view import Mark, Scene
 from pipeline.pages.shards.tag_placement import Size, Tag, place_tags
+from pipeline.pages.shards.text_width import width_px
 
 NUM_TAGGED = 16
 NUM_NAMED = 10

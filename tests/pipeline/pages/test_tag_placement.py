@@ -8,8 +8,8 @@ import pytest
 from PIL import ImageColor
 
 from pipeline.pages.palette import COLOURS, colour
-from pipeline.pages.shards.fonts import plain, width_px
 from pipeline.pages.shards.tag_placement import place_tags
+from pipeline.pages.shards.text_width import width_px
 
 # Ottosson, "A perceptual color space for image processing", 2020: sRGB to cones, cones to Lab.
 CONES = np.array(
@@ -111,6 +111,6 @@ def test_first_box_has_its_long_tag_above_it() -> None:
     assert none is None  # it is wider than the picture
 
 
-def test_letters_that_the_font_lacks() -> None:
-    assert plain("crème brûlée × 2 … 中\x07") == "creme brulee x 2 ... ??"
+def test_width_of_text() -> None:
+    """Letters beyond ASCII are as wide as high."""
     assert width_px("中中", 12) == 24 and 10 < width_px("ab", 12) < 20

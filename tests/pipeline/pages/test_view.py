@@ -28,7 +28,7 @@ from pipeline.cli.main import main
 from pipeline.pages.object_names import names_of
 from pipeline.pages.palette import COLOURS
 from pipeline.pages.shards.counts import Counts
-from pipeline.pages.shards.histograms import count_bins
+from pipeline.pages.histograms import count_bins
 from pipeline.pages.shards.sample_view import scene_of
 from pipeline.pages.shards.shard_browser import Whole, open_browser
 from sharding.format.manifest import read_manifest

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
-from pipeline.pages.charts import nice_ticks
+from pipeline.pages.charts import nice_ticks, score_bar
 from pipeline.pages.html import h
-from pipeline.pages.report.scores import score_bar
 from pipeline.pages.sections import count, percent
-from pipeline.pages.shards.counts import NUM_SCORE_BINS, Counts
 
 _WIDTH, _HEIGHT, _BELOW = 330, 128, 20
 _MOST_BINS = 24
@@ -50,15 +48,12 @@ def _round_steps() -> list[int]:
     return [size * 10**power for power in range(9) for size in (1, 2, 5)]
 
 
-def score_bins(counts: Counts) -> list[Bin]:
-    """Columns of scores from 0 to 1."""
+def score_bins(numbers: Sequence[int]) -> list[Bin]:
+    """Columns of equal width for scores from 0 to 1."""
+    width = 1 / len(numbers)
     return [
-        Bin(
-            f"{place / NUM_SCORE_BINS:.2f} to {(place + 1) / NUM_SCORE_BINS:.2f}",
-            int(number),
-            place / NUM_SCORE_BINS,
-        )
-        for place, number in enumerate(counts.scores)
+        Bin(f"{place * width:.2f} to {(place + 1) * width:.2f}", number, place * width)
+        for place, number in enumerate(numbers)
     ]
 
 
