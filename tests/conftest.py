@@ -63,7 +63,7 @@ SLOW = (
     "test_fuzz.py",
     "test_mixture.py",
     "test_orphans.py",
-    "test_store.py",
+    "test_remote_store.py",
     "test_stream.py",
     "test_batch_invariance.py",
     "test_distill_kill.py",

@@ -91,7 +91,7 @@ MEMORY = Path("/dev/shm")
 # Where our reading does what, in the order of a sample's way.
 PARTS = {
     "read": "sharding.reading.sample_reader.OpenTar.read_into",
-    "check": "sharding.reading.store.check_crc32",
+    "check": "sharding.reading.local_store.check_crc32",
     "json": "sharding.reading.sample_reader._parse",
     "objects": "sharding.reading.sample_reader._objects",
 }

@@ -14,8 +14,10 @@ from sharding.format.catalog import Catalog, ShardEntry, parse_catalog, read_sha
 from sharding.format.schema import ShardError
 from sharding.format.shapes import manifest_shapes, parse_shapes
 from sharding.reading.cache import Cache
+from sharding.reading.local_store import LocalStore
+from sharding.reading.remote_store import open_store
 from sharding.reading.shard_reader import ShardReader
-from sharding.reading.store import LocalStore, Store, open_store
+from sharding.reading.store import Store
 from sharding.reading.watchdog import StatusBoard
 
 

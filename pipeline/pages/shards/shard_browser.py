@@ -19,9 +19,11 @@ from sharding.format.catalog import NAME as CATALOG
 from sharding.format.catalog import ShardEntry, parse_catalog
 from sharding.format.manifest import Manifest, manifest_path, parse_manifest
 from sharding.format.schema import Sample, ShardError
+from sharding.reading.local_store import LocalStore
+from sharding.reading.remote_store import open_store
 from sharding.reading.sample_reader import make_sample
 from sharding.reading.shard_reader import RawSample, ShardReader
-from sharding.reading.store import LocalStore, Store, StoreUnavailable, open_store
+from sharding.reading.store import Store, StoreUnavailable
 from sharding.reading.watchdog import StatusBoard
 from sharding.tools.verify import Fault
 

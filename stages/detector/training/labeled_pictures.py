@@ -18,9 +18,9 @@ from torch import Tensor
 
 from boxless.errors import BoxlessError
 from sharding.format.catalog import read_catalog
+from sharding.reading.local_store import LocalStore
 from sharding.reading.sample_reader import OpenTar, make_sample
 from sharding.reading.shard_reader import ShardReader, sound
-from sharding.reading.store import LocalStore
 from sharding.reading.watchdog import StatusBoard
 from stages.picture import open_picture
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from sharding.format.schema import ShardError
-from sharding.reading.store import NO_RANGES
+from sharding.reading.range_reader import NO_RANGES
 from stages.training.batches import LoadedBatch
 
 

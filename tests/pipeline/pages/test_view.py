@@ -25,10 +25,10 @@ from report_runs import HOSTILE
 from view_shards import ABOUT, CAPTION, GROUND, folder_of, info, objects, picture, sample
 
 from pipeline.cli.main import main
+from pipeline.pages.histograms import count_bins
 from pipeline.pages.object_names import names_of
 from pipeline.pages.palette import COLOURS
 from pipeline.pages.shards.counts import Counts
-from pipeline.pages.histograms import count_bins
 from pipeline.pages.shards.sample_view import scene_of
 from pipeline.pages.shards.shard_browser import Whole, open_browser
 from sharding.format.manifest import read_manifest

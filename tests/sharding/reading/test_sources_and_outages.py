@@ -11,7 +11,8 @@ import pytest
 from sharding.format.catalog import write_catalog
 from sharding.format.schema import Sample
 from sharding.reading.dataset_source import DatasetSource
-from sharding.reading.store import LocalStore, SampleRequest, StoreOutage
+from sharding.reading.local_store import LocalStore
+from sharding.reading.store import SampleRequest, StoreOutage
 from sharding.reading.stream import ShardStream
 from sharding.tools.verify import Fault
 from sharding.writing.shard_writer import write_shard

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from sharding.format.catalog import read_catalog
 from sharding.format.manifest import manifest_path, read_manifest
 from sharding.format.schema import Sample, ShardError
-from sharding.reading import store as store_module
+from sharding.reading import local_store
 from sharding.reading.dataset_source import DatasetSource
 from sharding.reading.sample_reader import iterate
 from sharding.reading.stream import ShardStream, positions
@@ -102,7 +102,7 @@ def test_few_files_are_open_at_once(
     tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: /proc's list of this process, while an epoch over 12 shards goes by; none after."""
-    monkeypatch.setattr(store_module, "NUM_TARS_OPEN", 3)
+    monkeypatch.setattr(local_store, "NUM_TARS_OPEN", 3)
     stream = _stream(make_folder(tmp_path, [2] * 12))
 
     def num_open() -> int:

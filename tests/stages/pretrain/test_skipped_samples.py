@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sharding.format.schema import ShardError
-from sharding.reading.store import NO_RANGES
+from sharding.reading.range_reader import NO_RANGES
 from stages.training.monitoring.skipped_samples import FaultPolicy, SkippedSamples
 
 

@@ -1,4 +1,4 @@
-"""Tests of sharding.reading.store through streams: far shards by ranges, over memory and a real server."""
+"""Tests of sharding.reading.remote_store through streams: remote shards by ranges, over memory and a real server."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 from sharding.format.catalog import read_catalog
 from sharding.format.manifest import manifest_path, read_manifest
 from sharding.format.schema import Sample, ShardError
-from sharding.reading import store as store_module
+from sharding.reading import range_reader
 from sharding.reading.dataset_source import DatasetSource
+from sharding.reading.local_store import LocalStore
+from sharding.reading.remote_store import RemoteStore, open_store
 from sharding.reading.sample_reader import iterate
-from sharding.reading.store import LocalStore, RemoteStore, open_store
 from sharding.reading.stream import ShardStream, positions
 from sharding.writing.shard_writer import write_shard
 
@@ -36,9 +37,9 @@ def server(tmp_path: Path, make_folder: MakeFolder) -> Iterator[RangeServer]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(store_module, "ATTEMPT_SECONDS", 0.5)
-    monkeypatch.setattr(store_module, "NUM_ATTEMPTS", 2)
+    monkeypatch.setattr(range_reader, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(range_reader, "ATTEMPT_SECONDS", 0.5)
+    monkeypatch.setattr(range_reader, "NUM_ATTEMPTS", 2)
 
 
 def _stream(folder: str | Path, **changes: Any) -> ShardStream:
