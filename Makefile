@@ -86,7 +86,7 @@ multinode-test: .venv/ready ## launchers on three nodes in namespaces (root, Slu
 	MULTINODE_TESTS=1 .venv/bin/python -m pytest -q -rs tests/launch/test_three_nodes.py
 
 ranks-test: .venv/ready ## finetuning under torchrun, killed on 2 ranks and continued on 3
-	RANKS_TESTS=1 .venv/bin/python -m pytest -q -rs tests/stages/test_finetune_ranks.py
+	RANKS_TESTS=1 .venv/bin/python -m pytest -q -rs tests/stages/transfer/test_finetune_ranks.py
 
 goodput: .venv/ready ## a fault every two minutes on three nodes for half an hour: what was useful?
 	.venv/bin/python -m benchmarks.launch.goodput --minutes 30

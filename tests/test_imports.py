@@ -1,9 +1,10 @@
-"""The house's walls: who may import whom, and what nothing is called. Oracle: design.md's rule,
-read out of the sources with ast, whatever a module does when it runs."""
+"""The rules of the layout: who may import whom, names, and the size of folders. Oracle: the sources,
+read with ast, so that a rule holds whatever a module does when it runs."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ BASE_ERROR = "boxless.errors"  # the class that all errors derive from; it impor
 SHARED_PARTS = {"student", "training", "detector"}
 FORBIDDEN_NAMES = {"utils", "util", "common", "core", "helpers", "helper", "misc"}
 OPTIONAL = {"torchvision", "detectron2", "apex", "wandb", "lmdb", "lz4", "msgpack"}
+MOST_FILES = 13  # Python files of a folder, beside its __init__.py
 PICKLES = {"pickle", "dill", "joblib", "cloudpickle"}
 # Writes pickles for a tool that reads nothing else; that it reads none is tested below.
 WRITES_PICKLES = Path("pipeline/export/plain_pickle.py")
@@ -144,6 +146,14 @@ def test_names(folder: str) -> None:
     """Nothing is named after being a place to put things."""
     named = [p for p in (ROOT / folder).rglob("*") if p.stem.lower() in FORBIDDEN_NAMES]
     assert not named
+
+
+@pytest.mark.parametrize("folder", [*FOLDERS, "tests", "benchmarks"])
+def test_no_folder_has_very_many_files(folder: str) -> None:
+    """About a dozen, so that a stranger can read their names at once."""
+    numbers = Counter(p.parent.relative_to(ROOT) for p in modules(folder) if p.stem != "__init__")
+    crowded = {str(place): number for place, number in numbers.items() if number > MOST_FILES}
+    assert not crowded, f"split by purpose what has more than {MOST_FILES} files: {crowded}"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

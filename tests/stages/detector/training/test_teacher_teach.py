@@ -157,7 +157,7 @@ def test_killed_it_goes_on(images: Path, tmp_path: Path) -> None:
     """Oracle: a run in another process that nobody killed; SIGKILL comes as soon as the first
     checkpoint is there, whatever is being written then."""
     root = Path(__file__).parents[4]
-    paths = os.pathsep.join([str(root), str(Path(__file__).parents[2])])
+    paths = os.pathsep.join([str(root), str(Path(__file__).parents[2] / "fixtures")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
     def start(out: Path) -> subprocess.Popen[bytes]:

@@ -18,7 +18,7 @@ from stages.transfer.task_folder import TaskStudent
 from stages.transfer.tasks import TASKS
 from stages.transfer.toy_tasks.write import write_task_files
 
-SCRIPT = Path(__file__).with_name("finetune_ranks.py")
+SCRIPT = Path(__file__).parents[1] / "fixtures" / "finetune_ranks.py"
 needs_time = pytest.mark.skipif(
     "RANKS_TESTS" not in os.environ, reason="takes minutes: make ranks-test"
 )
