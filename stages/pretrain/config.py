@@ -91,7 +91,8 @@ class AugmentConfig:
     """An object of which a crop leaves a smaller share of its box is dropped."""
     num_views: int | None = None
     """Views that a picture has in all, one of them drawn each time; null draws a new one. A few
-    views are what `pretrain.cnn_cache_mib` can keep."""
+    views are what `pretrain.cnn_cache_mib` can keep. A share of `mirror` of each picture's views is
+    mirrored."""
 
     def __post_init__(self) -> None:
         for name in ("min_area", "mirror", "colour", "min_visible"):

@@ -95,6 +95,8 @@ def pretrain(
         )
         cache = MapCache(config.cnn_cache_mib * 2**20) if config.cnn_cache_mib else None
         texts = TextCache(config.text_cache_mib * 2**20) if config.text_cache_mib else None
+        if cache and not config.num_workers:  # workers have no part in this process's cache
+            collate = replace(collate, is_cached=cache.__contains__)
         if config.itc.weight and config.itc.start == "cca" and not has_checkpoint(out):
             start_from_data(
                 net, stream, collate, ridge=config.itc.cca_ridge, cache=cache, text_cache=texts

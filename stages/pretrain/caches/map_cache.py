@@ -20,6 +20,9 @@ class MapCache:
     def __init__(self, limit_bytes: int) -> None:
         self._cache = TensorCache(limit_bytes)
 
+    def __contains__(self, view: str) -> bool:
+        return view in self._kept
+
     @torch.no_grad()
     def maps(self, student: Student, batch: Batch) -> torch.Tensor:
         """What `encode_maps` gives for the batch's pictures, but for rounding: [N, X, R, S]."""

@@ -35,12 +35,24 @@ class View:
     saturation: float
 
 
-def draw_view(config: AugmentConfig, width: int, height: int, random: np.random.Generator) -> View:
-    """A view of a picture of width x height pixels."""
+def draw_view(
+    config: AugmentConfig,
+    width: int,
+    height: int,
+    random: np.random.Generator,
+    number: int | None = None,
+) -> View:
+    """A view of a picture of width x height pixels. `number`: which of `num_views` views that come
+    again; of those a share of `mirror` is mirrored, as nearly as can be, so that no picture's views
+    are all alike."""
     jitter = random.uniform(1 - config.colour, 1 + config.colour, size=3)
+    box = _draw_box(config, width, height, random)
+    is_mirrored = bool(random.random() < config.mirror)
+    if number is not None and config.num_views is not None:
+        is_mirrored = number < round(config.mirror * config.num_views)
     return View(
-        box=_draw_box(config, width, height, random),
-        is_mirrored=bool(random.random() < config.mirror),
+        box=box,
+        is_mirrored=is_mirrored,
         brightness=jitter[0],
         contrast=jitter[1],
         saturation=jitter[2],

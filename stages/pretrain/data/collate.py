@@ -7,7 +7,7 @@ phrases a caption (padded), K classes of a soft label.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,9 @@ class Collate:
     pad_px: int
     regions: RegionConfig
     augment: AugmentConfig = AugmentConfig()
+    is_cached: Callable[[str], bool] | None = None
+    """Whether the CNN's outputs for a view, by its name, are cached, so that nobody needs its pixels;
+    None where there is no cache."""
 
     def __call__(self, position: int, samples: Sequence[Sample]) -> Batch:
         """The samples of `position` as a batch, masked by every objective in turn.
@@ -56,7 +59,8 @@ class Collate:
 
     def decode(self, position: int, sample: Sample) -> tuple[Sample, np.ndarray]:
         """The sample and its picture, resized: uint8 [H, W, 3]; of both a random view, where the
-        recipe asks for any.
+        recipe asks for any. The picture is black where `is_cached` says that its pixels are not
+        needed: decoding costs more than a step whose CNN outputs are cached.
 
         Raises ValueError where its size is not the one in its json (its boxes would be wrong, and
         its memory not what the shard says), and PictureError, which is one, for bytes that are no
@@ -67,10 +71,16 @@ class Collate:
         if size != said:
             raise BoxlessError(f"the picture has {size} pixels, its json says {said}")
         limits = {"shorter_px": self.shorter_px, "longer_px": self.longer_px}
+        skips_pixels = self.is_cached and self.is_cached(self._view_name(position, sample.key))
+        if skips_pixels:
+            array = _black(*fitted_size(*size, **limits))
         if self.augment.changes_nothing:
-            return sample, load_picture(sample.image, **limits)
-        view = draw_view(self.augment, *size, self._random_of_view(position, sample.key))
-        array = view_picture(view, open_picture(sample.image), fitted_size(*size, **limits))
+            return sample, array if skips_pixels else load_picture(sample.image, **limits)
+        number = self._chosen_view(position, sample.key)
+        random = self._random_of_view(position, sample.key)
+        view = draw_view(self.augment, *size, random, number)
+        if not skips_pixels:
+            array = view_picture(view, open_picture(sample.image), fitted_size(*size, **limits))
         return view_sample(view, sample, self.augment.min_visible), array
 
     def _random_of_view(self, position: int, key: str) -> np.random.Generator:
@@ -166,6 +176,11 @@ class Collate:
             mvm_labels=torch.full(masked_cells.shape, -100),
             **objects,
         )
+
+
+def _black(width: int, height: int) -> np.ndarray:
+    """uint8 [height, width, 3] of zeros, without the memory for them."""
+    return np.broadcast_to(np.uint8(0), (height, width, 3))
 
 
 def _draw_captions(sample: Sample, wanted: int, random: np.random.Generator) -> list[int]:

@@ -145,3 +145,33 @@ def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
     """Oracle: the error names the field."""
     with pytest.raises(ValueError, match=f"augment.{field}"):
         AugmentConfig(**{field: value})
+
+
+def test_a_share_of_each_pictures_views_is_mirrored() -> None:
+    """Oracle: the share. Of two views that come again exactly one is mirrored, for every picture; a
+    draw of its own for each view would leave half of the pictures with two views alike."""
+    collate = _collate(AugmentConfig(mirror=0.5, num_views=2))
+    plain = _collate(AugmentConfig())
+    samples = toy_samples(24, 6)[:4]
+    seen: dict[str, set[bytes]] = {sample.key: set() for sample in samples}
+    for position in range(12):
+        for sample in samples:
+            seen[sample.key].add(collate.decode(position, sample)[1].tobytes())
+    for sample in samples:
+        array = plain.decode(0, sample)[1]
+        assert seen[sample.key] == {array.tobytes(), array[:, ::-1].tobytes()}
+
+
+def test_cached_pictures_are_not_decoded() -> None:
+    """Oracle: the same batch but for its pixels, of pictures whose bytes end after the header, which
+    cannot be decoded."""
+    collate = _collate(AugmentConfig(mirror=0.5, num_views=2))
+    samples = toy_samples(24, 6)[:4]
+    wanted = collate(3, samples)
+    cut = [replace(sample, image=sample.image[:-20]) for sample in samples]
+    got = replace(collate, is_cached=wanted.views.__contains__)(3, cut)
+    assert torch.equal(got.sizes_px, wanted.sizes_px) and got.views == wanted.views
+    assert torch.equal(got.regions, wanted.regions) and torch.equal(got.tokens, wanted.tokens)
+    assert got.pixels.shape == wanted.pixels.shape and not got.pixels.any()
+    with pytest.raises(ValueError):
+        collate(3, cut)
