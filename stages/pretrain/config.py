@@ -279,6 +279,8 @@ class PretrainConfig(TrainingConfig):
     lr_heads: float | None = None
     """That of all but CNN, embeddings and Transformer layers (ours): what is new where those come
     from published weights; null for lr_transformer."""
+    lr_alignment: float | None = None
+    """That of the alignment head's maps of `student.pra_size` (ours); null for lr_heads."""
     frozen: tuple[Literal["text", "fusion", "projection", "heads"], ...] = ()
     """Parts that stay as they are (ours): `text` and `heads` as `lr_text` and `lr_heads` name them,
     `fusion` the Transformer's layers, `projection` the map from the CNN's channels to cells. For the CNN see
@@ -320,7 +322,7 @@ class PretrainConfig(TrainingConfig):
         for part in self.frozen:
             check_choice("frozen", part, ("text", "fusion", "projection", "heads"))
         check_choice("group_by", self.group_by, ("resized", "original"))
-        for name in ("lr_text", "lr_heads"):
+        for name in ("lr_text", "lr_heads", "lr_alignment"):
             if getattr(self, name) is not None:
                 check_weight(name, getattr(self, name))
         if self.cnn_cache_mib < 0 or (self.cnn_cache_mib and not self.augment.comes_again):

@@ -22,6 +22,7 @@ def make_optimizer(student: Student, config: PretrainConfig) -> AdamwSgd:
             ("text", config.lr_text),
             ("projection", config.lr_heads),
             ("heads", config.lr_heads),
+            ("alignment", config.lr_heads if config.lr_alignment is None else config.lr_alignment),
         )
         for parameter in parts[part]
     }
@@ -49,12 +50,14 @@ def make_optimizer(student: Student, config: PretrainConfig) -> AdamwSgd:
 def parts_of(student: Student) -> dict[str, list[nn.Parameter]]:
     """Each parameter once, by part: `cnn`, the ResNet; `text`, the word, position and type
     embeddings; `fusion`, the Transformer's layers; `projection`, from the CNN's channels to cells;
-    `heads`, everything else. The last two are new where the others come from published weights."""
+    `alignment`, the maps of the alignment head; `heads`, everything else. The last three are new
+    where the others come from published weights."""
     parts = {
         "cnn": list(student.grid.resnet.parameters()),
         "text": list(student.embeddings.parameters()),
         "fusion": list(student.fusion.parameters()),
         "projection": list(student.grid.project.parameters()),
+        "alignment": list(student.align_head.parameters()),
     }
     known = {id(p) for own in parts.values() for p in own}
     return {**parts, "heads": [p for p in student.parameters() if id(p) not in known]}
@@ -62,6 +65,8 @@ def parts_of(student: Student) -> dict[str, list[nn.Parameter]]:
 
 def freeze(student: Student, config: PretrainConfig) -> None:
     """Let the parts in `frozen` learn nothing."""
+    parts = parts_of(student)
+    parts["heads"] += parts.pop("alignment")
     for part in config.frozen:
-        for parameter in parts_of(student)[part]:
+        for parameter in parts[part]:
             parameter.requires_grad_(False)

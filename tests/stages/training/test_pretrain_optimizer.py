@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pretrain_fixtures import tiny_student
+from pretrain_fixtures import TINY, tiny_student
 
 from stages.pretrain.config import ItmConfig, MlmConfig, OmvmConfig, PraConfig, PretrainConfig
 from stages.pretrain.model import make_objectives
@@ -125,11 +125,13 @@ def test_groups_hold_every_parameter_once_and_spare_norms_and_biases(decay_norms
 
 
 def test_each_part_has_its_rate_and_frozen_ones_are_left_out() -> None:
-    """Oracle: names. Embeddings, layers and everything else have the rates of text, transformer and
-    heads; a part that is frozen is in no group and takes no gradient."""
-    student = tiny_student()
-    config = PretrainConfig(lr_transformer=0.1, lr_text=0.2, lr_heads=0.3, lr_cnn=0.5)
-    wanted = {"embeddings": 0.2, "fusion": 0.1, "grid.resnet": 0.5}
+    """Oracle: names. Embeddings, layers, alignment and everything else have the rates of text,
+    transformer, alignment and heads; a part that is frozen is in no group and takes no gradient."""
+    student = tiny_student(replace(TINY, pra_size=8))
+    config = PretrainConfig(
+        lr_transformer=0.1, lr_text=0.2, lr_heads=0.3, lr_alignment=0.4, lr_cnn=0.5
+    )
+    wanted = {"embeddings": 0.2, "fusion": 0.1, "grid.resnet": 0.5, "align_head": 0.4}
     groups = make_optimizer(student, config).param_groups
     got = {id(p): group["peak_lr"] for group in groups for p in group["params"]}
     for name, p in student.named_parameters():
@@ -139,7 +141,11 @@ def test_each_part_has_its_rate_and_frozen_ones_are_left_out() -> None:
     for name, p in student.named_parameters():
         assert p.requires_grad != name.startswith(("embeddings.", "fusion.")), name
     groups = make_optimizer(student, config).param_groups
-    assert {group["peak_lr"] for group in groups} == {0.3, 0.5}
+    assert {group["peak_lr"] for group in groups} == {0.3, 0.4, 0.5}
+    unset = make_optimizer(student, replace(config, lr_alignment=None)).param_groups
+    assert {group["peak_lr"] for group in unset} == {0.3, 0.5}
+    freeze(student, replace(config, frozen=("heads",)))
+    assert not any(p.requires_grad for p in student.align_head.parameters())
     with pytest.raises(ValueError, match="frozen: got 'neck'"):
         PretrainConfig(frozen=("neck",))  # type: ignore[arg-type]
 
