@@ -21,7 +21,7 @@ class MapCache:
         self._cache = TensorCache(limit_bytes)
 
     def __contains__(self, view: str) -> bool:
-        return view in self._kept
+        return view in self._cache
 
     @torch.no_grad()
     def maps(self, student: Student, batch: Batch) -> torch.Tensor:
