@@ -303,6 +303,9 @@ class PretrainConfig(TrainingConfig):
     """Memory a rank, in MiB, to keep the outputs of a frozen CNN in, so that it runs once a view and
     not each epoch (ours). It needs `student.frozen_stages` of all stages, `student.batch_norm`
     frozen, and `augment.num_views` where there are random views."""
+    cnn_cache_folder: str | None = None
+    """A folder to keep what `cnn_cache_mib` keeps in from one start to the next, and from one run to
+    another of the same CNN and pictures (ours); null for memory alone."""
     text_cache_mib: int = 0
     """Memory a rank, in MiB, to keep the encodings of captions in, where `frozen` has text and
     fusion (ours): each caption is then read once, and without dropout."""
@@ -330,6 +333,11 @@ class PretrainConfig(TrainingConfig):
                 f"cnn_cache_mib: got {self.cnn_cache_mib} with augment.num_views "
                 f"{self.augment.num_views}, expected 0 or more, and where there is a cache a number "
                 "of views: new ones never come again"
+            )
+        if self.cnn_cache_folder is not None and not self.cnn_cache_mib:
+            raise BoxlessError(
+                f"cnn_cache_folder: got {self.cnn_cache_folder} with cnn_cache_mib 0, expected "
+                "cnn_cache_mib above 0, or null"
             )
         check_weight("validate_pictures", self.validate_pictures)
         if self.text_cache_mib < 0 or (

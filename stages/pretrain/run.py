@@ -23,6 +23,7 @@ from sharding.reading.dataset_source import open_source
 from sharding.reading.stream import ShardStream
 from stages.pretrain.average import AveragedWeights
 from stages.pretrain.caches.map_cache import MapCache
+from stages.pretrain.caches.stored_maps import StoredMaps, maps_name
 from stages.pretrain.caches.text_cache import TextCache
 from stages.pretrain.cca import start_by_cca
 from stages.pretrain.config import PretrainConfig
@@ -93,7 +94,7 @@ def pretrain(
             resize=Resize(shorter_px=student.shorter_px, longer_px=student.longer_px),
             shape_step_px=shape_step_px,
         )
-        cache = MapCache(config.cnn_cache_mib * 2**20) if config.cnn_cache_mib else None
+        cache = _map_cache(config, net, collate)
         texts = TextCache(config.text_cache_mib * 2**20) if config.text_cache_mib else None
         if cache and not config.num_workers:  # workers have no part in this process's cache
             collate = replace(collate, is_cached=cache.__contains__)
@@ -101,6 +102,8 @@ def pretrain(
             start_from_data(
                 net, stream, collate, ridge=config.itc.cca_ridge, cache=cache, text_cache=texts
             )
+            if cache:
+                cache.store()
         freeze(net, config)
         average = _average(net, config)
         model = PretrainModel(net, make_objectives(config), average, cache, texts)
@@ -137,6 +140,8 @@ def pretrain(
             ),
         ).run()
         save(student_out)
+        if cache:
+            cache.store()
 
 
 def check_batch_norm(student: StudentConfig, world_size: int, device: torch.device) -> None:
@@ -245,6 +250,16 @@ def _average(net: Student, config: PretrainConfig) -> AveragedWeights | None:
         horizon=config.average_samples,
         samples_per_step=config.micro_batch_size * config.micro_batches_per_step,
     )
+
+
+def _map_cache(config: PretrainConfig, net: Student, collate: Collate) -> MapCache | None:
+    if not config.cnn_cache_mib:
+        return None
+    stored = None
+    if config.cnn_cache_folder is not None:
+        folder = Path(config.cnn_cache_folder) / maps_name(net, collate.seeing)
+        stored = StoredMaps(folder)
+    return MapCache(config.cnn_cache_mib * 2**20, stored)
 
 
 def _collate(

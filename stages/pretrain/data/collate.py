@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ class Collate:
         if size != said:
             raise BoxlessError(f"the picture has {size} pixels, its json says {said}")
         limits = {"shorter_px": self.shorter_px, "longer_px": self.longer_px}
-        skips_pixels = self.is_cached and self.is_cached(self._view_name(position, sample.key))
+        skips_pixels = self.is_cached and self.is_cached(self._view_name(position, sample))
         if skips_pixels:
             array = _black(*fitted_size(*size, **limits))
         if self.augment.changes_nothing:
@@ -98,18 +98,31 @@ class Collate:
         random = np.random.default_rng([self.seed, position, zlib.crc32(key.encode())])
         return int(random.integers(self.augment.num_views))
 
-    def _view_name(self, position: int, key: str) -> str:
+    def _view_name(self, position: int, sample: Sample) -> str:
+        picture = f"{sample.key} {zlib.crc32(sample.image):08x}"
         if self.augment.changes_nothing:
-            return key
-        chosen = self._chosen_view(position, key)
-        return f"{key} {'at ' + str(position) if chosen is None else chosen}"
+            return picture
+        chosen = self._chosen_view(position, sample.key)
+        return f"{picture} {'at ' + str(position) if chosen is None else chosen}"
+
+    @property
+    def seeing(self) -> dict[str, object]:
+        """What makes the pixels of a view, beside the picture and the view's number."""
+        augment = self.augment
+        return {
+            "shorter_px": self.shorter_px,
+            "longer_px": self.longer_px,
+            "pad_px": self.pad_px,
+            "augment": None if augment.changes_nothing else asdict(augment),
+            "seed": self.seed if augment.min_area < 1 or augment.colour else None,
+        }
 
     def batch(
         self, position: int, samples: Sequence[Sample], arrays: Sequence[np.ndarray]
     ) -> Batch:
         """The samples of `position` with their decoded pictures as a batch, masked."""
         random = np.random.default_rng([self.seed, position])
-        views = [self._view_name(position, sample.key) for sample in samples]
+        views = [self._view_name(position, sample) for sample in samples]
         batch = self._collate(samples, arrays, views, random)
         for objective in self.objectives:
             objective.mask(batch, self.tokenizer, random)

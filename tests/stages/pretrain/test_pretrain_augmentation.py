@@ -169,8 +169,8 @@ def test_cached_pictures_are_not_decoded() -> None:
     samples = toy_samples(24, 6)[:4]
     wanted = collate(3, samples)
     cut = [replace(sample, image=sample.image[:-20]) for sample in samples]
-    got = replace(collate, is_cached=wanted.views.__contains__)(3, cut)
-    assert torch.equal(got.sizes_px, wanted.sizes_px) and got.views == wanted.views
+    got = replace(collate, is_cached=lambda view: True)(3, cut)
+    assert torch.equal(got.sizes_px, wanted.sizes_px)
     assert torch.equal(got.regions, wanted.regions) and torch.equal(got.tokens, wanted.tokens)
     assert got.pixels.shape == wanted.pixels.shape and not got.pixels.any()
     with pytest.raises(ValueError):

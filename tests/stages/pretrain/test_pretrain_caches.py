@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from pretrain_fixtures import TINY, random_batch, tiny_student
 
 from stages.pretrain.caches.map_cache import MapCache
+from stages.pretrain.caches.stored_maps import StoredMaps, maps_name
 from stages.pretrain.caches.text_cache import TextCache
 from stages.pretrain.config import AugmentConfig, ItcConfig, PretrainConfig
 from stages.pretrain.data.batch import Batch
@@ -56,6 +58,52 @@ def test_maps_are_those_of_the_cnn(monkeypatch: pytest.MonkeyPatch) -> None:
         own = student.encode_image(batch.pixels, batch.sizes_px)
         torch.testing.assert_close(seen[own.inside], own.features[own.inside], rtol=0, atol=2e-2)
     assert computed == [3, 1]
+
+
+def test_stored_maps_serve_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the CNN, which the second start does not run for known views. A file cut short is left
+    out, and its maps are computed anew."""
+    student = tiny_student(FROZEN).eval()
+    maps = student.encode_maps
+    batches = [_batch([0, 1]), _batch([2, 3])]
+    wanted = [maps(batch.pixels, batch.sizes_px) for batch in batches]
+    first = MapCache(2**20, StoredMaps(tmp_path))
+    for batch in batches:
+        first.maps(student, batch)
+        first.store()
+    first.store()
+    assert len(list(tmp_path.iterdir())) == 2
+    computed: list[int] = []
+
+    def counted(pixels: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        computed.append(len(pixels))
+        return maps(pixels, sizes)
+
+    monkeypatch.setattr(student, "encode_maps", counted)
+    for limit in (2**20, 0):
+        second = MapCache(limit, StoredMaps(tmp_path))
+        assert all(view in second for batch in batches for view in batch.views)
+        for batch, right in zip(batches, wanted):
+            torch.testing.assert_close(second.maps(student, batch), right, rtol=2e-3, atol=2e-3)
+    assert not computed
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    third = MapCache(2**20, StoredMaps(tmp_path))
+    third.maps(student, batches[0])
+    assert computed == [2]
+
+
+def test_stored_maps_are_of_one_cnn_and_one_way_to_see() -> None:
+    """Oracle: names differ where weights or what is seen differ, and only there."""
+    student, other = tiny_student(FROZEN), tiny_student(FROZEN)
+    seeing = {"shorter_px": 48, "augment": None}
+    name = maps_name(student, seeing)
+    other.load_state_dict(student.state_dict())
+    assert maps_name(other, dict(reversed(seeing.items()))) == name
+    assert maps_name(student, {**seeing, "shorter_px": 64}) != name
+    with torch.no_grad():
+        next(other.grid.resnet.parameters()).view(-1)[0] += 1
+    assert maps_name(other, seeing) != name
 
 
 def test_a_full_cache_computes_anew() -> None:
@@ -113,5 +161,7 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ValueError, match="cnn_cache_mib: got 1 with augment.num_views None"):
         PretrainConfig(cnn_cache_mib=1, augment=AugmentConfig(mirror=0.5))
     PretrainConfig(cnn_cache_mib=1, augment=AugmentConfig(mirror=0.5, num_views=2))
+    with pytest.raises(ValueError, match="cnn_cache_folder: got maps with cnn_cache_mib 0"):
+        PretrainConfig(cnn_cache_folder="maps")
     with pytest.raises(ValueError, match="text and fusion frozen"):
         PretrainConfig(text_cache_mib=1, frozen=("text",), itc=ItcConfig(weight=1))
