@@ -68,7 +68,7 @@ class Progress:
             self._print_line("")
 
     def advance(self, amount: int = 1, **figures: float) -> None:
-        """Add `amount` units done; `figures` (a loss, say) are shown beside the count."""
+        """Add `amount` units done; `figures` (such as a loss) are shown beside the count."""
         self.done += amount
         text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         if self._bar:
@@ -78,7 +78,7 @@ class Progress:
         elif self._show and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._print_line(text)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line that stays, above the bar."""
         if self._show:
             self._console.print(text, markup=False, soft_wrap=True)

@@ -109,7 +109,7 @@ def _train(folder: Path, damage: Damage, truth: Samples) -> tuple[list[Fault], i
     place = f"{damage.far[0]}://{folder}" if damage.far else folder
     said: list[str] = []
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         said.append(text)
         (folder / GO).touch()
 
@@ -118,7 +118,7 @@ def _train(folder: Path, damage: Damage, truth: Samples) -> tuple[list[Fault], i
     )
     faults: list[Fault] = []
     num_right = 0
-    with StallWatch(stream.board, after_seconds=STALL_SECONDS, log=say) as watch:
+    with StallWatch(stream.board, after_seconds=STALL_SECONDS, log=log) as watch:
         for reading in watch.watched(map(stream.read, range(stream.num_micro_batches))):
             faults += reading.faults
             num_right += sum(_members(sample) == truth[sample.key] for sample in reading.samples)

@@ -189,7 +189,7 @@ class EndToEnd:
         student = self.student
         pictures = stack_pictures([self.load(jpeg)], multiple_px=student.grid.pad_px)
         cells = student.encode_image(pictures.pixels, pictures.sizes_px)
-        return student.match(cells, picture=torch.zeros(1, dtype=torch.long), tokens=tokens)
+        return student.match(cells, picture=torch.zeros(1, dtype=torch.long), input_ids=tokens)
 
     def parts(self) -> list[Part]:
         """Where its time goes."""

@@ -74,7 +74,7 @@ def pair_score(matcher: Matcher, path: Path, text: str) -> float:
     inputs = matcher.processor([path], [text])
     cells = matcher.student.encode_image(inputs["pixel_values"], inputs["sizes_px"])
     picture = torch.zeros(1, dtype=torch.long)
-    logits = matcher.student.match(cells, picture=picture, tokens=inputs["input_ids"])[0]
+    logits = matcher.student.match(cells, picture=picture, input_ids=inputs["input_ids"])[0]
     return float(logits[1] - logits[0])
 
 

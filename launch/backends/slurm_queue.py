@@ -33,7 +33,9 @@ def has_ended(job_id: str) -> bool:
 
 def states(job_id: str) -> list[str]:
     """The state of each task that the controller knows, as in ``["RUNNING"]``."""
-    return ask(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"]).split()
+    return _query(
+        ["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"]
+    ).split()
 
 
 def is_active(job_id: str) -> bool:
@@ -45,13 +47,13 @@ def state_of_job(job_id: str) -> str:
     """What Slurm says a job ended as: ``FAILED, exit status 1:0``; from the accounting, or, where
     the cluster keeps none, from the controller, which remembers a job for some minutes."""
     query = ["sacct", "--jobs", job_id, "--allocations", "--noheader", "--parsable2"]
-    answer = ask([*query, "--format=State,ExitCode"]).strip()
+    answer = _query([*query, "--format=State,ExitCode"]).strip()
     if "|" in answer:
         state, exit_status = answer.splitlines()[0].split("|")
         return f"{state}, exit status {exit_status}"
     values = dict(
         word.split("=", 1)
-        for word in ask(["scontrol", "show", "job", job_id, "--oneliner"]).split()
+        for word in _query(["scontrol", "show", "job", job_id, "--oneliner"]).split()
         if "=" in word
     )
     if "JobState" not in values:
@@ -63,15 +65,15 @@ def state_of_job(job_id: str) -> str:
 def terminate(job_id: str) -> None:
     """End the job: its script, when it runs, signals the ranks, so that they can checkpoint."""
     how = ["--batch", "--signal=TERM"] if "RUNNING" in states(job_id) else []
-    ask(["scancel", *how, job_id])
+    _query(["scancel", *how, job_id])
 
 
 def kill(job_id: str) -> None:
     """End the job at once."""
-    ask(["scancel", job_id])
+    _query(["scancel", job_id])
 
 
-def ask(query: list[str]) -> str:
+def _query(query: list[str]) -> str:
     """What a Slurm command prints; nothing when it fails."""
     try:
         return subprocess.run(query, capture_output=True, text=True, timeout=60).stdout

@@ -144,7 +144,7 @@ class Supervisor:
         self._cause = "the ranks ended"
         self._record("restart", cause=cause, step=self._best_step, in_a_row=self._num_in_a_row)
         self._lost = self._lost or (cause, self._latest_step_at)
-        _say(f"restart {self._num_in_a_row} after step {max(self._best_step, 0)}: {cause}")
+        _log(f"restart {self._num_in_a_row} after step {max(self._best_step, 0)}: {cause}")
         if self._num_in_a_row > self._policy.max_restarts:
             raise NoProgressError(
                 f"{self._job.title}: {self._policy.max_restarts} restarts in a row without a new "
@@ -161,7 +161,7 @@ class Supervisor:
             return
         self._num_lost = self._peers.lost
         self._cause = "a node was lost"
-        _say("a node was lost: its ranks' peers here start again")
+        _log("a node was lost: its ranks' peers here start again")
         start.kill_ranks(beats)
 
     def _check_stopped(self, start: _Start, beats: list[Beat]) -> None:
@@ -169,7 +169,7 @@ class Supervisor:
         for beat in beats:
             if now - beat.since_seconds > STOPPED_SECONDS and beat.process_state == "T":
                 self._cause = f"rank {beat.rank} was stopped (SIGSTOP)"
-                _say(
+                _log(
                     f"rank {beat.rank} on {socket.gethostname()} (process {beat.pid}) is stopped "
                     f"(SIGSTOP) after step {beat.step}: it is ended"
                 )
@@ -186,7 +186,7 @@ class Supervisor:
         if is_training and silent > STALL_REPORT_SECONDS and start.reported_at != latest:
             start.reported_at = latest
             slowest = min(beats, key=lambda beat: beat.step)
-            _say(
+            _log(
                 f"no step for {silent:.0f} s on {socket.gethostname()}; rank {slowest.rank} stands "
                 f"at step {slowest.step}; Python stacks are in the ranks' logs"
             )
@@ -196,7 +196,7 @@ class Supervisor:
         limit = self._policy.hang_seconds * (1 if is_training else 10)
         if silent > limit:
             self._cause = f"no step for {silent:.0f} s"
-            _say(f"no step for {silent:.0f} s: the ranks of this node are ended")
+            _log(f"no step for {silent:.0f} s: the ranks of this node are ended")
             start.kill_ranks(beats)
 
     def _cause_of_restart(self, start: _Start) -> LaunchError:
@@ -294,5 +294,5 @@ def _ends(error: LaunchError | UserError) -> bool:
     return isinstance(error, LaunchError) and error.is_permanent
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"boxless: {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

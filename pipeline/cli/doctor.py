@@ -192,7 +192,7 @@ def check_extras() -> Iterator[Finding]:
 
 def check_apex() -> Iterator[Finding]:
     """NVIDIA's apex, or the package of the same name on the public index."""
-    kind, found = apex_package.look()
+    kind, found = apex_package.installed_apex()
     cures = {
         "nvidia": "",
         "absent": "Optional, for GPUs. pip install --no-build-isolation "

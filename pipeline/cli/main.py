@@ -92,23 +92,25 @@ def _run_stages(args: argparse.Namespace) -> int:
     from pipeline.runner.launch_plan import LaunchOverrides
     from pipeline.runner.run_stages import join, join_work, run_stages
 
-    asked = LaunchOverrides(
+    launch_overrides = LaunchOverrides(
         launcher=args.launcher, nodes=args.nodes, procs_per_node=args.procs_per_node
     )
     overrides = [*args.set, *_evaluate_overrides(args)]
-    recipe = load_recipe(args.recipe, overrides, merge=asked.merged)
+    recipe = load_recipe(args.recipe, overrides, merge=launch_overrides.merged)
     if _takes_all_tasks(args, recipe):
-        recipe = load_recipe(args.recipe, [*overrides, "finetune.task=all"], merge=asked.merged)
+        recipe = load_recipe(
+            args.recipe, [*overrides, "finetune.task=all"], merge=launch_overrides.merged
+        )
     run = RunFolder(args.run or Path("runs") / recipe.name)
     if args.allow_code:
         os.environ["BOXLESS_ALLOW_CODE"] = "1"  # for the workers, which have this one's environment
     if args.join:
-        join_work(recipe, run, args.stages, asked)
+        join_work(recipe, run, args.stages, launch_overrides)
         return 0
     if recipe.launch.node_rank > 0:
-        join(recipe, run, args.stages, asked)
+        join(recipe, run, args.stages, launch_overrides)
         return 0
-    run_stages(recipe, run, args.stages, asked, dry_run=args.dry_run)
+    run_stages(recipe, run, args.stages, launch_overrides, dry_run=args.dry_run)
     if args.reports and not args.dry_run:
         return _report(argparse.Namespace(run=run.root, out=None))
     return 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.cli.arguments import user_path
 
 if TYPE_CHECKING:
-    from pipeline.pages.student.inputs import Given
+    from pipeline.pages.student.inputs import ExampleInputs
 
 Commands = argparse._SubParsersAction
 
@@ -22,7 +22,7 @@ def add_student_commands(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _add_examples(command: argparse._ActionsContainer) -> None:
-    """The options that pipeline.pages.student.inputs.Given describes."""
+    """The options that pipeline.pages.student.inputs.ExampleInputs describes."""
     command.add_argument(
         "--picture",
         type=user_path,
@@ -78,7 +78,7 @@ def _add_inspect(commands: Commands[argparse.ArgumentParser]) -> None:
 def _inspect(args: argparse.Namespace) -> int:
     from pipeline.pages.student.command import inspect
 
-    number = inspect(args.student, args.out, _given(args))
+    number = inspect(args.student, args.out, _example_inputs(args))
     print(f"{args.out}: {number} examples.")
     return 0
 
@@ -107,11 +107,11 @@ def _add_export(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _export(args: argparse.Namespace) -> int:
     from pipeline.export.command import export_soho, export_vl_interpret
-    from pipeline.pages.student.inputs import GivenError
+    from pipeline.pages.student.inputs import InputError
 
     has_examples = args.picture or args.text or args.shards or args.key
     if args.to != "vl-interpret" and has_examples:
-        raise GivenError(f"got examples with --to {args.to}, expected them with --to vl-interpret")
+        raise InputError(f"got examples with --to {args.to}, expected them with --to vl-interpret")
     if args.to == "onnx":
         from pipeline.export.onnx_files import export_onnx
 
@@ -121,7 +121,7 @@ def _export(args: argparse.Namespace) -> int:
         export_soho(args.student, args.out)
         print(f"{args.out}: read it with load_from (SOHO) or student.soho_checkpoint (a recipe).")
         return 0
-    number = export_vl_interpret(args.student, args.out, _given(args))
+    number = export_vl_interpret(args.student, args.out, _example_inputs(args))
     print(
         f"{args.out}: {number} examples. In VL-InterpreT's app/database prepare them with\n"
         f'  python -c "from database import VliLmdb; '
@@ -131,11 +131,11 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _given(args: argparse.Namespace) -> Given:
-    from pipeline.pages.student.inputs import Given
+def _example_inputs(args: argparse.Namespace) -> ExampleInputs:
+    from pipeline.pages.student.inputs import ExampleInputs
 
     more = {"num": args.num} if hasattr(args, "num") else {}
-    return Given(
+    return ExampleInputs(
         pictures=tuple(args.picture),
         texts=tuple(args.text),
         shards=args.shards,

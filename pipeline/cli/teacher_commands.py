@@ -90,7 +90,7 @@ def _convert(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     with console.status("convert") as status:
 
-        def say(step: str) -> None:
+        def log(step: str) -> None:
             if console.is_terminal:
                 status.update(escape(f"convert: {step}"))
             else:
@@ -101,9 +101,9 @@ def _convert(args: argparse.Namespace) -> int:
             family=_family(FAMILIES[args.family], args.set),
             labels=args.labels,
             attributes=args.attributes,
-            licence=args.license,
+            license=args.license,
             out=args.out,
-            say=say,
+            log=log,
         )
     _show(args.out)
     return 0

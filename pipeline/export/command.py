@@ -10,22 +10,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.export.vl_interpret import write_database
-from pipeline.pages.student.inputs import Given, GivenError, open_student
+from pipeline.pages.student.inputs import ExampleInputs, InputError, open_student
 from stages.student.checkpoints.soho import write_soho_checkpoint
 
 
 def export_soho(student: Path, out: Path) -> None:
-    """Write the checkpoint. GivenError where there is no student, no folder for `out`, or a file
+    """Write the checkpoint. InputError where there is no student, no folder for `out`, or a file
     already; ValueError for a student that is not built as SOHO's."""
     if out.exists():
-        raise GivenError(f"out: got {str(out)!r}, which is there already; expected a new file")
+        raise InputError(f"out: got {str(out)!r}, which is there already; expected a new file")
     if not out.parent.is_dir():
-        raise GivenError(f"out: got {str(out)!r}, expected a folder that exists: {out.parent}")
+        raise InputError(f"out: got {str(out)!r}, expected a folder that exists: {out.parent}")
     write_soho_checkpoint(open_student(student).student, out)
 
 
-def export_vl_interpret(student: Path, out: Path, given: Given) -> int:
-    """Write the database, a new folder; returns the number of examples. Raises GivenError."""
+def export_vl_interpret(student: Path, out: Path, given: ExampleInputs) -> int:
+    """Write the database, a new folder; returns the number of examples. Raises InputError."""
     if out.exists():
-        raise GivenError(f"out: got {str(out)!r}, which is there already; expected a new folder")
+        raise InputError(f"out: got {str(out)!r}, which is there already; expected a new folder")
     return write_database(out, open_student(student), given.examples())

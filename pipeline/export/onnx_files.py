@@ -29,7 +29,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from pipeline.pages.student.inputs import GivenError, open_student
+from pipeline.pages.student.inputs import InputError, open_student
 from stages.folders import replace_folder
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor
@@ -96,16 +96,16 @@ class TextNet(nn.Module):
 
 
 def export_onnx(student: Path, out: Path) -> list[str]:
-    """Write the files into `out`, a new folder; their names. Raises GivenError where there is no
+    """Write the files into `out`, a new folder; their names. Raises InputError where there is no
     student, where `out` is there already, and without the packages of the extra `onnx`."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise GivenError(
+        raise InputError(
             f"--to onnx: got no package {' and '.join(missing)}, expected those of the extra onnx: "
             "pip install 'boxless[onnx]'"
         )
     if out.exists():
-        raise GivenError(f"out: got {str(out)!r}, which is there already; expected a new folder")
+        raise InputError(f"out: got {str(out)!r}, which is there already; expected a new folder")
     opened = open_student(student)
     programs = dict(_programs(_without_reads(opened.student)))
     processor = StudentProcessor.of(opened.student, opened.tokenizer)

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.export.plain_pickle import pickled
-from pipeline.pages.student.inputs import Example, GivenError
+from pipeline.pages.student.inputs import Example, InputError
 from sharding.writing.atomic import sync_folder
 from stages.student.vision.image_transforms import load_picture
 from stages.transfer.predictor import Predictor
@@ -35,7 +35,7 @@ _MAP_BYTES = 1 << 40  # address space that LMDB reserves, not disk
 def write_database(out: Path, predictor: Predictor, examples: Iterable[Example]) -> int:
     """Write a new folder `out` that is whole or absent; returns the number of examples.
 
-    Raises GivenError where a package is missing or there are no examples, and what reading the
+    Raises InputError where a package is missing or there are no examples, and what reading the
     examples raises.
     """
     lmdb, lz4, msgpack = (_package(name) for name in ("lmdb", "lz4.frame", "msgpack"))
@@ -51,7 +51,7 @@ def write_database(out: Path, predictor: Predictor, examples: Iterable[Example])
             # The viewer's own preparation counts the examples up from here.
             _put(environment, "n_examples", lz4.compress(msgpack.packb(0)))
         if not number:
-            raise GivenError("got no sample with a caption, expected at least one")
+            raise InputError("got no sample with a caption, expected at least one")
         os.chmod(beside, 0o755)
         os.rename(beside, out)
     except BaseException:
@@ -70,7 +70,7 @@ def _package(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise GivenError(
+        raise InputError(
             f"--to vl-interpret takes the package {name.partition('.')[0]}, and that cannot be "
             f"imported ({error}); install the extra: pip install 'boxless[interpret]'"
         ) from None
@@ -93,7 +93,7 @@ def example_of(predictor: Predictor, example: Example, number: int) -> dict[str,
         "txt_len": len(inside.tokens),
         "img_coords": [(x, y) for y in range(rows) for x in range(columns)],
         "attention": inside.attention.numpy(),
-        "hidden_states": inside.watched.states[0].float().numpy(),
+        "hidden_states": inside.attention_trace.states[0].float().numpy(),
     }
     if example.is_true is not None:
         found["accuracy"] = (inside.match > 0.5) == example.is_true

@@ -62,21 +62,21 @@ def line_chart(
         y_ticks = nice_ticks(max(y for one in series for _, y in one.points))
     x_end = max(x for one in series for x, _ in one.points)
     scale = _Scale(x_end=x_end or 1.0, y_end=y_ticks[-1])
-    say = percent if is_share else short
+    format_value = percent if is_share else short
     drawing = h(
         "svg",
         {
             "viewBox": f"0 0 {WIDTH} {HEIGHT}",
             "role": "img",
-            "aria-label": _aloud(series, say, x_label),
+            "aria-label": _description(series, format_value, x_label),
         },
         *_axes(scale, [x for x in x_ticks if x <= scale.x_end], y_ticks, is_share),
         _text((WIDTH + _LEFT) / 2, HEIGHT - 4, "middle", x_label),
         *(_line(one, scale, colour) for colour, one in enumerate(series)),
-        *_tooltips(series, scale, say, x_label),
+        *_tooltips(series, scale, format_value, x_label),
     )
     heading = h("h3", title, " ", h("small", y_label))
-    return h("figure", {"class": "chart"}, heading, _legend(series, say), drawing)
+    return h("figure", {"class": "chart"}, heading, _legend(series, format_value), drawing)
 
 
 def score_bar(value: float, chance: float | None) -> Element:
@@ -134,13 +134,13 @@ def _line(series: Series, scale: _Scale, colour: int) -> Element:
 
 
 def _tooltips(
-    series: Sequence[Series], scale: _Scale, say: Callable[[float], str], x_label: str
+    series: Sequence[Series], scale: _Scale, format_value: Callable[[float], str], x_label: str
 ) -> list[Element]:
     """A column a step that shows nothing but its values, when pointed at."""
     values: dict[float, list[str]] = {}
     for one in series:
         for x, y in one.points:
-            values.setdefault(x, []).append(f"{one.name} {say(y)}")
+            values.setdefault(x, []).append(f"{one.name} {format_value(y)}")
     found, left = [], float(_LEFT)
     for x in sorted(values):
         right = scale.x(x)
@@ -156,24 +156,26 @@ def _tooltips(
     return found
 
 
-def _legend(series: Sequence[Series], say: Callable[[float], str]) -> Element:
+def _legend(series: Sequence[Series], format_value: Callable[[float], str]) -> Element:
     items = [
         h(
             "li",
             h("i", {"class": f"c{colour % NUM_COLOURS}"}),
             one.name,
             " ",
-            h("b", say(one.points[-1][1])),
+            h("b", format_value(one.points[-1][1])),
         )
         for colour, one in enumerate(series)
     ]
     return h("ul", {"class": "legend"}, *items)
 
 
-def _aloud(series: Sequence[Series], say: Callable[[float], str], x_label: str) -> str:
+def _description(
+    series: Sequence[Series], format_value: Callable[[float], str], x_label: str
+) -> str:
     """The chart in words, for those who hear the page."""
     said = (
-        f"{one.name} goes from {say(one.points[0][1])} to {say(one.points[-1][1])}"
+        f"{one.name} goes from {format_value(one.points[0][1])} to {format_value(one.points[-1][1])}"
         for one in series
     )
     return f"{'; '.join(said)}, by {x_label} {series[0].points[-1][0]:,g}."

@@ -32,7 +32,7 @@ class Retried:
 
 
 def retry_failed(
-    run: RunFolder, asked: LaunchOverrides, *, stage: str | None = None
+    run: RunFolder, launch_overrides: LaunchOverrides, *, stage: str | None = None
 ) -> list[Retried]:
     """Retry the failures of ``stage``, or of every stage that has some, with the run's own recipe.
 
@@ -50,7 +50,7 @@ def retry_failed(
     with run.locked_for_command():
         for kind in kinds:
             if stage in (None, kind.name):
-                retried += _retry_stage(recipe, run, kind, asked, follows=bool(retried))
+                retried += _retry_stage(recipe, run, kind, launch_overrides, follows=bool(retried))
     return retried
 
 
@@ -62,7 +62,12 @@ def lines(retried: Sequence[Retried]) -> list[str]:
 
 
 def _retry_stage(
-    recipe: Recipe, run: RunFolder, kind: StageKind, asked: LaunchOverrides, *, follows: bool
+    recipe: Recipe,
+    run: RunFolder,
+    kind: StageKind,
+    launch_overrides: LaunchOverrides,
+    *,
+    follows: bool,
 ) -> list[Retried]:
     """One entry, or none where there was nothing to do. ``follows``: a stage before was retried."""
     was_done = read_done(run, kind) is not None
@@ -77,7 +82,7 @@ def _retry_stage(
     why = f"{num_before} failed in {len(failed)} shards" if failed else plan.why
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]▶ {kind.name}[/]: retry, {why}")
-    run_stage(recipe, run, replace(plan, action="continue"), asked, console, alone=True)
+    run_stage(recipe, run, replace(plan, action="continue"), launch_overrides, console, alone=True)
     num_after = sum(_failed(run, kind).values())
     return [Retried(stage=kind.name, num_before=num_before, num_after=num_after)]
 

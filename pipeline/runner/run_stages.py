@@ -101,7 +101,12 @@ def plan_stage(
 
 
 def run_stages(
-    recipe: Recipe, run: RunFolder, names: Sequence[str], asked: LaunchOverrides, *, dry_run: bool
+    recipe: Recipe,
+    run: RunFolder,
+    names: Sequence[str],
+    launch_overrides: LaunchOverrides,
+    *,
+    dry_run: bool,
 ) -> None:
     """Run the stages called ``names``, those that are due, in order.
 
@@ -116,12 +121,12 @@ def run_stages(
     if "teach" in names and recipe.distill.teacher != "run":
         console.print(f"teach: skipped, as distill looks with {recipe.distill.teacher}.")
     if dry_run:
-        _show_plans(recipe, run, kinds, asked, console)
+        _show_plans(recipe, run, kinds, launch_overrides, console)
         return
     if any(k.name == "pretrain" and plan_stage(run, recipe, k).action != "skip" for k in kinds):
         check_published(recipe)
     run.make()
-    is_followed = _check_active_jobs(recipe, run, names, asked)
+    is_followed = _check_active_jobs(recipe, run, names, launch_overrides)
     with run.locked_for_command(wait_for_ranks=not is_followed):
         write_text(run.recipe, dump_recipe(recipe))
         for kind in kinds:
@@ -139,7 +144,7 @@ def run_stages(
                 continue
             why = "" if plan.action == "start" else f": {plan.action}, {plan.why}"
             console.print(f"[bold]▶ {kind.name}[/]{escape(why)}")
-            run_stage(recipe, run, plan, asked, console, alone=len(names) == 1)
+            run_stage(recipe, run, plan, launch_overrides, console, alone=len(names) == 1)
 
 
 def _has_pictures(run: RunFolder, recipe: Recipe) -> bool:
@@ -150,7 +155,7 @@ def _has_pictures(run: RunFolder, recipe: Recipe) -> bool:
 
 
 def _check_active_jobs(
-    recipe: Recipe, run: RunFolder, names: Sequence[str], asked: LaunchOverrides
+    recipe: Recipe, run: RunFolder, names: Sequence[str], launch_overrides: LaunchOverrides
 ) -> bool:
     """Whether a Slurm job of an earlier command waits or runs here, to be followed. RunError when
     it cannot be: another stage's, or one of other settings."""
@@ -158,7 +163,7 @@ def _check_active_jobs(
         if not has_active_job(kind, run):
             continue
         plan = plan_stage(run, recipe, kind)
-        config = launch_config(kind, recipe, asked, alone=len(names) == 1)
+        config = launch_config(kind, recipe, launch_overrides, alone=len(names) == 1)
         if kind.name in names and plan.action == "continue" and config.launcher == "slurm":
             return True
         raise RunError(
@@ -170,7 +175,9 @@ def _check_active_jobs(
     return False
 
 
-def join(recipe: Recipe, run: RunFolder, names: Sequence[str], asked: LaunchOverrides) -> None:
+def join(
+    recipe: Recipe, run: RunFolder, names: Sequence[str], launch_overrides: LaunchOverrides
+) -> None:
     """Add this node's ranks to the one stage of ``names``, which the first node runs (torchrun
     on several nodes, which share the run folder). RecipeError for a whole run."""
     if len(names) > 1:
@@ -179,10 +186,12 @@ def join(recipe: Recipe, run: RunFolder, names: Sequence[str], asked: LaunchOver
             "start `boxless pretrain` here, for the stage that nodes share."
         )
     (kind,) = (kind for kind in stage_kinds(recipe) if kind.name == names[0])
-    launch_stage(kind, recipe, run, launch_config(kind, recipe, asked, alone=True))
+    launch_stage(kind, recipe, run, launch_config(kind, recipe, launch_overrides, alone=True))
 
 
-def join_work(recipe: Recipe, run: RunFolder, names: Sequence[str], asked: LaunchOverrides) -> None:
+def join_work(
+    recipe: Recipe, run: RunFolder, names: Sequence[str], launch_overrides: LaunchOverrides
+) -> None:
     """Add workers to the one stage of ``names``, which another command runs, perhaps on another
     machine that sees the same run folder. They share its shards until all are done.
 
@@ -202,21 +211,21 @@ def join_work(recipe: Recipe, run: RunFolder, names: Sequence[str], asked: Launc
             f"{kind.name} is not under way in {run.root} as this recipe says: {plan.why}. Start "
             f"`boxless {kind.name}` there first, and join with the same recipe and settings."
         )
-    launch_joined(kind, recipe, run, launch_config(kind, recipe, asked, alone=True))
+    launch_joined(kind, recipe, run, launch_config(kind, recipe, launch_overrides, alone=True))
 
 
 def run_stage(
     recipe: Recipe,
     run: RunFolder,
     plan: Plan,
-    asked: LaunchOverrides,
+    launch_overrides: LaunchOverrides,
     console: Console,
     *,
     alone: bool,
 ) -> None:
     """Run one stage as planned, to its end, and write its record. Raises as ``run_stages``."""
     kind = plan.kind
-    config = launch_config(kind, recipe, asked, alone=alone)
+    config = launch_config(kind, recipe, launch_overrides, alone=alone)
     if plan.backs_up:
         for old, new in _back_up(run, kind):
             console.print(f"  kept the earlier {old} as {new}")
@@ -249,7 +258,11 @@ def _later(started: StageRecord, began: float) -> StageRecord:
 
 
 def _show_plans(
-    recipe: Recipe, run: RunFolder, kinds: list[StageKind], asked: LaunchOverrides, console: Console
+    recipe: Recipe,
+    run: RunFolder,
+    kinds: list[StageKind],
+    launch_overrides: LaunchOverrides,
+    console: Console,
 ) -> None:
     due: list[str] = []
     for kind in kinds:
@@ -260,7 +273,7 @@ def _show_plans(
         due.append(kind.name)
         if plan.backs_up:
             console.print(f"  backs up {', '.join(kind.folders)}")
-        config = launch_config(kind, recipe, asked, alone=len(kinds) == 1)
+        config = launch_config(kind, recipe, launch_overrides, alone=len(kinds) == 1)
         text = command_text(kind, recipe, run, config)
         console.print(text, markup=False)
 

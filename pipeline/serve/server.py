@@ -1,6 +1,6 @@
 """The server of `boxless serve`: Python's own http.server, one request after the other.
 
-A page of one form needs no framework. Serves this machine alone unless another address is asked for.
+A page of one form needs no framework. Serves this machine alone unless another address is request for.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ class StudentApp:
         self.actions += ["judge"] if taught & {"nlvr", "snli_ve"} else []
         self.actions += ["search"] if pictures else []
 
-    def ask(self, asked: Any) -> dict[str, Any]:
+    def answer(self, request: Any) -> dict[str, Any]:
         """{"rows": [{"score", "text"}], "picture"?} to {"action", "text", "phrase", "picture" (base64)}.
         BoxlessError says what is missing or wrong."""
-        if not isinstance(asked, dict) or asked.get("action") not in self.actions:
+        if not isinstance(request, dict) or request.get("action") not in self.actions:
             raise BoxlessError(f"action: expected one of {', '.join(self.actions)}")
-        action, text = asked["action"], str(asked.get("text") or "").strip()
+        action, text = request["action"], str(request.get("text") or "").strip()
         if not text:
             raise BoxlessError("text: got none, expected some words")
         if action == "search":
             return self._search(text)
         with tempfile.TemporaryDirectory() as folder:
             picture = Path(folder) / "picture"
-            picture.write_bytes(_decoded(asked.get("picture")))
-            return self._of_picture(action, picture, text, str(asked.get("phrase") or ""))
+            picture.write_bytes(_decoded(request.get("picture")))
+            return self._of_picture(action, picture, text, str(request.get("phrase") or ""))
 
     def _of_picture(self, action: str, picture: Path, text: str, phrase: str) -> dict[str, Any]:
         if action == "match":
@@ -95,7 +95,7 @@ def make_server(app: StudentApp, *, host: str, port: int) -> HTTPServer:
         def do_POST(self) -> None:
             status = HTTPStatus.OK
             try:
-                found: dict[str, Any] = app.ask(json.loads(self._body()))
+                found: dict[str, Any] = app.answer(json.loads(self._body()))
             except (ValueError, OSError) as error:
                 found = {"error": str(error)}
                 status = HTTPStatus.BAD_REQUEST

@@ -18,21 +18,21 @@ class Card:
 
     family: the family of checkpoints it was read as (`families.py`), or "boxless teach".
     source, source_sha256: name and SHA-256 of the checkpoint; null for one trained here.
-    licence: what one may do with it, in free text; "unknown" has to be said as well.
+    license: what one may do with it, in free text; "unknown" has to be said as well.
     """
 
     family: str = TRAINED_HERE
     source: str | None = None
     source_sha256: str | None = None
-    licence: str = "trained here: that of the pictures it was trained on"
+    license: str = "trained here: that of the pictures it was trained on"
 
     def __post_init__(self) -> None:
         if not self.family:
             raise BoxlessError("family: got no text, expected where the weights are from")
-        if not self.licence.strip() or len(self.licence.splitlines()) > 1:
+        if not self.license.strip() or len(self.license.splitlines()) > 1:
             raise BoxlessError(
-                f"licence: got {self.licence!r}, expected a line of text, such as the name of a "
-                "licence and where it stands; say 'unknown' where you do not know"
+                f"license: got {self.license!r}, expected a line of text, such as the name of a "
+                "license and where it stands; say 'unknown' where you do not know"
             )
 
 
@@ -52,7 +52,7 @@ def rows(card: Card, sizes: Sizes, fingerprint: str) -> dict[str, str]:
         "family": card.family,
         "checkpoint": card.source or "none: it was trained here",
         **({"SHA-256": card.source_sha256} if card.source_sha256 else {}),
-        "licence": card.licence,
+        "license": card.license,
         "labels": f"{sizes.num_labels:,}",
         "attributes": f"{sizes.num_attributes:,}" if sizes.num_attributes else "none",
         "feature size": f"{sizes.feature_size:,}",

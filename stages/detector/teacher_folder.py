@@ -136,7 +136,7 @@ def load_teacher(folder: Path) -> Teacher | NullTeacher:
 
 
 def read_about(folder: Path) -> About:
-    """What the folder says of its teacher, the weights not looked at. Raises TeacherError."""
+    """What the folder states about its teacher, without its weights. Raises TeacherError."""
     config = _read_json(folder / CONFIG)
     names = _read_json(folder / NAMES)
     try:
@@ -149,7 +149,7 @@ def read_about(folder: Path) -> About:
             net_from_json(config["net"]),
             labels,
             attributes,
-            Card(**config["card"]),
+            _card(config["card"]),
             Sizes(**config["sizes"]),
             config["fingerprint"],
         )
@@ -159,6 +159,14 @@ def read_about(folder: Path) -> About:
             f"{SCHEMA} in {CONFIG} and {NAMES}; {_AGAIN}"
         ) from error
     return about
+
+
+def _card(values: dict[str, Any]) -> Card:
+    """The card; folders written before 0.2 have its license under "licence"."""
+    values = dict(values)
+    if "licence" in values:
+        values["license"] = values.pop("licence")
+    return Card(**values)
 
 
 def _names(names: Any) -> list[str]:

@@ -49,7 +49,7 @@ def _prompted(config: DistillConfig, model: TransformersConfig, images: Path) ->
     from stages.distill.text.phrases import make_chunker
 
     labels = caption_labels(read_captions(images), most=model.max_caption_labels)
-    chunker = make_chunker(config, labels.names, (), say=print)
+    chunker = make_chunker(config, labels.names, (), log=print)
     return InferencePipeline(
         load_transformers(model, pick_device(), labels),
         batch_size=1,

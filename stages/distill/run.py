@@ -93,7 +93,7 @@ def distill(
     """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    say = functools.partial(print, flush=True)
+    log = functools.partial(print, flush=True)
     chunker: Chunker
     similarity: Similarity
     if isinstance(object_source, InferencePipeline) and object_source.prompts is not None:
@@ -103,7 +103,7 @@ def distill(
             config,
             object_source.label_names,
             object_source.attribute_names,
-            say=say if show else lambda text: None,
+            log=log if show else lambda text: None,
         )
         similarity = make_similarity(
             config, object_source.label_names, object_source.attribute_names
@@ -113,8 +113,8 @@ def distill(
     with Worker(
         out,
         {tar: shard.num_ok for tar, shard in shards.items()},
-        _fingerprints(config, fingerprint, list(shards.values()), out, say),
-        log=say,
+        _fingerprints(config, fingerprint, list(shards.values()), out, log),
+        log=log,
         lease_seconds=config.lease_seconds,
         fatal=(DistillError,),
     ) as worker:
@@ -128,7 +128,7 @@ def distill(
                 about = _about(object_source, chunker, similarity)
                 if isinstance(object_source, PrecomputedObjects):
                     account = object_source.account(_infos(images))
-                    say(f"distill: {account}")
+                    log(f"distill: {account}")
                     about["features"] = asdict(account)
                 _write_about(out, about, fingerprint, accept_versions=config.accept_versions)
                 finish(images, out)
@@ -143,11 +143,11 @@ def _fingerprints(
     fingerprint: dict[str, str],
     shards: Sequence[ShardEntry],
     out: Path,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, dict[str, str]]:
     """What each shard's manifest has to have for the shard to be done."""
     wanted = {shard.tar: _with_input(fingerprint, shard) for shard in shards}
-    return accept_other_versions(out, wanted, log=say) if config.accept_versions else wanted
+    return accept_other_versions(out, wanted, log=log) if config.accept_versions else wanted
 
 
 def _label_shards(
@@ -182,11 +182,11 @@ def _label_shards(
                         fingerprint=_with_input(fingerprint, shards[claim.tar]),
                         check_owner=claim.check_owner,
                     )
-        progress.say(f"distill: {num_before} of {len(shards)} shards were done before. {tally}")
+        progress.log(f"distill: {num_before} of {len(shards)} shards were done before. {tally}")
         if tally.num_captions and not tally.num_phrases:
-            progress.say(NO_PHRASES)
+            progress.log(NO_PHRASES)
         if tally.num_pictures:
-            progress.say(f"distill: {_times(tally.num_pictures, clock)}")
+            progress.log(f"distill: {_times(tally.num_pictures, clock)}")
 
 
 def finish(images: Path, out: Path) -> Catalog:

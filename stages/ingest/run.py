@@ -82,14 +82,14 @@ def ingest(
     plan = plan_shards(source.pictures(), samples_per_shard=config.samples_per_shard)
     _check_something_to_train_on(plan, config)
     fingerprints = {shard.tar: fingerprint_of(config, shard, seed=seed) for shard in plan}
-    say = functools.partial(print, flush=True)
+    log = functools.partial(print, flush=True)
     with Worker(
         out,
         {shard.tar: len(shard.inputs) for shard in plan},
-        accept_other_versions(out, fingerprints, log=say)
+        accept_other_versions(out, fingerprints, log=log)
         if config.accept_versions
         else fingerprints,
-        log=say,
+        log=log,
         lease_seconds=config.lease_seconds,
     ) as worker:
         _write_shards(worker, plan, config, fingerprints=fingerprints, out=out, show=show)

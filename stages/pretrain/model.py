@@ -73,7 +73,7 @@ class PretrainModel(nn.Module):
                 self.student.embed_texts(batch.texts, encoded), self.student.embed_pictures(cells)
             )
         for _, objective in self.objectives.values():
-            objective.hide(cells, batch)
+            objective.mask_cells(cells, batch)
         fused = self._fused(cells, batch)
         scores = {}
         for name, (_, objective) in self.objectives.items():
@@ -102,16 +102,16 @@ class PretrainModel(nn.Module):
         return self.student.fuse(
             cells,
             picture=batch.picture,
-            tokens=batch.tokens,
+            input_ids=batch.tokens,
             masked_cells=batch.masked_cells,
-            read=self._read(batch),
+            output_mask=self._output_mask(batch),
         )
 
-    def _read(self, batch: Batch) -> torch.Tensor | None:
+    def _output_mask(self, batch: Batch) -> torch.Tensor | None:
         """The fusion's outputs that any objective looks at, bool [B, T + C]; None for all."""
         read = None
         for objective in self._of_fusion:
-            own = objective.reads(batch)
+            own = objective.output_mask(batch)
             if own is None:
                 return None
             read = own if read is None else read | own

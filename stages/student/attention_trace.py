@@ -18,7 +18,7 @@ from stages.student.network import Cells, Hidden, Student
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watched:
+class AttentionTrace:
     """A forward pass and what led to it. Tokens are in the order of the fusion: text, then cells.
 
     `attention` [B, L, A, S, S], float32: row i is what token i attends to, and sums to 1; what is
@@ -32,9 +32,9 @@ class Watched:
 
 
 @torch.no_grad()
-def watch(
+def trace_attention(
     student: Student, cells: Cells, *, picture: torch.Tensor, tokens: torch.Tensor
-) -> Watched:
+) -> AttentionTrace:
     """`student.fuse`, watched: `picture` [B] and `tokens` [B, T] as there."""
     attention: list[torch.Tensor] = []
     states: list[torch.Tensor] = []
@@ -52,8 +52,8 @@ def watch(
                 stack.callback(before.remove)
             after = layer.register_forward_hook(lambda _, args, output: states.append(output))
             stack.callback(after.remove)
-        hidden = student.fuse(cells, picture=picture, tokens=tokens)
-    return Watched(
+        hidden = student.fuse(cells, picture=picture, input_ids=tokens)
+    return AttentionTrace(
         hidden=hidden, attention=torch.stack(attention, dim=1), states=torch.stack(states, dim=1)
     )
 

@@ -39,7 +39,7 @@ from stages.student.heads import (
     TiedMlmHead,
     weighted_mean,
 )
-from stages.student.last_layer import run_where_read
+from stages.student.last_layer import run_last_layer
 from stages.student.text.spans import IMAGE_TOKEN_TYPE
 from stages.student.vision.batch_norm import Policy
 from stages.student.vision.grid import Grid, cells_inside, sine_positions
@@ -279,7 +279,9 @@ class Student(InstalledClass, PreTrainedModel):
         cells = self.encode_image(pixel_values, sizes_px)
         numbers = torch.arange(len(input_ids), device=input_ids.device)
         picture = numbers.clamp(max=len(pixel_values) - 1)
-        hidden = self.fuse(cells, picture=picture, tokens=input_ids, token_types=token_type_ids)
+        hidden = self.fuse(
+            cells, picture=picture, input_ids=input_ids, token_type_ids=token_type_ids
+        )
         output = StudentOutput(
             logits=self.itm_head(hidden.text[:, 0]),
             text=hidden.text,
@@ -339,35 +341,39 @@ class Student(InstalledClass, PreTrainedModel):
         cells: Cells,
         *,
         picture: torch.Tensor,
-        tokens: torch.Tensor,
-        token_types: torch.Tensor | None = None,
+        input_ids: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
         masked_cells: torch.Tensor | None = None,
-        read: torch.Tensor | None = None,
+        output_mask: torch.Tensor | None = None,
     ) -> Hidden:
         """Run the Transformer over pairs.
 
         `picture` [B] says which picture each pair looks at (the CNN runs once a picture however
-        many texts look at it); `tokens` [B, T], padded with the tokenizer's pad id;
-        `token_types` [B, T] as in `stages.student.text.spans`, all 0 if None; `masked_cells` bool
-        [B, C]: these cells are replaced by the mask vector; `read` bool [B, T + C]: the outputs
+        many texts look at it); `input_ids` [B, T], padded with the tokenizer's pad id;
+        `token_type_ids` [B, T] as in `stages.student.text.spans`, all 0 if None; `masked_cells` bool
+        [B, C]: these cells are replaced by the mask vector; `output_mask` bool [B, T + C]: the outputs
         that matter, all others are zeros and cost nothing in the last layer (None: all).
         """
         features = cells.features[picture]
         if masked_cells is not None:
             features = torch.where(masked_cells[..., None], self.mask_cell, features)
         seen = self._placed(features, cells, picture)
-        hidden = torch.cat([self.embeddings(tokens, token_types), seen], dim=1)
-        attended = torch.cat([tokens != self.pad_id, cells.inside[picture]], dim=1)
-        hidden = self._through_layers(hidden, attended[:, None, None, :], read)
-        return Hidden(text=hidden[:, : tokens.shape[1]], cells=hidden[:, tokens.shape[1] :])
+        hidden = torch.cat([self.embeddings(input_ids, token_type_ids), seen], dim=1)
+        attended = torch.cat([input_ids != self.pad_id, cells.inside[picture]], dim=1)
+        hidden = self._through_layers(hidden, attended[:, None, None, :], output_mask)
+        return Hidden(text=hidden[:, : input_ids.shape[1]], cells=hidden[:, input_ids.shape[1] :])
 
-    def match(self, cells: Cells, *, picture: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def match(
+        self, cells: Cells, *, picture: torch.Tensor, input_ids: torch.Tensor
+    ) -> torch.Tensor:
         """The matching head's logits [B, 2] of texts [B, T], each on its picture [B], as in `fuse`.
         The last layer gives [CLS] alone."""
-        num_places = tokens.shape[1] + cells.inside.shape[1]
-        read = torch.zeros(len(tokens), num_places, dtype=torch.bool, device=tokens.device)
-        read[:, 0] = True
-        hidden = self.fuse(cells, picture=picture, tokens=tokens, read=read)
+        num_places = input_ids.shape[1] + cells.inside.shape[1]
+        output_mask = torch.zeros(
+            len(input_ids), num_places, dtype=torch.bool, device=input_ids.device
+        )
+        output_mask[:, 0] = True
+        hidden = self.fuse(cells, picture=picture, input_ids=input_ids, output_mask=output_mask)
         return self.itm_head(hidden.text[:, 0])
 
     def embed_pictures(self, cells: Cells) -> torch.Tensor:
@@ -415,12 +421,12 @@ class Student(InstalledClass, PreTrainedModel):
         encoded = self.encode_texts(tokens) if encoded is None else encoded
         return head.embed_texts(encoded, tokens != self.pad_id)
 
-    def align(self, cells: Cells, *, picture: torch.Tensor, tokens: torch.Tensor) -> Hidden:
+    def align(self, cells: Cells, *, picture: torch.Tensor, input_ids: torch.Tensor) -> Hidden:
         """What phrases and cells are compared in, by `pra_level`, of pairs as in `fuse`."""
         if self.config.pra_level == "fusion":
-            return self.fuse(cells, picture=picture, tokens=tokens)
+            return self.fuse(cells, picture=picture, input_ids=input_ids)
         return Hidden(
-            text=self.last_layer(self.encode_texts(tokens)), cells=cells.features[picture]
+            text=self.last_layer(self.encode_texts(input_ids)), cells=cells.features[picture]
         )
 
     def compare(self, texts: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
@@ -436,14 +442,14 @@ class Student(InstalledClass, PreTrainedModel):
         return self.contrastive_head
 
     def _through_layers(
-        self, hidden: torch.Tensor, attended: torch.Tensor, read: torch.Tensor | None
+        self, hidden: torch.Tensor, attended: torch.Tensor, output_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        if read is None:
+        if output_mask is None:
             return self.fusion(hidden, attention_mask=attended).last_hidden_state
         *layers, last = self.fusion.layer
         for layer in layers:
             hidden = layer(hidden, attended)
-        return run_where_read(last, hidden, attended, read)
+        return run_last_layer(last, hidden, attended, output_mask)
 
     def _placed(self, features: torch.Tensor, cells: Cells, picture: torch.Tensor) -> torch.Tensor:
         """features [B, C, D] with their positions, as they enter the Transformer: [B, C, D]."""

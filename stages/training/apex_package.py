@@ -15,7 +15,7 @@ Kind = Literal["nvidia", "impostor", "absent"]
 _NVIDIAS_FOLDERS = ("amp", "normalization", "optimizers")
 
 
-def look() -> tuple[Kind, str]:
+def installed_apex() -> tuple[Kind, str]:
     """Which apex is here, and words about it."""
     spec = find_spec("apex")
     if spec is None:

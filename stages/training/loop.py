@@ -91,10 +91,10 @@ class Loop:
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
         self.state = self._state(load_checkpoint(engine, out))
-        self.stalls = StallWatch(source.board, after_seconds=faults.stall_seconds, log=self._say)
+        self.stalls = StallWatch(source.board, after_seconds=faults.stall_seconds, log=self._log)
         self.loader = load_batches(source, config, self.state.position, self.rank, self.world_size)
         self.skipped = SkippedSamples(
-            faults, self.state.skipped_samples, self._say, section=config.section
+            faults, self.state.skipped_samples, self._log, section=config.section
         )
         self.last_batch: Any = None
         self.log = MetricsLog(out, step=self.state.step) if self.rank == 0 else None
@@ -213,7 +213,7 @@ class Loop:
         self.nonfinite_in_a_row += 1
         text = f"step {step}: a gradient is not finite, on {', '.join(keys)}"
         if self.nonfinite_in_a_row < self.config.max_nonfinite_steps:
-            self._say(f"{text}. The weights stay as they are")
+            self._log(f"{text}. The weights stay as they are")
             return
         raise DivergenceError(
             f"step {step}: for {self.nonfinite_in_a_row} steps in a row a gradient is not finite. "
@@ -302,7 +302,7 @@ class Loop:
             )
         return self.last_batch, False
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         """To this rank's own log, and to the notices of all ranks, which `boxless status` shows."""
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {self.rank}: {text}"
         print(f"{self.title}: {line}", flush=True)
@@ -342,6 +342,6 @@ class Loop:
             self.log.write(line)
             if passes_due_step(state.step - num_steps, state.step, config.num_steps):
                 for sentence in stuck_objectives(read_metrics(self.out / METRICS)):
-                    self._say(f"{sentence} of {config.num_steps}")
+                    self._log(f"{sentence} of {config.num_steps}")
         figures = {"pictures/s": line["pictures_per_second"], "loss": line["loss"]}
         progress.advance(num_steps, **figures)

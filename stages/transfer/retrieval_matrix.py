@@ -125,7 +125,7 @@ def _cells(student: Student, processor: StudentProcessor, example: Example) -> C
 def _log_odds(student: Student, cells: Cells, tokens: torch.Tensor) -> torch.Tensor:
     """Of texts [P, T] on one picture: [P], on the CPU."""
     picture = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
-    logits = student.match(cells, picture=picture, tokens=tokens).float()
+    logits = student.match(cells, picture=picture, input_ids=tokens).float()
     return (logits[:, 1] - logits[:, 0]).cpu()
 
 

@@ -53,18 +53,18 @@ class TaskBatch:
         [CLS] alone. cells: of the batch's pictures, where they are known."""
         cells = cells or student.encode_image(self.pixels, self.sizes_px)
         num_places = self.tokens.shape[1] + cells.inside.shape[1]
-        read = torch.zeros(
+        output_mask = torch.zeros(
             len(self.tokens), num_places, dtype=torch.bool, device=self.tokens.device
         )
-        read[:, 0] = True
+        output_mask[:, 0] = True
         outputs = []
         for picture in self.picture.unbind(dim=1):
             hidden = student.fuse(
                 cells,
                 picture=picture,
-                tokens=self.tokens,
-                token_types=self.token_types,
-                read=read,
+                input_ids=self.tokens,
+                token_type_ids=self.token_types,
+                output_mask=output_mask,
             )
             outputs.append(hidden.text[:, 0])
         return torch.stack(outputs, dim=1)

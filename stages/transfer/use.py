@@ -63,7 +63,7 @@ class Matcher:
             encoded = self.processor.tokenizer(text, truncation=True, max_length=longest)
             tokens = torch.tensor([encoded["input_ids"]])
             picture = torch.zeros(1, dtype=torch.long)
-            logits = self.student.match(cells, picture=picture, tokens=tokens)
+            logits = self.student.match(cells, picture=picture, input_ids=tokens)
             found.append(float(logits.double().softmax(dim=-1)[0, 1]))
         return found
 

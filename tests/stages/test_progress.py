@@ -49,7 +49,7 @@ def test_other_ranks_are_silent(clock: list[float], capsys: pytest.CaptureFixtur
     with Progress("pretrain", total=3, unit="steps", show=False) as bar:
         clock[0] += 60
         bar.advance(3)
-        bar.say("hello")
+        bar.log("hello")
     assert bar.done == 3 and capsys.readouterr().out == ""
 
 
@@ -61,6 +61,6 @@ def test_said_lines_stay_and_an_error_has_no_last_line(
     with pytest.raises(RuntimeError):
         with Progress("x", total=3, unit="y") as bar:
             bar.advance()
-            bar.say(said)
+            bar.log(said)
             raise RuntimeError
     assert capsys.readouterr().out == f"{said}\n"

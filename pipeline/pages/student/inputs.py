@@ -16,7 +16,7 @@ from stages.transfer.predictor import Predictor
 MOST_EXAMPLES = 200
 
 
-class GivenError(BoxlessError):
+class InputError(BoxlessError):
     """Something given that cannot be used; the text says what was expected."""
 
 
@@ -30,7 +30,7 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class ExampleInputs:
     """Where examples come from: files with texts, or shards.
 
     pictures, texts: one text for all pictures, one picture for all texts, or as many of each.
@@ -46,26 +46,26 @@ class Given:
 
     def __post_init__(self) -> None:
         if bool(self.pictures) == bool(self.shards):
-            raise GivenError(
+            raise InputError(
                 "got both --picture and --shards, expected one of them"
                 if self.shards
                 else "got no example, expected --picture FILE with --text TEXT, or --shards DIR"
             )
         if self.shards and self.texts:
-            raise GivenError("got --text with --shards, expected the captions of the shards alone")
+            raise InputError("got --text with --shards, expected the captions of the shards alone")
         if self.pictures and self.keys:
-            raise GivenError("got --key with --picture, expected it with --shards")
+            raise InputError("got --key with --picture, expected it with --shards")
         num_pictures, num_texts = len(self.pictures), len(self.texts)
         if self.pictures and (not num_texts or num_pictures != num_texts > 1 < num_pictures):
-            raise GivenError(
+            raise InputError(
                 f"got {num_pictures} --picture and {num_texts} --text, expected as many of each, "
                 "or one of either for all"
             )
         if not 1 <= self.num <= MOST_EXAMPLES:
-            raise GivenError(f"num: got {self.num}, expected 1 to {MOST_EXAMPLES} examples")
+            raise InputError(f"num: got {self.num}, expected 1 to {MOST_EXAMPLES} examples")
 
     def examples(self) -> Iterator[Example]:
-        """The examples in their order. Raises GivenError on a picture that cannot be read,
+        """The examples in their order. Raises InputError on a picture that cannot be read,
         ShardError on shards, or keys, that are not there."""
         if self.shards is None:
             yield from _of_files(self.pictures, self.texts)
@@ -74,7 +74,7 @@ class Given:
         places = browser.find(self.keys, self.num) if self.keys else browser.spread(self.num)
         for found in browser.read(places):
             if isinstance(found, Broken):
-                raise GivenError(
+                raise InputError(
                     f"{found.key} in {found.shard}: got a damaged sample ({found.reason}), "
                     "expected a whole one; name others with --key"
                 )
@@ -94,7 +94,7 @@ def _sample(picture: Path) -> Sample:
         data = picture.read_bytes()
         facts = inspect_picture(data)
     except (OSError, PictureError) as error:
-        raise GivenError(
+        raise InputError(
             f"{picture}: got {type(error).__name__}: {error}, expected a picture"
         ) from error
     return Sample(
@@ -114,11 +114,11 @@ def _of_sample(sample: Sample) -> Iterator[Example]:
 
 
 def open_student(folder: Path) -> Predictor:
-    """A student folder, as RUN/student; GivenError where there is none."""
+    """A student folder, as RUN/student; InputError where there is none."""
     kind = read_object(folder / "config.json").get("model_type")
     if kind != "boxless-student":
         found = f"one of model_type {kind!r}" if kind else "none with a config.json"
-        raise GivenError(
+        raise InputError(
             f"{folder}: got {found}, expected a student's folder, as pretrain writes RUN/student"
         )
     return Predictor.load(folder)

@@ -43,16 +43,16 @@ def convert(
     family: Family,
     labels: Path,
     attributes: Path | None,
-    licence: str,
+    license: str,
     out: Path,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> str:
     """Writes the teacher of `checkpoint` to the folder `out`; returns its fingerprint.
 
     labels, attributes: files of names (`names_file.py`); attributes where the weights know some.
-    licence: free text for the card. say: told each step, for a screen; large files take seconds
+    license: free text for the card. log: receives each step; large files take seconds
     in each. Raises CheckpointError where the file cannot be read, is of another family, holds
-    numbers that are not finite, or where names and weights do not fit; ValueError for a bad licence
+    numbers that are not finite, or where names and weights do not fit; ValueError for a bad license
     or an `out` that holds something already.
     """
     if (out / CONFIG).exists():
@@ -62,21 +62,21 @@ def convert(
         )
     label_names = read_names(labels)
     attribute_names = [] if attributes is None else read_names(attributes)
-    say(f"reading {checkpoint}")
+    log(f"reading {checkpoint}")
     card = Card(
         family=family.name,
         source=checkpoint.name,
-        licence=licence,
+        license=license,
         source_sha256=_sha256(checkpoint),
     )
     weights = read_checkpoint(checkpoint)
-    say(f"fitting {len(weights)} arrays into a net")
+    log(f"fitting {len(weights)} arrays into a net")
     config, state = _read_net(checkpoint, weights, family)
     _check_names(config, state, labels, len(label_names), attributes, len(attribute_names))
     with shapes_only():
         model = FasterRCNN(config, num_labels=len(label_names), num_attributes=len(attribute_names))
     put_weights(model, state)
-    say(f"writing {out}")
+    log(f"writing {out}")
     return save_teacher(
         out, model, label_names=label_names, attribute_names=attribute_names, card=card
     )

@@ -34,12 +34,12 @@ class Keyed(NamedTuple):
 class OomFallback:
     """Gives a result for every picture.
 
-    Once memory ran out in a batch, later batches have at most half its pixels; `say` is told the
+    Once memory ran out in a batch, later batches have at most half its pixels; `log` receives the
     first time.
     """
 
-    def __init__(self, detector: Detector, *, say: Callable[[str], None]) -> None:
-        self._detector, self._say = detector, say
+    def __init__(self, detector: Detector, *, log: Callable[[str], None]) -> None:
+        self._detector, self._log = detector, log
         self._most_pixels: int | None = None
 
     def detect(self, batch: Sequence[Keyed]) -> list[np.ndarray | TeacherFailure]:
@@ -88,7 +88,7 @@ class OomFallback:
 
     def _halve(self, num_pictures: int, size: tuple[int, int]) -> None:
         if self._most_pixels is None:
-            self._say(
+            self._log(
                 f"Memory ran out with {num_pictures} pictures of {size[0]} x {size[1]} pixels at "
                 f"once; going on with half as many. distill.batch_size sets how many."
             )

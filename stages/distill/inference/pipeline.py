@@ -52,7 +52,7 @@ class InferencePipeline:
     """An ObjectSource made of a Detector, whose names and sizes it takes on.
 
     batch_size: the most pictures, of one size, that go into the detector at once. num_decoders:
-    threads. say: gets a line when memory ran out. prompts: finds the phrases of captions that the
+    threads. log: gets a line when memory ran out. prompts: finds the phrases of captions that the
     detector is asked for, in the caller's thread; None where it is not asked. clock: its parts are "decode wait" (of the
     detector's thread) and "device".
     """
@@ -63,12 +63,12 @@ class InferencePipeline:
         *,
         batch_size: int,
         num_decoders: int,
-        say: Callable[[str], None] = print,
+        log: Callable[[str], None] = print,
         prompts: CaptionPrompts | None = None,
     ) -> None:
         self.prompts = prompts
         self._detector = detector
-        self._careful = OomFallback(detector, say=say)
+        self._detector_with_fallback = OomFallback(detector, log=log)
         self._batch_size, self._num_decoders = batch_size, num_decoders
         self._window = 1 if batch_size == 1 else NUM_BATCHES_SEARCHED * batch_size
         self.clock = Clock()
@@ -178,7 +178,7 @@ class InferencePipeline:
         """In the detector's thread: the objects of a batch, or what the caller is to raise."""
         try:
             with self.clock.during(DEVICE):
-                results = self._careful.detect(
+                results = self._detector_with_fallback.detect(
                     [Keyed(passing.key, prepared) for passing, prepared in batch]
                 )
         except BaseException as error:

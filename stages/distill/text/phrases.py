@@ -104,9 +104,9 @@ def make_chunker(
     label_names: Sequence[str],
     attribute_names: Sequence[str],
     *,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Chunker:
-    """The chunker that the recipe asks for; `say` gets a message when "auto" falls back to the
+    """The chunker that the recipe asks for; `log` gets a message when "auto" falls back to the
     lexicon.
 
     Raises ValueError where `phrases` is "parser" and the pipeline is not installed, or its language
@@ -124,7 +124,7 @@ def make_chunker(
         )
     if config.phrases == "lexicon" or not installed:
         if config.phrases == "auto":
-            say(
+            log(
                 f"The spaCy pipeline {config.parser} is not installed: phrases are found by the "
                 f"teacher's labels and attributes. {cure}"
             )
@@ -134,7 +134,7 @@ def make_chunker(
     except NoNounChunks as error:
         if config.phrases == "parser":
             raise
-        say(f"{error} Phrases are found by the teacher's labels and attributes.")
+        log(f"{error} Phrases are found by the teacher's labels and attributes.")
         return LexiconChunker(label_names, attribute_names)
 
 

@@ -16,7 +16,7 @@ import torch
 class Batch:
     """A micro-batch: every picture once, several captions a picture.
 
-    The objectives' `mask` and `hide` change `tokens`, `matched` and `masked_cells` and write their
+    The objectives' `mask` and `mask_cells` change `tokens`, `matched` and `masked_cells` and write their
     labels.
     """
 

@@ -46,7 +46,7 @@ class Itc(Objective):
     ) -> None:
         """Nothing is hidden."""
 
-    def reads(self, batch: Batch) -> torch.Tensor:
+    def output_mask(self, batch: Batch) -> torch.Tensor:
         """None of the fusion's outputs."""
         return text_and_cells(batch, None, None)
 

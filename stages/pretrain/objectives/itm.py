@@ -45,7 +45,7 @@ class Itm(Objective):
         self, batch: Batch, tokenizer: PreTrainedTokenizerFast, random: np.random.Generator
     ) -> None:
         """Replace texts (with their phrases) and clear `batch.matched` there; with negatives by
-        itc only the latter, as `hide` replaces them."""
+        itc only the latter, as `mask_cells` replaces them."""
         picture = batch.picture.numpy()
         source = np.arange(len(picture))
         for pair in np.flatnonzero(random.random(len(picture)) < self.config.mismatch):
@@ -58,7 +58,7 @@ class Itm(Objective):
         for name in ("tokens", "ordinary", "phrases"):
             setattr(batch, name, getattr(batch, name)[source])
 
-    def hide(self, cells: Cells, batch: Batch) -> None:
+    def mask_cells(self, cells: Cells, batch: Batch) -> None:
         """With negatives by itc: give the pairs that `mask` chose their texts."""
         chosen = (batch.is_true & ~batch.matched).nonzero()[:, 0]
         if not self.contrasts or not len(chosen):
@@ -74,7 +74,7 @@ class Itm(Objective):
         batch.mlm_labels = batch.mlm_labels.clone()
         batch.mlm_labels[chosen] = NOT_LEARNED
 
-    def reads(self, batch: Batch) -> torch.Tensor:
+    def output_mask(self, batch: Batch) -> torch.Tensor:
         """[CLS]."""
         first = torch.zeros_like(batch.tokens, dtype=torch.bool)
         first[:, 0] = True

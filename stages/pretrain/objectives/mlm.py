@@ -52,7 +52,7 @@ class Mlm(Objective):
         hidden = torch.where(fate < 0.8, tokenizer.mask_token_id, other)
         batch.tokens = torch.where(chosen & (fate < 0.9), hidden, batch.tokens)
 
-    def reads(self, batch: Batch) -> torch.Tensor:
+    def output_mask(self, batch: Batch) -> torch.Tensor:
         """The chosen pieces."""
         return text_and_cells(batch, batch.mlm_labels != IGNORED, None)
 

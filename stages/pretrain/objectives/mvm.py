@@ -54,7 +54,7 @@ class Mvm(Objective):
             anchors = np.where(drawn, random.random((num_pairs, num_cells)).argsort(axis=1), -1)
         batch.anchors = torch.from_numpy(anchors)
 
-    def hide(self, cells: Cells, batch: Batch) -> None:
+    def mask_cells(self, cells: Cells, batch: Batch) -> None:
         """Add the cells of the drawn codes to `batch.masked_cells`, note codes in `mvm_labels`."""
         assert cells.codes is not None
         codes, inside = cells.codes[batch.picture], cells.inside[batch.picture]
@@ -67,7 +67,7 @@ class Mvm(Objective):
         learned = hidden & batch.matched[:, None] if self.config.matched_only else hidden
         batch.mvm_labels = torch.where(learned, codes, IGNORED)
 
-    def reads(self, batch: Batch) -> torch.Tensor:
+    def output_mask(self, batch: Batch) -> torch.Tensor:
         """The hidden cells."""
         return text_and_cells(batch, None, batch.mvm_labels != IGNORED)
 

@@ -28,11 +28,11 @@ class Objective(Protocol):
     ) -> None:
         """Mask in `batch` what the student shall predict, and keep the answer in it."""
 
-    def hide(self, cells: Cells, batch: Batch) -> None:
+    def mask_cells(self, cells: Cells, batch: Batch) -> None:
         """Hide cells, where the CNN's output decides which; most objectives need none of it."""
         return
 
-    def reads(self, batch: Batch) -> torch.Tensor | None:
+    def output_mask(self, batch: Batch) -> torch.Tensor | None:
         """The fusion's outputs that `score` looks at, bool [B, T + C]; None for all of them."""
         return None
 

@@ -56,7 +56,7 @@ class Omvm(Objective):
         learned = batch.matched[:, None] if self.config.matched_only else torch.tensor(True)
         batch.hidden_objects = torch.where(learned, rows, -1)
 
-    def reads(self, batch: Batch) -> torch.Tensor:
+    def output_mask(self, batch: Batch) -> torch.Tensor:
         """The cells of the hidden objects."""
         rows = batch.hidden_objects
         cells = batch.regions[batch.picture[:, None], rows.clamp(min=0)] > 0

@@ -26,7 +26,7 @@ CELLS_PER_CODE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noted:
+class CodebookStats:
     """What a micro-batch leaves for the update: `counts` [K] cells of each code and their `sums`
     [K, D], and `offered` [n, D]: cells that may become codes, the first `num_offered` of them."""
 
@@ -67,7 +67,7 @@ class Dictionary(nn.Module):
             ("started", torch.tensor(not from_data)),
         ):
             self.register_buffer(name, value)
-        self._noted: list[Noted] = []
+        self._pending: list[CodebookStats] = []
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """Follow the module to another device, never to another precision: bf16 has 8 bits, and a
@@ -98,32 +98,32 @@ class Dictionary(nn.Module):
                 counts, sums = self._tally(cells, index, weights)
                 self._move(*_over_ranks(counts, sums))
             elif weights is not None:
-                self._note(cells, index, distance, weights)
+                self._record(cells, index, distance, weights)
         if not self.started:
             return index, cells
         return index, cells + (self.codes[index] - cells).detach()
 
     @torch.no_grad()
     def learn(self) -> None:
-        """Move the codes by what was noted since the last call. A collective, once a step.
+        """Move the codes by what was pending since the last call. A collective, once a step.
 
         Nothing of it depends on how the step's micro-batches are shared out among ranks.
         """
-        noted, self._noted = self._noted, []
-        if not noted:
+        pending, self._pending = self._pending, []
+        if not pending:
             return
         counts, sums = _over_ranks(
-            torch.stack([one.counts for one in noted]).sum(dim=0),
-            torch.stack([one.sums for one in noted]).sum(dim=0),
+            torch.stack([one.counts for one in pending]).sum(dim=0),
+            torch.stack([one.sums for one in pending]).sum(dim=0),
         )
         if self.started:
             self._move(counts, sums)
             dead = self.age >= self.config.revive_after_steps
             if self.config.revive_after_steps and bool(dead.any()):
                 rows = dead.nonzero()[:, 0]
-                fresh = torch.cat(_offers_of_all(noted))[: len(rows)]
+                fresh = torch.cat(_offers_of_all(pending))[: len(rows)]
                 self._replace(rows[: len(fresh)], fresh)
-        elif len(offers := _offers_of_all(noted)):
+        elif len(offers := _offers_of_all(pending)):
             self._start(offers)
 
     def perplexity(self) -> torch.Tensor:
@@ -164,7 +164,7 @@ class Dictionary(nn.Module):
         sums = torch.zeros_like(self.sums).index_add_(0, index, cells * weights[:, None])
         return counts, sums
 
-    def _note(
+    def _record(
         self,
         cells: torch.Tensor,
         index: torch.Tensor,
@@ -184,8 +184,8 @@ class Dictionary(nn.Module):
         waiting = torch.where(chance > 0, waiting, float("inf"))
         offered = waiting.topk(num_wanted, largest=False).indices
         num_offered = (chance > 0).sum().clamp(max=num_wanted)
-        self._noted.append(
-            Noted(counts=counts, sums=sums, offered=cells[offered], num_offered=num_offered)
+        self._pending.append(
+            CodebookStats(counts=counts, sums=sums, offered=cells[offered], num_offered=num_offered)
         )
 
     def _move(self, counts: torch.Tensor, sums: torch.Tensor) -> None:
@@ -254,17 +254,17 @@ def _over_ranks(counts: torch.Tensor, sums: torch.Tensor) -> tuple[torch.Tensor,
     return both[:, 0], both[:, 1:]
 
 
-def _offers_of_all(noted: list[Noted]) -> list[torch.Tensor]:
+def _offers_of_all(pending: list[CodebookStats]) -> list[torch.Tensor]:
     """The cells [n, D] offered by each micro-batch of the step on any rank, in the order of their
     positions: ranks take micro-batches in turn. Those that offer none are left out."""
-    size = torch.tensor([len(one.offered) for one in noted]).amax().to(noted[0].offered.device)
+    size = torch.tensor([len(one.offered) for one in pending]).amax().to(pending[0].offered.device)
     if _world_size() > 1:
         torch.distributed.all_reduce(size, op=torch.distributed.ReduceOp.MAX)
     most = int(size)
     offered = torch.stack(
-        [nn.functional.pad(o.offered, (0, 0, 0, most - len(o.offered))) for o in noted]
+        [nn.functional.pad(o.offered, (0, 0, 0, most - len(o.offered))) for o in pending]
     )
-    nums = torch.stack([one.num_offered for one in noted])
+    nums = torch.stack([one.num_offered for one in pending])
     if _world_size() > 1:
         ranks = range(_world_size())
         all_offered = [torch.empty_like(offered) for _ in ranks]

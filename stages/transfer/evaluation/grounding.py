@@ -146,7 +146,7 @@ def _point(predictor: Predictor, sample: Sample) -> list[dict]:
     tokens, offsets = predictor.read(captions)
     cells = predictor.encode_image([sample])
     picture = torch.zeros(len(captions), dtype=torch.long)
-    hidden = predictor.student.align(cells, picture=picture, tokens=tokens)
+    hidden = predictor.student.align(cells, picture=picture, input_ids=tokens)
     size_px = torch.tensor([sample.info["width"], sample.info["height"]])
     # The picture fills the grid but for padding, which cells count in resized pixels.
     scale = pixels_per_cell(predictor, sample)
@@ -236,7 +236,7 @@ def label_objects(predictor: Predictor, samples: Sequence[Sample]) -> dict[str, 
         tokens, _ = predictor.read(sample.info["captions"][:1] or [""])
         cells = predictor.encode_image([sample])
         hidden = predictor.student.fuse(
-            cells, picture=torch.zeros(1, dtype=torch.long), tokens=tokens
+            cells, picture=torch.zeros(1, dtype=torch.long), input_ids=tokens
         )
         scale = pixels_per_cell(predictor, sample) / predictor.student.grid.cell_px
         regions = cells_of_boxes(

@@ -50,7 +50,7 @@ def score_matrix(
             parts = []
             for part in tokens.split(pairs_per_batch):
                 picture = torch.zeros(len(part), dtype=torch.long)
-                logits = predictor.student.match(cells, picture=picture, tokens=part)
+                logits = predictor.student.match(cells, picture=picture, input_ids=part)
                 parts.append(logits[:, 1] - logits[:, 0])
             rows.append(torch.cat(parts))
             progress.advance()
@@ -83,7 +83,7 @@ def _contrast_matrix(
         for row, cells in enumerate(seen):
             for texts in listed[row].nonzero()[:, 0].split(pairs_per_batch):
                 picture = torch.zeros(len(texts), dtype=torch.long)
-                logits = student.match(cells, picture=picture, tokens=tokens[texts])
+                logits = student.match(cells, picture=picture, input_ids=tokens[texts])
                 reranked[row, texts] += itm_weight * (logits[:, 1] - logits[:, 0])
             progress.advance()
     return reranked

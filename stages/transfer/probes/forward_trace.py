@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from sharding.format.schema import Sample
-from stages.student.attention_trace import Watched, rollout, watch
+from stages.student.attention_trace import AttentionTrace, rollout, trace_attention
 from stages.student.network import Cells
 from stages.transfer.evaluation.grounding import phrase_heat, pixels_per_cell
 from stages.transfer.predictor import Predictor
@@ -46,15 +46,15 @@ class ForwardTrace:
 
     words: list[Word]
     tokens: list[str]
-    watched: Watched
+    attention_trace: AttentionTrace
     cells: Cells
     cell_px: tuple[float, float]
     match: float
 
     @property
     def attention(self) -> torch.Tensor:
-        """[L, A, S, S], as in Watched."""
-        return self.watched.attention[0]
+        """[L, A, S, S], as in AttentionTrace."""
+        return self.attention_trace.attention[0]
 
     @property
     def inside(self) -> torch.Tensor:
@@ -78,7 +78,7 @@ class ForwardTrace:
                 pieces[word.first : word.last] = True
         if not pieces.any():
             return None
-        hidden = self.watched.hidden
+        hidden = self.attention_trace.hidden
         return phrase_heat(predictor, hidden.text[0], hidden.cells[0], self.inside, pieces)
 
 
@@ -87,14 +87,16 @@ def trace_forward(predictor: Predictor, sample: Sample, text: str) -> ForwardTra
     """Run the student on a sample's picture and a text; a text that is too long is cut."""
     ids, offsets = predictor.read([text])
     cells = predictor.encode_image([sample])
-    watched = watch(predictor.student, cells, picture=torch.zeros(1, dtype=torch.long), tokens=ids)
+    watched = trace_attention(
+        predictor.student, cells, picture=torch.zeros(1, dtype=torch.long), tokens=ids
+    )
     logits = predictor.student.itm_head(watched.hidden.text[:, 0])
     tokens = list(predictor.tokenizer.convert_ids_to_tokens(ids[0].tolist()))
     width, height = pixels_per_cell(predictor, sample).tolist()
     return ForwardTrace(
         words=words_of(tokens, offsets[0].tolist(), text),
         tokens=tokens,
-        watched=watched,
+        attention_trace=watched,
         cells=cells,
         cell_px=(width, height),
         match=float(logits[0].softmax(dim=0)[1]),
@@ -134,7 +136,7 @@ def guesses(
     hidden_ids = ids.repeat(len(places), 1)
     hidden_ids[rows, pieces] = predictor.tokenizer.mask_token_id
     picture = torch.zeros(len(places), dtype=torch.long)
-    hidden = predictor.student.fuse(inside.cells, picture=picture, tokens=hidden_ids)
+    hidden = predictor.student.fuse(inside.cells, picture=picture, input_ids=hidden_ids)
     logits = predictor.student.mlm_head(
         hidden.text[rows, pieces], predictor.student.word_embeddings
     )

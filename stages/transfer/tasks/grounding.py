@@ -59,7 +59,7 @@ class GroundingTask(Task):
         """[E, rows, columns]: each cell's similarity with the phrase, -inf for padding."""
         cells = student.encode_image(batch.pixels, batch.sizes_px)
         picture = batch.picture[:, 0]
-        hidden = student.fuse(cells, picture=picture, tokens=batch.tokens)
+        hidden = student.fuse(cells, picture=picture, input_ids=batch.tokens)
         phrases = student.pool_phrases(batch.phrase_pieces[:, None], hidden.text)
         similarity = student.align_head(phrases, hidden.cells)[:, 0]
         similarity = similarity.masked_fill(~cells.inside[picture], -torch.inf)

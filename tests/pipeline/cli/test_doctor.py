@@ -41,7 +41,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_impostor_of_apex_is_reported_without_running_it(site: Path) -> None:
     """The package of that name on the public index is a web toolkit; its code must not run."""
     put_package(site, "apex", "raise SystemExit('it ran')", about="Pyramid toolkit for web forms")
-    kind, found = apex_package.look()
+    kind, found = apex_package.installed_apex()
     assert kind == "impostor" and "Pyramid toolkit" in found and "0.9" in found
     (finding,) = doctor.check_apex()
     assert finding.state == "note" and "pip uninstall apex" in finding.cure
@@ -50,14 +50,14 @@ def test_the_impostor_of_apex_is_reported_without_running_it(site: Path) -> None
 
 def test_nvidias_apex_is_reported_by_its_folders(site: Path) -> None:
     put_package(site, "apex", "raise SystemExit('it ran')", parts="amp optimizers normalization")
-    assert apex_package.look() == ("nvidia", "NVIDIA's, 0.9, no summary")
+    assert apex_package.installed_apex() == ("nvidia", "NVIDIA's, 0.9, no summary")
     (finding,) = doctor.check_apex()
     assert finding.state == "ok"
 
 
 def test_an_apex_without_metadata_is_still_judged(site: Path) -> None:
     (site / "apex.py").write_text("raise SystemExit('it ran')")
-    kind, found = apex_package.look()
+    kind, found = apex_package.installed_apex()
     assert kind == "impostor" and "without metadata" in found
 
 

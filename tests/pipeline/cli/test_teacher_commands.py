@@ -8,17 +8,17 @@ import pickle
 from pathlib import Path
 
 import pytest
-
-from pipeline.cli.main import main
-from stages.detector.checkpoints.families import FAMILIES
-from stages.detector.teacher_folder import read_about, save_null_teacher
-from tests.stages.checkpoints import (
+from checkpoints import (
     ATTRIBUTES,
     LABELS,
     NUM_ATTRIBUTES,
     c4_weights,
     write_names,
 )
+
+from pipeline.cli.main import main
+from stages.detector.checkpoints.families import FAMILIES
+from stages.detector.teacher_folder import read_about, save_null_teacher
 
 
 @pytest.fixture()
@@ -60,7 +60,7 @@ def test_a_checkpoint_becomes_a_folder_that_says_what_it_is(
             assert word in said, said
     about = json.loads(_said(["teacher", str(files / "out"), "--json"], capsys))
     assert about["fingerprint"] == fingerprint and about["labels"] == LABELS
-    assert about["card"]["licence"] == "CC BY 4.0" and about["sizes"]["num_attributes"] == 3
+    assert about["card"]["license"] == "CC BY 4.0" and about["sizes"]["num_attributes"] == 3
     assert about["net"]["picture"]["shorter_px"] == 600
 
 
@@ -95,7 +95,7 @@ def test_set_changes_the_family_and_the_card_says_so(files: Path) -> None:
     "more, words",
     [
         (["--license", "x"], "attributes: got none, the weights have 3 attributes"),
-        (["--license", ""], "licence: got ''"),
+        (["--license", ""], "license: got ''"),
         (["--license", "x", "--set", "picture.shorter=3"], "Did you mean 'shorter_px'?"),
         (["--license", "x", "--set", "picture.shorter_px=0"], "picture.shorter_px: got 0"),
         (["--license", "x", "--attributes", "none.txt"], "none.txt: got"),
@@ -111,7 +111,7 @@ def test_what_cannot_be_is_reported_in_words(
     assert not (files / "out").exists()
 
 
-def test_a_licence_and_a_known_family_are_asked_for(
+def test_a_license_and_a_known_family_are_required(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Oracle: argparse's exit status; the families and what they fit stand in the help."""

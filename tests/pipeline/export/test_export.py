@@ -18,7 +18,7 @@ from view_shards import CAPTION, folder_of, info, sample
 from pipeline.cli.main import main
 from pipeline.export.plain_pickle import pickled
 from pipeline.export.vl_interpret import example_of
-from pipeline.pages.student.inputs import Given, open_student
+from pipeline.pages.student.inputs import ExampleInputs, open_student
 from stages.student.build import make_student
 from stages.student.vision.image_transforms import load_picture, stack_pictures
 from stages.student.vision.neck_config import DictionaryConfig, SohoNeckConfig
@@ -68,7 +68,7 @@ def test_an_example_holds_what_the_viewer_wants(tmp_path: Path) -> None:
     cell. 80 x 60 is seen at 43 x 32, padded to 48 x 32: 2 rows of 3 cells, the last part black."""
     predictor = open_student(student_folder(tmp_path / "student"))
     file = picture_file(tmp_path / "picture.png")
-    (given,) = Given(pictures=(file,), texts=(TEXT,)).examples()
+    (given,) = ExampleInputs(pictures=(file,), texts=(TEXT,)).examples()
     found = example_of(predictor, given, 7)
     num_text = len(predictor.tokenizer(TEXT)["input_ids"])
     assert found["ex_id"] == 7 and found["txt_len"] == num_text and "accuracy" not in found
@@ -98,13 +98,13 @@ def test_states_are_those_of_the_student(tmp_path: Path) -> None:
     """Oracle: the student asked as everywhere; its outputs are the last state."""
     predictor = open_student(student_folder(tmp_path / "student"))
     file = picture_file(tmp_path / "picture.png")
-    (given,) = Given(pictures=(file,), texts=(TEXT,)).examples()
+    (given,) = ExampleInputs(pictures=(file,), texts=(TEXT,)).examples()
     found = example_of(predictor, given, 0)
     array = load_picture(file.read_bytes(), shorter_px=32, longer_px=64)
     pictures = stack_pictures([array], multiple_px=16)
     cells = predictor.student.encode_image(pictures.pixels, pictures.sizes_px)
     ids, _ = predictor.read([TEXT])
-    hidden = predictor.student.fuse(cells, picture=torch.zeros(1, dtype=torch.long), tokens=ids)
+    hidden = predictor.student.fuse(cells, picture=torch.zeros(1, dtype=torch.long), input_ids=ids)
     last = torch.cat([hidden.text[0], hidden.cells[0]])
     np.testing.assert_allclose(found["hidden_states"][-1], last, rtol=1e-4, atol=1e-5)
 
@@ -131,7 +131,7 @@ def test_the_database_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture) 
     examples = [pickle.loads(found[key]) for key in "01"]
     assert [one["ex_id"] for one in examples] == [0, 1]
     predictor = open_student(student)
-    for one, given in zip(examples, Given(shards=str(shards)).examples()):
+    for one, given in zip(examples, ExampleInputs(shards=str(shards)).examples()):
         wanted = example_of(predictor, given, one["ex_id"])
         assert given.text == CAPTION and one.keys() == wanted.keys()
         for name, value in wanted.items():
@@ -202,7 +202,7 @@ def test_a_soho_checkpoint_goes_there_and_back(
 )
 def test_what_is_given_is_checked(given: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Given(**given)
+        ExampleInputs(**given)
 
 
 def test_one_of_either_is_for_all(tmp_path: Path) -> None:
@@ -212,5 +212,5 @@ def test_one_of_either_is_for_all(tmp_path: Path) -> None:
         (files[:1], ("x", "y"), [("a", "x"), ("a", "y")]),
         (files, ("x", "y"), [("a", "x"), ("b", "y")]),
     ):
-        examples = Given(pictures=pictures, texts=texts).examples()
+        examples = ExampleInputs(pictures=pictures, texts=texts).examples()
         assert [(one.sample.key, one.text) for one in examples] == pairs

@@ -12,7 +12,7 @@ import torch
 from pretrain_fixtures import TINY, tiny_student, toy_tokenizer
 
 from pipeline.export.onnx_files import export_onnx
-from pipeline.pages.student.inputs import GivenError
+from pipeline.pages.student.inputs import InputError
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor
 
@@ -70,7 +70,7 @@ def test_onnx_runtime_gives_the_same_logits_and_vectors(
 
 
 def test_a_folder_that_is_there_is_left_alone(exported: tuple[Student, Path]) -> None:
-    """Oracle: GivenError that names it."""
+    """Oracle: InputError that names it."""
     _, folder = exported
-    with pytest.raises(GivenError, match="which is there already"):
+    with pytest.raises(InputError, match="which is there already"):
         export_onnx(folder.parent / "student", folder)

@@ -16,10 +16,10 @@ from student_folders import TEXT, picture_file, student_folder
 
 from pipeline.cli.main import main
 from pipeline.pages.student.example_view import View, kinds_of, view_of
-from pipeline.pages.student.inputs import Given, open_student
+from pipeline.pages.student.inputs import ExampleInputs, open_student
 from stages.distill.text.phrases import LexiconChunker
 from stages.picture import open_picture
-from stages.student.attention_trace import watch
+from stages.student.attention_trace import trace_attention
 from stages.student.heads import weighted_mean
 from stages.student.vision.image_transforms import load_picture, stack_pictures
 from stages.transfer.predictor import Predictor
@@ -56,7 +56,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 
 def viewed(predictor: Predictor, tmp_path: Path, text: str) -> View:
     file = picture_file(tmp_path / "picture.png")
-    (example,) = Given(pictures=(file,), texts=(text,)).examples()
+    (example,) = ExampleInputs(pictures=(file,), texts=(text,)).examples()
     return view_of(predictor, example, CHUNKER.chunk)
 
 
@@ -71,7 +71,7 @@ def test_maps_are_those_of_a_slow_way(predictor: Predictor, tmp_path: Path) -> N
     cells = student.encode_image(pictures.pixels, pictures.sizes_px)
     ids, _ = predictor.read([TEXT])
     picture = torch.zeros(1, dtype=torch.long)
-    watched = watch(student, cells, picture=picture, tokens=ids)
+    watched = trace_attention(student, cells, picture=picture, tokens=ids)
     num_text, num_cells = ids.shape[1], 6
     assert view.attention.shape == (1 + 2 * 3, 10 + 2, num_cells)
     tokens = predictor.tokenizer.convert_ids_to_tokens(ids[0].tolist())
@@ -112,7 +112,7 @@ def test_a_picture_taken_sideways_is_turned(tmp_path: Path) -> None:
     for name, more in (("turned", {"exif": exif}), ("plain", {})):
         file = tmp_path / f"{name}.jpg"
         image.save(file, "JPEG", **more)
-        (example,) = Given(pictures=(file,), texts=("x",)).examples()
+        (example,) = ExampleInputs(pictures=(file,), texts=("x",)).examples()
         info = example.sample.info
         if name == "plain":
             assert example.sample.image == file.read_bytes() and info["width"] == 60

@@ -36,7 +36,7 @@ def test_an_error_of_the_device_ends_the_worker() -> None:
     for num in (1, 2):
         batch = [Keyed(f"p{i}", picture) for i in range(num)]
         with pytest.raises(DistillError, match="device failed on picture p0.*illegal memory"):
-            OomFallback(teacher, say=print).detect(batch)
+            OomFallback(teacher, log=print).detect(batch)
 
 
 def test_numbers_that_are_not_finite_fail_their_picture() -> None:

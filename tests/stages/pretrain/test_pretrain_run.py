@@ -148,7 +148,7 @@ def test_a_run_in_half_precision_leaves_a_student_that_sees(ranks: Ranks, tmp_pa
     student = Student.from_pretrained(tmp_path / "student").eval()
     with torch.no_grad():
         cells = student.encode_image(torch.zeros(1, 3, 32, 32), torch.tensor([[32, 32]]))
-        hidden = student.fuse(cells, picture=torch.tensor([0]), tokens=torch.tensor([[2, 7, 3]]))
+        hidden = student.fuse(cells, picture=torch.tensor([0]), input_ids=torch.tensor([[2, 7, 3]]))
         assert student.itm_head(hidden.text[:, 0]).isfinite().all()
 
 

@@ -177,5 +177,5 @@ def test_half_precision_leaves_the_dictionary_whole(ranks: Ranks, tmp_path: Path
         assert weights[f"{DICTIONARY}started"]
     with torch.no_grad():
         cells = loaded.encode_image(torch.zeros(1, 3, 32, 32), torch.tensor([[32, 32]]))
-        hidden = loaded.fuse(cells, picture=torch.tensor([0]), tokens=torch.tensor([[2, 7, 3]]))
+        hidden = loaded.fuse(cells, picture=torch.tensor([0]), input_ids=torch.tensor([[2, 7, 3]]))
     assert hidden.text.dtype == torch.bfloat16 and hidden.text.isfinite().all()

@@ -9,7 +9,7 @@ import torch
 from pretrain_fixtures import TINY, tiny_student
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
-from stages.student.attention_trace import Watched, rollout, watch
+from stages.student.attention_trace import AttentionTrace, rollout, trace_attention
 from stages.student.network import Student
 from stages.student.vision.neck_config import SohoNeckConfig
 
@@ -21,9 +21,9 @@ DEEP = replace(TINY, num_layers=3)
 NUM_TEXT = 6
 
 
-def _watched(student: Student) -> Watched:
+def _watched(student: Student) -> AttentionTrace:
     cells = student.encode_image(PIXELS, SIZES)
-    return watch(student, cells, picture=PICTURE, tokens=TOKENS)
+    return trace_attention(student, cells, picture=PICTURE, tokens=TOKENS)
 
 
 @pytest.mark.parametrize("config", [DEEP, replace(DEEP, neck=SohoNeckConfig())])
@@ -34,7 +34,7 @@ def test_weights_are_those_of_eager_attention(config: object) -> None:
     student = tiny_student(config)  # type: ignore[arg-type]
     watched = _watched(student)
     cells = student.encode_image(PIXELS, SIZES)
-    plain = student.fuse(cells, picture=PICTURE, tokens=TOKENS)
+    plain = student.fuse(cells, picture=PICTURE, input_ids=TOKENS)
     assert torch.equal(watched.hidden.text, plain.text)
     assert torch.equal(watched.hidden.cells, plain.cells)
     hidden = watched.states[:, 0]
@@ -72,7 +72,7 @@ def test_no_hook_stays_behind() -> None:
     student = tiny_student(DEEP)
     _watched(student)
     with pytest.raises(IndexError):
-        watch(
+        trace_attention(
             student,
             student.encode_image(PIXELS, SIZES),
             picture=torch.tensor([9]),

@@ -32,7 +32,7 @@ def test_a_hidden_cell_is_a_learned_vector_or_zero(tmp_path: Path) -> None:
         hidden = student.fuse(
             cells,
             picture=torch.tensor([0]),
-            tokens=torch.tensor([[2, 7, 3]]),
+            input_ids=torch.tensor([[2, 7, 3]]),
             masked_cells=torch.tensor([[True, False, False, False]]),
         )
         hidden.text.square().sum().backward()

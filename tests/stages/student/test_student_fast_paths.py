@@ -20,7 +20,7 @@ from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm
 from stages.pretrain.objectives.mvm import Mvm
 from stages.pretrain.objectives.omvm import Omvm
-from stages.student.last_layer import run_where_read
+from stages.student.last_layer import run_last_layer
 from stages.student.vision import grid
 
 
@@ -44,7 +44,7 @@ def test_the_last_layer_where_it_is_read(learns: bool) -> None:
         own = hidden.clone().requires_grad_()
         student.zero_grad()
         mask = attended[:, None, None, :]
-        out = run_where_read(layer, own, mask, read) if fast else layer(own, mask)
+        out = run_last_layer(layer, own, mask, read) if fast else layer(own, mask)
         out = torch.where(read[..., None], out, 0.0)
         (out * torch.linspace(-1, 1, 64)).sum().backward()
         results.append({"output": out, "input": own.grad, **_gradients(layer)})
@@ -70,16 +70,16 @@ def _model(batch: Any) -> PretrainModel:
     return PretrainModel(new_student(), objectives).train()
 
 
-def test_objectives_read_what_they_say() -> None:
+def test_objectives_use_no_other_outputs() -> None:
     """Losses and gradients of a pass in which every output of the fusion is made."""
     results = []
     for fast in (False, True):
         torch.manual_seed(0)
         batch = golden_batch("train")
         model = _model(batch)
-        assert 0 < int(model._read(batch).sum()) < 60
+        assert 0 < int(model._output_mask(batch).sum()) < 60
         if not fast:
-            model._read = lambda batch: None  # type: ignore[method-assign]
+            model._output_mask = lambda batch: None  # type: ignore[method-assign]
         loss, scores = model(batch)
         loss.backward()
         assert scores["mvm"].loss > 0 and scores["omvm"].loss > 0

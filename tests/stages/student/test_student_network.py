@@ -25,7 +25,7 @@ PICTURE = torch.tensor([0, 0, 1])
 def _outputs(student: Student) -> list[torch.Tensor]:
     """Everything a student says of two pictures and three texts."""
     cells = student.encode_image(PIXELS, SIZES)
-    hidden = student.fuse(cells, picture=PICTURE, tokens=TOKENS)
+    hidden = student.fuse(cells, picture=PICTURE, input_ids=TOKENS)
     label, feature = student.object_head(hidden.cells[:, 0])
     return [
         hidden.text,
@@ -64,7 +64,7 @@ def test_the_cnn_runs_once_a_picture() -> None:
     assert calls == [2]
     with torch.no_grad():
         cells = student.encode_image(PIXELS[PICTURE], SIZES[PICTURE])
-        repeated = student.fuse(cells, picture=torch.arange(3), tokens=TOKENS)
+        repeated = student.fuse(cells, picture=torch.arange(3), input_ids=TOKENS)
     torch.testing.assert_close(repeated.text, shared[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(repeated.cells, shared[1], rtol=1e-4, atol=1e-5)
 
@@ -77,15 +77,18 @@ def test_masked_cells_are_hidden_from_everything() -> None:
     cells = student.encode_image(PIXELS, SIZES)
     masked = torch.zeros(3, cells.features.shape[1], dtype=torch.bool)
     masked[0, 2] = True
-    plain = student.fuse(cells, picture=PICTURE, tokens=TOKENS)
-    first = student.fuse(cells, picture=PICTURE, tokens=TOKENS, masked_cells=masked)
+    plain = student.fuse(cells, picture=PICTURE, input_ids=TOKENS)
+    first = student.fuse(cells, picture=PICTURE, input_ids=TOKENS, masked_cells=masked)
     assert torch.equal(first.text[1:], plain.text[1:])
     assert not torch.allclose(first.text[0], plain.text[0], atol=1e-4)
     for column, hidden_from_it in ((2, True), (3, False)):
         features = cells.features.clone()
         features[0, column] = torch.randn(TINY.hidden_size)
         other = student.fuse(
-            replace(cells, features=features), picture=PICTURE, tokens=TOKENS, masked_cells=masked
+            replace(cells, features=features),
+            picture=PICTURE,
+            input_ids=TOKENS,
+            masked_cells=masked,
         )
         assert torch.allclose(other.text[0], first.text[0], atol=1e-6) == hidden_from_it
 
@@ -97,7 +100,7 @@ def test_half_precision_runs_through() -> None:
     student.bfloat16()
     with torch.no_grad():
         cells = student.encode_image(PIXELS, SIZES)
-        hidden = student.fuse(cells, picture=PICTURE, tokens=TOKENS)
+        hidden = student.fuse(cells, picture=PICTURE, input_ids=TOKENS)
     assert hidden.text.dtype == torch.bfloat16
     assert (hidden.text.float() - full[0]).abs().mean() < 0.05
 

@@ -42,7 +42,7 @@ def _pass(
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             cells = student.encode_image(pixels, torch.tensor([[32, 48], [32, 32]]))
             hidden = student.fuse(
-                cells, picture=torch.tensor([0, 1]), tokens=torch.tensor([[2, 9, 3], [2, 7, 0]])
+                cells, picture=torch.tensor([0, 1]), input_ids=torch.tensor([[2, 9, 3], [2, 7, 0]])
             )
         found |= {f"text {step}": hidden.text, f"cells {step}": hidden.cells}
         (hidden.text.square().sum() + hidden.cells.sin().sum()).backward()

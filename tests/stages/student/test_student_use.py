@@ -56,7 +56,7 @@ def test_the_lines_of_the_guide(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     pixels = processor([Path("scene.jpg").read_bytes()], ["x"])["pixel_values"]
     with torch.no_grad():
         cells = student.encode_image(pixels, torch.tensor([[32, 49]]))
-        hidden = student.fuse(cells, picture=torch.tensor([0, 0]), tokens=tokens["input_ids"])
+        hidden = student.fuse(cells, picture=torch.tensor([0, 0]), input_ids=tokens["input_ids"])
         wanted = student.itm_head(hidden.text[:, 0]).softmax(dim=-1)[:, 1]
     got = [float(number) for number in re.findall(r"0\.\d+", printed.getvalue())]
     assert got == pytest.approx(wanted.tolist(), abs=1e-4)

@@ -162,7 +162,7 @@ def test_the_student_of_zero_3_is_whole(undisturbed: Path) -> None:
     batch = random_batch(0)
     with torch.no_grad():
         cells = student.encode_image(batch.pixels, batch.sizes_px)
-        hidden = student.fuse(cells, picture=batch.picture, tokens=batch.tokens)
+        hidden = student.fuse(cells, picture=batch.picture, input_ids=batch.tokens)
     assert hidden.text.isfinite().all()
 
 

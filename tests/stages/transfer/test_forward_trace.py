@@ -47,7 +47,9 @@ def test_match_and_words(predictor: Predictor) -> None:
     inside = trace_forward(predictor, sample, text)
     ids, _ = predictor.read([text])
     picture = torch.zeros(1, dtype=torch.long)
-    hidden = predictor.student.fuse(predictor.encode_image([sample]), picture=picture, tokens=ids)
+    hidden = predictor.student.fuse(
+        predictor.encode_image([sample]), picture=picture, input_ids=ids
+    )
     log_odds = torch.log(torch.tensor(inside.match / (1 - inside.match)))
     logits = predictor.student.itm_head(hidden.text[:, 0])[0]
     torch.testing.assert_close(log_odds, logits[1] - logits[0], rtol=1e-3, atol=1e-4)
@@ -91,7 +93,7 @@ def test_guesses_are_those_for_a_text_with_a_mask(predictor: Predictor) -> None:
     ids, _ = predictor.read([typed])
     place = ids[0].tolist().index(predictor.tokenizer.mask_token_id)
     hidden = predictor.student.fuse(
-        inside.cells, picture=torch.zeros(1, dtype=torch.long), tokens=ids
+        inside.cells, picture=torch.zeros(1, dtype=torch.long), input_ids=ids
     )
     shares = predictor.student.mlm_head(
         hidden.text[0, place][None], predictor.student.word_embeddings

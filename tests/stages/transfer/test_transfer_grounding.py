@@ -114,7 +114,7 @@ def test_a_phrase_is_the_mean_of_its_own_pieces(
     captions = sample.info["captions"]
     tokens, _ = predictor.read(captions)
     hidden = predictor.student.fuse(
-        predictor.encode_image([sample]), picture=torch.zeros(4, dtype=torch.long), tokens=tokens
+        predictor.encode_image([sample]), picture=torch.zeros(4, dtype=torch.long), input_ids=tokens
     )
     wanted = []
     for row, phrases in enumerate(sample.info["truth"]["phrases"]):
@@ -182,7 +182,7 @@ def test_regions_are_the_cells_of_the_boxes(
     label_objects(predictor, [sample])
     tokens, _ = predictor.read(["red green"])
     cells = predictor.student.fuse(
-        predictor.encode_image([sample]), picture=torch.tensor([0]), tokens=tokens
+        predictor.encode_image([sample]), picture=torch.tensor([0]), input_ids=tokens
     ).cells[0]
     wanted = torch.stack([cells[[0, 1, 4, 5]].mean(dim=0), cells[[3, 7]].mean(dim=0)])
     torch.testing.assert_close(pooled[0], wanted, rtol=1e-5, atol=1e-6)

@@ -100,7 +100,7 @@ def test_scores_do_not_depend_on_batches_or_company() -> None:
             for m, text in enumerate(texts):
                 tokens, _ = predictor.read([text])
                 hidden = predictor.student.fuse(
-                    predictor.encode_image([sample]), picture=torch.tensor([0]), tokens=tokens
+                    predictor.encode_image([sample]), picture=torch.tensor([0]), input_ids=tokens
                 )
                 no, yes = predictor.student.itm_head(hidden.text[:, 0])[0]
                 assert matrix[n, m].item() == pytest.approx((yes - no).item(), abs=1e-4)
@@ -151,7 +151,7 @@ def test_the_contrastive_head_ranks_and_the_matching_head_ranks_again() -> None:
                 wanted = cosine[0] / 0.07
                 torch.testing.assert_close(first[n, m], wanted, rtol=1e-4, atol=1e-4)
                 no, yes = student.match(
-                    cells, picture=torch.zeros(1, dtype=torch.long), tokens=tokens
+                    cells, picture=torch.zeros(1, dtype=torch.long), input_ids=tokens
                 )[0]
                 wanted = wanted + 0.5 * (yes - no)
                 torch.testing.assert_close(both[n, m], wanted, rtol=1e-4, atol=1e-4)

@@ -98,7 +98,7 @@ def run(
     family: str = "detectron2",
     labels: list[str] | None = None,
     attributes: list[str] | None = None,
-    licence: str = "unknown",
+    license: str = "unknown",
 ) -> str:
     """convert, with files of names."""
     folder = checkpoint.parent
@@ -107,8 +107,8 @@ def run(
         checkpoint,
         family=FAMILIES[family],
         out=out,
-        licence=licence,
-        say=lambda step: None,
+        license=license,
+        log=lambda step: None,
         labels=write_names(folder / "labels.txt", named),
         attributes=attributes and write_names(folder / "attributes.txt", attributes) or None,
     )
@@ -151,14 +151,14 @@ def test_a_folder_says_what_it_is(tmp_path: Path) -> None:
         tmp_path / "out",
         family="vg-d2",
         attributes=ATTRIBUTES,
-        licence="CC BY 4.0, https://example.org",
+        license="CC BY 4.0, https://example.org",
     )
     about = read_about(tmp_path / "out")
     assert about.card is not None and about.sizes is not None
     assert dataclasses.asdict(about.card) == {
         "family": "vg-d2",
         "source": "x.pkl",
-        "licence": "CC BY 4.0, https://example.org",
+        "license": "CC BY 4.0, https://example.org",
         "source_sha256": hashlib.sha256((tmp_path / "x.pkl").read_bytes()).hexdigest(),
     }
     # Normalisation is folded: four numbers a channel become the one of a bias.
@@ -178,7 +178,7 @@ def test_a_folder_says_what_it_is(tmp_path: Path) -> None:
         tmp_path / "again",
         family="vg-d2",
         attributes=ATTRIBUTES,
-        licence="unknown",
+        license="unknown",
     )
 
 
@@ -230,7 +230,7 @@ PREDICTOR = "roi_heads.box_predictor.cls_score.weight"
         (damaged(WEIGHTS, more=np.ones(3, "f4")), {}, "x.pkl: .*no known part: more"),
         (damaged(WEIGHTS, **{PREDICTOR: WEIGHTS[PREDICTOR].T}), {}, f"x.pkl: .*{PREDICTOR}"),
         (WEIGHTS, {"family": "vg-caffe"}, "fit the family detectron2 or vg-d2"),
-        (WEIGHTS, {"licence": " "}, "licence: got ' ', expected .*unknown"),
+        (WEIGHTS, {"license": " "}, "license: got ' ', expected .*unknown"),
         (WEIGHTS, {"labels": ["a", "", "c", "d", "e"]}, "labels.txt: got no name in place 2 of 5"),
         (WEIGHTS, {"labels": ["a", "b", "a", "d", "e"]}, "labels.txt: got 'a' more than once"),
         (WEIGHTS, {"labels": []}, "labels.txt: got no names"),

@@ -18,6 +18,7 @@ from stages.detector.teacher_folder import (
     TeacherError,
     copy_teacher,
     load_teacher,
+    read_about,
     save_null_teacher,
     save_teacher,
 )
@@ -50,6 +51,16 @@ def test_the_fingerprint_names_weights_and_names(tmp_path: Path) -> None:
     assert first == again and len({first, save(tmp_path / "other", seed=1), other_names}) == 3
     for file in (tmp_path / "first").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_a_card_of_an_older_version_is_read(tmp_path: Path) -> None:
+    """Oracle: the same folder with the key that version 0.1 wrote, "licence"."""
+    save(tmp_path)
+    before = read_about(tmp_path).card
+    text = (tmp_path / "config.json").read_text()
+    assert '"license"' in text
+    (tmp_path / "config.json").write_text(text.replace('"license"', '"licence"'))
+    assert read_about(tmp_path).card == before
 
 
 def test_a_blind_teacher_keeps_no_card_of_another(tmp_path: Path) -> None:

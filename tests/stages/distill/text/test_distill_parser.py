@@ -230,7 +230,7 @@ def test_auto_takes_the_parser_where_it_is(parser_folder: Path) -> None:
     said: list[str] = []
     for phrases in ("auto", "parser"):
         config = DistillConfig(phrases=phrases, parser=str(parser_folder))
-        assert isinstance(make_chunker(config, ["dog"], [], say=said.append), ParserChunker)
+        assert isinstance(make_chunker(config, ["dog"], [], log=said.append), ParserChunker)
     assert not said
     lexicon = DistillConfig(phrases="lexicon", parser=str(parser_folder))
     assert isinstance(make_chunker(lexicon, ["dog"], []), LexiconChunker)

@@ -161,7 +161,7 @@ def test_fingerprint_names_the_lexicon() -> None:
 def test_auto_without_the_parser_says_how_to_get_it() -> None:
     said: list[str] = []
     config = DistillConfig(parser="xx_not_installed")
-    chunker = make_chunker(config, LABELS, [], say=said.append)
+    chunker = make_chunker(config, LABELS, [], log=said.append)
     assert chunker.name == "lexicon"
     (line,) = said
     assert "`python -m spacy download xx_not_installed`" in line
@@ -169,7 +169,7 @@ def test_auto_without_the_parser_says_how_to_get_it() -> None:
 
 def test_lexicon_by_choice_says_nothing() -> None:
     said: list[str] = []
-    make_chunker(DistillConfig(phrases="lexicon"), LABELS, [], say=said.append)
+    make_chunker(DistillConfig(phrases="lexicon"), LABELS, [], log=said.append)
     assert not said
 
 
@@ -220,5 +220,5 @@ def test_a_parser_without_noun_chunks_is_refused_before_any_work(tmp_path: Path)
         make_chunker(DistillConfig(phrases="parser", parser=parser), LABELS, ATTRIBUTES)
     said: list[str] = []
     config = DistillConfig(phrases="auto", parser=parser)
-    assert make_chunker(config, LABELS, ATTRIBUTES, say=said.append).name == "lexicon"
+    assert make_chunker(config, LABELS, ATTRIBUTES, log=said.append).name == "lexicon"
     assert "no noun chunks" in said[0]

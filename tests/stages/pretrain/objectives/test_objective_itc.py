@@ -181,7 +181,7 @@ def test_hard_negatives_are_drawn_by_the_logits() -> None:
         batch.contrast[picture, picture] = 99.0
         batch.contrast[(picture + 1) % 4, picture] = 30.0
     phrases = batch.phrases.clone()
-    itm.hide(cast(Cells, None), batch)
+    itm.mask_cells(cast(Cells, None), batch)
     for pair in range(4):
         source = pair if batch.matched[pair] else (pair + 1) % 4
         assert batch.tokens[pair, 1] == 100 + source

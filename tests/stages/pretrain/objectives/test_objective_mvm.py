@@ -39,7 +39,7 @@ def _cells(batch: Batch, seed: int, num_codes: int = 6) -> Cells:
 def _hide(config: MvmConfig, batch: Batch, cells: Cells, seed: int = 0) -> None:
     objective = Mvm(config)
     objective.mask(batch, toy_tokenizer(), np.random.default_rng(seed))
-    objective.hide(cells, batch)
+    objective.mask_cells(cells, batch)
 
 
 def _score(

@@ -277,7 +277,7 @@ def test_before_the_fusion_phrases_meet_cells_of_the_cnn() -> None:
     wanted = Pra(config.pra).score(student, seen, alone, batch).loss
     assert wanted > 0
     torch.testing.assert_close(loss, wanted)
-    aligned = student.align(seen, picture=batch.picture, tokens=batch.texts)
+    aligned = student.align(seen, picture=batch.picture, input_ids=batch.texts)
     torch.testing.assert_close(aligned.text, alone.text)
     torch.testing.assert_close(aligned.cells, alone.cells)
 

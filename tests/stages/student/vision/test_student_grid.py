@@ -251,7 +251,7 @@ def _seen(*arrays: np.ndarray) -> tuple[Cells, torch.Tensor]:
     student = tiny_student()
     pictures = stack_pictures(arrays, multiple_px=student.grid.cell_px)
     cells = student.encode_image(pictures.pixels, pictures.sizes_px)
-    hidden = student.fuse(cells, picture=torch.tensor([0]), tokens=TOKENS)
+    hidden = student.fuse(cells, picture=torch.tensor([0]), input_ids=TOKENS)
     return cells, student.itm_head(hidden.text[:, 0])
 
 
@@ -279,7 +279,7 @@ def test_padding_is_not_attended_to() -> None:
         noisy = torch.where(inside[..., None], features, noise * torch.randn_like(features))
         tokens = torch.nn.functional.pad(TOKENS, (0, num_pads), value=student.pad_id)
         cells = Cells(features=noisy, inside=inside, rows=2, columns=3)
-        hidden = student.fuse(cells, picture=torch.tensor([0]), tokens=tokens)
+        hidden = student.fuse(cells, picture=torch.tensor([0]), input_ids=tokens)
         outputs.append(torch.cat([hidden.text[:, :5], hidden.cells[:, :3]], dim=1))
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(outputs[2], outputs[0], rtol=1e-5, atol=1e-6)

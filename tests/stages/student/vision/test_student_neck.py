@@ -76,8 +76,8 @@ def test_padding_moves_neither_positions_nor_codes() -> None:
     own = replace(padded, features=torch.zeros_like(padded.features))
     own.features[padded.inside] = seen.features[0]
     picture = torch.tensor([0])
-    one = student.fuse(seen, picture=picture, tokens=TOKENS)
-    two = student.fuse(own, picture=picture, tokens=TOKENS)
+    one = student.fuse(seen, picture=picture, input_ids=TOKENS)
+    two = student.fuse(own, picture=picture, input_ids=TOKENS)
     torch.testing.assert_close(one.text, two.text, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(one.cells[0], two.cells[padded.inside], rtol=1e-4, atol=1e-5)
     assert student.neck is not None

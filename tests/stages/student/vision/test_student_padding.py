@@ -53,7 +53,7 @@ def _logits(student: Student, rows: list[int]) -> Iterator[dict[str, torch.Tenso
     texts = [torch.tensor(TEXTS[n]) for n in rows]
     tokens = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
     cells = student.encode_image(pictures.pixels, pictures.sizes_px)
-    hidden = student.fuse(cells, picture=torch.arange(len(rows)), tokens=tokens)
+    hidden = student.fuse(cells, picture=torch.arange(len(rows)), input_ids=tokens)
     label, feature = student.object_head(hidden.cells)
     aligned = student.align_head(hidden.text, hidden.cells)
     for n, text in enumerate(texts):
