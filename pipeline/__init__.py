@@ -1,4 +1,5 @@
-"""Runs a recipe: its stages in order, each in a run folder, started by the command line `boxless`."""
+"""Runs a recipe: its stages in order, each in a run folder, started by the command line
+`boxless`."""
 
 __version__ = "0.2.0"
 

@@ -123,7 +123,8 @@ def upright_picture(
     """A picture as people have it, upright, in RGB: a file, its bytes, open, or pixels of uint8
     ([H, W, 3], [3, H, W] or [H, W]).
 
-    Raises PictureError for what is no picture, naming its file, OSError for a file that cannot be read.
+    Raises PictureError for what is no picture, naming its file, OSError for a file that cannot be
+    read.
     """
     if isinstance(picture, (str, Path)):
         path = Path(picture).expanduser()

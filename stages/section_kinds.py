@@ -8,8 +8,8 @@ from pydantic import Discriminator
 
 
 def by_kind(default: str) -> Discriminator:
-    """For an annotated union of settings, each tagged with its kind: a mapping without ``kind`` is of
-    the kind ``default``."""
+    """For an annotated union of settings, each tagged with its kind: a mapping without ``kind`` is
+    of the kind ``default``."""
 
     def kind_of(section: Any) -> Any:
         if isinstance(section, dict):

@@ -1,4 +1,5 @@
-"""Versions of the libraries that move a shard's bytes, and finished shards that other versions made.
+"""Versions of the libraries that move a shard's bytes, and finished shards that other versions
+made.
 
 Versions stand in a shard's fingerprint under `VERSIONS`, apart from everything that a recipe or an
 input decides, so that a shard that differs in nothing else can be told and, where the recipe says
@@ -35,9 +36,9 @@ def _version(library: str) -> str:
 def accept_other_versions(
     out: Path, fingerprints: Mapping[str, dict[str, str]], *, log: Callable[[str], object]
 ) -> dict[str, dict[str, str]]:
-    """The fingerprints that the shards of `out` must have, by tar: its own for a finished shard that
-    differs from `fingerprints` in nothing but versions and that nobody asked to be written again,
-    else that of `fingerprints`. Says to `log` how many are of which versions."""
+    """The fingerprints that the shards of `out` must have, by tar: its own for a finished shard
+    that differs from `fingerprints` in nothing but versions and that nobody asked to be written
+    again, else that of `fingerprints`. Says to `log` how many are of which versions."""
     asked = rewrite_requests(out)
     found = {
         tar: wanted if tar in asked else _of_finished_shard(out / tar, wanted)

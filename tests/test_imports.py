@@ -1,5 +1,5 @@
-"""The rules of the layout: who may import whom, names, and the size of folders. Oracle: the sources,
-read with ast, so that a rule holds whatever a module does when it runs."""
+"""The rules of the layout: who may import whom, names, and the size of folders. Oracle: the
+sources, read with ast, so that a rule holds whatever a module does when it runs."""
 
 from __future__ import annotations
 

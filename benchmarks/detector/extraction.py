@@ -1,6 +1,7 @@
 """How busy an extraction keeps its device: the flow beside the plain way, one step after the other.
 
-    python -m benchmarks.detector.extraction [--pictures 240] [--device-ms 20] [--decoders 2] [--rounds 3]
+    python -m benchmarks.detector.extraction [--pictures 240] [--device-ms 20] [--decoders 2]
+        [--rounds 3]
 
 Both ways run the whole of `boxless distill`: reading, decoding, resizing, looking, selecting,
 phrases, writing with checksums. The plain way looks at a picture only when the one before is

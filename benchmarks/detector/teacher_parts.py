@@ -1,6 +1,7 @@
 """The parts of the full-size teacher beside plain ways to do the same: ratios of one run.
 
-    python -m benchmarks.detector.teacher_parts [--device cpu] [--threads 0] [--repeats 5] [--seed 0]
+    python -m benchmarks.detector.teacher_parts [--device cpu] [--threads 0] [--repeats 5]
+        [--seed 0]
         [--clock wall]
 
 Sizes are those of a 600 x 1000 picture: a map of 38 x 63 cells of stride 16, 1000 proposals, 1600

@@ -1,6 +1,7 @@
 """The full-size teacher's convolutions in other ways: memory layout, bfloat16, compiling.
 
-    python -m benchmarks.detector.teacher_ways [--device cpu] [--depth 101] [--repeats 3] [--threads 0]
+    python -m benchmarks.detector.teacher_ways [--device cpu] [--depth 101] [--repeats 3]
+        [--threads 0]
         [--clock wall]
 
 Two bodies of a C4 net with random weights: the backbone on one picture of 600 x 800 pixels, and

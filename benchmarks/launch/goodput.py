@@ -1,10 +1,12 @@
 """Faults on a small Slurm cluster: how long until training makes its next step, and how much of the
 time was useful.
 
-    python -m benchmarks.launch.goodput --cluster ../shared/cluster/nscluster.sh            # each fault once
-    python -m benchmarks.launch.goodput --cluster ... --minutes 30 --every-seconds 120      # one after the other
+    python -m benchmarks.launch.goodput --cluster SCRIPT
+    python -m benchmarks.launch.goodput --cluster SCRIPT --minutes 30 --every-seconds 120
 
-The cluster is that of benchmarks.launch.cluster. The ranks are those of benchmarks.launch.small_trainer: what is measured is the launcher, not training.
+The first makes each fault once, the second one after the other. The cluster is that of
+benchmarks.launch.cluster. The ranks are those of benchmarks.launch.small_trainer: what is measured
+is the launcher, not training.
 """
 
 from __future__ import annotations

@@ -116,7 +116,8 @@ def _flip(extension: str, shift: int) -> Callable[[Path], None]:
 
 
 def _cut_before_the_same_key(folder: Path) -> None:
-    """The shard ends inside the objects of a sample; the next one begins with objects of its name."""
+    """The shard ends inside the objects of a sample; the next one begins with objects of its
+    name."""
     entry, tar = _entry(folder), folder / NEXT
     other = read_manifest(tar).samples[0].members[OBJECTS]
     payload = OpenTar(tar).read(*other)

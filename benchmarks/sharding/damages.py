@@ -2,12 +2,13 @@
 
     python -m benchmarks.sharding.damages [--markdown]
 
-For each damage a small set of three shards is made and damaged (benchmarks.sharding.damaged_shards). Stock
-webdataset reads it twice, with decode(): with handler=reraise_exception, then with
-ignore_and_continue (warn_and_continue does the same, half a second later). Ours looks at it with
-`verify`, fast and full, reads it as training does when it leaves out what is damaged (a strict
-reader raises the first of these faults), ends as a stage does with a new catalog, and asks `repair`
-what it would do. A sample is right if all its bytes are those of the undamaged set.
+For each damage a small set of three shards is made and damaged
+(benchmarks.sharding.damaged_shards). Stock webdataset reads it twice, with decode(): with
+handler=reraise_exception, then with ignore_and_continue (warn_and_continue does the same, half a
+second later). Ours looks at it with `verify`, fast and full, reads it as training does when it
+leaves out what is damaged (a strict reader raises the first of these faults), ends as a stage does
+with a new catalog, and asks `repair` what it would do. A sample is right if all its bytes are those
+of the undamaged set.
 """
 
 from __future__ import annotations

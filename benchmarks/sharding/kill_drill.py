@@ -192,7 +192,8 @@ class Crew:
         self.running.append(_forked(self.work, self.log, machine=elsewhere))
 
     def kill(self, pids: list[int], counts: Counts) -> None:
-        """SIGKILL to some, stopped or not; those that had ended before by themselves do not count."""
+        """SIGKILL to some, stopped or not; those that had ended before by themselves do not
+        count."""
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         statuses = [os.waitpid(pid, 0)[1] for pid in pids]

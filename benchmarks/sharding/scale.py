@@ -6,8 +6,8 @@ For each number of shards, of 1000 samples each, a catalog and its shapes are wr
 (4 GB for a million shards; no tars and no manifests, which a start does not read), and a fresh
 process opens a ShardStream on it, as training does. Printed are
 
-    start     seconds from ShardStream(...) to its being open: catalog, shapes, order; and how many of
-              them the processor worked, which a busy machine does not change
+    start     seconds from ShardStream(...) to its being open: catalog, shapes, order; and how many
+              of them the processor worked, which a busy machine does not change
     seek      seconds to the first micro-batch in the middle of epoch 1000
     us a sample   processor time of going through 20,000 micro-batches at the beginning, in the
               middle and at the end of epoch 1000: which samples they are made of, not reading them

@@ -3,8 +3,9 @@
     python -m benchmarks.sharding.shuffle_quality [--shards 600] [--windows 8 16 64] [--out FOLDER]
 
 A set of so many shards of 1000 samples, by its catalog alone; eight ranks of four workers, 32
-samples a micro-batch, webdataset's shuffle buffer of 1000 samples. `boxless shuffle-quality FOLDER` does it
-for shards of your own; what the figures mean stands in `sharding.order.shuffle_quality.ShuffleQuality`.
+samples a micro-batch, webdataset's shuffle buffer of 1000 samples. `boxless shuffle-quality FOLDER`
+does it for shards of your own; what the figures mean stands in
+`sharding.order.shuffle_quality.ShuffleQuality`.
 """
 
 from __future__ import annotations

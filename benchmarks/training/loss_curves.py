@@ -6,11 +6,11 @@ A tiny student with a visual dictionary learns from toy scenes that no teacher h
 ITM and MVM), on CPUs. Printed for each kind are the largest differences of loss and of the
 gradient's norm from the first kind's, step by step and relative, and whether each is within its
 tolerance; if one is not, the exit status is 1. In all but the last kinds the step has the same four
-micro-batches. Those have others of as many samples, so that BatchNorm, mismatched captions and masks
-differ: what is compared then is the mean loss of each third of the run, beside how far other seeds
-are apart. Where more than the order of sums differs the student has no dictionary, and is compared
-with the first that has none: with one, cells between two codes take the other, and curves part as
-those of other seeds do.
+micro-batches. Those have others of as many samples, so that BatchNorm, mismatched captions and
+masks differ: what is compared then is the mean loss of each third of the run, beside how far other
+seeds are apart. Where more than the order of sums differs the student has no dictionary, and is
+compared with the first that has none: with one, cells between two codes take the other, and curves
+part as those of other seeds do.
 """
 
 from __future__ import annotations

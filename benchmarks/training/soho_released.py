@@ -77,7 +77,8 @@ class ReleasedSoho(nn.Module):
         self.load_state_dict(weights)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """The loss; the same S captions a picture, anchors drawn as in `MvmConfig.rule` released."""
+        """The loss; the same S captions a picture, anchors drawn as in `MvmConfig.rule`
+        released."""
         num_captions = len(batch.picture) // len(batch.sizes_px)
         features = self.backbone(batch.pixels)
         if self.waste.copies:
@@ -116,7 +117,8 @@ def _mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 class Backbone(nn.Module):
-    """ResNet of basic blocks, stem and first stage frozen: [N, 3, H, W] -> [N, C, H / 32, W / 32]."""
+    """ResNet of basic blocks, stem and first stage frozen: [N, 3, H, W] -> [N, C, H / 32, W /
+    32]."""
 
     def __init__(self, stem: int, widths: list[int], depths: list[int], recompute: bool) -> None:
         super().__init__()
@@ -209,7 +211,8 @@ class Neck(nn.Module):
     def forward(
         self, features: torch.Tensor, batch: Batch, num_captions: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """features [N or B, ...] -> tokens [B, C, D], inside [B, C], hidden codes [B, C] or -100."""
+        """features [N or B, ...] -> tokens [B, C, D], inside [B, C], hidden codes [B, C] or
+        -100."""
         x = self.conv(F.max_pool2d(features, 2, stride=2))
         rows, columns = x.shape[2:]
         flat = x.permute(0, 2, 3, 1).contiguous().flatten(0, 2)

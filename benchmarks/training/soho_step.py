@@ -5,11 +5,11 @@ brings.
     python -m benchmarks.training.soho_step --size r101 [--device cuda] [--precision bf16]
 
 Forward and backward of 2 pictures of 608 x 800 with 4 captions of 16 word pieces each, dropout 0.1,
-no optimizer. `benchmarks/training/soho_released.py` works as the released code does, with its waste. Both
-have the same weights and masks and are checked first, without dropout, to give the same loss and
-the same gradients. They take turns within a round; printed are medians over the rounds, seconds of
-the clock and of all threads (CPU), and the median and the spread of the rounds' ratios. --parts
-leaves out one waste of the released way at a time.
+no optimizer. `benchmarks/training/soho_released.py` works as the released code does, with its
+waste. Both have the same weights and masks and are checked first, without dropout, to give the same
+loss and the same gradients. They take turns within a round; printed are medians over the rounds,
+seconds of the clock and of all threads (CPU), and the median and the spread of the rounds' ratios.
+--parts leaves out one waste of the released way at a time.
 
 Size r101 is ResNet-101 and 12 layers, ours alone, beside its arithmetic: what torch counts, against
 what this device reaches in the same run on a plain large matrix product.

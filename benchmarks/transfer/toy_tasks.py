@@ -1,7 +1,8 @@
 """Every downstream task in the toy world, over some seeds: pretrained students side by side, beside
 the same network without pretraining, and beside chance.
 
-    python -m benchmarks.transfer.toy_tasks --student kdvlp=RUN/student --images RUN/images --out DIR
+    python -m benchmarks.transfer.toy_tasks --student kdvlp=RUN/student --images RUN/images
+        --out DIR
 
 `--student NAME=FOLDER` may stand several times, as for the students of `boxless ablation`. Settings
 are those of `finetune` in the recipe toy. A task, seed and student that is done is not done again.

@@ -3,11 +3,12 @@
     python -m benchmarks.transfer.yardsticks FOLDER --cnn THIN50 --text MINILM \\
         [--scores RUN/transfer/evaluate/scores.json] [--minutes 5] [--train 2800] [--dev 400]
 
-FOLDER is as the recipe `photos` wants it. On the dev pictures with all their captions, R@1, 5 and 10
-both ways: chance; linear CCA of the two frozen networks' mean vectors; two linear heads on the same,
-trained by InfoNCE; and a small dual encoder (frozen CNN whose grid is pooled by attention, the text
-network trained, InfoNCE over 128 pairs) after so many `--minutes` of one thread, 0 for none. And
-pointing at phrases: the share of boxed phrases that a random point and the picture's centre hit.
+FOLDER is as the recipe `photos` wants it. On the dev pictures with all their captions, R@1, 5 and
+10 both ways: chance; linear CCA of the two frozen networks' mean vectors; two linear heads on the
+same, trained by InfoNCE; and a small dual encoder (frozen CNN whose grid is pooled by attention,
+the text network trained, InfoNCE over 128 pairs) after so many `--minutes` of one thread, 0 for
+none. And pointing at phrases: the share of boxed phrases that a random point and the picture's
+centre hit.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ TEXTS_AT_ONCE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """N pictures' cells of the frozen CNN [N, C, X] in 16 bits, which of them are real [N, C], their
-    captions, and the row of each caption's picture [M]."""
+    """N pictures' cells of the frozen CNN [N, C, X] in 16 bits, which of them are real [N, C],
+    their captions, and the row of each caption's picture [M]."""
 
     cells: torch.Tensor
     inside: torch.Tensor

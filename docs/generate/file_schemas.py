@@ -1,4 +1,5 @@
-"""The JSON files of shards and run folders as pydantic models; each gives a JSON schema of the site."""
+"""The JSON files of shards and run folders as pydantic models; each gives a JSON schema of the
+site."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""mkdocs hook: adds the pages that are made from the code and from files in the root of the project."""
+"""mkdocs hook: adds the pages that are made from the code and from files in the root of the
+project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The page "Recipe fields": every key of a recipe with type, default and meaning, from the dataclasses."""
+"""The page "Recipe fields": every key of a recipe with type, default and meaning, from the
+dataclasses."""
 
 from __future__ import annotations
 

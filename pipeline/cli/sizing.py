@@ -9,8 +9,8 @@ from boxless.errors import BoxlessError
 
 Commands = argparse._SubParsersAction
 _TAR_BLOCK = 512
-# Per sample, measured by `python -m benchmarks.sharding.scale` (42 million samples): the order's own memory,
-# and memory-mapped shapes and permutations.
+# Per sample, measured by `python -m benchmarks.sharding.scale` (42 million samples): the order's
+# own memory, and memory-mapped shapes and permutations.
 _ORDER_BYTES, _MAPPED_BYTES = 3, 6
 # A line of a manifest with two or three members, as files of real sets have it.
 _MANIFEST_BYTES = 170

@@ -1,5 +1,5 @@
-"""Commands over a student's folder: inspect shows what it makes of pictures and texts, export writes
-it for other tools.
+"""Commands over a student's folder: inspect shows what it makes of pictures and texts, export
+writes it for other tools.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Commands over teachers: convert makes one of a checkpoint from elsewhere, teacher looks at one."""
+"""Commands over teachers: convert makes one of a checkpoint from elsewhere, teacher looks at
+one."""
 
 from __future__ import annotations
 

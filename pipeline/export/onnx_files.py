@@ -1,8 +1,8 @@
 """A student as ONNX files, for ONNX Runtime and whatever else reads ONNX.
 
     picture.onnx   pixel_values float [N, 3, H, W], sizes_px int64 [N, 2]
-                   -> cells float [N, C, D], inside bool [N, C]; vectors [N, E] where the student has
-                   a contrastive head
+                   -> cells float [N, C, D], inside bool [N, C]; vectors [N, E] where the student
+                   has a contrastive head
     pair.onnx      cells [B, C, D], inside [B, C], input_ids int64 [B, T], token_type_ids [B, T]
                    -> logits [B, 2], "does not belong" and "belongs"
     text.onnx      input_ids [B, T] -> vectors [B, E], of unit length as a picture's; only with a

@@ -1,8 +1,8 @@
 """From plain values (dict, list, number, text) to checked dataclasses, and back.
 
 One pydantic ``TypeAdapter`` reads the whole tree, strictly: ``"3"`` is not ``3``, ``true`` is not
-``1``; only a whole number is taken where a number is expected. Its faults become one ``RecipeError``
-with a line for each: the dotted path, what was got and what was expected.
+``1``; only a whole number is taken where a number is expected. Its faults become one
+``RecipeError`` with a line for each: the dotted path, what was got and what was expected.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class RecipeError(BoxlessError):
 def build(hint: Any, value: Any, path: str = "") -> Any:
     """The value of type ``hint`` that the plain ``value`` describes.
 
-    ``hint``: a dataclass, or an annotated union of dataclasses that ``kind`` tells apart. ``path`` is
-    where the value stands in the recipe, for messages. Raises RecipeError.
+    ``hint``: a dataclass, or an annotated union of dataclasses that ``kind`` tells apart. ``path``
+    is where the value stands in the recipe, for messages. Raises RecipeError.
     """
     text = json.dumps(value, default=repr)
     try:
@@ -156,7 +156,8 @@ def _message(fault: ErrorDetails, hint: Any, value: Any, path: str) -> str:
 
 
 def _place_of(location: Iterable[int | str], place: _Place) -> _Place:
-    """Follows pydantic's location as far as there are dataclasses: a list of numbers is one value."""
+    """Follows pydantic's location as far as there are dataclasses: a list of numbers is one
+    value."""
     for part in location:
         hint = typing.get_args(place.hint)[0] if _is_annotated(place.hint) else place.hint
         place = dataclasses.replace(place, hint=hint)

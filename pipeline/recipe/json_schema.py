@@ -1,4 +1,5 @@
-"""The JSON schema of recipes, by which editors complete keys, show what they mean and mark faults."""
+"""The JSON schema of recipes, by which editors complete keys, show what they mean and mark
+faults."""
 
 from __future__ import annotations
 

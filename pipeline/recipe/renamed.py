@@ -1,4 +1,5 @@
-"""Keys and values of recipes that have another name now: the old ones still work, with a warning."""
+"""Keys and values of recipes that have another name now: the old ones still work, with a
+warning."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The server of `boxless serve`: Python's own http.server, one request after the other.
 
-A page of one form needs no framework. Serves this machine alone unless another address is request for.
+A page of one form needs no framework. Serves this machine alone unless another address is request
+for.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class StudentApp:
         self.actions += ["search"] if pictures else []
 
     def answer(self, request: Any) -> dict[str, Any]:
-        """{"rows": [{"score", "text"}], "picture"?} to {"action", "text", "phrase", "picture" (base64)}.
-        BoxlessError says what is missing or wrong."""
+        """{"rows": [{"score", "text"}], "picture"?} to {"action", "text", "phrase", "picture"
+        (base64)}. BoxlessError says what is missing or wrong."""
         if not isinstance(request, dict) or request.get("action") not in self.actions:
             raise BoxlessError(f"action: expected one of {', '.join(self.actions)}")
         action, text = request["action"], str(request.get("text") or "").strip()

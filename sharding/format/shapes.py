@@ -1,13 +1,13 @@
 """catalog.shapes.npy: width and height of every sample of a folder, beside its catalog.json.
 
-The order of training samples (sharding.order.order) needs every picture's shape; with this file a reader
-of a folder of thousands of shards maps one file instead of opening thousands of manifests. It holds
-one array [N, 2] in numpy's own format, uint16 (uint32 where a side is larger): the samples in the
-order of the catalog's shards and, within a shard, of its manifest.
+The order of training samples (sharding.order.order) needs every picture's shape; with this file a
+reader of a folder of thousands of shards maps one file instead of opening thousands of manifests.
+It holds one array [N, 2] in numpy's own format, uint16 (uint32 where a side is larger): the samples
+in the order of the catalog's shards and, within a shard, of its manifest.
 
-Written by sharding.format.catalog just before catalog.json, which names its SHA-256. So a file left from
-another catalog, or separated from its own by a kill, is never taken for the right one.
-The SHA-256 is checked whenever the file is opened: 10 ms for the 17 MB of 4.2 M samples, and always
+Written by sharding.format.catalog just before catalog.json, which names its SHA-256. So a file left
+from another catalog, or separated from its own by a kill, is never taken for the right one. The
+SHA-256 is checked whenever the file is opened: 10 ms for the 17 MB of 4.2 M samples, and always
 less than the counting that the order does with the shapes next.
 """
 

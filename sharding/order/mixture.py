@@ -1,8 +1,8 @@
 """Several sets in exact ratios, as one sequence: which set has which position is arithmetic too.
 
 Mixture is to sets what sharding.order.order is to shards: a pure function from a position to a
-micro-batch, reached by sharding.reading.stream when its sources have weights. Sets without weights need no
-Mixture: they are one Order over all their shards.
+micro-batch, reached by sharding.reading.stream when its sources have weights. Sets without weights
+need no Mixture: they are one Order over all their shards.
 
 How positions are dealt
 1. A cycle is C = sum(weights) positions and gives set k exactly weights[k] of them, so the ratios

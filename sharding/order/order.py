@@ -303,7 +303,8 @@ class Order:
         return samples[permutation[np.argsort(groups[permutation], kind="stable")]]
 
     def _carried_ranges(self, epoch: int, window: int) -> dict[int, list[tuple[int, int, int]]]:
-        """What leaves in a window, by the window that poured it: (group, first, stop) in its queue."""
+        """What leaves in a window, by the window that poured it: (group, first, stop) in its
+        queue."""
         plan, size = self._epoch(epoch), self._micro_batch_size
         before, after = self._received(epoch, window)
         firsts = before // size * size
@@ -370,7 +371,8 @@ def turns(
     so that there is data to go through, and must count for nothing. Step 5 from 10 on, three ranks:
 
     >>> for rank in range(3):
-    ...     print([(turn.position, turn.is_padding) for turn in turns(10, rank, 3, step_size=5, end=15)])
+    ...     own = turns(10, rank, 3, step_size=5, end=15)
+    ...     print([(turn.position, turn.is_padding) for turn in own])
     [(10, False), (13, False)]
     [(11, False), (14, False)]
     [(12, False), (10, True)]

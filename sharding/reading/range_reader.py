@@ -57,8 +57,8 @@ class RangeReader:
     Each process makes connections of its own.
 
     What fails on the way is requested again a few times, for a bounded time. Stalled and slow
-    answers are cut off by time where the file system is one of fsspec's asynchronous ones (http, s3,
-    gs, abfs and most others).
+    answers are cut off by time where the file system is one of fsspec's asynchronous ones (http,
+    s3, gs, abfs and most others).
     """
 
     def __init__(self, url: str) -> None:

@@ -17,7 +17,8 @@ class StoreUnavailable(ShardError):
 
 
 class StoreOutage(StoreUnavailable):
-    """A store did not answer for `range_reader.RETRY_SECONDS`, and may again: no fault of a sample."""
+    """A store did not answer for `range_reader.RETRY_SECONDS`, and may again: no fault of a
+    sample."""
 
 
 class SampleRequest(NamedTuple):

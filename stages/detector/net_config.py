@@ -29,7 +29,8 @@ LATER_FIELDS: Mapping[str, Mapping[str, Any]] = {
 
 
 def check(config: object, valid: Mapping[str, tuple[bool, str]]) -> None:
-    """ValueError for the first field of `valid` {name: (is sound, what is expected)} that is not."""
+    """ValueError for the first field of `valid` {name: (is sound, what is expected)} that is
+    not."""
     for name, (is_sound, expected) in valid.items():
         if not is_sound:
             raise BoxlessError(f"{name}: got {getattr(config, name)!r}, expected {expected}")

@@ -8,12 +8,13 @@ where a device is too wide for one picture; "bf16" is there for it. In "bf16" pi
 run together, with convolutions and linear layers in bfloat16 and all that decides (logits, softmax,
 boxes, suppression) in single precision. Of the same boxes, features then stay within 3 % of the
 largest and probabilities within 0.1, against single precision and between sizes of batches alike
-(tests/stages/distill/inference/test_batch_invariance.py, which also prints what "fp32" differs by: nothing).
+(tests/stages/distill/inference/test_batch_invariance.py, which also prints what "fp32" differs by:
+nothing).
 
 The net's weights and pictures lie in memory channels last, which convolutions are faster with on
 CPUs as on NVIDIA's tensor cores. It is not compiled by torch.compile, which gains a few percent on
-a CPU and takes seconds for each size of picture (benchmarks/detector/teacher_ways.py); on a GPU it was not
-tried.
+a CPU and takes seconds for each size of picture (benchmarks/detector/teacher_ways.py); on a GPU it
+was not tried.
 
 What a row says: `box`, `label` and `score` are those of the class that won its place; `feature`,
 `top_label`, `top_score`, `attribute` are of the proposal that the object came from, as detectron2

@@ -130,7 +130,8 @@ class TransformersTeacher:
         return self._array(found._replace(probabilities=by_label), picture, found.probabilities)
 
     def _of_texts(self, pixels: Tensor, texts: list[str]) -> Candidates:
-        """The candidates of every piece of the texts, which have the probability 0 of the others."""
+        """The candidates of every piece of the texts, which have the probability 0 of the
+        others."""
         parts = []
         size = self._config.labels_per_prompt
         for start in range(0, len(texts), size):

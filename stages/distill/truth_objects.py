@@ -1,4 +1,5 @@
-"""The true boxes as a perfect teacher: what a student could learn from a detector without faults."""
+"""The true boxes as a perfect teacher: what a student could learn from a detector without
+faults."""
 
 from __future__ import annotations
 

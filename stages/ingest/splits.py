@@ -33,8 +33,8 @@ class SplitRule:
     """The split of a picture.
 
     seed, heldout_fraction: of the draw, for pictures whose corpus has no splits of its own.
-    chosen: {the corpus's word: our split} where the recipe says which goes where; words that it does
-    not have go to none.
+    chosen: {the corpus's word: our split} where the recipe says which goes where; words that it
+    does not have go to none.
     """
 
     seed: int

@@ -114,11 +114,12 @@ def start_by_cca(
     cache: MapCache | None = None,
     text_cache: TextCache | None = None,
 ) -> None:
-    """Set the grid's projection and the heads that compare pictures with texts by one pass over `batches`, this rank's
-    share of the training pictures. A collective: every rank ends with the same weights.
+    """Set the grid's projection and the heads that compare pictures with texts by one pass over
+    `batches`, this rank's share of the training pictures. A collective: every rank ends with the
+    same weights.
 
-    Cells have canonical directions for their channels then, of which the head takes the first; so do
-    the maps of the alignment head, where there are any. The caches keep what frozen parts give.
+    Cells have canonical directions for their channels then, of which the head takes the first; so
+    do the maps of the alignment head, where there are any. The caches keep what frozen parts give.
     Raises BoxlessError where the batches do not suffice.
     """
     head = student.contrastive_head

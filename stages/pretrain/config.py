@@ -283,8 +283,9 @@ class PretrainConfig(TrainingConfig):
     """That of the alignment head's maps of `student.pra_size` (ours); null for lr_heads."""
     frozen: tuple[Literal["text", "fusion", "projection", "heads"], ...] = ()
     """Parts that stay as they are (ours): `text` and `heads` as `lr_text` and `lr_heads` name them,
-    `fusion` the Transformer's layers, `projection` the map from the CNN's channels to cells. For the CNN see
-    `student.frozen_stages` and `student.batch_norm`, which save its backward pass too."""
+    `fusion` the Transformer's layers, `projection` the map from the CNN's channels to cells. For
+    the CNN see `student.frozen_stages` and `student.batch_norm`, which save its backward pass
+    too."""
     lr_cnn: float = 0.1
     """Peak SGD rate of the CNN (SOHO's code: 1e-2)."""
     weight_decay: float = 0.01
@@ -300,12 +301,12 @@ class PretrainConfig(TrainingConfig):
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW betas."""
     cnn_cache_mib: int = 0
-    """Memory a rank, in MiB, to keep the outputs of a frozen CNN in, so that it runs once a view and
-    not each epoch (ours). It needs `student.frozen_stages` of all stages, `student.batch_norm`
+    """Memory a rank, in MiB, to keep the outputs of a frozen CNN in, so that it runs once a view
+    and not each epoch (ours). It needs `student.frozen_stages` of all stages, `student.batch_norm`
     frozen, and `augment.num_views` where there are random views."""
     cnn_cache_folder: str | None = None
-    """A folder to keep what `cnn_cache_mib` keeps in from one start to the next, and from one run to
-    another of the same CNN and pictures (ours); null for memory alone."""
+    """A folder to keep what `cnn_cache_mib` keeps in from one start to the next, and from one run
+    to another of the same CNN and pictures (ours); null for memory alone."""
     text_cache_mib: int = 0
     """Memory a rank, in MiB, to keep the encodings of captions in, where `frozen` has text and
     fusion (ours): each caption is then read once, and without dropout."""

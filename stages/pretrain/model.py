@@ -27,9 +27,9 @@ from stages.training.monitoring.metrics import ObjectiveOutput
 class PretrainModel(nn.Module):
     """`forward(batch)` -> (loss, {name: ObjectiveOutput}); loss = sum of weight x objective's loss.
 
-    `end_step` is to be called, on every rank, after each optimizer step. `average`: of the student's
-    weights, where one is kept; `cache`, `text_cache`: of what a
-    frozen CNN and frozen text layers give.
+    `end_step` is to be called, on every rank, after each optimizer step. `average`: of the
+    student's weights, where one is kept; `cache`, `text_cache`: of what a frozen CNN and frozen
+    text layers give.
     """
 
     def __init__(
@@ -88,7 +88,8 @@ class PretrainModel(nn.Module):
         return torch.stack(weighted).sum(), scores
 
     def _encoded_texts(self, batch: Batch) -> torch.Tensor | None:
-        """The pairs' own captions, read alone [B, T, L x D]; None where no objective asks for them."""
+        """The pairs' own captions, read alone [B, T, L x D]; None where no objective asks for
+        them."""
         if not self._contrasts and not self._before_fusion:
             return None
         if self.text_cache:

@@ -32,8 +32,8 @@ def heldout_batches(
     seed: int,
     shape_step_px: int,
 ) -> list[Batch]:
-    """Batches of the first `validate_pictures` held-out pictures of the sources' order, seen as they
-    are and masked once and for all. Raises ShardError where no source holds pictures out."""
+    """Batches of the first `validate_pictures` held-out pictures of the sources' order, seen as
+    they are and masked once and for all. Raises ShardError where no source holds pictures out."""
     heldout = [replace(source, split="heldout") for source in sources]
     resize = Resize(shorter_px=collate.shorter_px, longer_px=collate.longer_px)
     stream = open_stream(heldout, config, seed=seed, resize=resize, shape_step_px=shape_step_px)

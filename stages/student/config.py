@@ -96,8 +96,8 @@ class StudentConfig:
     itc_temperature: float = 0.07
     """Temperature with which the contrastive head starts; it is learned (ALBEF)."""
     pra_size: int = 0
-    """Size of the vectors that phrases and regions are mapped to before they are compared (ours), so
-    that alignment does not pull at what other objectives share; 0 for no maps (the papers)."""
+    """Size of the vectors that phrases and regions are mapped to before they are compared (ours),
+    so that alignment does not pull at what other objectives share; 0 for no maps (the papers)."""
     pra_level: Literal["fusion", "encoders"] = "fusion"
     """Where phrases meet cells: in the fusion's outputs (KD-VLP), or before it (ours), a text read
     alone by the Transformer and cells as the CNN gives them. That needs no pass of the fusion, and

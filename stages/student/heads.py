@@ -103,9 +103,10 @@ class ContrastiveHead(nn.Module):
     """Pictures and texts as unit vectors of one space (ALBEF, arXiv 2107.07651, section 3.2).
 
     A text's vector is a linear map of the mean over its word pieces. A picture's is a linear map of
-    its cells, weighed by attention with one learned query a head; with no heads, of their mean. ALBEF takes the [CLS] outputs of
-    two Transformers instead; here the text goes through the student's Transformer alone, without
-    cells, and pictures have no Transformer of their own (ours).
+    its cells, weighed by attention with one learned query a head; with no heads, of their mean.
+    ALBEF takes the [CLS] outputs of two Transformers instead; here the text goes through the
+    student's Transformer alone, without cells, and pictures have no Transformer of their own
+    (ours).
     Letters: N pictures, C cells, B texts, T word pieces, D hidden size, E size of the vectors.
     """
 

@@ -1,8 +1,8 @@
 """The fusion's last layer, computed only for the outputs that are used.
 
-Every layer but the last needs all of its outputs, as the next one attends to them; of the last one's
-the heads use [CLS] and what was masked, a few in a hundred. Keys and values are computed for all
-tokens, queries and what follows for those with a used output.
+Every layer but the last needs all of its outputs, as the next one attends to them; of the last
+one's the heads use [CLS] and what was masked, a few in a hundred. Keys and values are computed for
+all tokens, queries and what follows for those with a used output.
 Letters: B pairs, S = T + C tokens of a pair, M tokens with a used output, D hidden size, A heads.
 """
 

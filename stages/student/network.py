@@ -251,7 +251,8 @@ class Student(InstalledClass, PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike[Any], *args: Any, **kwargs: Any
     ) -> None:
-        """As in transformers; the Auto classes can open the folder (stages.student.auto_classes)."""
+        """As in transformers; the Auto classes can open the folder
+        (stages.student.auto_classes)."""
         super().save_pretrained(save_directory, *args, **kwargs)
         write_module(Path(save_directory))
 
@@ -350,9 +351,9 @@ class Student(InstalledClass, PreTrainedModel):
 
         `picture` [B] says which picture each pair looks at (the CNN runs once a picture however
         many texts look at it); `input_ids` [B, T], padded with the tokenizer's pad id;
-        `token_type_ids` [B, T] as in `stages.student.text.spans`, all 0 if None; `masked_cells` bool
-        [B, C]: these cells are replaced by the mask vector; `output_mask` bool [B, T + C]: the outputs
-        that matter, all others are zeros and cost nothing in the last layer (None: all).
+        `token_type_ids` [B, T] as in `stages.student.text.spans`, all 0 if None; `masked_cells`
+        bool [B, C]: these cells are replaced by the mask vector; `output_mask` bool [B, T + C]: the
+        outputs that matter, all others are zeros and cost nothing in the last layer (None: all).
         """
         features = cells.features[picture]
         if masked_cells is not None:

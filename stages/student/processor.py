@@ -106,7 +106,8 @@ class StudentProcessor(InstalledClass):
         texts: str | Spans | Sequence[str | Spans] | None = None,
     ) -> BatchFeature:
         """`pixel_values` [N, 3, H, W] and `sizes_px` [N, 2] of pictures, `input_ids` and
-        `token_type_ids` [B, T] of texts; `.to(device)` moves them. One picture or text may stand without a list.
+        `token_type_ids` [B, T] of texts; `.to(device)` moves them. One picture or text may stand
+        without a list.
 
         A picture is a file's path, its bytes, an open PIL picture, or an array or tensor of uint8,
         [H, W, 3], [3, H, W] or [H, W]. A text is a str, or its parts in order: [("question", ...),

@@ -5,8 +5,9 @@ Whoever trains something supplies:
 1. a module (`torch.nn.Module`) with
    - `student`, the `Student` inside it;
    - `forward(batch, is_valid) -> (loss, outputs)`: the loss to go down, a scalar, and by name an
-     `ObjectiveOutput` (`monitoring/metrics.py`) of each part of it, the same names for every batch. A batch
-     that is not valid fills a rank's round and must leave no trace (its loss is multiplied by 0);
+     `ObjectiveOutput` (`monitoring/metrics.py`) of each part of it, the same names for every batch.
+     A batch that is not valid fills a rank's round and must leave no trace (its loss is multiplied
+     by 0);
    - `end_step()`, called on every rank after each optimizer step;
 2. an optimizer: `AdamwSgd([*parameter_groups(...), ...])` (`optimizer.py`);
 3. a source of batches (`batches.py`, `BatchSource`): `source[turn]` is a pure function of

@@ -66,7 +66,8 @@ class Loop:
 
     engine: of `stages.training.engine.make_engine`, around the module to train. title: of the
     progress bar and of log lines. seed: each micro-batch's random draws come from it and from the
-    position. on_step: called after each step with the number of steps done. Raises ValueError where the checkpoint is of another order of samples.
+    position. on_step: called after each step with the number of steps done. Raises ValueError where
+    the checkpoint is of another order of samples.
     """
 
     def __init__(

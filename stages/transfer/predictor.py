@@ -45,7 +45,8 @@ class Predictor:
     @classmethod
     def load(cls, folder: Path) -> Predictor:
         """From a student folder, ready to score."""
-        # A student saved in 16 bits would otherwise stay so, and be trained without float32 weights.
+        # A student saved in 16 bits would otherwise stay so, and be trained without float32
+        # weights.
         student = Student.from_pretrained(str(folder), dtype=torch.float32).eval()
         return cls(student=student, tokenizer=load_tokenizer(folder))
 

@@ -73,9 +73,10 @@ def shortlist_scorer(
     *,
     num_best: int,
 ) -> RowScorer:
-    """As `row_scorer`, the matching head running only on pairs whose text is among the `num_best` of
-    the picture by the contrastive head, or whose picture is among those of the text. A row is the
-    contrastive head's logits plus those log odds; what is on neither list stands behind (`BEHIND`).
+    """As `row_scorer`, the matching head running only on pairs whose text is among the `num_best`
+    of the picture by the contrastive head, or whose picture is among those of the text. A row is
+    the contrastive head's logits plus those log odds; what is on neither list stands behind
+    (`BEHIND`).
 
     Which pairs these are depends on all pictures, so the CNN runs twice a picture: here, and in the
     function. Raises ValueError where the student has no contrastive head.

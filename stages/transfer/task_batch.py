@@ -49,8 +49,8 @@ class TaskBatch:
         return replace(self, picture=picture)
 
     def cls(self, student: Student, cells: Cells | None = None) -> torch.Tensor:
-        """What the fusion makes of [CLS], for each picture of a row: [R, P, D]. The last layer gives
-        [CLS] alone. cells: of the batch's pictures, where they are known."""
+        """What the fusion makes of [CLS], for each picture of a row: [R, P, D]. The last layer
+        gives [CLS] alone. cells: of the batch's pictures, where they are known."""
         cells = cells or student.encode_image(self.pixels, self.sizes_px)
         num_places = self.tokens.shape[1] + cells.inside.shape[1]
         output_mask = torch.zeros(

@@ -15,11 +15,13 @@ class TaskDataConfig:
     """The training annotations: VQA's questions, a .json or .jsonl of the others, Karpathy's file,
     or the folder of Flickr30k Entities."""
     heldout: str | None = None
-    """The same of what is scored (val, dev or test); null with Karpathy's, which hold all splits."""
+    """The same of what is scored (val, dev or test); null with Karpathy's, which hold all
+    splits."""
     train_annotations: str | None = None
     """VQA: the answers to `train`."""
     heldout_annotations: str | None = None
-    """VQA: the answers to `heldout`; null for test files, whose predictions are written, unscored."""
+    """VQA: the answers to `heldout`; null for test files, whose predictions are written,
+    unscored."""
     train_images: str | None = None
     """The folder of the training pictures."""
     heldout_images: str | None = None
@@ -40,7 +42,8 @@ class TaskDataConfig:
     """Retrieval: folds whose recalls are averaged (COCO 1k: 5)."""
     shortlist: int = 0
     """Retrieval with a contrastive head: candidates of a picture, and of a text, that the matching
-    head scores (ALBEF: 128 or 256); what that loses stands beside the scores. 0 scores all pairs."""
+    head scores (ALBEF: 128 or 256); what that loses stands beside the scores. 0 scores all
+    pairs."""
     max_missing: int = 0
     """Examples that may lack their picture; they are counted and left out."""
     num_train: int | None = None

@@ -32,8 +32,8 @@ class TaskStudent:
 
     @classmethod
     def load(cls, folder: Path, name: str | None = None) -> TaskStudent:
-        """From a student folder. `name`: the task, where the folder knows several. Raises ValueError
-        where it does not know it."""
+        """From a student folder. `name`: the task, where the folder knows several. Raises
+        ValueError where it does not know it."""
         known = sorted(path.parent.name for path in folder.glob(f"tasks/*/{STATE}"))
         if name is None and len(known) == 1:
             name = known[0]

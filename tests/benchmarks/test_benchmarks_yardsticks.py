@@ -40,8 +40,8 @@ def _folder(root: Path) -> Path:
 
 
 def test_pointing_by_hand(tmp_path: Path) -> None:
-    """Oracle: a box of 48 x 32 in 64 x 32 is three quarters of the picture and holds its centre; the
-    phrase without a box does not count."""
+    """Oracle: a box of 48 x 32 in 64 x 32 is three quarters of the picture and holds its centre;
+    the phrase without a box does not count."""
     found = yardsticks.pointing(_folder(tmp_path), "dev", 4)
     assert found == {"random": 0.75, "center": 1.0, "num": 4}
 
@@ -49,8 +49,9 @@ def test_pointing_by_hand(tmp_path: Path) -> None:
 def test_the_table_has_a_row_for_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Oracle: CCA tells six pure colours that six words name apart: all train captions are among the
-    dev ones, so with next to no ridge R@1 is 100 both ways. The student's row is its scores file."""
+    """Oracle: CCA tells six pure colours that six words name apart: all train captions are among
+    the dev ones, so with next to no ridge R@1 is 100 both ways. The student's row is its scores
+    file."""
     torch.manual_seed(0)
     resnet = ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 8, 8, 16], depths=[1] * 4, layer_type="basic"

@@ -1,4 +1,5 @@
-"""The drill of two writers in small: that it comes out clean, and that it sees what would be wrong."""
+"""The drill of two writers in small: that it comes out clean, and that it sees what would be
+wrong."""
 
 from __future__ import annotations
 

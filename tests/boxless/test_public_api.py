@@ -1,5 +1,5 @@
-"""The package boxless. Oracles: the modules that define each name, the interpreter's own list of what
-an import loaded, and the Python of docs/python.md, run as it stands."""
+"""The package boxless. Oracles: the modules that define each name, the interpreter's own list of
+what an import loaded, and the Python of docs/python.md, run as it stands."""
 
 from __future__ import annotations
 

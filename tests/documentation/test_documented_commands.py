@@ -1,5 +1,6 @@
-"""Commands in README, CONTRIBUTING and docs/. Oracles: the argument parser, the recipe's own checks, the
-Makefile's targets and the benchmarks' files. A page may cut a command short with `...`."""
+"""Commands in README, CONTRIBUTING and docs/. Oracles: the argument parser, the recipe's own
+checks, the Makefile's targets and the benchmarks' files. A page may cut a command short with
+`...`."""
 
 from __future__ import annotations
 

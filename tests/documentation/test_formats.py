@@ -1,4 +1,5 @@
-"""File formats. Oracles: files as the code writes them, and the pydantic models that give the schemas."""
+"""File formats. Oracles: files as the code writes them, and the pydantic models that give the
+schemas."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Links of README, CONTRIBUTING, CHANGELOG and docs/. Oracle: the files, and the headings in them as
-GitHub and mkdocs name their anchors."""
+"""Links of README, CONTRIBUTING, CHANGELOG and docs/. Oracle: the files, and the headings in them
+as GitHub and mkdocs name their anchors."""
 
 from __future__ import annotations
 

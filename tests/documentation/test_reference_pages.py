@@ -1,4 +1,5 @@
-"""The generated pages of the site. Oracles: the dataclasses' own fields and the parser's own help."""
+"""The generated pages of the site. Oracles: the dataclasses' own fields and the parser's own
+help."""
 
 from __future__ import annotations
 

@@ -251,7 +251,8 @@ def _walk(tree: Any, random: Random) -> Iterator[tuple[Any, Any]]:
 
 
 def _folder_of_one(folder: Path) -> Path:
-    """A shard in `folder` and its catalog, made where they are not there; tar and manifest sound."""
+    """A shard in `folder` and its catalog, made where they are not there; tar and manifest
+    sound."""
     kept = folder / "kept"
     if not kept.exists():
         kept.mkdir(parents=True)
@@ -302,7 +303,8 @@ def _picture(kind: str) -> bytes:
 
 
 def _foreign_tar(tar_format: int) -> bytes:
-    """What img2dataset and others write: folders, long names, txt, WebP, a failed input, a pickle."""
+    """What img2dataset and others write: folders, long names, txt, WebP, a failed input, a
+    pickle."""
     long = "" if tar_format == tarfile.USTAR_FORMAT else "ü" * 60
     failed = json.dumps({"status": "failed_to_download", "error_message": "404"}).encode()
     info = json.dumps({"caption": "a cat", "url": "http://x/y.jpg", "width": 12}).encode()

@@ -110,7 +110,8 @@ def test_logs_attach_and_cancel(
 
 def test_a_second_first_rank_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two jobs that know nothing of each other (two clusters, one shared folder): the lock that the
-    first rank of a stage holds keeps the second job's from writing, and another stage's does not."""
+    first rank of a stage holds keeps the second job's from writing, and another stage's does
+    not."""
     monkeypatch.setattr(run_folder, "_WAIT_FOR_RANKS_SECONDS", 1.0)
     run, again = RunFolder(tmp_path), RunFolder(tmp_path)
     with run.sole_writer("pretrain"):

@@ -1,4 +1,5 @@
-"""A page in headless Chromium, at the width of a phone or of a desktop, and what it measures there."""
+"""A page in headless Chromium, at the width of a phone or of a desktop, and what it measures
+there."""
 
 from __future__ import annotations
 

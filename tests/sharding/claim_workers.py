@@ -1,4 +1,5 @@
-"""Workers for the tests of sharding.coordination.claims and sharding.coordination.progress: they share six small shards."""
+"""Workers for the tests of sharding.coordination.claims and sharding.coordination.progress: they
+share six small shards."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ class StageKind:
 
     def recorded_parts(self, recorded: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         """The same part as a record has it, in which a key that is younger than the record has its
-        default: a new field whose default changes nothing is no reason to compute anything again."""
+        default: a new field whose default changes nothing is no reason to compute anything
+        again."""
         filled = {
             part: fill_defaults(values, getattr(recipe, part))
             if isinstance(values, dict)

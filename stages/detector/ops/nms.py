@@ -7,7 +7,8 @@ group that stays overlaps it". Starting from "all stay", the step settles box af
 order of the scores, so it has exactly one fixed point, the greedy answer, and reaches it in as
 many steps as the longest chain of boxes that suppress each other, which is a handful. Boxes come
 in blocks, the best first, so that work ends when enough are kept. This is about as fast as
-torchvision's loop where most boxes go, and faster where they stay (benchmarks/detector/teacher_parts.py).
+torchvision's loop where most boxes go, and faster where they stay
+(benchmarks/detector/teacher_parts.py).
 """
 
 from __future__ import annotations

@@ -108,8 +108,8 @@ def score_teacher(teacher: Teacher, labelled: LabeledPictures) -> dict[str, Any]
 
 
 def scores_in_words(scores: dict[str, Any]) -> list[str]:
-    """Lines for the screen: COCO's scores where pycocotools is installed, else AP50, and AP50 of the
-    commonest labels; none without true boxes."""
+    """Lines for the screen: COCO's scores where pycocotools is installed, else AP50, and AP50 of
+    the commonest labels; none without true boxes."""
     coco, lines = scores["coco"], []
     if coco is not None:
         parts = [f"{said} {_percent(coco[name])}" for name, said in COCO_WORDS.items()]

@@ -87,7 +87,8 @@ class LabeledPictures:
         return self._truths[index]
 
     def picture(self, index: int) -> Tensor:
-        """A picture, upright, uint8 RGB [H, W, 3]. Raises ShardError where its bytes have changed."""
+        """A picture, upright, uint8 RGB [H, W, 3]. Raises ShardError where its bytes have
+        changed."""
         place = self.places[index]
         (result,) = self._shards.read(
             [(place.shard, place.sample)], lambda raw: make_sample(raw.members, raw.entry)

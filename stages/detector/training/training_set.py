@@ -86,7 +86,8 @@ class TrainingSet:
         )
 
     def _resize_config(self, step: int) -> PictureConfig:
-        """How the pictures of `step` are resized: one size for all, so that few cells are padding."""
+        """How the pictures of `step` are resized: one size for all, so that few cells are
+        padding."""
         config, factors = self.config.net.picture, self.config.scale_jitter
         if len(factors) == 1 and factors[0] == 1.0:
             return config

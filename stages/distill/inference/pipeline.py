@@ -53,8 +53,8 @@ class InferencePipeline:
 
     batch_size: the most pictures, of one size, that go into the detector at once. num_decoders:
     threads. log: gets a line when memory ran out. prompts: finds the phrases of captions that the
-    detector is asked for, in the caller's thread; None where it is not asked. clock: its parts are "decode wait" (of the
-    detector's thread) and "device".
+    detector is asked for, in the caller's thread; None where it is not asked. clock: its parts are
+    "decode wait" (of the detector's thread) and "device".
     """
 
     def __init__(

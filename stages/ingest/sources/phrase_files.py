@@ -38,7 +38,8 @@ class PhraseFile:
 
 
 def read_phrases(path: str) -> PhraseFile:
-    """The phrases of a file; broken lines are counted and named, SourceError where none is sound."""
+    """The phrases of a file; broken lines are counted and named, SourceError where none is
+    sound."""
     file = Path(path).expanduser()
     if not file.is_file():
         got = "a folder" if file.is_dir() else "not there"

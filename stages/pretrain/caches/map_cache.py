@@ -19,7 +19,8 @@ class MapCache:
 
     For a CNN that does not learn, and views that come again. Maps are kept in 16 bits, each without
     what lies beyond its picture, up to `limit_bytes` in this process; later ones are computed anew.
-    `stored`: a folder of them beside, from which views are read, and to which `store` adds new ones.
+    `stored`: a folder of them beside, from which views are read, and to which `store` adds new
+    ones.
     """
 
     def __init__(self, limit_bytes: int, stored: StoredMaps | None = None) -> None:

@@ -17,8 +17,8 @@ from stages.student.network import Student
 class StoredMaps:
     """Tensors by view in safetensors files under `folder`, of one CNN and one way to see pictures.
 
-    Files are written whole, one a call of `write`, and never changed; several processes may write. A
-    file that cannot be read is left out: its maps are computed anew.
+    Files are written whole, one a call of `write`, and never changed; several processes may write.
+    A file that cannot be read is left out: its maps are computed anew.
     """
 
     def __init__(self, folder: Path) -> None:

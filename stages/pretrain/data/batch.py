@@ -16,8 +16,8 @@ import torch
 class Batch:
     """A micro-batch: every picture once, several captions a picture.
 
-    The objectives' `mask` and `mask_cells` change `tokens`, `matched` and `masked_cells` and write their
-    labels.
+    The objectives' `mask` and `mask_cells` change `tokens`, `matched` and `masked_cells` and write
+    their labels.
     """
 
     keys: list[str]
@@ -25,7 +25,8 @@ class Batch:
     views: list[str]
     """N names of what is seen: equal ones are of equal pixels, but for padding."""
     pixels: torch.Tensor
-    """uint8 [N, 3, H, W], padded (or normalised floats, which `Student.encode_image` takes as well)."""
+    """uint8 [N, 3, H, W], padded (or normalised floats, which `Student.encode_image` takes as
+    well)."""
     sizes_px: torch.Tensor
     """int [N, 2]: height, width before padding."""
     picture: torch.Tensor

@@ -1,4 +1,5 @@
-"""What pretraining trains on: positions in the order of the shards, each made into a masked batch."""
+"""What pretraining trains on: positions in the order of the shards, each made into a masked
+batch."""
 
 from __future__ import annotations
 

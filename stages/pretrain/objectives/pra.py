@@ -25,9 +25,9 @@ class Pra(Objective):
     out: distillation stores similarities of a picture's own phrases only. So are captions without
     phrases, pictures without objects, and objects without cells.
 
-    Phrases whose largest similarity is below `min_similarity` are left out (ours): the softmax would
-    point at whatever object comes nearest. `score_weight` multiplies q by the object's score, and
-    brings it to sum 1 again (ours).
+    Phrases whose largest similarity is below `min_similarity` are left out (ours): the softmax
+    would point at whatever object comes nearest. `score_weight` multiplies q by the object's score,
+    and brings it to sum 1 again (ours).
 
     `region` "object" is the paper's: regions are the teacher's objects. "cell" (ours): regions are
     the cells themselves, and an object's q is spread over its cells. Cells of no object then count

@@ -34,8 +34,8 @@ class Grid(nn.Module):
 
     `frozen_stages` and `batch_norm` as in StudentConfig; `bias` False where a BatchNorm follows.
     Pictures are to be padded to multiples of `pad_px`; with `drop_edge` that is the CNN's stride,
-    not the cell's. `pooling` is the side of the max pooling after the CNN, 1 for none. Raises ValueError on another activation than ReLU: max pooling reads the zeros
-    beyond a picture.
+    not the cell's. `pooling` is the side of the max pooling after the CNN, 1 for none. Raises
+    ValueError on another activation than ReLU: max pooling reads the zeros beyond a picture.
     """
 
     def __init__(

@@ -90,7 +90,8 @@ def _contrast_matrix(
 
 
 def _shown(wrong: list[int], right: list[int], num_shown: int) -> list[int]:
-    """The first ones of both, in order: up to half that went wrong, more where too few went right."""
+    """The first ones of both, in order: up to half that went wrong, more where too few went
+    right."""
     wrong = wrong[: max(num_shown // 2, num_shown - len(right))]
     return sorted(wrong + right[: num_shown - len(wrong)])
 

@@ -1,5 +1,5 @@
-"""All downstream tasks in turn, on files made from a run's image shards: a pretrained student beside
-the same network without pretraining, each score beside chance.
+"""All downstream tasks in turn, on files made from a run's image shards: a pretrained student
+beside the same network without pretraining, each score beside chance.
 
 Writes TASK/pretrained and TASK/not_pretrained into `out`, as `finetune_task` does, and
 `scores.json`, last. What is done is not done again.

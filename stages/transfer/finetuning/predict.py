@@ -34,8 +34,8 @@ def predict(
     """Predictions of all examples by id, in their order, once the last of them is there; None while
     other ranks still have to give theirs.
 
-    Each rank appends what it has to a file of its own in `out`; groups that any file has, whole, are
-    not done again. `out` must be of these examples and weights alone.
+    Each rank appends what it has to a file of its own in `out`; groups that any file has, whole,
+    are not done again. `out` must be of these examples and weights alone.
     """
     out.mkdir(parents=True, exist_ok=True)
     done = read_partial(out)
@@ -61,7 +61,8 @@ def predict(
 
 
 def read_partial(out: Path) -> dict[str, Any]:
-    """Predictions by id that lie in a folder; a line that a killed rank did not finish is not one."""
+    """Predictions by id that lie in a folder; a line that a killed rank did not finish is not
+    one."""
     found: dict[str, Any] = {}
     for path in sorted(out.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").split("\n"):

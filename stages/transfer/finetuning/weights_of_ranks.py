@@ -1,4 +1,5 @@
-"""What makes all ranks predict with the same network, and tells partial predictions of other weights."""
+"""What makes all ranks predict with the same network, and tells partial predictions of other
+weights."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from torch import nn
 
 @torch.no_grad()
 def share_buffers(module: nn.Module) -> None:
-    """Give every rank rank 0's buffers, which are those of the saved student: the running statistics
-    of a BatchNorm over a rank's micro-batch differ from rank to rank. A collective."""
+    """Give every rank rank 0's buffers, which are those of the saved student: the running
+    statistics of a BatchNorm over a rank's micro-batch differ from rank to rank. A collective."""
     for buffer in module.buffers():
         torch.distributed.broadcast(buffer, src=0)
 

@@ -37,8 +37,8 @@ def is_recalled(proposals: Sequence[Box], boxes: Sequence[Box]) -> bool:
 def propose_boxes(heat: torch.Tensor, cell: tuple[float, float], *, most: int) -> list[list[float]]:
     """Boxes around what is hot in heat [rows, columns], best first, no two alike.
 
-    For each threshold, a share of the hottest cell, the boxes of the connected cells at or above it;
-    scored by the heat that they hold over the root of their size. `cell`: width and height of a
+    For each threshold, a share of the hottest cell, the boxes of the connected cells at or above
+    it; scored by the heat that they hold over the root of their size. `cell`: width and height of a
     cell, as shares of the picture.
     """
     top = float(heat.max())

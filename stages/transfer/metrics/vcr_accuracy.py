@@ -1,4 +1,5 @@
-"""VCR's three accuracies and its test file (rowanz/r2c, `eval_q2ar.py`, `eval_for_leaderboard.py`)."""
+"""VCR's three accuracies and its test file (rowanz/r2c, `eval_q2ar.py`,
+`eval_for_leaderboard.py`)."""
 
 from __future__ import annotations
 

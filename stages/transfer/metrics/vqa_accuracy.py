@@ -28,11 +28,12 @@ class VqaScore:
 
 
 def question_accuracy(answer: str, human_answers: Sequence[Mapping[str, Any]]) -> float:
-    """Accuracy of one answer, 0 to 1: for each human, min(1, matches among the others / 3), averaged.
+    """Accuracy of one answer, 0 to 1: for each human, min(1, matches among the others / 3),
+    averaged.
 
-    `human_answers`: the annotation's records, with "answer". Others are the records that differ from
-    the human's; records without ids of their own that say the same thus leave together. Neither side
-    is normalized where all humans say the same.
+    `human_answers`: the annotation's records, with "answer". Others are the records that differ
+    from the human's; records without ids of their own that say the same thus leave together.
+    Neither side is normalized where all humans say the same.
     """
     records = [{**record, "answer": clean(record["answer"])} for record in human_answers]
     answer = clean(answer)

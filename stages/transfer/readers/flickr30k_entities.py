@@ -18,10 +18,11 @@ EDGES = ("xmin", "ymin", "xmax", "ymax")
 def read_flickr30k_entities(
     folder: Path, images: Path, *, ids: Iterable[str] | None = None, max_missing: int = 0
 ) -> TaskData:
-    """An example a phrase that has boxes: its caption as text; info has "start", "end" (characters),
-    "boxes" (xyxy as shares of width and height) and "types".
+    """An example a phrase that has boxes: its caption as text; info has "start", "end"
+    (characters), "boxes" (xyxy as shares of width and height) and "types".
 
-    Boxes are stated in pixels of the original pictures, 1-based; shares hold for copies of any size.
+    Boxes are stated in pixels of the original pictures, 1-based; shares hold for copies of any
+    size.
     ids: of the pictures (default: all with annotations). Phrases without boxes (scenes, what is not
     visible) are counted and left out.
     """

@@ -85,7 +85,8 @@ class NlvrTask(Nlvr2Task):
 
     @staticmethod
     def read(data: TaskDataConfig, split: str) -> TaskData:
-        """From nlvr's train.json, dev.json or test.json, the name of which is that of its pictures."""
+        """From nlvr's train.json, dev.json or test.json, the name of which is that of its
+        pictures."""
         path = Path(data.path("", split))
         return read_nlvr(
             path,

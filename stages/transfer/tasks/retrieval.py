@@ -160,8 +160,8 @@ def _matching_loss(log_odds: torch.Tensor) -> torch.Tensor:
 
 
 def _contrastive_loss(contrast: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Of logits [R, N] and each text's picture [R]: the mean of both ways, a picture's texts sharing
-    its target."""
+    """Of logits [R, N] and each text's picture [R]: the mean of both ways, a picture's texts
+    sharing its target."""
     is_own = F.one_hot(own, contrast.shape[1]).to(contrast)
     to_texts = contrast.log_softmax(dim=0)[:, own.unique()]
     shares = is_own[:, own.unique()]
@@ -171,8 +171,8 @@ def _contrastive_loss(contrast: torch.Tensor, own: torch.Tensor) -> torch.Tensor
 
 
 def _kept_by_shortlist(matrix: torch.Tensor, picture_of: torch.Tensor) -> Scores:
-    """The share of queries whose answer is on the shortlist: no recall can be above it. Nothing where
-    all pairs were scored."""
+    """The share of queries whose answer is on the shortlist: no recall can be above it. Nothing
+    where all pairs were scored."""
     is_listed = matrix > BEHIND / 2
     if is_listed.all():
         return {}

@@ -62,8 +62,9 @@ def write_vqa(scenes: Sequence[Scene], folder: Path, split: str) -> dict[str, An
 
 
 def _question(scene: Scene, rng: random.Random, n: int) -> tuple[str, str, str, str]:
-    """Text, answer, answer type, and what some people say instead: a color, a count, and one question
-    to say yes to and one to say no to in each scene, so that neither answer is the commoner."""
+    """Text, answer, answer type, and what some people say instead: a color, a count, and one
+    question to say yes to and one to say no to in each scene, so that neither answer is the
+    commoner."""
     shapes = [shape for _, shape, _ in scene.objects]
     unique = [thing for thing in scene.objects if shapes.count(thing[1]) == 1]
     if n == 0 and unique:

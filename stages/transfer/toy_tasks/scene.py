@@ -37,7 +37,8 @@ class Scene:
 
 
 def scene_of(number: int, sample: Sample) -> Scene:
-    """A sample of the toy world as a scene. ValueError where it does not carry the truth about it."""
+    """A sample of the toy world as a scene. ValueError where it does not carry the truth about
+    it."""
     truth = sample.info.get("truth", {})
     if not {"boxes", "labels", "attributes", "phrases"} <= truth.keys():
         raise BoxlessError(

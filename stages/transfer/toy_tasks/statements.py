@@ -20,7 +20,8 @@ from stages.transfer.toy_tasks.scene import (
 
 
 def write_nlvr2(scenes: Sequence[Scene], folder: Path, split: str) -> dict[str, Any]:
-    """Pairs of consecutive scenes, with a sentence that is true of one pair and false of another."""
+    """Pairs of consecutive scenes, with a sentence that is true of one pair and false of
+    another."""
     rows = []
     name = "train" if split == "train" else "dev"
     for pair, (left, right) in enumerate(zip(scenes, scenes[1:])):

@@ -17,7 +17,8 @@ from stages.transfer.toy_tasks.statements import write_nlvr, write_nlvr2, write_
 
 
 def write_task_files(task: str, images: Path, out: Path) -> TaskDataConfig:
-    """Write the files of a task from image shards into `out`; where they are, as the recipe says it.
+    """Write the files of a task from image shards into `out`; where they are, as the recipe says
+    it.
 
     The shards are those of the toy world, or, for the task nlvr, of the corpus NLVR too. Raises
     ValueError where the samples do not carry the truth about their scenes.

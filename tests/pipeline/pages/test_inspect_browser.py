@@ -1,5 +1,6 @@
-"""The page of `boxless inspect` in headless Chromium. Oracle: the browser's own layout, its console,
-and how dark each cell is after a word is pointed at. Skipped where no Chromium is installed."""
+"""The page of `boxless inspect` in headless Chromium. Oracle: the browser's own layout, its
+console, and how dark each cell is after a word is pointed at. Skipped where no Chromium is
+installed."""
 
 from __future__ import annotations
 

@@ -196,7 +196,8 @@ def test_command_line_writes_the_same_page(run: RunFolder, capsys: pytest.Captur
 
 
 def test_pictures_are_shown_upright() -> None:
-    """Boxes are on the upright picture: a telephone's is turned here, and not again by a browser."""
+    """Boxes are on the upright picture: a telephone's is turned here, and not again by a
+    browser."""
     small = thumbnail(picture(orientation=6), longest_px=200)
     assert small is not None and (small.width, small.height) == (40, 60)
     shown = Image.open(io.BytesIO(base64.b64decode(small.uri.partition(",")[2])))
@@ -246,7 +247,8 @@ def test_chart_of_one_point_and_of_none() -> None:
 
 
 def test_a_visual_dictionary_has_a_chart(tmp_path: Path) -> None:
-    """Its figures are drawn where training reported them, and there is no chart where it did not."""
+    """Its figures are drawn where training reported them, and there is no chart where it did
+    not."""
     for figures, drawn in (({"mvm/perplexity": 9.5, "mvm/dead_codes": 3.0}, True), ({}, False)):
         run = empty_run(tmp_path / str(drawn))
         run.pretrain.mkdir(parents=True, exist_ok=True)

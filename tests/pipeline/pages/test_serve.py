@@ -27,8 +27,8 @@ NAME = "<b>student</b>"
 
 @pytest.fixture()
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudentApp:
-    """A student folder that knows vqa, with a folder of one picture, and a network that is not there:
-    what it says is the length of the text."""
+    """A student folder that knows vqa, with a folder of one picture, and a network that is not
+    there: what it says is the length of the text."""
     (tmp_path / NAME.replace("/", "") / "tasks" / "vqa").mkdir(parents=True)
     folder = tmp_path / NAME.replace("/", "")
     (folder / "config.json").write_text("{}")
@@ -112,7 +112,8 @@ def test_the_page_escapes_the_folder_and_offers_what_is_known(app: StudentApp) -
 def test_the_page_asks_and_shows(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Oracle: in a browser, a search that a script types in shows the folder's picture and score."""
+    """Oracle: in a browser, a search that a script types in shows the folder's picture and
+    score."""
     typed = (
         "<script>at('action').value = 'search'; at('text').value = 'red';"
         "at('form').requestSubmit();</script></body>"

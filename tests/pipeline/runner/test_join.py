@@ -72,8 +72,8 @@ def test_a_joined_worker_makes_what_is_left_without_a_command(under_way: RunFold
 
 def test_joined_workers_outlive_the_command(tmp_path: Path) -> None:
     """A command is killed with SIGKILL while a worker has joined. Its own worker is stopped until
-    then, so that it cannot end first. Oracle: the joined one ends well and leaves a whole folder; the
-    next command completes at once."""
+    then, so that it cannot end first. Oracle: the joined one ends well and leaves a whole folder;
+    the next command completes at once."""
     overrides = ["ingest.num_train=300", "ingest.samples_per_shard=10"]
     run = RunFolder(tmp_path / "run")
     command = [sys.executable, "-m", "pipeline.cli.main", "ingest", "toy", "--run"]

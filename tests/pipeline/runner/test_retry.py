@@ -49,7 +49,8 @@ STAGES = ["ingest", "teach", "distill"]
 
 
 class Launch:
-    """Stands for pipeline.runner.launch_plan.launch_stage: calls the stages here; teach writes a teacher."""
+    """Stands for pipeline.runner.launch_plan.launch_stage: calls the stages here; teach writes a
+    teacher."""
 
     def __init__(self) -> None:
         self.fails: list[str] = []

@@ -30,7 +30,8 @@ RUN_ALL = ["ingest", "teach", "distill", "pretrain", "evaluate"]
 
 
 class FakeStages:
-    """Stands for pipeline.runner.launch_plan.launch_stage: writes what a stage would, notes that it ran."""
+    """Stands for pipeline.runner.launch_plan.launch_stage: writes what a stage would, notes that it
+    ran."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []

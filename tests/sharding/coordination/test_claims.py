@@ -1,5 +1,5 @@
-"""Tests of sharding.coordination.claims: workers in threads of this process, each with a file and a lock of its
-own as in processes; who dies is a process of its own."""
+"""Tests of sharding.coordination.claims: workers in threads of this process, each with a file and a
+lock of its own as in processes; who dies is a process of its own."""
 
 from __future__ import annotations
 

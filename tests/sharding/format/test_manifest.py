@@ -1,4 +1,5 @@
-"""Tests of sharding.format.manifest: what it refuses, and that it never raises anything but ShardError."""
+"""Tests of sharding.format.manifest: what it refuses, and that it never raises anything but
+ShardError."""
 
 from __future__ import annotations
 
@@ -192,7 +193,8 @@ def test_a_manifest_is_not_endless(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ids=range(7),
 )
 def test_what_is_no_manifest_is_refused(tmp_path: Path, data: bytes) -> None:
-    """Oracle: files that are no manifest, deep nesting included; is_done says no, and raises not."""
+    """Oracle: files that are no manifest, deep nesting included; is_done says no, and raises
+    not."""
     tar = tmp_path / TAR.name
     tar.write_bytes(bytes(4096))
     manifest_path(tar).write_bytes(data)

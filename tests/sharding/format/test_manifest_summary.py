@@ -1,5 +1,5 @@
-"""Tests of sharding.format.manifest_summary, sharding.writing.previous_shard and sharding.format.completeness: parts of what a shard says of
-itself."""
+"""Tests of sharding.format.manifest_summary, sharding.writing.previous_shard and
+sharding.format.completeness: parts of what a shard says of itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tests of sharding.format.tar_scan: what Python's tarfile lists, and an error where tarfile says nothing."""
+"""Tests of sharding.format.tar_scan: what Python's tarfile lists, and an error where tarfile says
+nothing."""
 
 from __future__ import annotations
 

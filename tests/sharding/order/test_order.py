@@ -1,4 +1,5 @@
-"""Tests of sharding.order.order: exactly once an epoch, the same for everybody, from any position."""
+"""Tests of sharding.order.order: exactly once an epoch, the same for everybody, from any
+position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tests of sharding.order.shuffle_quality and sharding.order.shuffle_simulation: figures that can be worked out by hand."""
+"""Tests of sharding.order.shuffle_quality and sharding.order.shuffle_simulation: figures that can
+be worked out by hand."""
 
 from __future__ import annotations
 
@@ -170,8 +171,8 @@ def test_webdataset_is_really_webdataset(
 
 
 def test_a_folder_is_measured_and_drawn(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
-    """Oracle: three methods, a line each under the heading; a PNG's first bytes; the same figures from
-    a catalog without shapes beside it; only the first shards of a set that is too large.
+    """Oracle: three methods, a line each under the heading; a PNG's first bytes; the same figures
+    from a catalog without shapes beside it; only the first shards of a set that is too large.
     """
     folder = make_folder(tmp_path, [5, 9, 2, 7])
     config = replace(CONFIG, micro_batch_size=2)

@@ -49,7 +49,8 @@ def test_what_is_put_is_got_by_its_name() -> None:
 def test_it_is_bounded_and_right_where_it_does_not_say_otherwise(
     num_bytes: int, sizes: list[int]
 ) -> None:
-    """Oracle: the file's size; the last piece that fits is kept, pieces that are right are its own."""
+    """Oracle: the file's size; the last piece that fits is kept, pieces that are right are its
+    own."""
     cache = Cache(num_bytes)
     index_bytes = os.fstat(cache._file.descriptor).st_size
     for number, size in enumerate(sizes):

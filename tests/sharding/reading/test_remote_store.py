@@ -1,4 +1,5 @@
-"""Tests of sharding.reading.remote_store through streams: remote shards by ranges, over memory and a real server."""
+"""Tests of sharding.reading.remote_store through streams: remote shards by ranges, over memory and
+a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tests of sharding.reading.sequential_reader: the bytes of the file, by any reads that go forward, and its hash."""
+"""Tests of sharding.reading.sequential_reader: the bytes of the file, by any reads that go forward,
+and its hash."""
 
 from __future__ import annotations
 

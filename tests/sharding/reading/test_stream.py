@@ -1,4 +1,5 @@
-"""Tests of sharding.reading.stream, through PyTorch's DataLoader with workers and several fake ranks."""
+"""Tests of sharding.reading.stream, through PyTorch's DataLoader with workers and several fake
+ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tests of sharding.reading.watchdog: what workers write, the rank reads, and says when data stall."""
+"""Tests of sharding.reading.watchdog: what workers write, the rank reads, and says when data
+stall."""
 
 from __future__ import annotations
 
@@ -61,8 +62,8 @@ def test_the_watch_names_stage_shard_and_key_of_the_worker_that_is_stuck() -> No
 def test_it_says_so_again_after_growing_times_and_not_without_a_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Oracle: a clock that the test sets: 10, 20 and 40 s into a wait; nothing while the rank is busy
-    with a batch, and a new wait begins anew."""
+    """Oracle: a clock that the test sets: 10, 20 and 40 s into a wait; nothing while the rank is
+    busy with a batch, and a new wait begins anew."""
     now, said = [1000.0], list[str]()
     monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: now[0]))
     watch = StallWatch(StatusBoard(), after_seconds=10, log=said.append)

@@ -1,4 +1,5 @@
-"""Tests of sharding.reading.webdataset_adapter: stages of stock webdataset over our stream, and their own samples."""
+"""Tests of sharding.reading.webdataset_adapter: stages of stock webdataset over our stream, and
+their own samples."""
 
 from __future__ import annotations
 

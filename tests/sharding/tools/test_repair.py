@@ -1,4 +1,5 @@
-"""Tests of sharding.tools.repair: what is sound stays, what is not is put aside, nothing is lost."""
+"""Tests of sharding.tools.repair: what is sound stays, what is not is put aside, nothing is
+lost."""
 
 from __future__ import annotations
 

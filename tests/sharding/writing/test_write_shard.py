@@ -294,8 +294,8 @@ class _Lost(Exception):
 def test_ownership_is_checked_after_the_sync_and_before_each_rename(
     tmp_path: Path, make_sample: MakeSample
 ) -> None:
-    """Oracle: the first check finds the old shard whole; a loss at the second one leaves no manifest
-    beside a tar that is not its own."""
+    """Oracle: the first check finds the old shard whole; a loss at the second one leaves no
+    manifest beside a tar that is not its own."""
     tar, old = tmp_path / NAME, [make_sample(0)]
     write_shard(tar, old, fingerprint={"is": "old"})
     before = _bytes(tar)

@@ -199,7 +199,8 @@ def test_done_shards_are_skipped_and_others_are_not(images: Path, tmp_path: Path
 def test_finished_shards_of_other_versions_are_accepted_where_the_recipe_says_so(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Oracle: the teacher counts its calls; the bytes of shards that stay; versions in manifests."""
+    """Oracle: the teacher counts its calls; the bytes of shards that stay; versions in
+    manifests."""
     out, accepting = tmp_path / "objects", replace(CONFIG, accept_versions=True)
 
     def num_pictures_looked_at(config: DistillConfig) -> int:

@@ -163,8 +163,8 @@ def test_a_share_of_each_pictures_views_is_mirrored() -> None:
 
 
 def test_cached_pictures_are_not_decoded() -> None:
-    """Oracle: the same batch but for its pixels, of pictures whose bytes end after the header, which
-    cannot be decoded."""
+    """Oracle: the same batch but for its pixels, of pictures whose bytes end after the header,
+    which cannot be decoded."""
     collate = _collate(AugmentConfig(mirror=0.5, num_views=2))
     samples = toy_samples(24, 6)[:4]
     wanted = collate(3, samples)

@@ -215,8 +215,8 @@ def test_position_and_seed_decide_everything_random() -> None:
 
 def test_what_is_masked_does_not_tell_strange_pairs_from_matched() -> None:
     """Oracle: over 60 batches the shares of [MASK] among pieces and of masked cells are the same
-    for mismatched and matched pairs within four standard errors (of pairs, as pieces of one are drawn
-    together)."""
+    for mismatched and matched pairs within four standard errors (of pairs, as pieces of one are
+    drawn together)."""
     collate = _collate(_objectives(PretrainConfig()))
     mask_id = toy_tokenizer().mask_token_id
     pieces: list[torch.Tensor] = []

@@ -61,8 +61,8 @@ def test_maps_are_those_of_the_cnn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stored_maps_serve_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Oracle: the CNN, which the second start does not run for known views. A file cut short is left
-    out, and its maps are computed anew."""
+    """Oracle: the CNN, which the second start does not run for known views. A file cut short is
+    left out, and its maps are computed anew."""
     student = tiny_student(FROZEN).eval()
     maps = student.encode_maps
     batches = [_batch([0, 1]), _batch([2, 3])]
@@ -157,7 +157,8 @@ def test_a_cache_of_a_cnn_that_learns_is_refused(student, refused: bool) -> None
 
 
 def test_settings_that_do_not_go_together_are_refused() -> None:
-    """Oracle: what the fields say: new views never come again, and texts are kept of frozen layers."""
+    """Oracle: what the fields say: new views never come again, and texts are kept of frozen
+    layers."""
     with pytest.raises(ValueError, match="cnn_cache_mib: got 1 with augment.num_views None"):
         PretrainConfig(cnn_cache_mib=1, augment=AugmentConfig(mirror=0.5))
     PretrainConfig(cnn_cache_mib=1, augment=AugmentConfig(mirror=0.5, num_views=2))

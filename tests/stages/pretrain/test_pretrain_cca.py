@@ -37,9 +37,9 @@ def _solved(x: torch.Tensor, y: torch.Tensor, size: int, ridge: float = 1e-9):
 
 def test_the_directions_are_canonical() -> None:
     """Oracle: the definition. With next to no ridge, both sides' directions are uncorrelated among
-    themselves and across, but for each direction's own correlation s, and variances are s: each side
-    is weighed by the root of s. The correlations are those of scikit-free algebra: the singular
-    values of Qx' Qy, the orthonormal bases of the centred data (Bjorck and Golub 1973)."""
+    themselves and across, but for each direction's own correlation s, and variances are s: each
+    side is weighed by the root of s. The correlations are those of scikit-free algebra: the
+    singular values of Qx' Qy, the orthonormal bases of the centred data (Bjorck and Golub 1973)."""
     x, y = _pairs(500)
     start = _solved(x, y, size=3)
     u = x @ start.project + start.project_bias

@@ -301,8 +301,8 @@ def test_killed_and_continued_on_other_numbers_of_ranks(
 
 
 def _assert_close_runs(root: Path, other: Path) -> None:
-    """The same weights and losses but for the order of sums. BatchNorm's running statistics move once
-    a micro-batch of a rank, so they are left out."""
+    """The same weights and losses but for the order of sums. BatchNorm's running statistics move
+    once a micro-batch of a rank, so they are left out."""
     mine, theirs = _weights(root), _weights(other)
     for name in mine:
         if "running_" not in name and not name.endswith("num_batches_tracked"):

@@ -17,9 +17,9 @@ from stages.student.network import Student
 
 
 def test_recall_at_1_by_hand() -> None:
-    """Oracle: by eye. Picture 0 has texts 0 and 1, picture 1 text 2, picture 2 none. Picture 0 finds
-    its text 1; picture 1's best is text 0. Text 0 goes to picture 1, text 1 is right, text 2 ties
-    with picture 2, which counts against."""
+    """Oracle: by eye. Picture 0 has texts 0 and 1, picture 1 text 2, picture 2 none. Picture 0
+    finds its text 1; picture 1's best is text 0. Text 0 goes to picture 1, text 1 is right, text 2
+    ties with picture 2, which counts against."""
     scores = torch.tensor([[0.1, 0.9, 0.0], [0.8, 0.2, 0.5], [0.0, 0.0, 0.5]])
     found = recall_at_1(scores, torch.tensor([0, 0, 1]))
     assert found["picture_to_text_r1"] == 1 / 2

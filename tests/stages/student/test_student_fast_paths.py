@@ -30,7 +30,8 @@ def _gradients(net: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("learns", [True, False], ids=["training", "evaluation"])
 def test_the_last_layer_where_it_is_read(learns: bool) -> None:
-    """The layer over all tokens, of which some are read: of the third pair none, of the first all."""
+    """The layer over all tokens, of which some are read: of the third pair none, of the first
+    all."""
     torch.manual_seed(0)
     student = new_student().train(learns)
     layer = student.fusion.layer[-1]

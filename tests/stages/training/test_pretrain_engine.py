@@ -225,7 +225,8 @@ def test_bf16_keeps_statistics_and_can_be_saved_whole(
 
 
 def test_autocast_trains_float32_weights(ranks: Ranks, undisturbed: Path, tmp_path: Path) -> None:
-    """Oracle: the losses of fp32 within 1 %, none of them equal to the last digit; float32 weights."""
+    """Oracle: the losses of fp32 within 1 %, none of them equal to the last digit; float32
+    weights."""
     config = replace(RUN, zero_stage=1, precision="autocast-bf16")
     assert ranks(config, tmp_path, world_size=2) == DONE
     assert {w.dtype for w in _weights(tmp_path).values() if w.is_floating_point()} == {

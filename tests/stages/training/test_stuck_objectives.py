@@ -14,7 +14,8 @@ def _lines(**losses: list[float]) -> list[dict[str, float]]:
 
 
 def test_a_matching_loss_at_ln_2_is_named_with_what_to_try() -> None:
-    """Oracle: itm stays at 0.693 but for noise, itc falls, mlm rises: the first and last are named."""
+    """Oracle: itm stays at 0.693 but for noise, itc falls, mlm rises: the first and last are
+    named."""
     lines = _lines(
         itm=[0.6931, 0.6950, 0.6920, 0.6931],
         itc=[4.8, 4.0, 3.5, 3.0],

@@ -1,5 +1,5 @@
-"""Finetuning under the real torchrun: killed in the middle of predicting, continued on another number
-of ranks."""
+"""Finetuning under the real torchrun: killed in the middle of predicting, continued on another
+number of ranks."""
 
 from __future__ import annotations
 

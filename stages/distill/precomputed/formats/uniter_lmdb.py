@@ -165,7 +165,8 @@ def _array(packed: Any, name: str) -> np.ndarray:
 
 
 def _corners(places: np.ndarray) -> np.ndarray:
-    """[N, 4] x0, y0, x1, y1 of norm_bb, whose fifth and sixth have to be the sides that they span."""
+    """[N, 4] x0, y0, x1, y1 of norm_bb, whose fifth and sixth have to be the sides that they
+    span."""
     if places.shape[1] not in (6, 7):
         raise RowError(f"norm_bb: {places.shape[1]} values a box, expected 6 or 7")
     boxes = places.astype(np.float32)

@@ -1,4 +1,5 @@
-"""Checkpoints from elsewhere: one teacher whatever the file, and a reason for each that is unsound."""
+"""Checkpoints from elsewhere: one teacher whatever the file, and a reason for each that is
+unsound."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Our Faster R-CNN beside detectron2's on photographs: same weights, same decisions.
 
-    BOXLESS_PHOTOGRAPHS=FOLDER python -m pytest -s tests/stages/detector/model/test_teacher_beside_detectron2.py
+    BOXLESS_PHOTOGRAPHS=FOLDER python -m pytest -s
+    tests/stages/detector/model/test_teacher_beside_detectron2.py
 
 Runs where detectron2 is importable. Small nets always; full-size ones, minutes each, on the
 photographs of a folder that the variable names. Each line printed gives the largest differences.

@@ -1,4 +1,5 @@
-"""Detectors of transformers as teachers, each a small random model that the test makes and saves."""
+"""Detectors of transformers as teachers, each a small random model that the test makes and
+saves."""
 
 from __future__ import annotations
 
@@ -150,8 +151,8 @@ def test_boxes_and_scores_are_those_of_transformers_own_reading(tmp_path: Path) 
 
 
 def test_names_in_pieces_give_owl_vit_s_scores_of_all_at_once(tmp_path: Path) -> None:
-    """Oracle: OWL-ViT scores each name by itself, so the scores of every label are those of one text;
-    the best object of the picture is the same."""
+    """Oracle: OWL-ViT scores each name by itself, so the scores of every label are those of one
+    text; the best object of the picture is the same."""
     whole, pieces = make(tmp_path, "owlvit"), make(tmp_path, "owlvit", labels_per_prompt=1)
     prepared = whole.prepare(pictures(1)[0])
     (first,), (second,) = whole.detect([prepared]), pieces.detect([prepared])

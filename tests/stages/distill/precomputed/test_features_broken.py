@@ -1,4 +1,5 @@
-"""`stages.distill.precomputed`: what is broken is named, refused and counted, and takes nothing along.
+"""`stages.distill.precomputed`: what is broken is named, refused and counted, and takes nothing
+along.
 
 Oracle: reasons and counts by hand; sound rows beside a broken one give the same objects as without.
 """

@@ -1,5 +1,5 @@
-"""`stages.distill.text.phrases`, the lexicon and the choice between chunkers; the parser has a file of
-its own (test_distill_parser.py). Oracles are phrases marked by hand."""
+"""`stages.distill.text.phrases`, the lexicon and the choice between chunkers; the parser has a file
+of its own (test_distill_parser.py). Oracles are phrases marked by hand."""
 
 from __future__ import annotations
 

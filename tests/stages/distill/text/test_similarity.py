@@ -1,4 +1,5 @@
-"""`stages.distill.text.similarity` and `words`: oracles are word sets and cosines worked out by hand."""
+"""`stages.distill.text.similarity` and `words`: oracles are word sets and cosines worked out by
+hand."""
 
 from __future__ import annotations
 

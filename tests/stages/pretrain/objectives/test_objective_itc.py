@@ -42,8 +42,8 @@ def _batch(picture: list[int], is_true: list[bool], logits: torch.Tensor) -> Bat
 
 def test_the_loss_by_hand() -> None:
     """Oracle: arithmetic. Two texts of picture 0 and one of picture 1, logits ln 3 for the right
-    picture and 0 for the wrong: each text costs ln(4 / 3). Picture 0: its two texts have 3 / 7 each,
-    ln(7 / 3); picture 1: 3 / 5, ln(5 / 3). All are found."""
+    picture and 0 for the wrong: each text costs ln(4 / 3). Picture 0: its two texts have 3 / 7
+    each, ln(7 / 3); picture 1: 3 / 5, ln(5 / 3). All are found."""
     ln3 = math.log(3)
     scored = _score(_batch([0, 0, 1], [True] * 3, torch.tensor([[ln3, 0], [ln3, 0], [0, ln3]])))
     wanted = (math.log(4 / 3) + (math.log(7 / 3) + math.log(5 / 3)) / 2) / 2

@@ -146,8 +146,8 @@ def test_codes_are_hidden_whole_until_the_share_is_reached() -> None:
 
 def test_the_released_rule() -> None:
     """Oracle: sets. All pairs drawn share one cell of the grid; where it is visible exactly the
-    visible cells of its code are hidden; in the padding, or undrawn, nothing; mismatched pairs teach
-    too. Drawn about as often as the probability says."""
+    visible cells of its code are hidden; in the padding, or undrawn, nothing; mismatched pairs
+    teach too. Drawn about as often as the probability says."""
     config = MvmConfig(rule="released", probability=0.4, matched_only=False)
     num_drawn, in_padding = 0, 0
     for seed in range(40):

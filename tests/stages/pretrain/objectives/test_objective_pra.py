@@ -260,9 +260,9 @@ def test_nothing_is_hidden() -> None:
 
 
 def test_before_the_fusion_phrases_meet_cells_of_the_cnn() -> None:
-    """Oracle: the objective itself, given the captions read alone and the CNN's own cells; masks and
-    other captions that ITM and MLM put in change nothing. No other objective needs the fusion, so
-    its outputs are not made, and grounding looks at the same two."""
+    """Oracle: the objective itself, given the captions read alone and the CNN's own cells; masks
+    and other captions that ITM and MLM put in change nothing. No other objective needs the fusion,
+    so its outputs are not made, and grounding looks at the same two."""
     student = tiny_student(replace(TINY, pra_level="encoders"))
     batch = random_batch(4, pictures=4, grid=(2, 2))
     batch.pixels = torch.randn_like(batch.pixels)
@@ -300,8 +300,8 @@ def test_a_phrase_that_no_object_is_near_is_left_out(region: str) -> None:
 
 
 def test_the_teachers_scores_weigh_the_target() -> None:
-    """Oracle: arithmetic. Equal similarities and scores 0.9 and 0.3 make q = (3/4, 1/4); the student
-    finds both regions as similar, p = (1/2, 1/2)."""
+    """Oracle: arithmetic. Equal similarities and scores 0.9 and 0.3 make q = (3/4, 1/4); the
+    student finds both regions as similar, p = (1/2, 1/2)."""
     student = SimpleNamespace(align_head=AlignHead(0.5), pool_phrases=weighted_mean)
     batch = random_batch(0, pictures=1, captions=1)
     batch.matched[:], batch.label = True, torch.tensor([[4, 2]])

@@ -63,7 +63,8 @@ def test_ties_count_against(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["fold_small", "fold_big"])
 def test_folds(name: str) -> None:
-    """Oracle: the mean of ALBEF over five folds, which SCAN's fold rule gives too, and the whole."""
+    """Oracle: the mean of ALBEF over five folds, which SCAN's fold rule gives too, and the
+    whole."""
     scores, picture_of = _matrix(name)
     _close(_percents(fold_recalls(scores, picture_of, num_folds=5)), EXPECTED[name]["albef_mean"])
     _close(_percents(fold_recalls(scores, picture_of, num_folds=5)), EXPECTED[name]["scan_mean"])

@@ -49,7 +49,8 @@ def test_scoring_leaves_the_annotations_as_they_were() -> None:
 
 
 def test_normalization_is_the_official_one() -> None:
-    """Oracle: both steps of vqaEval.py on 553 texts, and on 15 where its Python 3 differs from 2."""
+    """Oracle: both steps of vqaEval.py on 553 texts, and on 15 where its Python 3 differs from
+    2."""
     pairs = golden_json("vqa_pairs.json")
     for pair in pairs["pairs"]:
         assert process_punctuation(pair["raw"]) == pair["punct"]

@@ -1,9 +1,10 @@
 """Our scores beside the official evaluators' on 10,000 random predictions a task.
 
 The numbers were printed by the official code on the predictions of `random_predictions`:
-GT-Vision-Lab/VQA a013f00 (`vqaEval.py`, 12 digits, its print statements made functions), lil-lab/nlvr
-1892484 (`nlvr2/eval/metrics.py`, `nlvr/metrics_images.py`), rowanz/r2c 77813d9 (`eval_q2ar.py`, three
-digits), salesforce/ALBEF b9727e4 (`itm_eval` of Retrieval.py, `evaluate` of VE.py, four digits).
+GT-Vision-Lab/VQA a013f00 (`vqaEval.py`, 12 digits, its print statements made functions),
+lil-lab/nlvr 1892484 (`nlvr2/eval/metrics.py`, `nlvr/metrics_images.py`), rowanz/r2c 77813d9
+(`eval_q2ar.py`, three digits), salesforce/ALBEF b9727e4 (`itm_eval` of Retrieval.py, `evaluate` of
+VE.py, four digits).
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def test_retrieval() -> None:
 
 
 def test_snli_ve() -> None:
-    """Oracle: evaluate, the four digits that it prints (a mean over batches of 64 by their size)."""
+    """Oracle: evaluate, the four digits that it prints (a mean over batches of 64 by their
+    size)."""
     labels, scores = random_predictions.snli_ve()
     names = ("contradiction", "neutral", "entailment")
     said = {n: names[first_best(row)] for n, row in enumerate(scores)}

@@ -179,7 +179,8 @@ def test_a_sentence_of_entities() -> None:
 
 @needs_photos
 def test_photos() -> None:
-    """Oracle: the numbers in its README: pictures, captions, phrases with boxes, entailment rows."""
+    """Oracle: the numbers in its README: pictures, captions, phrases with boxes, entailment
+    rows."""
     root = SHARED / "photos"
     images = root / "images" / "dev"
     assert len(read_snli_ve(root / "snli_ve_dev.jsonl", images).examples) == 726

@@ -1,4 +1,5 @@
-"""The retrieval task on a student with a contrastive head: training, shortlist, and what it loses."""
+"""The retrieval task on a student with a contrastive head: training, shortlist, and what it
+loses."""
 
 from __future__ import annotations
 
@@ -27,9 +28,9 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> tuple[Example, ...]:
 
 
 def test_a_shortlist_is_the_matrix_where_it_holds_all(examples: tuple[Example, ...]) -> None:
-    """Oracle: contrastive logits of all pairs by the student's own calls, plus the full matrix of the
-    matching head: on a list of all exactly that, on a list of one for the listed pairs alone, the
-    others behind; the share of captions whose picture is listed is counted by hand."""
+    """Oracle: contrastive logits of all pairs by the student's own calls, plus the full matrix of
+    the matching head: on a list of all exactly that, on a list of one for the listed pairs alone,
+    the others behind; the share of captions whose picture is listed is counted by hand."""
     student = tiny_student(replace(TINY, itc_size=6))
     processor = StudentProcessor.of(student, toy_tokenizer())
     texts = [str(text) for e in examples for text in e.texts]

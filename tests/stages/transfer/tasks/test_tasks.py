@@ -1,4 +1,5 @@
-"""The downstream tasks end to end on the toy world's files: read, trained, scored, saved, loaded."""
+"""The downstream tasks end to end on the toy world's files: read, trained, scored, saved,
+loaded."""
 
 from __future__ import annotations
 
@@ -63,10 +64,10 @@ def test_the_table_and_the_recipe_agree() -> None:
 
 @pytest.mark.parametrize("name", TASK_NAMES)
 def test_a_task_is_taught_and_used(name: str, world: tuple[Path, Path], tmp_path: Path) -> None:
-    """Oracle: scores beside chance within 0 and 1; one prediction an example; and the saved student,
-    loaded again, predicts the same in any order of groups and in any share, to the last digit, and
-    what was predicted in training within 1e-6 (where ZeRO lays weights out in memory otherwise,
-    kernels add up in another order)."""
+    """Oracle: scores beside chance within 0 and 1; one prediction an example; and the saved
+    student, loaded again, predicts the same in any order of groups and in any share, to the last
+    digit, and what was predicted in training within 1e-6 (where ZeRO lays weights out in memory
+    otherwise, kernels add up in another order)."""
     scores = _run(name, world, tmp_path)
     assert TASKS[name].score_name in scores
     assert all(0 <= entry[key] <= 1 for entry in scores.values() for key in ("value", "chance"))
@@ -198,8 +199,8 @@ def test_all_tasks_beside_no_pretraining(world: tuple[Path, Path], tmp_path: Pat
 
 
 def test_new_words_are_whole(world: tuple[Path, Path]) -> None:
-    """Oracle: the toy tokenizer knows no "question"; added it is one piece, whatever its case, and the
-    commonest words come first."""
+    """Oracle: the toy tokenizer knows no "question"; added it is one piece, whatever its case, and
+    the commonest words come first."""
     texts = ("Question one?", "a question two")
     examples = [Example(id=t, images=(), texts=(t,)) for t in texts]
     tokenizer = load_tokenizer(world[1])
@@ -212,7 +213,8 @@ def test_new_words_are_whole(world: tuple[Path, Path]) -> None:
 
 
 def test_partial_predictions_belong_to_their_weights() -> None:
-    """Oracle: the hash changes with a weight, and with a running statistic, and with nothing else."""
+    """Oracle: the hash changes with a weight, and with a running statistic, and with nothing
+    else."""
     join_ranks()
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     before = weights_digest(module)
