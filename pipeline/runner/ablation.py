@@ -86,19 +86,22 @@ def variant_recipe(recipe: Recipe, name: str, seed: int) -> Recipe:
     """The recipe with another seed, with or without dictionary and objects, all else the same.
 
     The settings of both are the recipe's own. Where it has no dictionary, recipe soho-toy's stands
-    in; an objective whose weight is 0 there has that of both-toy in the variants that have it.
+    in, with both-toy's weight of mvm; where it learns nothing from objects, both-toy's weights of
+    omvm and pra.
     """
-    variant, pretrain, usual = VARIANTS[name], recipe.pretrain, load_recipe("both-toy").pretrain
+    variant, own, usual = VARIANTS[name], recipe.pretrain, load_recipe("both-toy").pretrain
+    dictionary = own if own.mvm.weight else usual
+    objects = own if own.omvm.weight or own.pra.weight else usual
     return replace(
         recipe,
         name=f"{recipe.name}-{name}-{seed}",
         seed=seed,
         student=replace(recipe.student, neck=_neck(recipe, variant)),
         pretrain=replace(
-            pretrain,
-            mvm=_switched(pretrain.mvm, variant.has_dictionary, usual.mvm.weight),
-            omvm=_switched(pretrain.omvm, variant.has_objects, usual.omvm.weight),
-            pra=_switched(pretrain.pra, variant.has_objects, usual.pra.weight),
+            own,
+            mvm=replace(own.mvm, weight=dictionary.mvm.weight * variant.has_dictionary),
+            omvm=replace(own.omvm, weight=objects.omvm.weight * variant.has_objects),
+            pra=replace(own.pra, weight=objects.pra.weight * variant.has_objects),
         ),
     )
 
@@ -108,11 +111,6 @@ def _neck(recipe: Recipe, variant: Variant) -> NeckConfig:
         return PlainNeckConfig()
     neck = recipe.student.neck
     return load_recipe("soho-toy").student.neck if neck.kind == "plain" else neck
-
-
-def _switched(objective: Any, is_on: bool, usual_weight: float) -> Any:
-    """The settings of an objective with its weight, or the usual one if that is 0, or with 0."""
-    return replace(objective, weight=(objective.weight or usual_weight) if is_on else 0.0)
 
 
 def compare(found: dict[str, dict[str, Scores]], num_steps: int) -> dict[str, Any]:

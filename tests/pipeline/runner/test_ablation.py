@@ -32,6 +32,8 @@ def test_variants_have_dictionary_and_objects_or_not() -> None:
         ("plain", 0.0, 1.0, 0.5),
         ("soho", 0.1, 1.0, 0.5),
     ]
+    only_pra = load_recipe("toy", ["pretrain.omvm.weight=0"])
+    assert parts(variant_recipe(only_pra, "kdvlp", 0)) == ("plain", 0.0, 0.0, 1.0)
     soho = load_recipe("soho-toy")
     assert variant_recipe(toy, "soho", 0).student == soho.student
     own = load_recipe("soho-toy", ["pretrain.mvm.weight=2", "student.neck.dictionary.num_codes=32"])
