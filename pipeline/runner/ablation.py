@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from boxless.errors import BoxlessError
 from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.runner.launch_plan import LaunchOverrides
 from pipeline.runner.run_folder import RunFolder
@@ -57,8 +58,10 @@ def ablate(
     """Train and score a student for each variant and seed, then print the comparison, and write it
     where it is one of all variants.
 
-    Raises what `pipeline.runner.run_stages.run_stages` raises.
+    Raises what `pipeline.runner.run_stages.run_stages` raises, and BoxlessError before any training
+    where a variant has settings that do not go together.
     """
+    _check_variants(recipe, only)
     run_stages(recipe, run, ["ingest", "teach", "distill"], HERE, dry_run=False)
     found: dict[str, dict[str, Scores]] = {name: {} for name in VARIANTS if name in only}
     for seed in range(recipe.seed, recipe.seed + num_seeds):
@@ -69,6 +72,19 @@ def ablate(
         if len(found) == len(VARIANTS):
             write_json(run.root / "ablation.json", compare(found, recipe.pretrain.num_steps))
     show(compare(found, recipe.pretrain.num_steps))
+
+
+def _check_variants(recipe: Recipe, only: Collection[str]) -> None:
+    """Raises BoxlessError that names the variant, so that no other is trained in vain."""
+    from stages.pretrain.run import check_start  # torch takes seconds to import
+
+    for name in VARIANTS:
+        if name in only:
+            variant = variant_recipe(recipe, name, recipe.seed)
+            try:
+                check_start(variant.pretrain, variant.student)
+            except BoxlessError as error:
+                raise BoxlessError(f"variant {name}: {error}") from error
 
 
 def trained(recipe: Recipe, run: RunFolder) -> Scores:

@@ -144,3 +144,13 @@ def test_students_read_the_shards_of_the_one_run(tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     run.root.rename(moved)
     assert (moved / "ablation" / "plain-0" / "images" / "catalog.json").exists()
+
+
+def test_settings_of_a_variant_are_checked_before_any_training(tmp_path: Path) -> None:
+    """Oracle: the variant and the field are named; the start by CCA is for necks without a
+    dictionary, and nothing is run before."""
+    settings = ["student.itc_size=32", "pretrain.itc.weight=1", "pretrain.itc.start=cca"]
+    recipe = load_recipe("toy", settings)
+    with pytest.raises(ValueError, match="variant soho: pretrain.itc.start: got cca"):
+        ablate(recipe, RunFolder(tmp_path / "run"), num_seeds=1, only=["soho"])
+    assert not (tmp_path / "run").exists()
