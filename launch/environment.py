@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from launch.job import UserError
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
-# What a launcher tells its ranks. Left over from another launcher, a pod or a shell, it would be
-# believed by ours: torchrun reads PET_* as its own options.
+# Variables that a launcher sets for its ranks. Left over from another launcher, a pod or a shell,
+# it would be believed by ours: torchrun reads PET_* as its own options.
 _OF_LAUNCHERS = re.compile(
     r"PET_.*|TORCHELASTIC_.*|OMPI_COMM_WORLD_.*|PMI_.*|PMIX_.*|GROUP_(RANK|WORLD_SIZE)"
     r"|ROLE_(RANK|NAME|WORLD_SIZE)|(LOCAL_|CROSS_)?(RANK|SIZE|WORLD_SIZE)|MASTER_(ADDR|PORT)"
@@ -23,7 +23,7 @@ _OF_LAUNCHERS = re.compile(
 
 
 def variables_of_other_launchers(environment: Mapping[str, str]) -> list[str]:
-    """The names in ``environment`` by which a launcher tells ranks who they are."""
+    """The names in ``environment`` of variables by which a launcher numbers its ranks."""
     return sorted(name for name in environment if _OF_LAUNCHERS.fullmatch(name))
 
 

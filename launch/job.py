@@ -6,7 +6,7 @@ Each back end is a module of ``launch.backends`` with two functions:
     run(job, config) -> None             runs it to the end
 
 ``run`` returns when every rank ended well, raises LaunchError when one did not, and raises Stopped
-when this process was told to stop and had passed that on.
+when this process got SIGTERM or SIGINT and had passed it on.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class UserError(BoxlessError):
 
 
 class Stopped(Exception):
-    """This process got SIGTERM or SIGINT; its processes were told, and have ended."""
+    """This process got SIGTERM or SIGINT; it passed it on, and its processes have ended."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")

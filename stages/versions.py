@@ -2,8 +2,8 @@
 made.
 
 Versions stand in a shard's fingerprint under `VERSIONS`, apart from everything that a recipe or an
-input decides, so that a shard that differs in nothing else can be told and, where the recipe says
-`accept_versions`, kept.
+input decides, so that a shard that differs in nothing else can be detected and, where the recipe
+says `accept_versions`, kept.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def accept_other_versions(
     out: Path, fingerprints: Mapping[str, dict[str, str]], *, log: Callable[[str], object]
 ) -> dict[str, dict[str, str]]:
     """The fingerprints that the shards of `out` must have, by tar: its own for a finished shard
-    that differs from `fingerprints` in nothing but versions and that nobody asked to be written
-    again, else that of `fingerprints`. Says to `log` how many are of which versions."""
+    that differs from `fingerprints` in nothing but versions and that was not requested to be
+    written again, else that of `fingerprints`. Says to `log` how many are of which versions."""
     asked = rewrite_requests(out)
     found = {
         tar: wanted if tar in asked else _of_finished_shard(out / tar, wanted)

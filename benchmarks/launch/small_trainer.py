@@ -3,7 +3,7 @@ keep a checkpoint of a few bytes, and record when each step was done.
 
     python -m benchmarks.launch.small_trainer FOLDER NUM_STEPS SECONDS_A_STEP
 
-A step adds the numbers of its own samples, so the last sum tells whether each was counted once.
+A step adds the numbers of its own samples, so the last sum shows whether each was counted once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SAMPLES_A_STEP = 12
 
 
 def main() -> int:
-    """One rank; exit status 143 after a checkpoint when it was told to stop."""
+    """One rank; exit status 143 after a checkpoint when it got SIGTERM."""
     folder, num_steps, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     rank = int(os.environ["RANK"])
     logs = Path(os.environ[LOG_FOLDER_VARIABLE])

@@ -5,7 +5,7 @@
 Each run fills a folder with 1 to 8 worker processes. They are killed one by one and all at once,
 stopped (SIGSTOP) for longer than their lease and continued later, and others started, at random
 moments that the seed decides; some pretend to be on another machine, so that only their lease can
-tell that they are dead. Then a few more are started and all run to their end. Held against the
+show that they are dead. Then a few more are started and all run to their end. Held against the
 folder of an undisturbed run are the bytes of every file, the names (so that no temporary file,
 claim or heartbeat is left) and the sets of samples as `tarfile` sees them. Without --stage nine of
 ten runs are of ingest. Exit status 1 on any difference; the folder is then kept.
@@ -162,7 +162,7 @@ WORKS = {"ingest": _ingest, "distill": _distill}
 
 @dataclass
 class Undisturbed:
-    """The folder of a run that nobody disturbed, and how long it took."""
+    """The folder of an undisturbed run, and how long it took."""
 
     folder: Path
     seconds: float
@@ -294,7 +294,7 @@ def _compare(out: Path, undisturbed: Path, counts: Counts) -> None:
 
 def _files(folder: Path) -> set[str]:
     """Everything in a folder, hidden things and folders too, but for the files of workers in the
-    folder of the claims: those of other machines stay, as nobody knows that they are dead."""
+    folder of the claims: those of other machines stay, as they may be alive."""
     paths = (path for path in folder.rglob("*") if not path.name.startswith(heartbeat.PREFIX))
     return {str(path.relative_to(folder)) for path in paths}
 

@@ -4,7 +4,7 @@ or made twice?
     python -m benchmarks.sharding.ledger [--shards 10000] [--workers 512] [--kills 1000] [--seed 0]
 
 The workers are real processes of this machine; one in four believes to be on a machine of its own,
-so that only its lease tells that it died. They write real shards, as small as can be: one sample
+so that only its lease shows that it died. They write real shards, as small as can be: one sample
 each. While they work, workers are killed with SIGKILL at random, evenly over the shards, and others
 take their places. Held against the end are every shard's manifest, the bytes of every tar, and what
 is left in the folder. Printed are the claims a second, the kills, the shards taken over from dead

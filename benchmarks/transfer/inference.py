@@ -49,7 +49,7 @@ CPU = torch.device("cpu")
 NUM_TOKENS, VOCAB_SIZE = 16, 30_522
 PICTURE_PX = {"shorter_px": 600, "longer_px": 1000}
 BOX_SIZE = 7
-"""Numbers that tell a region's place, as UNITER's (arXiv 1909.11740): corners, sides, area."""
+"""Numbers of a region's location, as UNITER's (arXiv 1909.11740): corners, sides, area."""
 
 
 class Size(NamedTuple):

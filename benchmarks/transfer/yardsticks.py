@@ -161,7 +161,7 @@ def linear_heads(
 
 def dual_encoder(train: Split, dev: Split, text: TextNet, seconds: float) -> torch.Tensor:
     """The frozen CNN's grid pooled by attention, and the text network, trained by InfoNCE for about
-    so many `seconds` (a first step tells how many steps that are): scores [N', M'] of dev."""
+    so many `seconds` (a first step is timed to get their number): scores [N', M'] of dev."""
     width = text.net.config.hidden_size
     project = nn.Linear(train.cells.shape[2], width)
     head = ContrastiveHead(width, DIRECTIONS, text.net.config.num_attention_heads, TEMPERATURE)

@@ -55,7 +55,7 @@ def _rank(job: Job, config: LaunchConfig) -> list[str]:
 
 def _here(config: LaunchConfig) -> list[str]:
     """The node's own part of DeepSpeed's launcher. ``deepspeed.launcher.runner``, which would start
-    it, passes no signal on to it on a single node: ranks could not save when told to stop."""
+    it, passes no signal on to it on a single node: ranks could not save before they end."""
     slots = {"localhost": list(range(config.procs_per_node))}
     world = base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()
     options = [f"--world_info={world}", "--master_addr=127.0.0.1", "--quiet"]

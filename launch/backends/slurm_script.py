@@ -97,7 +97,7 @@ def _quoted(option: str) -> str:
     return f'"{option}"' if " " in option else option
 
 
-# Signals go to the step by scancel: srun itself, told to end, kills its tasks before they can save.
+# Signals go to the step by scancel: a srun that gets them kills its tasks before they can save.
 # `wait` ends early at a trapped signal, hence the loop, until srun is really gone.
 _RANKS = """\
 outcome={logs}/slurm-$SLURM_JOB_ID.outcome
@@ -136,7 +136,7 @@ if [ "$near_limit" -eq 1 ] && [ "$status" -ne 0 ]; then
   exit "$status"
 fi
 [ "$stopped" -eq 1 ] && [ "$status" -ne 0 ] && exit "$status"
-[ "$status" -eq 143 ] && exit 143  # Slurm itself told the ranks to stop: preempted, or cancelled
+[ "$status" -eq 143 ] && exit 143  # Slurm itself ended the ranks: preempted, or cancelled
 [ "$status" -eq 0 ] && end 0 finished
 end "$status" "failed: exit status $status"
 """

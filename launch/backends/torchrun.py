@@ -25,7 +25,7 @@ LAST_CALL_SECONDS = 10
 ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """Without it, ranks that were started again may read addresses of their predecessors."""
 SHUTDOWN_SECONDS = 300
-"""How long ranks that were told to stop have for their checkpoint (torchrun's own: 30)."""
+"""How long ranks that got a signal have for their checkpoint (torchrun's own: 30)."""
 _PORT_SECONDS = 5.0
 MAX_RESTARTS = 1_000_000
 """torchrun's own limit, where the supervisor decides."""

@@ -104,7 +104,7 @@ def _cancel(args: argparse.Namespace) -> int:
     jobs = _active_jobs(_existing(args.run))
     for stage, job_id in jobs.items():
         (slurm_queue.kill if args.now else slurm_queue.terminate)(job_id)
-        print(f"{stage}: Slurm job {job_id} was told to end")
+        print(f"{stage}: Slurm job {job_id} was cancelled")
     if not jobs:
         print(f"No Slurm job of {args.run} waits or runs.")
     return 0 if jobs else 1

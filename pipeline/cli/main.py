@@ -118,7 +118,7 @@ def _run_stages(args: argparse.Namespace) -> int:
 
 def _takes_all_tasks(args: argparse.Namespace, recipe: Recipe) -> bool:
     """Cut the stages of `run --to`. Whether finetuning was asked for by name where the recipe names
-    no task and its pictures tell the truth that the files of every task are made of."""
+    no task and its pictures have the annotations that the files of every task are made of."""
     if getattr(args, "to", None):
         args.stages = args.stages[: args.stages.index(args.to) + 1]
     is_last = args.stages[-1] == "finetune"

@@ -1,10 +1,10 @@
 """Examples for VL-InterpreT (arXiv 2203.17247), Intel's viewer of attention and hidden states.
 
-What it reads is told in IntelLabs/VL-InterpreT, 0f9d0bb: `app/database/db_example.py` (the fields)
-and `app/database/database.py` (the store: an LMDB whose values are lz4 frames of msgpack, in which
-an example is a pickle). VL-InterpreT adds t-SNE and its indices by itself
-(`VliLmdb(...).preprocess()`).
-Letters: L layers, A heads, T word pieces, R rows and S columns of the grid, D hidden size.
+Its format is documented in IntelLabs/VL-InterpreT, 0f9d0bb: `app/database/db_example.py` (the
+fields) and `app/database/database.py` (the store: an LMDB whose values are lz4 frames of msgpack,
+in which an example is a pickle). VL-InterpreT adds t-SNE and its indices by itself
+(`VliLmdb(...).preprocess()`). Letters: L layers, A heads, T word pieces, R rows and S columns of
+the grid, D hidden size.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def _frame(box: Sequence[float], number: int) -> tuple[Element, Element]:
 
 
 def _number(box: Sequence[float], number: int, pixel: float) -> tuple[Element, Element]:
-    # That of a small object is small too, lest it hides what it names.
+    # That of a small object is small too, so that it does not hide it.
     pixel *= min(1.0, max(0.6, 0.3 * min(box[2] - box[0], box[3] - box[1]) / (_DISC_PX * pixel)))
     x, y = max(box[0], _DISC_PX * pixel), max(box[1], _DISC_PX * pixel)
     disc = {"cx": round(x, 1), "cy": round(y, 1), "r": round(_DISC_PX * pixel, 1)}

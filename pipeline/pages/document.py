@@ -15,8 +15,8 @@ _STYLE = Path(__file__).with_name("style.css")
 
 
 def document(title: str, body: Element, *, style: str = "", script: str = "") -> Element:
-    """The HTML document. `style` is laid over the report's own; `script` is told to the browser by
-    its hash, so that it runs no other."""
+    """The HTML document. `style` is laid over the report's own; the page allows `script`
+    by its hash, and no other."""
     policy = _POLICY
     if script:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

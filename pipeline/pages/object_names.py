@@ -1,4 +1,5 @@
-"""What an object is called: names of labels and attributes, as a catalog tells them of its shards.
+"""What an object is called: names of labels and attributes, as the catalog of the shards gives
+them.
 
 A catalog may be of any origin, or missing: a class whose name is not known goes by its number.
 """
@@ -14,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """Names by class; empty where nobody knows them."""
+    """Names by class; empty where they are unknown."""
 
     labels: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
@@ -25,7 +26,7 @@ class Names:
 
     def attribute_of(self, row: np.void) -> str | None:
         """That of an object (a row of sharding.format.schema.object_dtype); None where the teacher
-        has no attributes, saw none (a negative one), or nobody knows their names."""
+        has no attributes, found none (a negative one), or their names are unknown."""
         if "attribute" not in (row.dtype.names or ()) or not self.attributes:
             return None
         index = int(row["attribute"])

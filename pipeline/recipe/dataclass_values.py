@@ -30,7 +30,7 @@ class RecipeError(BoxlessError):
 def build(hint: Any, value: Any, path: str = "") -> Any:
     """The value of type ``hint`` that the plain ``value`` describes.
 
-    ``hint``: a dataclass, or an annotated union of dataclasses that ``kind`` tells apart. ``path``
+    ``hint``: a dataclass, or an annotated union of dataclasses selected by ``kind``. ``path``
     is where the value stands in the recipe, for messages. Raises RecipeError.
     """
     text = json.dumps(value, default=repr)
@@ -200,7 +200,7 @@ def _classes(hint: Any) -> list[Any]:
 
 
 def _kinds(hint: Any) -> dict[Any, Any]:
-    """{kind: dataclass} of a union that kinds tell apart; empty for other types."""
+    """{kind: dataclass} of a union selected by ``kind``; empty for other types."""
     classes = _classes(hint)
     if len(classes) < 2:
         return {}

@@ -1,7 +1,7 @@
 """YAML as recipes mean it: YAML 1.2 scalars, and a key given twice is an error.
 
-PyYAML reads YAML 1.1, where ``1e-4`` is text, ``no`` is false and ``12:30`` is 750. Whoever writes
-``learning_rate: 1e-4`` means a number, so recipes are read with YAML 1.2's scalars instead.
+PyYAML reads YAML 1.1, where ``1e-4`` is text, ``no`` is false and ``12:30`` is 750. An author who
+writes ``learning_rate: 1e-4`` means a number, so recipes are read with YAML 1.2's scalars instead.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``boxless retry RUN``: makes again what failed in the stages that make shards, and only that.
 
-A shard with failures is requested again; whoever writes it takes over what was sound, byte for byte
+A shard with failures is requested again; its writer takes over what was sound, byte for byte
 (``sharding.writing.previous_shard``), so the result is what a run without the failures would have
 left. What was asked for stays asked until it is done: killed half-way, the same command continues.
 """

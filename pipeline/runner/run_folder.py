@@ -86,7 +86,7 @@ class RunFolder:
         """Hold the folder as its only orchestrator. RunError when another boxless works in it, or
         ranks of a killed one do not end within a minute (``wait_for_ranks``: false where they
         belong to a job that is followed)."""
-        with self._lock("conductor", fcntl.LOCK_EX) as locked:
+        with self._lock("command", fcntl.LOCK_EX) as locked:
             if not locked:
                 raise RunError(
                     f"another boxless is at work in {self.root}; wait for it, stop it, or give "
@@ -121,7 +121,7 @@ class RunFolder:
 
     def is_busy(self) -> bool:
         """Whether an orchestrator or ranks are running in it now."""
-        with self._lock("conductor", fcntl.LOCK_EX) as no_command:
+        with self._lock("command", fcntl.LOCK_EX) as no_command:
             with self._lock("ranks", fcntl.LOCK_EX) as no_ranks:
                 return not (no_command and no_ranks)
 
@@ -147,7 +147,7 @@ class RunFolder:
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES):
                 raise
-            yield True  # nobody can work in a folder that cannot be written
+            yield True  # no process works in a folder that cannot be written
             return
         try:
             try:

@@ -1,4 +1,5 @@
-"""Conducts a run: decides which stages are due and why, starts them, and records what they leave.
+"""Runs the stages of a recipe: decides which are due and why, starts them, and records their
+outputs.
 
 The decision is ``plan_stage``, which only looks; ``run_stages`` acts on it.
 """

@@ -229,8 +229,8 @@ class Worker:
         try:
             others = self._agree()
             remove_stale(self._out, _file_names(self._num_inputs))
-            # Failures are of an earlier run when nobody works yet: then each shard is tried anew,
-            # also where several workers start at once.
+            # Failures are of an earlier run when no worker is active yet: then each shard is tried
+            # anew, also where several workers start at once.
             if all(state.record and state.record.is_starting for state in others):
                 forget_exhausted(self._folder)
             self._heartbeat.end_start()
@@ -409,7 +409,7 @@ class Worker:
 
     def _leave(self) -> None:
         """Take away this worker's file; the hidden folder too when nothing is left in it, which
-        means that nobody uses it: each worker has a file there from its first moment to its
+        means that no worker uses it: each worker has a file there from its first moment to its
         last."""
         self._heartbeat.stop()
         with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ from sharding.format.schema import ShardError
 class WorkerProgress:
     """One worker: HOST:PID, the shard it writes (None between two), how far it is in it, for how
     long, its rate in inputs a second, seconds since its last heartbeat, and whether it is alive. Of
-    a worker that was read once both are told by its file's time, and are wrong where clocks
+    a worker that was read once both follow from its file's time, and are wrong where clocks
     differ."""
 
     name: str

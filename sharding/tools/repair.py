@@ -60,8 +60,8 @@ class Finding:
 
     tar: its file name. action: one of ACTIONS. reason: why; "" for a shard that is left.
     split: under which the catalog has it from now on, None if it does not.
-    num_samples: that can be read from it. num_lost: that the catalog counted and nobody can read.
-    num_unnamed: failures whose keys and reasons were in the lost manifest alone.
+    num_samples: that can be read from it. num_lost: that the catalog counted and that cannot be
+    read. num_unnamed: failures whose keys and reasons were in the lost manifest alone.
     """
 
     tar: str
@@ -149,7 +149,7 @@ def _catalog_of(folder: Path) -> tuple[Catalog | None, str]:
     try:
         return read_catalog(folder), ""
     except ShardError as error:
-        return None, f"{error}. None was written, for nothing else tells what the set is about."
+        return None, f"{error}. None was written, for nothing else has the metadata of the set."
 
 
 def _present(folder: Path) -> set[str]:

@@ -227,7 +227,7 @@ class _Folder:
         tar = self._path / name
         faults, manifest = _look(tar, full=full)
         if manifest is not None:
-            # Python's hashes of texts differ from run to run: nobody can make keys for them.
+            # Python's hashes of texts differ from run to run: no file can be made to collide.
             self._hashes[name] = np.array([hash(e.key) for e in manifest.samples], np.int64)
             if self._catalog is not None and not faults:
                 causes = self._catalog_causes(self._catalog, tar, manifest)

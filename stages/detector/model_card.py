@@ -1,6 +1,6 @@
-"""What a teacher's folder says of the teacher to whoever opens it.
+"""The model card of a teacher's folder.
 
-Nothing of it decides what the teacher sees, so nothing of it is in the fingerprint.
+It does not change what the teacher detects, so it is not in the fingerprint.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def _label_shards(
 def finish(images: Path, out: Path) -> Catalog:
     """Write the catalog of `out` when every shard of `images` is done.
 
-    The catalog tells, beside what the images' catalog tells: label_names, attribute_names,
+    The catalog has, beside the metadata of the images' catalog: label_names, attribute_names,
     feature_size, num_top (the length of a soft label), teacher (its fingerprint), chunker,
     similarity, and with a PrecomputedObjects features, its Account.
     Raises DistillError where shards are missing or of other settings, and ShardError where one

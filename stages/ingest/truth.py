@@ -99,7 +99,7 @@ def finite_numbers(values: object, *, count: int) -> list[float] | None:
 def _placement(
     size_px: tuple[int, int] | None, upright: tuple[int, int], orientation: int
 ) -> tuple[Placement | None, str]:
-    """What the size that the boxes were made for tells of them, and a note where it is another."""
+    """The boxes, scaled from the size that they were made for, and a note where it is another."""
     if size_px is None or size_px == upright:
         return Placement(), ""
     sizes = f"{size_px[0]} x {size_px[1]} pixels, the picture has {upright[0]} x {upright[1]}"

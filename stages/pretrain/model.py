@@ -52,8 +52,8 @@ class PretrainModel(nn.Module):
             if name not in self._before_fusion
         ]
         self._contrasts = any(objective.contrasts for _, objective in objectives.values())
-        # The words that MLM tells give their matrix a dense gradient. Beside it that of the words
-        # that are read need not be one of as many rows, nearly all of them zero.
+        # The words that MLM predicts give their matrix a dense gradient. Beside it that of the
+        # words that are read need not be one of as many rows, nearly all of them zero.
         student.embeddings.word_embeddings.sparse = "mlm" in objectives
 
     def forward(
@@ -137,7 +137,7 @@ class PretrainModel(nn.Module):
 def make_objectives(config: PretrainConfig) -> dict[str, tuple[float, Objective]]:
     """The objectives with a weight, by name: (weight, objective).
 
-    The order matters: ITM deals out mismatched captions before MLM and OMVM hide parts of them.
+    The order matters: ITM assigns mismatched captions before MLM and OMVM mask parts of them.
     """
     every: tuple[tuple[float, Objective], ...] = (
         (config.itc.weight, Itc(config.itc)),

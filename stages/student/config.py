@@ -67,7 +67,7 @@ class StudentConfig:
     longer_px: int = 160
     """... unless the longer one would exceed this."""
     num_token_types: Literal[2, 4] = 2
-    """Kinds of input that the Transformer tells apart: 2, text and picture; 4 (KD-VLP, for VCR):
+    """Token types that the Transformer distinguishes: 2, text and picture; 4 (KD-VLP, for VCR):
     question, picture, answer, rationale; the last two start as a copy of the first."""
     num_person_tags: int = 0
     """Words [PERSON_0], [PERSON_1] ... added to the vocabulary (KD-VLP: 81, for VCR)."""

@@ -43,8 +43,8 @@ class StudentProcessor(InstalledClass):
     """`processor(pictures, texts)` -> what `Student.forward` takes.
 
     shorter_px, longer_px: how pictures are resized (as in StudentConfig); pad_px: the multiple that
-    they are padded to; max_tokens: the longest text; num_token_types: how many the student tells
-    apart.
+    they are padded to; max_tokens: the longest text; num_token_types: how many the student
+    distinguishes.
     """
 
     tokenizer: PreTrainedTokenizerFast

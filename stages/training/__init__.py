@@ -1,6 +1,6 @@
 """Training with DeepSpeed, shared by pretraining and finetuning.
 
-Whoever trains something supplies:
+A training run supplies:
 
 1. a module (`torch.nn.Module`) with
    - `student`, the `Student` inside it;

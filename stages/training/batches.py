@@ -55,7 +55,7 @@ class BatchSource(Protocol):
     """What a run trains on."""
 
     board: StatusBoard
-    """Where whoever reads says what it does."""
+    """Where the reading process reports what it does."""
 
     def __getitem__(self, turn: Turn) -> LoadedBatch:
         """The turn's batch. Called in worker processes, in any order."""

@@ -110,7 +110,7 @@ class Loop:
     def run(self) -> None:
         """Steps to the recipe's end, a checkpoint every so many and at the last.
 
-        Raises Stopped, after a checkpoint, when a rank was told to stop, and DivergenceError,
+        Raises Stopped, after a checkpoint, when a rank got a signal, and DivergenceError,
         on every rank, when a loss is not finite on any, or gradients are not for too many steps.
         """
         config, state = self.config, self.state

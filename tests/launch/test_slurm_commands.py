@@ -101,7 +101,7 @@ def test_logs_attach_and_cancel(
     assert not attached.is_alive()
     text = "".join(said) + capfd.readouterr().out
     assert "out of rank 0\n" in text.partition("pretrain: Slurm job")[2]
-    assert f"pretrain: Slurm job {job_id} was told to end" in text
+    assert f"pretrain: Slurm job {job_id} was cancelled" in text
     assert all((tmp_path / f"saved-{rank}.txt").exists() for rank in (0, 1))
     for command in ("attach", "cancel"):
         assert main([command, run]) == 1

@@ -25,7 +25,7 @@ _LANE_PX, _MARGIN_PX = 15, 4
 
 
 def ablation_section(run: RunFolder) -> Section | None:
-    """Dots and the table; None where nobody ran the comparison."""
+    """Dots and the table; None without a comparison."""
     found = read_object(run.root / "ablation.json")
     variants = found.get("variants")
     if not isinstance(variants, dict) or not variants:

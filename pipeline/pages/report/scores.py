@@ -80,7 +80,7 @@ _ORDER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One score, 0 to 1; chance and num_queries are None where nobody says them."""
+    """One score, 0 to 1; chance and num_queries are None where unknown."""
 
     key: str
     value: float

@@ -96,7 +96,7 @@ def _is_above_zero(value: object) -> bool:
 class Losses:
     """What did not become samples: failures and notes of the manifests that were looked at.
 
-    num_failed: of all shards, as their catalog tells; num_unread: of those whose reasons are not
+    num_failed: of all shards, by their catalog; num_unread: of those whose reasons are not
     known, as their manifests were not opened or cannot be read.
     """
 

@@ -185,7 +185,7 @@ def _captions(scene: Scene) -> list[Element]:
 def _rows(scene: Scene) -> Element:
     """The objects one below the other."""
     if not scene.marks:
-        said = "No objects." if scene.has_objects else "Nobody has marked objects here."
+        said = "No objects." if scene.has_objects else "No objects are annotated here."
         return h("p", {"class": "note"}, said)
     rows = [_row(mark) for mark in scene.marks]
     attributes = {"class": "rows", "tabindex": "0", "aria-label": "Objects"}

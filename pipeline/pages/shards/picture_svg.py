@@ -1,7 +1,7 @@
 """A sample's picture with its boxes as inline SVG, in pixels of the original picture.
 
 All boxes are there; those of the strongest objects are bold and have tags, the others are faint
-until they are pointed at, lest a hundred boxes hide the picture.
+until they are pointed at, so that a hundred boxes do not hide the picture.
 """
 
 from __future__ import annotations

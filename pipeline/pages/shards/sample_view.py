@@ -227,7 +227,7 @@ class _Truth:
         )
 
     def phrases(self, num_captions: int) -> list[list[Phrase]] | None:
-        """A list a caption of the phrases whose object is known; None where nobody knows."""
+        """A list a caption of the phrases whose object is known; None where unknown."""
         raw = self._raw.get("phrases")
         if not isinstance(raw, list) or len(raw) != num_captions:
             return None
@@ -239,8 +239,8 @@ class _Truth:
             return None
 
     def holds(self, box: Sequence[float], label: str, names: Names) -> bool | None:
-        """Whether a true object of that label is there; None where the truth is not known, or is
-        told in other words than the teacher's."""
+        """Whether a true object of that label is there; None where the truth is not known, or uses
+        other label names than the teacher."""
         if not self._raw or not set(self._raw["labels"]) <= set(names.labels):
             return None
         return is_true(box, label, self._raw)

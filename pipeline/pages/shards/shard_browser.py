@@ -57,7 +57,7 @@ class ShardBrowser:
     """Shards [S] in one place.
 
     where: path or URL as it was given. entries: the shards' lines of a catalog. about: what the
-    catalog tells of them all, empty without one. words: what is odd about them, for people.
+    catalog states about them all, empty without one. words: what is odd about them, for people.
     """
 
     def __init__(

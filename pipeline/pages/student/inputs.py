@@ -22,7 +22,7 @@ class InputError(BoxlessError):
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A picture and a text. `is_true`: whether the text is true of it, None where nobody knows."""
+    """A picture and a text. `is_true`: whether the text is true of it, None where unknown."""
 
     sample: Sample
     text: str

@@ -27,7 +27,7 @@
       part.classList.toggle("on", on);
       if (on && part.localName === "button") text = part.textContent;
     }
-    article.querySelector(".told").textContent = `${text}, ` +
+    article.querySelector(".status").textContent = `${text}, ` +
       `${select.selectedOptions[0].textContent}: ${data.shares[row]} % of it on the picture`;
   };
   const keep = (article, entry) => {

@@ -65,7 +65,7 @@ def _article(view: View) -> Element:
     verdict = f"text and picture belong together: {percent(view.match)}"
     said = "The text is too long for this student: its end was cut."
     cut = missing(said) if view.is_cut else None
-    looks = h("p", {"class": "told", "aria-live": "polite"}, "[CLS], through all layers")
+    looks = h("p", {"class": "status", "aria-live": "polite"}, "[CLS], through all layers")
     return h(
         "article",
         attributes,

@@ -16,7 +16,7 @@ from stages.transfer.config import ALL
 
 @dataclass(frozen=True, kw_only=True)
 class RankContext:
-    """Which rank of how many runs the stage; ``on_step`` is told how many steps are done."""
+    """Which rank of how many runs the stage; ``on_step`` receives the number of steps done."""
 
     rank: int
     world_size: int
@@ -69,7 +69,7 @@ def _pretrain(recipe: Recipe, run: RunFolder, context: RankContext) -> None:
 
 @contextmanager
 def _ending_when_stopped(stage: str, rank: int) -> Iterator[None]:
-    """Leave by a signal's exit status where training was told to stop."""
+    """Leave by a signal's exit status where training was stopped by one."""
     from stages.training.monitoring.stopping import Stopped
 
     try:

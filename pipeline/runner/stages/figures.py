@@ -1,6 +1,6 @@
 """A few figures of each stage, read from what it left: for the screen and for ``boxless status``.
 
-They also serve for a stage that is under way: whatever of it is there already is told.
+They also serve for a stage that is under way: what it has written so far is counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NUM_SHOWN = 6
 
 
 def figures_of(run: RunFolder, kind: StageKind) -> dict[str, Any]:
-    """Names and values; empty when the stage left nothing to tell yet."""
+    """Names and values; empty when the stage has no figures yet."""
     folder = kind.folder(run)
     if kind.is_shards:
         return _counts(folder)

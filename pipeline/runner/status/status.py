@@ -87,7 +87,7 @@ def notices(run: RunFolder) -> list[str]:
 def _show_live(
     run: RunFolder, looking: dict[str, ProgressReader], work: _Work, console: Console
 ) -> None:
-    """Until the stage is done, or nobody has been at work for a while: workers take some seconds to
+    """Until the stage is done, or no worker was active for a while: workers take some seconds to
     come, and an orchestrator that is about to end leaves none."""
     num_looks_in_vain = 0
     with Live(work, console=console, auto_refresh=False) as live:

@@ -1,4 +1,4 @@
-"""Families of checkpoints: what a Faster R-CNN needs to know that its weights do not tell.
+"""Families of checkpoints: what a Faster R-CNN needs to know that does not follow from its weights.
 
 A family is named where a checkpoint is converted; afterwards a teacher's folder holds all of it in
 its config.json. Values are those of the public configs that each family's `about` names.
@@ -26,7 +26,7 @@ class Family:
 
     name: as on the command line. about: which checkpoints it fits, and where its values stand.
     picture, choice, inclusive_boxes: of the net. backbone, proposals, boxes: of the net, but for
-        widths, depths and counts, which the weights tell.
+        widths, depths and counts, which follow from the weights.
     pyramid_proposals, pyramid_boxes: the two of them where the checkpoint is a pyramid; None where
         the family has none.
     anchors: "config", those of `proposals`, which a checkpoint that holds anchors must agree with;

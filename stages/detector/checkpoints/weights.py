@@ -86,7 +86,7 @@ def read_net(
 
 
 def num_names(config: TeacherConfig, state: Mapping[str, Tensor]) -> tuple[int, int]:
-    """How many labels and attributes a net of `config` with `state` tells apart."""
+    """How many labels and attributes a net of `config` with `state` has."""
     num_labels = len(state["box_predictor.cls_score.bias"]) - 1
     attributes = state.get("attribute_predictor.attr_score.bias")
     if attributes is None:

@@ -73,7 +73,7 @@ def score_teacher(teacher: Teacher, labelled: LabeledPictures) -> dict[str, Any]
     """AP50 and attribute accuracy as scores.json has them; values are None without true boxes.
 
     Attribute accuracy: of the true boxes that are found and whose attribute is known, the share
-    whose attribute is told right.
+    with the right attribute.
     """
     found = [
         teacher.detect([teacher.prepare(labelled.picture(index))])[0]
@@ -153,8 +153,11 @@ def _attribute_accuracy(found: list[np.ndarray], truths: list[Truth]) -> float |
     num_right = num_known = 0
     for objects, truth in zip(found, truths):
         rows = match(objects, truth)
-        told, wanted = objects["attribute"][rows >= 0], truth.attributes.numpy()[rows[rows >= 0]]
+        predicted, wanted = (
+            objects["attribute"][rows >= 0],
+            truth.attributes.numpy()[rows[rows >= 0]],
+        )
         is_known = wanted != NO_ATTRIBUTE
-        num_right += int((told == wanted)[is_known].sum())
+        num_right += int((predicted == wanted)[is_known].sum())
         num_known += int(is_known.sum())
     return num_right / num_known if num_known else None

@@ -31,7 +31,7 @@ class FeaturesConfig:
         score 1, from which omvm and pra learn nothing.
     attributes: the same for attributes ("attribute_to_idx" in VinVL's JSON); null leaves them out.
     feature_size: values of a feature, 2048 in nearly all such files; a "vinvl-tsv" with 6 more
-        (2054) loses those, which tell the box's place. null where the file has no features: each
+        (2054) loses those, which are the box's location. null where the file has no features: each
         object then has a single 0.
     num_top: classes of the soft label. More than 1 takes class probabilities in the file, which
         "uniter-lmdb" and d2's "butd-npz" have, and "vinvl-tsv" where "scores_all" was saved.

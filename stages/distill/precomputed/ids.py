@@ -49,6 +49,6 @@ def sample_id(key: str, info: Mapping[str, Any], config: FeaturesConfig) -> str 
 
 def hash_of(compared: str) -> int:
     """64 bits that stand for a compared id in an index: two of 10 million ids share theirs with a
-    chance of 3 in a million, and then a record's own id tells them apart."""
+    chance of 3 in a million, and then a record's own id distinguishes them."""
     digest = hashlib.blake2b(compared.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")

@@ -31,7 +31,12 @@ VERSION = "features/1"
 """Names the rules of this package in fingerprints; a change that moves any output raises it."""
 NO_FEATURES = "no features"
 """The reason of a picture that the files have no row of."""
-_PATHS = ("path", "predictions", "labels", "attributes")  # their content is told, not their place
+_PATHS = (
+    "path",
+    "predictions",
+    "labels",
+    "attributes",
+)  # their content is recorded, not their path
 _NUM_BEFORE_A_WORD = 256
 
 

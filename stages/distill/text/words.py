@@ -11,7 +11,7 @@ from spacy.lang.en.stop_words import STOP_WORDS
 RULES = "words/1"
 """Names the rules of this file in fingerprints; a change that moves any output raises it."""
 
-# spaCy's stop words hold some that tell objects apart, and lack some prepositions.
+# spaCy's stop words include some that distinguish objects, and lack some prepositions.
 _CONTENT = {"back", "bottom", "empty", "front", "full", "side", "top"}
 _PREPOSITIONS = {
     "alongside",

@@ -75,7 +75,7 @@ class CocoSource:
         return list(self._labels)
 
     def pictures(self) -> Sequence[Picture | Failure]:
-        """One input an entry of `images`, a picture nobody names, a missing entry; by key."""
+        """One input an entry of `images`, a picture without an entry, a missing entry; by key."""
         return self._inputs
 
     def fingerprint(self) -> str:

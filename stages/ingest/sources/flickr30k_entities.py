@@ -83,7 +83,7 @@ class Flickr30kEntitiesSource:
             )
 
     def pictures(self) -> Sequence[Picture | Failure]:
-        """One input an annotated id, and one a picture that nobody annotated; by key."""
+        """One input an annotated id, and one a picture without annotations; by key."""
         return self._inputs
 
     def fingerprint(self) -> str:

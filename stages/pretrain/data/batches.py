@@ -123,7 +123,7 @@ def open_stream(
 
 
 def about_of(opened: Sequence[OpenSource]) -> dict[str, Any]:
-    """What the catalogs tell of their whole sets: label_names, feature_size and the like.
+    """The metadata of the catalogs: label_names, feature_size and the like.
 
     Raises ShardError where two sources are of different teachers.
     """

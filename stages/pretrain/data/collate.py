@@ -46,7 +46,7 @@ class Collate:
     regions: RegionConfig
     augment: AugmentConfig = AugmentConfig()
     is_cached: Callable[[str], bool] | None = None
-    """Whether the CNN's outputs for a view, by its name, are cached, so that nobody needs its
+    """Whether the CNN's outputs for a view, by its name, are cached, so that nothing needs its
     pixels; None where there is no cache."""
 
     def __call__(self, position: int, samples: Sequence[Sample]) -> Batch:

@@ -19,7 +19,7 @@ from stages.student.network import Cells, Hidden, Student
 
 
 class Itc(Objective):
-    """Of all pictures and texts of a micro-batch, tell which belong together (ours; of ALBEF).
+    """Of all pictures and texts of a micro-batch, predict which belong together (ours; of ALBEF).
 
     s [B, N] = cos(t_b, v_n) / temperature, with t_b the vector of text b alone and v_n that of
     picture n alone, by the student's contrastive head; the temperature is learned.

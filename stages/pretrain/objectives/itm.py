@@ -22,7 +22,7 @@ NOT_LEARNED = -100
 
 
 class Itm(Objective):
-    """Give some pictures the text of another one, tell which.
+    """Give some pictures the text of another one, and predict which.
 
     loss = mean over pairs of -log softmax(W tanh(U h_cls))[matched], h_cls [D] the fusion's output
     at [CLS] (SOHO: softmax(W h_cls), by `student.itm_head`). A mismatched caption comes from

@@ -46,7 +46,7 @@ class Mlm(Objective):
         other = torch.from_numpy(random.choice(words, batch.tokens.shape))
         chosen = batch.ordinary & (draw < self.config.probability)
         # Mismatched texts are masked too, even if nothing is learned from them: if only matched
-        # texts held [MASK], ITM could tell the answer from that.
+        # texts held [MASK], ITM could infer the answer from that.
         learned = chosen & batch.matched[:, None] if self.config.matched_only else chosen
         batch.mlm_labels = torch.where(learned, batch.tokens, IGNORED)
         hidden = torch.where(fate < 0.8, tokenizer.mask_token_id, other)

@@ -62,7 +62,7 @@ class Mvm(Objective):
         taken = self._taken_of_share if self.config.rule == "share" else self._taken_of_released
         hidden = taken(codes, seen, batch.anchors)
         # Mismatched pairs are masked too, even if nothing is learned from them: if only matched
-        # pictures had holes, ITM could tell the answer from that.
+        # pictures had holes, ITM could infer the answer from that.
         batch.masked_cells = batch.masked_cells | hidden
         learned = hidden & batch.matched[:, None] if self.config.matched_only else hidden
         batch.mvm_labels = torch.where(learned, codes, IGNORED)

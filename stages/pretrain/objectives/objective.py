@@ -26,14 +26,14 @@ class Objective(Protocol):
     def mask(
         self, batch: Batch, tokenizer: PreTrainedTokenizerFast, random: np.random.Generator
     ) -> None:
-        """Mask in `batch` what the student shall predict, and keep the answer in it."""
+        """Mask in `batch` what the student is to predict, and store the targets in it."""
 
     def mask_cells(self, cells: Cells, batch: Batch) -> None:
-        """Hide cells, where the CNN's output decides which; most objectives need none of it."""
+        """Mask cells, where the CNN's output decides which; most objectives do not need it."""
         return
 
     def output_mask(self, batch: Batch) -> torch.Tensor | None:
-        """The fusion's outputs that `score` looks at, bool [B, T + C]; None for all of them."""
+        """The fusion's outputs that `score` uses, bool [B, T + C]; None for all of them."""
         return None
 
     def score(

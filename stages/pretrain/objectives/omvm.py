@@ -52,7 +52,7 @@ class Omvm(Objective):
         cells = cells & (rows >= 0)[..., None] & hidden[..., None]
         batch.masked_cells = batch.masked_cells | cells.any(dim=1)
         # Mismatched pairs are masked too, even if nothing is learned from them: if only matched
-        # pictures had holes, ITM could tell the answer from that.
+        # pictures had holes, ITM could infer the answer from that.
         learned = batch.matched[:, None] if self.config.matched_only else torch.tensor(True)
         batch.hidden_objects = torch.where(learned, rows, -1)
 

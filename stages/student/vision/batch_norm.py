@@ -48,7 +48,7 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
 
 
 def make_batch_norm(policy: Policy, num_channels: int) -> BatchNorm | SyncedBatchNorm:
-    """A new layer; whoever holds a frozen one keeps it in evaluation mode."""
+    """A new layer; keep a frozen one in evaluation mode."""
     return (SyncedBatchNorm if policy == "sync" else BatchNorm)(num_channels)
 
 

@@ -75,8 +75,8 @@ class SohoNeckConfig:
     """Statistics of the neck's BatchNorms: of the rank's own cells, or of all ranks' (released;
     PyTorch has it on GPUs only)."""
     width_mask: Literal["width", "height"] = "width"
-    """What tells the columns that are padding: the picture's width among the padded width, or
-    (released) among the padded height, which hides columns of upright pictures."""
+    """Which size decides the columns that are padding: the picture's width among the padded width,
+    or (released) among the padded height, which hides columns of upright pictures."""
     count_captions: bool = False
     """Count a picture's cells once for each of its captions in all statistics (released)."""
     drop_edge: bool = False

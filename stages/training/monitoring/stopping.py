@@ -22,7 +22,7 @@ from boxless.errors import BoxlessError
 from stages.training.monitoring.metrics import ObjectiveOutput
 
 DATA_PATIENCE_SECONDS = 15.0
-"""How long a rank that was told to stop waits for its next batch."""
+"""How long a rank that got a signal waits for its next batch."""
 
 
 class DivergenceError(BoxlessError):
@@ -47,7 +47,7 @@ class Agreement:
     """What all ranks know of a step before the optimizer's."""
 
     is_signalled: bool
-    """Some rank was told to stop."""
+    """Some rank got SIGTERM or SIGINT."""
     is_finite: bool
     """No rank has a gradient that is not finite."""
 
@@ -93,7 +93,7 @@ class Watch:
             return
         if time.monotonic() - max(self._waiting_since, self._signalled_at) > DATA_PATIENCE_SECONDS:
             raise Stopped(
-                f"told to stop, and no data came for {DATA_PATIENCE_SECONDS:.0f} s; the last "
+                f"stopped by a signal, and no data came for {DATA_PATIENCE_SECONDS:.0f} s; the last "
                 "checkpoint is sound"
             )
 

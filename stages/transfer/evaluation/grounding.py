@@ -222,7 +222,7 @@ def _resized(predictor: Predictor, sample: Sample) -> tuple[int, int]:
 
 
 def label_objects(predictor: Predictor, samples: Sequence[Sample]) -> dict[str, float]:
-    """Share of objects whose label the student tells from the picture and its captions.
+    """Share of objects whose label the student predicts from the picture and its captions.
 
     The objects' cells are pooled unmasked. Truth where the source has boxes, the teacher's
     labels elsewhere. Chance is the share of the commonest label.

@@ -1,4 +1,4 @@
-"""What makes all ranks predict with the same network, and tells partial predictions of other
+"""What makes all ranks predict with the same network, and detects partial predictions of other
 weights."""
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def attention_example(predictor: Predictor, sample: Sample) -> dict:
     """For the report: where [CLS] looks through all layers, where each word of a caption looks in
     the last, heads averaged, and what its phrases mean. Heats are [C] and sum to 1.
 
-    The caption is the first that is true of the picture; the first, where none is or nobody knows.
+    The caption is the first that is true of the picture; the first, where none is or it is unknown.
     """
     captions = sample.info["captions"]
     truths = sample.info.get("truth", {}).get("captions", [])

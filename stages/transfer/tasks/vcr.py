@@ -2,7 +2,7 @@
 
 One score a (question, answer) and one a (question, answer, rationale), each a softmax over four.
 Training reads the rationales of the right answer; scoring reads those of all four, which the test
-file wants and which tells nothing of the right one.
+file wants and which reveals nothing of the right one.
 """
 
 from __future__ import annotations

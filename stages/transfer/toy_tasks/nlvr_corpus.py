@@ -22,9 +22,9 @@ def is_of_nlvr(sample: Sample) -> bool:
 def write_nlvr_corpus(samples: Sequence[Sample], folder: Path, split: str) -> dict[str, Any]:
     """SPLIT.json and images/0/SPLIT-IDENTIFIER-ORDER.png.
 
-    Orders are numbered anew from 0, and examples of another of the corpus's splits are told apart
-    by it ("dev.7-0"), as two splits number alike. Raises ValueError where examples differ in the
-    number of their orders, or a sample is not of the corpus.
+    Orders are numbered anew from 0, and examples of another of the corpus's splits are
+    distinguished by it ("dev.7-0"), as two splits number alike. Raises ValueError where examples
+    differ in the number of their orders, or a sample is not of the corpus.
     """
     name = "train" if split == "train" else "dev"
     rows: dict[str, dict[str, Any]] = {}

@@ -87,7 +87,7 @@ def _about(scene: Scene, rng: random.Random, *, is_true: bool) -> str:
 
 
 def write_snli_ve(scenes: Sequence[Scene], folder: Path, split: str) -> dict[str, Any]:
-    """One hypothesis a label; a neutral one says of a thing that is there what nobody can see."""
+    """One hypothesis a label; a neutral one says of a visible thing what cannot be seen."""
     rows = []
     for scene in scenes:
         name = write_picture(scene, folder / IMAGES / f"{scene.number}.jpg")

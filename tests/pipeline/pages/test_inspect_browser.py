@@ -29,7 +29,7 @@ POINTED = """page => {
   const state = () => ({attends: dark("attends"), means: dark("means"),
     on: [...article.querySelectorAll(".on")].map(e => `${e.localName} ${e.dataset.e}`),
     pressed: [...article.querySelectorAll("[aria-pressed=true]")].map(e => e.dataset.e),
-    told: article.querySelector(".told").textContent});
+    told: article.querySelector(".status").textContent});
   const found = {start: state()};
   event(button(3), "pointerover");
   found.over = state();
@@ -97,4 +97,4 @@ def test_words_light_their_cells(tmp_path: Path) -> None:
     assert asked["over"]["on"] == ["button 3", "li 3"]
     assert asked["focus"] == "4"
     check(asked["mapped"], 4, 3)
-    assert asked["mapped"]["told"].startswith("circle, layer 2, mean of heads: ")
+    assert asked["mapped"]["status"].startswith("circle, layer 2, mean of heads: ")

@@ -251,7 +251,7 @@ def test_image_shards_show_what_is_known(tmp_path: Path) -> None:
     blind = [dataclasses.replace(one, objects=None) for one in samples]
     folder = folder_of(tmp_path / "shards", blind, kind="images")
     page = page_of(tmp_path, folder)
-    assert "1 true object" in page.text and "Nobody has marked objects here" in page.text
+    assert "1 true object" in page.text and "No objects are annotated here" in page.text
     assert page.of("span", class_="phrase k0", data_o="1") and CAPTION in page.text
     assert len(page.of("rect", class_="f")) == 1
     sheet = sheet_of(tmp_path, folder)

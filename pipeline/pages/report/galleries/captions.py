@@ -28,7 +28,7 @@ def captions_section(run: RunFolder, pictures: Pictures) -> Section | None:
         return None
     note = (
         "The student sorts all held-out captions by how well they fit a picture; here are its five "
-        "best. A tick: written for this picture. Others may be true of it too; nobody checked."
+        "best. A tick: written for this picture. Others may be true of it too: this is not annotated."
     )
     grid = h("div", {"class": grid_class("answers", pictures)}, *answers)
     content = (h("p", {"class": "note"}, note), grid)

@@ -34,7 +34,7 @@ def heat_section(run: RunFolder, pictures: Pictures) -> Section:
     figures = [_figure(key, phrase, pictures) for key, phrase in chosen(examples)]
     drawn = [figure for figure in figures if figure is not None]
     if not drawn:
-        words = "No heat maps: evaluate has not run, or nobody knows what the phrases really mean."
+        words = "No heat maps: evaluate has not run, or the phrases have no annotated objects."
         return Section(name="heat", title="Phrase grounding", content=(missing(words),))
     every = [phrase for example in examples for phrase in example["phrases"]]
     num_hits = sum(bool(phrase["hit"]) for phrase in every)

@@ -30,8 +30,8 @@ NUM_LXMERT_COLUMNS, NUM_BUTD_COLUMNS = 10, 6
 
 
 class ButdTsv:
-    """Rows of either layout; which one, the first rows tell. FeaturesError where the recipe's
-    `labels` does not go with it."""
+    """Rows of either layout; which one follows from the first rows. FeaturesError where the
+    recipe's `labels` does not go with it."""
 
     is_row_a_picture = True
 

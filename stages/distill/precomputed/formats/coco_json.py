@@ -132,8 +132,8 @@ def _feature(value: Any, size: int) -> np.ndarray:
 def scan_list(source: BinaryIO) -> Iterator[Found]:
     """Every entry of a JSON list, with its image_id.
 
-    What follows an entry that is cut short or is no JSON cannot be told from it, so the last thing
-    given is then a fault. Raises FeaturesError where the file is no list at all.
+    What follows an entry that is cut short or is no JSON cannot be distinguished from it, so the
+    last thing given is then a fault. Raises FeaturesError where the file is no list at all.
     """
     decoder = json.JSONDecoder()
     # As latin-1 every byte is one character, so places in the text are places in the file; what

@@ -50,7 +50,7 @@ class TsvFiles:
         return _id(first), rest
 
     def first_rows(self) -> list[list[bytes]]:
-        """The other fields of the first file's first rows, to tell its layout by: several, as one
+        """The other fields of the first file's first rows, to detect its layout: several, as one
         may be broken."""
         with open(self.paths[0], "rb") as source:
             rows = itertools.islice((row for row in scan_lines(source) if row.id), _NUM_FIRST)
