@@ -7,15 +7,14 @@ them. A measured run on the cluster's own nodes is therefore worth more than one
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from launch.paths import JobPaths
 from pipeline.recipe.recipe import Recipe, load_recipe
+from pipeline.runner.run_files import points, read_lines
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.stages.figures import seconds_in_words
 from pipeline.runner.stages.stage_graph import stage_kinds
@@ -220,11 +219,8 @@ def _num_ranks(run: RunFolder, stage: str) -> int:
 
 def _pretraining_rate(run: RunFolder) -> float:
     """Pictures a second of all ranks: the median of the reports."""
-    rates: list[float] = []
-    for line in (run.pretrain / "metrics.jsonl").read_text("utf-8").splitlines():
-        values: dict[str, Any] = json.loads(line)
-        if "pictures_per_second" in values:
-            rates.append(values["pictures_per_second"])
+    reports = read_lines(run.pretrain / "metrics.jsonl")
+    rates = [rate for _, rate in points(reports, "pictures_per_second")]
     if not rates:
         raise RunError(f"{run.pretrain}/metrics.jsonl has no pictures_per_second; expected some.")
     return sorted(rates)[len(rates) // 2]

@@ -33,7 +33,7 @@ LEFT_OUT = {
 }
 
 
-def _commands(page: Path) -> list[list[str]]:
+def commands_of(page: Path) -> list[list[str]]:
     """The commands of a page, as words: those of its fenced blocks, then those in running text."""
     text = page.read_text("utf-8")
     blocks = [code for language, code in FENCE.findall(text) if language in ("", "bash")]
@@ -102,7 +102,7 @@ def test_every_command_of_a_page_would_run(
             path = tmp_path / (named[1] if named else f"block-{number}.yaml")
             path.write_text(code if "base:" in code else f"base: toy\n{code}", "utf-8")
             load_recipe(path)
-    for words in _commands(page):
+    for words in commands_of(page):
         if words[0] == "boxless":
             _check_boxless(words[1:])
         elif words[0] == "make":
@@ -116,7 +116,7 @@ def test_every_command_of_a_page_would_run(
 
 def test_pages_have_commands() -> None:
     """The extraction above finds what a reader sees."""
-    found = [" ".join(words) for page in PAGES for words in _commands(page)]
+    found = [" ".join(words) for page in PAGES for words in commands_of(page)]
     assert "boxless run toy" in found and "make demo" in found
     assert len(found) > 60
 

@@ -12,6 +12,7 @@ from PIL import Image
 from stages.student.build import make_student
 from stages.student.config import StudentConfig
 from stages.student.network import Student
+from stages.student.processor import StudentProcessor
 from stages.student.text.tokenizer import train_tokenizer
 
 TEXT = "a red circle left of a blue square"
@@ -53,7 +54,7 @@ def _tokenizer():  # type: ignore[no-untyped-def]
 def student_folder(folder: Path, config: StudentConfig = TINY) -> Path:
     """Saved as pretrain saves it."""
     student_of(config).save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    StudentProcessor.of(student_of(config), _tokenizer()).save_pretrained(folder)
     return folder
 
 

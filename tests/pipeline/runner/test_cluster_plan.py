@@ -133,7 +133,8 @@ def finished_run(tmp_path: Path) -> Path:
     reports = [
         json.dumps({"step": s, "pictures_per_second": r}) for s, r in ((1, 9), (2, 30), (3, 31))
     ]
-    (pretrain / "metrics.jsonl").write_text("\n".join(reports))
+    cut_by_a_kill = '\n{"step": 4, "pictures_per_se'
+    (pretrain / "metrics.jsonl").write_text("\n".join(reports) + cut_by_a_kill)
     (pretrain / "step-3").mkdir()
     (pretrain / "step-3/weights").write_bytes(bytes(5_000))
     (pretrain / "latest").write_text("step-3")
