@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,37 @@ PLAIN_CLASSES = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 
 
 class SafeCheckpointEngine(TorchCheckpointEngine):
-    """DeepSpeed's checkpoint files, synced to disk, and read without running any pickled code."""
+    """DeepSpeed's checkpoint files, synced to disk, compared with their checksums, and read without
+    running any pickled code."""
 
     def save(self, state_dict: dict[str, Any], path: str) -> None:
-        """Write beside, sync, rename."""
+        """Write beside, sync, read again, rename. Raises BoxlessError where what is read is not
+        what was written."""
         beside = f"{path}.tmp"
         with open(beside, "wb") as file:
             torch.save(state_dict, file)
             file.flush()
             os.fsync(file.fileno())
+        if not _is_sound(beside):
+            raise BoxlessError(
+                f"{beside}: got other bytes than were written, expected the same. The last "
+                "checkpoint is sound: look at the disk, then run the same command again"
+            )
         os.replace(beside, path)
 
     def load(self, path: str, map_location: Any = None) -> dict[str, Any]:
         """Tensors, containers and DeepSpeed's `PLAIN_CLASSES`."""
         with torch.serialization.safe_globals(PLAIN_CLASSES):
             return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _is_sound(path: str) -> bool:
+    """Whether all parts of a file of torch.save, a zip archive, have the checksums noted in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except zipfile.BadZipFile:
+        return False
 
 
 def check_weights(engine: Any) -> None:

@@ -1,0 +1,45 @@
+"""Files of a checkpoint on disk. Oracle: what was saved, and damage done on purpose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from boxless.errors import BoxlessError
+from stages.training.checkpoints.save_and_load import SafeCheckpointEngine
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    engine, path = SafeCheckpointEngine(), str(tmp_path / "part.pt")
+    engine.save({"weights": torch.arange(5.0), "step": 3}, path)
+    found = engine.load(path)
+    assert found["step"] == 3 and torch.equal(found["weights"], torch.arange(5.0))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["part.pt"]
+
+
+@pytest.mark.parametrize("damage", ["bit", "end"])
+def test_what_was_not_written_well_takes_no_place(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that loses a bit, or the end of the file; the file that was there is left as it is."""
+    engine, path = SafeCheckpointEngine(), tmp_path / "part.pt"
+    engine.save({"weights": torch.zeros(64)}, str(path))
+    before, plain = path.read_bytes(), torch.save
+
+    def save(state: Any, file: Any) -> None:
+        plain(state, file)
+        file.flush()
+        if damage == "end":
+            file.truncate(300)
+            return
+        place = Path(file.name).read_bytes().index(torch.ones(64).numpy().tobytes())
+        file.seek(place + 5)
+        file.write(b"\xff")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(BoxlessError, match="got other bytes than were written"):
+        engine.save({"weights": torch.ones(64)}, str(path))
+    assert path.read_bytes() == before
