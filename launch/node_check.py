@@ -2,7 +2,7 @@
 digest of the recipe that the node was started with.
 
 All ranks meet, sum a number, and compare what they see: code, recipe, torch, the shared folder, the
-clock and free disk. All fail where there is a fault; the first rank of each node records a line for
+clock, free disk and their GPUs. All fail where there is a fault; the first rank of each node records a line for
 each.
 """
 
@@ -41,16 +41,19 @@ def main() -> int:
     rank, logs = int(os.environ["RANK"]), Path(os.environ[LOG_FOLDER_VARIABLE])
     open_log(logs, rank)
     try:
-        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=JOIN_SECONDS))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend, timeout=timedelta(seconds=JOIN_SECONDS))
         folder, recipe = Path(sys.argv[1]), sys.argv[2]
         mark = [secrets.token_hex(8)]
         torch.distributed.broadcast_object_list(mark)
         if rank == 0:
             (folder / _MARK).write_text(mark[0], "utf-8")
         facts: list[Any] = [None] * torch.distributed.get_world_size()
-        total = torch.ones(())
-        torch.distributed.all_reduce(total)
         torch.distributed.all_gather_object(facts, _facts(folder, recipe, mark[0]))
+        have_gpus = all(fact["gpu"] != "none" and not fact["gpu_fault"] for fact in facts)
+        local = f"cuda:{os.environ['LOCAL_RANK']}" if have_gpus else "cpu"
+        total = torch.ones((), device=local)
+        torch.distributed.all_reduce(total)
         faults = findings(facts, num_ranks=int(total.item()))
         if rank == 0:
             (folder / _MARK).unlink(missing_ok=True)
@@ -58,7 +61,7 @@ def main() -> int:
             print(f"{len(facts)} ranks on {hosts}: met, and summed over all", flush=True)
         if faults and int(os.environ["LOCAL_RANK"]) == 0:
             record_failure(logs, rank, BoxlessError("\n".join(faults)), is_users=True)
-        torch.distributed.barrier()
+        torch.distributed.all_reduce(torch.zeros(()))  # a barrier that no GPU takes part in
         return 2 if faults else 0
     except Exception as error:
         record_failure(logs, rank, error, is_users=False)
@@ -74,6 +77,7 @@ def findings(facts: list[dict[str, Any]], *, num_ranks: int) -> list[str]:
         ("code", "install the same version on all nodes, or use one shared checkout"),
         ("recipe", "start all nodes with the same recipe, --set options and versions"),
         ("torch", "install the same versions on all nodes"),
+        ("gpu", "ask for nodes of one kind, as with launch.slurm.constraint"),
     ):
         values: dict[str, list[str]] = {}
         for fact in facts:
@@ -94,6 +98,8 @@ def findings(facts: list[dict[str, Any]], *, num_ranks: int) -> list[str]:
         if fact["free_bytes"] < _MIN_FREE_BYTES:
             free = fact["free_bytes"] / (1 << 30)
             found.append(f"{host} has {free:.1f} GiB free in the run folder; expected 10 or more.")
+        if fact["gpu_fault"]:
+            found.append(f"{host}: {fact['gpu_fault']}. Fix: exclude the node, and report it.")
     return list(dict.fromkeys(found))
 
 
@@ -109,7 +115,26 @@ def _facts(folder: Path, recipe: str, mark: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "sees_mark": _sees(folder / _MARK, mark),
         "free_bytes": shutil.disk_usage(folder).free if folder.exists() else 0,
+        **_gpu(int(os.environ["LOCAL_RANK"])),
     }
+
+
+def _gpu(local_rank: int) -> dict[str, str]:
+    """Which GPU the rank has, ``none`` where there are none, and what is wrong with it: it does not
+    multiply, or not well."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"gpu": "none", "gpu_fault": ""}
+    try:
+        device = torch.device("cuda", local_rank)
+        name = torch.cuda.get_device_name(device)
+        ones = torch.ones(1024, 1024, device=device, dtype=torch.float16)
+        is_right = bool((ones @ ones == 1024).all())
+    except (RuntimeError, AssertionError) as error:
+        words = str(error).splitlines()[0]
+        return {"gpu": "cannot be used", "gpu_fault": f"GPU {local_rank} cannot be used: {words}"}
+    return {"gpu": name, "gpu_fault": "" if is_right else f"GPU {local_rank} multiplies wrongly"}
 
 
 def _sees(path: Path, text: str) -> bool:

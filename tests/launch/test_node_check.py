@@ -21,6 +21,7 @@ from pipeline.cli.main import main
 def fact(host: str, **changes: Any) -> dict[str, Any]:
     """What a rank on ``host`` saw, all well but for ``changes``."""
     same = {"code": "c", "recipe": "r", "torch": "2", "sees_mark": True, "time_seconds": 100.0}
+    same |= {"gpu": "A100", "gpu_fault": ""}
     return same | {"host": host, "free_bytes": 1 << 40} | changes
 
 
@@ -37,6 +38,8 @@ def test_nothing_is_found_where_all_is_well() -> None:
         ({"sees_mark": False}, "b does not see the run folder of rank 0"),
         ({"time_seconds": 160.0}, r"the clock of b is \+60 s off"),
         ({"free_bytes": 1 << 30}, "b has 1.0 GiB free"),
+        ({"gpu": "V100"}, "gpu differs: A100 on a; V100 on b. Fix: ask for nodes of one kind"),
+        ({"gpu_fault": "GPU 3 multiplies wrongly"}, "b: GPU 3 multiplies wrongly. Fix: exclude"),
     ],
 )
 def test_each_fault_is_named_with_its_host(changes: dict[str, Any], words: str) -> None:
