@@ -25,6 +25,9 @@ from launch.processes.process import forwarded_signals, missing_command, prepare
 __all__ = ["attach", "command", "has_active_job", "run", "script", "submitted_job"]
 
 _SECONDS_BETWEEN_QUERIES = 5  # controllers serve many users
+_SECONDS_BETWEEN_RELEASES = 30
+_MAX_RELEASES = 3
+"""Each failed start drains a node: the fault may be the cluster's."""
 
 
 def command(job: Job, config: LaunchConfig) -> list[str]:
@@ -129,11 +132,17 @@ def _follow(job_id: str, output: Path) -> None:
     meanwhile. A job that is queued again may pass through a final state, so two answers in a row
     have to agree.
     """
-    shown_bytes, answers_that_say_ended = 0, 0
+    shown_bytes, answers_that_say_ended, num_releases = 0, 0, 0
     for seconds in itertools.count():
         if seconds % _SECONDS_BETWEEN_QUERIES == 0:
             has_ended = slurm_queue.has_ended(job_id)
             answers_that_say_ended = answers_that_say_ended + 1 if has_ended else 0
+        if seconds % _SECONDS_BETWEEN_RELEASES == 0 and num_releases < _MAX_RELEASES:
+            if slurm_queue.release_failed_start(job_id):
+                num_releases += 1
+                print(
+                    f"Slurm held job {job_id}, as a node could not start it: released", flush=True
+                )
         shown_bytes = _show_from(output, shown_bytes)
         if answers_that_say_ended == 2:
             return

@@ -62,6 +62,19 @@ def state_of_job(job_id: str) -> str:
     return f"{values['JobState']}, exit status {values.get('ExitCode', '?')}{reason}"
 
 
+def release_failed_start(job_id: str) -> bool:
+    """Let a job wait again that Slurm holds because a node could not start it; whether it was held.
+
+    A node that was cut off, and comes back, may still have an earlier start of the job. Slurm then
+    starts no second one there, drains the node and holds the job.
+    """
+    reason = ask(["squeue", "--noheader", f"--jobs={job_id}", "--format=%r"])
+    is_held = "launch failed requeued held" in reason
+    if is_held:
+        ask(["scontrol", "release", job_id])
+    return is_held
+
+
 def terminate(job_id: str) -> None:
     """End the job: its script, when it runs, signals the ranks, so that they can checkpoint."""
     how = ["--batch", "--signal=TERM"] if "RUNNING" in states(job_id) else []

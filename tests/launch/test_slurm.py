@@ -109,3 +109,19 @@ def test_states_from_the_accounting_and_from_the_controller(
     assert slurm_queue.state_of_job("7") == "TIMEOUT, exit status 0:15, reason TimeLimit"
     (tmp_path / "scontrol").unlink()
     assert "neither" in slurm_queue.state_of_job("7")
+
+
+def test_a_job_that_slurm_holds_after_a_failed_start_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """squeue's words for it, of Slurm 22.05; other reasons to wait are left alone."""
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin")
+    release = tmp_path / "scontrol"
+    release.write_text(f"#!/bin/sh\necho $@ > {tmp_path}/asked\n")
+    release.chmod(0o755)
+    for reason, is_held in (("Resources", False), ("launch failed requeued held", True)):
+        (tmp_path / "squeue").write_text(f"#!/bin/sh\necho '{reason}'\n")
+        (tmp_path / "squeue").chmod(0o755)
+        assert slurm_queue.release_failed_start("7") is is_held
+        assert (tmp_path / "asked").exists() is is_held
+    assert (tmp_path / "asked").read_text().split() == ["release", "7"]
