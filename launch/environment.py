@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 from launch.job import UserError
 
+PRELOAD_VARIABLE = "BOXLESS_PRELOAD"
+"""Modules, with spaces between, that are imported before ranks are forked (launch.preloading)."""
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 # Variables that a launcher sets for its ranks. Left over from another launcher, a pod or a shell,
 # it would be believed by ours: torchrun reads PET_* as its own options.

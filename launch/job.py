@@ -38,6 +38,8 @@ class Job:
         come, and the loss of one ends no other.
     can_restart: its ranks continue from a checkpoint, so they may be started again after a failure.
     join_seconds: how long nodes wait for each other.
+    preload: modules that its ranks import anyway. Where ranks may be started again, they are forks
+        of a process that has them already.
     """
 
     title: str
@@ -49,6 +51,7 @@ class Job:
     is_elastic: bool = False
     can_restart: bool = False
     join_seconds: int = 1800
+    preload: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.title):

@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from launch.backends.torchrun import several_nodes, worker_options
+from launch.backends.torchrun import preload_variables, several_nodes, worker_options
 from launch.config import LaunchConfig
 from launch.job import EXIT_NO_PROGRESS, Job
 from launch.logs import LOG_FOLDER_VARIABLE
@@ -35,7 +35,8 @@ def script(job: Job, config: LaunchConfig) -> str:
         number, task = _job_number(job), "-$SLURM_ARRAY_TASK_ID" if job.is_elastic else ""
         lines.append(f'exec >>{base}"{number}{task}.out" 2>>{base}"{number}.err"')
     lines += [f"cd {shlex.quote(str(Path.cwd()))} || exit 1"]
-    env = job.env | {LOG_FOLDER_VARIABLE: str(job.log_folder.resolve())}
+    env = preload_variables(job) | job.env
+    env[LOG_FOLDER_VARIABLE] = str(job.log_folder.resolve())
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(env.items())]
     lines += config.slurm.setup_lines
     body = _array_body(job, config) if job.is_elastic else _ranks_body(job, config)

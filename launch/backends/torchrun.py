@@ -13,7 +13,12 @@ import sys
 from dataclasses import replace
 
 from launch.config import DEFAULT_PORT, LaunchConfig
-from launch.environment import address_towards, check_port, interface_variables
+from launch.environment import (
+    PRELOAD_VARIABLE,
+    address_towards,
+    check_port,
+    interface_variables,
+)
 from launch.job import Job, LaunchError
 from launch.logs import tail
 from launch.processes.peers import Peers
@@ -61,10 +66,11 @@ def several_nodes(job: Job, config: LaunchConfig, *, is_host: str) -> list[str]:
 
 def worker_options(job: Job, config: LaunchConfig, rendezvous: list[str]) -> list[str]:
     """What follows ``python``."""
-    restarts = MAX_RESTARTS if job.can_restart and config.restarts else 0
+    can_restart = job.can_restart and config.restarts > 0
+    restarts = MAX_RESTARTS if can_restart else 0
     return [
         "-m",
-        "torch.distributed.run",
+        "launch.preloading.torchrun" if can_restart and job.preload else "torch.distributed.run",
         *rendezvous,
         f"--nproc-per-node={config.procs_per_node}",
         f"--max-restarts={restarts}",
@@ -80,7 +86,12 @@ def environment(job: Job, config: LaunchConfig) -> dict[str, str]:
     """Variables of the ranks, the job's own included."""
     is_one = config.nodes == 1
     address = "127.0.0.1" if is_one else address_towards(str(config.master_address))
-    return ENVIRONMENT | interface_variables(address) | job.env
+    return ENVIRONMENT | interface_variables(address) | preload_variables(job) | job.env
+
+
+def preload_variables(job: Job) -> dict[str, str]:
+    """What ``launch.preloading.torchrun`` is to import."""
+    return {PRELOAD_VARIABLE: " ".join(job.preload)} if job.preload else {}
 
 
 def run(job: Job, config: LaunchConfig) -> None:

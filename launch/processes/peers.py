@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 
-LOST_SECONDS = 20.0
+LOST_SECONDS = 12.0
 _BEAT_SECONDS = 1.0
 _HELLO, _BYE = b"boxless1", b"bye!"
 

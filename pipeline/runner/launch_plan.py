@@ -38,6 +38,18 @@ LAUNCHERS: dict[LauncherName, ModuleType] = {
 }
 
 
+PRETRAIN_MODULES = (
+    "torch",
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "pipeline.recipe.recipe",
+    "pipeline.runner.stages.entrypoints",
+    "stages.pretrain.run",
+)
+"""What a rank of pretrain imports: all that takes long. For its own Muon optimizer DeepSpeed imports
+PyTorch's compiler, at the first step of any other."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaunchOverrides:
     """What the command line says about launching; None where it says nothing."""
@@ -179,6 +191,7 @@ def _job(kind: StageKind, recipe: Recipe, run: RunFolder, config: LaunchConfig) 
             node_rank=config.node_rank,
             is_elastic=kind.is_shards,
             can_restart=kind.name == "pretrain",
+            preload=PRETRAIN_MODULES if kind.name == "pretrain" else (),
         )
     except UserError as error:
         raise RecipeError(str(error)) from error
