@@ -21,7 +21,7 @@ launching = $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(NODES),--nodes $(NOD
 	$(if $(PROCS),--procs-per-node $(PROCS))
 
 .PHONY: help demo demo-tasks test test-fast check lint types imports run report status attach cancel logs \
-	slurm-test multinode-test ranks-test goodput ledger ablation doctor clean $(STAGES) \
+	slurm-test multinode-test multinode-training distill-array ranks-test goodput ledger ablation doctor clean $(STAGES) \
 	drill two-writers elastic positions damages scale bench detector parts extraction fuzz dictionary step inference \
 	curves docs
 
@@ -91,7 +91,13 @@ ranks-test: .venv/ready ## finetuning under torchrun, killed on 2 ranks and cont
 goodput: .venv/ready ## a fault every two minutes on three nodes for half an hour: what was useful?
 	.venv/bin/python -m benchmarks.launch.goodput --minutes 30
 
-ledger: .venv/ready ## 512 workers that die at random claim 10,000 shards: how many a second, is one lost?
+multinode-training: .venv/ready ## real pretraining on three nodes with faults: is every sample seen once?
+	.venv/bin/python -m benchmarks.launch.multinode_training
+
+distill-array: .venv/ready ## distill as a Slurm array, tasks killed, requeued and added: is every byte the same?
+	.venv/bin/python -m benchmarks.launch.distill_array
+
+ledger: .venv/ready ## 10,000 shards, 16 workers at a time, 1,000 killed at random: claims a second, is one lost?
 	.venv/bin/python -m benchmarks.sharding.ledger
 
 report: .venv/ready ## write the page of RUN again

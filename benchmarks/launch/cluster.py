@@ -8,10 +8,12 @@ The script has the commands ``up N``, ``down``, ``ctl CMD``, ``node nK CMD``, ``
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 
 SCRIPT = Path("../shared/cluster/nscluster.sh")
@@ -49,6 +51,20 @@ class Cluster:
         for pid in self("node", node, "pgrep", "-f", pattern).split():
             self("node", node, "kill", f"-{number}", pid)
 
+    def signal_ranks(self, node: str, number: str) -> None:
+        """Send a signal to the ranks of a node (launch.preloading.rank)."""
+        self("node", node, "pkill", f"-{number}", "boxless-rank")
+
+    def node_down_time(self, since: float) -> float | None:
+        """When Slurm's controller first gave up a node after ``since`` (seconds since 1970)."""
+        log = self._base / "log/slurmctld.log"
+        for line in log.read_text(errors="replace").splitlines():
+            found = re.match(r"\[([\d-]+T[\d:.]+)\].* (not responding, setting DOWN)", line)
+            at = datetime.fromisoformat(found[1]).timestamp() if found else 0.0
+            if at > since:
+                return at
+        return None
+
     def wait_until_idle(self) -> bool:
         """Whether Slurm has all three nodes idle, within 150 s."""
         for _ in range(300):
@@ -56,6 +72,11 @@ class Cluster:
                 return True
             time.sleep(0.5)
         return False
+
+    def resume(self) -> None:
+        """Take back nodes that Slurm drained, as an administrator would who has looked at them."""
+        for node in self("ctl", "sinfo", "-h", "-N", "-t", "drain", "-o", "%N").split():
+            self("ctl", "scontrol", "update", f"nodename={node}", "state=resume")
 
     def start_sshd(self, folder: Path, nodes: tuple[str, ...]) -> Path:
         """sshd on nodes, with keys of their own in a /root/.ssh that only the namespaces see; a

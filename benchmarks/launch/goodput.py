@@ -28,8 +28,7 @@ from launch.events import read_events
 from launch.paths import JobPaths
 
 STEP_SECONDS = 0.3
-RANK = r"python[^ ]* -u -m benchmarks.launch.small_trainer"
-TORCHRUN = r"^[^ ]*python[^ ]* -m torch.distributed.run"
+TORCHRUN = r"^[^ ]*python[^ ]* -m launch.preloading.torchrun"
 AGENT = r"^[^ ]*python[^ ]* -m launch.agent"
 SUBMIT = """
 import json, sys
@@ -39,7 +38,7 @@ from launch.config import LaunchConfig
 from launch.job import Job
 folder, steps, config = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 job = Job(title="goodput", module="benchmarks.launch.small_trainer", args=(str(folder), steps, "{seconds}"),
-          log_folder=folder / "logs", can_restart=True)
+          log_folder=folder / "logs", can_restart=True, preload=("torch", "torch.distributed"))
 slurm.run(job, LaunchConfig(launcher="slurm", procs_per_node=1, time_limit_minutes=120, **config))
 """.format(seconds=STEP_SECONDS)
 
@@ -127,10 +126,10 @@ def _cut_briefly(cluster: Cluster, node: str) -> None:
 
 
 FAULTS: dict[str, Callable[[Cluster, str], None]] = {
-    "rank killed": lambda cluster, node: cluster.signal(node, RANK, "KILL"),
+    "rank killed": lambda cluster, node: cluster.signal_ranks(node, "KILL"),
     "torchrun killed": lambda cluster, node: cluster.signal(node, TORCHRUN, "KILL"),
     "agent killed": lambda cluster, node: cluster.signal(node, AGENT, "KILL"),
-    "rank stopped": lambda cluster, node: cluster.signal(node, RANK, "STOP"),
+    "rank stopped": lambda cluster, node: cluster.signal_ranks(node, "STOP"),
     "link cut for 8 s": _cut_briefly,
     "link cut for good": _cut,
     "node without power": _power,
@@ -179,6 +178,7 @@ def one_after_the_other(
     recoveries: list[tuple[float, str]] = []
     for number in range(int(minutes * 60 / every_seconds)):
         time.sleep(max(0.0, began + (number + 0.5) * every_seconds - time.time()))
+        cluster.resume()
         name, nodes = list(FAULTS)[number % len(FAULTS)], drill.nodes()
         if not nodes:
             print(f"{name}: left out, as the job waits", flush=True)

@@ -1,7 +1,7 @@
-"""Claims of shards by hundreds of workers that die at random: how many a second, and is any lost
-or made twice?
+"""Claims of shards by workers that die at random: how many a second, and is any lost or made
+twice?
 
-    python -m benchmarks.sharding.ledger [--shards 10000] [--workers 512] [--kills 1000] [--seed 0]
+    python -m benchmarks.sharding.ledger [--shards 10000] [--workers 16] [--kills 1000] [--seed 0]
 
 The workers are real processes of this machine; one in four believes to be on a machine of its own,
 so that only its lease shows that it died. They write real shards, as small as can be: one sample
@@ -74,7 +74,7 @@ def main() -> int:
     """Run it; exit status 1 where a shard is lost, made twice or differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=int, default=10_000)
-    parser.add_argument("--workers", type=int, default=512)
+    parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--kills", type=int, default=1_000)
     parser.add_argument("--lease-seconds", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)
