@@ -1,9 +1,7 @@
 """Captions files: COCO's layout and Karpathy's.
 
 COCO (https://cocodataset.org/#format-data): `images` (`id`, `file_name`) and `annotations`
-(`image_id`, `caption`). Karpathy's (dataset_coco.json, dataset_flickr8k.json,
-dataset_flickr30k.json): `images` with `filename`, perhaps `filepath` and `cocoid`, `split`, and
-`sentences` (`raw`, `tokens`).
+(`image_id`, `caption`). Karpathy's: `stages.karpathy_file`.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from typing import Any
 
 from stages.ingest.files import read_json_object
 from stages.ingest.sources.source import SourceError, clean_caption, shown
+from stages.karpathy_file import KarpathyError, parse_image
 
 EXPECTED = "a captions file in COCO's layout, as captions_val2017.json, or in Karpathy's"
 
@@ -136,37 +135,22 @@ def _read_karpathy(images: list[Any], path: str) -> CaptionFile:
     return CaptionFile(images=kept, duplicates=duplicates, orphans=[], is_karpathy=True)
 
 
-def _karpathy_image(image: Any, where: str) -> CaptionedImage:
-    entry = image if isinstance(image, dict) else {}
-    name, sentences = entry.get("filename"), entry.get("sentences")
-    if not (
-        isinstance(name, str)
-        and PurePosixPath(name).name
-        and isinstance(sentences, list)
-        and isinstance(entry.get("split"), str)
-    ):
-        raise SourceError(
-            f'{where} is {str(image)[:80]}; expected an object with "filename", "split" and a list '
-            '"sentences", as dataset_coco.json has'
-        )
-    folder = entry.get("filepath")
-    names = (f"{folder}/{name}", name) if isinstance(folder, str) and folder else (name,)
+def _karpathy_image(entry: Any, where: str) -> CaptionedImage:
+    try:
+        image = parse_image(entry)
+    except KarpathyError as error:
+        raise SourceError(f"{where}: {error}") from None
     # imgid counts the pictures of the file; the file name is what other files know a picture by.
-    shown_id = entry.get("cocoid", PurePosixPath(name).stem)
-    coco_id = entry.get("cocoid")
+    shown_id = PurePosixPath(image.name).stem if image.coco_id is None else image.coco_id
     return CaptionedImage(
-        image_id=id_of(shown_id) or name,
-        shown_id=shown_id if isinstance(shown_id, (int, str)) else name,
-        file_names=names,
-        captions=tuple(_sentence(sentence) for sentence in sentences),
-        split=entry["split"],
-        coco_id=coco_id if isinstance(coco_id, int) else None,
+        image_id=id_of(shown_id) or image.name,
+        shown_id=shown_id if isinstance(shown_id, (int, str)) else image.name,
+        file_names=image.file_names,
+        # "" for what is no text: it is counted as a blank caption.
+        captions=tuple(clean_caption(sentence) for sentence in image.sentences),
+        split=image.split,
+        coco_id=image.coco_id if isinstance(image.coco_id, int) else None,
     )
-
-
-def _sentence(sentence: Any) -> str:
-    """A sentence's text; "" where it has none, which is counted as a blank caption."""
-    return clean_caption(sentence.get("raw")) if isinstance(sentence, dict) else ""
 
 
 def _without_duplicates(

@@ -1,8 +1,6 @@
 """Flickr30k Entities in its original files: captions, phrases and boxes of Flickr30k's pictures.
 
-Layout: Plummer et al., IJCV 2017; https://github.com/BryanPlummer/flickr30k_entities. A folder with
-`Annotations/ID.xml` (boxes in pixels of the original pictures, whose size the file gives) and
-`Sentences/ID.txt` (a caption a line, "[/EN#283585/people A young male] kneeling ..."), and lists
+A folder with `Annotations/ID.xml` and `Sentences/ID.txt` (`stages.entities_files`), and lists
 `train.txt`, `val.txt`, `test.txt` with an id a line. The pictures are `ID.jpg` in a folder of their
 own, of any size.
 """
@@ -10,14 +8,13 @@ own, of any size.
 from __future__ import annotations
 
 import functools
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from boxless.errors import BoxlessError
+from stages.entities_files import MAX_FILE_BYTES, parse_boxes, parse_caption
 from stages.ingest.files import (
     describe_folder,
     list_pictures,
@@ -47,8 +44,6 @@ TYPES = (
     "scene",
     "other",
 )
-MAX_FILE_BYTES = 1 << 20
-_PHRASE = re.compile(r"\[/EN#(?P<chain>\d+)(?P<types>(?:/[a-zA-Z]+)+) (?P<text>[^\]]*)\]")
 
 
 class Flickr30kEntitiesSource:
@@ -115,9 +110,10 @@ class Flickr30kEntitiesSource:
         size_px: tuple[int, int] | None = None
         boxes_of: dict[str, list[list[float]]] = {}
         try:
-            size_px, boxes_of = parse_annotations(
+            boxes = parse_boxes(
                 _read(self._folder / "Annotations" / f"{picture_id}.xml"), notes.append
             )
+            size_px, boxes_of = (boxes.width, boxes.height), boxes.boxes_of
         except ValueError as error:
             notes.append(f"broken annotations: {error}")
         file_name = name or f"{picture_id}.jpg"
@@ -158,72 +154,24 @@ def parse_sentences(text: str) -> Sentences:
     """
     found = Sentences()
     captions = []
-    for number, line in enumerate(text.splitlines()):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        caption, at = "", 0
-        phrases: list[dict[str, Any]] = []
-        for match in _PHRASE.finditer(line):
-            caption += line[at : match.start()]
-            at = match.end()
-            kind, words = match["types"].split("/")[1], match["text"]
-            start = len(caption)
-            caption += words
-            if words.strip():
-                phrases.append(
-                    {"start": start, "end": len(caption), "chain": match["chain"], "type": kind}
-                )
-                found.type_of.setdefault(match["chain"], kind)
-        caption += line[at:]
-        if "/EN#" in caption:
-            found.notes.append(f"broken phrase: line {number + 1}: {shown(caption[:60])}")
-        lead = len(caption) - len(caption.lstrip())
-        for phrase in phrases:
-            phrase["start"], phrase["end"] = phrase["start"] - lead, phrase["end"] - lead
-        captions.append(clean_caption(caption))
-        found.phrases.append(phrases)
+        caption = parse_caption(line)
+        if caption.is_broken:
+            found.notes.append(f"broken phrase: line {number}: {shown(caption.text[:60])}")
+        found.phrases.append([])
+        for phrase in caption.phrases:
+            kind = phrase.types[0]
+            found.phrases[-1].append(
+                {"start": phrase.start, "end": phrase.end, "chain": phrase.chain, "type": kind}
+            )
+            found.type_of.setdefault(phrase.chain, kind)
+        captions.append(clean_caption(caption.text))
     if not captions:
         raise BoxlessError("no caption in it")
     found.captions = tuple(captions)
     return found
-
-
-def parse_annotations(
-    text: str, note: Callable[[str], None]
-) -> tuple[tuple[int, int], dict[str, list[list[float]]]]:
-    """((width, height) of the original picture, {chain: its boxes, xyxy in its pixels}).
-
-    A chain may have several boxes, and a box several chains. An object without a sound box is
-    noted, but for those that the file marks as having none. ValueError for other files.
-    """
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise BoxlessError("a document type in it; expected plain XML")
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise BoxlessError(f"no XML ({error})") from None
-    sides = [root.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
-    if not all(side.isascii() and side.isdigit() and 0 < int(side) < 100_000 for side in sides):
-        raise BoxlessError(f"size {' x '.join(sides)}; expected width and height in pixels")
-    boxes_of: dict[str, list[list[float]]] = {}
-    for number, entry in enumerate(root.iter("object")):
-        chains = [(name.text or "").strip() for name in entry.findall("name")]
-        box = entry.find("bndbox")
-        if box is None:
-            if "1" not in (entry.findtext("nobndbox"), entry.findtext("scene")):
-                note(f"object without a box: number {number}")
-            continue
-        try:
-            corners = [float(box.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax")]
-        except ValueError:
-            note(f"box is not four numbers: object {number}")
-            continue
-        if not chains or not all(abs(corner) < 1e9 for corner in corners):
-            note(f"box is not four numbers: object {number}")
-            continue
-        for chain in chains:
-            boxes_of.setdefault(chain, []).append(corners)
-    return (int(sides[0]), int(sides[1])), boxes_of
 
 
 def _truth(sentences: Sentences, boxes_of: Mapping[str, list[list[float]]]) -> dict[str, Any]:

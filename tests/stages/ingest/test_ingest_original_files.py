@@ -11,9 +11,10 @@ import pytest
 from ingest_corpora import encoded, notes, reasons, samples, write_json
 
 from sharding.format.catalog import Catalog
+from stages.entities_files import parse_boxes
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest, open_source
-from stages.ingest.sources.flickr30k_entities import parse_annotations, parse_sentences
+from stages.ingest.sources.flickr30k_entities import parse_sentences
 from stages.ingest.sources.source import Picture, SourceError
 
 PHOTOS = Path(__file__).resolve().parents[4] / "shared" / "photos"
@@ -88,7 +89,7 @@ def test_hostile_annotations_are_refused() -> None:
     """No entity is expanded, no size beyond reason taken."""
     for text in ("<!DOCTYPE a [<!ENTITY b 'c'>]><a/>", "<a><size/></a>", "no xml"):
         with pytest.raises(ValueError):
-            parse_annotations(text, print)
+            parse_boxes(text, print)
     with pytest.raises(ValueError):
         parse_sentences("")
 

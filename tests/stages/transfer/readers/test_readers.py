@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from transfer_golden import GOLDEN, golden_json
 
+from stages.entities_files import parse_caption
 from stages.transfer.example import group_by_images
-from stages.transfer.readers.flickr30k_entities import parse_sentence, read_flickr30k_entities
+from stages.transfer.readers.flickr30k_entities import read_flickr30k_entities
 from stages.transfer.readers.karpathy import read_karpathy
 from stages.transfer.readers.nlvr import read_nlvr, read_nlvr2
 from stages.transfer.readers.records import ReaderError, TaskData
@@ -171,10 +172,14 @@ def _questions(folder: Path, most: int | None = None) -> Path:
 
 
 def test_a_sentence_of_entities() -> None:
-    """Oracle: by hand."""
-    caption, phrases = parse_sentence("[/EN#1/people A man] eats [/EN#2/other/scene it] .")
-    assert caption == "A man eats it ."
-    assert phrases == [(0, 5, "1", ["people"]), (11, 13, "2", ["other", "scene"])]
+    """Oracle: by hand; blanks around a caption are not of it."""
+    caption = parse_caption("  [/EN#1/people A man] eats [/EN#2/other/scene it] . ")
+    assert caption.text == "A man eats it ." and not caption.is_broken
+    assert [(p.start, p.end, p.chain, p.types) for p in caption.phrases] == [
+        (0, 5, "1", ("people",)),
+        (11, 13, "2", ("other", "scene")),
+    ]
+    assert parse_caption("[/EN#1/people A man [eats").is_broken
 
 
 @needs_photos
