@@ -42,6 +42,7 @@ _SIGNATURES = (
     ("a web page", 0, b"<!DOCTYPE"),
     ("a web page", 0, b"<html"),
 )
+_LONGEST_SIGNATURE = 16
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WebP": "webp"}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -142,6 +143,19 @@ def upright_picture(
         except Exception as error:  # as in open_picture
             raise PictureError(f"broken picture: {str(error) or type(error).__name__}") from None
     return _of_pixels(picture)
+
+
+def file_fault(path: Path) -> str | None:
+    """What keeps a file from being a picture, by its first bytes; None where they are a JPEG's, PNG's
+    or WebP's, whatever its name ends in. Whether all of it is sound shows only when it is decoded."""
+    try:
+        with open(path, "rb") as file:
+            kind = _format_of(file.read(_LONGEST_SIGNATURE))
+    except FileNotFoundError:
+        return "not there"
+    except OSError as error:
+        return f"not readable ({error.strerror})"
+    return None if kind in _EXTENSIONS else f"not JPEG, PNG or WebP: it is {kind}"
 
 
 def _of_pixels(pixels: np.ndarray | torch.Tensor) -> Image.Image:

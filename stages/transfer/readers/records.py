@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from boxless.errors import BoxlessError
+from stages.picture import file_fault
 from stages.transfer.example import Example
 
 NUM_NAMED = 5
@@ -122,18 +123,16 @@ def parts(record: Record, name: str) -> Iterator[Record]:
 class ExampleCollector:
     """Gathers a file's examples; counts, with their reason and place, those that are left out.
 
-    images_of: checks that a picture is there. max_missing: examples that may lack a picture.
+    max_missing: examples that may lack a picture, the file of which is not there or is none.
     """
 
-    def __init__(
-        self, *, max_missing: int, is_there: Callable[[Path], bool] = Path.is_file
-    ) -> None:
+    def __init__(self, *, max_missing: int) -> None:
         self.examples: list[Example] = []
         self.dropped: dict[str, int] = {}
-        self._max_missing, self._is_there = max_missing, is_there
+        self._max_missing = max_missing
         self._missing: list[str] = []
         self._seen: dict[str, str] = {}
-        self._known: dict[Path, bool] = {}
+        self._faults: dict[Path, str | None] = {}
 
     def add(self, example: Example, where: str) -> None:
         """Take an example. ReaderError where its id was there before."""
@@ -143,8 +142,10 @@ class ExampleCollector:
                 f"{where}: the id {example.id!r} is that of {first}, expected another"
             )
         for image in example.images:
-            if not self._known.setdefault(image, self._is_there(image)):
-                self._missing.append(f"{where}: {image} is not there")
+            if image not in self._faults:
+                self._faults[image] = file_fault(image)
+            if fault := self._faults[image]:
+                self._missing.append(f"{where}: {image} is {fault}")
                 self.drop("picture missing")
                 return
         self.examples.append(example)
@@ -158,7 +159,8 @@ class ExampleCollector:
         if len(self._missing) > self._max_missing:
             raise ReaderError(
                 f"{len(self._missing)} examples have no picture, expected at most "
-                f"{self._max_missing} (max_missing): " + "; ".join(self._missing[:NUM_NAMED])
+                f"{self._max_missing} (finetune.data.max_missing): "
+                + "; ".join(self._missing[:NUM_NAMED])
             )
         if not self.examples:
             raise ReaderError(f"got no example (left out: {self.dropped}), expected at least one")

@@ -29,7 +29,7 @@ needs_nlvr = pytest.mark.skipif(not (SHARED / "nlvr").is_dir(), reason="no ../sh
 
 def _picture(folder: Path, name: str) -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_bytes(b"")
+    (folder / name).write_bytes(b"\xff\xd8\xff")  # a JPEG begins so
 
 
 def _lines(path: Path, rows: list[dict]) -> Path:
@@ -102,6 +102,73 @@ def test_vcr_texts_and_tags(tmp_path: Path) -> None:
     assert _vcr(tmp_path, test_row).examples[0].label is None
 
 
+KARPATHY = {"filename": "a.jpg", "split": "test", "sentences": [{"raw": "A dog."}]}
+
+
+def _karpathy(folder: Path, *images: Any) -> TaskData:
+    _picture(folder, "a.jpg")
+    (folder / "k.json").write_text(json.dumps({"images": images}))
+    return read_karpathy(folder / "k.json", folder, splits=("test",))
+
+
+def _nlvr(folder: Path, *rows: dict) -> TaskData:
+    _picture(folder, "images/3/dev-7-0-0.png")
+    path = _lines(folder / "dev.json", list(rows))
+    return read_nlvr(path, folder / "images", split="dev", num_orders=1)
+
+
+NLVR = {"identifier": "7-0", "directory": 3, "sentence": "A box.", "label": True}
+XML = """<annotation><size><width>100</width><height>50</height></size>
+<object><name>1</name><bndbox><xmin>1</xmin><ymin>11</ymin><xmax>50</xmax><ymax>{}</ymax></bndbox>
+</object></annotation>"""
+
+
+def _entities(folder: Path, sentence: str, edge: str = "50") -> TaskData:
+    _picture(folder, "9.jpg")
+    for name, text in (("Sentences/9.txt", sentence), ("Annotations/9.xml", XML.format(edge))):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return read_flickr30k_entities(folder, folder, ids=["9.jpg"])
+
+
+def test_entities(tmp_path: Path) -> None:
+    """Oracle: by hand; boxes are 1-based pixels of a picture of 100 x 50."""
+    data = _entities(tmp_path, "[/EN#1/people A man] sees [/EN#0/notvisual it] .")
+    [example] = data.examples
+    assert example.label == [[0.0, 0.2, 0.5, 1.0]] and data.dropped == {"phrase without a box": 1}
+    for sentence, edge, message in (
+        ("[/EN#1/people A man] [/EN#2 x]", "50", r"Sentences/9\.txt:1: phrase: got"),
+        ("[/EN#1/people A man]", "b", r"Annotations/9\.xml: box is not four numbers: object 0"),
+    ):
+        with pytest.raises(ReaderError, match=message):
+            _entities(tmp_path, sentence, edge)
+
+
+def test_a_png_that_is_a_jpeg_is_a_picture_and_a_page_is_none(tmp_path: Path) -> None:
+    """Oracle: by hand: NLVR2 names JPEGs so; a page that a dead link gave, and an empty file, are
+    named, and counted where that is allowed."""
+    assert len(_nlvr2(tmp_path, NLVR2).examples) == 1
+    for content, kind in ((b"<!DOCTYPE html>", "a web page"), (b"", "an empty file")):
+        (tmp_path / "dev-0-1-img1.png").write_bytes(content)
+        with pytest.raises(ReaderError, match=rf"dev\.json:1: .*img1\.png is not JPEG.*{kind}"):
+            read_nlvr2(tmp_path / "dev.json", tmp_path)
+
+
+def test_karpathy_pictures_lie_in_their_folder_or_in_one(tmp_path: Path) -> None:
+    """Oracle: by hand."""
+    [example] = _karpathy(tmp_path, {**KARPATHY, "filepath": "val2014"}).examples
+    assert example.images == (tmp_path / "a.jpg",)
+    _picture(tmp_path, "val2014/a.jpg")
+    [example] = _karpathy(tmp_path, {**KARPATHY, "filepath": "val2014"}).examples
+    assert example.images == (tmp_path / "val2014/a.jpg",)
+
+
+def test_nlvr_numbers_as_texts(tmp_path: Path) -> None:
+    """Oracle: by hand: a directory as a number, a label as a boolean."""
+    [example] = _nlvr(tmp_path, NLVR).examples
+    assert (example.id, example.label) == ("7-0-0", "True")
+
+
 FAULTS: list[tuple[Callable[..., TaskData], list[dict], str]] = [
     (_snli, [SNLI, SNLI], r"dev\.jsonl:2: the id '1\.jpg#0r1e'"),
     (_snli, [{**SNLI, "gold_label": "maybe"}], r"jsonl:1: gold_label: got 'maybe', expected one of"),
@@ -115,6 +182,15 @@ FAULTS: list[tuple[Callable[..., TaskData], list[dict], str]] = [
     (_vcr, [{**VCR, "question": [[5]]}], r"val\.jsonl:1: question: got \[5\], expected rows of the 2"),
     (_vcr, [{**VCR, "answer_choices": [["a"]]}], r"val\.jsonl:1: answer_choices: .* 4 choices"),
     (_vcr, [{**VCR, "answer_label": 4}], r"val\.jsonl:1: answer_label: got 4"),
+    (_karpathy, [KARPATHY, KARPATHY], r"k\.json, images\[1\]: the id 'a\.jpg' is that of"),
+    (_karpathy, [{"file_name": "a.jpg"}], r"images\[0\]: filename: got fields file_name, expected"),
+    (_karpathy, ["a.jpg"], r"k\.json: images\[0\]: got 'a\.jpg', expected an object"),
+    (_karpathy, [{**KARPATHY, "sentences": [{"tokens": []}]}], r"images\[0\]: sentences\[0\]: raw: got"),
+    (_karpathy, [{**KARPATHY, "split": "train"}], "no picture of the splits test.*file has train"),
+    (_nlvr, [NLVR, NLVR], r"dev\.json:2 \(order 0\): the id '7-0-0' is that of"),
+    (_nlvr, [{**NLVR, "label": 2}], r"dev\.json:1: label: got 2, expected one of True, False"),
+    (_nlvr, [{**NLVR, "directory": 4}], r"4/dev-7-0-0\.png is not there"),
+    (_vcr, [VCR, VCR], r"val\.jsonl:2: the id 'val-0'"),
     (_vcr, [{**VCR, "objects": ["person"], "answer_choices": [["a"]] * 4}],
      r"a\.json: boxes: got 2, expected 1 entries"),
 ]  # fmt: skip
