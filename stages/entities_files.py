@@ -1,8 +1,9 @@
 """What the files of Flickr30k Entities say: a line of Sentences, and a file of Annotations.
 
-Layout: Plummer et al., IJCV 2017; https://github.com/BryanPlummer/flickr30k_entities. Sentences/ID.txt
-has a caption a line, "[/EN#283585/people A young male] kneeling ..."; Annotations/ID.xml has the size
-of the original picture and boxes in its pixels, each of one or more coreference chains.
+Layout: Plummer et al., IJCV 2017; https://github.com/BryanPlummer/flickr30k_entities.
+Sentences/ID.txt has a caption a line, "[/EN#283585/people A young male] kneeling ...";
+Annotations/ID.xml has the size of the original picture and boxes in its pixels, each of one or more
+coreference chains.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An entry of Karpathy's JSON: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json.
 
-`images` is a list of {"filename", "split", "sentences": [{"raw", ...}], and for COCO "filepath" (the
-folder) and "cocoid"}. https://cs.stanford.edu/people/karpathy/deepimagesent/
+`images` is a list of {"filename", "split", "sentences": [{"raw", ...}], and for COCO "filepath"
+(the folder) and "cocoid"}. https://cs.stanford.edu/people/karpathy/deepimagesent/
 """
 
 from __future__ import annotations

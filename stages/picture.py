@@ -146,8 +146,9 @@ def upright_picture(
 
 
 def file_fault(path: Path) -> str | None:
-    """What keeps a file from being a picture, by its first bytes; None where they are a JPEG's, PNG's
-    or WebP's, whatever its name ends in. Whether all of it is sound shows only when it is decoded."""
+    """What keeps a file from being a picture, by its first bytes; None where they are those of a
+    JPEG, PNG or WebP, whatever its name ends in. That all of it is sound shows only when it is
+    decoded."""
     try:
         with open(path, "rb") as file:
             kind = _format_of(file.read(_LONGEST_SIGNATURE))
