@@ -268,10 +268,11 @@ class PretrainConfig(TrainingConfig):
     """Most captions used of a picture at a time, all on one pass of the CNN (SOHO's code: 4)."""
     window_num_shards: int = 16
     """Shards whose samples are mixed with each other."""
-    group_by: Literal["resized", "original"] = "resized"
-    """Which sizes of pictures must be alike to share a micro-batch: those after resizing, or those
-    on disk, which give many more groups and smaller batches (checkpoints of versions before
-    0.2)."""
+    group_by: Literal["resized", "original", "none"] = "resized"
+    """Which sizes of pictures must be alike to share a micro-batch: those after resizing; those on
+    disk, which give many more groups and smaller batches (checkpoints of versions before 0.2); or
+    `none`, all share: every micro-batch is full and as mixed as the data, which contrast wants, and
+    pictures are padded more, which costs little where `cnn_cache_mib` spares the CNN."""
     lr_transformer: float = 2e-3
     """Peak AdamW rate of everything but the CNN (both papers' full size: 1e-4)."""
     lr_text: float | None = None
@@ -325,7 +326,7 @@ class PretrainConfig(TrainingConfig):
                 raise BoxlessError(f"{name}: got {getattr(self, name)}, expected at least 1")
         for part in self.frozen:
             check_choice("frozen", part, ("text", "fusion", "projection", "heads"))
-        check_choice("group_by", self.group_by, ("resized", "original"))
+        check_choice("group_by", self.group_by, ("resized", "original", "none"))
         for name in ("lr_text", "lr_heads", "lr_alignment"):
             if getattr(self, name) is not None:
                 check_weight(name, getattr(self, name))

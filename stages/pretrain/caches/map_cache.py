@@ -47,10 +47,14 @@ class MapCache:
         maps = torch.zeros(shape, device=batch.pixels.device, dtype=student.dtype)
         own = (canvas_px(batch.sizes_px, grid.pad_px) // grid.cell_px).tolist()
         if new:
+            new.sort(key=own.__getitem__)  # pictures of like size go together
             rows = torch.tensor(new, device=batch.pixels.device)
             at_once = AT_ONCE_CPU if rows.device.type == "cpu" else len(rows)
             for some in rows.split(at_once):
-                maps[some] = student.encode_maps(batch.pixels[some], batch.sizes_px[some])
+                sizes = batch.sizes_px[some]
+                height, width = canvas_px(sizes, grid.pad_px).amax(dim=0).tolist()
+                part = student.encode_maps(batch.pixels[some, :, :height, :width], sizes)
+                maps[some, :, : part.shape[2], : part.shape[3]] = part
         for n, view in enumerate(batch.views):
             down, across = own[n]
             if view in self:

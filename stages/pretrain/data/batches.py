@@ -33,6 +33,8 @@ from stages.training.batches import LoadedBatch
 ONE_TEACHER = ("label_names", "attribute_names", "feature_size", "num_top", "teacher")
 """What the catalogs of sources that are mixed must agree on."""
 SAMPLES_AT_ONCE = 64
+ANY_SHAPE_PX = 2**30
+"""A step between shapes that no picture reaches: all are alike."""
 
 
 class Batches:
@@ -107,15 +109,15 @@ def open_stream(
     """The sources in the run's order.
 
     Pictures share micro-batches whose sides, after `resize` or as they are on disk (by
-    `pretrain.group_by`), round up to the same multiples of `shape_step_px`.
+    `pretrain.group_by`), round up to the same multiples of `shape_step_px`; or any pictures do.
     """
     return ShardStream(
         sources,
         seed=seed,
         micro_batch_size=config.micro_batch_size,
         window_num_shards=config.window_num_shards,
-        shape_step_px=shape_step_px,
-        resize=resize if config.group_by == "resized" else None,
+        shape_step_px=ANY_SHAPE_PX if config.group_by == "none" else shape_step_px,
+        resize=None if config.group_by == "original" else resize,
         cache_bytes=config.data.cache_bytes,
         # An outage is no bad sample: it must not use up what may be skipped.
         waits_for_store=config.data.on_fault == "skip",

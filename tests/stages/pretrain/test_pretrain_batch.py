@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,11 +19,15 @@ from pretrain_fixtures import (
     toy_samples,
     toy_tokenizer,
     with_boxes,
+    write_objects,
 )
 
+from sharding.format.resize import Resize
 from sharding.format.schema import Sample, object_dtype
+from sharding.reading.dataset_source import DatasetSource
 from stages.pretrain.config import ItmConfig, PraConfig, PretrainConfig, RegionConfig
 from stages.pretrain.data.batch import Batch
+from stages.pretrain.data.batches import open_stream
 from stages.pretrain.data.collate import Collate
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.objectives.objective import Objective
@@ -255,3 +260,27 @@ def test_the_sum_of_weighted_losses() -> None:
         sum((i + 1) * s.loss.item() for i, s in enumerate(scores.values())), rel=1e-5
     )
     assert list(scores) == ["itm", "mlm", "omvm", "pra"]
+
+
+@pytest.mark.parametrize("group_by", ["none", "resized"])
+def test_any_pictures_share_micro_batches_where_the_recipe_says_so(
+    group_by: Literal["none", "resized"], tmp_path: Path
+) -> None:
+    """Oracle: counting. With no groups every micro-batch of an epoch but the last is full; groups of
+    two sizes leave more of them that are not. Either way each sample comes once."""
+    samples = [
+        replace(sample, info={**sample.info, "width": sample.info["width"] * (1 + number % 2)})
+        for number, sample in enumerate(toy_samples(24, 6))
+    ]
+    folder = write_objects(tmp_path, samples)
+    config = PretrainConfig(micro_batch_size=5, group_by=group_by)
+    stream = open_stream(
+        [DatasetSource(folder=folder)],
+        config,
+        seed=0,
+        resize=Resize(shorter_px=TINY.shorter_px, longer_px=TINY.longer_px),
+        shape_step_px=16,
+    )
+    sizes = [len(stream.plan[position].samples) for position in range(stream.num_micro_batches)]
+    assert sum(sizes) == 24
+    assert (sorted(sizes) == [4, 5, 5, 5, 5]) == (group_by == "none")
