@@ -23,6 +23,7 @@ from launch.backends.torchrun import ENVIRONMENT, run_torchrun
 from launch.config import LaunchConfig
 from launch.environment import address_towards, check_port, interface_variables
 from launch.job import EXIT_NO_PROGRESS, Job, LaunchError, NoProgressError, Stopped, UserError
+from launch.logs import write_stderr
 from launch.processes.peers import Peers
 
 _PORT_SECONDS = 60.0
@@ -82,7 +83,7 @@ def _pass_to_script(number: int, frame: FrameType | None) -> None:
 
 
 def _end(cause: str, status: int) -> int:
-    print(f"boxless: {cause}", file=sys.stderr, flush=True)
+    write_stderr(f"boxless: {cause}")
     return status
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 from launch.job import UserError
 
+HEARTBEAT_FOLDER_VARIABLE = "BOXLESS_HEARTBEAT_FOLDER"
+"""Where the ranks of a node say how far they are (launch.processes.heartbeat)."""
 PRELOAD_VARIABLE = "BOXLESS_PRELOAD"
 """Modules, with spaces between, that are imported before ranks are forked (launch.preloading)."""
 _SIOCGIFADDR = 0x8915  # linux/sockios.h

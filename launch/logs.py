@@ -18,6 +18,7 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launch.environment import HEARTBEAT_FOLDER_VARIABLE
 from launch.job import LaunchError, UserError
 from launch.paths import JobPaths
 
@@ -64,7 +65,7 @@ def open_log(folder: Path, rank: int) -> None:
     command = " ".join(sys.argv)
     place = f"process {os.getpid()} on {socket.gethostname()}"
     now = time.strftime("%Y-%m-%d %H:%M:%S")
-    print(f"---- {now} {command} ({place})", file=sys.stderr, flush=True)
+    write_stderr(f"---- {now} {command} ({place})")
     faulthandler.enable()
 
 
@@ -80,7 +81,7 @@ def record_failure(
     """Record how a rank failed. ``is_users``: the message alone says what to change;
     ``message``: instead of the error's own."""
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    print(trace, file=sys.stderr, flush=True)
+    write_stderr(trace)
     failure = Failure(
         rank=rank,
         message=message or str(error),
@@ -90,8 +91,18 @@ def record_failure(
         start=os.environ.get(START_VARIABLE, ""),
         is_permanent=is_users or is_permanent,
     )
-    with contextlib.suppress(OSError):  # on a full disk the log and the exit status remain
-        JobPaths(folder).failure(rank).write_text(json.dumps(asdict(failure)), "utf-8")
+    own = os.environ.get(HEARTBEAT_FOLDER_VARIABLE)  # of this node: the other disk may be full
+    for place in [folder, Path(own)] if own else [folder]:
+        with contextlib.suppress(OSError):
+            JobPaths(place).failure(rank).write_text(json.dumps(asdict(failure)), "utf-8")
+            return
+
+
+def write_stderr(text: str) -> None:
+    """A line to this process's stderr; on a full disk none, and no error."""
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+        os.write(2, f"{text.rstrip()}\n".encode("utf-8", "backslashreplace"))
 
 
 def clear_failures(paths: JobPaths) -> None:

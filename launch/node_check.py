@@ -1,9 +1,9 @@
 """``python -m launch.node_check FOLDER RECIPE``: one rank of a check before a job. RECIPE is a
 digest of the recipe that the node was started with.
 
-All ranks meet, sum a number, and compare what they see: code, recipe, torch, the shared folder, the
-clock, free disk and their GPUs. All fail where there is a fault; the first rank of each node records a line for
-each.
+All ranks meet, sum a number, and compare what they see: code, recipe, torch, the shared folder,
+the clock, free disk and their GPUs. All fail where there is a fault; the first rank of each node
+records a line for each.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""One pretraining on the nodes of benchmarks.launch.cluster, of ranks that record what they train on
-(benchmarks.launch.recorded_pretraining): started, waited for, and measured when something happens to it."""
+"""One pretraining on the nodes of benchmarks.launch.cluster, of ranks that record what they train
+on (benchmarks.launch.recorded_pretraining): started, waited for, and measured after a fault."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ LONGEST_SECONDS = 900.0
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """Seconds from a fault until Slurm gave up a node (None where it had not to), until ranks began,
-    until their first batch, and until a step that was new."""
+    """Seconds from a fault until Slurm gave up a node (None where it had not to), until ranks
+    began, until their first batch, and until a step that was new."""
 
     verdict: float | None
     began: float

@@ -1,7 +1,7 @@
 """Pretraining whose ranks record which samples they train on, started by any launcher.
 
-    python -m benchmarks.launch.recorded_pretraining launch RUN LAUNCH    # LAUNCH: a LaunchConfig as JSON
-    python -m benchmarks.launch.recorded_pretraining pretrain RUN         # one rank, as a launcher starts it
+    python -m benchmarks.launch.recorded_pretraining launch RUN LAUNCH    # a LaunchConfig as JSON
+    python -m benchmarks.launch.recorded_pretraining pretrain RUN         # one rank
 
 RUN is a run folder with a recipe and object shards. Each micro-batch that counts leaves a line in
 RUN/turns.jsonl: the checkpoint's step that the rank went on from (``start``), a word that all ranks

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 from launch.backends import slurm_queue
 from launch.backends.slurm_script import script
 from launch.config import LaunchConfig
-from launch.job import Job, LaunchError, Stopped
+from launch.job import Job, LaunchError, Stopped, UserError
 from launch.logs import read_failures, tail
 from launch.paths import JobPaths
 from launch.processes.process import forwarded_signals, missing_command, prepare_logs
@@ -25,6 +26,7 @@ from launch.processes.process import forwarded_signals, missing_command, prepare
 __all__ = ["attach", "command", "has_active_job", "run", "script", "submitted_job"]
 
 _SECONDS_BETWEEN_QUERIES = 5  # controllers serve many users
+_LEAST_FREE_BYTES = 1 << 20
 _SECONDS_BETWEEN_RELEASES = 30
 _MAX_RELEASES = 3
 """Each failed start drains a node: the fault may be the cluster's."""
@@ -93,6 +95,11 @@ def _check_end(job: Job, job_id: str) -> None:
         return
     log = job.paths.slurm_errors(job_id)
     state = f"{job.title}: Slurm job {job_id} ended {state}"
+    if shutil.disk_usage(job.log_folder).free < _LEAST_FREE_BYTES:
+        raise UserError(
+            f"{state}; the disk of {job.log_folder} is full: free some space, then run the same "
+            "command again."
+        )
     failures = read_failures(job.paths)
     raise (
         failures[0].as_error(job.title, job.paths)

@@ -68,10 +68,10 @@ def release_failed_start(job_id: str) -> bool:
     A node that was cut off, and comes back, may still have an earlier start of the job. Slurm then
     starts no second one there, drains the node and holds the job.
     """
-    reason = ask(["squeue", "--noheader", f"--jobs={job_id}", "--format=%r"])
+    reason = _query(["squeue", "--noheader", f"--jobs={job_id}", "--format=%r"])
     is_held = "launch failed requeued held" in reason
     if is_held:
-        ask(["scontrol", "release", job_id])
+        _query(["scontrol", "release", job_id])
     return is_held
 
 

@@ -70,7 +70,7 @@ def worker_options(job: Job, config: LaunchConfig, rendezvous: list[str]) -> lis
     restarts = MAX_RESTARTS if can_restart else 0
     return [
         "-m",
-        "launch.preloading.torchrun" if can_restart and job.preload else "torch.distributed.run",
+        "launch.preloading.torchrun" if can_restart else "torch.distributed.run",
         *rendezvous,
         f"--nproc-per-node={config.procs_per_node}",
         f"--max-restarts={restarts}",

@@ -1,5 +1,5 @@
 """Imports torchrun and the modules that PRELOAD_VARIABLE names, in the process that ranks are
-forked from. What they print goes to the log of the launcher, and not between the lines of the ranks.
+forked from. What they print goes to the log of the launcher, not between the lines of the ranks.
 
 A module that cannot be imported is left to the ranks: there its error is logged and reported.
 """

@@ -1,6 +1,6 @@
 """A rank in a fork of the process that has imported its modules: ``torchrun --run-path`` runs this
-file with MODULE ARGS... and it becomes ``python -m MODULE ARGS...``. Its command line is that of the
-process it was forked from; its name is ``boxless-rank`` and its number.
+file with MODULE ARGS... and it becomes ``python -m MODULE ARGS...``. Its command line is that of
+the process it was forked from; its name is ``boxless-rank`` and its number.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 
 import torch
 
+from launch.processes.heartbeat import note_start
 from launch.processes.marked_processes import set_process_name
 from launch.processes.process import forwarded_signals
 
@@ -20,6 +21,7 @@ from launch.processes.process import forwarded_signals
 def main() -> None:
     """Become the rank; ends with its exit status."""
     module, *args = sys.argv[1:]
+    note_start()
     set_process_name(f"boxless-rank{os.environ['RANK']}")
     if torch.cuda._is_in_bad_fork():  # a preloaded module has used a GPU: no fork of it can
         sys.exit(_run_anew([sys.executable, "-u", "-m", module, *args]))

@@ -15,7 +15,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-HEARTBEAT_FOLDER_VARIABLE = "BOXLESS_HEARTBEAT_FOLDER"
+from launch.environment import HEARTBEAT_FOLDER_VARIABLE
+
+_STARTS = "starts"
 STACKS_SIGNAL = signal.SIGUSR2
 """A rank that gets it writes the Python stacks of all its threads to its log."""
 _LINE_BYTES = 96
@@ -59,6 +61,23 @@ class Heartbeat:
         if self._file >= 0:
             line = f"{self._rank} {os.getpid()} {step} {time.monotonic():.3f}"
             os.pwrite(self._file, line.ljust(_LINE_BYTES).encode(), 0)
+
+
+def note_start() -> None:
+    """Say that the ranks of this node were started: called by the first of them, before anything
+    that may fail."""
+    folder = os.environ.get(HEARTBEAT_FOLDER_VARIABLE)
+    if folder and os.environ.get("LOCAL_RANK") == "0":
+        with (Path(folder) / _STARTS).open("ab") as file:
+            file.write(b".")
+
+
+def num_starts(folder: Path) -> int:
+    """How often that was."""
+    try:
+        return (folder / _STARTS).stat().st_size
+    except OSError:
+        return 0
 
 
 def read_beats(folder: Path) -> list[Beat]:

@@ -21,11 +21,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.environment import launch_environment
+from launch.environment import HEARTBEAT_FOLDER_VARIABLE, launch_environment
 from launch.events import record_event
 from launch.job import Job, LaunchError, NoProgressError, Stopped, UserError
-from launch.logs import LOG_FOLDER_VARIABLE, START_VARIABLE, Failure, read_failures, tail
-from launch.processes.heartbeat import HEARTBEAT_FOLDER_VARIABLE, STACKS_SIGNAL, Beat, read_beats
+from launch.logs import (
+    LOG_FOLDER_VARIABLE,
+    START_VARIABLE,
+    Failure,
+    read_failures,
+    tail,
+    write_stderr,
+)
+from launch.paths import JobPaths
+from launch.processes.heartbeat import STACKS_SIGNAL, Beat, num_starts, read_beats
 from launch.processes.marked_processes import end_with_parent, kill_marked
 from launch.processes.peers import Peers
 from launch.processes.process import forwarded_signals, missing_command, state_of
@@ -102,7 +110,7 @@ class Supervisor:
 
     def _watch(self, start: _Start, received: list[int]) -> int:
         """Until the launcher of this start has ended; its exit status."""
-        generation: dict[int, int] = {}
+        num_counted = 1
         while True:
             try:
                 return start.process.wait(_POLL_SECONDS)
@@ -111,20 +119,16 @@ class Supervisor:
             beats = read_beats(start.heartbeats)
             self._note_steps(beats)
             beats = [beat for beat in beats if beat.process_state not in "XZ"]
-            pids = {beat.rank: beat.pid for beat in beats}
             if self._policy.max_restarts and not received:
                 permanent = [f for f in start.failures() if f.is_permanent]
                 if permanent:
                     return start.end_with(1)
-                started_again = generation and pids != generation and len(pids) >= len(generation)
-                if started_again and not set(pids.values()) & set(generation.values()):
+                while num_counted < num_starts(start.heartbeats):
+                    num_counted += 1
                     self._count_restart(self._cause_of_restart(start))
-                    generation = {}
                 self._check_peers(start, beats)
                 self._check_stopped(start, beats)
                 self._check_hang(start, beats)
-            if not generation or set(pids.values()) & set(generation.values()):
-                generation = pids
 
     def _note_steps(self, beats: list[Beat]) -> None:
         step = max((beat.step for beat in beats), default=-1)
@@ -228,6 +232,7 @@ class _Start:
         self.heartbeats = Path(self._folder.name)
         self.id = f"{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}"
         self.reported_at = -1.0
+        self._at_the_end: list[Failure] | None = None
         env = launch_environment(job.env) | {
             LOG_FOLDER_VARIABLE: str(job.log_folder.resolve()),
             HEARTBEAT_FOLDER_VARIABLE: self._folder.name,
@@ -244,8 +249,13 @@ class _Start:
                 raise missing_command(command[0]) from error
 
     def failures(self) -> list[Failure]:
-        """Failures of this start's own ranks, in order."""
-        return read_failures(self._job.paths, start=self.id)
+        """Failures of this start's own ranks, in order; without room in the log folder they are in
+        this node's own."""
+        if self._at_the_end is not None:
+            return self._at_the_end
+        places = (self._job.paths, JobPaths(self.heartbeats))
+        found = [one for place in places for one in read_failures(place, start=self.id)]
+        return sorted(found, key=lambda failure: failure.time_seconds)
 
     def terminate(self) -> None:
         """SIGTERM to the launcher, which passes it on: ranks save and end."""
@@ -277,6 +287,7 @@ class _Start:
         """Leave nothing of this start behind."""
         self.kill()
         self.process.wait()
+        self._at_the_end = self.failures()
         self._folder.cleanup()
 
 
@@ -295,4 +306,4 @@ def _ends(error: LaunchError | UserError) -> bool:
 
 
 def _log(text: str) -> None:
-    print(f"boxless: {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    write_stderr(f"boxless: {time.strftime('%H:%M:%S')} {text}")

@@ -46,8 +46,8 @@ PRETRAIN_MODULES = (
     "pipeline.runner.stages.entrypoints",
     "stages.pretrain.run",
 )
-"""What a rank of pretrain imports: all that takes long. For its own Muon optimizer DeepSpeed imports
-PyTorch's compiler, at the first step of any other."""
+"""What a rank of pretrain imports: all that takes long. For its own Muon optimizer DeepSpeed
+imports PyTorch's compiler, at the first step of any other."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,9 @@ RANK_SCRIPT = """
     if action == "users":
         record_failure(logs, 0, ValueError("no corpus"), is_users=True)
         sys.exit(2)
+    if action == "no room":
+        record_failure(Path("/no/such/folder"), 0, ValueError("no room"), is_users=True)
+        sys.exit(2)
     if action == "usr1":
         os.kill(os.getpid(), signal.SIGUSR1)
         (here / "survived").touch()
@@ -116,11 +119,15 @@ def test_a_start_with_a_new_step_resets_the_count(
     assert kinds[0] == "start" and kinds[-1] == "end" and kinds.count("recovered") == 2
 
 
-@pytest.mark.parametrize(("action", "error"), [("permanent", LaunchError), ("users", UserError)])
+@pytest.mark.parametrize(
+    ("action", "error"),
+    [("permanent", LaunchError), ("users", UserError), ("no room", UserError)],
+)
 def test_what_no_restart_can_help_is_not_started_again(
     action: str, error: type[Exception], tmp_path: Path
 ) -> None:
-    with pytest.raises(error, match="inf|no corpus"):
+    """Also where nothing can be written to the log folder."""
+    with pytest.raises(error, match="inf|no corpus|no room"):
         local.run(make_job(tmp_path, action), LaunchConfig(max_restarts=3))
     assert num_starts(tmp_path) == 1
 
