@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from boxless.errors import BoxlessError
 from sharding.format.image_size import picture_size
+from sharding.format.resize import Resize
 from sharding.format.schema import Sample
 from stages.picture import open_picture
 from stages.pretrain.config import AugmentConfig, RegionConfig
@@ -23,7 +24,7 @@ from stages.pretrain.data.augmentation import draw_view, view_picture, view_samp
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.objective import Objective
 from stages.student.vision.grid import region_weights
-from stages.student.vision.image_transforms import fitted_size, load_picture, stack_bytes
+from stages.student.vision.image_transforms import load_picture, stack_bytes
 from stages.student.vision.padding import canvas_px
 
 FIXED_VIEW = 1
@@ -73,14 +74,14 @@ class Collate:
         limits = {"shorter_px": self.shorter_px, "longer_px": self.longer_px}
         skips_pixels = self.is_cached and self.is_cached(self._view_name(position, sample))
         if skips_pixels:
-            array = _black(*fitted_size(*size, **limits))
+            array = _black(*Resize(**limits).size(*size))
         if self.augment.changes_nothing:
             return sample, array if skips_pixels else load_picture(sample.image, **limits)
         number = self._chosen_view(position, sample.key)
         random = self._random_of_view(position, sample.key)
         view = draw_view(self.augment, *size, random, number)
         if not skips_pixels:
-            array = view_picture(view, open_picture(sample.image), fitted_size(*size, **limits))
+            array = view_picture(view, open_picture(sample.image), Resize(**limits).size(*size))
         return view_sample(view, sample, self.augment.min_visible), array
 
     def _random_of_view(self, position: int, key: str) -> np.random.Generator:

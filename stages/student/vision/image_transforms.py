@@ -29,16 +29,11 @@ class Pictures:
     sizes_px: torch.Tensor
 
 
-def fitted_size(width: int, height: int, *, shorter_px: int, longer_px: int) -> tuple[int, int]:
-    """(width, height) after resizing, by `Resize`."""
-    return Resize(shorter_px=shorter_px, longer_px=longer_px).size(width, height)
-
-
 def load_picture(source: bytes | Image.Image, *, shorter_px: int, longer_px: int) -> np.ndarray:
     """Decode a picture's bytes, or take an upright one that is open, and resize: uint8 [H, W, 3],
     RGB. Raises PictureError for bytes that are no picture."""
     rgb = open_picture(source) if isinstance(source, bytes) else source.convert("RGB")
-    size = fitted_size(*rgb.size, shorter_px=shorter_px, longer_px=longer_px)
+    size = Resize(shorter_px=shorter_px, longer_px=longer_px).size(*rgb.size)
     return np.asarray(rgb if size == rgb.size else rgb.resize(size, Image.Resampling.BILINEAR))
 
 

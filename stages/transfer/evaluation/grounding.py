@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
+from sharding.format.resize import Resize
 from sharding.format.schema import Sample
 from stages.progress import Progress
 from stages.student.heads import weighted_mean
 from stages.student.vision.grid import cells_of_boxes
-from stages.student.vision.image_transforms import fitted_size
 from stages.transfer.predictor import Predictor
 from stages.true_phrases import boxes_of_phrase
 
@@ -213,12 +213,8 @@ def pixels_per_cell(predictor: Predictor, sample: Sample) -> torch.Tensor:
 
 def _resized(predictor: Predictor, sample: Sample) -> tuple[int, int]:
     config = predictor.student.config
-    return fitted_size(
-        sample.info["width"],
-        sample.info["height"],
-        shorter_px=config.shorter_px,
-        longer_px=config.longer_px,
-    )
+    resize = Resize(shorter_px=config.shorter_px, longer_px=config.longer_px)
+    return resize.size(sample.info["width"], sample.info["height"])
 
 
 def label_objects(predictor: Predictor, samples: Sequence[Sample]) -> dict[str, float]:

@@ -34,7 +34,7 @@ from stages.training.student_folder import save_student
 from stages.transfer.config import FinetuneConfig
 from stages.transfer.example import Example, group_by_images
 from stages.transfer.finetuning.predict import predict, read_partial
-from stages.transfer.finetuning.weights_of_ranks import share_buffers, weights_digest
+from stages.transfer.finetuning.weights_digest import weights_digest
 from stages.transfer.outcomes import summarize
 from stages.transfer.readers.records import TaskData
 from stages.transfer.task_batch import TaskBatch, collate
@@ -166,7 +166,6 @@ class _Run:
         kept in a folder of these weights, so that none of others is taken for one."""
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.module.eval()
-        share_buffers(self.module)
         place = self._predictions(weights_digest(self.module))
         task, net, head = self.module.task, self.module.student, self.module.head
         predict_one = task.predictor(net, head, self.processor, self.examples)

@@ -13,6 +13,7 @@ from PIL import Image
 from pretrain_fixtures import TINY, tiny_student
 from transformers import ResNetConfig
 
+from sharding.format.resize import Resize
 from stages.student.network import Cells
 from stages.student.vision.grid import (
     Grid,
@@ -26,7 +27,6 @@ from stages.student.vision.grid import (
 from stages.student.vision.image_transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    fitted_size,
     load_picture,
     normalise,
     stack_bytes,
@@ -196,7 +196,7 @@ def test_bytes_are_normalised_on_the_way_to_the_cnn() -> None:
 )
 def test_resizing_by_hand(size: tuple[int, int], wanted: tuple[int, int]) -> None:
     """Oracle: shorter side 600, unless the longer would exceed 1000; never below a pixel."""
-    assert fitted_size(*size, shorter_px=600, longer_px=1000) == wanted
+    assert Resize(shorter_px=600, longer_px=1000).size(*size) == wanted
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "RGB"])

@@ -19,7 +19,7 @@ from stages.transfer.example import Example
 from stages.transfer.finetuning.finetune_all import finetune_all
 from stages.transfer.finetuning.finetune_task import finetune_task, load_for_task, new_words
 from stages.transfer.finetuning.predict import predict
-from stages.transfer.finetuning.weights_of_ranks import share_buffers, weights_digest
+from stages.transfer.finetuning.weights_digest import weights_digest
 from stages.transfer.task_batch import collate
 from stages.transfer.task_folder import TaskStudent
 from stages.transfer.tasks import TASKS
@@ -218,7 +218,6 @@ def test_partial_predictions_belong_to_their_weights() -> None:
     join_ranks()
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     before = weights_digest(module)
-    share_buffers(module)
     assert weights_digest(module.train()) == before == weights_digest(module.eval())
     module[1].running_mean[0] += 1
     after = weights_digest(module)

@@ -1,5 +1,4 @@
-"""What makes all ranks predict with the same network, and detects partial predictions of other
-weights."""
+"""A hash of the weights of all ranks, to detect partial predictions of other weights."""
 
 from __future__ import annotations
 
@@ -7,14 +6,6 @@ import hashlib
 
 import torch
 from torch import nn
-
-
-@torch.no_grad()
-def share_buffers(module: nn.Module) -> None:
-    """Give every rank rank 0's buffers, which are those of the saved student: the running
-    statistics of a BatchNorm over a rank's micro-batch differ from rank to rank. A collective."""
-    for buffer in module.buffers():
-        torch.distributed.broadcast(buffer, src=0)
 
 
 @torch.no_grad()
