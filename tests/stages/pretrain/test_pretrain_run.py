@@ -15,38 +15,24 @@ from pathlib import Path
 import pytest
 import torch
 from pretrain_fixtures import SHARD_SIZE, TINY, read_lines, toy_samples, write_objects
-from pretrain_ranks import Ranks
+from pretrain_ranks import SHORT_RUN, Ranks, toy_ranks
 from safetensors.torch import load_file
 
 from sharding.format.manifest import read_manifest
-from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data_config import DataConfig, SourceConfig
 from stages.student.network import Student
 from stages.student.text.tokenizer import load_tokenizer
 from stages.training.batches import LONGEST_TMPDIR, load_batches
 
 NUM_TRAIN = 2 * SHARD_SIZE + 2
-RUN = PretrainConfig(
-    num_steps=6,
-    micro_batch_size=3,
-    micro_batches_per_step=2,
-    captions_per_picture=2,
-    checkpoint_steps=2,
-    log_steps=1,
-    lr_transformer=1e-3,
-    lr_cnn=0.01,
-)
+RUN = SHORT_RUN
 DONE = ["done", "done"]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """Runs over 14 train scenes in three shards, with dropout, so that its draws are tested."""
-    objects = tmp_path_factory.mktemp("objects")
-    write_objects(objects, toy_samples(NUM_TRAIN, 4))
-    started = Ranks(objects, replace(TINY, dropout=0.1))
-    yield started
-    started.close()
+    yield from toy_ranks(tmp_path_factory, replace(TINY, dropout=0.1))
 
 
 @pytest.fixture(scope="module")

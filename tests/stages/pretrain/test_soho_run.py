@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretrain_fixtures import SHARD_SIZE, TINY, read_lines, toy_samples, write_objects
-from pretrain_ranks import Ranks
+from pretrain_fixtures import TINY, read_lines
+from pretrain_ranks import SHORT_RUN, Ranks, toy_ranks
 from safetensors.torch import load_file
+from soho_golden import released_neck
 
-from stages.pretrain.config import MvmConfig, OmvmConfig, PraConfig, PretrainConfig
+from stages.pretrain.config import MvmConfig, OmvmConfig, PraConfig
 from stages.student.network import Student
 from stages.student.vision.neck_config import DictionaryConfig, SohoNeckConfig
 
@@ -27,31 +28,10 @@ RELEASED = replace(
     STUDENT,
     mlm_head="tied",
     itm_head="linear",
-    neck=SohoNeckConfig(
-        dictionary=DictionaryConfig(
-            num_codes=12,
-            start="random",
-            decay=0.4,
-            smoothing=1e-5,
-            revive_after_steps=0,
-            update="forward",
-            count_padding=True,
-        ),
-        width_mask="height",
-        count_captions=True,
-        drop_edge=True,
-        keep_padding_blank=False,
-    ),
+    neck=released_neck(num_codes=12),
 )
-RUN = PretrainConfig(
-    num_steps=6,
-    micro_batch_size=3,
-    micro_batches_per_step=2,
-    captions_per_picture=2,
-    checkpoint_steps=2,
-    log_steps=1,
-    lr_transformer=1e-3,
-    lr_cnn=0.01,
+RUN = replace(
+    SHORT_RUN,
     omvm=OmvmConfig(weight=0.0),
     pra=PraConfig(weight=0.0),
     mvm=MvmConfig(weight=1.0, probability=1.0),
@@ -62,11 +42,7 @@ DICTIONARY = "neck.dictionary."
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """Runs over 14 train scenes in three shards."""
-    objects = tmp_path_factory.mktemp("objects")
-    write_objects(objects, toy_samples(2 * SHARD_SIZE + 2, 4))
-    started = Ranks(objects, STUDENT)
-    yield started
-    started.close()
+    yield from toy_ranks(tmp_path_factory, STUDENT)
 
 
 @pytest.fixture(scope="module")

@@ -15,31 +15,19 @@ import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
 from pretrain_fixtures import (
-    SHARD_SIZE,
     TINY,
     random_batch,
     read_lines,
     tiny_student,
-    toy_samples,
-    write_objects,
 )
-from pretrain_ranks import Ranks
+from pretrain_ranks import SHORT_RUN, Ranks, toy_ranks
 from safetensors.torch import load_file
 
 from stages.pretrain.config import PretrainConfig
 from stages.student.network import Student
 from stages.training.monitoring.gradient_norms import PARTS, GradientNorms, part_of
 
-RUN = PretrainConfig(
-    num_steps=4,
-    micro_batch_size=3,
-    micro_batches_per_step=4,
-    captions_per_picture=2,
-    checkpoint_steps=2,
-    log_steps=1,
-    lr_transformer=1e-3,
-    lr_cnn=0.01,
-)
+RUN = replace(SHORT_RUN, num_steps=4, micro_batches_per_step=4)
 DONE = ["done", "done"]
 CUT_ALL = {
     "zero_optimization": {
@@ -53,11 +41,7 @@ CUT_ALL = {
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """Runs over 14 train scenes, with dropout and a frozen stage."""
-    objects = tmp_path_factory.mktemp("objects")
-    write_objects(objects, toy_samples(2 * SHARD_SIZE + 2, 4))
-    started = Ranks(objects, replace(TINY, dropout=0.1, frozen_stages=1))
-    yield started
-    started.close()
+    yield from toy_ranks(tmp_path_factory, replace(TINY, dropout=0.1, frozen_stages=1))
 
 
 @pytest.fixture(scope="module")

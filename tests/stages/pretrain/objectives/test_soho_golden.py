@@ -80,7 +80,7 @@ class Run:
 
         def fused(*args: Any, **kwargs: Any) -> Any:
             # The fast path is what is scored; the arrays are compared at every token.
-            self.hidden = fuse(*args, **{**kwargs, "read": None})
+            self.hidden = fuse(*args, **{**kwargs, "output_mask": None})
             return fuse(*args, **kwargs)
 
         student.encode_image, student.fuse = seen, fused  # type: ignore[method-assign]

@@ -7,19 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from soho_golden import released_neck
 
 from stages.student.vision.neck_config import DictionaryConfig
 from stages.student.vision.visual_dictionary import DEAD_AFTER, Dictionary, spread
 
-RELEASED = DictionaryConfig(
-    num_codes=16,
-    start="random",
-    decay=0.4,
-    smoothing=1e-5,
-    revive_after_steps=0,
-    update="forward",
-    count_padding=True,
-)
+RELEASED = released_neck(num_codes=16).dictionary
 OURS = DictionaryConfig(num_codes=16, revive_after_steps=3, decay=0.9)
 WIDTH = 6
 
