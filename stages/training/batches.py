@@ -155,8 +155,8 @@ def load_batches(
 def received(loader: DataLoader[Any], section: str) -> Iterator[LoadedBatch]:
     """The loader's batches.
 
-    Raises ValueError, naming the limit and what to do, where a worker could not hand one over. The
-    workers end with the iterator, whatever they are at.
+    Raises ValueError, naming the limit and what to do, where a worker could not hand one over, and
+    a worker's own BoxlessError as it is. The workers end with the iterator, whatever they are at.
     """
     batches = iter(loader)
     try:
@@ -174,6 +174,8 @@ def received(loader: DataLoader[Any], section: str) -> Iterator[LoadedBatch]:
                 raise BoxlessError(_cannot_hand_over(reason, section)) from error
             if isinstance(item, _NotHandedOver):
                 raise BoxlessError(_cannot_hand_over(item.reason, section))
+            if isinstance(item, _Raised):
+                raise item.error
             yield item
     finally:
         if loader.num_workers:
@@ -193,6 +195,13 @@ class _NotHandedOver:
     """Why a worker kept a batch."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """What the source raised for the user; from DataLoader it would come as a traceback's text."""
+
+    error: BoxlessError
 
 
 class _Plain(Dataset[LoadedBatch]):
@@ -215,7 +224,10 @@ class _Packed(Dataset[bytes]):
         self._source = source
 
     def __getitem__(self, turn: Turn) -> bytes:
-        batch = self._source[turn]
+        try:
+            batch = self._source[turn]
+        except BoxlessError as error:
+            return bytes(ForkingPickler.dumps(_Raised(error)))
         try:
             return bytes(ForkingPickler.dumps(batch))
         except (RuntimeError, OSError) as error:

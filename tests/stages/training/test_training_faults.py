@@ -6,12 +6,13 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 
+from sharding.format.schema import ShardError
 from sharding.order.order import Turn
 from sharding.reading.watchdog import StatusBoard
 from stages.training import batches
@@ -155,3 +156,18 @@ def test_an_order_of_examples_is_every_example_once_an_epoch() -> None:
     other = ExampleBatches(11, _numbers, batch_size=4, seed=1)
     with pytest.raises(ValueError, match="num_examples': 10"):
         other.position(source.state(4))
+
+
+def _unreadable(rows: Any) -> Numbers:
+    raise ShardError("train-000000.tar: sample 7: got bytes that are no picture, expected one")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_for_the_user_leaves_a_worker_as_it_is(num_workers: int) -> None:
+    """Oracle: the class and the words of the source's own error, without a worker's traceback,
+    which PyTorch puts into the text of what it raises anew."""
+    source = ExampleBatches(10, _unreadable, batch_size=4, seed=1)
+    config = replace(CONFIG, num_workers=num_workers)
+    loader = load_batches(source, config, 0, 0, 1)
+    with pytest.raises(ShardError, match="^train-000000.tar: sample 7: .* expected one$"):
+        next(received(loader, "pretrain"))
