@@ -100,7 +100,13 @@ def pretrain(
             collate = replace(collate, is_cached=cache.__contains__)
         if config.itc.weight and config.itc.start == "cca" and not has_checkpoint(out):
             start_from_data(
-                net, stream, collate, ridge=config.itc.cca_ridge, cache=cache, text_cache=texts
+                net,
+                stream,
+                collate,
+                watch,
+                ridge=config.itc.cca_ridge,
+                cache=cache,
+                text_cache=texts,
             )
             if cache:
                 cache.store()
@@ -198,13 +204,15 @@ def start_from_data(
     net: Student,
     stream: ShardStream,
     collate: Collate,
+    watch: Watch,
     *,
     ridge: float,
     cache: MapCache | None,
     text_cache: TextCache | None,
 ) -> None:
     """One pass over the training pictures, with all of their captions, shared out to the ranks, for
-    `start_by_cca`. A collective."""
+    `start_by_cca`. A collective. Raises Stopped, on every rank, where one was told to stop: it
+    leaves its pass, the others at the end of theirs."""
     source = Batches(stream, replace(collate, captions_per_picture=ALL_CAPTIONS))
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     own = range(rank, stream.num_micro_batches, world_size)
@@ -212,10 +220,13 @@ def start_from_data(
     def batches() -> Iterator[Batch]:
         with Progress("start by cca", total=len(own), unit="batches", show=rank == 0) as progress:
             for position in own:
+                if watch.is_signalled:
+                    break
                 loaded = source[Turn(position=position, is_padding=False)]
                 if loaded.batch is not None:
                     yield loaded.batch
                 progress.advance()
+        watch.stop_before_training("the start by cca", current_device())
 
     start_by_cca(
         net,

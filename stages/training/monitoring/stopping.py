@@ -97,6 +97,16 @@ class Watch:
                 "checkpoint is sound"
             )
 
+    @property
+    def is_signalled(self) -> bool:
+        """Whether this rank was told to stop."""
+        return self._signalled_at is not None
+
+    def stop_before_training(self, stage: str, device: torch.device) -> None:
+        """Raises Stopped on every rank where any was told to stop. A collective."""
+        if any_rank(self.is_signalled, device):
+            raise Stopped(f"stopped at {stage}, before the first step; nothing was to be saved")
+
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
         """Inside, a stop does not wait for what may never come."""
@@ -130,7 +140,7 @@ class Watch:
                 torch.zeros((), device=device)
                 if squared_norm is None
                 else (~squared_norm.isfinite()).float(),
-                torch.tensor(float(self._signalled_at is not None), device=device),
+                torch.tensor(float(self.is_signalled), device=device),
             ]
         )
         torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from pretrain_fixtures import TINY, random_batch, tiny_student
 from torch.nn import functional as F
 
+from sharding.order.order import Turn
 from stages.pretrain.cca import PairStatistics, start_by_cca
 from stages.pretrain.config import ItcConfig, PretrainConfig
-from stages.pretrain.run import check_start
+from stages.pretrain.data.collate import Collate
+from stages.pretrain.run import check_start, start_from_data
 from stages.student.config import StudentConfig
 from stages.student.vision.neck_config import SohoNeckConfig
+from stages.training.batches import LoadedBatch
+from stages.training.engine import join_ranks
+from stages.training.monitoring.stopping import Stopped, Watch
 
 
 def _pairs(num: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,3 +154,29 @@ def test_a_start_that_cannot_be_is_refused(student: StudentConfig, named: str) -
     config = PretrainConfig(itc=ItcConfig(weight=1, start="cca"))
     with pytest.raises(ValueError, match=named):
         check_start(config, student)
+
+
+def test_a_stop_ends_the_pass_over_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: of a hundred batches the one at whose reading SIGTERM came is the last."""
+    read: list[int] = []
+
+    class Signalling:
+        def __init__(self, stream: Any, collate: Any) -> None: ...
+
+        def __getitem__(self, turn: Turn) -> LoadedBatch:
+            read.append(turn.position)
+            if len(read) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return LoadedBatch(turn=turn, batch=random_batch(0, pictures=2))
+
+    monkeypatch.setattr("stages.pretrain.run.Batches", Signalling)
+    config = replace(TINY, itc_size=3, itc_pooling="mean")
+    stream: Any = SimpleNamespace(num_micro_batches=100)
+    collate = Collate.__new__(Collate)
+    monkeypatch.setattr("stages.pretrain.run.replace", lambda collate, **_: collate)
+    join_ranks()
+    with Watch() as watch, pytest.raises(Stopped, match="before the first step"):
+        start_from_data(
+            tiny_student(config), stream, collate, watch, ridge=0.1, cache=None, text_cache=None
+        )
+    assert read == [0, 1]
