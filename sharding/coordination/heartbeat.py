@@ -29,7 +29,8 @@ from pathlib import Path
 LEASE_SECONDS = 60.0
 STALL_SECONDS = 900.0
 PREFIX = "worker-"
-_BEAT_SECONDS = 5.0
+BEAT_SECONDS = 5.0
+"""At most, from one count to the next."""
 _RATE_SECONDS = 120.0
 _RECORD_BYTES = 1024  # always the same, so that a rewrite in place leaves nothing of the last one
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -118,6 +119,10 @@ class LivenessMonitor:
         """silent_seconds for people: before the counter was seen to move, by the file's time."""
         silent = self.silent_seconds(state)
         return silent if state.token in self._moved else max(silent, time.time() - state.changed_at)
+
+    def has_moved(self, state: WorkerState) -> bool:
+        """Whether this process saw its counter move."""
+        return state.token in self._moved
 
     def is_known_alive(self, state: WorkerState) -> bool:
         """Whether it certainly lives: its process runs on this machine, or its counter moved."""
@@ -276,7 +281,7 @@ class Heartbeat:
             os.close(self._descriptor)
 
     def _run(self) -> None:
-        every = min(self.record.lease_seconds / 4, _BEAT_SECONDS)
+        every = min(self.record.lease_seconds / 4, BEAT_SECONDS)
         while not self._stopped.wait(every):
             if self.record.is_stalled:
                 continue

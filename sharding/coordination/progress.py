@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sharding.coordination.claims import read_plan
-from sharding.coordination.heartbeat import LivenessMonitor, workers_in
+from sharding.coordination.heartbeat import BEAT_SECONDS, LivenessMonitor, workers_in
 from sharding.coordination.work_queue import FOLDER, rewrite_requests
 from sharding.format.manifest_summary import ManifestSummary, read_manifest_summary
 from sharding.format.schema import ShardError
@@ -16,9 +17,7 @@ from sharding.format.schema import ShardError
 @dataclass(frozen=True, kw_only=True)
 class WorkerProgress:
     """One worker: HOST:PID, the shard it writes (None between two), how far it is in it, for how
-    long, its rate in inputs a second, seconds since its last heartbeat, and whether it is alive. Of
-    a worker that was read once both follow from its file's time, and are wrong where clocks
-    differ."""
+    long, its rate in inputs a second, seconds since its last heartbeat, and whether it is alive."""
 
     name: str
     tar: str | None
@@ -28,6 +27,9 @@ class WorkerProgress:
     rate: float
     silent_seconds: float
     is_alive: bool
+    is_certain: bool
+    """Whether `is_alive` was seen here: its process, or its counter moving. Else the file's time
+    says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,11 @@ class WorkProgress:
         return left / self.rate if self.rate > 0 else None
 
 
+_SECONDS_BETWEEN_LOOKS = 0.5
+# A worker's counter moves within one; another for slow disks.
+_WATCH_SECONDS = 2 * BEAT_SECONDS
+
+
 class ProgressReader:
     """Reads the progress of the folder `out`; each manifest is read once."""
 
@@ -103,6 +110,25 @@ class ProgressReader:
             workers=self._workers(),
         )
 
+    def watch(self, seconds: float = _WATCH_SECONDS) -> WorkProgress | None:
+        """What is there now, workers on other machines watched for as long as it takes to see their
+        counters move, `seconds` at most; one that does not move counts as dead.
+
+        Clocks of machines may differ, so that a file's time says nothing of its worker.
+        """
+        until = time.monotonic() + seconds
+        while (found := self.read()) is not None:
+            if all(worker.is_certain for worker in found.workers):
+                return found
+            if time.monotonic() >= until:
+                workers = tuple(
+                    replace(worker, is_alive=worker.is_alive and worker.is_certain)
+                    for worker in found.workers
+                )
+                return replace(found, workers=workers)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        return None
+
     def _summaries(self) -> dict[str, ManifestSummary]:
         """The heads of all manifests; those that have not changed are known from before."""
         found: dict[str, ManifestSummary] = {}
@@ -132,6 +158,9 @@ class ProgressReader:
             if state.record is None:
                 continue
             record = state.record
+            silent = self._monitor.shown_silent_seconds(state)
+            is_dead, is_here = self._monitor.is_dead(state), state.is_running
+            is_seen = is_here or self._monitor.has_moved(state)
             workers.append(
                 WorkerProgress(
                     name=record.name,
@@ -140,8 +169,9 @@ class ProgressReader:
                     num_inputs=record.num_inputs,
                     seconds=record.tar_seconds,
                     rate=record.rate,
-                    silent_seconds=(silent := self._monitor.shown_silent_seconds(state)),
-                    is_alive=not self._monitor.is_dead(state) and silent <= record.lease_seconds,
+                    silent_seconds=silent,
+                    is_alive=not is_dead and (is_seen or silent <= record.lease_seconds),
+                    is_certain=is_dead or is_seen,
                 )
             )
         return tuple(sorted(workers, key=lambda worker: worker.name))

@@ -29,10 +29,12 @@ _MAX_LOOKS_IN_VAIN = 30
 _NUM_NOTICES = 5
 
 
-def status_table(run: RunFolder) -> Table:
-    """A row a stage. RunError when there is no run in that folder."""
+def status_table(run: RunFolder, surveys: dict[str, WorkProgress] | None = None) -> Table:
+    """A row a stage, with the work on shards as `surveys` has it, else as it is seen now. RunError
+    when there is no run in that folder."""
     recipe, is_busy = _recipe(run), run.is_busy()
-    surveys = {name: surveyor.read() for name, surveyor in surveyors(run).items()}
+    if surveys is None:
+        surveys = _work(surveyors(run)).surveys
     table = Table(title=f"{recipe.name} in {run.root}", title_justify="left")
     for column in ("stage", "state", "time", "figures"):
         table.add_column(column)
@@ -55,10 +57,12 @@ def surveyors(run: RunFolder) -> dict[str, ProgressReader]:
 
 def show_status(run: RunFolder) -> None:
     """Print the table and the workers. In a terminal the workers are looked at again every second
-    for as long as shards are made; Ctrl-C ends it."""
+    for as long as shards are made; Ctrl-C ends it. Workers of other machines are first watched for
+    some seconds."""
     console, looking = Console(), surveyors(run)
-    console.print(status_table(run))
-    work = _work(looking)
+    looks = {name: surveyor.watch() for name, surveyor in looking.items()}
+    work = _Work({name: survey for name, survey in looks.items() if survey is not None})
+    console.print(status_table(run, work.surveys))
     if console.is_terminal and (work.is_alive or (_is_making_shards(run) and run.is_busy())):
         with contextlib.suppress(KeyboardInterrupt):
             _show_live(run, looking, work, console)

@@ -22,6 +22,7 @@ from pipeline.runner.run_stages import join_work, plan_stage, run_stages
 from pipeline.runner.stages.stage_graph import stage_kinds
 from pipeline.runner.stages.state import StageRecord, write_done, write_started
 from pipeline.runner.status.status import show_status, status_table
+from sharding.coordination import heartbeat
 from sharding.coordination.claims import Worker
 from sharding.coordination.work_queue import FOLDER
 
@@ -146,8 +147,8 @@ def test_status_counts_shards_and_names_workers(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """No command holds the run here, yet the stage is running: its worker is on another machine
-    as far as the locks tell. Oracle: words spelled out."""
+    """No command holds the run here, yet the stage is running: its worker is in this process.
+    Oracle: words spelled out."""
     console = Console(width=200, file=open(os.devnull, "w"), record=True)
     console.print(status_table(under_way))
     said = console.export_text()
@@ -159,8 +160,11 @@ def test_status_counts_shards_and_names_workers(
     assert "workers of ingest" in said
 
 
-def test_status_of_a_stopped_stage(under_way: RunFolder, lone_worker: Worker) -> None:
-    """The worker is dead and its folder left. Oracle: words spelled out."""
+def test_status_of_a_stopped_stage(
+    under_way: RunFolder, lone_worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is on another machine, dead by its file's time. Oracle: words spelled out."""
+    monkeypatch.setattr(heartbeat, "this_machine", lambda: "another machine")
     os.utime(lone_worker._heartbeat.path, (0, 0))
     console = Console(width=200, file=open(os.devnull, "w"), record=True)
     console.print(status_table(under_way))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from pathlib import Path
 
+import pytest
 from claim_workers import SETTINGS, TARS, killed_holder, make_worker, samples, work
 
+from sharding.coordination import heartbeat
 from sharding.coordination.progress import ProgressReader
 from sharding.coordination.work_queue import request_rewrites
 from sharding.format.schema import Failure
@@ -51,3 +56,37 @@ def test_done_running_failed_and_progress_are_counted(tmp_path: Path) -> None:
     request_rewrites(tmp_path, [tars[0]])
     survey = surveyor.read()
     assert survey is not None and survey.num_done == 1 and survey.num_failed == 0
+
+
+@pytest.mark.parametrize("hours_off", [-2, 2])
+def test_workers_of_other_machines_are_judged_by_what_they_do_while_watched(
+    hours_off: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers of a machine whose clock is two hours off, of which one beats and one does not.
+    Oracle: which one beats; by the files' times both would be dead, or both alive."""
+    with make_worker(tmp_path) as beating, make_worker(tmp_path) as silent:
+        files = {worker: worker._heartbeat.path for worker in (beating, silent)}
+        there = f"{heartbeat.this_machine()} elsewhere"
+        monkeypatch.setattr(heartbeat, "this_machine", lambda: there)
+        for worker in files:
+            worker._heartbeat._stopped.set()  # the thread's own beats
+        ended = threading.Event()
+        seen = (time.time() + hours_off * 3600,) * 2
+
+        def beat() -> None:
+            while not ended.wait(0.05):
+                beating._heartbeat.beat()
+                os.utime(files[beating], seen)
+
+        os.utime(files[silent], seen)
+        thread = threading.Thread(target=beat)
+        thread.start()
+        try:
+            work = ProgressReader(tmp_path).watch(seconds=1.2)
+        finally:
+            ended.set()
+            thread.join()
+        assert work is not None and len(work.workers) == 2
+        assert len(work.alive) == 1
+        (alive,) = work.alive
+        assert alive.is_certain
