@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from boxless.errors import BoxlessError
 from sharding.format import shapes as shapes_files
+from sharding.format.key_digests import KeyDigests
 from sharding.format.manifest import (
     Manifest,
     manifest_path,
@@ -90,13 +91,13 @@ def write_catalog(
     """
     if kind not in KINDS:
         raise ShardError(f"kind: got {kind!r}, expected one of {KINDS}")
-    shards, shapes, hashes = [], [], []
+    shards, shapes, keys = [], [], KeyDigests[str]()
     for tar in sorted(splits):
         shard, manifest = _shard_entry(folder / tar, splits[tar])
         shards.append(shard)
         shapes.append(manifest_shapes(manifest))
-        hashes.append(np.array([hash(entry.key) for entry in manifest.samples], np.int64))
-    _check_keys(folder, sorted(splits), hashes)
+        keys.add(tar, (entry.key for entry in manifest.samples))
+    _check_keys(folder, keys)
     names = {NAME, shapes_files.NAME}
     names |= {name for tar in splits for name in (tar, manifest_path(Path(tar)).name)}
     remove_stale(folder, names)
@@ -111,27 +112,14 @@ def write_catalog(
     return catalog
 
 
-def _check_keys(folder: Path, tars: Iterable[str], hashes: Sequence[np.ndarray]) -> None:
-    """ShardError if a key is in two shards, given the hashes of each shard's keys.
-
-    Hashes that come twice mark the few keys that are looked at themselves, in a second pass.
-    """
-    every = np.concatenate([np.empty(0, np.int64), *hashes])
-    every.sort()
-    twice = set(every[1:][every[1:] == every[:-1]].tolist())
-    if not twice:
-        return
-    tar_of: dict[str, str] = {}
-    for tar in tars:
-        for entry in read_manifest(folder / tar).samples:
-            if hash(entry.key) not in twice:
-                continue
-            if other := tar_of.get(entry.key):
-                raise ShardError(
-                    f"{folder}: got key {entry.key!r} in {other} and in {tar}, expected every key "
-                    "once in the data set; make the source's keys unique"
-                )
-            tar_of[entry.key] = tar
+def _check_keys(folder: Path, keys: KeyDigests[str]) -> None:
+    """ShardError if a key is in two shards."""
+    for (first, _), (second, row), *_ in keys.repeated():
+        key = read_manifest(folder / second).samples[row].key
+        raise ShardError(
+            f"{folder}: got key {key!r} in {first} and in {second}, expected every key once in the "
+            "data set; make the source's keys unique"
+        )
 
 
 def _shard_entry(tar: Path, split: str) -> tuple[ShardEntry, Manifest]:

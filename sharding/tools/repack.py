@@ -12,7 +12,6 @@ finished when it is started again, and ends with the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -35,7 +34,8 @@ from sharding.format.catalog import (
     read_catalog,
     write_catalog,
 )
-from sharding.format.manifest import Manifest, SampleEntry, is_done
+from sharding.format.key_digests import KeyDigests
+from sharding.format.manifest import Manifest, SampleEntry, is_done, read_manifest
 from sharding.format.schema import EncodedSample, Failure, Note, ShardError, check_key
 from sharding.reading.sample_reader import OpenTar, check_crc32, read_payloads
 from sharding.writing.atomic import canonical_json, remove_stale, sha256_of, write_bytes
@@ -243,7 +243,7 @@ class _Index:
         self._starts = array("q", [0])
         self._shard_of = array("i")
         self._tar_bytes = array("q")  # 0 for a failure
-        self._digests = array("Q")  # two words a sample, none for a failure
+        self._keys = KeyDigests[Path]()
         self._tars: list[Path] = []
         self._splits: list[str] = []
         self._fingerprint: dict[str, str] | None = None
@@ -257,6 +257,7 @@ class _Index:
             OpenTar(tar).check_size(manifest)
             self._tars.append(tar)
             self._splits.append(shard.split)
+            self._keys.add(tar, (entry.key for entry in manifest.samples))
             self._add(manifest)
         self._lines.flush()
 
@@ -267,7 +268,6 @@ class _Index:
         for entry in manifest.samples:
             self._add_row({"sample": vars(entry), "notes": {entry.key: notes.pop(entry.key, [])}})
             self._tar_bytes.append(_tar_bytes(entry))
-            self._digests.frombytes(hashlib.sha256(entry.key.encode()).digest()[:16])
         for failure in manifest.failures:
             self._add_row({"failure": vars(failure), "notes": {}})
             self._tar_bytes.append(0)
@@ -287,19 +287,12 @@ class _Index:
 
     def check_keys(self) -> None:
         """ShardError naming the first key, in their order, that stands in the sources twice."""
-        digests = np.frombuffer(self._digests, np.uint64).reshape(-1, 2)
-        by_digest = np.lexsort(digests.T)
-        equal = (digests[by_digest[1:]] == digests[by_digest[:-1]]).all(1)
-        if not equal.any():
-            return
-        place = int(np.flatnonzero(equal)[0])
-        rows = np.flatnonzero(np.frombuffer(self._tar_bytes, np.int64))
-        first, second = sorted(rows[by_digest[place : place + 2]].tolist())
-        raise ShardError(
-            f"{self._tars[self._shard_of[second]]}: got key {self._row(second)['sample']['key']!r}"
-            f", which {self._tars[self._shard_of[first]]} has too, expected every key once in the "
-            "data set; make the keys unique where the shards are made"
-        )
+        for (first, _), (second, row), *_ in self._keys.repeated():
+            raise ShardError(
+                f"{second}: got key {read_manifest(second).samples[row].key!r}, which {first} has "
+                "too, expected every key once in the data set; make the keys unique where the "
+                "shards are made"
+            )
 
     def agreed_fingerprint(self) -> dict[str, str]:
         """What all sources were shaped by alike: the teacher's hash, say, as "source.teacher"."""

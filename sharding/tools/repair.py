@@ -25,17 +25,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-import numpy as np
-
 from sharding.format import catalog as catalogs
 from sharding.format.catalog import Catalog, ShardEntry, read_catalog, read_shapes, write_catalog
+from sharding.format.key_digests import KeyDigests
 from sharding.format.manifest import (
     Manifest,
     manifest_bytes,
@@ -107,15 +105,15 @@ def repair(
         if not names:
             raise ShardError(f"{folder}: got no shards, expected a folder of tars")
         findings: dict[str, Finding] = {}
-        digests: dict[str, np.ndarray] = {}
+        keys = KeyDigests[str]()
         for num_done, name in enumerate(names, start=1):
             findings[name], manifest = _look(folder / name, catalog, entries.get(name))
             if manifest is not None:
-                digests[name] = _digests(manifest)
+                keys.add(name, (entry.key for entry in manifest.samples))
             if not dry_run:
                 _act(folder / name, findings[name], manifest)
             on_shard(num_done, len(names))
-        for name, reason in _duplicates(digests, listed=entries.keys()).items():
+        for name, reason in _duplicates(keys, listed=entries.keys()).items():
             lost = entries[name].num_ok if name in entries else 0
             findings[name] = Finding(tar=name, action="quarantined", reason=reason, num_lost=lost)
             if not dry_run:
@@ -276,30 +274,22 @@ def _quarantine(paths: Sequence[Path], reason: str) -> None:
         sync_folder(path.parent)
 
 
-def _digests(manifest: Manifest) -> np.ndarray:
-    """128 bits of the SHA-256 of every key [n], which stand for the keys of a million shards."""
-    keys = (entry.key.encode() for entry in manifest.samples)
-    return np.frombuffer(b"".join(hashlib.sha256(key).digest()[:16] for key in keys), "S16")
-
-
-def _duplicates(digests: Mapping[str, np.ndarray], *, listed: Collection[str]) -> dict[str, str]:
+def _duplicates(keys: KeyDigests[str], *, listed: Collection[str]) -> dict[str, str]:
     """{tar: reason} of shards that repeat a key of a shard that stays: those that the catalog lists
     come before those that it does not, and then the first by name."""
-    tars = sorted(digests, key=lambda tar: (tar not in listed, tar))
-    keys, counts = np.unique(
-        np.concatenate([*digests.values(), np.empty(0, "S16")]), return_counts=True
-    )
-    repeated = set(keys[counts > 1].tolist())
+    keys_of: dict[str, list[int]] = {}
+    for key, places in enumerate(keys.repeated()):
+        for tar, _ in places:
+            keys_of.setdefault(tar, []).append(key)
     duplicates: dict[str, str] = {}
-    tar_of: dict[bytes, str] = {}
-    for tar in tars if repeated else ():
-        mine = repeated.intersection(digests[tar].tolist())
-        shared = [key for key in mine if key in tar_of]
+    tar_of: dict[int, str] = {}
+    for tar in sorted(keys_of, key=lambda tar: (tar not in listed, tar)):
+        shared = [key for key in keys_of[tar] if key in tar_of]
         if shared:
             others = sorted({tar_of[key] for key in shared})
             duplicates[tar] = f"{len(shared)} keys of it are in {', '.join(others)} as well"
         else:
-            tar_of.update(dict.fromkeys(mine, tar))
+            tar_of.update(dict.fromkeys(keys_of[tar], tar))
     return duplicates
 
 

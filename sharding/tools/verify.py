@@ -15,6 +15,7 @@ import numpy as np
 
 from sharding.format import catalog as catalogs
 from sharding.format.catalog import Catalog, ShardEntry, read_catalog, read_shapes
+from sharding.format.key_digests import KeyDigests
 from sharding.format.manifest import Manifest, SampleEntry, manifest_sha256, read_manifest
 from sharding.format.schema import (
     IMAGE_EXTENSIONS,
@@ -206,7 +207,7 @@ class _Folder:
         self._catalog = catalog
         self._shards: dict[str, ShardEntry] = {}
         self._shapes: dict[str, np.ndarray] = {}
-        self._hashes: dict[str, np.ndarray] = {}  # of the keys of each shard
+        self._keys = KeyDigests[str]()
         if catalog is not None:
             self._shards = {shard.tar: shard for shard in catalog.shards}
             self._take_shapes(catalog)
@@ -227,8 +228,7 @@ class _Folder:
         tar = self._path / name
         faults, manifest = _look(tar, full=full)
         if manifest is not None:
-            # Python's hashes of texts differ from run to run: no file can be made to collide.
-            self._hashes[name] = np.array([hash(e.key) for e in manifest.samples], np.int64)
+            self._keys.add(name, (entry.key for entry in manifest.samples))
             if self._catalog is not None and not faults:
                 causes = self._catalog_causes(self._catalog, tar, manifest)
                 faults = [Fault(str(tar), key, cause) for key, cause in causes]
@@ -263,24 +263,20 @@ class _Folder:
                 yield entry.key, f"got {tuple(entry.members)} in a folder of {catalog.kind}"
 
     def repeated_keys(self) -> list[Fault]:
-        """A fault for every two shards that share keys; only those few are read again."""
-        hashes = np.sort(np.concatenate([np.empty(0, np.int64), *self._hashes.values()]))
-        repeated = hashes[1:][hashes[1:] == hashes[:-1]]
-        tar_of: dict[str, str] = {}
-        shared: dict[tuple[str, str], list[str]] = {}
-        for name in self.tars if len(repeated) else ():
-            if name in self._hashes and np.isin(self._hashes[name], repeated).any():
-                for entry in read_manifest(self._path / name).samples:
-                    if (first := tar_of.setdefault(entry.key, name)) != name:
-                        shared.setdefault((first, name), []).append(entry.key)
+        """A fault for every two shards that share keys, the first one with each other; only what
+        names a key is read again."""
+        shared: dict[tuple[str, str], list[int]] = {}
+        for (first, _), *others in self._keys.repeated():
+            for name, row in others:
+                shared.setdefault((first, name), []).append(row)
         return [
             Fault(
                 str(self._path / name),
-                keys[0],
-                f"got {len(keys)} keys, this is the first, that "
+                read_manifest(self._path / name).samples[min(rows)].key,
+                f"got {len(rows)} keys, this is the first, that "
                 f"are in {first} as well, expected every key once in the data set",
             )
-            for (first, name), keys in shared.items()
+            for (first, name), rows in shared.items()
         ]
 
 
