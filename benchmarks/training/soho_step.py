@@ -193,6 +193,7 @@ def make_batch(size: Size, model: PretrainModel) -> Batch:
         views=[str(n) for n in range(NUM_PICTURES)],
         pixels=pixels,
         sizes_px=torch.tensor([[size.height_px, size.width_px]] * NUM_PICTURES),
+        first_row=torch.arange(NUM_PICTURES),
         picture=torch.arange(NUM_PICTURES).repeat_interleave(NUM_CAPTIONS),
         tokens=torch.where(hidden, MASK, tokens),
         texts=tokens,

@@ -31,8 +31,8 @@ class KeyDigests(Generic[Shard]):
             self._digests += hashlib.sha256(key.encode()).digest()[:_NUM_BYTES]
 
     def repeated(self) -> list[list[tuple[Shard, int]]]:
-        """For each key that comes more than once, where it does: (shard, row among its keys), in the
-        order of adding; keys in the order of their first place."""
+        """For each key that comes more than once, where it does: (shard, row among its keys), in
+        the order of adding; keys in the order of their first place."""
         digests = np.frombuffer(bytes(self._digests), np.uint64).reshape(-1, 2)
         order = np.lexsort(digests.T)  # stable: rows of one key ascend
         is_same = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)

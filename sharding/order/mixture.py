@@ -55,7 +55,7 @@ from typing import Any
 import numpy as np
 
 from boxless.errors import BoxlessError
-from sharding.order.order import MicroBatch, Order
+from sharding.order.order import MicroBatch, Plan
 
 _NUM_CYCLES_KEPT = 4
 
@@ -81,7 +81,7 @@ class Mixture:
     add up to thousands are fine and to billions are not.
     """
 
-    def __init__(self, orders: Sequence[Order], weights: Sequence[int], seed: int) -> None:
+    def __init__(self, orders: Sequence[Plan], weights: Sequence[int], seed: int) -> None:
         if not orders or len(orders) != len(weights) or min(weights) < 1:
             raise BoxlessError(
                 f"weights: got {list(weights)} for {len(orders)} sets, "

@@ -94,12 +94,15 @@ class MicroBatch:
     """The unit of work: a position, its epoch, and (shard index, sample index) of each sample.
 
     source: which set the shards are of, where several are mixed (sharding.order.mixture); else 0.
+    visits: which of its visits of the epoch each sample's is (sharding.order.visits); empty where
+        each comes once.
     """
 
     position: int
     epoch: int
     samples: tuple[tuple[int, int], ...]
     source: int = 0
+    visits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

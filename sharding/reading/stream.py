@@ -16,6 +16,7 @@ sharding.reading.webdataset_adapter.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import shutil
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import parent_process
 from multiprocessing.util import get_temp_dir
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset, get_worker_info
@@ -34,7 +35,8 @@ from boxless.errors import BoxlessError
 from sharding.format.resize import Resize
 from sharding.format.schema import Sample, ShardError
 from sharding.order.mixture import Mixture
-from sharding.order.order import Order
+from sharding.order.order import Order, Plan
+from sharding.order.visits import VisitOrder
 from sharding.reading.cache import Cache
 from sharding.reading.dataset_source import DatasetSource, OpenSource, open_source
 from sharding.reading.sample_reader import make_sample
@@ -68,6 +70,7 @@ class ShardStream(Dataset[list[Sample]]):
     cache_bytes: disk that a rank and its workers use, in all, for what lies behind URLs; it is for
         sets that are gone through several times by few ranks. 0 for none.
     board: where the workers say what they do; see sharding.reading.watchdog.
+    num_visits: how often each sample of each source comes an epoch, [N] a source; None for once.
     waits_for_store: wait, with a warning, while a store does not answer, instead of a fault.
 
     `plan` is the Order, or the Mixture of several. Opening reads catalogs and shapes; manifests and
@@ -87,6 +90,7 @@ class ShardStream(Dataset[list[Sample]]):
         resize: Resize | None = None,
         cache_bytes: int = 1 << 30,
         board: StatusBoard | None = None,
+        num_visits: Sequence[np.ndarray] | None = None,
         waits_for_store: bool = False,
     ) -> None:
         settings = {
@@ -99,7 +103,7 @@ class ShardStream(Dataset[list[Sample]]):
         is_far = any("://" in str(source.folder) for source in sources)
         cache = Cache(cache_bytes) if cache_bytes and is_far else None
         opened = [open_source(source, cache) for source in sources]
-        self.plan, self._first_shards = _make_plan(opened, settings, resize)
+        self.plan, self._first_shards = _make_plan(opened, settings, resize, num_visits)
         self._shards = ShardReader(
             [(one.store, entry) for one in opened for entry in one.entries],
             num_manifests=2 * window_num_shards * len(opened),
@@ -107,7 +111,9 @@ class ShardStream(Dataset[list[Sample]]):
             waits_for_store=waits_for_store,
         )
         # Without `resize` the digest is that of versions which had none.
-        given = {**settings, "resize": asdict(resize)} if resize else settings
+        given: dict[str, object] = {**settings, **({"resize": asdict(resize)} if resize else {})}
+        if num_visits is not None:
+            given["num_visits"] = [_digest(visits) for visits in num_visits]
         order = [given, [one.content for one in opened]]
         # Sources of one seed were in step with each other once; their order is another now.
         is_mixture = isinstance(self.plan, Mixture) and len(opened) > 1
@@ -157,7 +163,7 @@ class ShardStream(Dataset[list[Sample]]):
             raise ShardError(
                 f"state: got position {position} of order {state.get('order')}, expected one of "
                 f"{self._order_sha256}: shards, splits, weights, seed, micro_batch_size, "
-                "window_num_shards, shape_step_px or resize are others than when it was saved; go on with "
+                "window_num_shards, shape_step_px, resize or visits are others than when it was saved; go on with "
                 "those, or begin at position 0"
             )
         return position
@@ -177,8 +183,11 @@ class ShardStream(Dataset[list[Sample]]):
 
 
 def _make_plan(
-    sources: Sequence[OpenSource], settings: Mapping[str, int], resize: Resize | None
-) -> tuple[Order | Mixture, list[int]]:
+    sources: Sequence[OpenSource],
+    settings: Mapping[str, int],
+    resize: Resize | None,
+    num_visits: Sequence[np.ndarray] | None,
+) -> tuple[Plan, list[int]]:
     """The plan, and for each set of it the number of its first shard among those of all sources."""
     weights = [one.source.weight for one in sources if one.source.weight is not None]
     if not weights:
@@ -186,15 +195,17 @@ def _make_plan(
         sizes = [entry.num_ok for one in sources for entry in one.entries]
         # One source's shapes may be a memory map, which stays one.
         every = shapes[0] if len(shapes) == 1 else np.concatenate(shapes)
-        return Order(every, sizes, resize=resize, **settings), [0]
+        visits = None if num_visits is None else np.concatenate(num_visits)
+        return _make_order(every, sizes, visits, resize=resize, **settings), [0]
     if len(weights) != len(sources):
         raise ShardError(
             f"sources: got {len(weights)} of {len(sources)} with a weight, expected all or none"
         )
     orders = [
-        Order(
+        _make_order(
             one.shapes,
             [entry.num_ok for entry in one.entries],
+            None if num_visits is None else num_visits[number],
             resize=resize,
             **{**settings, "seed": _seed_of(settings["seed"], number)},
         )
@@ -202,6 +213,18 @@ def _make_plan(
     ]
     first = [0, *itertools.accumulate(len(one.entries) for one in sources)]
     return Mixture(orders, weights, settings["seed"]), first[:-1]
+
+
+def _make_order(
+    shapes: np.ndarray, sizes: Sequence[int], num_visits: np.ndarray | None, **settings: Any
+) -> Plan:
+    if num_visits is None:
+        return Order(shapes, sizes, **settings)
+    return VisitOrder(shapes, sizes, num_visits, **settings)
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array, np.int64).tobytes()).hexdigest()
 
 
 def _seed_of(seed: int, source: int) -> int:

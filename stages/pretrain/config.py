@@ -266,6 +266,11 @@ class PretrainConfig(TrainingConfig):
     mvm: MvmConfig = field(default_factory=MvmConfig)
     captions_per_picture: int = 4
     """Most captions used of a picture at a time, all on one pass of the CNN (SOHO's code: 4)."""
+    visits: Literal["picture", "caption_groups"] = "picture"
+    """How often a picture comes an epoch: once as a `picture`, or by `caption_groups` as often as
+    its captions make groups of `captions_per_picture`, so that each caption comes once and pictures
+    with many captions come more often (SOHO's code). That reads all captions once before the first
+    step."""
     window_num_shards: int = 16
     """Shards whose samples are mixed with each other."""
     group_by: Literal["resized", "original", "none"] = "resized"
@@ -326,6 +331,7 @@ class PretrainConfig(TrainingConfig):
                 raise BoxlessError(f"{name}: got {getattr(self, name)}, expected at least 1")
         for part in self.frozen:
             check_choice("frozen", part, ("text", "fusion", "projection", "heads"))
+        check_choice("visits", self.visits, ("picture", "caption_groups"))
         check_choice("group_by", self.group_by, ("resized", "original", "none"))
         for name in ("lr_text", "lr_heads", "lr_alignment"):
             if getattr(self, name) is not None:

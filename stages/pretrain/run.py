@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from boxless.errors import BoxlessError
 from sharding.format.resize import Resize
 from sharding.order.order import Turn
-from sharding.reading.dataset_source import open_source
+from sharding.reading.dataset_source import OpenSource, open_source
 from sharding.reading.stream import ShardStream
 from stages.pretrain.average import AveragedWeights
 from stages.pretrain.caches.map_cache import MapCache
@@ -35,6 +36,7 @@ from stages.pretrain.data.batches import (
     open_stream,
     sources_of,
 )
+from stages.pretrain.data.caption_groups import count_captions, num_visits
 from stages.pretrain.data.collate import Collate
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.optimizer import freeze, make_optimizer
@@ -87,9 +89,11 @@ def pretrain(
         collate = _collate(config, student, net, tokenizer, seed)
         # Finer steps pad less, but leave more groups with a batch that is not full.
         shape_step_px = 2 * net.grid.cell_px // student.cell_pooling
+        groups_captions = config.visits == "caption_groups"
         stream = open_stream(
             sources,
             config,
+            num_visits=_num_visits(config, opened, out) if groups_captions else None,
             seed=seed,
             resize=Resize(shorter_px=student.shorter_px, longer_px=student.longer_px),
             shape_step_px=shape_step_px,
@@ -213,7 +217,7 @@ def start_from_data(
     """One pass over the training pictures, with all of their captions, shared out to the ranks, for
     `start_by_cca`. A collective. Raises Stopped, on every rank, where one was told to stop: it
     leaves its pass, the others at the end of theirs."""
-    source = Batches(stream, replace(collate, captions_per_picture=ALL_CAPTIONS))
+    source = Batches(stream, _all_captions(collate))
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     own = range(rank, stream.num_micro_batches, world_size)
 
@@ -236,6 +240,17 @@ def start_from_data(
         cache=cache,
         text_cache=text_cache,
     )
+
+
+def _all_captions(collate: Collate) -> Collate:
+    return replace(collate, captions_per_picture=ALL_CAPTIONS, visits_caption_groups=False)
+
+
+def _num_visits(
+    config: PretrainConfig, opened: Sequence[OpenSource], out: Path
+) -> list[np.ndarray]:
+    counts = count_captions(opened, out)
+    return [num_visits(captions, config.captions_per_picture) for captions in counts]
 
 
 def _validation(
@@ -294,6 +309,7 @@ def _collate(
         pad_px=grid.pad_px,
         regions=config.regions,
         augment=config.augment,
+        visits_caption_groups=config.visits == "caption_groups",
     )
 
 

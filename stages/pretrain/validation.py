@@ -37,7 +37,7 @@ def heldout_batches(
     heldout = [replace(source, split="heldout") for source in sources]
     resize = Resize(shorter_px=collate.shorter_px, longer_px=collate.longer_px)
     stream = open_stream(heldout, config, seed=seed, resize=resize, shape_step_px=shape_step_px)
-    source = Batches(stream, replace(collate, augment=AugmentConfig()))
+    source = Batches(stream, replace(collate, augment=AugmentConfig(), visits_caption_groups=False))
     batches: list[Batch] = []
     position = num_pictures = 0
     while num_pictures < config.validate_pictures and position < stream.num_micro_batches:

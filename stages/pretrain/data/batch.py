@@ -14,7 +14,7 @@ import torch
 
 @dataclass(kw_only=True)
 class Batch:
-    """A micro-batch: every picture once, several captions a picture.
+    """A micro-batch: pictures, each once or once a visit, with several captions each.
 
     The objectives' `mask` and `mask_cells` change `tokens`, `matched` and `masked_cells` and write
     their labels.
@@ -29,6 +29,9 @@ class Batch:
     well)."""
     sizes_px: torch.Tensor
     """int [N, 2]: height, width before padding."""
+    first_row: torch.Tensor
+    """int [N]: the first row of the same picture, its own where no earlier row has that: a picture
+    that comes several times an epoch may come twice in a batch."""
     picture: torch.Tensor
     """int [B]: the picture of each pair."""
     tokens: torch.Tensor

@@ -68,13 +68,18 @@ class Batches:
         _, results = self.stream.results(
             turn.position, functools.partial(self._decoded, turn.position)
         )
-        decoded = [result for result in results if not isinstance(result, Fault)]
+        visits = self.stream.plan[turn.position].visits or (0,) * len(results)
+        decoded = [
+            (*result, visit)
+            for result, visit in zip(results, visits, strict=True)
+            if not isinstance(result, Fault)
+        ]
         faults = tuple(result for result in results if isinstance(result, Fault))
         batch = None
         if decoded:
             self.stream.board.set_stage("collate")
-            samples, arrays = zip(*decoded)
-            batch = self.collate.batch(turn.position, samples, arrays)
+            samples, arrays, visits = zip(*decoded)
+            batch = self.collate.batch(turn.position, samples, arrays, visits)
             self.stream.board.set_idle()
         return LoadedBatch(turn=turn, batch=batch, faults=faults)
 
@@ -105,8 +110,9 @@ def open_stream(
     seed: int,
     resize: Resize,
     shape_step_px: int,
+    num_visits: Sequence[np.ndarray] | None = None,
 ) -> ShardStream:
-    """The sources in the run's order.
+    """The sources in the run's order, each sample as often an epoch as `num_visits` has it.
 
     Pictures share micro-batches whose sides, after `resize` or as they are on disk (by
     `pretrain.group_by`), round up to the same multiples of `shape_step_px`; or any pictures do.
@@ -119,6 +125,7 @@ def open_stream(
         shape_step_px=ANY_SHAPE_PX if config.group_by == "none" else shape_step_px,
         resize=None if config.group_by == "original" else resize,
         cache_bytes=config.data.cache_bytes,
+        num_visits=num_visits,
         # An outage is no bad sample: it must not use up what may be skipped.
         waits_for_store=config.data.on_fault == "skip",
     )

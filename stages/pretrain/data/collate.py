@@ -22,6 +22,7 @@ from stages.picture import open_picture
 from stages.pretrain.config import AugmentConfig, RegionConfig
 from stages.pretrain.data.augmentation import draw_view, view_picture, view_sample
 from stages.pretrain.data.batch import Batch
+from stages.pretrain.data.caption_groups import caption_group
 from stages.pretrain.objectives.objective import Objective
 from stages.student.vision.grid import region_weights
 from stages.student.vision.image_transforms import load_picture, stack_bytes
@@ -49,6 +50,7 @@ class Collate:
     is_cached: Callable[[str], bool] | None = None
     """Whether the CNN's outputs for a view, by its name, are cached, so that nothing needs its
     pixels; None where there is no cache."""
+    visits_caption_groups: bool = False
 
     def __call__(self, position: int, samples: Sequence[Sample]) -> Batch:
         """The samples of `position` as a batch, masked by every objective in turn.
@@ -118,13 +120,25 @@ class Collate:
             "seed": self.seed if augment.min_area < 1 or augment.colour else None,
         }
 
+    def _captions(self, sample: Sample, visit: int, random: np.random.Generator) -> list[int]:
+        """Rows of the captions that a visit of a picture is read with."""
+        if self.visits_caption_groups:
+            num_captions = len(sample.info["captions"])
+            return caption_group(num_captions, visit, self.captions_per_picture, random)
+        return _draw_captions(sample, self.captions_per_picture, random)
+
     def batch(
-        self, position: int, samples: Sequence[Sample], arrays: Sequence[np.ndarray]
+        self,
+        position: int,
+        samples: Sequence[Sample],
+        arrays: Sequence[np.ndarray],
+        visits: Sequence[int] = (),
     ) -> Batch:
-        """The samples of `position` with their decoded pictures as a batch, masked."""
+        """The samples of `position` with their decoded pictures as a batch, masked. visits: which
+        visit of the epoch each sample's is; the first where none are given."""
         random = np.random.default_rng([self.seed, position])
         views = [self._view_name(position, sample) for sample in samples]
-        batch = self._collate(samples, arrays, views, random)
+        batch = self._collate(samples, arrays, views, visits or [0] * len(samples), random)
         for objective in self.objectives:
             objective.mask(batch, self.tokenizer, random)
         return batch
@@ -134,6 +148,7 @@ class Collate:
         samples: Sequence[Sample],
         arrays: Sequence[np.ndarray],
         views: list[str],
+        visits: Sequence[int],
         random: np.random.Generator,
     ) -> Batch:
         """The batch before any masking."""
@@ -142,10 +157,11 @@ class Collate:
             pictures.pixels.shape[2] // self.cell_px,
             pictures.pixels.shape[3] // self.cell_px,
         )
+        keys = [sample.key for sample in samples]
         pairs = [
             (n, caption)
-            for n, sample in enumerate(samples)
-            for caption in _draw_captions(sample, self.captions_per_picture, random)
+            for n, (sample, visit) in enumerate(zip(samples, visits, strict=True))
+            for caption in self._captions(sample, visit, random)
         ]
         texts = [samples[n].info["captions"][caption] for n, caption in pairs]
         encoded = self.tokenizer(
@@ -171,10 +187,11 @@ class Collate:
         is_true = torch.tensor([_is_true(samples[n], caption) for n, caption in pairs])
         masked_cells = torch.zeros(len(pairs), grid[0] * grid[1], dtype=torch.bool)
         return Batch(
-            keys=[sample.key for sample in samples],
+            keys=keys,
             views=views,
             pixels=pictures.pixels,
             sizes_px=pictures.sizes_px,
+            first_row=torch.tensor([keys.index(key) for key in keys]),
             picture=torch.tensor([n for n, _ in pairs]),
             tokens=tokens,
             texts=tokens,

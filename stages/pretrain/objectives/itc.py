@@ -56,9 +56,7 @@ class Itc(Objective):
         """The loss; how often a text finds its picture, and a picture one of its texts."""
         assert batch.contrast is not None
         logits = batch.contrast.float()[batch.is_true]
-        own = batch.picture[batch.is_true, None] == torch.arange(
-            logits.shape[1], device=logits.device
-        )
+        own = batch.first_row[batch.picture[batch.is_true], None] == batch.first_row
         of_texts = self._cross_entropies(logits, own)
         has_text = own.any(dim=0)
         of_pictures = self._cross_entropies(logits.T[has_text], own.T[has_text])

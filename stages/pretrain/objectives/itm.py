@@ -46,7 +46,7 @@ class Itm(Objective):
     ) -> None:
         """Replace texts (with their phrases) and clear `batch.matched` there; with negatives by
         itc only the latter, as `mask_cells` replaces them."""
-        picture = batch.picture.numpy()
+        picture = batch.first_row[batch.picture].numpy()
         source = np.arange(len(picture))
         for pair in np.flatnonzero(random.random(len(picture)) < self.config.mismatch):
             mismatched = np.flatnonzero(picture != picture[pair])
@@ -65,7 +65,8 @@ class Itm(Objective):
             return
         assert batch.contrast is not None
         logits = batch.contrast.detach().float().T[batch.picture[chosen]]
-        own = batch.picture[chosen, None] == batch.picture
+        picture = batch.first_row[batch.picture]
+        own = picture[chosen, None] == picture
         texts = torch.multinomial(logits.masked_fill(own, -torch.inf).softmax(dim=1), 1)[:, 0]
         for name in ("tokens", "ordinary", "phrases"):
             values = getattr(batch, name).clone()
