@@ -11,13 +11,16 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from boxless.errors import BoxlessError
 from sharding.format.image_size import picture_orientation
+
+if TYPE_CHECKING:  # ingest needs no torch, whose import takes a worker seconds
+    import torch
 
 MAX_MEGAPIXELS = 89.0
 """Pillow warns above this and later refuses (PIL.Image.MAX_IMAGE_PIXELS)."""
@@ -160,7 +163,7 @@ def file_fault(path: Path) -> str | None:
 
 
 def _of_pixels(pixels: np.ndarray | torch.Tensor) -> Image.Image:
-    array = pixels.detach().cpu().numpy() if isinstance(pixels, torch.Tensor) else pixels
+    array = pixels if isinstance(pixels, np.ndarray) else pixels.detach().cpu().numpy()
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
         array = array.transpose(1, 2, 0)
     is_grey = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -198,3 +198,38 @@ def test_optional_imports_are_reported_by_where_they_stand() -> None:
     assert heavy_faults("def f():\n    import torchvision\n", path) == []
     assert len(heavy_faults("import torchvision\n", path)) == 1
     assert len(heavy_faults("try:\n    import apex\nexcept ImportError:\n    pass\n", path)) == 1
+
+
+def loaded(names: Iterable[str]) -> set[str]:
+    """All that is imported when the modules `names` are, as their top level says."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        parts = name.split(".")
+        waiting += [".".join(parts[:end]) for end in range(1, len(parts))]
+        base = ROOT.joinpath(*parts)
+        for path in (base.with_suffix(".py"), base / "__init__.py"):
+            if parts[0] in FOLDERS and path.is_file():
+                for statement in ast.parse(path.read_text("utf-8")).body:
+                    if isinstance(statement, ast.Import):
+                        waiting += [alias.name for alias in statement.names]
+                    elif isinstance(statement, ast.ImportFrom) and statement.module:
+                        waiting.append(statement.module)
+                        waiting += [f"{statement.module}.{one.name}" for one in statement.names]
+    return found
+
+
+@pytest.mark.parametrize(
+    "module", ["stages.ingest.run", "pipeline.runner.worker", "pipeline.cli.main"]
+)
+def test_what_needs_no_torch_imports_none(module: str) -> None:
+    """A worker that ingests, and the command line, start many times, and torch takes seconds.
+    Oracle: the modules' own imports, followed through ours; those of the network do load it."""
+    needed = [module, "pipeline.runner.stages.entrypoints", "pipeline.runner.run_stages"]
+    heavy = {"torch", "deepspeed", "transformers", "spacy", "matplotlib"}
+    assert not loaded(needed) & heavy
+    assert "torch" in loaded(["stages.student.network"])
