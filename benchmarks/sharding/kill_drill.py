@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from sharding.coordination import heartbeat
+from sharding.coordination.work_queue import FOLDER
 from stages.detector.model.faster_rcnn import FasterRCNN
 from stages.detector.net_config import (
     BoxConfig,
@@ -294,9 +295,11 @@ def _compare(out: Path, undisturbed: Path, counts: Counts) -> None:
 
 def _files(folder: Path) -> set[str]:
     """Everything in a folder, hidden things and folders too, but for the files of workers in the
-    folder of the claims: those of other machines stay, as they may be alive."""
-    paths = (path for path in folder.rglob("*") if not path.name.startswith(heartbeat.PREFIX))
-    return {str(path.relative_to(folder)) for path in paths}
+    folder of the claims, and that folder with them: those of other machines stay, as they may be
+    alive."""
+    paths = [path for path in folder.rglob("*") if not path.name.startswith(heartbeat.PREFIX)]
+    kept = [path for path in paths if path.name == FOLDER and any(path.iterdir())]
+    return {str(path.relative_to(folder)) for path in paths if path not in kept}
 
 
 def _members(folder: Path) -> list[str]:

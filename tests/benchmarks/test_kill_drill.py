@@ -63,3 +63,15 @@ def test_the_drill_sees_what_is_wrong(tmp_path: Path, damage: str, count: str) -
     counts = Counts()
     kill_drill._compare(tmp_path / "drilled", tmp_path / "calm", counts)
     assert getattr(counts, count) == 1 and not counts.is_clean
+
+
+def test_files_of_workers_elsewhere_may_stay(tmp_path: Path) -> None:
+    """Oracle: by hand: their files and the folder that holds them are nothing that is left; a claim
+    is, and so is that folder when it is empty."""
+    claims = tmp_path / ".claims"
+    claims.mkdir()
+    assert kill_drill._files(tmp_path) == {".claims"}
+    (claims / "worker-1").write_text("")
+    assert kill_drill._files(tmp_path) == set()
+    (claims / "a.tar.claim").write_text("")
+    assert kill_drill._files(tmp_path) == {".claims/a.tar.claim"}
