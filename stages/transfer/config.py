@@ -14,6 +14,9 @@ from stages.transfer.task_config import TaskDataConfig
 
 TASK_NAMES = ("retrieval", "vqa", "nlvr2", "nlvr", "snli_ve", "vcr", "grounding")
 """Those of `stages.transfer.tasks`, which is heavier to import than a recipe should be."""
+INPUTS = ("fusion", "encoders")
+OF_ENCODERS = ("vqa", "snli_ve")
+HEADLESS = ("retrieval", "grounding")
 ALL = "all"
 """What a recipe calls all of them."""
 
@@ -43,6 +46,14 @@ class FinetuneConfig(TrainingConfig):
     """Peak AdamW rate of the student; the CNN's too."""
     lr_head: float | None = None
     """Peak rate of the task's new head; null for `lr`."""
+    inputs: str = "fusion"
+    """What the head of `vqa` and `snli_ve` reads: `fusion`, [CLS] over text and cells; or `encoders`
+    (ours), for a student whose fusion was not trained: text and picture each by itself, and how well
+    they fit by the contrastive and alignment heads."""
+    train_student: bool = True
+    """False leaves the student as it is and trains the head alone; what the head reads is then
+    computed once a picture and text, and kept in memory. For tasks with a head of their own: all
+    but `retrieval` and `grounding`."""
     weight_decay: float = 0.01
     """AdamW decay; norms and biases have none."""
     new_words: int = 0
@@ -61,6 +72,18 @@ class FinetuneConfig(TrainingConfig):
             raise BoxlessError(
                 f"data.train: got {self.data.train!r} with task {ALL}, expected null: files are of "
                 "one task, and those of all are made from the run's image shards"
+            )
+        if self.inputs not in INPUTS:
+            raise BoxlessError(f"inputs: got {self.inputs!r}, expected {' or '.join(INPUTS)}")
+        if self.inputs == "encoders" and self.task not in (None, *OF_ENCODERS):
+            raise BoxlessError(
+                f"inputs: got encoders with task {self.task}, expected fusion, or one of the tasks "
+                f"{', '.join(OF_ENCODERS)}"
+            )
+        if not self.train_student and self.task in (ALL, *HEADLESS):
+            raise BoxlessError(
+                f"train_student: got false with task {self.task}, expected true: "
+                f"{' and '.join(HEADLESS)} have no head of their own"
             )
         if self.max_texts < 1:
             raise BoxlessError(f"max_texts: got {self.max_texts}, expected at least 1")

@@ -45,7 +45,14 @@ class TaskStudent:
         task = TASKS[name](json.loads((folder / "tasks" / name / STATE).read_text()))
         student = Student.from_pretrained(str(folder)).eval()
         head = task.make_head(student.config.bert["hidden_size"])
-        head.load_state_dict(load_file(folder / "tasks" / name / HEAD))
+        weights = load_file(folder / "tasks" / name / HEAD)
+        if weights.keys() != head.state_dict().keys():
+            raise BoxlessError(
+                f"{folder / 'tasks' / name / HEAD}: got {', '.join(sorted(weights))}, expected "
+                f"{', '.join(head.state_dict())}; it is of an earlier version: boxless finetune "
+                "teaches the task anew"
+            )
+        head.load_state_dict(weights)
         return cls(
             task=task,
             student=student,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from stages.transfer.config import FinetuneConfig
 from stages.transfer.example import Example, group_by_images
 from stages.transfer.finetuning.predict import predict, read_partial
 from stages.transfer.finetuning.weights_digest import weights_digest
+from stages.transfer.heads.encoder_inputs import num_encoder_inputs
+from stages.transfer.heads.kept_inputs import KeptInputs
 from stages.transfer.outcomes import summarize
 from stages.transfer.readers.records import TaskData
 from stages.transfer.task_batch import TaskBatch, collate
@@ -49,21 +51,34 @@ BEST = "best.json"
 
 
 class TaskModule(nn.Module):
-    """The student, the task's head, and its loss, as the shared loop wants them."""
+    """The student, the task's head, and its loss, as the shared loop wants them. Where the student
+    does not learn it stays in evaluation mode, and what the head reads is kept."""
 
-    def __init__(self, student: Student, head: nn.Module, task: Task) -> None:
+    def __init__(
+        self, student: Student, head: nn.Module, task: Task, *, train_student: bool = True
+    ) -> None:
         super().__init__()
         self.student, self.head, self.task = student, head, task
+        self._kept = None if train_student else KeptInputs(student.pad_id)
 
     def forward(
         self, batch: TaskBatch, is_valid: bool = True
     ) -> tuple[torch.Tensor, dict[str, ObjectiveOutput]]:
         """The task's loss of a batch."""
-        loss = self.task.loss(self.task.logits(self.student, self.head, batch), batch)
+        loss = self.task.loss(self._logits(batch), batch)
         return loss, {self.task.name: ObjectiveOutput(loss=loss, metrics={})}
 
+    def _logits(self, batch: TaskBatch) -> torch.Tensor:
+        if self._kept is None:
+            return self.task.logits(self.student, self.head, batch)
+        self.student.eval()
+        return self.head(self._kept.of(batch, self._head_inputs))
+
+    def _head_inputs(self, batch: TaskBatch) -> torch.Tensor:
+        return self.task.head_inputs(self.student, batch)
+
     def end_step(self) -> None:
-        """Nothing is kept from step to step."""
+        """Nothing changes between steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,13 +124,13 @@ def finetune_task(
         kind = TASKS[str(config.task)]
         train = _most(kind.read(data, "train"), data.num_train)
         heldout = _most(kind.read(data, "heldout"), data.num_heldout)
-        task = kind(kind.prepare(train.examples) | _settings(data))
+        task = kind(kind.prepare(train.examples) | _settings(config, data, student))
         torch.manual_seed(seed)
         words = new_words(train.examples, load_tokenizer(student), most=config.new_words)
         net, processor = load_for_task(student, task, words=words)
         head = task.make_head(net.config.bert["hidden_size"])
         task.start_head(head, net)
-        module = TaskModule(net, head, task)
+        module = TaskModule(net, head, task, train_student=config.train_student)
         groups = group_by_images(train.examples, max_texts=config.max_texts)
         make = _Make(groups=groups, processor=processor, task=task, cell_px=net.grid.cell_px)
         _freeze_unused(module, make([*range(min(2, len(groups)))]))
@@ -275,18 +290,22 @@ def _data(config: FinetuneConfig, images: Path, out: Path) -> TaskDataConfig:
     """The task's files; the toy world's, written by rank 0, where the recipe names none."""
     if config.data.train is not None:
         return config.data
-    files = None
+    files: dict[str, Any] | None = None
     if torch.distributed.get_rank() == 0:
         files = write_task_files(str(config.task), images, out)
     shared = [files]
     torch.distributed.broadcast_object_list(shared)
     assert shared[0] is not None
-    return shared[0]
+    return replace(config.data, **shared[0])
 
 
-def _settings(data: TaskDataConfig) -> dict[str, Any]:
-    """What scores depend on beside the examples."""
+def _settings(config: FinetuneConfig, data: TaskDataConfig, student: Path) -> dict[str, Any]:
+    """What head and scores depend on beside the examples."""
+    size = 0
+    if config.inputs == "encoders":
+        size = num_encoder_inputs(Student.config_class.from_pretrained(str(student)))
     return {
+        "encoder_inputs": size,
         "num_folds": data.num_folds,
         "shortlist": data.shortlist,
         "text_premise": data.text_premise,

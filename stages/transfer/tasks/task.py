@@ -11,10 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from stages.student.heads import ItmHead
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor
 from stages.student.text.spans import Spans
 from stages.transfer.example import Example
+from stages.transfer.heads.classifier import ClassifierHead, EncoderHead
+from stages.transfer.heads.encoder_inputs import encoder_inputs
 from stages.transfer.outcomes import Outcome
 from stages.transfer.readers.records import TaskData
 from stages.transfer.task_batch import TaskBatch, collate
@@ -60,14 +63,27 @@ class Task(ABC):
 
     def make_head(self, hidden_size: int) -> nn.Module:
         """[CLS] of each of a row's pictures [R, P * D] -> logits [R, num_outputs]."""
-        return ClassifierHead(self.num_images * hidden_size, hidden_size, self.num_outputs)
+        if size := self.state.get("encoder_inputs"):
+            return EncoderHead(size, self.num_outputs)
+        return ClassifierHead(self.num_images, hidden_size, self.num_outputs)
 
     def start_head(self, head: nn.Module, student: Student) -> None:
-        """Take from pretraining what fits into a new head; by default nothing."""
+        """Take from pretraining what fits into a new head: by default the matching head's pooler,
+        where it has one (UNITER, ViLT)."""
+        if isinstance(head, ClassifierHead) and isinstance(student.itm_head, ItmHead):
+            head.pool.load_state_dict(student.itm_head.pool.state_dict())
+
+    def head_inputs(self, student: Student, batch: TaskBatch) -> torch.Tensor:
+        """What the head reads of each row: the fusion's [CLS] of each of its pictures [R, P * D], or
+        what the state asks for, `encoder_inputs`."""
+        if self.state.get("encoder_inputs"):
+            cells = student.encode_image(batch.pixels, batch.sizes_px)
+            return encoder_inputs(student, cells, picture=batch.picture[:, 0], tokens=batch.tokens)
+        return batch.cls(student).flatten(1)
 
     def logits(self, student: Student, head: nn.Module, batch: TaskBatch) -> torch.Tensor:
         """[R, num_outputs]."""
-        return head(batch.cls(student).flatten(1))
+        return head(self.head_inputs(student, batch))
 
     def predictor(
         self,
@@ -115,20 +131,6 @@ class Task(ABC):
         self, examples: Sequence[Example], predictions: Mapping[str, Any]
     ) -> tuple[str, str]:
         """The official submission: file name and text."""
-
-
-class ClassifierHead(nn.Module):
-    """Two layers with GELU and LayerNorm between, as ViLT's task heads have."""
-
-    def __init__(self, in_size: int, hidden_size: int, num_outputs: int) -> None:
-        super().__init__()
-        self.transform = nn.Linear(in_size, 2 * hidden_size)
-        self.norm = nn.LayerNorm(2 * hidden_size)
-        self.classify = nn.Linear(2 * hidden_size, num_outputs)
-
-    def forward(self, cls: torch.Tensor) -> torch.Tensor:
-        """cls [R, in_size] -> logits [R, num_outputs]."""
-        return self.classify(F.gelu(self.norm(self.transform(cls))))
 
 
 class LabelTask(Task):

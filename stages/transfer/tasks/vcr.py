@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from stages.student.heads import ItmHead
+from stages.student.network import Student
 from stages.student.text.spans import NUM_VCR_TOKEN_TYPES, Spans
 from stages.transfer.example import Example
 from stages.transfer.metrics.classification import first_best
@@ -25,7 +27,7 @@ from stages.transfer.readers.records import TaskData
 from stages.transfer.readers.vcr import read_vcr
 from stages.transfer.task_batch import TaskBatch
 from stages.transfer.task_config import TaskDataConfig
-from stages.transfer.tasks.task import ClassifierHead, Scores, Task
+from stages.transfer.tasks.task import Scores, Task
 
 NUM_PERSON_TAGS = 81
 
@@ -60,8 +62,17 @@ class VcrTask(Task):
         return 2
 
     def make_head(self, hidden_size: int) -> nn.Module:
-        """A score for a text as an answer, and one as a rationale."""
-        return ClassifierHead(hidden_size, hidden_size, self.num_outputs)
+        """The matching head's shape: a score for a text as an answer, and one as a rationale."""
+        return ItmHead(hidden_size)
+
+    def start_head(self, head: nn.Module, student: Student) -> None:
+        """Start with both scores as the matching head's log odds, where it is of this kind: of four
+        texts the one that fits the picture best."""
+        if isinstance(head, ItmHead) and isinstance(student.itm_head, ItmHead):
+            state = {key: value.clone() for key, value in student.itm_head.state_dict().items()}
+            for key in ("classify.weight", "classify.bias"):
+                state[key] = (state[key][1] - state[key][0]).expand_as(state[key])
+            head.load_state_dict(state)
 
     def loss(self, logits: torch.Tensor, batch: TaskBatch) -> torch.Tensor:
         """The sum of both cross-entropies."""

@@ -1,0 +1,1 @@
+"""The heads of downstream tasks, and what they read."""
