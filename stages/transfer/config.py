@@ -47,9 +47,9 @@ class FinetuneConfig(TrainingConfig):
     lr_head: float | None = None
     """Peak rate of the task's new head; null for `lr`."""
     inputs: str = "fusion"
-    """What the head of `vqa` and `snli_ve` reads: `fusion`, [CLS] over text and cells; or `encoders`
-    (ours), for a student whose fusion was not trained: text and picture each by itself, and how well
-    they fit by the contrastive and alignment heads."""
+    """What the head of `vqa` and `snli_ve` reads: `fusion`, [CLS] over text and cells; or
+    `encoders` (ours), for a student whose fusion was not trained: text and picture each by itself,
+    and how well they fit by the contrastive and alignment heads."""
     train_student: bool = True
     """False leaves the student as it is and trains the head alone; what the head reads is then
     computed once a picture and text, and kept in memory. For tasks with a head of their own: all

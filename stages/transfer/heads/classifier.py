@@ -28,8 +28,8 @@ class ClassifierHead(nn.Module):
 
 
 class EncoderHead(nn.Module):
-    """A linear map of standardised inputs, with dropout: for few examples and a student that does not
-    learn."""
+    """A linear map of standardised inputs, with dropout: for few examples and a student that does
+    not learn."""
 
     def __init__(self, in_size: int, num_outputs: int) -> None:
         super().__init__()
@@ -43,8 +43,8 @@ class EncoderHead(nn.Module):
 
 
 class Standardise(nn.BatchNorm1d):
-    """Each input less its mean over its deviation: a batch's in training, else the running ones, and
-    so for a single row, which has no deviation."""
+    """Each input less its mean over its deviation: a batch's in training, else the running ones,
+    and so for a single row, which has no deviation."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """inputs [R, size] -> the same shape."""

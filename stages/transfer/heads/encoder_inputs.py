@@ -15,7 +15,8 @@ from stages.student.heads import weighted_mean
 from stages.student.network import Cells, Student, StudentNetConfig
 
 NUM_FITS = 6
-"""The cosine of text and picture; mean, least, largest and deviation of the pieces' fits; [CLS]'s."""
+"""The cosine of text and picture; mean, least, largest and deviation of the pieces' fits;
+[CLS]'s."""
 
 
 def num_encoder_inputs(config: StudentNetConfig) -> int:
@@ -33,8 +34,8 @@ def encoder_inputs(
 ) -> torch.Tensor:
     """Of texts `tokens` [R, T], each on its `picture` [R]: [R, (L + 1) D + 6].
 
-    The mean of the text's pieces in each layer, the last layer's [CLS], the cosine of the text's and
-    the picture's contrastive vectors, and what the alignment head says of each piece's fit, its
+    The mean of the text's pieces in each layer, the last layer's [CLS], the cosine of the text's
+    and the picture's contrastive vectors, and what the alignment head says of each piece's fit, its
     cosine with the cell that it fits best: over the pieces between [CLS] and [SEP] the mean, the
     least, the largest and the standard deviation, and [CLS]'s own.
     """

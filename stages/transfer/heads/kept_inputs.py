@@ -10,8 +10,8 @@ from stages.transfer.task_batch import TaskBatch
 
 
 class KeptInputs:
-    """The head's inputs by picture and text; each is computed once. They are without dropout, so the
-    student has to be in evaluation mode."""
+    """The head's inputs by picture and text; each is computed once. They are without dropout, so
+    the student has to be in evaluation mode."""
 
     def __init__(self, pad_id: int) -> None:
         self._pad_id = pad_id

@@ -74,8 +74,8 @@ class Task(ABC):
             head.pool.load_state_dict(student.itm_head.pool.state_dict())
 
     def head_inputs(self, student: Student, batch: TaskBatch) -> torch.Tensor:
-        """What the head reads of each row: the fusion's [CLS] of each of its pictures [R, P * D], or
-        what the state asks for, `encoder_inputs`."""
+        """What the head reads of each row: the fusion's [CLS] of each of its pictures [R, P * D],
+        or what the state asks for, `encoder_inputs`."""
         if self.state.get("encoder_inputs"):
             cells = student.encode_image(batch.pixels, batch.sizes_px)
             return encoder_inputs(student, cells, picture=batch.picture[:, 0], tokens=batch.tokens)

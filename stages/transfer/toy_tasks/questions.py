@@ -79,7 +79,8 @@ def _question(scene: Scene, rng: random.Random, n: int) -> tuple[str, str, str, 
 
 
 def write_vcr(scenes: Sequence[Scene], folder: Path, split: str) -> dict[str, Any]:
-    """Which color has a tagged thing? Because it stands where, the rationale says."""
+    """Which color has a tagged thing? The rationale says what it is near to: of four things one is
+    in the picture, the others are its shape in other colors."""
     rows = []
     for scene in scenes:
         shapes = [shape for _, shape, _ in scene.objects]
@@ -90,11 +91,13 @@ def write_vcr(scenes: Sequence[Scene], folder: Path, split: str) -> dict[str, An
         name = f"toy/{scene.number}.jpg"
         write_picture(scene, folder / IMAGES / name)
         row = rng.choice(unique)
-        color, shape, box = scene.objects[row]
+        color, shape, _ = scene.objects[row]
         answers = _choices(color, COLORS, rng)
-        places = _choices(
-            _place(scene, box), ("top left", "top right", "bottom left", "bottom right"), rng
-        )
+        other = rng.choice([i for i in range(len(shapes)) if i != row])
+        other_color, other_shape, _ = scene.objects[other]
+        here = {c for c, s, _ in scene.objects if s == other_shape}
+        absent = [c for c in COLORS if c not in here]
+        colors = _choices(other_color, [other_color, *absent], rng)
         metadata = {
             "boxes": [[*b, 1.0] for _, _, b in scene.objects],
             "names": ["person"] * len(shapes),
@@ -108,13 +111,12 @@ def write_vcr(scenes: Sequence[Scene], folder: Path, split: str) -> dict[str, An
                 "metadata_fn": f"toy/{scene.number}.json",
                 "objects": ["person"] * len(shapes),
                 "question": ["Which", "color", "has", [row], "the", shape, "?"],
-                "answer_choices": [[[row], "is", answer, "."] for answer in answers],
+                "answer_choices": [[[row], "is", "a", answer, shape, "."] for answer in answers],
                 "rationale_choices": [
-                    [[row], "the", shape, "is", "at", "the", *place.split(), "."]
-                    for place in places
+                    [[row], "is", "near", "a", said, other_shape, "."] for said in colors
                 ],
                 "answer_label": answers.index(color),
-                "rationale_label": places.index(_place(scene, box)),
+                "rationale_label": colors.index(other_color),
             }
         )
     return {split: write_lines(folder / f"{split}.jsonl", rows)}
@@ -124,9 +126,3 @@ def _choices(right: str, pool: Sequence[str], rng: random.Random) -> list[str]:
     choices = [right, *rng.sample([item for item in pool if item != right], 3)]
     rng.shuffle(choices)
     return choices
-
-
-def _place(scene: Scene, box: tuple[float, ...]) -> str:
-    width, height = scene.sample.info["width"], scene.sample.info["height"]
-    row = "top" if box[1] + box[3] < height else "bottom"
-    return f"{row} {'left' if box[0] + box[2] < width else 'right'}"

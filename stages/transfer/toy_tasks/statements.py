@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from stages.transfer.toy_tasks.scene import (
-    COLORS,
     IMAGES,
     NUM_WORDS,
     Scene,
@@ -18,42 +17,64 @@ from stages.transfer.toy_tasks.scene import (
     write_picture,
 )
 
+PAIRS_OF_SET = 4
+Statement = Callable[[Scene, Scene], bool]
+"""Whether a sentence is true of two scenes."""
+
 
 def write_nlvr2(scenes: Sequence[Scene], folder: Path, split: str) -> dict[str, Any]:
-    """Pairs of consecutive scenes, with a sentence that is true of one pair and false of
-    another."""
+    """Sets of four pairs of scenes. Two sentences are true of each pair, and each is judged beside
+    another pair of its set of which it is false: both labels are as common, and a sentence alone
+    says nothing."""
     rows = []
     name = "train" if split == "train" else "dev"
-    for pair, (left, right) in enumerate(zip(scenes, scenes[1:])):
-        for n, scene in enumerate((left, right)):
-            write_picture(scene, folder / IMAGES / f"{name}-{pair}-0-img{n}.png")
-        rng = random_of(left, "nlvr2")
-        for sentence, (text, is_true) in enumerate(
-            (_shared(left, right, rng), _shown(left, right, rng))
-        ):
-            row = {"identifier": f"{name}-{pair}-0-{sentence}", "sentence": text}
-            rows.append({**row, "label": str(is_true)})
+    pairs = list(zip(scenes[::2], scenes[1::2]))
+    for number, start in enumerate(range(0, len(pairs), PAIRS_OF_SET)):
+        of_set = pairs[start : start + PAIRS_OF_SET]
+        for n, pair in enumerate(of_set):
+            for side, scene in enumerate(pair):
+                write_picture(scene, folder / IMAGES / f"{name}-{number}-{n}-img{side}.png")
+        for sentence, (own, text, is_true_of) in enumerate(_sentences(of_set)):
+            others = ((own + n) % len(of_set) for n in range(1, len(of_set)))
+            other = next((n for n in others if not is_true_of(*of_set[n])), None)
+            if other is not None:
+                for n, label in ((own, True), (other, False)):
+                    row = {"identifier": f"{name}-{number}-{n}-{sentence}", "sentence": text}
+                    rows.append({**row, "label": str(label)})
     return {split: write_lines(folder / f"{name}.json", rows)}
 
 
-def _shared(left: Scene, right: Scene, rng: random.Random) -> tuple[str, bool]:
-    """A shape that both scenes have, or that one of them has; half of each where there are both."""
-    one, other = ({name.split()[1] for name in scene.names} for scene in (left, right))
-    shapes = {True: sorted(one & other), False: sorted(one ^ other)}
-    is_true = rng.random() < 0.5
-    if not shapes[is_true]:
-        is_true = not is_true
-    return f"There is a {rng.choice(shapes[is_true])} in both pictures.", is_true
+def _sentences(pairs: Sequence[tuple[Scene, Scene]]) -> Iterator[tuple[int, str, Statement]]:
+    """The pair that a sentence is about, the sentence, and what it is true of."""
+    for n, pair in enumerate(pairs):
+        rng = random_of(pair[0], "nlvr2")
+        for made in (_in_both, _in_one):
+            yield n, *made(*pair, rng)
 
 
-def _shown(left: Scene, right: Scene, rng: random.Random) -> tuple[str, bool]:
-    """A thing that one of the scenes has, or one in another color."""
-    names = left.names + right.names
-    thing = rng.choice(names)
-    if rng.random() < 0.5:
-        colors = [c for c in COLORS if f"{c} {thing.split()[1]}" not in names]
-        thing = f"{rng.choice(colors)} {thing.split()[1]}"
-    return f"One of the pictures shows a {thing}.", thing in names
+def _in_both(left: Scene, right: Scene, rng: random.Random) -> tuple[str, Statement]:
+    """A shape that both scenes have; where they share none, a thing of one of them."""
+    shared = sorted(_shapes(left) & _shapes(right))
+    if not shared:
+        return _in_one(left, right, rng)
+    shape = rng.choice(shared)
+    return (
+        f"There is a {shape} in both pictures.",
+        lambda one, other: shape in _shapes(one) & _shapes(other),
+    )
+
+
+def _in_one(left: Scene, right: Scene, rng: random.Random) -> tuple[str, Statement]:
+    """A thing that one of the scenes has."""
+    thing = rng.choice(left.names + right.names)
+    return (
+        f"One of the pictures shows a {thing}.",
+        lambda one, other: thing in one.names + other.names,
+    )
+
+
+def _shapes(scene: Scene) -> set[str]:
+    return {shape for _, shape, _ in scene.objects}
 
 
 def write_nlvr(scenes: Sequence[Scene], folder: Path, split: str) -> dict[str, Any]:

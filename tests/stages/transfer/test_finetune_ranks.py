@@ -14,6 +14,7 @@ from pretrain_fixtures import tiny_student, toy_samples, toy_tokenizer, write_ob
 
 from stages.student.processor import StudentProcessor
 from stages.transfer.finetuning.predict import predict
+from stages.transfer.task_config import TaskDataConfig
 from stages.transfer.task_folder import TaskStudent
 from stages.transfer.tasks import TASKS
 from stages.transfer.toy_tasks.write import write_task_files
@@ -55,7 +56,7 @@ def test_killed_on_two_ranks_and_continued_on_three(tmp_path: Path) -> None:
     lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
     written = {entry["id"]: entry["prediction"] for entry in map(json.loads, lines)}
     taught = TaskStudent.load(tmp_path / "out" / "student")
-    files = write_task_files("snli_ve", tmp_path / "images", tmp_path / "files")
+    files = TaskDataConfig(**write_task_files("snli_ve", tmp_path / "images", tmp_path / "files"))
     examples = TASKS["snli_ve"].read(files, "heldout").examples
     one = taught.task.predictor(taught.student, taught.head, taught.processor, examples)
     alone = predict(examples, one, tmp_path / "alone", show=False)

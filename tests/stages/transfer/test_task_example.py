@@ -76,7 +76,8 @@ def test_the_toy_table(student: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     images = write_objects(tmp_path / "images", list(toy_samples(24, 6)))
     given = ["--student", f"own={student}", "--images", str(images), "--out", str(tmp_path / "t")]
     assert main([*given, "--tasks", "snli_ve", "--seeds", "1", "--num-steps", "1"]) == 0
-    line = capsys.readouterr().out.splitlines()[-1].split()
+    lines = capsys.readouterr().out.splitlines()
+    line = lines[-5].split()  # before a blank line and a table of one task
     folder = tmp_path / "t" / "snli_ve"
     values = [
         json.loads((folder / f"{start}-0" / "scores.json").read_text())["snli_ve_accuracy"]["value"]
@@ -84,3 +85,6 @@ def test_the_toy_table(student: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     ]
     assert line[:3] == ["snli_ve", "0", "snli_ve_accuracy"]
     assert line[3:5] == [f"{100 * value:.1f}" for value in values]
+    one, other = (f"{100 * v:.1f} ({100 * v:.1f} to {100 * v:.1f})" for v in values)
+    above = int(values[0] > values[1])
+    assert lines[-1].endswith(f"| {one} | {other} | {above} of 1 |")

@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 
 from stages.student.processor import StudentProcessor
 from stages.transfer.config import FinetuneConfig
-from stages.transfer.finetune_task import finetune_task
+from stages.transfer.finetuning.finetune_task import finetune_task
 from stages.transfer.heads.encoder_inputs import encoder_inputs, num_encoder_inputs
 from stages.transfer.task_folder import TaskStudent
 
 
 def test_encoder_inputs() -> None:
-    """Oracle: the student's own calls on a pair alone, and the fits by a loop over pieces; the row is
-    the same, but for rounding, beside a longer text and a larger picture."""
+    """Oracle: the student's own calls on a pair alone, and the fits by a loop over pieces; the row
+    is the same, but for rounding, beside a longer text and a larger picture."""
     student = tiny_student(replace(TINY, itc_size=6, itc_text_layers=(0, -1), pra_size=5))
     processor = StudentProcessor.of(student, toy_tokenizer())
     pictures = [torch.randint(256, (32, 32, 3), dtype=torch.uint8),
@@ -58,8 +58,8 @@ def test_encoder_inputs() -> None:
 
 @pytest.mark.parametrize("inputs", ["fusion", "encoders"])
 def test_a_head_alone(inputs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Oracle: the student's weights and statistics stay those of its folder, bit for bit; over three
-    epochs each picture goes once into the CNN for training; and the saved head predicts."""
+    """Oracle: the student's weights and statistics stay those of its folder, bit for bit; over
+    three epochs each picture goes once into the CNN for training; and the saved head predicts."""
     monkeypatch.setenv("LOCAL_RANK", "0")
     images = write_objects(tmp_path / "images", list(toy_samples(24, 6)))
     student = tiny_student(replace(TINY, itc_size=6))

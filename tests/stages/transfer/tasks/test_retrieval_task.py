@@ -13,6 +13,7 @@ from stages.student.processor import StudentProcessor
 from stages.transfer.example import Example
 from stages.transfer.retrieval_matrix import BEHIND, row_scorer, shortlist_scorer, shortlisted
 from stages.transfer.task_batch import collate
+from stages.transfer.task_config import TaskDataConfig
 from stages.transfer.tasks.retrieval import RetrievalTask
 from stages.transfer.toy_tasks.write import write_task_files
 
@@ -23,7 +24,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> tuple[Example, ...]:
     root = tmp_path_factory.mktemp("retrieval")
     images = write_objects(root / "images", list(toy_samples(24, 6)))
     return RetrievalTask.read(
-        write_task_files("retrieval", images, root / "files"), "heldout"
+        TaskDataConfig(**write_task_files("retrieval", images, root / "files")), "heldout"
     ).examples
 
 

@@ -21,6 +21,7 @@ from stages.transfer.finetuning.finetune_task import finetune_task, load_for_tas
 from stages.transfer.finetuning.predict import predict
 from stages.transfer.finetuning.weights_digest import weights_digest
 from stages.transfer.task_batch import collate
+from stages.transfer.task_config import TaskDataConfig
 from stages.transfer.task_folder import TaskStudent
 from stages.transfer.tasks import TASKS
 from stages.transfer.toy_tasks.write import write_task_files
@@ -57,6 +58,10 @@ def _run(name: str, world: tuple[Path, Path], out: Path, num_steps: int = 2) -> 
     return json.loads((out / "scores.json").read_text())
 
 
+def _files(name: str, images: Path, out: Path) -> TaskDataConfig:
+    return TaskDataConfig(**write_task_files(name, images, out))
+
+
 def test_the_table_and_the_recipe_agree() -> None:
     """Oracle: the same names in the same order."""
     assert tuple(TASKS) == TASK_NAMES and all(TASKS[n].name == n for n in TASKS)
@@ -73,7 +78,7 @@ def test_a_task_is_taught_and_used(name: str, world: tuple[Path, Path], tmp_path
     assert all(0 <= entry[key] <= 1 for entry in scores.values() for key in ("value", "chance"))
     lines = [json.loads(x) for x in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     written = {line["id"]: line["prediction"] for line in lines}
-    data = TASKS[name].read(write_task_files(name, world[0], tmp_path / "again"), "heldout")
+    data = TASKS[name].read(_files(name, world[0], tmp_path / "again"), "heldout")
     assert list(written) == [example.id for example in data.examples]
     assert len(list((tmp_path / "submission").iterdir())) == 1
     taught = TaskStudent.load(tmp_path / "student")
@@ -134,7 +139,7 @@ def test_the_cnn_runs_once_a_picture(
     """Oracle: pictures that go into the CNN while four questions of each are answered."""
     from stages.student.processor import StudentProcessor as Processor
 
-    data = TASKS["vqa"].read(write_task_files("vqa", world[0], tmp_path), "heldout")
+    data = TASKS["vqa"].read(_files("vqa", world[0], tmp_path), "heldout")
     task = TASKS["vqa"](TASKS["vqa"].prepare(data.examples))
     student, processor = load_for_task(world[1], task)
     assert isinstance(processor, Processor)
