@@ -71,7 +71,9 @@ def average_statistics(net: nn.Module) -> None:
         return
     tensors: list[torch.Tensor] = []
     for norm in net.modules():
-        if isinstance(norm, BatchNorm) and norm.training and norm.track_running_stats:
+        if not isinstance(norm, (BatchNorm, nn.BatchNorm1d)):
+            continue
+        if norm.training and norm.track_running_stats:
             assert norm.running_mean is not None and norm.running_var is not None
             tensors += [norm.running_mean, norm.running_var]
     if not tensors:
