@@ -138,6 +138,8 @@ def command_text(kind: StageKind, recipe: Recipe, run: RunFolder, config: Launch
         place = shlex.quote(str(job.log_folder))
         return f"{slurm.script(job, config)}\n# {job.paths.script.name} in {place}: {command}"
     env = job.env | {LOG_FOLDER_VARIABLE: str(job.log_folder)}
+    if config.launcher == "torchrun" and config.restarts:
+        env = torchrun.preload_variables(job) | env
     words = [f"-u {name}" for name in variables_of_other_launchers(os.environ)]
     words += [f"{name}={shlex.quote(value)}" for name, value in env.items()]
     return " ".join(["env", *words, command])
