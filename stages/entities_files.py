@@ -45,12 +45,13 @@ class MarkedCaption:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureBoxes:
-    """The size of the original picture, and the boxes of each chain, xyxy in its pixels as they are
-    written (the first pixel is 1)."""
+    """The size of the original picture, the boxes of each chain, xyxy in its pixels as they are
+    written (the first pixel is 1), and all chains, those without a box too."""
 
     width: int
     height: int
     boxes_of: dict[str, list[list[float]]]
+    chains: frozenset[str]
 
 
 def parse_caption(line: str) -> MarkedCaption:
@@ -94,20 +95,24 @@ def parse_boxes(text: str, note: Callable[[str], None]) -> PictureBoxes:
     if not all(side.isascii() and side.isdigit() and 0 < int(side) < 100_000 for side in sides):
         raise BoxlessError(f"size {' x '.join(sides)}; expected width and height in pixels")
     boxes_of: dict[str, list[list[float]]] = {}
+    named: set[str] = set()
     for number, entry in enumerate(root.iter("object")):
+        chains = [(name.text or "").strip() for name in entry.findall("name")]
+        named.update(chains)
         box = entry.find("bndbox")
         if box is None:
             if "1" not in (entry.findtext("nobndbox"), entry.findtext("scene")):
                 note(f"object without a box: number {number}")
             continue
         corners = _corners(box)
-        chains = [(name.text or "").strip() for name in entry.findall("name")]
         if corners is None or not chains:
             note(f"box is not four numbers: object {number}")
             continue
         for chain in chains:
             boxes_of.setdefault(chain, []).append(corners)
-    return PictureBoxes(width=int(sides[0]), height=int(sides[1]), boxes_of=boxes_of)
+    return PictureBoxes(
+        width=int(sides[0]), height=int(sides[1]), boxes_of=boxes_of, chains=frozenset(named)
+    )
 
 
 def _corners(box: ElementTree.Element) -> list[float] | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.ingest.sources.source import SourceError, shown
+from stages.ingest.sources.source import Failure, Picture, SourceError, safe_key, shown
 from stages.picture import PictureError
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -76,6 +76,18 @@ def list_pictures(root: Path) -> list[str]:
             if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."):
                 names.append((Path(folder) / name).relative_to(root).as_posix())
     return sorted(names)
+
+
+def pictures_by_id(root: Path) -> tuple[dict[str, str], list[Picture | Failure]]:
+    """({id: name} of the pictures ID.SUFFIX below `root`, a failure for each second one of an id)."""
+    names: dict[str, str] = {}
+    seconds: list[Picture | Failure] = []
+    for name in list_pictures(root):
+        picture_id = PurePosixPath(name).stem
+        if (first := names.setdefault(picture_id, name)) != name:
+            reason = f"second picture of an id: {name} after {first}"
+            seconds.append(Failure(key=safe_key(picture_id), reason=shown(reason)))
+    return names, seconds
 
 
 def size_bytes(root: Path, name: str) -> int:

@@ -142,9 +142,19 @@ def finish(
             "label_names": list(source.label_names),
             "attribute_names": list(source.attribute_names),
             "source": config.source,
-            **({"dropped": dict(sorted(source.dropped.items()))} if source.dropped else {}),
+            **_dropped_metadata(source),
         },
     )
+
+
+def _dropped_metadata(source: Source) -> dict[str, object]:
+    """What the catalog says of records that belong to no picture: counts, and some by name."""
+    if not source.dropped:
+        return {}
+    return {
+        "dropped": dict(sorted(source.dropped.items())),
+        "dropped_examples": dict(sorted(source.dropped.examples.items())),
+    }
 
 
 def open_source(config: IngestConfig, *, seed: int) -> Source:

@@ -18,9 +18,10 @@ def make_sample(picture: Picture | Failure, config: IngestConfig) -> list[Sample
         return [picture]
     kept = [i for i, caption in enumerate(picture.captions) if caption.strip()]
     if not kept:
-        blank = f": all {len(picture.captions)} are blank" if picture.captions else ""
-        notes_text = "".join(f"; {note}" for note in picture.notes)
-        return [Failure(key=picture.key, reason=f"no captions{blank}{notes_text}")]
+        blank = [f"all {len(picture.captions)} are blank"] if picture.captions else []
+        details = "; ".join([*blank, *picture.notes])
+        reason = f"no captions: {details}" if details else "no captions"
+        return [Failure(key=picture.key, reason=reason)]
     try:
         data = picture.read()
         facts = inspect_picture(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -11,15 +11,16 @@ from rich.text import Text
 
 from sharding.format.manifest_summary import ManifestSummary
 from sharding.format.schema import Failure, Note
+from stages.ingest.sources.source import DroppedRecords
 
 EXAMPLE_CHARACTERS = 70
 
 
 def print_summary(
-    shards: Sequence[tuple[str, ManifestSummary]], *, dropped: Mapping[str, int] | None = None
+    shards: Sequence[tuple[str, ManifestSummary]], *, dropped: DroppedRecords | None = None
 ) -> None:
     """Print input = ok + failed for (split, head of manifest) pairs, then reasons and notes, and
-    {reason: how many} of what belongs to no picture."""
+    what belongs to no picture."""
     console = Console(highlight=False)
     table = Table("split", title="ingest", title_justify="left")
     for name in ("shards", "input", "ok", "failed"):
@@ -37,10 +38,21 @@ def print_summary(
     console.print(table)
     _print_reasons(console, "failed inputs", [f for _, m in shards for f in m.failures])
     _print_reasons(console, "dropped from samples", [n for _, m in shards for n in m.notes])
-    for reason, count in sorted((dropped or {}).items()):
-        console.print(f"dropped, of no picture: {count} x {reason}", markup=False)
+    if dropped:
+        _print_dropped(console, dropped)
     if not any(m.num_ok for split, m in shards if split == "heldout"):
         console.print("warning: nothing is held out, so there is nothing to evaluate on")
+
+
+def _print_dropped(console: Console, dropped: DroppedRecords) -> None:
+    """A row a reason, with the first few records of each."""
+    table = Table("reason", title="dropped, of no picture", title_justify="left")
+    table.add_column("count", justify="right")
+    table.add_column("examples")
+    for reason, count in sorted(dropped.items()):
+        named = [example[:EXAMPLE_CHARACTERS] for example in dropped.examples[reason]]
+        table.add_row(Text(reason), str(count), Text("\n".join(named)))
+    console.print(table)
 
 
 def _print_reasons(console: Console, title: str, findings: Iterable[Failure | Note]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,22 @@ def finite_numbers(values: object, *, count: int) -> list[float] | None:
         return None
     # Bounded, as an integer of JSON can be too long for a float.
     return [float(v) for v in values] if all(abs(v) < 1e9 for v in values) else None
+
+
+def stated_size(entry: Mapping[str, Any]) -> tuple[tuple[int, int] | None, str]:
+    """((width, height) in pixels that an entry of annotations says, what is wrong with it).
+
+    None where it says none; then boxes are taken for the picture as it is. Where it says something
+    that is no size, the second is a note on it, else "".
+    """
+    given = [entry[side] for side in ("width", "height") if entry.get(side) is not None]
+    numbers = finite_numbers(given, count=2) or []
+    if len(numbers) == 2 and all(v >= 1 and v == int(v) for v in numbers):
+        return (int(numbers[0]), int(numbers[1])), ""
+    if not given:
+        return None, ""
+    got = f"{entry.get('width')!r} x {entry.get('height')!r}"[:80]
+    return None, f"size unknown: got {got}; boxes are taken for the picture as it is"
 
 
 def _placement(

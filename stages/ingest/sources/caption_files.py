@@ -6,12 +6,13 @@ COCO (https://cocodataset.org/#format-data): `images` (`id`, `file_name`) and `a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from stages.ingest.files import read_json_object
-from stages.ingest.sources.source import SourceError, clean_caption, shown
+from stages.ingest.sources.source import DroppedRecords, SourceError, clean_caption, shown
 from stages.karpathy_file import KarpathyError, parse_image
 
 EXPECTED = "a captions file in COCO's layout, as captions_val2017.json, or in Karpathy's"
@@ -38,13 +39,15 @@ class CaptionedImage:
 class CaptionFile:
     """The pictures of a captions file, and its faults.
 
-    duplicates: (file name, reason) of entries whose id was there before. orphans: (image id, number
-    of captions) of captions whose picture is not listed. is_karpathy: the layout.
+    failed: (name, reason) of entries that are broken or whose id was there before; the name is the
+    picture's file, or which entry it is. orphans: (image id, number of captions) of captions whose
+    picture is not listed. dropped: captions of no picture. is_karpathy: the layout.
     """
 
     images: list[CaptionedImage]
-    duplicates: list[tuple[str, str]]
+    failed: list[tuple[str, str]]
     orphans: list[tuple[str, int]]
+    dropped: DroppedRecords
     is_karpathy: bool
 
 
@@ -59,13 +62,18 @@ def id_of(value: object) -> str | None:
     return str(int(text)) if text.isascii() and text.isdigit() and len(text) < 400 else text or None
 
 
+def whole_number(value: object) -> int | None:
+    """A whole number read from JSON, also where it is written as text ("17"); None for all else."""
+    text = id_of(value)
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
 def read_captions(path: str) -> CaptionFile:
     """The pictures and captions of a file in either layout; SourceError for other files."""
     content = read_json_object(path, field="ingest.captions", expected=EXPECTED, keys=("images",))
     if not content["images"]:
         raise SourceError(f'ingest.captions ({path}): "images" is empty; expected {EXPECTED}')
-    first = content["images"][0]
-    if isinstance(first, dict) and "sentences" in first:
+    if any(isinstance(image, dict) and "sentences" in image for image in content["images"]):
         return _read_karpathy(content["images"], path)
     if not isinstance(content.get("annotations"), list):
         raise SourceError(
@@ -76,15 +84,9 @@ def read_captions(path: str) -> CaptionFile:
 
 
 def _read_coco(images: list[Any], annotations: list[Any], path: str) -> CaptionFile:
-    for i, image in enumerate(images):
-        name = image.get("file_name") if isinstance(image, dict) else None
-        if not isinstance(name, str) or not PurePosixPath(name).name or not id_of(image.get("id")):
-            raise SourceError(
-                f"ingest.captions ({path}): images[{i}] is {str(image)[:80]}; expected an object "
-                'with an "id" (number or text) and a "file_name"'
-            )
-    captions = _captions_by_id(annotations, path)
-    listed = {id_of(image["id"]) for image in images}
+    sound, broken = _sound_entries(images, _coco_fault, name_key="file_name", path=path)
+    captions, dropped = _captions_by_id(annotations, path)
+    listed = {id_of(image["id"]) for image in sound}
     if listed.isdisjoint(captions):
         raise SourceError(
             f"ingest.captions ({path}): not one of its {len(images)} images has one of its "
@@ -98,48 +100,116 @@ def _read_coco(images: list[Any], annotations: list[Any], path: str) -> CaptionF
             file_names=(image["file_name"],),
             captions=tuple(captions.get(str(id_of(image["id"])), ())),
         )
-        for image in images
+        for image in sound
     ]
     kept, duplicates = _without_duplicates(entries)
     orphans = [(key, len(texts)) for key, texts in captions.items() if key not in listed]
-    return CaptionFile(images=kept, duplicates=duplicates, orphans=orphans, is_karpathy=False)
+    return CaptionFile(
+        images=kept,
+        failed=[*broken, *duplicates],
+        orphans=orphans,
+        dropped=dropped,
+        is_karpathy=False,
+    )
 
 
-def _captions_by_id(annotations: list[Any], path: str) -> dict[str, list[str]]:
+def _captions_by_id(
+    annotations: list[Any], path: str
+) -> tuple[dict[str, list[str]], DroppedRecords]:
+    """({image id: captions}, captions of no picture). A caption that is no text is a blank one, so
+    that the others keep their numbers; SourceError where no entry is sound."""
     captions: dict[str, list[str]] = {}
+    dropped = DroppedRecords()
+    num_sound, first = 0, ""
     for i, annotation in enumerate(annotations):
-        if not isinstance(annotation, dict) or "caption" not in annotation:
-            hint = ""
-            if isinstance(annotation, dict) and "bbox" in annotation:
-                hint = "; this looks like an instances file, which goes into ingest.instances"
-            raise SourceError(
-                f"ingest.captions ({path}): annotations[{i}] is {str(annotation)[:80]}; expected "
-                f'an object with "image_id" and "caption"{hint}'
-            )
-        image_id = id_of(annotation.get("image_id"))
-        if image_id is None:
-            raise SourceError(
-                f'ingest.captions ({path}): annotations[{i}] has "image_id" '
-                f"{annotation.get('image_id')!r}; expected the id of a picture, number or text"
-            )
-        captions.setdefault(image_id, []).append(clean_caption(annotation["caption"]))
-    return captions
+        fault = _annotation_fault(annotation)
+        image_id = id_of(annotation.get("image_id")) if isinstance(annotation, dict) else None
+        if image_id is not None:
+            captions.setdefault(image_id, []).append(clean_caption(annotation.get("caption")))
+        else:
+            dropped.add("broken entry of captions", f"annotations[{i}] {fault}")
+        num_sound += not fault
+        first = first or (fault and f"annotations[{i}] {fault}")
+    if first and not num_sound:
+        raise SourceError(f"ingest.captions ({path}): {first}")
+    return captions, dropped
+
+
+def _annotation_fault(annotation: Any) -> str:
+    """What is wrong with an entry of COCO's `annotations`; "" for nothing."""
+    if not isinstance(annotation, dict) or "caption" not in annotation:
+        hint = ""
+        if isinstance(annotation, dict) and "bbox" in annotation:
+            hint = "; this looks like an instances file, which goes into ingest.instances"
+        return f'is {str(annotation)[:80]}; expected an object with "image_id" and "caption"{hint}'
+    if id_of(annotation.get("image_id")) is None:
+        return (
+            f'has "image_id" {annotation.get("image_id")!r}; expected the id of a picture, number '
+            "or text"
+        )
+    return ""
+
+
+def _sound_entries(
+    images: list[Any], fault_of: Callable[[Any], str], *, name_key: str, path: str
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """The sound entries of `images`, and (name, reason) of the others; SourceError where none is.
+
+    fault_of: what is wrong with an entry, "" for nothing. A broken entry is named by its file name,
+    where it has one.
+    """
+    sound, broken = [], []
+    for i, image in enumerate(images):
+        fault = fault_of(image)
+        if not fault:
+            sound.append(image)
+            continue
+        name = image.get(name_key) if isinstance(image, dict) else None
+        reason = shown(f"broken entry: images[{i}] {fault}")
+        broken.append((name if _is_file_name(name) else f"images-{i}", reason))
+    if not sound:
+        fault = broken[0][1].removeprefix("broken entry: ")
+        raise SourceError(f"ingest.captions ({path}): {fault}")
+    return sound, broken
+
+
+def _coco_fault(image: Any) -> str:
+    """What is wrong with an entry of COCO's `images`; "" for nothing."""
+    is_object = isinstance(image, dict)
+    if is_object and _is_file_name(image.get("file_name")) and id_of(image.get("id")) is not None:
+        return ""
+    return (
+        f'is {str(image)[:80]}; expected an object with an "id" (number or text) and a "file_name"'
+    )
+
+
+def _karpathy_fault(image: Any) -> str:
+    """What is wrong with an entry of Karpathy's `images`; "" for nothing."""
+    try:
+        parse_image(image)
+    except KarpathyError as error:
+        return f"is broken: {error}"
+    return ""
+
+
+def _is_file_name(name: object) -> TypeGuard[str]:
+    return isinstance(name, str) and bool(PurePosixPath(name).name)
 
 
 def _read_karpathy(images: list[Any], path: str) -> CaptionFile:
-    entries = [
-        _karpathy_image(image, f"ingest.captions ({path}): images[{i}]")
-        for i, image in enumerate(images)
-    ]
-    kept, duplicates = _without_duplicates(entries)
-    return CaptionFile(images=kept, duplicates=duplicates, orphans=[], is_karpathy=True)
+    sound, broken = _sound_entries(images, _karpathy_fault, name_key="filename", path=path)
+    kept, duplicates = _without_duplicates([_karpathy_image(image) for image in sound])
+    return CaptionFile(
+        images=kept,
+        failed=[*broken, *duplicates],
+        orphans=[],
+        dropped=DroppedRecords(),
+        is_karpathy=True,
+    )
 
 
-def _karpathy_image(entry: Any, where: str) -> CaptionedImage:
-    try:
-        image = parse_image(entry)
-    except KarpathyError as error:
-        raise SourceError(f"{where}: {error}") from None
+def _karpathy_image(entry: dict[str, Any]) -> CaptionedImage:
+    image = parse_image(entry)
     # imgid counts the pictures of the file; the file name is what other files know a picture by.
     shown_id = PurePosixPath(image.name).stem if image.coco_id is None else image.coco_id
     return CaptionedImage(
@@ -149,19 +219,26 @@ def _karpathy_image(entry: Any, where: str) -> CaptionedImage:
         # "" for what is no text: it is counted as a blank caption.
         captions=tuple(clean_caption(sentence) for sentence in image.sentences),
         split=image.split,
-        coco_id=image.coco_id if isinstance(image.coco_id, int) else None,
+        coco_id=whole_number(image.coco_id),
     )
 
 
 def _without_duplicates(
     entries: list[CaptionedImage],
 ) -> tuple[list[CaptionedImage], list[tuple[str, str]]]:
-    """(the first entry of each id, (file name, reason) of the others)."""
+    """(the first entry of each id, (file name, reason) of the others).
+
+    Entries of one file in two splits all stay: only with the splits is it known which one counts.
+    """
     first: dict[str, CaptionedImage] = {}
-    duplicates = []
+    kept, duplicates = [], []
     for entry in entries:
         before = first.setdefault(entry.image_id, entry)
-        if before is not entry:
+        if before is entry or (
+            entry.split != before.split and entry.file_names[-1] == before.file_names[-1]
+        ):
+            kept.append(entry)
+        else:
             reason = f"duplicate image id: {entry.shown_id} is already {before.file_names[0]}"
             duplicates.append((entry.file_names[0], shown(reason)))
-    return list(first.values()), duplicates
+    return kept, duplicates

@@ -8,7 +8,6 @@ go to the split that Karpathy's JSON says, or that is drawn.
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -25,6 +24,7 @@ from stages.ingest.sources.caption_files import CaptionedImage, CaptionFile, id_
 from stages.ingest.sources.coco_instances import ImageBoxes, Instances, read_instances
 from stages.ingest.sources.phrase_files import PhraseFile, check_phrases, read_phrases
 from stages.ingest.sources.source import (
+    DroppedRecords,
     Failure,
     Picture,
     SourceError,
@@ -63,7 +63,7 @@ class CocoSource:
 
     def __init__(self, files: Sequence[CocoFiles], *, split_rule: SplitRule) -> None:
         self._split_rule = split_rule
-        self.dropped: Counter[str] = Counter()
+        self.dropped = DroppedRecords()
         self.warnings: list[str] = []
         self._labels: dict[str, None] = {}
         by_split = [_Part(part, self).inputs() for part in files]
@@ -102,6 +102,7 @@ class _Part:
             files.images, field=files.images_field, expected="the folder of the pictures"
         )
         self._captions = read_captions(files.captions)
+        source.dropped.merge(self._captions.dropped)
         self._instances = self._read_instances(self._captions)
         self._phrases = self._read_phrases()
 
@@ -116,10 +117,10 @@ class _Part:
                 f"{shown(origin)}; {describe_folder(self._root)}); expected the folder of just "
                 "these pictures"
             )
-        for name, reason in self._captions.duplicates:
+        for name, reason in self._captions.failed:
             found.append(Failure(key=key_of(name), reason=reason))
         named = {str(PurePosixPath(n)) for i in self._captions.images for n in i.file_names}
-        named |= {str(PurePosixPath(name)) for name, _ in self._captions.duplicates}
+        named |= {str(PurePosixPath(name)) for name, _ in self._captions.failed}
         for name in list_pictures(self._root):
             if name not in named:
                 reason = f"no caption names this picture: {shown(name)}"
@@ -139,6 +140,8 @@ class _Part:
         boxes = self._boxes_of(image, name)
         truth = dict(boxes.truth) if boxes else None
         notes = list(boxes.notes) if boxes else []
+        if self._instances and image.image_id in self._instances.others:
+            notes.append(self._instances.others[image.image_id])
         if self._phrases is not None and boxes and truth is not None:
             phrases = self._phrases.of_image.get(id_of(image.shown_id) or "")
             if phrases is None:
@@ -195,7 +198,7 @@ class _Part:
         images = [] if captions.is_karpathy else captions.images
         instances = read_instances(self._files.instances, images=images)
         self._source.add_labels(instances.label_names)
-        self._source.dropped.update(instances.dropped)
+        self._source.dropped.merge(instances.dropped)
         return instances
 
     def _read_phrases(self) -> PhraseFile | None:
@@ -208,11 +211,9 @@ class _Part:
                 f"ingest.phrases ({self._files.phrases}) has no image id in common with "
                 f"{self._files.captions}; expected the two files of the same pictures"
             )
-        self._source.dropped.update(found.dropped)
-        for reason, names in found.named.items():
-            self._source.warnings.append(f"{self._files.phrases}: {reason}: {'; '.join(names)}")
-        if unknown := len(found.of_image.keys() - known):
-            self._source.dropped["lines of phrases whose picture has no captions"] += unknown
+        self._source.dropped.merge(found.dropped)
+        for image_id in sorted(found.of_image.keys() - known):
+            self._source.dropped.add("line of phrases whose picture has no captions", image_id)
         return found
 
 

@@ -5,15 +5,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from stages.ingest.files import read_json_object
 from stages.ingest.sources.caption_files import CaptionedImage, id_of
-from stages.ingest.sources.source import SourceError, shown
-from stages.ingest.truth import finite_numbers
+from stages.ingest.sources.source import DroppedRecords, SourceError, shown
+from stages.ingest.truth import finite_numbers, stated_size
 
 EXPECTED = "an instances file in COCO's layout, as instances_val2017.json"
 
@@ -41,13 +41,15 @@ class ImageBoxes:
 class Instances:
     """Category names by rising id, and the objects by image id and by file name (without folders).
 
-    dropped: {reason: how many annotations} of those that belong to no picture.
+    others: {image id: note} of ids that mean another picture than in the captions, whose boxes are
+    left out. dropped: broken entries, and boxes that belong to no picture.
     """
 
     label_names: Sequence[str]
     of_image: dict[str, ImageBoxes]
     of_name: dict[str, ImageBoxes]
-    dropped: Counter[str]
+    others: dict[str, str]
+    dropped: DroppedRecords
 
 
 def read_instances(path: str, *, images: Sequence[CaptionedImage]) -> Instances:
@@ -65,33 +67,40 @@ def read_instances(path: str, *, images: Sequence[CaptionedImage]) -> Instances:
         keys=("images", "annotations", "categories"),
         object_hook=_without_outline,
     )
-    names = _category_names(content["categories"], path)
-    of_image, of_name = _images(content["images"], path)
-    if images:
-        _check_same_pictures(content["images"], images, path)
-    dropped: Counter[str] = Counter()
+    dropped = DroppedRecords()
+    names = _category_names(content["categories"], dropped, path)
+    listed = _listed_images(content["images"], dropped, path)
+    of_image = {image_id: _image_boxes(image) for image_id, image in listed.items()}
+    of_name = {
+        PurePosixPath(image["file_name"]).name: of_image[image_id]
+        for image_id, image in listed.items()
+        if isinstance(image.get("file_name"), str)
+    }
+    others = _other_pictures(listed, images, path) if images else {}
+    _check_some_annotation(content["annotations"], path)
     for i, annotation in enumerate(content["annotations"]):
-        if not isinstance(annotation, dict) or "bbox" not in annotation:
-            hint = ""
-            if isinstance(annotation, dict) and "caption" in annotation:
-                hint = "; this looks like a captions file, which goes into ingest.captions"
-            raise SourceError(
-                f"ingest.instances ({path}): annotations[{i}] is {str(annotation)[:80]}; expected "
-                f'an object with "image_id", "category_id" and "bbox"{hint}'
-            )
-        boxes = of_image.get(id_of(annotation.get("image_id")) or "")
-        if boxes is None:
-            dropped["boxes of a picture that the instances file does not list"] += 1
+        if not isinstance(annotation, dict):
+            dropped.add("broken entry of boxes", f"annotations[{i}] is {str(annotation)[:80]}")
+            continue
+        image_id = id_of(annotation.get("image_id")) or ""
+        if image_id in of_image:
+            _add_box(of_image[image_id], annotation, names)
         else:
-            _add_box(boxes, annotation, names)
+            reason = "boxes of a picture that the instances file does not list"
+            dropped.add(reason, f"annotations[{i}]: {annotation.get('image_id')!r}")
     _check_some_box(content["annotations"], of_image, dropped, path)
     if images:
-        captioned = {image.image_id for image in images}
-        lost = [boxes for key, boxes in of_image.items() if key not in captioned]
-        if num := sum(len(boxes.row_of) for boxes in lost):
-            dropped["boxes of a picture without captions"] += num
+        for image_id in sorted(of_image.keys() - {image.image_id for image in images}):
+            if num := len(of_image[image_id].row_of):
+                dropped.add("boxes of a picture without captions", image_id, count=num)
     label_names = list(dict.fromkeys(names.values()))
-    return Instances(label_names=label_names, of_image=of_image, of_name=of_name, dropped=dropped)
+    return Instances(
+        label_names=label_names,
+        of_image={key: boxes for key, boxes in of_image.items() if key not in others},
+        of_name=of_name,
+        others=others,
+        dropped=dropped,
+    )
 
 
 def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
@@ -100,85 +109,117 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _category_names(categories: list[Any], path: str) -> dict[str, str]:
-    """{id: name} by rising id."""
-    pairs = []
+def _category_names(categories: list[Any], dropped: DroppedRecords, path: str) -> dict[str, str]:
+    """{id: name} by rising id, of two with one id the first; SourceError where none is sound."""
+    pairs: dict[int, str] = {}
+    faults = []
     for i, category in enumerate(categories):
         number = id_of(category.get("id")) if isinstance(category, dict) else None
         sound = number is not None and (number.isdigit() or isinstance(category["id"], int))
         if not sound or not isinstance(category.get("name"), str):
-            raise SourceError(
-                f"ingest.instances ({path}): categories[{i}] is {str(category)[:80]}; expected an "
-                'object with a number "id" and a "name"'
-            )
-        pairs.append((int(number or 0), shown(category["name"])))
-    return {str(number): name for number, name in sorted(pairs)}
+            faults.append(f"categories[{i}] is {str(category)[:80]}")
+            dropped.add("broken category", faults[-1])
+        elif pairs.setdefault(int(number or 0), shown(category["name"])) != category["name"]:
+            dropped.add("second category of one id", f"categories[{i}] is {str(category)[:80]}")
+    if faults and not pairs:
+        raise SourceError(
+            f"ingest.instances ({path}): {faults[0]}; expected an object with a number "
+            '"id" and a "name"'
+        )
+    return {str(number): name for number, name in sorted(pairs.items())}
 
 
-def _images(images: list[Any], path: str) -> tuple[dict[str, ImageBoxes], dict[str, ImageBoxes]]:
-    """The pictures by id and by file name; of two with one id the later one counts."""
-    of_image, of_name = {}, {}
+def _listed_images(
+    images: list[Any], dropped: DroppedRecords, path: str
+) -> dict[str, dict[str, Any]]:
+    """{id: entry}, of two with one id the first; SourceError where none is sound."""
+    listed: dict[str, dict[str, Any]] = {}
+    faults = []
     for i, image in enumerate(images):
         image_id = id_of(image.get("id")) if isinstance(image, dict) else None
         if image_id is None:
-            raise SourceError(
-                f"ingest.instances ({path}): images[{i}] is {str(image)[:80]}; expected an object "
-                'with an "id" (number or text)'
-            )
-        width, height = image.get("width"), image.get("height")
-        boxes = of_image[image_id] = ImageBoxes(size_px=None)
-        if type(width) is int and type(height) is int and width > 0 and height > 0:
-            boxes.size_px = (width, height)
-        if isinstance(image.get("file_name"), str):
-            of_name[PurePosixPath(image["file_name"]).name] = boxes
-    return of_image, of_name
+            faults.append(f"images[{i}] is {str(image)[:80]}")
+            dropped.add("broken entry of a picture with boxes", faults[-1])
+        elif listed.setdefault(image_id, image) != image:
+            dropped.add("second entry of a picture with boxes", f"images[{i}]: {image_id}")
+    if faults and not listed:
+        raise SourceError(
+            f'ingest.instances ({path}): {faults[0]}; expected an object with an "id" '
+            "(number or text)"
+        )
+    return listed
 
 
-def _check_same_pictures(
-    images: list[dict[str, Any]], captioned: Sequence[CaptionedImage], path: str
-) -> None:
-    """Ids join the two files, so an id that means another picture would mix up boxes in silence."""
-    name_of = {id_of(image["id"]): image.get("file_name") for image in images}
-    shared = [image for image in captioned if image.image_id in name_of]
+def _image_boxes(image: Mapping[str, Any]) -> ImageBoxes:
+    """No box yet, and a note where the size is none."""
+    size_px, fault = stated_size(image)
+    return ImageBoxes(size_px=size_px, notes=[shown(fault)] if fault else [])
+
+
+def _other_pictures(
+    listed: Mapping[str, Mapping[str, Any]], captioned: Sequence[CaptionedImage], path: str
+) -> dict[str, str]:
+    """{image id: note} of ids that mean another picture here than in the captions: ids join the two
+    files, so boxes would be mixed up in silence. SourceError where most do, or no id is in both."""
+    shared = [image for image in captioned if image.image_id in listed]
     if not shared:
         raise SourceError(
             f"ingest.instances ({path}) has no image id in common with ingest.captions; expected "
             "the two files of the same pictures"
         )
+    others, first = {}, ""
     for image in shared:
-        other = name_of[image.image_id]
+        other = listed[image.image_id].get("file_name")
         same = isinstance(other, str) and (
             # Pictures are re-encoded more often than renamed: p1.jpg may have become p1.png.
             PurePosixPath(other).stem == PurePosixPath(image.file_names[0]).stem
         )
         if other is not None and not same:
-            raise SourceError(
-                f"ingest.instances ({path}): image id {image.shown_id} is {other!r}, but "
-                f"{image.file_names[0]!r} in ingest.captions; expected the two files of the same "
-                "pictures"
-            )
+            found = shown(f"image id {image.shown_id} is {other!r}, but {image.file_names[0]!r}")
+            first = first or found
+            others[image.image_id] = f"boxes of another picture: {found} in ingest.captions"
+    if 2 * len(others) > len(shared):
+        raise SourceError(
+            f"ingest.instances ({path}): {first} in ingest.captions; expected the two files of the "
+            "same pictures"
+        )
+    return others
+
+
+def _check_some_annotation(annotations: list[Any], path: str) -> None:
+    """SourceError where none of the entries has a box."""
+    if not annotations or any(isinstance(a, dict) and "bbox" in a for a in annotations):
+        return
+    first = annotations[0]
+    hint = ""
+    if isinstance(first, dict) and "caption" in first:
+        hint = "; this looks like a captions file, which goes into ingest.captions"
+    raise SourceError(
+        f"ingest.instances ({path}): annotations[0] is {str(first)[:80]}; expected an object with "
+        f'"image_id", "category_id" and "bbox"{hint}'
+    )
 
 
 def _check_some_box(
-    annotations: list[Any], of_image: dict[str, ImageBoxes], dropped: Counter[str], path: str
+    annotations: list[Any], of_image: dict[str, ImageBoxes], dropped: DroppedRecords, path: str
 ) -> None:
     """SourceError where the file was given and not one of its boxes can be used."""
     if any(boxes.truth["boxes"] for boxes in of_image.values()):
         return
-    reasons = Counter(dropped)
+    reasons: Counter[str] = Counter(dict(dropped))
     for boxes in of_image.values():
         reasons.update(note.partition(":")[0] for note in boxes.notes)
     counts = "; ".join(f"{num} x {reason}" for reason, num in reasons.most_common())
     raise SourceError(
         f"ingest.instances ({path}): none of its {len(annotations)} boxes can be used "
-        f"({counts or 'it has none'}); expected boxes of single objects whose image_id is the id of a picture, or no "
-        "ingest.instances"
+        f"({counts or 'it has none'}); expected boxes of single objects whose image_id is the id of a "
+        "picture, or no ingest.instances"
     )
 
 
 def _add_box(boxes: ImageBoxes, annotation: dict[str, Any], names: dict[str, str]) -> None:
     category = id_of(annotation.get("category_id"))
-    numbers = finite_numbers(annotation["bbox"], count=4)
+    numbers = finite_numbers(annotation.get("bbox"), count=4)
     boxes.row_of.append(None)
     if annotation.get("iscrowd"):
         boxes.notes.append("crowd box: left out")
@@ -186,7 +227,7 @@ def _add_box(boxes: ImageBoxes, annotation: dict[str, Any], names: dict[str, str
         category_text = shown(str(annotation.get("category_id")))
         boxes.notes.append(f'unknown category: {category_text} is not in "categories"')
     elif numbers is None:
-        boxes.notes.append(f"box is not four numbers: {shown(str(annotation['bbox'])[:80])}")
+        boxes.notes.append(f"box is not four numbers: {shown(str(annotation.get('bbox'))[:80])}")
     else:
         x, y, width, height = numbers
         boxes.row_of[-1] = len(boxes.truth["boxes"])

@@ -8,21 +8,21 @@ own, of any size.
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from boxless.errors import BoxlessError
-from stages.entities_files import MAX_FILE_BYTES, parse_boxes, parse_caption
+from stages.entities_files import MAX_FILE_BYTES, PictureBoxes, parse_boxes, parse_caption
 from stages.ingest.files import (
     describe_folder,
-    list_pictures,
     open_folder,
+    pictures_by_id,
     read_picture,
     size_bytes,
 )
 from stages.ingest.sources.source import (
+    DroppedRecords,
     Failure,
     Picture,
     SourceError,
@@ -44,6 +44,9 @@ TYPES = (
     "scene",
     "other",
 )
+NOT_VISUAL = "0"
+"""The chain of phrases that no box can mean."""
+REPLACEMENT = "\ufffd"
 
 
 class Flickr30kEntitiesSource:
@@ -60,14 +63,12 @@ class Flickr30kEntitiesSource:
         self._root = open_folder(root, field="ingest.root", expected="the folder of the pictures")
         self._folder = _find_annotations(annotations)
         self._split_rule = split_rule
-        self._lists = read_split_lists(self._folder)
-        self.dropped: Counter[str] = Counter()
+        self.dropped = DroppedRecords()
+        self._lists = read_split_lists(self._folder, self.dropped)
         self.warnings: list[str] = []
         if not self._lists:
             self.warnings.append(
-                f"{annotations} has no {', '.join(SPLIT_FILES)}: the split is drawn, so pictures "
-                "of Flickr30k's own val and test may be trained on; ingest.exclude takes lists of "
-                "pictures to leave out"
+                f"{annotations} has no {', '.join(SPLIT_FILES)}: the split is drawn"
             )
         self._inputs = self._list_inputs()
         sound = [i for i in self._inputs if isinstance(i, Picture)]
@@ -86,36 +87,34 @@ class Flickr30kEntitiesSource:
         return inputs_fingerprint(self._inputs)
 
     def _list_inputs(self) -> list[Picture | Failure]:
-        names = {Path(name).stem: name for name in list_pictures(self._root)}
-        ids = sorted({path.stem for path in (self._folder / "Sentences").glob("*.txt")})
-        inputs = [self._input(picture_id, names.get(picture_id)) for picture_id in ids]
-        for picture_id, name in names.items():
-            if picture_id not in set(ids) and picture_id not in self._lists:
-                reason = f"no sentences of this picture: {shown(name)}"
-                inputs.append(Failure(key=safe_key(picture_id), reason=reason))
-        for picture_id in sorted(set(self._lists) - set(ids)):
-            reason = f"no sentences: {self._lists[picture_id]} lists {shown(picture_id)}"
-            inputs.append(Failure(key=safe_key(picture_id), reason=reason))
+        names, inputs = pictures_by_id(self._root)
+        ids = {path.stem for path in (self._folder / "Sentences").glob("*.txt")}
+        inputs += [self._input(picture_id, names.get(picture_id)) for picture_id in sorted(ids)]
+        annotated = {path.stem for path in (self._folder / "Annotations").glob("*.xml")}
+        for picture_id in sorted({*names, *self._lists, *annotated} - ids):
+            if picture_id in self._lists:
+                reason = f"no sentences: {self._lists[picture_id]} lists {picture_id}"
+            elif picture_id in names:
+                reason = f"no sentences of this picture: {names[picture_id]}"
+            else:
+                reason = f"no sentences: there is only Annotations/{picture_id}.xml"
+            inputs.append(Failure(key=safe_key(picture_id), reason=shown(reason)))
         return sorted(inputs, key=lambda i: i.key)
 
     def _input(self, picture_id: str, name: str | None) -> Picture | Failure:
         if self._lists and picture_id not in self._lists:
             reason = f"in no split: {', '.join(sorted(set(self._lists.values())))} do not list it"
             return Failure(key=safe_key(picture_id), reason=reason)
+        text = ""
         try:
-            sentences = parse_sentences(_read(self._folder / "Sentences" / f"{picture_id}.txt"))
+            text = _read(self._folder / "Sentences" / f"{picture_id}.txt")
+            sentences = parse_sentences(text)
         except ValueError as error:
             return Failure(key=safe_key(picture_id), reason=f"broken sentences: {error}")
         notes: list[str] = list(sentences.notes)
-        size_px: tuple[int, int] | None = None
-        boxes_of: dict[str, list[list[float]]] = {}
-        try:
-            boxes = parse_boxes(
-                _read(self._folder / "Annotations" / f"{picture_id}.xml"), notes.append
-            )
-            size_px, boxes_of = (boxes.width, boxes.height), boxes.boxes_of
-        except ValueError as error:
-            notes.append(f"broken annotations: {error}")
+        if REPLACEMENT in text:
+            notes.append(f"sentences are not UTF-8: {text.count(REPLACEMENT)} characters replaced")
+        found = self._annotations_of(picture_id, sentences, notes)
         file_name = name or f"{picture_id}.jpg"
         word = self._lists.get(picture_id)
         return Picture(
@@ -129,12 +128,32 @@ class Flickr30kEntitiesSource:
                 "file_name": shown(file_name),
                 **({"corpus_split": word} if word else {}),
             },
-            truth=_truth(sentences, boxes_of) if size_px else None,
-            size_px=size_px,
+            truth=_truth(sentences, found.boxes_of) if found else None,
+            size_px=(found.width, found.height) if found else None,
             origin=file_name,
             size_bytes=size_bytes(self._root, file_name),
             notes=tuple(notes),
         )
+
+    def _annotations_of(
+        self, picture_id: str, sentences: Sentences, notes: list[str]
+    ) -> PictureBoxes | None:
+        """The boxes of a picture; None, with a note, where its file is missing or broken."""
+        path = self._folder / "Annotations" / f"{picture_id}.xml"
+        if not path.is_file():
+            notes.append(f"no annotations: Annotations/{shown(path.name)} is not there")
+            return None
+        try:
+            found = parse_boxes(_read(path), notes.append)
+        except ValueError as error:
+            notes.append(f"broken annotations: {error}")
+            return None
+        named = {phrase["chain"] for several in sentences.phrases for phrase in several}
+        for chain in sorted(named - found.chains - {NOT_VISUAL}):
+            notes.append(f"phrase that the annotations do not have: chain {chain}")
+        for chain in sorted(found.boxes_of.keys() - named):
+            notes.append(f"box of no phrase: chain {shown(chain)}")
+        return found
 
 
 class Sentences:
@@ -198,13 +217,18 @@ def _truth(sentences: Sentences, boxes_of: Mapping[str, list[list[float]]]) -> d
     }
 
 
-def read_split_lists(folder: Path) -> dict[str, str]:
-    """{id: "train", "val" or "test"} of the lists that are in a folder."""
+def read_split_lists(folder: Path, dropped: DroppedRecords) -> dict[str, str]:
+    """{id: "train", "val" or "test"} of the lists that are in a folder. An id that several lists
+    have is not trained on, and is counted."""
     found: dict[str, str] = {}
-    for word, name in SPLIT_FILES.items():
-        if (folder / name).is_file():
-            for line in _read(folder / name, most_bytes=1 << 26).split():
-                found.setdefault(line.removesuffix(".jpg"), word)
+    for word in ("val", "test", "train"):
+        path = folder / SPLIT_FILES[word]
+        if path.is_file():
+            for line in _read(path, most_bytes=1 << 26).split():
+                picture_id = line.removesuffix(".jpg")
+                if found.setdefault(picture_id, word) != word:
+                    reason = "second split of a picture"
+                    dropped.add(reason, f"{picture_id}: {word} after {found[picture_id]}")
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from stages.ingest.files import (
     size_bytes,
 )
 from stages.ingest.sources.source import (
+    DroppedRecords,
     Failure,
     Picture,
     SourceError,
@@ -50,18 +51,18 @@ class NlvrSource:
 
     label_names: Sequence[str] = SHAPES
     attribute_names: Sequence[str] = tuple(COLOURS.values())
-    dropped: Mapping[str, int] = {}
     warnings: Sequence[str] = ()
 
     def __init__(self, *, root: str, num_orders: int, seed: int, heldout_fraction: float) -> None:
         self._root = _find_corpus(root)
+        self.dropped = DroppedRecords()
         self._split = functools.partial(draw_split, seed=seed, heldout_fraction=heldout_fraction)
         files = [self._root / split / f"{split}.json" for split in SPLITS]
         files = [file for file in files if file.is_file()]
         self._pictures = [
             self._picture(file.stem, example, order)
             for file in files
-            for example in _read_examples(file)
+            for example in _read_examples(file, self.dropped)
             for order in range(num_orders)
         ]
         if all(picture.size_bytes < 0 for picture in self._pictures):
@@ -141,20 +142,31 @@ def _find_corpus(root: str) -> Path:
     )
 
 
-def _read_examples(file: Path) -> Iterator[dict[str, Any]]:
-    """The examples of a split, checked; SourceError names file and line."""
-    with open(file, encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _check_example(json.loads(line), f"{file}, line {number}")
-        except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors
-            if isinstance(error, SourceError):
-                raise
-            raise SourceError(
-                f"{file} is not an example in JSON a line ({error}); expected the file that the "
-                "NLVR corpus has there"
-            ) from None
+def _read_examples(file: Path, dropped: DroppedRecords) -> Iterator[dict[str, Any]]:
+    """The sound examples of a split; broken lines are counted and named, SourceError where none of
+    several is sound."""
+    num_sound, first = 0, ""
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                example = _check_example(json.loads(line), f"{file}, line {number}")
+            except SourceError as error:
+                fault = str(error)
+            except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors
+                fault = (
+                    f"{file}, line {number} is not an example in JSON ({error}); expected the file "
+                    "that the NLVR corpus has there"
+                )
+            else:
+                num_sound += 1
+                yield example
+                continue
+            first = first or fault
+            dropped.add("broken line of examples", fault.removeprefix(f"{file.parent}/"))
+    if first and not num_sound:
+        raise SourceError(first)
 
 
 def _check_example(example: object, where: str) -> dict[str, Any]:

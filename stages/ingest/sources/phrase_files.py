@@ -10,7 +10,6 @@ several rows means several boxes; one without any is a scene, not visible or not
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,23 +17,18 @@ from typing import Any
 
 from boxless.errors import BoxlessError
 from stages.ingest.sources.caption_files import id_of
-from stages.ingest.sources.source import SourceError
+from stages.ingest.sources.source import DroppedRecords, SourceError
 
 EXPECTED = 'JSON lines, {"image_id": ..., "phrases": [[[start, end, chain, type, rows], ...], ...]}'
-NUM_NAMED = 3
 _MAX_LINE_SHOWN = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhraseFile:
-    """{image id: a list a caption of phrases as a sample's truth has them}.
-
-    dropped: {reason: how many lines}; named: the first of each reason, for messages.
-    """
+    """{image id: a list a caption of phrases as a sample's truth has them}, and dropped lines."""
 
     of_image: dict[str, list[list[dict[str, Any]]]]
-    dropped: Counter[str] = field(default_factory=Counter)
-    named: dict[str, list[str]] = field(default_factory=dict)
+    dropped: DroppedRecords = field(default_factory=DroppedRecords)
 
 
 def read_phrases(path: str) -> PhraseFile:
@@ -50,7 +44,7 @@ def read_phrases(path: str) -> PhraseFile:
             if line.strip():
                 _read_line(line, number, found)
     if not found.of_image:
-        first = "; ".join(names[0] for names in found.named.values()) or "it is empty"
+        first = "; ".join(names[0] for names in found.dropped.examples.values()) or "it is empty"
         raise SourceError(f"ingest.phrases ({path}): no sound line ({first}); expected {EXPECTED}")
     return found
 
@@ -61,12 +55,12 @@ def _read_line(line: bytes, number: int, found: PhraseFile) -> None:
         image_id = id_of(entry["image_id"])
         phrases = [[_phrase(phrase) for phrase in caption] for caption in entry["phrases"]]
     except (ValueError, KeyError, TypeError, RecursionError):
-        _drop(found, "broken line of phrases", f"line {number}: {line[:_MAX_LINE_SHOWN]!r}")
+        found.dropped.add("broken line of phrases", f"line {number}: {line[:_MAX_LINE_SHOWN]!r}")
         return
     if image_id is None:
-        _drop(found, "broken line of phrases", f"line {number}: no image_id")
+        found.dropped.add("broken line of phrases", f"line {number}: no image_id")
     elif image_id in found.of_image:
-        _drop(found, "second line of phrases for a picture", f"line {number}: {image_id}")
+        found.dropped.add("second line of phrases for a picture", f"line {number}: {image_id}")
     else:
         found.of_image[image_id] = phrases
 
@@ -102,10 +96,3 @@ def check_phrases(
             else:
                 fitted[-1].append(phrase)
     return fitted, notes
-
-
-def _drop(found: PhraseFile, reason: str, example: str) -> None:
-    found.dropped[reason] += 1
-    names = found.named.setdefault(reason, [])
-    if len(names) < NUM_NAMED:
-        names.append(example)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,8 @@ from sharding.format.schema import Failure
 from sharding.writing.atomic import canonical_json
 
 MAX_PLAIN_KEY = 80
+NUM_EXAMPLES = 3
+MAX_EXAMPLE_CHARACTERS = 120
 _PLAIN_KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_PLAIN_KEY}}}")
 
 
@@ -51,6 +53,38 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
+class DroppedRecords(Mapping[str, int]):
+    """{reason: how many} of what a corpus has that belongs to no picture, such as a broken entry of
+    a file. `examples` names the first few of each reason."""
+
+    def __init__(self) -> None:
+        self.examples: dict[str, list[str]] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, reason: str, example: str = "", *, count: int = 1) -> None:
+        """Count `count` records dropped for `reason`; example: which one this is."""
+        self._counts[reason] = self._counts.get(reason, 0) + count
+        named = self.examples.setdefault(reason, [])
+        if example and len(named) < NUM_EXAMPLES:
+            named.append(shown(example[:MAX_EXAMPLE_CHARACTERS]))
+
+    def merge(self, other: DroppedRecords) -> None:
+        """Take over the counts and, as far as there is room, the examples of another."""
+        for reason, count in other.items():
+            self.add(reason, count=count)
+            named = self.examples[reason]
+            named += other.examples[reason][: NUM_EXAMPLES - len(named)]
+
+    def __getitem__(self, reason: str) -> int:
+        return self._counts[reason]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._counts)
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+
 class Source(Protocol):
     """A corpus that lists its pictures."""
 
@@ -63,8 +97,8 @@ class Source(Protocol):
         """Names of the attributes, () where the source has none."""
 
     @property
-    def dropped(self) -> Mapping[str, int]:
-        """{reason: how many} of what the corpus has that belongs to no picture."""
+    def dropped(self) -> DroppedRecords:
+        """What the corpus has that belongs to no picture, counted by reason."""
 
     @property
     def warnings(self) -> Sequence[str]:

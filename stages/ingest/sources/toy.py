@@ -14,13 +14,13 @@ import functools
 import hashlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from stages.ingest.sources.source import Failure, Picture
+from stages.ingest.sources.source import DroppedRecords, Failure, Picture
 
 SIDE_PX = 96
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "moon")
@@ -70,11 +70,11 @@ class ToySource:
 
     label_names = list(SHAPES)
     attribute_names = list(COLOURS)
-    dropped: Mapping[str, int] = {}
     warnings: Sequence[str] = ()
 
     def __init__(self, *, num_train: int, num_heldout: int, seed: int) -> None:
         self.num_train, self.num_heldout, self.seed = num_train, num_heldout, seed
+        self.dropped = DroppedRecords()
 
     def pictures(self) -> Sequence[Picture | Failure]:
         """All scenes, train first; drawing waits until a picture is read.

@@ -13,19 +13,19 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from stages.ingest.files import (
     describe_folder,
-    list_pictures,
     open_folder,
+    pictures_by_id,
     read_picture,
     size_bytes,
 )
 from stages.ingest.json_stream import iterate_json_list
-from stages.ingest.sources.caption_files import id_of
+from stages.ingest.sources.caption_files import id_of, whole_number
 from stages.ingest.sources.source import (
+    DroppedRecords,
     Failure,
     Picture,
     SourceError,
@@ -35,7 +35,7 @@ from stages.ingest.sources.source import (
     shown,
 )
 from stages.ingest.splits import SplitRule
-from stages.ingest.truth import finite_numbers
+from stages.ingest.truth import finite_numbers, stated_size
 
 FIELD = "ingest.annotations"
 EXPECTED = "Visual Genome's folder, with region_descriptions.json and image_data.json"
@@ -68,7 +68,7 @@ class VisualGenomeSource:
                     f"({describe_folder(self._folder)}); expected {EXPECTED}"
                 )
         self._split_rule = split_rule
-        self.dropped: Counter[str] = Counter()
+        self.dropped = DroppedRecords()
         self.warnings: list[str] = []
         objects = self._objects_by_image()
         self.label_names: Sequence[str] = _commonest(
@@ -95,15 +95,14 @@ class VisualGenomeSource:
         return inputs_fingerprint(self._inputs)
 
     def _list_inputs(self, objects: dict[str, list[dict[str, Any]]]) -> list[Picture | Failure]:
-        names = {PurePosixPath(name).stem: name for name in list_pictures(self._root)}
+        names, inputs = pictures_by_id(self._root)
         facts = {id_of(entry.get("image_id")): entry for entry in self._entries(IMAGES)}
         labels, attributes = set(self.label_names), set(self.attribute_names)
-        inputs: list[Picture | Failure] = []
         seen: set[str] = set()
         for entry in self._entries(REGIONS):
             image_id = id_of(entry.get("id", entry.get("image_id")))
             if image_id is None:
-                self.dropped["regions without the id of a picture"] += 1
+                self.dropped.add("regions without the id of a picture", str(entry)[:80])
             elif image_id in seen:
                 inputs.append(Failure(key=safe_key(image_id), reason="duplicate image id"))
             elif image_id not in facts:
@@ -120,9 +119,11 @@ class VisualGenomeSource:
             if image_id not in seen:
                 reason = f"no caption names this picture: {shown(name)}"
                 inputs.append(Failure(key=safe_key(image_id), reason=reason))
-        unknown = [own for image_id, own in objects.items() if image_id not in seen]
+        unknown = [image_id for image_id in objects if image_id not in seen]
         if unknown:
-            self.dropped["objects of pictures without regions"] += sum(map(len, unknown))
+            reason = "objects of pictures without regions"
+            for image_id in sorted(unknown):
+                self.dropped.add(reason, image_id, count=len(objects[image_id]))
         return sorted(inputs, key=lambda i: i.key)
 
     def _picture(
@@ -147,8 +148,10 @@ class VisualGenomeSource:
                 x, y, width, height = box
                 phrase = {"start": 0, "end": len(text), "boxes": [[x, y, x + width, y + height]]}
                 truth["phrases"][-1].append(phrase)
-        width_px, height_px = facts.get("width"), facts.get("height")
-        ids = {name: facts.get(name) for name in ("coco_id", "flickr_id")}
+        size_px, fault = stated_size(facts)
+        if fault:
+            notes.append(shown(fault))
+        ids = {name: whole_number(facts.get(name)) for name in ("coco_id", "flickr_id")}
         return Picture(
             key=safe_key(image_id),
             split=self._split_rule.of(None, group=image_id),
@@ -158,12 +161,10 @@ class VisualGenomeSource:
                 "image_id": int(image_id) if image_id.isdigit() else shown(image_id),
                 "source": "visual-genome",
                 "file_name": shown(name),
-                **{name: value for name, value in ids.items() if type(value) is int},
+                **{name: value for name, value in ids.items() if value is not None},
             },
             truth=truth,
-            size_px=(width_px, height_px)
-            if type(width_px) is int and type(height_px) is int
-            else None,
+            size_px=size_px,
             origin=name,
             size_bytes=size_bytes(self._root, name),
             notes=tuple(notes),
@@ -179,14 +180,14 @@ class VisualGenomeSource:
         for entry in self._entries(OBJECTS):
             image_id = id_of(entry.get("image_id", entry.get("id")))
             if image_id is None or not isinstance(entry.get("objects"), list):
-                self.dropped["objects without the id of a picture"] += 1
+                self.dropped.add("objects without the id of a picture", str(entry)[:80])
                 continue
             own = found.setdefault(image_id, [])
             for one in entry["objects"]:
                 names = one.get("names") if isinstance(one, dict) else None
                 box = finite_numbers([one.get(k) for k in "xywh"], count=4) if names else None
                 if box is None or not isinstance(names, list) or not _text(names[:1]):
-                    self.dropped["objects without a name or a box"] += 1
+                    self.dropped.add("objects without a name or a box", f"{image_id}: {one}")
                     continue
                 own.append(
                     {
@@ -206,6 +207,8 @@ class VisualGenomeSource:
             for one in several if isinstance(several, list) else []:
                 if isinstance(one, dict) and isinstance(one.get("object_id"), int):
                     found[one["object_id"]] = tuple(_text(one.get("attributes")))
+                else:
+                    self.dropped.add("attributes without the id of an object", str(one)[:80])
         return found
 
     def _entries(self, name: str) -> Iterator[dict[str, Any]]:
@@ -215,7 +218,7 @@ class VisualGenomeSource:
             if isinstance(entry, dict):
                 yield entry
             else:
-                self.dropped[f"entries of {name} that are no objects"] += 1
+                self.dropped.add(f"entries of {name} that are no objects", str(entry)[:80])
 
 
 def _truth(

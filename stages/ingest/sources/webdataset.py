@@ -21,6 +21,7 @@ from sharding.format.tar_scan import APART, FIRST_DOT
 from sharding.writing.atomic import canonical_json
 from stages.ingest.files import PICTURE_SUFFIXES, describe_folder, open_folder
 from stages.ingest.sources.source import (
+    DroppedRecords,
     Failure,
     Picture,
     SourceError,
@@ -60,7 +61,7 @@ class WebdatasetSource:
             )
         self._split = functools.partial(draw_split, seed=seed, heldout_fraction=heldout_fraction)
         self._prefix_keys = prefix_keys
-        self.dropped: Counter[str] = Counter()
+        self.dropped = DroppedRecords()
         self.warnings: list[str] = []
         self._inputs = [i for tar in tars for i in self._read_tar(tar)]
         self._warn_of_repeated_keys()
@@ -81,7 +82,7 @@ class WebdatasetSource:
             return
         members, links, damage = list_members(tar)
         if links:
-            self.dropped["links in tars"] += len(links)
+            self.dropped.add("links in tars", f"{tar.name}: {links[0]}", count=len(links))
             self.warnings.append(
                 f"{tar.name} has {len(links)} links (the first: {shown(links[0])}), which are left "
                 "out as webdataset does; tar --hard-dereference --dereference packs the files"
@@ -89,7 +90,12 @@ class WebdatasetSource:
         # As in webdataset, a name without a key, such as macOS' "._0.jpg", belongs to no sample.
         named = [member for member in members if split_name(member.name)[0]]
         if len(named) < len(members):
-            self.dropped["members of tars whose names have no key"] += len(members) - len(named)
+            keyless = [m.name for m in members if not split_name(m.name)[0]]
+            self.dropped.add(
+                "members of tars whose names have no key",
+                f"{tar.name}: {keyless[0]}",
+                count=len(keyless),
+            )
         groups = [
             (key, list(group))
             for key, group in itertools.groupby(named, key=lambda m: split_name(m.name)[0])

@@ -220,6 +220,12 @@ def test_instances_become_truth(tmp_path: Path) -> None:
         "attribute_names": [],
         "source": "coco",
         "dropped": {"boxes of a picture that the instances file does not list": 2},
+        "dropped_examples": {
+            "boxes of a picture that the instances file does not list": [
+                "annotations[10]: [1]",
+                "annotations[11]: 55",
+            ]
+        },
     }
     kinds = [reason.partition(":")[0] for _, reason in notes(tmp_path / "out", catalog)]
     assert sorted(kinds) == sorted(
@@ -227,6 +233,65 @@ def test_instances_become_truth(tmp_path: Path) -> None:
         + 2 * ["unknown category"]
         + 2 * ["box is not four numbers"]
     )
+
+
+def test_a_broken_entry_is_counted_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside sound ones; oracle: each break and what it costs, by hand. A broken entry of a picture
+    is a failed input, other ones of no picture are dropped by place; a size that is none, and ids
+    that mean two pictures, are notes."""
+    names = [f"{letter}.jpg" for letter in "abcde"]
+    write_pictures(tmp_path, {name: encoded(width=40, height=30) for name in names})
+    captions = captions_of({name: ["one", "two"] for name in names})
+    captions["images"] += [{"id": None, "file_name": "lost.jpg"}, "text", {"id": 7}]  # type: ignore[list-item]
+    captions["annotations"] += [{"caption": "of nobody"}, 7, {"image_id": 1}]  # type: ignore[list-item]
+    sizes = [(40, 30), ("wide", 30), (0, 30), (40.0, 30.0), (40, 30)]
+    instances = {
+        "images": [
+            {"id": i, "file_name": name, "width": width, "height": height}
+            for i, (name, (width, height)) in enumerate(zip(names, sizes), start=1)
+        ],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}, "x"],
+        "annotations": [
+            {"image_id": i, "category_id": 1, "bbox": [1, 2, 10, 20]} for i in range(1, 6)
+        ]
+        + [None, {"image_id": 1, "category_id": 1}],
+    }
+    instances["images"][4]["file_name"] = "other.jpg"
+    instances["images"] += [{"id": []}, {"id": 1, "width": 9, "height": 9}]
+    catalog = run(
+        tmp_path,
+        write_json(tmp_path / "c.json", captions),
+        instances=write_json(tmp_path / "i.json", instances),
+    )
+    failed = reasons(tmp_path / "out", catalog)
+    assert sorted(failed) == ["images-6", "images-7", "lost"]
+    assert failed["images-6"][0].startswith("broken entry: images[6] is text; expected an object")
+    assert catalog.metadata["label_names"] == ["cat"]
+    assert catalog.metadata["dropped"] == {
+        "broken entry of captions": 2,
+        "broken entry of boxes": 1,
+        "broken entry of a picture with boxes": 1,
+        "second entry of a picture with boxes": 1,
+        "second category of one id": 1,
+        "broken category": 1,
+    }
+    for reason, named in catalog.metadata["dropped_examples"].items():
+        assert "[" in named[0], reason
+    kinds = sorted((key, r.partition(":")[0]) for key, r in notes(tmp_path / "out", catalog))
+    assert kinds == [
+        ("a", "blank caption"),
+        ("a", "box is not four numbers"),
+        ("b", "size unknown"),
+        ("c", "size unknown"),
+        ("e", "boxes of another picture"),
+    ]
+    found = samples(tmp_path / "out", catalog)
+    assert all(found[key].info["truth"]["boxes"] == [[1, 2, 11, 22]] for key in "abcd")
+    assert "truth" not in found["e"].info
+    screen = capsys.readouterr().out
+    assert "annotations[10]" in screen and "dropped, of no picture" in screen
 
 
 SOUND = captions_of({"a.jpg": ["a"]})

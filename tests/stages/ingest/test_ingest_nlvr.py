@@ -128,20 +128,29 @@ def test_a_presentation_is_held_out_as_a_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reported"),
     [
-        ("{", "is not an example in JSON a line"),
-        ("[]", "line 2: got a JSON list"),
-        ('{"sentence": "a", "Left": "b"}', "line 2: label, identifier, .*NLVR2 is another corpus"),
-        (json.dumps(example("1-0", label="maybe")), "line 2: label is 'maybe'"),
-        (json.dumps(example("1-0", structured_rep=[[], []])), "line 2: structured_rep is"),
+        ("{", "line 1 is not an example in JSON"),
+        ("[]", "line 1: got a JSON list"),
+        ('{"sentence": "a", "Left": "b"}', "line 1: label, identifier, .*NLVR2 is another corpus"),
+        (json.dumps(example("1-0", label="maybe")), "line 1: label is 'maybe'"),
+        (json.dumps(example("1-0", structured_rep=[[], []])), "line 1: structured_rep is"),
     ],
 )
-def test_a_wrong_line_stops_at_once(tmp_path: Path, line: str, reported: str) -> None:
-    write_corpus(tmp_path / "c", "dev", [example("0-0")])
-    with open(tmp_path / "c/dev/dev.json", "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+def test_a_wrong_line_is_counted_and_a_wrong_file_stops(
+    tmp_path: Path, line: str, reported: str
+) -> None:
+    """A file of wrong lines alone stops at once; beside a sound line a wrong one is named."""
+    write_corpus(tmp_path / "c", "dev", [])
+    file = tmp_path / "c/dev/dev.json"
+    file.write_text(line + "\n")
     with pytest.raises(SourceError, match=reported):
         run(tmp_path / "c", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    write_corpus(tmp_path / "d", "dev", [example("0-0")])
+    with open(tmp_path / "d/dev/dev.json", "a", encoding="utf-8") as lines:
+        lines.write(line + "\n")
+    source = NlvrSource(root=str(tmp_path / "d"), num_orders=1, seed=0, heldout_fraction=0.0)
+    assert len(source.pictures()) == 1 and dict(source.dropped) == {"broken line of examples": 1}
+    assert "dev.json, line 2" in source.dropped.examples["broken line of examples"][0]
 
 
 def test_wrong_paths_stop_at_once(tmp_path: Path) -> None:

@@ -85,6 +85,42 @@ def test_entities_come_with_phrases_and_scaled_boxes(tmp_path: Path) -> None:
     }
 
 
+def test_broken_entities_are_counted_and_named(tmp_path: Path) -> None:
+    """Oracle: a break a picture, by hand. An id of two lists is not trained on; what only one of
+    the two files has is noted; pictures without lists of splits are refused unless allowed."""
+    for name in ("Annotations", "Sentences", "p", "p/again"):
+        (tmp_path / name).mkdir()
+    for number in "12345":
+        (tmp_path / "p" / f"{number}.jpg").write_bytes(encoded(width=80, height=60))
+        (tmp_path / "Annotations" / f"{number}.xml").write_text(XML.format(80))
+        (tmp_path / "Sentences" / f"{number}.txt").write_text("[/EN#7/people Two men] and 8 .")
+    (tmp_path / "p/again/1.png").write_bytes(encoded("PNG"))
+    (tmp_path / "Annotations" / "2.xml").unlink()
+    (tmp_path / "Sentences" / "3.txt").write_text("[/EN#77/people Two men] [/EN#0/notvisual it] .")
+    (tmp_path / "Sentences" / "4.txt").write_bytes(b"[/EN#7/people Two m\xffn] .")
+    (tmp_path / "Annotations" / "9.xml").write_text(XML.format(80))
+    (tmp_path / "Sentences" / "5.txt").unlink()
+    with pytest.raises(SourceError, match="4 pictures of Flickr30k .*expected train.txt"):
+        run(tmp_path, "flickr30k-entities")
+    (tmp_path / "train.txt").write_text("1\n2\n3\n4\n")
+    (tmp_path / "test.txt").write_text("4.jpg\n")
+    catalog = run(tmp_path, "flickr30k-entities")
+    assert {s.split: s.num_ok for s in catalog.shards} == {"test": 1, "train": 3}
+    assert catalog.metadata["dropped_examples"] == {
+        "second split of a picture": ["4: train after test"]
+    }
+    assert reasons(tmp_path / "out", catalog) == {
+        "1": ["second picture of an id: again/1.png after 1.jpg"],
+        "5": ["no sentences of this picture: 5.jpg"],
+        "9": ["no sentences: there is only Annotations/9.xml"],
+    }
+    noted = [(key, reason) for key, reason in notes(tmp_path / "out", catalog)]
+    assert ("2", "no annotations: Annotations/2.xml is not there") in noted
+    assert ("3", "phrase that the annotations do not have: chain 77") in noted
+    assert ("3", "box of no phrase: chain 7") in noted
+    assert ("4", "sentences are not UTF-8: 1 characters replaced") in noted
+
+
 def test_hostile_annotations_are_refused() -> None:
     """No entity is expanded, no size beyond reason taken."""
     for text in ("<!DOCTYPE a [<!ENTITY b 'c'>]><a/>", "<a><size/></a>", "no xml"):
@@ -102,6 +138,7 @@ def test_original_entities_say_what_the_derived_phrases_say() -> None:
         source="flickr30k-entities",
         root=str(PHOTOS / "images" / "dev"),
         annotations=str(PHOTOS / "entities"),
+        allow_evaluation_pictures=True,
     )
     found = {i.key: i for i in open_source(config, seed=0).pictures() if isinstance(i, Picture)}
     lines = (PHOTOS / "phrases_dev.jsonl").read_text().splitlines()
@@ -195,6 +232,27 @@ def test_visual_genome_regions_are_captions_with_boxes(tmp_path: Path) -> None:
         "entries of region_descriptions.json that are no objects": 1,
         "objects without a name or a box": 1,
     }
+
+
+def test_broken_entries_of_visual_genome_are_named(tmp_path: Path) -> None:
+    """Oracle: by hand. A size that is none is noted, an id of COCO written as text counts as one."""
+    visual_genome(tmp_path)
+    images = json.loads((tmp_path / "image_data.json").read_text())
+    images[0]["width"] = "wide"
+    images[1]["coco_id"] = "42"
+    write_json(tmp_path / "image_data.json", images)
+    attributes = [{"image_id": 1, "attributes": [{"attributes": ["red"]}, 5]}]
+    write_json(tmp_path / "attributes.json", attributes)
+    with pytest.raises(SourceError, match="has 1 pictures of COCO"):
+        run(tmp_path, "visual-genome")
+    (tmp_path / "coco.txt").write_text("42\n")
+    catalog = run(tmp_path, "visual-genome", exclude=[str(tmp_path / "coco.txt")])
+    assert reasons(tmp_path / "out", catalog)["2"] == ["evaluation picture: 2.jpg is in coco.txt"]
+    assert any(reason.startswith("size unknown") for _, reason in notes(tmp_path / "out", catalog))
+    assert catalog.metadata["dropped"]["attributes without the id of an object"] == 2
+    assert catalog.metadata["dropped_examples"]["objects without a name or a box"][0].startswith(
+        "1: {'object_id': 12"
+    )
 
 
 def test_a_list_that_is_cut_short_says_so(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from ingest_corpora import captions_of, encoded, notes, reasons, samples, write_
 
 from sharding.format.catalog import Catalog
 from stages.ingest.config import IngestConfig
+from stages.ingest.evaluation_pictures import identities
 from stages.ingest.run import ingest
 from stages.ingest.sources.source import SourceError
 
@@ -140,6 +141,49 @@ def test_karpathy_json_says_the_splits(tmp_path: Path) -> None:
     assert samples(tmp_path / "out", catalog)["1002"].info["truth"]["labels"] == ["cat"]
 
 
+def test_broken_entries_of_karpathys_json_are_counted(tmp_path: Path) -> None:
+    """Beside sound ones, each named by its file or its place. A picture in two splits is not
+    trained on; oracle: which break stands where."""
+    path = tmp_path / "k.json"
+    content = json.loads(Path(karpathy(tmp_path)).read_text())
+    sound = content["images"][0]
+    content["images"].insert(0, "text")
+    content["images"] += [
+        {**sound, "filename": "no_split.jpg", "split": None},
+        {**sound, "filename": None},
+        {**sound, "filename": "no_list.jpg", "sentences": "text"},
+        {**sound, "filename": "odd.jpg", "split": "strange"},
+        {**content["images"][3], "split": "train"},
+        dict(sound),
+    ]
+    write_json(path, content)
+    catalog = run(tmp_path, captions=str(path))
+    assert splits(catalog, tmp_path)["heldout"] == {"1002"}
+    failed = [
+        (key, reason)
+        for key, several in reasons(tmp_path / "out", catalog).items()
+        for reason in several
+    ]
+    # The key of a missing picture is made of its folder too.
+    for key, start in (
+        ("images-0", "broken entry: images[0] is broken: got text"),
+        ("no_split", "broken entry: images[7] is"),
+        ("images-8", "broken entry: images[8] is"),
+        ("no_list", "broken entry: images[9] is"),
+        ("gone_odd", "of no split: strange, which ingest.splits does not have"),
+        ("1002", "duplicate key: 1002.jpg after 1002.jpg"),
+        ("gone_1000", "duplicate image id: 1000 is already gone/1000.jpg"),
+    ):
+        assert any(k.startswith(key) and r.startswith(start) for k, r in failed), key
+    assert len(failed) == 7 + 2, "and one missing picture, one without a sentence"
+
+
+def test_a_key_of_a_tar_is_found_in_the_lists() -> None:
+    """A tar's pictures have no file name but a key."""
+    assert list(identities({"tar": "0.tar", "image_id": "000000000042"})) == [("coco", 42)]
+    assert list(identities({"image_id": "000000000042"})) == []
+
+
 def test_pictures_that_others_evaluate_on_are_not_trained_on(tmp_path: Path) -> None:
     """Refused where the recipe trains on a corpus's val; left out by lists, by COCO's id whatever
     the file is called; taken where the recipe says so."""
@@ -159,6 +203,13 @@ def test_pictures_that_others_evaluate_on_are_not_trained_on(tmp_path: Path) -> 
         ["evaluation picture: 000000000002.jpg is in val of k.json"],
         ["evaluation picture: 000000000003.jpg is in test of k.json"],
     ]
+    with pytest.raises(SourceError, match="expected ingest.exclude with dataset_coco.json"):
+        run(tmp_path, captions=captions)
+    (tmp_path / "ids.txt").write_text("3\n000000000001.jpg\n")
+    found = run(
+        tmp_path, captions=captions, heldout_fraction=0.0, exclude=[str(tmp_path / "ids.txt")]
+    )
+    assert set(samples(tmp_path / "out", found)) == {"000000000000", "000000000002"}
     old = captions_of({f"COCO_val2014_{i:012d}.jpg": ["x"] for i in range(4)})
     captions = write_json(tmp_path / "c.json", old)
     with pytest.raises(SourceError, match="expected ingest.exclude with dataset_coco.json"):

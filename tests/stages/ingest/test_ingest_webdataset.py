@@ -99,8 +99,8 @@ def test_every_faulty_key_has_its_reason(tmp_path: Path) -> None:
     ]
     assert reported["gif"][0].startswith("not JPEG, PNG or WebP: a.tar has gif, txt")
     assert reported["broken"][0].startswith("broken picture")
-    assert reported["badjson"][0].startswith("no captions; unreadable text: badjson.json: ")
-    assert reported["latin"][0].startswith("no captions; unreadable text: latin.txt: 'utf-8' codec")
+    assert reported["badjson"][0].startswith("no captions: unreadable text: badjson.json: ")
+    assert reported["latin"][0].startswith("no captions: unreadable text: latin.txt: 'utf-8' codec")
     assert sum(map(len, reported.values())) == 9
     assert sorted(samples(tmp_path / "out", catalog)) == ["both", "good", "listjson"]
     assert sorted(notes(tmp_path / "out", catalog)) == [
