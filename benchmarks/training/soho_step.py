@@ -199,6 +199,7 @@ def make_batch(size: Size, model: PretrainModel) -> Batch:
         texts=tokens,
         is_true=torch.ones(num_pairs, dtype=torch.bool),
         ordinary=tokens > MASK,
+        words=torch.where(tokens > MASK, torch.arange(tokens.shape[1]), -1),
         matched=torch.arange(num_pairs) % 2 == 0,
         masked_cells=torch.zeros(num_pairs, num_cells, dtype=torch.bool),
         regions=none[..., None],

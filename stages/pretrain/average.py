@@ -30,7 +30,7 @@ class AveragedWeights(nn.Module):
             if parameter.requires_grad
         }
         for name, parameter in self._learning.items():
-            self.register_buffer(_buffer_name(name), parameter.detach().float().clone())
+            self.register_buffer(buffer_name(name), parameter.detach().float().clone())
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
@@ -39,20 +39,20 @@ class AveragedWeights(nn.Module):
         num_updates = self.get_buffer("num_updates")
         k = int(num_updates)
         decay = min(self._decay, (1 + k) / (10 + k))
-        averages = [self.get_buffer(_buffer_name(name)) for name in self._learning]
+        averages = [self.get_buffer(buffer_name(name)) for name in self._learning]
         weights = [parameter.detach() for parameter in self._learning.values()]
         torch._foreach_lerp_(averages, weights, 1 - decay)
         num_updates += 1
 
     def state(self) -> dict[str, torch.Tensor]:
         """The average by the network's own names, on the CPU."""
-        return {name: self.get_buffer(_buffer_name(name)).cpu() for name in self._learning}
+        return {name: self.get_buffer(buffer_name(name)).cpu() for name in self._learning}
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The network has the average for its weights until the end of the block."""
         kept = {name: parameter.detach().clone() for name, parameter in self._learning.items()}
-        self._write({name: self.get_buffer(_buffer_name(name)) for name in self._learning})
+        self._write({name: self.get_buffer(buffer_name(name)) for name in self._learning})
         try:
             yield
         finally:
@@ -64,6 +64,6 @@ class AveragedWeights(nn.Module):
             parameter.copy_(tensors[name])
 
 
-def _buffer_name(name: str) -> str:
+def buffer_name(name: str) -> str:
     """Buffers' names have no dots."""
     return name.replace(".", "/")

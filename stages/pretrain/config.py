@@ -9,6 +9,9 @@ from boxless.errors import BoxlessError
 from stages.pretrain.data_config import DataConfig
 from stages.training.config import TrainingConfig, check_choice, check_share, check_weight
 
+WHOLE_WEIGHTS = ("fp32", "autocast-bf16")
+"""Precisions in which the weights themselves are float32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MlmConfig:
@@ -18,6 +21,8 @@ class MlmConfig:
     """Factor of the loss in the sum; 0 leaves the objective out."""
     probability: float = 0.15
     """Share of ordinary word pieces that are hidden."""
+    whole_words: bool = False
+    """Hide all pieces of a word or none (ours; the released BERTs of "whole word masking")."""
     matched_only: bool = True
     """Learn only from texts that belong to their picture (ours; SOHO's code takes all texts)."""
     mean_epsilon: float = 0.0
@@ -63,13 +68,33 @@ class ItcConfig:
     `student.neck.kind` plain."""
     cca_ridge: float = 0.3
     """What the analysis adds to the variance of each direction, in mean variances."""
+    queue_size: int = 0
+    """Vectors of texts, and as many of pictures, of earlier steps that are compared with too (ALBEF:
+    65536); a momentum copy of the student makes them. 0 for no queue."""
+    momentum: float = 0.995
+    """What the copy keeps of itself each step (ALBEF's)."""
+    soft_targets: float = 0.0
+    """Share of the targets that is the copy's own softmax (ALBEF: 0.4, rising from 0 over the first
+    epoch); 0 for none."""
+    soft_targets_steps: int = 0
+    """Steps in which `soft_targets` rises from 0."""
 
     def __post_init__(self) -> None:
         check_choice("itc.start", self.start, ("random", "cca"))
         if self.cca_ridge <= 0:
             raise BoxlessError(f"itc.cca_ridge: got {self.cca_ridge}, expected above 0")
         check_share("itc.label_smoothing", self.label_smoothing)
+        for name in ("momentum", "soft_targets"):
+            check_share(f"itc.{name}", getattr(self, name))
+        for name in ("queue_size", "soft_targets_steps"):
+            if getattr(self, name) < 0:
+                raise BoxlessError(f"itc.{name}: got {getattr(self, name)}, expected 0 or more")
         check_weight("itc.weight", self.weight)
+
+    @property
+    def has_momentum(self) -> bool:
+        """Whether a momentum copy of the student is kept."""
+        return bool(self.weight and (self.queue_size or self.soft_targets))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,7 +347,8 @@ class PretrainConfig(TrainingConfig):
     without that head) is kept in the folder `best` beside the checkpoints."""
     average_samples: int | None = None
     """Horizon, in pictures, of an exponential moving average of the weights, which is then what is
-    validated and saved (ours); null for the last weights. With precision fp32 and ZeRO 0, 1, 2."""
+    validated and saved (ours); null for the last weights. With precision fp32 or autocast-bf16, and
+    ZeRO 0, 1, 2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -360,12 +386,21 @@ class PretrainConfig(TrainingConfig):
                 raise BoxlessError(
                     f"average_samples: got {self.average_samples}, expected at least 1, or null"
                 )
-            if self.precision != "fp32" or self.zero_stage == 3:
-                raise BoxlessError(
-                    f"average_samples: got {self.average_samples} with precision {self.precision} "
-                    f"and zero_stage {self.zero_stage}, expected fp32 and 0, 1 or 2, where every "
-                    "rank has whole float32 weights; null for no average"
-                )
+            self._check_whole_weights(f"average_samples: got {self.average_samples}")
+        if self.itc.has_momentum:
+            self._check_whole_weights(
+                f"itc.queue_size: got {self.itc.queue_size}, itc.soft_targets "
+                f"{self.itc.soft_targets},"
+            )
         objectives = (self.mlm, self.itm, self.itc, self.omvm, self.pra, self.mvm)
         if not any(objective.weight for objective in objectives):
             raise BoxlessError("every objective's weight is 0, expected at least one above 0")
+
+    def _check_whole_weights(self, field: str) -> None:
+        """Raises ValueError where no rank has whole float32 weights, for a field that wants them."""
+        if self.precision not in WHOLE_WEIGHTS or self.zero_stage == 3:
+            raise BoxlessError(
+                f"{field} with precision {self.precision} and zero_stage {self.zero_stage}, "
+                f"expected {' or '.join(WHOLE_WEIGHTS)} and 0, 1 or 2, where every rank has whole "
+                "float32 weights; null or 0 for none"
+            )

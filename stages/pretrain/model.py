@@ -13,6 +13,7 @@ from stages.pretrain.caches.map_cache import MapCache
 from stages.pretrain.caches.text_cache import TextCache
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batch import Batch
+from stages.pretrain.momentum_contrast import MomentumContrast
 from stages.pretrain.objectives.itc import Itc
 from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm
@@ -29,7 +30,7 @@ class PretrainModel(nn.Module):
 
     `end_step` is to be called, on every rank, after each optimizer step. `average`: of the
     student's weights, where one is kept; `cache`, `text_cache`: of what a frozen CNN and frozen
-    text layers give.
+    text layers give; `momentum`: what itc compares with in training.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class PretrainModel(nn.Module):
         average: AveragedWeights | None = None,
         cache: MapCache | None = None,
         text_cache: TextCache | None = None,
+        momentum: MomentumContrast | None = None,
     ) -> None:
         super().__init__()
-        self.student, self.average = student, average
+        self.student, self.average, self.momentum = student, average, momentum
         self.cache, self.text_cache = cache, text_cache
         self.objectives = objectives
         aligns_before = student.config.pra_level == "encoders"
@@ -61,17 +63,27 @@ class PretrainModel(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, ObjectiveOutput]]:
         """See every picture once, fuse every pair once, score every objective. A visual dictionary
         learns from a batch that is valid."""
+        maps = self.cache.maps(self.student, batch) if self.cache else None
         cells = self.student.encode_image(
             batch.pixels,
             batch.sizes_px,
             num_texts=self._num_texts(batch, is_valid),
-            maps=self.cache.maps(self.student, batch) if self.cache else None,
+            maps=maps,
         )
         encoded = self._encoded_texts(batch)
         if encoded is not None and self._contrasts:
-            batch.contrast = self.student.compare(
-                self.student.embed_texts(batch.texts, encoded), self.student.embed_pictures(cells)
-            )
+            texts = self.student.embed_texts(batch.texts, encoded)
+            pictures = self.student.embed_pictures(cells)
+            batch.vectors = (texts, pictures)
+            batch.contrast = self.student.compare(texts, pictures)
+            if self.momentum and self.training:
+                batch.comparisons = self.momentum.compare(
+                    self.student,
+                    batch,
+                    maps=maps,
+                    encoded=encoded if self.text_cache else None,
+                    is_valid=is_valid,
+                )
         for _, objective in self.objectives.values():
             objective.mask_cells(cells, batch)
         fused = self._fused(cells, batch)
@@ -119,12 +131,14 @@ class PretrainModel(nn.Module):
         return read
 
     def end_step(self) -> None:
-        """Let the visual dictionary learn from the step, and the average of weights. A collective
-        where there is a dictionary."""
+        """Let the visual dictionary learn from the step, the average of weights and the momentum
+        copy. A collective where there is a dictionary or a queue."""
         if self.student.dictionary:
             self.student.dictionary.learn()
         if self.average:
             self.average.update()
+        if self.momentum:
+            self.momentum.end_step()
 
     def _num_texts(self, batch: Batch, is_valid: bool) -> torch.Tensor | None:
         """How many texts look at each picture [N]; zeros where the batch is not valid."""

@@ -39,6 +39,7 @@ from stages.pretrain.data.batches import (
 from stages.pretrain.data.caption_groups import count_captions, num_visits
 from stages.pretrain.data.collate import Collate
 from stages.pretrain.model import PretrainModel, make_objectives
+from stages.pretrain.momentum_contrast import MomentumContrast
 from stages.pretrain.optimizer import freeze, make_optimizer
 from stages.pretrain.validation import HeldOut, heldout_batches
 from stages.progress import Progress
@@ -116,7 +117,9 @@ def pretrain(
                 cache.store()
         freeze(net, config)
         average = _average(net, config)
-        model = PretrainModel(net, make_objectives(config), average, cache, texts)
+        momentum = MomentumContrast(net, config.itc) if config.itc.has_momentum else None
+        model = PretrainModel(net, make_objectives(config), average, cache, texts, momentum)
+        net.config.objectives = list(model.objectives)
         collate = replace(collate, objectives=[one for _, one in model.objectives.values()])
         engine = make_engine(model, make_optimizer(net, config), config, world_size)
 

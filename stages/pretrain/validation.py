@@ -56,7 +56,7 @@ def heldout_batches(
 
 class HeldOut:
     """`run(step)` for `stages.training.loop.Validation`: the model's losses and accuracies on some
-    batches, and R@1 among all of their pictures and texts where the student has a contrastive head.
+    batches, and R@1 among all of their pictures and texts where an objective compares their vectors.
     With an average of weights it is that which is measured.
 
     Every rank goes through all batches, as ZeRO 3 wants, and has the same values.
@@ -81,29 +81,18 @@ class HeldOut:
                 moved = _copied(batch.to(self._device))
                 loss, outputs = self._model(moved, is_valid=False)
                 metrics.add(loss, outputs, is_valid=True)
-                if self._model.student.contrastive_head is not None:
+                if moved.vectors is not None:
                     picture_of.append(
                         batch.picture[batch.is_true] + sum(len(one) for one in pictures)
                     )
-                    texts.append(self._texts(moved)[moved.is_true])
-                    pictures.append(self._pictures(moved))
+                    texts.append(moved.vectors[0][moved.is_true].float())
+                    pictures.append(moved.vectors[1].float())
         values = metrics.take()
         if texts:
             scores = torch.cat(pictures) @ torch.cat(texts).T
             values |= recall_at_1(scores.cpu(), torch.cat(picture_of).cpu())
             values["r1"] = sum(values[name] for name in RETRIEVAL) / len(RETRIEVAL)
         return values
-
-    def _texts(self, batch: Batch) -> torch.Tensor:
-        student, cache = self._model.student, self._model.text_cache
-        encoded = cache.encode(student, batch.texts) if cache else None
-        return student.embed_texts(batch.texts, encoded).float()
-
-    def _pictures(self, batch: Batch) -> torch.Tensor:
-        student, cache = self._model.student, self._model.cache
-        maps = cache.maps(student, batch) if cache else None
-        cells = student.encode_image(batch.pixels, batch.sizes_px, maps=maps)
-        return student.embed_pictures(cells).float()
 
 
 def recall_at_1(scores: torch.Tensor, picture_of: torch.Tensor) -> dict[str, float]:

@@ -59,7 +59,8 @@ class StudentNetConfig(InstalledClass, PreTrainedConfig):
 
     `label_names` are the teacher's, in the order of the object head's logits. `neck`, the heads'
     kinds, `mask_cell`, `phrase_pooling`, `frozen_stages`, `batch_norm` and `itc_*` are as in
-    StudentConfig.
+    StudentConfig. `objectives`: what pretraining taught it, so which heads mean something; None
+    where that is not known.
     """
 
     model_type = "boxless-student"
@@ -89,6 +90,7 @@ class StudentNetConfig(InstalledClass, PreTrainedConfig):
         itc_dropout: float = 0.0,
         pra_size: int = 0,
         itc_temperature: float = 0.07,
+        objectives: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         self.resnet = resnet or {}
@@ -107,6 +109,7 @@ class StudentNetConfig(InstalledClass, PreTrainedConfig):
         self.itc_size, self.itc_temperature = itc_size, itc_temperature
         self.itc_pooling, self.itc_text_layers = itc_pooling, list(itc_text_layers)
         self.itc_dropout, self.pra_size = itc_dropout, pra_size
+        self.objectives = None if objectives is None else list(objectives)
         # BERT's 0.02 suits its width of 768. A narrower network needs wider weights for the same
         # activations, or its attention starts out flat and learns late.
         width = self.bert.get("hidden_size", BERT_BASE_WIDTH)

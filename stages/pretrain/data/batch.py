@@ -12,6 +12,20 @@ from typing import Any
 import torch
 
 
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """M texts compared with K pictures, or pictures with texts.
+
+    logits float [M, K]; own bool [M, K]: what belongs together. soft [M, K]: what a momentum copy
+    holds for likely, each row of sum 1, and its share of the target; None for none.
+    """
+
+    logits: torch.Tensor
+    own: torch.Tensor
+    soft: torch.Tensor | None = None
+    soft_share: float = 0.0
+
+
 @dataclass(kw_only=True)
 class Batch:
     """A micro-batch: pictures, each once or once a visit, with several captions each.
@@ -42,6 +56,8 @@ class Batch:
     """bool [B]: the source holds that caption for true of the picture."""
     ordinary: torch.Tensor
     """bool [B, T]: pieces that are neither special nor padding."""
+    words: torch.Tensor
+    """int [B, T]: which word of its text each piece of `tokens` is of; -1 where it is not ordinary."""
     matched: torch.Tensor
     """bool [B]: the text is true of the picture."""
     masked_cells: torch.Tensor
@@ -73,6 +89,11 @@ class Batch:
     contrast: torch.Tensor | None = None
     """float [B, N]: the contrastive head's logits of each pair's own caption with each picture;
     None until the student has made them, and where no objective asks for them."""
+    vectors: tuple[torch.Tensor, torch.Tensor] | None = None
+    """float [B, E] and [N, E]: the contrastive head's of the pairs' own captions and of the pictures;
+    as `contrast`."""
+    comparisons: tuple[Comparison, Comparison] | None = None
+    """Of texts and of pictures with vectors of a momentum copy; None where there is none."""
 
     @property
     def is_object(self) -> torch.Tensor:

@@ -24,6 +24,7 @@ from stages.pretrain.data.augmentation import draw_view, view_picture, view_samp
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.data.caption_groups import caption_group
 from stages.pretrain.objectives.objective import Objective
+from stages.student.text.word_numbers import number_words
 from stages.student.vision.grid import region_weights
 from stages.student.vision.image_transforms import load_picture, stack_bytes
 from stages.student.vision.padding import canvas_px
@@ -197,6 +198,7 @@ class Collate:
             texts=tokens,
             is_true=is_true,
             ordinary=encoded["special_tokens_mask"] == 0,
+            words=number_words(encoded["offset_mapping"], encoded["special_tokens_mask"]),
             matched=is_true,
             masked_cells=masked_cells,
             phrases=phrases,

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.config import ItcConfig
-from stages.pretrain.data.batch import Batch
+from stages.pretrain.data.batch import Batch, Comparison
 from stages.pretrain.objectives.objective import (
     Objective,
     ObjectiveOutput,
@@ -30,8 +30,12 @@ class Itc(Objective):
 
     Texts are read as they are, before ITM deals out other ones and MLM masks them. Those that the
     source calls false of their picture are left out. Only what a micro-batch holds is compared, so
-    the loss is the same on any number of ranks; it wants large micro-batches. (ALBEF adds a queue
-    of vectors that a momentum copy made.)
+    the loss is the same on any number of ranks; it wants large micro-batches.
+
+    As ALBEF in training, with `queue_size` or `soft_targets` above 0 (stages.pretrain.
+    momentum_contrast): b is compared with the vectors that a momentum copy makes of the
+    micro-batch's pictures and made of those in the queue, and the target is a (softmax of the copy's
+    own logits) + (1 - a) (the target above), a = `soft_targets`.
     """
 
     name = "itc"
@@ -54,26 +58,36 @@ class Itc(Objective):
         self, student: Student, cells: Cells, hidden: Hidden, batch: Batch
     ) -> ObjectiveOutput:
         """The loss; how often a text finds its picture, and a picture one of its texts."""
-        assert batch.contrast is not None
-        logits = batch.contrast.float()[batch.is_true]
-        own = batch.first_row[batch.picture[batch.is_true], None] == batch.first_row
-        of_texts = self._cross_entropies(logits, own)
-        has_text = own.any(dim=0)
-        of_pictures = self._cross_entropies(logits.T[has_text], own.T[has_text])
+        texts, pictures = batch.comparisons or compare_within(batch)
+        of_texts, of_pictures = self._cross_entropies(texts), self._cross_entropies(pictures)
         return ObjectiveOutput(
             loss=(mean_loss(of_texts) + mean_loss(of_pictures)) / 2,
             metrics={
-                "text_accuracy": share(_finds(logits, own)),
-                "picture_accuracy": share(_finds(logits.T[has_text], own.T[has_text])),
+                "text_accuracy": share(_finds(texts.logits, texts.own)),
+                "picture_accuracy": share(_finds(pictures.logits, pictures.own)),
             },
         )
 
-    def _cross_entropies(self, logits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """A row's cross-entropy to its right columns: logits and bool [M, K] -> [M]."""
-        target = right / right.sum(dim=1, keepdim=True)
+    def _cross_entropies(self, compared: Comparison) -> torch.Tensor:
+        """A row's cross-entropy to its target: [M]."""
+        target = compared.own / compared.own.sum(dim=1, keepdim=True)
+        if compared.soft is not None:
+            target = torch.lerp(target, compared.soft, compared.soft_share)
         smoothing = self.config.label_smoothing
-        target = (1 - smoothing) * target + smoothing / max(1, right.shape[1])
-        return -(target * logits.log_softmax(dim=1)).sum(dim=1)
+        target = (1 - smoothing) * target + smoothing / max(1, target.shape[1])
+        return -(target * compared.logits.float().log_softmax(dim=1)).sum(dim=1)
+
+
+def compare_within(batch: Batch) -> tuple[Comparison, Comparison]:
+    """The micro-batch's true texts with its pictures, and the pictures that have one with these."""
+    assert batch.contrast is not None
+    logits = batch.contrast.float()[batch.is_true]
+    own = batch.first_row[batch.picture[batch.is_true], None] == batch.first_row
+    has_text = own.any(dim=0)
+    return (
+        Comparison(logits=logits, own=own),
+        Comparison(logits=logits.T[has_text], own=own.T[has_text]),
+    )
 
 
 def _finds(logits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

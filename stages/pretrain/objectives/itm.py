@@ -55,7 +55,7 @@ class Itm(Objective):
         batch.matched = batch.matched & torch.from_numpy(source == np.arange(len(picture)))
         if self.contrasts:
             return
-        for name in ("tokens", "ordinary", "phrases"):
+        for name in ("tokens", "ordinary", "words", "phrases"):
             setattr(batch, name, getattr(batch, name)[source])
 
     def mask_cells(self, cells: Cells, batch: Batch) -> None:

@@ -27,7 +27,9 @@ class Mlm(Objective):
     loss = mean over hidden pieces of -log softmax(E g(h) + b)[piece], with h [D] the fusion's
     output at the piece, g BERT's transform and E [V, D] the word embeddings (SOHO: E h, without
     transform and bias, by `student.mlm_head`). Of the chosen pieces
-    80 % become [MASK], 10 % a random ordinary piece, 10 % stay. Logits are made for chosen pieces
+    80 % become [MASK], 10 % a random ordinary piece, 10 % stay. With `whole_words` (ours; of BERT's
+    later models) a word's first piece decides for all of them; what becomes of each is drawn apart,
+    as in BERT's code. Logits are made for chosen pieces
     only (SOHO's released code makes them for every token).
     """
 
@@ -45,6 +47,8 @@ class Mlm(Objective):
         words = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
         other = torch.from_numpy(random.choice(words, batch.tokens.shape))
         chosen = batch.ordinary & (draw < self.config.probability)
+        if self.config.whole_words:
+            chosen = spread_over_words(chosen, batch.words)
         # Mismatched texts are masked too, even if nothing is learned from them: if only matched
         # texts held [MASK], ITM could infer the answer from that.
         learned = chosen & batch.matched[:, None] if self.config.matched_only else chosen
@@ -66,3 +70,14 @@ class Mlm(Objective):
         losses = F.cross_entropy(logits, labels, reduction="none")
         loss = mean_loss(losses, self.config.mean_epsilon)
         return ObjectiveOutput(loss=loss, metrics={"accuracy": share(logits.argmax(-1) == labels)})
+
+
+def spread_over_words(chosen: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """The pieces of the words whose first piece is chosen: bool [B, T] and words [B, T], -1 for
+    what is of no word -> bool [B, T]."""
+    is_first = words >= 0
+    is_first[:, 1:] &= words[:, 1:] != words[:, :-1]
+    of_word = torch.zeros_like(chosen)
+    rows, columns = (is_first & chosen).nonzero(as_tuple=True)
+    of_word[rows, words[rows, columns]] = True
+    return of_word.gather(1, words.clamp(min=0)) & (words >= 0)

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from pretrain_fixtures import TINY, random_batch, tiny_student, toy_tokenizer
+from transformers import DataCollatorForLanguageModeling
 
 from stages.pretrain.config import MlmConfig
 from stages.pretrain.data.batch import Batch
-from stages.pretrain.objectives.mlm import IGNORED, Mlm
+from stages.pretrain.objectives.mlm import IGNORED, Mlm, spread_over_words
 from stages.student.network import Cells, Hidden, Student
+from stages.student.text.word_numbers import number_words
 
 NO_CELLS = cast(Cells, None)
 
@@ -153,3 +155,49 @@ def test_masks_do_not_tell_which_texts_are_strange() -> None:
         seen.append(batch.tokens)
     assert torch.equal(*seen)
     assert not torch.equal(seen[0], random_batch(7).tokens)
+
+
+def test_words_are_masked_as_transformers_masks_them() -> None:
+    """Oracle: transformers' whole word masking, given the same draws for first pieces: the same
+    numbers of words and the same pieces, with words of several pieces and punctuation."""
+    tokenizer = toy_tokenizer()
+    texts = ["a zxqv, redblue circle!", "red", "", "(big-small) star  unfathomably left"]
+    encoded = tokenizer(
+        texts,
+        padding=True,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        return_tensors="pt",
+    )
+    offsets, special = encoded["offset_mapping"], encoded["special_tokens_mask"]
+    words = number_words(offsets, special)
+    theirs, not_first = DataCollatorForLanguageModeling._calc_word_ids_and_prob_mask(
+        offsets.numpy(), special.numpy()
+    )
+    assert torch.equal(words >= 0, special == 0)
+    assert (words.max(dim=1).values + 1).tolist()[1:3] == [1, 0]
+    ordinary = words >= 0
+    for row, wanted in zip(words, torch.from_numpy(theirs)):
+        # Numbers may begin elsewhere; what counts is which pieces share one.
+        own = row[row >= 0]
+        assert torch.equal(own, wanted[row >= 0] - wanted[row >= 0].amin() if len(own) else own)
+    drawn = torch.rand(words.shape, generator=torch.Generator().manual_seed(1)) < 0.4
+    wanted = DataCollatorForLanguageModeling._whole_word_mask(
+        theirs, (drawn & ordinary).numpy() & ~not_first
+    )
+    got = spread_over_words(drawn & ordinary, words)
+    assert torch.equal(got, torch.from_numpy(wanted)) and got.any() and not got[ordinary].all()
+
+
+def test_whole_words_keep_the_share_of_pieces() -> None:
+    """Oracle: as many pieces as without, within four standard errors of words of three pieces; a
+    word is hidden whole or not at all."""
+    batch = random_batch(8, pictures=1500, captions=2, objects=1, grid=(1, 1))
+    batch.tokens[:] = batch.texts[:] = 7
+    batch.ordinary[:] = True
+    batch.words = torch.arange(9).div(3, rounding_mode="floor").expand(3000, 9).clone()
+    batch.matched[:] = True
+    Mlm(MlmConfig(whole_words=True)).mask(batch, toy_tokenizer(), np.random.default_rng(3))
+    chosen = (batch.mlm_labels != IGNORED).view(3000, 3, 3)
+    assert torch.equal(chosen.any(dim=2), chosen.all(dim=2))
+    _near(int(chosen[..., 0].sum()), 9000, 0.15)
