@@ -67,6 +67,9 @@ class TrainingConfig:
     """Newest checkpoints kept."""
     log_steps: int = 10
     """Steps from one line of metrics to the next."""
+    wandb_project: str | None = None
+    """Project of Weights & Biases that metrics are logged to as well, where the package wandb is
+    installed (its WANDB_MODE=offline keeps them here); null for none."""
     profile_steps: tuple[int, ...] = ()
     """First and last step that PyTorch's profiler records, say `[20, 22]`; none for no profile."""
     validate_steps: int | None = None

@@ -98,7 +98,11 @@ class Loop:
             faults, self.state.skipped_samples, self._log, section=config.section
         )
         self.last_batch: Any = None
-        self.log = MetricsLog(out, step=self.state.step) if self.rank == 0 else None
+        self.log = (
+            MetricsLog(out, step=self.state.step, title=title, wandb_project=config.wandb_project)
+            if self.rank == 0
+            else None
+        )
         self.gradients = GradientNorms(engine, engine.module)
         self.norms: dict[str, float] = {}
         self.metrics, self.waited_seconds = MetricAccumulator(), 0.0

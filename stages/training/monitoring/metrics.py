@@ -1,4 +1,4 @@
-"""What training reports: `metrics.jsonl`, TensorBoard, and sums over ranks.
+"""What training reports: `metrics.jsonl`, TensorBoard, Weights & Biases, and sums over ranks.
 
 A run that goes on from a checkpoint first drops the lines that
 were written after it, so that no step stands twice.
@@ -6,17 +6,23 @@ were written after it, so that no step stands twice.
 
 from __future__ import annotations
 
+import importlib
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from boxless.errors import BoxlessError
 from sharding.writing.atomic import write_text
 
 METRICS = "metrics.jsonl"
+WANDB_ID = "wandb-id"
+"""File of a folder's id in Weights & Biases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +72,21 @@ class MetricAccumulator:
 
 
 class MetricsLog:
-    """Appends a line a report to `metrics.jsonl` and the same to TensorBoard. Rank 0 only."""
+    """Appends a line a report to `metrics.jsonl` and the same to TensorBoard, and to a project of
+    Weights & Biases where one is named. Rank 0 only.
 
-    def __init__(self, folder: Path, *, step: int) -> None:
+    title: of the run there. Raises ValueError where a project is named and wandb is not installed.
+    """
+
+    def __init__(
+        self, folder: Path, *, step: int, title: str = "training", wandb_project: str | None = None
+    ) -> None:
         self._path = folder / METRICS
         folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(self._path) if line["step"] <= step]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._wandb = _wandb_run(folder, title, wandb_project) if wandb_project else None
 
     def write(self, line: dict[str, float]) -> None:
         """One report; `line` has its `step`."""
@@ -81,10 +94,36 @@ class MetricsLog:
             file.write(json.dumps(line) + "\n")
         for name, value in line.items():
             self._board.add_scalar(name, value, int(line["step"]))
+        if self._wandb is not None:
+            self._wandb.log(line, step=int(line["step"]))
 
     def close(self) -> None:
-        """Flush TensorBoard."""
+        """Flush TensorBoard and Weights & Biases."""
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _wandb_run(folder: Path, title: str, project: str) -> Any:
+    """The folder's run in a project of Weights & Biases: a new one, or the one that it began
+    earlier, whose id stands in the folder."""
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError:
+        raise BoxlessError(
+            f"wandb_project: got {project!r}, but the package wandb is not installed; expected it "
+            "(pip install wandb), or null"
+        ) from None
+    path = folder / WANDB_ID
+    if not path.exists():
+        write_text(path, uuid.uuid4().hex[:12])
+    return wandb.init(
+        project=project,
+        id=path.read_text().strip(),
+        name=f"{folder.absolute().parent.name} {title}",
+        dir=str(folder),
+        resume="allow",
+    )
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
