@@ -155,11 +155,14 @@ def show(comparison: dict[str, Any]) -> None:
     for name, chance in comparison["chance"].items():
         cells = []
         for seeds in comparison["variants"].values():
-            values = [scores[name] for scores in seeds.values()]
-            mean = sum(values) / len(values)
-            cells.append(f"{mean:.3f} ({min(values):.3f} to {max(values):.3f})")
+            values = [scores[name] for scores in seeds.values() if name in scores]
+            cells.append(_mean_and_range(values) if values else "not trained")
         table.add_row(name, *cells, f"{chance:.3f}")
     Console().print(table)
+
+
+def _mean_and_range(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def linked_run(run: RunFolder, name: str) -> RunFolder:

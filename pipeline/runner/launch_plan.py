@@ -82,21 +82,13 @@ def launch_config(
 ) -> LaunchConfig:
     """How ``kind`` is launched; ``alone`` when it was asked for by its own name.
 
-    RecipeError when several ranks are asked for a stage that cannot share its work.
+    RecipeError where the launcher cannot start so many ranks.
     """
     given = recipe.launch
     if kind.name == "pretrain":
         return given
     launcher = overrides.launcher or ("slurm" if given.launcher == "slurm" else "local")
     nodes, procs_per_node = overrides.nodes or 1, overrides.procs_per_node or 1
-    if nodes * procs_per_node > 1 and not kind.takes_ranks:
-        if alone:
-            raise RecipeError(
-                f"{kind.name} is one process, got {nodes} nodes of {procs_per_node}; only stages "
-                "that share their work take --nodes and --procs-per-node: ingest, distill, "
-                "pretrain."
-            )
-        nodes = procs_per_node = 1
     if not alone and launcher == "torchrun":
         nodes = 1  # the other nodes wait for pretrain; they may come with --join
     if nodes * procs_per_node == 1 and launcher != "slurm":

@@ -67,6 +67,8 @@ MEANINGS = {
         "class.",
     ),
 }
+_TRIVIAL = {"center": "the picture's center", "largest": "the largest box"}
+"""Constant answers that a score may stand beside, in words."""
 _ORDER = (
     "nlvr_accuracy",
     "image_to_text_r1",
@@ -80,12 +82,14 @@ _ORDER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One score, 0 to 1; chance and num_queries are None where unknown."""
+    """One score, 0 to 1; chance and num_queries are None where unknown. trivial: what a constant
+    answer reaches, by its name."""
 
     key: str
     value: float
     chance: float | None
     num_queries: int | None
+    trivial: tuple[tuple[str, float], ...] = ()
 
     @property
     def times_chance(self) -> str:
@@ -149,6 +153,11 @@ def _score(key: str, entry: dict[str, Any]) -> Score | None:
         value=value,
         chance=number(entry.get("chance")),
         num_queries=None if queries is None else int(queries),
+        trivial=tuple(
+            (words, share)
+            for name, words in _TRIVIAL.items()
+            if (share := number(entry.get(name))) is not None
+        ),
     )
 
 
@@ -178,11 +187,14 @@ def _card(score: Score) -> Element:
 
 
 def _beside(score: Score) -> str:
-    """Chance in words; at drawing boxes it is next to nothing."""
-    if not score.chance:
-        return "chance: about 0\N{NO-BREAK SPACE}%" if score.chance == 0 else ""
-    guess = "the commoner answer" if score.key == "nlvr_accuracy" else "chance"
-    return f"{guess}: {percent(score.chance)}"
+    """Chance and constant answers in words; at drawing boxes chance is next to nothing."""
+    parts = [f"{words}: {percent(share)}" for words, share in score.trivial]
+    if score.chance:
+        guess = "the commoner answer" if score.key == "nlvr_accuracy" else "chance"
+        parts.insert(0, f"{guess}: {percent(score.chance)}")
+    elif score.chance == 0:
+        parts.insert(0, "chance: about 0\N{NO-BREAK SPACE}%")
+    return ", ".join(parts)
 
 
 def _row(score: Score) -> list[Part]:

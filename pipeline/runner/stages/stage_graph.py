@@ -28,8 +28,6 @@ class StageKind:
     """Whether its output is shards, each redone on its own when what shapes it has changed."""
     is_expensive: bool = False
     """Whether its output took so long to compute that it is backed up, not overwritten."""
-    takes_ranks: bool = False
-    """Whether several ranks can share its work."""
 
     def folder(self, run: RunFolder) -> Path:
         """Where its record stands."""
@@ -73,6 +71,7 @@ _SHAPES_NOTHING = {
     "on_fault",
     "stall_seconds",
     "validate_steps",
+    "wandb_project",
 }
 
 
@@ -99,7 +98,6 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
             folders=("images",),
             outputs=("images/catalog.json",),
             is_shards=True,
-            takes_ranks=True,
         ),
         StageKind(
             name="teach",
@@ -116,7 +114,6 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
             folders=("objects",),
             outputs=("objects/catalog.json",),
             is_shards=True,
-            takes_ranks=True,
         ),
         StageKind(
             name="pretrain",
@@ -126,7 +123,6 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
             folders=("pretrain", "student"),
             outputs=("student/config.json", "student/*"),
             is_expensive=True,
-            takes_ranks=True,
         ),
         StageKind(
             name="finetune",
@@ -135,7 +131,6 @@ def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
             folders=(f"transfer/{task}",),
             outputs=(f"transfer/{task}/scores.json",),
             is_expensive=True,
-            takes_ranks=True,
         ),
         StageKind(
             name="evaluate",

@@ -114,14 +114,20 @@ def _normalised(picture: Tensor, config: PictureConfig) -> Tensor:
     return (picture.float() - mean) / torch.tensor(config.pixel_std, device=picture.device)
 
 
-def stack(pictures: list[Tensor], config: PictureConfig, device: torch.device) -> Tensor:
+def stack(
+    pictures: list[Tensor],
+    config: PictureConfig,
+    device: torch.device,
+    *,
+    canvas: tuple[int, int] = (0, 0),
+) -> Tensor:
     """Resized pictures [h_i, w_i, 3] -> [B, 3, h, w] float32, normalised, then padded.
 
-    Bytes are normalised here, on `device`; float32 has been. h and w are the largest of the batch;
-    padding is zeros at the right and bottom.
+    Bytes are normalised here, on `device`; float32 has been. h and w are the largest of the batch,
+    and at least `canvas`; padding is zeros at the right and bottom.
     """
-    height = max(picture.shape[0] for picture in pictures)
-    width = max(picture.shape[1] for picture in pictures)
+    height = max([canvas[0], *(picture.shape[0] for picture in pictures)])
+    width = max([canvas[1], *(picture.shape[1] for picture in pictures)])
     batch = torch.zeros(len(pictures), height, width, 3, device=device)
     for row, picture in zip(batch, pictures):
         there = picture.to(device, non_blocking=True)

@@ -11,6 +11,7 @@ the whole batch, L labels (background is number L).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,10 +21,12 @@ from torch.nn import functional
 from stages.detector.model.faster_rcnn import FasterRCNN
 from stages.detector.model.rpn import DELTA_WEIGHTS, AnchorScores, Proposals
 from stages.detector.ops.boxes import encode, iou
+from stages.detector.ops.pooler import Level
 from stages.detector.training.config import TeachConfig
 from stages.detector.training.labeled_pictures import NO_ATTRIBUTE, Truth
 from stages.detector.training.matching import OBJECT, match, sample
 from stages.detector.training.training_set import Batch
+from stages.ranks import Ranks
 
 
 class Regions(NamedTuple):
@@ -36,19 +39,27 @@ class Regions(NamedTuple):
 
 
 def detection_losses(
-    model: FasterRCNN, batch: Batch, config: TeachConfig, random: torch.Generator
+    model: FasterRCNN,
+    batch: Batch,
+    config: TeachConfig,
+    randoms: Sequence[torch.Generator],
+    ranks: Ranks = Ranks(),
 ) -> dict[str, Tensor]:
     """Losses by name, scalars: objectness, anchor_box, label, box and attribute.
 
-    `random` (on the CPU) draws which anchors and proposals are used.
+    `randoms` (on the CPU), one a picture, draw which anchors and proposals are used. Of a batch
+    that several ranks share they are this rank's part: the loss is their sum over the ranks. A
+    collective.
     """
     levels = model.backbone(batch.pictures)
+    if not batch.keys:
+        return _no_losses(model, levels, ranks)
     scores = model.proposal_network(levels)
-    objectness, anchor_box = _anchor_losses(scores, batch.truths, config, random)
+    objectness, anchor_box = _anchor_losses(scores, batch, config, randoms)
     proposals = model.proposal_network.propose(scores, batch.sizes)
     regions = [
         _pick_regions(some, truth, model.num_labels, config, random)
-        for some, truth in zip(proposals, batch.truths)
+        for some, truth, random in zip(proposals, batch.truths, randoms, strict=True)
     ]
     features = model.features(levels, [some.boxes for some in regions])
     logits, deltas = model.box_predictor(features)
@@ -56,30 +67,46 @@ def detection_losses(
     rows = torch.nonzero(labels < model.num_labels).flatten()
     # Chosen before encoding: a proposal on the ground has no object to have deltas to.
     wanted = encode(boxes[rows], targets[rows], model.config.boxes.delta_weights)
+    with_attribute = torch.nonzero(attributes != NO_ATTRIBUTE).flatten()
+    own_counts = torch.tensor([len(labels), len(with_attribute)], device=logits.device)
+    num_regions, num_attributes = ranks.total(own_counts).clamp(min=1).unbind()
     losses = {
         "objectness": objectness,
         "anchor_box": anchor_box,
-        "label": functional.cross_entropy(logits, labels),
-        "box": (deltas[rows, labels[rows]] - wanted).abs().sum() / max(len(labels), 1),
+        "label": functional.cross_entropy(logits, labels, reduction="sum") / num_regions,
+        "box": (deltas[rows, labels[rows]] - wanted).abs().sum() / num_regions,
     }
     if model.attribute_predictor is not None:
-        rows = torch.nonzero(attributes != NO_ATTRIBUTE).flatten()
+        rows = with_attribute
         guesses = model.attribute_predictor(features[rows], labels[rows])
-        losses["attribute"] = functional.cross_entropy(
-            guesses, attributes[rows], reduction="sum"
-        ) / max(len(rows), 1)
+        losses["attribute"] = (
+            functional.cross_entropy(guesses, attributes[rows], reduction="sum") / num_attributes
+        )
     return losses
 
 
+def _no_losses(model: FasterRCNN, levels: list[Level], ranks: Ranks) -> dict[str, Tensor]:
+    """The part of a rank that has no picture: zeros, whose gradients are too. A collective."""
+    ranks.total(torch.zeros(2, dtype=torch.long, device=levels[0].feature.device))
+    weights = [parameter.sum() for parameter in model.parameters() if parameter.requires_grad]
+    nothing = torch.stack([*weights, *(level.feature.float().sum() for level in levels)]).sum() * 0
+    names = ["objectness", "anchor_box", "label", "box"]
+    names += ["attribute"] if model.attribute_predictor is not None else []
+    return dict.fromkeys(names, nothing)
+
+
 def _anchor_losses(
-    scores: list[AnchorScores], truths: list[Truth], config: TeachConfig, random: torch.Generator
+    scores: list[AnchorScores],
+    batch: Batch,
+    config: TeachConfig,
+    randoms: Sequence[torch.Generator],
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of object or ground, and L1 of the deltas of the anchors on objects."""
     anchors = torch.cat([level.anchors for level in scores])
     logits = torch.cat([level.logits for level in scores], 1)
     deltas = torch.cat([level.deltas for level in scores], 1)
-    objectness, anchor_box = logits.sum() * 0, deltas.sum() * 0
-    for index, truth in enumerate(truths):
+    objectness, anchor_box = logits.float().sum() * 0, deltas.float().sum() * 0
+    for index, (truth, random) in enumerate(zip(batch.truths, randoms, strict=True)):
         nearest, verdict = match(
             iou(anchors, truth.boxes),
             low=config.anchor_iou_low,
@@ -94,7 +121,7 @@ def _anchor_losses(
         rows = chosen[is_object]
         wanted = encode(anchors[rows], truth.boxes[nearest[rows]], DELTA_WEIGHTS)
         anchor_box = anchor_box + (deltas[index, rows] - wanted).abs().sum()
-    num_anchors = config.num_anchors * len(truths)
+    num_anchors = config.num_anchors * batch.num_of_step
     return objectness / num_anchors, anchor_box / num_anchors
 
 

@@ -9,8 +9,9 @@ Writes to `out`, the teacher folder of the run:
     scores.json              AP on held-out pictures; written last
 
 Stopped at any moment and started again it ends with the same weights, bit for bit, on the same
-machine with the same number of threads: a step's pictures and random numbers are functions of
-(seed, step), and the checkpoint holds the rest.
+machine with the same number of threads and ranks: a step's pictures and random numbers are functions
+of (seed, step, picture), and the checkpoint holds the rest. Another number of ranks differs by the
+order of sums.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from torch import nn
 from boxless.errors import BoxlessError
 from sharding.format.catalog import catalog_sha256, read_catalog
 from sharding.writing.atomic import sha256_file, sha256_of, write_json, write_text
+from stages.detector.device import pick_device
 from stages.detector.model.faster_rcnn import FasterRCNN
 from stages.detector.net_config import ResNetConfig
 from stages.detector.null_teacher import NullTeacher
@@ -42,7 +44,7 @@ from stages.detector.teacher_folder import (
     save_null_teacher,
     save_teacher,
 )
-from stages.detector.training.config import TeachConfig
+from stages.detector.training.config import AUTOCAST, TeachConfig
 from stages.detector.training.evaluate import score_teacher, scores_in_words
 from stages.detector.training.frozen_norm import folded
 from stages.detector.training.initial_weights import (
@@ -51,12 +53,14 @@ from stages.detector.training.initial_weights import (
     weights_file,
 )
 from stages.detector.training.labeled_pictures import LabeledPictures
+from stages.detector.training.loss_scale import LEAST, LossScale, start_of
 from stages.detector.training.losses import detection_losses
 from stages.detector.training.optimizer import (
     build_optimizer,
     learning_rate,
     set_learning_rate,
 )
+from stages.detector.training.synced_norm import sync_norms
 from stages.detector.training.training_set import TrainingSet, step_random
 from stages.detector.training.training_state import (
     State,
@@ -65,6 +69,7 @@ from stages.detector.training.training_state import (
     save_checkpoint,
 )
 from stages.progress import Progress
+from stages.ranks import Ranks, joined_ranks
 
 NO_BOXES = (
     "no picture has true boxes to train a teacher from, so the student will learn from captions "
@@ -87,13 +92,14 @@ class Names(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One training: what it is of, what it is scored on and where it is written."""
+    """One training: what it is of, what it is scored on, where it is written, and by which ranks."""
 
     config: TeachConfig
     names: Names
     heldout: LabeledPictures
     out: Path
     fingerprint: str
+    ranks: Ranks
 
 
 def teach(config: TeachConfig, *, seed: int, images: Path, out: Path) -> None:
@@ -101,55 +107,66 @@ def teach(config: TeachConfig, *, seed: int, images: Path, out: Path) -> None:
 
     A finished `out` of the same settings and pictures is left as it is; one of others is trained
     anew. With `config.given`, that teacher is copied; where no picture has true boxes, the teacher
-    is a blind one, and a word on screen says so. Raises TeachError where a loss is not finite,
+    is a blind one, and a word on screen says so. Every rank that a launcher started calls it; they
+    share the pictures of each step, and rank 0 writes. Raises TeachError where a loss is not finite,
     TeacherError where `given` is no teacher, ShardError where shards are missing or damaged.
     """
-    fingerprint = _fingerprint(config, seed, images)
-    if _is_finished(out, fingerprint):
-        return
-    (out / SCORES).unlink(missing_ok=True)
-    if config.given is not None:
-        copy_teacher(Path(config.given), out)
-        return
-    names = _read_names(images)
-    labelled = LabeledPictures(
-        images, "train", label_names=names.labels, attribute_names=names.attributes
-    )
-    if not any(len(labelled.truth(index).boxes) for index in range(len(labelled))):
-        save_null_teacher(out)
-        Console().print(f"[yellow]note[/]: {NO_BOXES}")
-        return
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    training_set = TrainingSet(labelled, config, seed=seed, device=device)
-    heldout = LabeledPictures(
-        images, "heldout", label_names=names.labels, attribute_names=names.attributes
-    )
-    with _cpu_threads(config.num_threads):
-        model, initialized = build_model(config, names, seed)
-        model.to(device)
-        job = Job(config, names, heldout, out, fingerprint)
-        seconds = _train(
-            model, build_optimizer(model, config, initialized=initialized), training_set, job
+    with joined_ranks(on_gpus=torch.cuda.is_available()) as ranks:
+        fingerprint = _fingerprint(config, seed, images)
+        if ranks.agreed(ranks.is_first and _is_finished(out, fingerprint)):
+            return
+        if ranks.is_first:
+            (out / SCORES).unlink(missing_ok=True)
+        if config.given is not None:
+            if ranks.is_first:
+                copy_teacher(Path(config.given), out)
+            return
+        names = _read_names(images)
+        labelled = LabeledPictures(
+            images, "train", label_names=names.labels, attribute_names=names.attributes
         )
+        if not any(len(labelled.truth(index).boxes) for index in range(len(labelled))):
+            if ranks.is_first:
+                save_null_teacher(out)
+                Console().print(f"[yellow]note[/]: {NO_BOXES}")
+            return
+        heldout = LabeledPictures(
+            images, "heldout", label_names=names.labels, attribute_names=names.attributes
+        )
+        job = Job(config, names, heldout, out, fingerprint, ranks)
+        with _cpu_threads(config.num_threads):
+            _train_and_score(TrainingSet(labelled, config, seed=seed, device=pick_device()), job)
+
+
+def _train_and_score(training_set: TrainingSet, job: Job) -> None:
+    """Train to the end, then write the teacher and its scores."""
+    config, names, out = job.config, job.names, job.out
+    model, initialized = build_model(config, names, training_set.seed)
+    if job.ranks.size > 1:
+        sync_norms(model)
+    model.to(training_set.device)
+    optimizer = build_optimizer(model, config, initialized=initialized)
+    seconds = _train(model, optimizer, training_set, job)
+    if job.ranks.is_first:
         best = read_state(out / BEST)
-        if best is not None and best.fingerprint == fingerprint:
+        if best is not None and best.fingerprint == job.fingerprint:
             load_checkpoint(out / BEST, model, None)
         save_teacher(out, folded(model), label_names=names.labels, attribute_names=names.attributes)
-        scores = _score(load_teacher(out), heldout)
-    for line in scores_in_words(scores):
-        print(f"teach: {line}", flush=True)
-    write_json(
-        out / SCORES,
-        {
-            **scores,
-            "training": fingerprint,
-            "num_steps": config.num_steps,
-            "best_step": best.num_steps if best is not None else config.num_steps,
-            "seconds": round(seconds, 1),
-        },
-    )
-    for name in (CHECKPOINT, BEST):
-        (out / name).unlink(missing_ok=True)
+        scores = _score(load_teacher(out), job.heldout)
+        for line in scores_in_words(scores):
+            print(f"teach: {line}", flush=True)
+        write_json(
+            out / SCORES,
+            {
+                **scores,
+                "training": job.fingerprint,
+                "num_steps": config.num_steps,
+                "best_step": best.num_steps if best is not None else config.num_steps,
+                "seconds": round(seconds, 1),
+            },
+        )
+        for name in (CHECKPOINT, BEST):
+            (out / name).unlink(missing_ok=True)
 
 
 def build_model(config: TeachConfig, names: Names, seed: int) -> tuple[FasterRCNN, set[str] | None]:
@@ -172,34 +189,51 @@ def build_model(config: TeachConfig, names: Names, seed: int) -> tuple[FasterRCN
 
 
 def take_step(
-    model: FasterRCNN, optimizer: torch.optim.Optimizer, training_set: TrainingSet, step: int
+    model: FasterRCNN,
+    optimizer: torch.optim.Optimizer,
+    training_set: TrainingSet,
+    ranks: Ranks,
+    scale: LossScale,
+    step: int,
 ) -> dict[str, float]:
     """One optimizer step on the batch of `step`; returns its losses by name, their weighted sum
-    and the L2 norm of the gradients before clipping.
+    and the L2 norm of the gradients before clipping, of all ranks. A collective.
 
-    Raises TeachError, before the weights change, if one of these is not finite.
+    Raises TeachError, before the weights change, if one of these is not finite; in fp16 gradients
+    may be so, and then leave the weights.
     """
     config = training_set.config
-    batch = training_set.batch(step)
+    batch = training_set.batch(step, ranks)
+    precision = AUTOCAST[config.precision]
     with torch.autocast(
-        batch.pictures.device.type, torch.bfloat16, enabled=config.precision == "bf16"
+        batch.pictures.device.type, precision, enabled=precision is not torch.float32
     ):
-        random = step_random(training_set.seed, step, "sample")
-        losses = detection_losses(model, batch, config, random)
+        randoms = [step_random(training_set.seed, step, f"sample {key}") for key in batch.keys]
+        losses = detection_losses(model, batch, config, randoms, ranks)
     weights = {"attribute": config.attribute_weight}
     total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
     optimizer.zero_grad(set_to_none=True)
-    total.backward()
+    (total * scale.factor).backward()
+    ranks.add_gradients(model.parameters())
+    for parameter in model.parameters():
+        if scale.factor != 1.0 and parameter.grad is not None:
+            parameter.grad /= scale.factor
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-    values = {**losses, "loss": total, "gradient_norm": norm}
-    figures = {name: value.item() for name, value in values.items()}
-    if not all(map(math.isfinite, figures.values())):
+    summed = ranks.total(torch.stack([*losses.values(), total]).float())
+    figures = dict(zip((*losses, "loss"), summed.tolist()))
+    figures["gradient_norm"] = norm.item()
+    is_finite = math.isfinite(figures["gradient_norm"])
+    may_overflow = config.precision == "fp16" and scale.factor > LEAST
+    if not math.isfinite(figures["loss"]) or not (is_finite or may_overflow):
         raise TeachError(
             f"step {step}: got losses {figures} on pictures {', '.join(batch.keys)}, expected "
             "finite numbers; lower teach.learning_rate or raise teach.warmup_steps"
         )
-    set_learning_rate(optimizer, step, config)
-    optimizer.step()
+    if is_finite:
+        set_learning_rate(optimizer, step, config)
+        optimizer.step()
+    if config.precision == "fp16":
+        scale.note(is_finite)
     return figures
 
 
@@ -219,15 +253,19 @@ def _train(
 ) -> float:
     """Trains `model` to the end, from the checkpoint if there is one; returns seconds in all."""
     config, out, fingerprint = job.config, job.out, job.fingerprint
-    state = _continue_from(out, fingerprint, model, optimizer)
+    is_first = job.ranks.is_first
+    state = _continue_from(job, model, optimizer)
+    scale = LossScale(factor=state.loss_scale, sound_steps=state.sound_steps)
     began = time.monotonic() - state.seconds
     model.train()
     with (
-        Progress("teach", total=config.num_steps, unit="steps", start=state.num_steps) as progress,
-        open(out / METRICS, "a", encoding="utf-8") as metrics,
+        Progress(
+            "teach", total=config.num_steps, unit="steps", start=state.num_steps, show=is_first
+        ) as progress,
+        open(out / METRICS if is_first else os.devnull, "a", encoding="utf-8") as metrics,
     ):
         for step in range(state.num_steps, config.num_steps):
-            figures = take_step(model, optimizer, training_set, step)
+            figures = take_step(model, optimizer, training_set, job.ranks, scale, step)
             progress.advance(loss=figures["loss"])
             num_steps, seconds = step + 1, time.monotonic() - began
             is_last = num_steps == config.num_steps
@@ -240,15 +278,22 @@ def _train(
                 }
                 metrics.write(json.dumps(line) + "\n")
                 metrics.flush()
+            if not is_first:
+                continue
             if config.evaluate_every_steps and (
                 num_steps % config.evaluate_every_steps == 0 or is_last
             ):
                 _keep_best(model, num_steps, seconds, job)
             if num_steps % config.checkpoint_every_steps == 0 or is_last:
                 os.fsync(metrics.fileno())
-                save_checkpoint(
-                    out / CHECKPOINT, model, optimizer, State(fingerprint, num_steps, seconds)
+                state = State(
+                    fingerprint,
+                    num_steps,
+                    seconds,
+                    loss_scale=scale.factor,
+                    sound_steps=scale.sound_steps,
                 )
+                save_checkpoint(out / CHECKPOINT, model, optimizer, state)
     return time.monotonic() - began
 
 
@@ -276,19 +321,22 @@ def _keep_best(model: FasterRCNN, num_steps: int, seconds: float, job: Job) -> N
     )
 
 
-def _continue_from(
-    out: Path, fingerprint: str, model: FasterRCNN, optimizer: torch.optim.Optimizer
-) -> State:
+def _continue_from(job: Job, model: FasterRCNN, optimizer: torch.optim.Optimizer) -> State:
     """Restores the checkpoint of this very training, if there is one, and says how far it is.
 
-    metrics.jsonl is cut to the steps that the checkpoint holds, so that no step stands twice.
+    metrics.jsonl is cut to the steps that the checkpoint holds, so that no step stands twice. Every
+    rank has read the checkpoint when it returns.
     """
+    out = job.out
     state = read_state(out / CHECKPOINT)
-    if state is None or state.fingerprint != fingerprint:
-        state = State(fingerprint, 0, 0.0)
+    if state is None or state.fingerprint != job.fingerprint:
+        scale = start_of(job.config.precision)
+        state = State(job.fingerprint, 0, 0.0, loss_scale=scale.factor)
     else:
         load_checkpoint(out / CHECKPOINT, model, optimizer)
-    write_text(out / METRICS, "".join(_lines_until(out / METRICS, state.num_steps)))
+    if job.ranks.is_first:
+        write_text(out / METRICS, "".join(_lines_until(out / METRICS, state.num_steps)))
+    job.ranks.agreed(True)
     return state
 
 

@@ -22,15 +22,18 @@ from stages.detector.net_config import PictureConfig
 from stages.detector.ops.resize import prepare, resized_size, scales, stack
 from stages.detector.training.config import TeachConfig
 from stages.detector.training.labeled_pictures import LabeledPictures, Truth
+from stages.ranks import Ranks
 
 
 class Batch(NamedTuple):
-    """Pictures of one step, resized; smaller ones are padded at the right and bottom."""
+    """A rank's pictures of one step, resized; padded at the right and bottom to the size of the
+    step's largest."""
 
     keys: list[str]
     pictures: Tensor  # [B, 3, H, W], normalised
     sizes: list[tuple[int, int]]  # (height, width) in pixels, without padding
     truths: list[Truth]  # boxes in pixels of `pictures`
+    num_of_step: int  # pictures of the step on all ranks
 
 
 def step_random(seed: int, step: int, purpose: str) -> torch.Generator:
@@ -66,23 +69,30 @@ class TrainingSet:
             window_num_shards=config.window_num_shards,
         )
 
-    def batch(self, step: int) -> Batch:
-        """The batch of `step`, from 0. Raises ShardError where a picture's bytes have changed."""
-        indices = [self._shards[shard][place] for shard, place in self._order[step].samples]
+    def batch(self, step: int, ranks: Ranks = Ranks()) -> Batch:
+        """This rank's part of the batch of `step`, from 0, every `ranks.size`th picture; there may
+        be none. Raises ShardError where a picture's bytes have changed."""
+        of_step = [self._shards[shard][place] for shard, place in self._order[step].samples]
+        indices = of_step[ranks.rank :: ranks.size]
         config = self._resize_config(step)
         pictures = [self._picture(index, config) for index in indices]
         sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
         truths = [self._scaled_truth(index, config) for index in indices]
         if self.config.flip:
             random = step_random(self.seed, step, "flip")
-            for row in torch.nonzero(torch.rand(len(indices), generator=random) < 0.5).flatten():
+            is_flipped = torch.rand(len(of_step), generator=random) < 0.5
+            for row in torch.nonzero(is_flipped[ranks.rank :: ranks.size]).flatten():
                 pictures[row] = pictures[row].flip(1)
                 truths[row] = _flipped(truths[row], sizes[row][1])
+        places = [self._labelled.places[index] for index in of_step]
+        resized = [resized_size((place.height, place.width), config) for place in places]
+        canvas = (max(size[0] for size in resized), max(size[1] for size in resized))
         return Batch(
             keys=[self._labelled.key(index) for index in indices],
-            pictures=stack(pictures, self.config.net.picture, self.device),
+            pictures=stack(pictures, self.config.net.picture, self.device, canvas=canvas),
             sizes=sizes,
             truths=[Truth(*(part.to(self.device) for part in truth)) for truth in truths],
+            num_of_step=len(of_step),
         )
 
     def _resize_config(self, step: int) -> PictureConfig:

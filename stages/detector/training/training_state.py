@@ -29,6 +29,8 @@ class State(NamedTuple):
     num_steps: int
     seconds: float
     score: float | None = None  # of the weights, where they were scored
+    loss_scale: float = 1.0
+    sound_steps: int = 0  # since the loss scale last changed
 
 
 def save_checkpoint(

@@ -6,13 +6,15 @@ Writes `scores.json` (each score beside chance) and `examples.json` (what the re
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sharding.format.schema import Sample
 from sharding.writing.atomic import write_json
+from stages.ranks import Ranks, joined_ranks
 from stages.transfer.config import EvaluateConfig
 from stages.transfer.evaluation.grounding import ground, label_objects
 from stages.transfer.evaluation.retrieval import captions_found, gallery, score_matrix
@@ -20,6 +22,9 @@ from stages.transfer.metrics.retrieval_recall import recalls
 from stages.transfer.predictor import Predictor, read_split
 from stages.transfer.probes.codebook import code_gallery
 from stages.transfer.probes.forward_trace import attention_example
+
+BESIDE = ("chance", "center", "largest")
+"""What stands beside a score: blind guessing, the picture's center, the largest box."""
 
 
 @torch.no_grad()
@@ -35,14 +40,31 @@ def evaluate(
     shards for a student of elsewhere.
 
     teacher: folder of the run's teacher; None where the objects came from elsewhere. A score whose
-    truth the source does not have is left out. Nothing is drawn, so there is no seed.
+    truth the source does not have is left out, and so is one of a head that pretraining did not
+    train. Nothing is drawn, so there is no seed. Every rank that a launcher started calls it; they
+    share the pictures, and rank 0 writes.
     """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    predictor = Predictor.load(student)
+    with joined_ranks(on_gpus=False) as ranks:
+        scores, shown = _score(config, Predictor.load(student), samples, ranks)
+        if ranks.is_first:
+            ap50 = _teacher_ap50(teacher) if config.split_of_shards == "heldout" else None
+            if ap50 is not None:
+                scores["teacher_ap50"] = {"value": ap50, "chance": 0.0}
+            write_json(out / "examples.json", shown)
+            write_json(out / "scores.json", scores)
+            for line in scores_in_words(scores):
+                print(f"evaluate: {line}", flush=True)
+
+
+def _score(
+    config: EvaluateConfig, predictor: Predictor, samples: Path, ranks: Ranks
+) -> tuple[dict[str, dict], dict[str, Any]]:
+    """Scores, the same on every rank, and, on rank 0, examples. A collective."""
     pictures = read_split(samples, config.split_of_shards, config.num_pictures)
     scores: dict[str, dict] = {}
-    shown: dict[str, list[dict]] = {}
+    shown: dict[str, Any] = {}
     texts, picture_of = _true_captions(pictures, config.captions_per_picture)
     if texts:
         matrix = score_matrix(
@@ -52,27 +74,54 @@ def evaluate(
             pairs_per_batch=config.pairs_per_batch,
             shortlist=config.shortlist,
             itm_weight=config.itm_weight,
+            ranks=ranks,
         )
         scores.update(recalls(matrix, picture_of))
         shown["retrieval"] = gallery(matrix, picture_of, pictures, texts, config.num_shown)
         shown["captions"] = captions_found(matrix, picture_of, pictures, texts, config.num_shown)
-    captioned = [sample for sample in pictures if sample.info["captions"]]
-    shown["attention"] = [
-        attention_example(predictor, sample) for sample in captioned[: config.num_shown // 2]
-    ]
-    codes = code_gallery(predictor, pictures)
     with_phrases = [one for one in pictures if "phrases" in one.info.get("truth", {})]
     if with_phrases:
-        found, shown["grounding"] = ground(predictor, with_phrases, config.num_shown)
+        found, shown["grounding"] = ground(predictor, with_phrases, config.num_shown, ranks)
         scores.update(found)
-    labels = label_objects(predictor, pictures)
-    if labels["num"]:
-        scores["object_label"] = labels
-    ap50 = _teacher_ap50(teacher) if config.split_of_shards == "heldout" else None
-    if ap50 is not None:
-        scores["teacher_ap50"] = {"value": ap50, "chance": 0.0}
-    write_json(out / "examples.json", {**shown, "codes": codes} if codes else shown)
-    write_json(out / "scores.json", scores)
+    objectives = predictor.student.config.objectives
+    if objectives is None or "omvm" in objectives:
+        labels = label_objects(predictor, pictures, ranks)
+        if labels["num"]:
+            scores["object_label"] = labels
+    if ranks.is_first:
+        shown |= _looked_into(config, predictor, pictures)
+        _note_untrained(objectives)
+    return scores, shown
+
+
+def _looked_into(
+    config: EvaluateConfig, predictor: Predictor, pictures: Sequence[Sample]
+) -> dict[str, Any]:
+    """Examples of attention, and of codes where the student has a dictionary."""
+    captioned = [sample for sample in pictures if sample.info["captions"]]
+    few = captioned[: config.num_shown // 2]
+    shown: dict[str, Any] = {"attention": [attention_example(predictor, one) for one in few]}
+    codes = code_gallery(predictor, pictures)
+    return {**shown, "codes": codes} if codes else shown
+
+
+def _note_untrained(objectives: Sequence[str] | None) -> None:
+    """Say which scores are of heads that pretraining did not train, where that is known."""
+    if objectives is None:
+        return
+    if "omvm" not in objectives:
+        print("evaluate: object labels are not scored: their head is not trained, without omvm")
+    if "pra" not in objectives:
+        print("evaluate: phrase grounding is by a head that is not trained, without pra")
+
+
+def scores_in_words(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A line a score, beside chance and what a constant answer reaches."""
+    return [
+        f"{name} {entry['value']:.4f}, "
+        + ", ".join(f"{other} {entry[other]:.4f}" for other in BESIDE if other in entry)
+        for name, entry in scores.items()
+    ]
 
 
 def _true_captions(samples: Sequence[Sample], most: int) -> tuple[list[str], torch.Tensor]:

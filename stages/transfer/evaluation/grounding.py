@@ -15,6 +15,7 @@ import torch
 from sharding.format.resize import Resize
 from sharding.format.schema import Sample
 from stages.progress import Progress
+from stages.ranks import Ranks
 from stages.student.heads import weighted_mean
 from stages.student.vision.grid import cells_of_boxes
 from stages.transfer.predictor import Predictor
@@ -25,7 +26,7 @@ MIN_IOU = 0.5
 
 
 def ground(
-    predictor: Predictor, samples: Sequence[Sample], num_shown: int
+    predictor: Predictor, samples: Sequence[Sample], num_shown: int, ranks: Ranks = Ranks()
 ) -> tuple[dict[str, dict[str, float]], list[dict]]:
     """The scores over all true phrases of all captions, and examples with heat maps.
 
@@ -33,23 +34,27 @@ def ground(
     cover; "center" is what pointing at the picture's center always reaches. "phrase_best_box": of
     candidate boxes (the teacher's, else the true ones of the picture) the one most similar to the
     phrase; a hit overlaps one of the phrase's boxes by half or more (IoU). Chance is the mean share
-    of candidates that do. Phrases that no box was drawn for are left out.
+    of candidates that do; "largest" is what choosing the largest candidate always reaches. Phrases
+    that no box was drawn for are left out. Ranks share the pictures out and have the same scores. A
+    collective.
     """
     points, best_boxes = _Mean(), _Mean()
     shown: list[dict] = []
-    with Progress("grounding", total=len(samples), unit="pictures") as progress:
-        for sample in samples:
-            found = _point(predictor, sample)
-            for phrase in found:
-                points.add(
-                    value=phrase["hit"],
-                    chance=phrase.pop("chance"),
-                    center=phrase.pop("center_hit"),
-                )
-                best_boxes.add(**phrase.pop("best_box"))
-            if len(shown) < num_shown:
-                shown.append({"key": sample.key, "phrases": found})
+    of_own, own = [], ranks.own(samples)
+    with Progress("grounding", total=len(own), unit="pictures", show=ranks.is_first) as progress:
+        for sample in own:
+            of_own.append(_point(predictor, sample))
             progress.advance()
+    for sample, found in zip(samples, ranks.interleaved(of_own), strict=True):
+        for phrase in found:
+            points.add(
+                value=phrase["hit"],
+                chance=phrase.pop("chance"),
+                center=phrase.pop("center_hit"),
+            )
+            best_boxes.add(**phrase.pop("best_box"))
+        if len(shown) < num_shown:
+            shown.append({"key": sample.key, "phrases": found})
     scores = {"phrase_grounding": points.means()}
     if best_boxes.num:
         scores["phrase_best_box"] = best_boxes.means()
@@ -84,14 +89,20 @@ def best_box(
     true_boxes: torch.Tensor,
 ) -> dict[str, float]:
     """Whether the candidate most similar to a phrase's vector [D] overlaps one of its true boxes
-    [G, 4] by half, and the share of candidates that do; {} without candidates. cells [C, D]."""
+    [G, 4] by half, the share of candidates that do, and whether the largest one does; {} without
+    candidates. cells [C, D]."""
     if candidates is None:
         return {}
     regions = weighted_mean(candidates.cells[None], cells[None])  # [1, O, D]
     similarity = predictor.student.align_head(phrase[None, None], regions)[0, 0]
     overlaps = (box_ious(candidates.boxes, true_boxes) >= MIN_IOU).any(dim=1)
     hit = bool(overlaps[int(similarity.argmax())])
-    return {"value": float(hit), "chance": float(overlaps.float().mean())}
+    largest = (candidates.boxes[:, 2:] - candidates.boxes[:, :2]).prod(dim=1).argmax()
+    return {
+        "value": float(hit),
+        "chance": float(overlaps.float().mean()),
+        "largest": float(overlaps[int(largest)]),
+    }
 
 
 def box_ious(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -217,15 +228,18 @@ def _resized(predictor: Predictor, sample: Sample) -> tuple[int, int]:
     return resize.size(sample.info["width"], sample.info["height"])
 
 
-def label_objects(predictor: Predictor, samples: Sequence[Sample]) -> dict[str, float]:
+def label_objects(
+    predictor: Predictor, samples: Sequence[Sample], ranks: Ranks = Ranks()
+) -> dict[str, float]:
     """Share of objects whose label the student predicts from the picture and its captions.
 
     The objects' cells are pooled unmasked. Truth where the source has boxes, the teacher's
-    labels elsewhere. Chance is the share of the commonest label.
+    labels elsewhere. Chance is the share of the commonest label, the best constant answer. Ranks
+    share the pictures out and have the same score. A collective.
     """
     names = predictor.student.config.label_names
     hits, labels = 0, []
-    for sample in samples:
+    for sample in ranks.own(samples):
         boxes, wanted = _objects(sample, names)
         if not len(boxes):
             continue
@@ -241,6 +255,8 @@ def label_objects(predictor: Predictor, samples: Sequence[Sample]) -> dict[str, 
         logits, _ = predictor.student.object_head(weighted_mean(regions[None], hidden.cells)[0])
         hits += int((logits.argmax(dim=-1) == wanted).sum())
         labels += wanted.tolist()
+    hits = sum(ranks.gathered(hits))
+    labels = [label for part in ranks.gathered(labels) for label in part]
     count = max(1, len(labels))
     commonest = max((labels.count(label) for label in set(labels)), default=0)
     return {"value": hits / count, "chance": commonest / count, "num": len(labels)}

@@ -9,11 +9,13 @@ Letters: N pictures, M texts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from sharding.format.schema import Sample
 from stages.progress import Progress
+from stages.ranks import Ranks
 from stages.transfer.predictor import Predictor
 from stages.transfer.retrieval_matrix import BEHIND, shortlisted
 
@@ -26,12 +28,14 @@ def score_matrix(
     pairs_per_batch: int,
     shortlist: int = 0,
     itm_weight: float = 1.0,
+    ranks: Ranks = Ranks(),
 ) -> torch.Tensor:
     """How well each text fits each picture: float [N, M].
 
     The matching head's log odds; with a contrastive head, its logits, to which `itm_weight` times
     those log odds are added where the text is among the `shortlist` best of the picture or the
     picture among those of the text (all others then stand behind). The CNN runs once a picture.
+    Ranks share the pictures out and have the same scores. A collective.
     """
     tokens, _ = predictor.read(texts)
     if predictor.student.contrastive_head is not None:
@@ -42,10 +46,11 @@ def score_matrix(
             pairs_per_batch=pairs_per_batch,
             shortlist=shortlist,
             itm_weight=itm_weight,
+            ranks=ranks,
         )
-    rows = []
-    with Progress("retrieval", total=len(samples), unit="pictures") as progress:
-        for sample in samples:
+    rows, own = [], ranks.own(samples)
+    with _progress("retrieval", own, ranks) as progress:
+        for sample in own:
             cells = predictor.encode_image([sample])
             parts = []
             for part in tokens.split(pairs_per_batch):
@@ -54,7 +59,12 @@ def score_matrix(
                 parts.append(logits[:, 1] - logits[:, 0])
             rows.append(torch.cat(parts))
             progress.advance()
-    return torch.stack(rows)
+    return torch.stack(ranks.interleaved(rows))
+
+
+def _progress(title: str, own: Sequence[Any], ranks: Ranks) -> Progress:
+    """Of rank 0's share, which is like the others'."""
+    return Progress(title, total=len(own), unit="pictures", show=ranks.is_first)
 
 
 def _contrast_matrix(
@@ -65,28 +75,38 @@ def _contrast_matrix(
     pairs_per_batch: int,
     shortlist: int,
     itm_weight: float,
+    ranks: Ranks,
 ) -> torch.Tensor:
     student = predictor.student
-    vectors = torch.cat([student.embed_texts(part) for part in tokens.split(pairs_per_batch)])
-    seen = []
-    with Progress("retrieval", total=len(samples), unit="pictures") as progress:
-        for sample in samples:
+    own_tokens = tokens[ranks.rank :: ranks.size]
+    own_vectors = [
+        row
+        for part in own_tokens.split(pairs_per_batch)
+        if len(part)
+        for row in student.embed_texts(part)
+    ]
+    vectors = torch.stack(ranks.interleaved(own_vectors))
+    seen, own = [], ranks.own(samples)
+    with _progress("retrieval", own, ranks) as progress:
+        for sample in own:
             seen.append(predictor.encode_image([sample]))
             progress.advance()
-    pictures = torch.cat([student.embed_pictures(cells) for cells in seen])
-    scores = student.compare(vectors, pictures).T
+    own_pictures = [student.embed_pictures(cells)[0] for cells in seen]
+    scores = student.compare(vectors, torch.stack(ranks.interleaved(own_pictures))).T
     if not shortlist:
         return scores
     listed = shortlisted(scores, shortlist)
-    reranked = scores + BEHIND * ~listed
-    with Progress("re-ranking", total=len(samples), unit="pictures") as progress:
-        for row, cells in enumerate(seen):
-            for texts in listed[row].nonzero()[:, 0].split(pairs_per_batch):
+    reranked = (scores + BEHIND * ~listed)[ranks.rank :: ranks.size]
+    with _progress("re-ranking", own, ranks) as progress:
+        for row, (of_row, cells) in enumerate(
+            zip(listed[ranks.rank :: ranks.size], seen, strict=True)
+        ):
+            for texts in of_row.nonzero()[:, 0].split(pairs_per_batch):
                 picture = torch.zeros(len(texts), dtype=torch.long)
                 logits = student.match(cells, picture=picture, input_ids=tokens[texts])
                 reranked[row, texts] += itm_weight * (logits[:, 1] - logits[:, 0])
             progress.advance()
-    return reranked
+    return torch.stack(ranks.interleaved(list(reranked)))
 
 
 def _shown(wrong: list[int], right: list[int], num_shown: int) -> list[int]:

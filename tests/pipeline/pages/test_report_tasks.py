@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipeline.pages.html import html_text
+from pipeline.pages.report.scores import scores_section
 from pipeline.pages.report.tasks import tasks_section
 from pipeline.runner.run_folder import RunFolder
 
@@ -55,3 +56,18 @@ def test_all_tasks_stand_beside_no_pretraining(tmp_path: Path) -> None:
     for shown in ("90.0", "44.4", "25.0", "12.5", "Calibration", "Held-out scores", "Training loss",
                   "What color?", "says “red”", "truth: “blue”", "data:image/jpeg"):  # fmt: skip
         assert shown in text, shown
+
+
+def test_a_score_stands_beside_the_constant_answer(tmp_path: Path) -> None:
+    """Oracle: by hand: pointing beside chance and the picture's center, the best box beside the
+    largest one."""
+    run = RunFolder(tmp_path)
+    (run.transfer / "evaluate").mkdir(parents=True)
+    entries = {
+        "phrase_grounding": {"value": 0.66, "chance": 0.31, "center": 0.55, "num": 9},
+        "phrase_best_box": {"value": 0.4, "chance": 0.2, "largest": 0.375, "num": 9},
+    }
+    (run.transfer / "evaluate" / "scores.json").write_text(json.dumps(entries))
+    page = html_text(scores_section(run).element())
+    for words, share in (("the picture's center", "55.0"), ("the largest box", "37.5")):
+        assert words.partition("'")[0] in page and share in page

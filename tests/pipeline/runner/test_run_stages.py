@@ -364,8 +364,9 @@ def test_a_changed_given_teacher_is_seen(go: Go, tmp_path: Path) -> None:
         ("pretrain", LaunchOverrides(launcher="local"), True, "local", 1),
         ("pretrain", LaunchOverrides(launcher="slurm", nodes=2), True, "slurm", 4),
         ("teach", LaunchOverrides(), False, "local", 1),
-        ("teach", LaunchOverrides(procs_per_node=4), False, "local", 1),
-        ("teach", LaunchOverrides(launcher="slurm", nodes=2), False, "slurm", 1),
+        ("teach", LaunchOverrides(procs_per_node=4), False, "torchrun", 4),
+        ("teach", LaunchOverrides(launcher="slurm", nodes=2), False, "slurm", 2),
+        ("evaluate", LaunchOverrides(procs_per_node=2), True, "torchrun", 2),
         ("teach", LaunchOverrides(launcher="slurm"), True, "slurm", 1),
         ("ingest", LaunchOverrides(procs_per_node=2), True, "torchrun", 2),
         ("ingest", LaunchOverrides(procs_per_node=2), False, "torchrun", 2),
@@ -395,13 +396,8 @@ def test_how_a_stage_is_launched(
     assert (config.launcher, config.num_ranks) == (launcher, ranks)
 
 
-def test_ranks_for_a_stage_that_cannot_share_are_refused() -> None:
-    from pipeline.runner.launch_plan import launch_config
-
-    recipe = load_recipe("toy")
-    teach = stage_kinds(recipe)[1]
-    with pytest.raises(RecipeError, match="teach is one process, got 1 nodes of 2"):
-        launch_config(teach, recipe, LaunchOverrides(procs_per_node=2), alone=True)
+def test_ranks_that_a_launcher_cannot_start_are_refused() -> None:
+    """Oracle: the words of the error."""
     with pytest.raises(RecipeError, match="launch.launcher is local with 2 ranks"):
         load_recipe("toy", merge=LaunchOverrides(launcher="local", procs_per_node=2).merged)
 

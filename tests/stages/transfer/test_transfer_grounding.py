@@ -223,5 +223,6 @@ def test_the_best_box_is_the_most_similar_candidate(predictor: Predictor) -> Non
     )
     true = torch.tensor([[20.0, 0, 30, 15], [50, 50, 60, 60]])
     found = best_box(predictor, cells[1], candidates, cells, true)
-    assert found == {"value": 1.0, "chance": pytest.approx(2 / 3)}
+    # The largest candidate, the third, overlaps by 3/4.
+    assert found == {"value": 1.0, "chance": pytest.approx(2 / 3), "largest": 1.0}
     assert best_box(predictor, cells[1], None, cells, true) == {}

@@ -51,7 +51,7 @@ def batch_of(name: str) -> Batch:
         boxes = torch.from_numpy(golden[f"{prefix}_boxes_resized"][::7].round())
         labels = torch.from_numpy(golden[f"{prefix}_classes"][::7].astype(np.int64))
         truths.append(Truth(boxes, labels, torch.full_like(labels, -1)))
-    return Batch(["a", "b"], pictures, sizes, truths)  # type: ignore[arg-type]
+    return Batch(["a", "b"], pictures, sizes, truths, num_of_step=2)  # type: ignore[arg-type]
 
 
 def net(name: str) -> FasterRCNN:
@@ -74,7 +74,7 @@ def test_losses_and_gradients_are_detectron2_s(name: str) -> None:
     """Oracle: the file's numbers, to 1e-4 of each."""
     golden = json.loads((GOLDEN / "detectron2_losses.json").read_text())[name]
     model = net(name)
-    losses = detection_losses(model, batch_of(name), CONFIG, torch.Generator())
+    losses = detection_losses(model, batch_of(name), CONFIG, [torch.Generator()] * 2)
     got = {key: value.item() for key, value in losses.items()}
     assert got == pytest.approx(golden["losses"], rel=1e-4)
     assert gradient_norms(model, losses) == pytest.approx(golden["gradient_norms"], rel=1e-4)
@@ -86,5 +86,5 @@ def test_another_rule_is_noticed(field: str, value: float) -> None:
     golden = json.loads((GOLDEN / "detectron2_losses.json").read_text())["fpn"]
     config = dataclasses.replace(CONFIG, **{field: value})
     with torch.no_grad():
-        losses = detection_losses(net("fpn"), batch_of("fpn"), config, torch.Generator())
+        losses = detection_losses(net("fpn"), batch_of("fpn"), config, [torch.Generator()] * 2)
     assert {k: v.item() for k, v in losses.items()} != pytest.approx(golden["losses"], rel=1e-3)

@@ -31,6 +31,7 @@ def batch_of(truths: list[Truth]) -> Batch:
         stack(pictures, NET.picture, torch.device("cpu")),
         [(48, 48)] * len(truths),
         truths,
+        num_of_step=len(truths),
     )
 
 
@@ -82,7 +83,7 @@ def test_regions_take_class_box_and_attribute_of_their_object() -> None:
     proposals = Proposals(
         torch.tensor([[0.0, 0, 10, 9], [30, 30, 40, 34.5], [20, 0, 28, 8]]), torch.zeros(3)
     )
-    regions: Regions = _pick_regions(proposals, truth, 2, TEACH, random_numbers())
+    regions: Regions = _pick_regions(proposals, truth, 2, TEACH, [random_numbers()] * 2)
     reported = {
         tuple(box): (label, attribute)
         for box, label, attribute in zip(
@@ -113,7 +114,7 @@ def test_losses_of_a_net_that_knows_nothing() -> None:
         if name.startswith(silent):
             torch.nn.init.zeros_(parameter)
     truth = Truth(torch.tensor([[4.0, 4, 24, 12]]), torch.tensor([0]), torch.tensor([1]))
-    losses = detection_losses(model, batch_of([truth, truth]), TEACH, random_numbers())
+    losses = detection_losses(model, batch_of([truth, truth]), TEACH, [random_numbers()] * 2)
     assert losses["objectness"].item() == pytest.approx(math.log(2), rel=1e-5)
     assert losses["label"].item() == pytest.approx(math.log(3), rel=1e-5)
     assert losses["attribute"].item() == pytest.approx(math.log(2), rel=1e-5)
@@ -132,7 +133,7 @@ def test_every_loss_reaches_its_weights(box_head: str) -> None:
         )
         for seed in range(3)
     ]
-    losses = detection_losses(model, batch_of(truths), TEACH, random_numbers())
+    losses = detection_losses(model, batch_of(truths), TEACH, [random_numbers()] * 2)
     assert tuple(losses) == LOSSES
     torch.stack(list(losses.values())).sum().backward()
     for name, parameter in model.named_parameters():
@@ -143,7 +144,7 @@ def test_every_loss_reaches_its_weights(box_head: str) -> None:
 def test_a_batch_without_any_object_trains_on() -> None:
     """Oracle: box and attribute losses of 0, the others finite, with gradients."""
     model = random_model().train()
-    losses = detection_losses(model, batch_of([NOTHING, NOTHING]), TEACH, random_numbers())
+    losses = detection_losses(model, batch_of([NOTHING, NOTHING]), TEACH, [random_numbers()] * 2)
     assert [losses[name].item() for name in ("anchor_box", "box", "attribute")] == [0, 0, 0]
     total = torch.stack(list(losses.values())).sum()
     total.backward()
