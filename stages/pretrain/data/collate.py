@@ -207,6 +207,8 @@ class Collate:
             hidden_objects=torch.full((len(pairs), 1), -1),
             anchors=torch.full((len(pairs), 1), -1),
             mvm_labels=torch.full(masked_cells.shape, -100),
+            vectors=None,
+            comparisons=None,
             **objects,
         )
 

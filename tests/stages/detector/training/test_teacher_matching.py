@@ -83,7 +83,7 @@ def test_regions_take_class_box_and_attribute_of_their_object() -> None:
     proposals = Proposals(
         torch.tensor([[0.0, 0, 10, 9], [30, 30, 40, 34.5], [20, 0, 28, 8]]), torch.zeros(3)
     )
-    regions: Regions = _pick_regions(proposals, truth, 2, TEACH, [random_numbers()] * 2)
+    regions: Regions = _pick_regions(proposals, truth, 2, TEACH, random_numbers())
     reported = {
         tuple(box): (label, attribute)
         for box, label, attribute in zip(
@@ -133,7 +133,7 @@ def test_every_loss_reaches_its_weights(box_head: str) -> None:
         )
         for seed in range(3)
     ]
-    losses = detection_losses(model, batch_of(truths), TEACH, [random_numbers()] * 2)
+    losses = detection_losses(model, batch_of(truths), TEACH, [random_numbers()] * 3)
     assert tuple(losses) == LOSSES
     torch.stack(list(losses.values())).sum().backward()
     for name, parameter in model.named_parameters():
