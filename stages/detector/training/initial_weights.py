@@ -28,7 +28,7 @@ from stages.detector.checkpoints.convert import read_checkpoint
 from stages.detector.checkpoints.torch_files import read_safetensors
 from stages.detector.model.faster_rcnn import FasterRCNN
 from stages.detector.net_config import ResNetConfig
-from stages.detector.training.frozen_norm import freeze_norm
+from stages.detector.training.norms.frozen_norm import freeze_norm
 
 EPS = 1e-5  # of detectron2's, torchvision's and transformers' batch normalisation
 NUM_NAMED = 5  # names in a message

@@ -46,7 +46,6 @@ from stages.detector.teacher_folder import (
 )
 from stages.detector.training.config import AUTOCAST, TeachConfig
 from stages.detector.training.evaluate import score_teacher, scores_in_words
-from stages.detector.training.frozen_norm import folded
 from stages.detector.training.initial_weights import (
     freeze,
     load_initial_weights,
@@ -55,12 +54,13 @@ from stages.detector.training.initial_weights import (
 from stages.detector.training.labeled_pictures import LabeledPictures
 from stages.detector.training.loss_scale import LEAST, LossScale, start_of
 from stages.detector.training.losses import detection_losses
+from stages.detector.training.norms.frozen_norm import folded
+from stages.detector.training.norms.synced_norm import sync_norms
 from stages.detector.training.optimizer import (
     build_optimizer,
     learning_rate,
     set_learning_rate,
 )
-from stages.detector.training.synced_norm import sync_norms
 from stages.detector.training.training_set import TrainingSet, step_random
 from stages.detector.training.training_state import (
     State,

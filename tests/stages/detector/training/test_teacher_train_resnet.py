@@ -20,8 +20,8 @@ from stages.detector.net_config import BoxConfig, ProposalConfig, ResNetConfig, 
 from stages.detector.teacher_folder import load_teacher
 from stages.detector.training import train as train_file
 from stages.detector.training.config import TeachConfig
-from stages.detector.training.frozen_norm import folded
 from stages.detector.training.initial_weights import freeze, load_initial_weights
+from stages.detector.training.norms.frozen_norm import folded
 from stages.detector.training.train import Names, build_model, teach
 
 WIDTHS = (16, 24, 32, 40)

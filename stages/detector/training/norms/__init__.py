@@ -1,0 +1,1 @@
+"""Normalisation while a teacher is trained."""
