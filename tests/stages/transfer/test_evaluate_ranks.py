@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +19,15 @@ from stages.transfer.predictor import Predictor
 
 
 class Thread(Ranks):
-    """A rank that is a thread; values go from one to the other through a list."""
+    """A rank that is a thread; copies of values go from one to the other through a list."""
 
-    values: list[Any] = [None, None]
-    barrier = threading.Barrier(2, timeout=300)
+    values: list[Any]
+    barrier: threading.Barrier
 
     def gathered(self, value: Any) -> list[Any]:
         self.values[self.rank] = value
         self.barrier.wait()
-        found = list(self.values)
+        found = copy.deepcopy(self.values)
         self.barrier.wait()
         return found
 
@@ -40,10 +41,15 @@ def test_two_ranks_score_what_one_does(tmp_path: Path, itc_size: int) -> None:
     predictor = Predictor(student=student, tokenizer=toy_tokenizer())
     config = EvaluateConfig(num_shown=2, captions_per_picture=2, shortlist=2)
     found: dict[int, Any] = {}
+    Thread.values, Thread.barrier = [None, None], threading.Barrier(2, timeout=300)
 
     def work(rank: int) -> None:
         with torch.no_grad():
-            found[rank] = _score(config, predictor, objects, Thread(rank, 2))
+            try:
+                found[rank] = _score(config, predictor, objects, Thread(rank, 2))
+            finally:
+                if rank not in found:
+                    Thread.barrier.abort()  # so that the other does not wait for this one
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:
