@@ -80,9 +80,9 @@ class Ranks:
 
 @contextmanager
 def joined_ranks(*, on_gpus: bool) -> Iterator[Ranks]:
-    """The ranks that a launcher started (RANK, WORLD_SIZE), by NCCL where their tensors are on GPUs,
-    else by gloo; a process that no launcher started is alone. None leaves the block before all
-    have come to its end, unless by an error."""
+    """The ranks that a launcher started (RANK, WORLD_SIZE), by NCCL where their tensors are on
+    GPUs, else by gloo; a process that no launcher started is alone. None leaves the block before
+    all have come to its end, unless by an error."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Ranks()

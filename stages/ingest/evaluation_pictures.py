@@ -32,7 +32,7 @@ ALLOW = "set ingest.allow_evaluation_pictures to true where that is meant"
 REASON = "evaluation picture"
 EVALUATION_SPLITS = ("val", "test")
 _COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})")
-# COCO's names of 2017 do not say which pictures were val2014's, of which Karpathy's val and test are.
+# COCO's names of 2017 do not say which were val2014's, of which Karpathy's val and test are.
 _COCO_VAL2014 = re.compile(r"(?:COCO_val2014_)?\d{12}")
 _FLICKR_NAME = re.compile(r"([1-9]\d{3,11})(?:_[0-9a-f]{4,16})?")
 
@@ -41,7 +41,8 @@ Identity = tuple[str, int]
 
 
 def identities(fields: Mapping[str, Any]) -> Iterator[Identity]:
-    """The identities of a picture, by its fields: file_name (in tars the key), coco_id, flickr_id."""
+    """The identities of a picture, by its fields: file_name (in tars the key), coco_id and
+    flickr_id."""
     yield from _of_name(_name_of(fields))
     for kind in ("coco", "flickr"):
         if type(fields.get(f"{kind}_id")) is int:

@@ -79,7 +79,7 @@ def list_pictures(root: Path) -> list[str]:
 
 
 def pictures_by_id(root: Path) -> tuple[dict[str, str], list[Picture | Failure]]:
-    """({id: name} of the pictures ID.SUFFIX below `root`, a failure for each second one of an id)."""
+    """({id: name} of the pictures ID.SUFFIX below `root`, a failure for each second one)."""
     names: dict[str, str] = {}
     seconds: list[Picture | Failure] = []
     for name in list_pictures(root):

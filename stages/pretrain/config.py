@@ -69,8 +69,8 @@ class ItcConfig:
     cca_ridge: float = 0.3
     """What the analysis adds to the variance of each direction, in mean variances."""
     queue_size: int = 0
-    """Vectors of texts, and as many of pictures, of earlier steps that are compared with too (ALBEF:
-    65536); a momentum copy of the student makes them. 0 for no queue."""
+    """Vectors of texts, and as many of pictures, of earlier steps that are compared with too
+    (ALBEF: 65536); a momentum copy of the student makes them. 0 for no queue."""
     momentum: float = 0.995
     """What the copy keeps of itself each step (ALBEF's)."""
     soft_targets: float = 0.0
@@ -397,7 +397,7 @@ class PretrainConfig(TrainingConfig):
             raise BoxlessError("every objective's weight is 0, expected at least one above 0")
 
     def _check_whole_weights(self, field: str) -> None:
-        """Raises ValueError where no rank has whole float32 weights, for a field that wants them."""
+        """Raises ValueError, naming `field`, where no rank has whole float32 weights."""
         if self.precision not in WHOLE_WEIGHTS or self.zero_stage == 3:
             raise BoxlessError(
                 f"{field} with precision {self.precision} and zero_stage {self.zero_stage}, "

@@ -1,4 +1,4 @@
-"""Contrast with vectors that a momentum copy of the student makes, of this step and of earlier ones.
+"""Contrast with vectors that a momentum copy of the student makes, of this and of earlier steps.
 
 ALBEF's queue and soft targets (arXiv 2107.07651, section 3.2; models/model_pretrain.py of
 salesforce/ALBEF; a picture's own vectors in the queue count as its own, as in its
@@ -95,7 +95,7 @@ class MomentumContrast(nn.Module):
 
     @torch.no_grad()
     def end_step(self) -> None:
-        """Take in the weights after a step, and its vectors. A collective where there is a queue."""
+        """Take in a step's weights and vectors. A collective where there is a queue."""
         copies = [self.get_buffer(buffer_name(name)) for name in self._learning]
         weights = [parameter.detach().float() for parameter in self._learning.values()]
         torch._foreach_lerp_(copies, weights, 1 - self._config.momentum)
@@ -192,7 +192,7 @@ class _Rows:
 
 
 class _Encoders(nn.Module):
-    """A student's vectors of texts and pictures alone, as the one call that `functional_call` takes."""
+    """A student's vectors of texts and pictures, as the one call that `functional_call` takes."""
 
     def __init__(self, student: Student) -> None:
         super().__init__()

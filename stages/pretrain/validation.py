@@ -56,8 +56,8 @@ def heldout_batches(
 
 class HeldOut:
     """`run(step)` for `stages.training.loop.Validation`: the model's losses and accuracies on some
-    batches, and R@1 among all of their pictures and texts where an objective compares their vectors.
-    With an average of weights it is that which is measured.
+    batches, and R@1 among all of their pictures and texts where an objective compares them. With
+    an average of weights it is that which is measured.
 
     Every rank goes through all batches, as ZeRO 3 wants, and has the same values.
     """

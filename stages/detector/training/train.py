@@ -9,9 +9,9 @@ Writes to `out`, the teacher folder of the run:
     scores.json              AP on held-out pictures; written last
 
 Stopped at any moment and started again it ends with the same weights, bit for bit, on the same
-machine with the same number of threads and ranks: a step's pictures and random numbers are functions
-of (seed, step, picture), and the checkpoint holds the rest. Another number of ranks differs by the
-order of sums.
+machine with the same number of threads and ranks: a step's pictures and random numbers are
+functions of (seed, step, picture), and the checkpoint holds the rest. Another number of ranks
+differs by the order of sums.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Names(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One training: what it is of, what it is scored on, where it is written, and by which ranks."""
+    """One training: what it is of, what it is scored on, where it is written, by which ranks."""
 
     config: TeachConfig
     names: Names
@@ -108,8 +108,9 @@ def teach(config: TeachConfig, *, seed: int, images: Path, out: Path) -> None:
     A finished `out` of the same settings and pictures is left as it is; one of others is trained
     anew. With `config.given`, that teacher is copied; where no picture has true boxes, the teacher
     is a blind one, and a word on screen says so. Every rank that a launcher started calls it; they
-    share the pictures of each step, and rank 0 writes. Raises TeachError where a loss is not finite,
-    TeacherError where `given` is no teacher, ShardError where shards are missing or damaged.
+    share the pictures of each step, and rank 0 writes. Raises TeachError where a loss is not
+    finite, TeacherError where `given` is no teacher, ShardError where shards are missing or
+    damaged.
     """
     with joined_ranks(on_gpus=torch.cuda.is_available()) as ranks:
         fingerprint = _fingerprint(config, seed, images)

@@ -57,7 +57,7 @@ class Batch:
     ordinary: torch.Tensor
     """bool [B, T]: pieces that are neither special nor padding."""
     words: torch.Tensor
-    """int [B, T]: which word of its text each piece of `tokens` is of; -1 where it is not ordinary."""
+    """int [B, T]: which word of its text each piece of `tokens` is of; -1 for special ones."""
     matched: torch.Tensor
     """bool [B]: the text is true of the picture."""
     masked_cells: torch.Tensor
@@ -90,8 +90,8 @@ class Batch:
     """float [B, N]: the contrastive head's logits of each pair's own caption with each picture;
     None until the student has made them, and where no objective asks for them."""
     vectors: tuple[torch.Tensor, torch.Tensor] | None = None
-    """float [B, E] and [N, E]: the contrastive head's of the pairs' own captions and of the pictures;
-    as `contrast`."""
+    """float [B, E] and [N, E]: the contrastive head's of the pairs' own captions and of the
+    pictures; as `contrast`."""
     comparisons: tuple[Comparison, Comparison] | None = None
     """Of texts and of pictures with vectors of a momentum copy; None where there is none."""
 

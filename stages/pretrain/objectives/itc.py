@@ -34,8 +34,8 @@ class Itc(Objective):
 
     As ALBEF in training, with `queue_size` or `soft_targets` above 0 (stages.pretrain.
     momentum_contrast): b is compared with the vectors that a momentum copy makes of the
-    micro-batch's pictures and made of those in the queue, and the target is a (softmax of the copy's
-    own logits) + (1 - a) (the target above), a = `soft_targets`.
+    micro-batch's pictures and made of those in the queue, and the target is a (softmax of the
+    copy's own logits) + (1 - a) (the target above), a = `soft_targets`.
     """
 
     name = "itc"

@@ -235,7 +235,7 @@ def test_visual_genome_regions_are_captions_with_boxes(tmp_path: Path) -> None:
 
 
 def test_broken_entries_of_visual_genome_are_named(tmp_path: Path) -> None:
-    """Oracle: by hand. A size that is none is noted, an id of COCO written as text counts as one."""
+    """Oracle: by hand. A size that is none is noted, an id of COCO written as text is one."""
     visual_genome(tmp_path)
     images = json.loads((tmp_path / "image_data.json").read_text())
     images[0]["width"] = "wide"
