@@ -8,13 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 from boxless.errors import BoxlessError
 from stages.detector.net_config import TeacherConfig, check
 
-AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What convolutions and linear layers compute in, by `precision`."""
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +112,7 @@ class TeachConfig:
             self,
             {
                 "freeze_at": (0 <= self.freeze_at <= 5, "0 to 5"),
-                "precision": (self.precision in AUTOCAST, "'fp32', 'bf16' or 'fp16'"),
+                "precision": (self.precision in PRECISIONS, "'fp32', 'bf16' or 'fp16'"),
                 "optimizer": (self.optimizer in ("sgd", "adamw"), "'sgd' or 'adamw'"),
                 "schedule": (self.schedule in ("cosine", "steps"), "'cosine' or 'steps'"),
                 "decay_steps": (

@@ -44,7 +44,7 @@ from stages.detector.teacher_folder import (
     save_null_teacher,
     save_teacher,
 )
-from stages.detector.training.config import AUTOCAST, TeachConfig
+from stages.detector.training.config import TeachConfig
 from stages.detector.training.evaluate import score_teacher, scores_in_words
 from stages.detector.training.initial_weights import (
     freeze,
@@ -76,6 +76,8 @@ NO_BOXES = (
     "alone: OMVM and PRA have nothing to go by. A source with boxes (toy, nlvr, or coco with "
     "ingest.instances) or a teacher from elsewhere (teach.given) changes that."
 )
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What convolutions and linear layers compute in, by `teach.precision`."""
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 METRICS, SCORES = "metrics.jsonl", "scores.json"
 
