@@ -266,8 +266,8 @@ def test_the_sum_of_weighted_losses() -> None:
 def test_any_pictures_share_micro_batches_where_the_recipe_says_so(
     group_by: Literal["none", "resized"], tmp_path: Path
 ) -> None:
-    """Oracle: counting. With no groups every micro-batch of an epoch but the last is full; groups of
-    two sizes leave more of them that are not. Either way each sample comes once."""
+    """Oracle: counting. With no groups every micro-batch of an epoch but the last is full; groups
+    of two sizes leave more of them that are not. Either way each sample comes once."""
     samples = [
         replace(sample, info={**sample.info, "width": sample.info["width"] * (1 + number % 2)})
         for number, sample in enumerate(toy_samples(24, 6))
