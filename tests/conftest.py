@@ -1,4 +1,4 @@
-"""What holds for all tests: which are slow, and for which reasons one may be skipped.
+"""What holds for all tests: which are slow, for which reasons one may be skipped, what none leaves.
 
 A skip is easily overlooked: a package that is missing from the lists would silently switch off what
 it is needed for. So a skip for any other reason fails, and says so.
@@ -7,7 +7,8 @@ it is needed for. So a skip for any other reason fails, and says so.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,16 @@ SLOW = (
 
 
 @pytest.hookimpl(tryfirst=True)
+@pytest.fixture(scope="module", autouse=True)
+def _leaves_no_ranks() -> Iterator[None]:
+    """A test file that trained in this process leaves torch's default process group, which the next
+    file's tests, and the ranks that they fork, could not make again."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of slow files, before -m chooses."""
     tests = Path(__file__).parent

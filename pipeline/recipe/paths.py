@@ -29,6 +29,7 @@ FILES = (
     "distill.detectron2.labels",
     "distill.transformers.labels",
     "student.soho_checkpoint",
+    "pretrain.cnn_cache_folder",
     "pretrain.ds_config",
     "pretrain.data.sources.folder",
     "finetune.ds_config",

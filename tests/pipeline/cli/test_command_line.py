@@ -44,7 +44,6 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "toi"], "'toi' is not a recipe"),
         (["run", "toy", "--set", "ingest.num_tran=3"], "Did you mean 'num_train'?"),
         (["run", "coco"], "ingest.root is not set"),
-        (["teach", "toy", "--procs-per-node", "2", "--dry-run", "--run", "RUN"], "one process"),
         (
             [
                 "run",

@@ -29,7 +29,7 @@ POINTED = """page => {
   const state = () => ({attends: dark("attends"), means: dark("means"),
     on: [...article.querySelectorAll(".on")].map(e => `${e.localName} ${e.dataset.e}`),
     pressed: [...article.querySelectorAll("[aria-pressed=true]")].map(e => e.dataset.e),
-    told: article.querySelector(".status").textContent});
+    status: article.querySelector(".status").textContent});
   const found = {start: state()};
   event(button(3), "pointerover");
   found.over = state();
