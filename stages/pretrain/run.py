@@ -49,7 +49,7 @@ from stages.student.network import Student
 from stages.training.checkpoints.save_and_load import has_checkpoint
 from stages.training.engine import check_precision, current_device, join_ranks, make_engine
 from stages.training.loop import Loop, Validation
-from stages.training.monitoring.skipped_samples import FaultPolicy
+from stages.training.monitoring.skipped_samples import FaultPolicy, SkippedSamples
 from stages.training.monitoring.stopping import Watch
 from stages.training.student_folder import save_student
 
@@ -103,6 +103,11 @@ def pretrain(
         texts = TextCache(config.text_cache_mib * 2**20) if config.text_cache_mib else None
         if cache and not config.num_workers:  # workers have no part in this process's cache
             collate = replace(collate, is_cached=cache.__contains__)
+        faults = FaultPolicy(
+            on_fault=config.data.on_fault,
+            max_skipped=config.data.max_skipped,
+            stall_seconds=config.data.stall_seconds,
+        )
         if config.itc.weight and config.itc.start == "cca" and not has_checkpoint(out):
             start_from_data(
                 net,
@@ -112,6 +117,7 @@ def pretrain(
                 ridge=config.itc.cca_ridge,
                 cache=cache,
                 text_cache=texts,
+                faults=faults,
             )
             if cache:
                 cache.store()
@@ -146,11 +152,7 @@ def pretrain(
             device=current_device(),
             on_step=on_step,
             validation=_validation(model, heldout, save_best),
-            faults=FaultPolicy(
-                on_fault=config.data.on_fault,
-                max_skipped=config.data.max_skipped,
-                stall_seconds=config.data.stall_seconds,
-            ),
+            faults=faults,
         ).run()
         save(student_out)
         if cache:
@@ -216,10 +218,13 @@ def start_from_data(
     ridge: float,
     cache: MapCache | None,
     text_cache: TextCache | None,
+    faults: FaultPolicy = FaultPolicy(),
 ) -> None:
     """One pass over the training pictures, with all of their captions, shared out to the ranks, for
     `start_by_cca`. A collective. Raises Stopped, on every rank, where one was told to stop: it
-    leaves its pass, the others at the end of theirs."""
+    leaves its pass, the others at the end of theirs. Raises ShardError for a sample that cannot be
+    had where `faults` says stop; where it says skip, training names it."""
+    skipped = SkippedSamples(faults, 0, lambda text: None, section=PretrainConfig.section)
     source = Batches(stream, _all_captions(collate))
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     own = range(rank, stream.num_micro_batches, world_size)
@@ -230,6 +235,7 @@ def start_from_data(
                 if watch.is_signalled:
                     break
                 loaded = source[Turn(position=position, is_padding=False)]
+                skipped.add(loaded)
                 if loaded.batch is not None:
                     yield loaded.batch
                 progress.advance()

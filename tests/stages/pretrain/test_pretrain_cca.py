@@ -13,7 +13,9 @@ import torch
 from pretrain_fixtures import TINY, random_batch, tiny_student
 from torch.nn import functional as F
 
+from sharding.format.schema import ShardError
 from sharding.order.order import Turn
+from sharding.tools.verify import Fault
 from stages.pretrain.cca import PairStatistics, start_by_cca
 from stages.pretrain.config import ItcConfig, PretrainConfig
 from stages.pretrain.data.collate import Collate
@@ -180,3 +182,26 @@ def test_a_stop_ends_the_pass_over_the_pictures(monkeypatch: pytest.MonkeyPatch)
             tiny_student(config), stream, collate, watch, ridge=0.1, cache=None, text_cache=None
         )
     assert read == [0, 1]
+
+
+def test_a_sample_that_cannot_be_had_stops_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the error names tar and key, as it does in training. Without it a pass over nothing
+    but broken pictures said that it got 0 pairs."""
+    fault = Fault(tar="train-000.tar", key="dog", cause="broken picture")
+
+    class Broken:
+        def __init__(self, stream: Any, collate: Any) -> None: ...
+
+        def __getitem__(self, turn: Turn) -> LoadedBatch:
+            return LoadedBatch(turn=turn, batch=None, faults=(fault,))
+
+    monkeypatch.setattr("stages.pretrain.run.Batches", Broken)
+    monkeypatch.setattr("stages.pretrain.run.replace", lambda collate, **_: collate)
+    config = replace(TINY, itc_size=3, itc_pooling="mean")
+    stream: Any = SimpleNamespace(num_micro_batches=3)
+    collate = Collate.__new__(Collate)
+    join_ranks()
+    with Watch() as watch, pytest.raises(ShardError, match="train-000.tar: sample dog: broken"):
+        start_from_data(
+            tiny_student(config), stream, collate, watch, ridge=0.1, cache=None, text_cache=None
+        )
