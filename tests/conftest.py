@@ -98,8 +98,12 @@ def _leaves_no_ranks() -> Iterator[None]:
     """A test file that trained in this process leaves torch's default process group, which the next
     file's tests, and the ranks that they fork, could not make again."""
     yield
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_initialized():
+    torch, comm = sys.modules.get("torch"), sys.modules.get("deepspeed.comm.comm")
+    if torch is None or not torch.distributed.is_initialized():
+        return
+    if comm is not None and comm.is_initialized():
+        comm.destroy_process_group()  # DeepSpeed's own groups refer to the default one
+    else:
         torch.distributed.destroy_process_group()
 
 
