@@ -186,7 +186,7 @@ def verify_paths(
     num_done = 0
     for folder in folders:
         faults += folder.faults
-        for found in map_in_threads(partial(folder.look, full=full), folder.tars):
+        for found in folder.look(full=full):
             faults += found
             num_done += 1
             on_shard(num_done, num_shards)
@@ -223,16 +223,24 @@ class _Folder:
             ends = np.cumsum([shard.num_ok for shard in catalog.shards])
             self._shapes = dict(zip(self._shards, np.split(shapes, ends[:-1])))
 
-    def look(self, name: str, *, full: bool) -> list[Fault]:
-        """The faults of a shard by itself or, if it has none, of what the catalog says of it."""
+    def look(self, *, full: bool) -> Iterator[list[Fault]]:
+        """The faults of each shard by itself or, if it has none, of what the catalog says of it."""
+        looked = map_in_threads(partial(self._look_at, full=full), self.tars)
+        for name, (faults, keys) in zip(self.tars, looked):
+            # Here and not in the threads: the keys must come in the order of the shards.
+            self._keys.add(name, keys)
+            yield faults
+
+    def _look_at(self, name: str, *, full: bool) -> tuple[list[Fault], list[str]]:
+        """The faults of a shard, and its keys, none if its manifest cannot be read."""
         tar = self._path / name
         faults, manifest = _look(tar, full=full)
-        if manifest is not None:
-            self._keys.add(name, (entry.key for entry in manifest.samples))
-            if self._catalog is not None and not faults:
-                causes = self._catalog_causes(self._catalog, tar, manifest)
-                faults = [Fault(str(tar), key, cause) for key, cause in causes]
-        return faults
+        if manifest is None:
+            return faults, []
+        if self._catalog is not None and not faults:
+            causes = self._catalog_causes(self._catalog, tar, manifest)
+            faults = [Fault(str(tar), key, cause) for key, cause in causes]
+        return faults, [entry.key for entry in manifest.samples]
 
     def _catalog_causes(
         self, catalog: Catalog, tar: Path, manifest: Manifest
