@@ -35,7 +35,7 @@ from boxless.errors import BoxlessError
 from sharding.format.resize import Resize
 from sharding.format.schema import Sample, ShardError
 from sharding.order.mixture import Mixture
-from sharding.order.order import Order, Plan
+from sharding.order.order import MicroBatch, Order, Plan
 from sharding.order.visits import VisitOrder
 from sharding.reading.cache import Cache
 from sharding.reading.dataset_source import DatasetSource, OpenSource, open_source
@@ -131,16 +131,19 @@ class ShardStream(Dataset[list[Sample]]):
 
     def read(self, position: int) -> Reading:
         """The sound samples at `position` and the faults of the others; IndexError below 0."""
-        epoch, results = self.results(position, _as_sample)
+        micro_batch, results = self.results(position, _as_sample)
         return Reading(
             position=position,
-            epoch=epoch,
+            epoch=micro_batch.epoch,
             samples=[result for result in results if not isinstance(result, Fault)],
             faults=tuple(result for result in results if isinstance(result, Fault)),
         )
 
-    def results(self, position: int, make: Callable[[RawSample], T]) -> tuple[int, list[T | Fault]]:
-        """The epoch of `position`, and what `make` gives for each of its samples, or its fault."""
+    def results(
+        self, position: int, make: Callable[[RawSample], T]
+    ) -> tuple[MicroBatch, list[T | Fault]]:
+        """The micro-batch at `position`, and what `make` gives for each of its samples, or its
+        fault."""
         self._leave_with_parent()
         self.board.begin(position)
         micro_batch = self.plan[position]
@@ -148,7 +151,7 @@ class ShardStream(Dataset[list[Sample]]):
         places = [(first + shard, sample) for shard, sample in micro_batch.samples]
         results = self._shards.read(places, make)
         self.board.set_idle()
-        return micro_batch.epoch, results
+        return micro_batch, results
 
     def state(self, position: int) -> dict[str, int | str]:
         """What to save in a checkpoint, `position` being that of the next step."""
@@ -163,8 +166,8 @@ class ShardStream(Dataset[list[Sample]]):
             raise ShardError(
                 f"state: got position {position} of order {state.get('order')}, expected one of "
                 f"{self._order_sha256}: shards, splits, weights, seed, micro_batch_size, "
-                "window_num_shards, shape_step_px, resize or visits are others than when it was saved; go on with "
-                "those, or begin at position 0"
+                "window_num_shards, shape_step_px, resize or visits are others than when it was "
+                "saved; go on with those, or begin at position 0"
             )
         return position
 

@@ -292,7 +292,7 @@ def _map_cache(config: PretrainConfig, net: Student, collate: Collate) -> MapCac
         return None
     stored = None
     if config.cnn_cache_folder is not None:
-        folder = Path(config.cnn_cache_folder) / maps_name(net, collate.seeing)
+        folder = Path(config.cnn_cache_folder) / maps_name(net, collate.view_settings)
         stored = StoredMaps(folder)
     return MapCache(config.cnn_cache_mib * 2**20, stored)
 

@@ -34,9 +34,6 @@ class StoredMaps:
     def __contains__(self, view: str) -> bool:
         return view in self._files
 
-    def __len__(self) -> int:
-        return len(self._files)
-
     def read(self, view: str) -> torch.Tensor:
         """The maps of a view that is in the folder: [X, R, S] in 16 bits."""
         with safe_open(self._files[view], framework="pt") as file:
@@ -52,10 +49,10 @@ class StoredMaps:
         self._files |= dict.fromkeys(maps, path)
 
 
-def maps_name(student: Student, seeing: Mapping[str, object]) -> str:
-    """Name of the folder of maps: of the CNN's weights, and of what `seeing` says of how pictures
-    are resized, padded and viewed."""
-    digest = hashlib.sha256(sha256_of(dict(seeing)).encode())
+def maps_name(student: Student, view_settings: Mapping[str, object]) -> str:
+    """Name of the folder of maps: of the CNN's weights, and of how pictures are resized, padded and
+    viewed."""
+    digest = hashlib.sha256(sha256_of(dict(view_settings)).encode())
     for name, tensor in sorted(student.grid.resnet.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

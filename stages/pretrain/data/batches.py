@@ -13,17 +13,17 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from sharding.format.resize import Resize
-from sharding.format.schema import Sample, ShardError
+from sharding.format.schema import ShardError
 from sharding.order.order import Turn
 from sharding.reading.dataset_source import DatasetSource, OpenSource
 from sharding.reading.sample_reader import make_sample
-from sharding.reading.shard_reader import RawSample, ShardReader
+from sharding.reading.shard_reader import RawSample
 from sharding.reading.stream import ShardStream
-from sharding.reading.watchdog import StatusBoard
 from sharding.tools.verify import Fault
 from stages.folders import replace_folder
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.data.collate import Collate
+from stages.pretrain.data.collate import Collate, Decoded
+from stages.pretrain.data.every_sample import every_sample
 from stages.student.checkpoints.pretrained import published_tokenizer
 from stages.student.config import StudentConfig
 from stages.student.text.spans import add_person_tags
@@ -32,7 +32,6 @@ from stages.training.batches import LoadedBatch
 
 ONE_TEACHER = ("label_names", "attribute_names", "feature_size", "num_top", "teacher")
 """What the catalogs of sources that are mixed must agree on."""
-SAMPLES_AT_ONCE = 64
 ANY_SHAPE_PX = 2**30
 """A step between shapes that no picture reaches: all are alike."""
 
@@ -65,12 +64,12 @@ class Batches:
 
     def __getitem__(self, turn: Turn) -> LoadedBatch:
         """Samples that are damaged, gone or cannot be decoded are left out and named."""
-        _, results = self.stream.results(
+        micro_batch, results = self.stream.results(
             turn.position, functools.partial(self._decoded, turn.position)
         )
-        visits = self.stream.plan[turn.position].visits or (0,) * len(results)
+        visits = micro_batch.visits or (0,) * len(results)
         decoded = [
-            (*result, visit)
+            (result, visit)
             for result, visit in zip(results, visits, strict=True)
             if not isinstance(result, Fault)
         ]
@@ -78,12 +77,11 @@ class Batches:
         batch = None
         if decoded:
             self.stream.board.set_stage("collate")
-            samples, arrays, visits = zip(*decoded)
-            batch = self.collate.batch(turn.position, samples, arrays, visits)
+            batch = self.collate.batch(turn.position, *zip(*decoded))
             self.stream.board.set_idle()
         return LoadedBatch(turn=turn, batch=batch, faults=faults)
 
-    def _decoded(self, position: int, raw: RawSample) -> tuple[Sample, np.ndarray]:
+    def _decoded(self, position: int, raw: RawSample) -> Decoded:
         """A sample and its picture; ShardError, to which the stream adds shard and key."""
         sample = make_sample(raw.members, raw.entry)
         self.stream.board.set_stage("decode", raw.shard, sample.key)
@@ -175,19 +173,9 @@ def _tokenizer(
 
 def captions_of(opened: Sequence[OpenSource]) -> Iterator[str]:
     """Every caption of every source, in the order of the shards; damaged samples are left out."""
-    shards = ShardReader(
-        [(one.store, entry) for one in opened for entry in one.entries],
-        num_manifests=1,
-        board=StatusBoard(),
-    )
-    for shard in range(len(shards)):
-        num_samples = shards.manifest(shard).num_ok
-        for start in range(0, num_samples, SAMPLES_AT_ONCE):
-            stop = min(start + SAMPLES_AT_ONCE, num_samples)
-            wanted = [(shard, sample) for sample in range(start, stop)]
-            for captions in shards.read(wanted, _captions):
-                if not isinstance(captions, Fault):
-                    yield from captions
+    for captions in every_sample(opened, _captions):
+        if not isinstance(captions, Fault):
+            yield from captions
 
 
 def _captions(raw: RawSample) -> list[str]:

@@ -16,13 +16,11 @@ import torch
 
 from sharding.reading.dataset_source import OpenSource
 from sharding.reading.sample_reader import make_sample
-from sharding.reading.shard_reader import RawSample, ShardReader
-from sharding.reading.watchdog import StatusBoard
+from sharding.reading.shard_reader import RawSample
 from sharding.tools.verify import Fault
 from sharding.writing.atomic import sha256_of, write_bytes
+from stages.pretrain.data.every_sample import every_sample
 from stages.progress import Progress
-
-SAMPLES_AT_ONCE = 64
 
 
 def caption_group(
@@ -62,23 +60,13 @@ def count_captions(opened: Sequence[OpenSource], folder: Path) -> list[np.ndarra
 
 
 def _counted(opened: Sequence[OpenSource]) -> list[int]:
-    """The captions of every sample of every source, in the order of the shards."""
-    shards = ShardReader(
-        [(one.store, entry) for one in opened for entry in one.entries],
-        num_manifests=1,
-        board=StatusBoard(),
-    )
+    """How many captions each sample of each source has, in the order of the shards."""
     counts: list[int] = []
     num_samples = sum(len(one.shapes) for one in opened)
     with Progress("count captions", total=num_samples, unit="pictures") as progress:
-        for shard in range(len(shards)):
-            num_own = shards.manifest(shard).num_ok
-            for start in range(0, num_own, SAMPLES_AT_ONCE):
-                stop = min(start + SAMPLES_AT_ONCE, num_own)
-                wanted = [(shard, sample) for sample in range(start, stop)]
-                found = shards.read(wanted, _num_captions)
-                counts += [0 if isinstance(count, Fault) else count for count in found]
-                progress.advance(len(found))
+        for count in every_sample(opened, _num_captions):
+            counts.append(0 if isinstance(count, Fault) else count)
+            progress.advance()
     return counts
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from sharding.format.resize import Resize
 from sharding.format.schema import Sample
 from stages.picture import open_picture
 from stages.pretrain.config import AugmentConfig, RegionConfig
-from stages.pretrain.data.augmentation import draw_view, view_picture, view_sample
+from stages.pretrain.data.augmentation import View, draw_view, view_picture, view_sample
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.data.caption_groups import caption_group
 from stages.pretrain.objectives.objective import Objective
@@ -31,6 +32,14 @@ from stages.student.vision.padding import canvas_px
 
 FIXED_VIEW = 1
 """Keeps the draws of views that come again apart from all others."""
+
+
+class Decoded(NamedTuple):
+    """A sample, or a view of it; its pixels, resized, uint8 [H, W, 3]; and the view's name."""
+
+    sample: Sample
+    pixels: np.ndarray
+    view: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +67,11 @@ class Collate:
 
         Raises what `decode` raises.
         """
-        seen, arrays = zip(*(self.decode(position, sample) for sample in samples))
-        return self.batch(position, seen, arrays)
+        return self.batch(position, [self.decode(position, sample) for sample in samples])
 
-    def decode(self, position: int, sample: Sample) -> tuple[Sample, np.ndarray]:
-        """The sample and its picture, resized: uint8 [H, W, 3]; of both a random view, where the
-        recipe asks for any. The picture is black where `is_cached` says that its pixels are not
-        needed: decoding costs more than a step whose CNN outputs are cached.
+    def decode(self, position: int, sample: Sample) -> Decoded:
+        """The sample and its picture, resized; of both a random view, where the recipe asks for
+        any.
 
         Raises ValueError where its size is not the one in its json (its boxes would be wrong, and
         its memory not what the shard says), and PictureError, which is one, for bytes that are no
@@ -74,26 +81,37 @@ class Collate:
         size = picture_size(sample.image)
         if size != said:
             raise BoxlessError(f"the picture has {size} pixels, its json says {said}")
-        limits = {"shorter_px": self.shorter_px, "longer_px": self.longer_px}
-        skips_pixels = self.is_cached and self.is_cached(self._view_name(position, sample))
-        if skips_pixels:
-            array = _black(*Resize(**limits).size(*size))
+        # Kept outputs must tell pictures of one key and other bytes apart.
+        name = f"{sample.key} {zlib.crc32(sample.image):08x}"
         if self.augment.changes_nothing:
-            return sample, array if skips_pixels else load_picture(sample.image, **limits)
+            return Decoded(sample, self._pixels(sample, size, name, None), name)
         number = self._chosen_view(position, sample.key)
-        random = self._random_of_view(position, sample.key)
-        view = draw_view(self.augment, *size, random, number)
-        if not skips_pixels:
-            array = view_picture(view, open_picture(sample.image), Resize(**limits).size(*size))
-        return view_sample(view, sample, self.augment.min_visible), array
+        name += f" {'at ' + str(position) if number is None else number}"
+        view = draw_view(
+            self.augment, *size, self._random_of_view(position, sample.key, number), number
+        )
+        pixels = self._pixels(sample, size, name, view)
+        return Decoded(view_sample(view, sample, self.augment.min_visible), pixels, name)
 
-    def _random_of_view(self, position: int, key: str) -> np.random.Generator:
+    def _pixels(
+        self, sample: Sample, size: tuple[int, int], name: str, view: View | None
+    ) -> np.ndarray:
+        """A picture of `size` (width, height), or the view of it that has this name, resized: black
+        where the CNN's outputs for it are cached, as decoding costs more than a step with them."""
+        resize = Resize(shorter_px=self.shorter_px, longer_px=self.longer_px)
+        width, height = resize.size(*size)
+        if self.is_cached and self.is_cached(name):
+            return np.broadcast_to(np.uint8(0), (height, width, 3))
+        if view is None:
+            return load_picture(sample.image, shorter_px=self.shorter_px, longer_px=self.longer_px)
+        return view_picture(view, open_picture(sample.image), (width, height))
+
+    def _random_of_view(self, position: int, key: str, number: int | None) -> np.random.Generator:
         """What draws the view of a sample: new at each position, or one of `num_views`."""
-        number = zlib.crc32(key.encode())
-        chosen = self._chosen_view(position, key)
-        if chosen is None:
-            return np.random.default_rng([self.seed, position, number])
-        return np.random.default_rng([self.seed, number, chosen, FIXED_VIEW])
+        of_key = zlib.crc32(key.encode())
+        if number is None:
+            return np.random.default_rng([self.seed, position, of_key])
+        return np.random.default_rng([self.seed, of_key, number, FIXED_VIEW])
 
     def _chosen_view(self, position: int, key: str) -> int | None:
         """Which of `num_views` a sample has at a position; None for a new one."""
@@ -102,16 +120,9 @@ class Collate:
         random = np.random.default_rng([self.seed, position, zlib.crc32(key.encode())])
         return int(random.integers(self.augment.num_views))
 
-    def _view_name(self, position: int, sample: Sample) -> str:
-        picture = f"{sample.key} {zlib.crc32(sample.image):08x}"
-        if self.augment.changes_nothing:
-            return picture
-        chosen = self._chosen_view(position, sample.key)
-        return f"{picture} {'at ' + str(position) if chosen is None else chosen}"
-
     @property
-    def seeing(self) -> dict[str, object]:
-        """What makes the pixels of a view, beside the picture and the view's number."""
+    def view_settings(self) -> dict[str, object]:
+        """What the pixels of a view depend on, beside the picture and the view's number."""
         augment = self.augment
         return {
             "shorter_px": self.shorter_px,
@@ -128,37 +139,27 @@ class Collate:
             return caption_group(num_captions, visit, self.captions_per_picture, random)
         return _draw_captions(sample, self.captions_per_picture, random)
 
-    def batch(
-        self,
-        position: int,
-        samples: Sequence[Sample],
-        arrays: Sequence[np.ndarray],
-        visits: Sequence[int] = (),
-    ) -> Batch:
-        """The samples of `position` with their decoded pictures as a batch, masked. visits: which
-        visit of the epoch each sample's is; the first where none are given."""
+    def batch(self, position: int, decoded: Sequence[Decoded], visits: Sequence[int] = ()) -> Batch:
+        """The samples of `position` with their pictures as a batch, masked. visits: which visit of
+        the epoch each sample's is; the first where none are given."""
         random = np.random.default_rng([self.seed, position])
-        views = [self._view_name(position, sample) for sample in samples]
-        batch = self._collate(samples, arrays, views, visits or [0] * len(samples), random)
+        batch = self._collate(decoded, visits or [0] * len(decoded), random)
         for objective in self.objectives:
             objective.mask(batch, self.tokenizer, random)
         return batch
 
     def _collate(
-        self,
-        samples: Sequence[Sample],
-        arrays: Sequence[np.ndarray],
-        views: list[str],
-        visits: Sequence[int],
-        random: np.random.Generator,
+        self, decoded: Sequence[Decoded], visits: Sequence[int], random: np.random.Generator
     ) -> Batch:
         """The batch before any masking."""
-        pictures = stack_bytes(arrays, multiple_px=self.pad_px)
+        samples = [one.sample for one in decoded]
+        pictures = stack_bytes([one.pixels for one in decoded], multiple_px=self.pad_px)
         grid = (
             pictures.pixels.shape[2] // self.cell_px,
             pictures.pixels.shape[3] // self.cell_px,
         )
         keys = [sample.key for sample in samples]
+        first_rows: dict[str, int] = {}
         pairs = [
             (n, caption)
             for n, (sample, visit) in enumerate(zip(samples, visits, strict=True))
@@ -189,10 +190,10 @@ class Collate:
         masked_cells = torch.zeros(len(pairs), grid[0] * grid[1], dtype=torch.bool)
         return Batch(
             keys=keys,
-            views=views,
+            views=[one.view for one in decoded],
             pixels=pictures.pixels,
             sizes_px=pictures.sizes_px,
-            first_row=torch.tensor([keys.index(key) for key in keys]),
+            first_row=torch.tensor([first_rows.setdefault(key, n) for n, key in enumerate(keys)]),
             picture=torch.tensor([n for n, _ in pairs]),
             tokens=tokens,
             texts=tokens,
@@ -211,11 +212,6 @@ class Collate:
             comparisons=None,
             **objects,
         )
-
-
-def _black(width: int, height: int) -> np.ndarray:
-    """uint8 [height, width, 3] of zeros, without the memory for them."""
-    return np.broadcast_to(np.uint8(0), (height, width, 3))
 
 
 def _draw_captions(sample: Sample, wanted: int, random: np.random.Generator) -> list[int]:

@@ -156,7 +156,7 @@ def test_a_share_of_each_pictures_views_is_mirrored() -> None:
     seen: dict[str, set[bytes]] = {sample.key: set() for sample in samples}
     for position in range(12):
         for sample in samples:
-            seen[sample.key].add(collate.decode(position, sample)[1].tobytes())
+            seen[sample.key].add(collate.decode(position, sample).pixels.tobytes())
     for sample in samples:
         array = plain.decode(0, sample)[1]
         assert seen[sample.key] == {array.tobytes(), array[:, ::-1].tobytes()}

@@ -96,14 +96,14 @@ def test_stored_maps_serve_the_next_start(tmp_path: Path, monkeypatch: pytest.Mo
 def test_stored_maps_are_of_one_cnn_and_one_way_to_see() -> None:
     """Oracle: names differ where weights or what is seen differ, and only there."""
     student, other = tiny_student(FROZEN), tiny_student(FROZEN)
-    seeing = {"shorter_px": 48, "augment": None}
-    name = maps_name(student, seeing)
+    view_settings = {"shorter_px": 48, "augment": None}
+    name = maps_name(student, view_settings)
     other.load_state_dict(student.state_dict())
-    assert maps_name(other, dict(reversed(seeing.items()))) == name
-    assert maps_name(student, {**seeing, "shorter_px": 64}) != name
+    assert maps_name(other, dict(reversed(view_settings.items()))) == name
+    assert maps_name(student, {**view_settings, "shorter_px": 64}) != name
     with torch.no_grad():
         next(other.grid.resnet.parameters()).view(-1)[0] += 1
-    assert maps_name(other, seeing) != name
+    assert maps_name(other, view_settings) != name
 
 
 def test_a_full_cache_computes_anew() -> None:
