@@ -12,25 +12,20 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from stages.pretrain.weight_copy import WeightCopy
 
-class AveragedWeights(nn.Module):
-    """The average of the learning weights of `network`, as float32 buffers, which checkpoints hold.
+
+class AveragedWeights(WeightCopy):
+    """The average of the learning weights of `network`.
 
     After each step average += (1 - d) x (weight - average), d = min(exp(-`samples_per_step` /
     `horizon`), (1 + k) / (10 + k)) at update k = 0, 1 ...: the second lets go of the start soon
-    (TensorFlow's rule). Every rank has whole weights, so all ranks keep the same average.
+    (TensorFlow's rule).
     """
 
     def __init__(self, network: nn.Module, *, horizon: int, samples_per_step: int) -> None:
-        super().__init__()
+        super().__init__(network)
         self._decay = math.exp(-samples_per_step / horizon)
-        self._learning = {
-            name: parameter
-            for name, parameter in network.named_parameters()
-            if parameter.requires_grad
-        }
-        for name, parameter in self._learning.items():
-            self.register_buffer(buffer_name(name), parameter.detach().float().clone())
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
@@ -38,21 +33,18 @@ class AveragedWeights(nn.Module):
         """Take in the weights after a step."""
         num_updates = self.get_buffer("num_updates")
         k = int(num_updates)
-        decay = min(self._decay, (1 + k) / (10 + k))
-        averages = [self.get_buffer(buffer_name(name)) for name in self._learning]
-        weights = [parameter.detach() for parameter in self._learning.values()]
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        self.follow(min(self._decay, (1 + k) / (10 + k)))
         num_updates += 1
 
     def state(self) -> dict[str, torch.Tensor]:
         """The average by the network's own names, on the CPU."""
-        return {name: self.get_buffer(buffer_name(name)).cpu() for name in self._learning}
+        return {name: copy.cpu() for name, copy in self.copies().items()}
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The network has the average for its weights until the end of the block."""
         kept = {name: parameter.detach().clone() for name, parameter in self._learning.items()}
-        self._write({name: self.get_buffer(buffer_name(name)) for name in self._learning})
+        self._write(self.copies())
         try:
             yield
         finally:
@@ -62,8 +54,3 @@ class AveragedWeights(nn.Module):
     def _write(self, tensors: dict[str, torch.Tensor]) -> None:
         for name, parameter in self._learning.items():
             parameter.copy_(tensors[name])
-
-
-def buffer_name(name: str) -> str:
-    """Buffers' names have no dots."""
-    return name.replace(".", "/")

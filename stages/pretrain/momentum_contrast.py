@@ -16,15 +16,15 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stages.pretrain.average import buffer_name
 from stages.pretrain.config import ItcConfig
 from stages.pretrain.data.batch import Batch, Comparison
+from stages.pretrain.weight_copy import WeightCopy
 from stages.student.network import Student
 
 KINDS = ("text", "picture")
 
 
-class MomentumContrast(nn.Module):
+class MomentumContrast(WeightCopy):
     """A momentum copy of what learns in `student`, and queues of its vectors, as buffers, which
     checkpoints hold.
 
@@ -34,15 +34,8 @@ class MomentumContrast(nn.Module):
     """
 
     def __init__(self, student: Student, config: ItcConfig) -> None:
-        super().__init__()
+        super().__init__(student)
         self._config = config
-        self._learning = {
-            name: parameter
-            for name, parameter in student.named_parameters()
-            if parameter.requires_grad
-        }
-        for name, parameter in self._learning.items():
-            self.register_buffer(buffer_name(name), parameter.detach().float().clone())
         for kind in KINDS:
             size = student.config.itc_size
             self.register_buffer(f"{kind}_vectors", torch.zeros(config.queue_size, size))
@@ -96,9 +89,7 @@ class MomentumContrast(nn.Module):
     @torch.no_grad()
     def end_step(self) -> None:
         """Take in a step's weights and vectors. A collective where there is a queue."""
-        copies = [self.get_buffer(buffer_name(name)) for name in self._learning]
-        weights = [parameter.detach().float() for parameter in self._learning.values()]
-        torch._foreach_lerp_(copies, weights, 1 - self._config.momentum)
+        self.follow(self._config.momentum)
         self.get_buffer("num_steps").add_(1)
         if self._config.queue_size:
             for kind in KINDS:
@@ -115,8 +106,8 @@ class MomentumContrast(nn.Module):
         """The copy's vectors of texts [B, E] and of pictures [N, E]. It runs as the student does,
         with dropout while that trains; what BatchNorm notes of the pass is thrown away."""
         tensors = {
-            f"student.{name}": self.get_buffer(buffer_name(name)).to(parameter.dtype)
-            for name, parameter in self._learning.items()
+            f"student.{name}": copy.to(self._learning[name].dtype)
+            for name, copy in self.copies().items()
         }
         for path, module in student.named_modules():
             if isinstance(module, _BatchNorm) and module.training:
