@@ -201,6 +201,7 @@ def make_batch(size: Size, model: PretrainModel) -> Batch:
         ordinary=tokens > MASK,
         words=torch.where(tokens > MASK, torch.arange(tokens.shape[1]), -1),
         matched=torch.arange(num_pairs) % 2 == 0,
+        swapped=torch.zeros(0, dtype=torch.long),
         masked_cells=torch.zeros(num_pairs, num_cells, dtype=torch.bool),
         regions=none[..., None],
         score=none,

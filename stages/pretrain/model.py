@@ -5,6 +5,8 @@ The forward pass is the whole way from a batch to the loss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -18,9 +20,10 @@ from stages.pretrain.objectives.itc import Itc
 from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm
 from stages.pretrain.objectives.mvm import Mvm
-from stages.pretrain.objectives.objective import Objective
+from stages.pretrain.objectives.objective import Objective, output_mask_of
 from stages.pretrain.objectives.omvm import Omvm
 from stages.pretrain.objectives.pra import Pra
+from stages.student.last_layer import OutputPlaces
 from stages.student.network import Cells, Hidden, Student
 from stages.training.monitoring.metrics import ObjectiveOutput
 
@@ -28,9 +31,10 @@ from stages.training.monitoring.metrics import ObjectiveOutput
 class PretrainModel(nn.Module):
     """`forward(batch)` -> (loss, {name: ObjectiveOutput}); loss = sum of weight x objective's loss.
 
-    `end_step` is to be called, on every rank, after each optimizer step. `average`: of the
-    student's weights, where one is kept; `cache`, `text_cache`: of what a frozen CNN and frozen
-    text layers give; `momentum`: what itc compares with in training.
+    `begin_step` is to be called, on every rank, before the first forward pass of a step, and
+    `end_step` after each optimizer step. `average`: of the student's weights, where one is kept;
+    `cache`, `text_cache`: of what a frozen CNN and frozen text layers give; `momentum`: what itc
+    compares with in training.
     """
 
     def __init__(
@@ -48,27 +52,38 @@ class PretrainModel(nn.Module):
         self.objectives = objectives
         aligns_before = student.config.pra_level == "encoders"
         self._before_fusion = {"pra"} & objectives.keys() if aligns_before else set()
-        self._of_fusion = [
+        self.fusing = [
             objective
             for name, (_, objective) in objectives.items()
             if name not in self._before_fusion
         ]
         self._contrasts = any(objective.contrasts for _, objective in objectives.values())
         # The words that MLM predicts give their matrix a dense gradient. Beside it that of the
-        # words that are read need not be one of as many rows, nearly all of them zero.
-        student.embeddings.word_embeddings.sparse = "mlm" in objectives
+        # words that are read need not be one of as many rows, nearly all of them zero. (On a GPU it
+        # would wait for which pieces are padding.)
+        self.sparse_words = "mlm" in objectives
+        self._labels = [name for _, one in objectives.values() for name in one.labels]
+        self._mean_labels: dict[str, torch.Tensor] = {}
 
     def forward(
         self, batch: Batch, is_valid: bool = True
     ) -> tuple[torch.Tensor, dict[str, ObjectiveOutput]]:
         """See every picture once, fuse every pair once, score every objective. A visual dictionary
-        learns from a batch that is valid."""
+        learns from a batch that is valid.
+
+        In training losses are sums over the mean number of labels that `begin_step` was told of.
+        """
+        if self.training:
+            batch.mean_labels = self._mean_labels
+        words = self.student.embeddings.word_embeddings
+        words.sparse = self.sparse_words and batch.tokens.device.type == "cpu"
         maps = self.cache.maps(self.student, batch) if self.cache else None
         cells = self.student.encode_image(
             batch.pixels,
             batch.sizes_px,
             num_texts=self._num_texts(batch, is_valid),
             maps=maps,
+            fills_canvas=batch.fills_canvas,
         )
         encoded = self._encoded_texts(batch)
         if encoded is not None and self._contrasts:
@@ -110,7 +125,7 @@ class PretrainModel(nn.Module):
 
     def _fused(self, cells: Cells, batch: Batch) -> Hidden:
         """The fusion's outputs of all pairs; nothing where no objective looks at them."""
-        if not any(objective.fuses for objective in self._of_fusion):
+        if not any(objective.fuses for objective in self.fusing):
             return Hidden(text=cells.features[:0], cells=cells.features[:0])
         return self.student.fuse(
             cells,
@@ -120,15 +135,25 @@ class PretrainModel(nn.Module):
             output_mask=self._output_mask(batch),
         )
 
-    def _output_mask(self, batch: Batch) -> torch.Tensor | None:
-        """The fusion's outputs that any objective looks at, bool [B, T + C]; None for all."""
-        read = None
-        for objective in self._of_fusion:
-            own = objective.output_mask(batch)
-            if own is None:
-                return None
-            read = own if read is None else read | own
-        return read
+    def _output_mask(self, batch: Batch) -> torch.Tensor | OutputPlaces | None:
+        """The fusion's outputs that any objective looks at; None for all."""
+        if batch.output_places is not None:
+            return batch.output_places
+        return output_mask_of(self.fusing, batch)
+
+    def begin_step(self, batches: Sequence[Batch], num_micro_batches: int) -> None:
+        """Learn how many labels the step has of each kind. A collective, of which nothing is waited
+        for; `batches` are those of this rank that count, of `num_micro_batches` of all ranks."""
+        device = self.student.device
+        counts = [
+            sum(float(objective.places(batch, name).shape[1]) for batch in batches)
+            for _, objective in self.objectives.values()
+            for name in objective.labels
+        ]
+        mean = torch.tensor(counts).to(device, non_blocking=True) / num_micro_batches
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            torch.distributed.all_reduce(mean)
+        self._mean_labels = dict(zip(self._labels, mean, strict=True))
 
     def end_step(self) -> None:
         """Let the visual dictionary learn from the step, the average of weights and the momentum

@@ -126,7 +126,9 @@ def pretrain(
         momentum = MomentumContrast(net, config.itc) if config.itc.has_momentum else None
         model = PretrainModel(net, make_objectives(config), average, cache, texts, momentum)
         net.config.objectives = list(model.objectives)
-        collate = replace(collate, objectives=[one for _, one in model.objectives.values()])
+        collate = replace(
+            collate, objectives=[one for _, one in model.objectives.values()], fusing=model.fusing
+        )
         engine = make_engine(model, make_optimizer(net, config), config, world_size)
 
         def save(folder: Path) -> None:

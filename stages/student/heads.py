@@ -6,6 +6,8 @@ Letters: B pairs, M rows picked by an objective, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -156,8 +158,10 @@ class ContrastiveHead(nn.Module):
         return cosines / single(self.log_temperature).clamp(low, high).exp()
 
 
-def in_float32(tensor: torch.Tensor) -> torch.autocast:
+def in_float32(tensor: torch.Tensor) -> AbstractContextManager[Any]:
     """A context without autocast, in which float32 stays float32, for the device of `tensor`."""
+    if tensor.is_meta:  # which has no autocast
+        return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
 
 

@@ -8,22 +8,52 @@ Letters: B pairs, S = T + C tokens of a pair, M tokens with a used output, D hid
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch.nn import functional as F
 from transformers.models.bert.modeling_bert import BertLayer
 
 
-def run_last_layer(
-    layer: BertLayer, hidden: torch.Tensor, attended: torch.Tensor, output_mask: torch.Tensor
-) -> torch.Tensor:
-    """hidden [B, S, D], attended bool [B, 1, 1, S], output_mask bool [B, S] -> [B, S, D].
+@dataclass(frozen=True)
+class OutputPlaces:
+    """The M outputs of the fusion that are used: `index` int [3, M], the pair of each, its place
+    among the pair's tokens, and its rank among those that are used of the pair; `most` of a
+    pair."""
 
-    The same as `layer(hidden, attended)` where `output_mask` is true, zeros elsewhere; so are its
+    index: torch.Tensor
+    most: int
+
+    @classmethod
+    def of(cls, output_mask: torch.Tensor) -> OutputPlaces:
+        """Those where `output_mask`, bool [B, S]. On a GPU it waits for what they are."""
+        pair, place = output_mask.nonzero(as_tuple=True)
+        rank = (output_mask.cumsum(dim=1) - 1)[pair, place]
+        most = int(output_mask.sum(dim=1).max()) if len(output_mask) else 0
+        return cls(torch.stack([pair, place, rank]), most)
+
+    @classmethod
+    def of_first(cls, num_pairs: int, device: torch.device) -> OutputPlaces:
+        """The first output of each pair, [CLS]."""
+        pair = torch.arange(num_pairs, device=device)
+        return cls(torch.stack([pair, torch.zeros_like(pair), torch.zeros_like(pair)]), 1)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> OutputPlaces:
+        """The same on another device."""
+        return replace(self, index=self.index.to(device, non_blocking=non_blocking))
+
+
+def run_last_layer(
+    layer: BertLayer, hidden: torch.Tensor, attended: torch.Tensor, places: OutputPlaces
+) -> torch.Tensor:
+    """hidden [B, S, D], attended bool [B, 1, 1, S] -> [B, S, D].
+
+    The same as `layer(hidden, attended)` at the places, zeros elsewhere; so are its
     gradients.
     """
-    pair, place = output_mask.nonzero(as_tuple=True)
+    pair, place, _ = places.index
     tokens = hidden[pair, place]
-    context = _attend(layer, tokens, pair, hidden, attended, output_mask)
+    context = _attend(layer, tokens, hidden, attended, places)
     output = layer.feed_forward_chunk(layer.attention.output(context, tokens))
     return torch.zeros_like(hidden).index_put((pair, place), output.to(hidden.dtype))
 
@@ -31,21 +61,20 @@ def run_last_layer(
 def _attend(
     layer: BertLayer,
     tokens: torch.Tensor,
-    pair: torch.Tensor,
     hidden: torch.Tensor,
     attended: torch.Tensor,
-    output_mask: torch.Tensor,
+    places: OutputPlaces,
 ) -> torch.Tensor:
-    """What the tokens [M, D] of the pairs [M] see in hidden [B, S, D]: [M, D]."""
+    """What the tokens [M, D] at the places see in hidden [B, S, D]: [M, D]."""
     attention = layer.attention.self
+    pair, _, rank = places.index
 
     def heads(x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
 
     # Attention wants as many queries of each pair: those of a pair are brought to its front.
-    rank = (output_mask.cumsum(dim=1) - 1)[output_mask]
     query = attention.query(tokens)
-    queries = query.new_zeros(len(hidden), int(output_mask.sum(dim=1).max()), query.shape[-1])
+    queries = query.new_zeros(len(hidden), places.most, query.shape[-1])
     context = F.scaled_dot_product_attention(
         heads(queries.index_put((pair, rank), query)),
         heads(attention.key(hidden)),

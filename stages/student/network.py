@@ -39,7 +39,7 @@ from stages.student.heads import (
     TiedMlmHead,
     weighted_mean,
 )
-from stages.student.last_layer import run_last_layer
+from stages.student.last_layer import OutputPlaces, run_last_layer
 from stages.student.text.spans import IMAGE_TOKEN_TYPE
 from stages.student.vision.batch_norm import Policy
 from stages.student.vision.grid import Grid, cells_inside, sine_positions
@@ -301,17 +301,19 @@ class Student(InstalledClass, PreTrainedModel):
         *,
         num_texts: torch.Tensor | None = None,
         maps: torch.Tensor | None = None,
+        fills_canvas: bool | None = None,
     ) -> Cells:
         """Run the CNN: pixels [N, 3, H, W] and each picture's height, width [N, 2] -> cells.
 
         uint8 pixels are normalised here, on the device; floats are so already. `num_texts` [N], how
         many texts look at each picture (0: it counts nothing), where a dictionary shall learn from
         them; None where it shall not. `maps`: what `encode_maps` gave for them before; None to run
-        the CNN.
+        the CNN. `fills_canvas`: whether every picture fills the tensor, up to whole cells; None to
+        look, for which a GPU is waited for.
         """
         soho = self.neck.config if self.neck else None
         if maps is None:
-            features = self.grid(*self._pictures(pixels, sizes_px))
+            features = self.grid(*self._pictures(pixels, sizes_px), fills_canvas)
         else:
             features = self.grid.cells_of(maps.to(self.dtype))
         rows, columns = features.shape[1:3]
@@ -348,15 +350,16 @@ class Student(InstalledClass, PreTrainedModel):
         input_ids: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
         masked_cells: torch.Tensor | None = None,
-        output_mask: torch.Tensor | None = None,
+        output_mask: torch.Tensor | OutputPlaces | None = None,
     ) -> Hidden:
         """Run the Transformer over pairs.
 
         `picture` [B] says which picture each pair looks at (the CNN runs once a picture however
         many texts look at it); `input_ids` [B, T], padded with the tokenizer's pad id;
         `token_type_ids` [B, T] as in `stages.student.text.spans`, all 0 if None; `masked_cells`
-        bool [B, C]: these cells are replaced by the mask vector; `output_mask` bool [B, T + C]: the
-        outputs that matter, all others are zeros and cost nothing in the last layer (None: all).
+        bool [B, C]: these cells are replaced by the mask vector; `output_mask` bool [B, T + C], or
+        its places: the outputs that matter, all others are zeros and cost nothing in the last layer
+        (None: all).
         """
         features = cells.features[picture]
         if masked_cells is not None:
@@ -372,12 +375,8 @@ class Student(InstalledClass, PreTrainedModel):
     ) -> torch.Tensor:
         """The matching head's logits [B, 2] of texts [B, T], each on its picture [B], as in `fuse`.
         The last layer gives [CLS] alone."""
-        num_places = input_ids.shape[1] + cells.inside.shape[1]
-        output_mask = torch.zeros(
-            len(input_ids), num_places, dtype=torch.bool, device=input_ids.device
-        )
-        output_mask[:, 0] = True
-        hidden = self.fuse(cells, picture=picture, input_ids=input_ids, output_mask=output_mask)
+        first = OutputPlaces.of_first(len(input_ids), input_ids.device)
+        hidden = self.fuse(cells, picture=picture, input_ids=input_ids, output_mask=first)
         return self.itm_head(hidden.text[:, 0])
 
     def embed_pictures(self, cells: Cells) -> torch.Tensor:
@@ -446,10 +445,15 @@ class Student(InstalledClass, PreTrainedModel):
         return self.contrastive_head
 
     def _through_layers(
-        self, hidden: torch.Tensor, attended: torch.Tensor, output_mask: torch.Tensor | None
+        self,
+        hidden: torch.Tensor,
+        attended: torch.Tensor,
+        output_mask: torch.Tensor | OutputPlaces | None,
     ) -> torch.Tensor:
         if output_mask is None:
             return self.fusion(hidden, attention_mask=attended).last_hidden_state
+        if isinstance(output_mask, torch.Tensor):
+            output_mask = OutputPlaces.of(output_mask)
         *layers, last = self.fusion.layer
         for layer in layers:
             hidden = layer(hidden, attended)
@@ -461,7 +465,8 @@ class Student(InstalledClass, PreTrainedModel):
             inside = cells.inside.view(-1, cells.rows, cells.columns)
             positions = padding_aware_positions(inside, features.shape[-1])[picture]
             return self.cell_norm(features + positions.to(features))
-        positions = sine_positions(cells.rows, cells.columns, features.shape[-1])
+        size = features.shape[-1]
+        positions = sine_positions(cells.rows, cells.columns, size, features.device)
         image_type = self.embeddings.token_type_embeddings.weight[IMAGE_TOKEN_TYPE]
         seen = self.cell_norm(features + positions.to(features) + image_type)
         return self.cell_dropout(seen)

@@ -8,6 +8,8 @@ A training run supplies:
      `ObjectiveOutput` (`monitoring/metrics.py`) of each part of it, the same names for every batch.
      A batch that is not valid fills a rank's round and must leave no trace (its loss is multiplied
      by 0);
+   - `begin_step(batches, num_micro_batches)`, called on every rank before the first forward pass of
+     a step with the rank's valid batches of it and the number of those of all ranks;
    - `end_step()`, called on every rank after each optimizer step;
 2. an optimizer: `AdamwSgd([*parameter_groups(...), ...])` (`optimizer.py`);
 3. a source of batches (`batches.py`, `BatchSource`): `source[turn]` is a pure function of

@@ -164,9 +164,13 @@ class Loop:
             self.engine.skipped_steps,
         )
         keys: list[str] = []
-        for turn in range(num_turns):
-            loaded = self._next_batch()
-            batch, is_valid = self._batch_of(loaded)
+        # All of them first: their numbers of labels are needed for the first one's loss.
+        all_loaded = [self._next_batch() for _ in range(num_turns)]
+        batches = [self._batch_of(loaded) for loaded in all_loaded]
+        self.engine.module.begin_step(
+            [batch for batch, is_valid in batches if is_valid], self.config.micro_batches_per_step
+        )
+        for turn, (loaded, (batch, is_valid)) in enumerate(zip(all_loaded, batches)):
             torch.manual_seed(self.seed * 1_000_003 + loaded.turn.position)
             loss, outputs = self.engine(batch.to(self.device), is_valid)
             self.watch.note(loss, outputs, batch.keys)

@@ -6,10 +6,12 @@ phrases a caption (padded), K classes of a soft label.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+
+from stages.student.last_layer import OutputPlaces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ class Batch:
     """int [B, T]: which word of its text each piece of `tokens` is of; -1 for special ones."""
     matched: torch.Tensor
     """bool [B]: the text is true of the picture."""
+    swapped: torch.Tensor
+    """int [M]: pairs that get another text when the contrastive head has compared all of them."""
     masked_cells: torch.Tensor
     """bool [B, C]: cells that the student must not see."""
     regions: torch.Tensor
@@ -86,6 +90,16 @@ class Batch:
     """int [B, A]: cells whose codes MVM hides, in the order of their draw; -1 for none."""
     mvm_labels: torch.Tensor
     """int [B, C]: the code that was hidden; -100 elsewhere."""
+    places: dict[str, torch.Tensor] = field(default_factory=dict)
+    """int [k, M] each: where the objectives look, by the names of `Objective.find`; empty for a
+    batch that collate did not make."""
+    output_places: OutputPlaces | None = None
+    """The fusion's outputs that any objective looks at; None where that is not known yet."""
+    fills_canvas: bool | None = None
+    """Whether every picture fills the tensor, up to whole cells; None where nobody looked."""
+    mean_labels: dict[str, torch.Tensor] = field(default_factory=dict)
+    """float []: the mean number of labels of a micro-batch of the step, by the names of
+    `Objective.labels`; empty for those of this batch alone."""
     contrast: torch.Tensor | None = None
     """float [B, N]: the contrastive head's logits of each pair's own caption with each picture;
     None until the student has made them, and where no objective asks for them."""
@@ -102,10 +116,13 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {one.name: getattr(self, one.name) for one in fields(self)}
         moved: dict[str, Any] = {
             name: tensor.to(device, non_blocking=True)
             for name, tensor in tensors.items()
-            if isinstance(tensor, torch.Tensor)
+            if isinstance(tensor, (torch.Tensor, OutputPlaces))
+        }
+        moved["places"] = {
+            name: places.to(device, non_blocking=True) for name, places in self.places.items()
         }
         return replace(self, **moved)

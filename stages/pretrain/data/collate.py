@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +24,12 @@ from stages.pretrain.config import AugmentConfig, RegionConfig
 from stages.pretrain.data.augmentation import View, draw_view, view_picture, view_sample
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.data.caption_groups import caption_group
-from stages.pretrain.objectives.objective import Objective
+from stages.pretrain.objectives.objective import Objective, output_mask_of
+from stages.student.last_layer import OutputPlaces
 from stages.student.text.word_numbers import number_words
 from stages.student.vision.grid import region_weights
 from stages.student.vision.image_transforms import load_picture, stack_bytes
-from stages.student.vision.padding import canvas_px
+from stages.student.vision.padding import canvas_px, fills_canvas
 
 FIXED_VIEW = 1
 """Keeps the draws of views that come again apart from all others."""
@@ -44,10 +45,14 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Collate:
-    """Makes the batch of a position. Everything random comes from (seed, position)."""
+    """Makes the batch of a position. Everything random comes from (seed, position).
+
+    fusing: those of the objectives that look at the fusion's outputs.
+    """
 
     tokenizer: PreTrainedTokenizerFast
     objectives: Sequence[Objective]
+    fusing: Sequence[Objective] = ()
     seed: int
     captions_per_picture: int
     max_tokens: int
@@ -146,7 +151,19 @@ class Collate:
         batch = self._collate(decoded, visits or [0] * len(decoded), random)
         for objective in self.objectives:
             objective.mask(batch, self.tokenizer, random)
+        for objective in self.objectives:
+            batch.places |= objective.find(batch)
+        batch.output_places = self._output_places(batch)
+        height, width = batch.pixels.shape[2:]
+        batch.fills_canvas = fills_canvas(batch.sizes_px, height, width, self.pad_px)
         return batch
+
+    def _output_places(self, batch: Batch) -> OutputPlaces | None:
+        """The fusion's outputs that objectives look at; None for all, or where the CNN decides."""
+        if any(objective.masks_by_code for objective in self.fusing):
+            return None
+        mask = output_mask_of(self.fusing, batch)
+        return None if mask is None else OutputPlaces.of(mask)
 
     def _collate(
         self, decoded: Sequence[Decoded], visits: Sequence[int], random: np.random.Generator
@@ -178,7 +195,7 @@ class Collate:
         tokens = encoded["input_ids"]
         own_cells_px = canvas_px(pictures.sizes_px, self.pad_px) // self.cell_px * self.cell_px
         seen_px = pictures.sizes_px.minimum(own_cells_px)
-        objects = _stack_objects(
+        objects: dict[str, Any] = _stack_objects(
             samples, pictures.sizes_px, seen_px, grid, self.cell_px, self.regions
         )
         phrases, similarity = _stack_phrases(
@@ -201,6 +218,7 @@ class Collate:
             ordinary=encoded["special_tokens_mask"] == 0,
             words=number_words(encoded["offset_mapping"], encoded["special_tokens_mask"]),
             matched=is_true,
+            swapped=torch.zeros(0, dtype=torch.long),
             masked_cells=masked_cells,
             phrases=phrases,
             similarity=similarity,

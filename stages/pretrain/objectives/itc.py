@@ -41,6 +41,7 @@ class Itc(Objective):
     name = "itc"
     fuses = False
     contrasts = True
+    labels = ("itc/texts", "itc/pictures")
 
     def __init__(self, config: ItcConfig) -> None:
         self.config = config
@@ -50,6 +51,13 @@ class Itc(Objective):
     ) -> None:
         """Nothing is hidden."""
 
+    def find(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The pairs whose text is true of its picture, and the pictures that have such a text."""
+        pairs = batch.is_true.nonzero()[:, 0]
+        rows = batch.first_row[batch.picture[pairs]]
+        has_text = (batch.first_row[:, None] == rows).any(dim=1)
+        return {"itc/texts": pairs[None], "itc/pictures": has_text.nonzero()[:, 0][None]}
+
     def output_mask(self, batch: Batch) -> torch.Tensor:
         """None of the fusion's outputs."""
         return text_and_cells(batch, None, None)
@@ -58,10 +66,12 @@ class Itc(Objective):
         self, student: Student, cells: Cells, hidden: Hidden, batch: Batch
     ) -> ObjectiveOutput:
         """The loss; how often a text finds its picture, and a picture one of its texts."""
-        texts, pictures = batch.comparisons or compare_within(batch)
+        pairs, with_text = (self.places(batch, name)[0] for name in self.labels)
+        texts, pictures = batch.comparisons or compare_within(batch, pairs, with_text)
         of_texts, of_pictures = self._cross_entropies(texts), self._cross_entropies(pictures)
+        mean_texts, mean_pictures = (batch.mean_labels.get(name) for name in self.labels)
         return ObjectiveOutput(
-            loss=(mean_loss(of_texts) + mean_loss(of_pictures)) / 2,
+            loss=(mean_loss(of_texts, mean_texts) + mean_loss(of_pictures, mean_pictures)) / 2,
             metrics={
                 "text_accuracy": share(_finds(texts.logits, texts.own)),
                 "picture_accuracy": share(_finds(pictures.logits, pictures.own)),
@@ -78,15 +88,16 @@ class Itc(Objective):
         return -(target * compared.logits.float().log_softmax(dim=1)).sum(dim=1)
 
 
-def compare_within(batch: Batch) -> tuple[Comparison, Comparison]:
-    """The micro-batch's true texts with its pictures, and the pictures that have one with these."""
+def compare_within(
+    batch: Batch, pairs: torch.Tensor, pictures: torch.Tensor
+) -> tuple[Comparison, Comparison]:
+    """The texts of these pairs with all pictures, and these pictures with those texts."""
     assert batch.contrast is not None
-    logits = batch.contrast.float()[batch.is_true]
-    own = batch.first_row[batch.picture[batch.is_true], None] == batch.first_row
-    has_text = own.any(dim=0)
+    logits = batch.contrast.float()[pairs]
+    own = batch.first_row[batch.picture[pairs], None] == batch.first_row
     return (
         Comparison(logits=logits, own=own),
-        Comparison(logits=logits.T[has_text], own=own.T[has_text]),
+        Comparison(logits=logits.T[pictures], own=own.T[pictures]),
     )
 
 

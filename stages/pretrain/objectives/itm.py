@@ -18,8 +18,6 @@ from stages.pretrain.objectives.objective import (
 )
 from stages.student.network import Cells, Hidden, Student
 
-NOT_LEARNED = -100
-
 
 class Itm(Objective):
     """Give some pictures the text of another one, and predict which.
@@ -31,11 +29,12 @@ class Itm(Objective):
     picture a micro-batch there is no mismatched caption. `negatives` "itc" (ours; ALBEF, arXiv
     2107.07651, section 3.3): the mismatched caption is drawn by the softmax of the contrastive
     head's logits for the picture, so that texts that nearly fit come more often; it keeps its
-    masks, and MLM learns nothing from it. A text that the source itself calls false (NLVR) is
+    masks, and MLM learns nothing of it. A text that the source itself calls false (NLVR) is
     mismatched already and stays as it is.
     """
 
     name = "itm"
+    labels = ("itm",)
 
     def __init__(self, config: ItmConfig) -> None:
         self.config = config
@@ -54,26 +53,32 @@ class Itm(Objective):
                 source[pair] = random.choice(mismatched)
         batch.matched = batch.matched & torch.from_numpy(source == np.arange(len(picture)))
         if self.contrasts:
+            batch.swapped = (batch.is_true & ~batch.matched).nonzero()[:, 0]
             return
         for name in ("tokens", "ordinary", "words", "phrases"):
             setattr(batch, name, getattr(batch, name)[source])
 
     def mask_cells(self, cells: Cells, batch: Batch) -> None:
         """With negatives by itc: give the pairs that `mask` chose their texts."""
-        chosen = (batch.is_true & ~batch.matched).nonzero()[:, 0]
+        chosen = batch.swapped
         if not self.contrasts or not len(chosen):
             return
         assert batch.contrast is not None
         logits = batch.contrast.detach().float().T[batch.picture[chosen]]
         picture = batch.first_row[batch.picture]
         own = picture[chosen, None] == picture
-        texts = torch.multinomial(logits.masked_fill(own, -torch.inf).softmax(dim=1), 1)[:, 0]
+        chance = logits.masked_fill(own, -torch.inf).softmax(dim=1)
+        # The least of exponential waiting times; torch.multinomial asks the device whether its
+        # weights are any.
+        texts = (chance / torch.empty_like(chance).exponential_()).argmax(dim=1)
         for name in ("tokens", "ordinary", "phrases"):
             values = getattr(batch, name).clone()
             values[chosen] = getattr(batch, name)[texts]
             setattr(batch, name, values)
-        batch.mlm_labels = batch.mlm_labels.clone()
-        batch.mlm_labels[chosen] = NOT_LEARNED
+
+    def find(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """All pairs."""
+        return {"itm": torch.arange(len(batch.picture), device=batch.picture.device)[None]}
 
     def output_mask(self, batch: Batch) -> torch.Tensor:
         """[CLS]."""
@@ -87,5 +92,6 @@ class Itm(Objective):
         """Cross-entropy and accuracy over all pairs."""
         logits = student.itm_head(hidden.text[:, 0])
         labels = batch.matched.long()
-        loss = mean_loss(F.cross_entropy(logits, labels, reduction="none"))
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        loss = mean_loss(losses, batch.mean_labels.get("itm"))
         return ObjectiveOutput(loss=loss, metrics={"accuracy": share(logits.argmax(-1) == labels)})

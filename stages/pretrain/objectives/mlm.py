@@ -12,6 +12,7 @@ from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.objective import (
     Objective,
     ObjectiveOutput,
+    at,
     mean_loss,
     share,
     text_and_cells,
@@ -34,6 +35,7 @@ class Mlm(Objective):
     """
 
     name = "mlm"
+    labels = ("mlm",)
 
     def __init__(self, config: MlmConfig) -> None:
         self.config = config
@@ -52,9 +54,14 @@ class Mlm(Objective):
         # Mismatched texts are masked too, even if nothing is learned from them: if only matched
         # texts held [MASK], ITM could infer the answer from that.
         learned = chosen & batch.matched[:, None] if self.config.matched_only else chosen
+        learned = learned.index_fill(0, batch.swapped, False)
         batch.mlm_labels = torch.where(learned, batch.tokens, IGNORED)
         hidden = torch.where(fate < 0.8, tokenizer.mask_token_id, other)
         batch.tokens = torch.where(chosen & (fate < 0.9), hidden, batch.tokens)
+
+    def find(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The chosen pieces: pair and place."""
+        return {"mlm": (batch.mlm_labels != IGNORED).nonzero().T}
 
     def output_mask(self, batch: Batch) -> torch.Tensor:
         """The chosen pieces."""
@@ -64,11 +71,12 @@ class Mlm(Objective):
         self, student: Student, cells: Cells, hidden: Hidden, batch: Batch
     ) -> ObjectiveOutput:
         """Cross-entropy and accuracy over the chosen pieces."""
-        chosen = batch.mlm_labels != IGNORED
-        logits = student.mlm_head(hidden.text[chosen], student.word_embeddings)
-        labels = batch.mlm_labels[chosen]
+        places = self.places(batch, "mlm")
+        logits = student.mlm_head(at(hidden.text, places), student.word_embeddings)
+        labels = at(batch.mlm_labels, places)
         losses = F.cross_entropy(logits, labels, reduction="none")
-        loss = mean_loss(losses, self.config.mean_epsilon)
+        mean_labels = batch.mean_labels.get("mlm")
+        loss = mean_loss(losses, mean_labels, epsilon=self.config.mean_epsilon)
         return ObjectiveOutput(loss=loss, metrics={"accuracy": share(logits.argmax(-1) == labels)})
 
 

@@ -37,6 +37,7 @@ class Mvm(Objective):
     """
 
     name = "mvm"
+    masks_by_code = True
     MOST = 0.5
 
     def __init__(self, config: MvmConfig) -> None:
@@ -83,7 +84,7 @@ class Mvm(Objective):
         one = student.dictionary.started.float()
         num_hidden = chosen.any(dim=1).sum().float()
         return ObjectiveOutput(
-            loss=mean_loss(losses, self.config.mean_epsilon),
+            loss=mean_loss(losses, epsilon=self.config.mean_epsilon),
             metrics={
                 "accuracy": share(logits.argmax(-1) == labels),
                 "hidden_cells": (chosen.sum().float(), num_hidden),

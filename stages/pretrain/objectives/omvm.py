@@ -13,6 +13,7 @@ from stages.pretrain.objectives.objective import (
     Objective,
     ObjectiveOutput,
     mean_loss,
+    number,
     share,
     text_and_cells,
 )
@@ -32,6 +33,7 @@ class Omvm(Objective):
     """
 
     name = "omvm"
+    labels = ("omvm",)
 
     def __init__(self, config: OmvmConfig) -> None:
         self.config = config
@@ -56,6 +58,10 @@ class Omvm(Objective):
         learned = batch.matched[:, None] if self.config.matched_only else torch.tensor(True)
         batch.hidden_objects = torch.where(learned, rows, -1)
 
+    def find(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The hidden objects: pair and column."""
+        return {"omvm": (batch.hidden_objects >= 0).nonzero().T}
+
     def output_mask(self, batch: Batch) -> torch.Tensor:
         """The cells of the hidden objects."""
         rows = batch.hidden_objects
@@ -67,16 +73,17 @@ class Omvm(Objective):
         self, student: Student, cells: Cells, hidden: Hidden, batch: Batch
     ) -> ObjectiveOutput:
         """Label and feature loss, and label accuracy, over the hidden objects."""
-        pair, column = (batch.hidden_objects >= 0).nonzero(as_tuple=True)
+        pair, column = self.places(batch, "omvm")
         row, picture = batch.hidden_objects[pair, column], batch.picture[pair]
         region = batch.regions[picture, row].to(hidden.cells.dtype)
         pooled = (region[:, None] @ hidden.cells[pair])[:, 0]
         logits, feature = (single(output) for output in student.object_head(pooled))
         label = batch.label[picture, row]
-        label_loss = mean_loss(self._label_losses(logits, batch, picture, row))
+        mean_labels = batch.mean_labels.get("omvm")
+        label_loss = mean_loss(self._label_losses(logits, batch, picture, row), mean_labels)
         feature_losses = self._feature_losses(feature, batch.feature[picture, row])
-        feature_loss = mean_loss(feature_losses)
-        count = torch.tensor(float(len(label)), device=label.device)
+        feature_loss = mean_loss(feature_losses, mean_labels)
+        count = number(len(label), label)
         return ObjectiveOutput(
             loss=self.config.label_weight * label_loss + self.config.feature_weight * feature_loss,
             metrics={

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.config import PraConfig
 from stages.pretrain.data.batch import Batch
-from stages.pretrain.objectives.objective import Objective, mean_loss, share
+from stages.pretrain.objectives.objective import Objective, at, mean_loss, share
 from stages.student.heads import in_float32
 from stages.student.network import Cells, Hidden, Student
 from stages.training.monitoring.metrics import ObjectiveOutput
@@ -35,6 +35,7 @@ class Pra(Objective):
     """
 
     name = "pra"
+    labels = ("pra",)
 
     def __init__(self, config: PraConfig) -> None:
         self.config = config
@@ -44,37 +45,43 @@ class Pra(Objective):
     ) -> None:
         """Nothing is hidden: the similarities are the answer."""
 
-    def score(
-        self, student: Student, cells: Cells, hidden: Hidden, batch: Batch
-    ) -> ObjectiveOutput:
-        """KL divergence over phrases; how often the best region is one of the target's best."""
-        regions = batch.regions[batch.picture]
+    def find(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The phrases that are learned from: pair and row."""
         exists = batch.is_object[batch.picture]
         used = batch.phrases.any(dim=-1) & exists.any(dim=-1, keepdim=True)
         used = used & batch.matched[:, None]
         if self.config.min_similarity is not None:
             known = batch.similarity.masked_fill(~exists[:, None], -torch.inf).amax(dim=-1)
             used = used & (known >= self.config.min_similarity)
+        return {"pra": used.nonzero().T}
+
+    def score(
+        self, student: Student, cells: Cells, hidden: Hidden, batch: Batch
+    ) -> ObjectiveOutput:
+        """KL divergence over phrases; how often the best region is one of the target's best."""
+        regions = batch.regions[batch.picture]
+        exists = batch.is_object[batch.picture]
+        used = self.places(batch, "pra")
         phrases = student.pool_phrases(batch.phrases, hidden.text)
         wanted = batch.similarity / self.config.target_temperature
         if self.config.score_weight:
             wanted = wanted + batch.score[batch.picture][:, None].clamp(min=1e-6).log()
         if self.config.region == "object":
             logits = student.align_head(phrases, regions.to(hidden.cells.dtype) @ hidden.cells)
-            log_q, log_p = (_log_softmax(v, exists)[used] for v in (wanted, logits))
+            log_q, log_p = (at(_log_softmax(v, exists), used) for v in (wanted, logits))
         else:
             logits = student.align_head(phrases, hidden.cells)
-            log_p = _log_softmax(logits, cells.inside[batch.picture])[used]
+            log_p = at(_log_softmax(logits, cells.inside[batch.picture]), used)
             with in_float32(regions):
                 q = _log_softmax(wanted, exists).exp().nan_to_num() @ regions
-            log_q = q[used].log()
+            log_q = at(q, used).log()
         if self.config.divergence == "reverse":
             losses = divergence(log_p, log_q)
         else:
             losses = divergence(log_q, log_p)
         found = log_q.gather(1, log_p.argmax(dim=-1, keepdim=True))[:, 0]
         return ObjectiveOutput(
-            loss=mean_loss(losses),
+            loss=mean_loss(losses, batch.mean_labels.get("pra")),
             metrics={"accuracy": share(found.exp() > 0.5 * log_q.amax(dim=-1).exp())},
         )
 

@@ -89,14 +89,20 @@ class Grid(nn.Module):
             assert isinstance(stage, ResNetStage)
             yield from stage.layers
 
-    def forward(self, pixels: torch.Tensor, sizes_px: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        pixels: torch.Tensor,
+        sizes_px: torch.Tensor | None = None,
+        fills_canvas: bool | None = None,
+    ) -> torch.Tensor:
         """pixels [N, 3, H, W], H and W multiples of `pad_px` -> features [N, R, S, D].
 
         With sizes_px [N, 2], height and width before padding, a picture has the cells that it has
         alone, whatever else is in the batch. Without, all of the tensor is taken for picture.
+        fills_canvas: whether every picture's canvas is the tensor; None to look.
         A BatchNorm that learns takes its statistics from all places, those beyond canvases too.
         """
-        pixels, canvases = self._cut(pixels, sizes_px)
+        pixels, canvases = self._cut(pixels, sizes_px, fills_canvas)
         if self._compiled and not canvases:
             return self._compiled(pixels)
         return self._features(pixels, canvases)
@@ -111,13 +117,22 @@ class Grid(nn.Module):
         return self.project(maps).permute(0, 2, 3, 1)
 
     def _cut(
-        self, pixels: torch.Tensor, sizes_px: torch.Tensor | None
+        self,
+        pixels: torch.Tensor,
+        sizes_px: torch.Tensor | None,
+        fills_canvas: bool | None = None,
     ) -> tuple[torch.Tensor, Canvases | None]:
         """The pixels with zeros beyond each picture's canvas, and canvases unless all are full."""
         canvases = None
         if sizes_px is not None:
             height, width = pixels.shape[2:]
-            canvases = Canvases(sizes_px, height_px=height, width_px=width, pad_px=self.pad_px)
+            canvases = Canvases(
+                sizes_px,
+                height_px=height,
+                width_px=width,
+                pad_px=self.pad_px,
+                all_full=fills_canvas,
+            )
             if canvases.all_full:
                 canvases = None
             else:
@@ -287,15 +302,17 @@ def region_weights(
     return cells / cells.sum(dim=1, keepdim=True)
 
 
-def sine_positions(rows: int, columns: int, hidden_size: int) -> torch.Tensor:
+def sine_positions(
+    rows: int, columns: int, hidden_size: int, device: torch.device | None = None
+) -> torch.Tensor:
     """2-D sine position embedding of DETR (arXiv 2005.12872): float [C, D].
 
     The first half of the channels codes the row, the second the column, each as sine and cosine
     pairs of wavelengths 2 pi to 20 pi thousand, in cells.
     """
     quarter = hidden_size // 4
-    rate = torch.exp(-math.log(10_000) * torch.arange(quarter) / quarter)
-    angles = [torch.arange(n)[:, None] * rate for n in (rows, columns)]
+    rate = torch.exp(-math.log(10_000) * torch.arange(quarter, device=device) / quarter)
+    angles = [torch.arange(n, device=device)[:, None] * rate for n in (rows, columns)]
     row, column = (torch.cat([a.sin(), a.cos()], dim=1) for a in angles)
     return torch.cat(
         [

@@ -54,8 +54,9 @@ def stack_bytes(arrays: Sequence[np.ndarray], *, multiple_px: int) -> Pictures:
 def normalise(pixels: torch.Tensor, sizes_px: torch.Tensor) -> torch.Tensor:
     """uint8 [N, 3, H, W] with their heights and widths [N, 2] -> float32, normalised by ImageNet's
     mean and deviation, with zeros for padding."""
+    # Filled there: a copy from the host would wait.
     mean, std = (
-        torch.tensor(values, device=pixels.device).view(3, 1, 1)
+        torch.stack([torch.full((1, 1), value, device=pixels.device) for value in values])
         for values in (IMAGENET_MEAN, IMAGENET_STD)
     )
     rows = torch.arange(pixels.shape[2], device=pixels.device)

@@ -18,22 +18,35 @@ def canvas_px(sizes_px: torch.Tensor, pad_px: int) -> torch.Tensor:
     return (sizes_px + pad_px - 1).div(pad_px, rounding_mode="floor") * pad_px
 
 
+def fills_canvas(sizes_px: torch.Tensor, height_px: int, width_px: int, pad_px: int) -> bool:
+    """Whether the canvas of every picture [N, 2] is the whole tensor. It reads the device."""
+    own = canvas_px(sizes_px, pad_px)
+    return not bool(((own[:, 0] < height_px) | (own[:, 1] < width_px)).any())
+
+
 class Canvases:
     """The canvases of a batch: `keep` sets maps to zero beyond them.
 
     sizes_px [N, 2], height and width before padding; height_px and width_px, the tensor's own H and
     W, multiples of `pad_px`. Where every picture fills the tensor nothing is done and nothing is
-    paid. (To know that, the sizes are read once: on a GPU this waits for what was queued before.)
+    paid. all_full: whether that is so; None to read the sizes, for which a GPU is waited for.
     """
 
     def __init__(
-        self, sizes_px: torch.Tensor, *, height_px: int, width_px: int, pad_px: int
+        self,
+        sizes_px: torch.Tensor,
+        *,
+        height_px: int,
+        width_px: int,
+        pad_px: int,
+        all_full: bool | None = None,
     ) -> None:
         self._canvas_px = canvas_px(sizes_px, pad_px)
         self._size_px = (height_px, width_px)
         self._inside: dict[tuple[int, int], torch.Tensor] = {}
-        short = (self._canvas_px[:, 0] < height_px) | (self._canvas_px[:, 1] < width_px)
-        self.all_full = not bool(short.any())
+        if all_full is None:
+            all_full = fills_canvas(sizes_px, height_px, width_px, pad_px)
+        self.all_full = all_full
 
     def keep(self, maps: torch.Tensor) -> torch.Tensor:
         """maps [N, D, h, w], zero beyond each picture's canvas from here on, in place.

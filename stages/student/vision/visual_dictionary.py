@@ -68,6 +68,16 @@ class Dictionary(nn.Module):
         ):
             self.register_buffer(name, value)
         self._pending: list[CodebookStats] = []
+        self._was_started = False
+
+    def _is_started(self) -> bool:
+        """`started`, which once it is true is not asked of the device again."""
+        self._was_started = self._was_started or bool(self.started)
+        return self._was_started
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._was_started = False
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """Follow the module to another device, never to another precision: bf16 has 8 bits, and a
@@ -99,7 +109,7 @@ class Dictionary(nn.Module):
                 self._move(*_over_ranks(counts, sums))
             elif weights is not None:
                 self._record(cells, index, distance, weights)
-        if not self.started:
+        if not self._is_started():
             return index, cells
         return index, cells + (self.codes[index] - cells).detach()
 
@@ -116,7 +126,7 @@ class Dictionary(nn.Module):
             torch.stack([one.counts for one in pending]).sum(dim=0),
             torch.stack([one.sums for one in pending]).sum(dim=0),
         )
-        if self.started:
+        if self._is_started():
             self._move(counts, sums)
             dead = self.age >= self.config.revive_after_steps
             if self.config.revive_after_steps and bool(dead.any()):
@@ -139,7 +149,7 @@ class Dictionary(nn.Module):
     def _nearest(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Index [M] of the nearest code, the first of equals, and the squared distance [M]; -1 and
         1 before the start."""
-        if not self.started:
+        if not self._is_started():
             ones = torch.ones(len(cells), device=cells.device)
             return torch.full_like(ones, -1, dtype=torch.long), ones
         if self.codes.dtype != torch.float32:
@@ -173,11 +183,11 @@ class Dictionary(nn.Module):
     ) -> None:
         """Keep what `learn` needs. Cells are offered by a draw in which one at distance d from its
         code has the weight d squared (k-means++'s rule, Arthur and Vassilvitskii 2007)."""
-        if self.started:
+        if self._is_started():
             counts, sums = self._tally(cells, index, weights)
         else:
             counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
-        num_wanted = min(NUM_OFFERED if self.started else len(self.codes), len(cells))
+        num_wanted = min(NUM_OFFERED if self._is_started() else len(self.codes), len(cells))
         chance = distance.clamp(min=0) * (weights > 0)
         # The smallest of exponential waiting times: a weighted draw without putting back.
         waiting = torch.empty_like(chance).exponential_() / chance
@@ -190,13 +200,16 @@ class Dictionary(nn.Module):
 
     def _move(self, counts: torch.Tensor, sums: torch.Tensor) -> None:
         """Update the moving averages and the codes by counts [K] and sums [K, D] of all ranks."""
-        if not counts.any():
-            return
+        moves = counts.any()
         decay, smoothing = self.config.decay, self.config.smoothing
         self.num_seen += counts
-        self.age.add_(1).masked_fill_(counts > 0, 0)
-        self.counts.mul_(decay).add_(counts, alpha=1 - decay)
-        self.sums.mul_(decay).add_(sums, alpha=1 - decay)
+        self.age.add_(moves).masked_fill_(counts > 0, 0)
+        # Without a cell nothing moves; to ask first would wait for the device.
+        kept, taken = (
+            torch.where(moves, share, rest) for share, rest in ((decay, 1), (1 - decay, 0))
+        )
+        self.counts.mul_(kept).add_(counts * taken)
+        self.sums.mul_(kept).add_(sums * taken)
         total = self.counts.sum()
         sizes = (self.counts + smoothing) / (total + len(self.codes) * smoothing) * total
         self.codes.copy_(torch.where(sizes[:, None] > 0, self.sums / sizes[:, None], self.codes))

@@ -140,7 +140,7 @@ class Watch:
                 torch.zeros((), device=device)
                 if squared_norm is None
                 else (~squared_norm.isfinite()).float(),
-                torch.tensor(float(self.is_signalled), device=device),
+                torch.full((), float(self.is_signalled), device=device),
             ]
         )
         torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)

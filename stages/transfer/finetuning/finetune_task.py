@@ -77,6 +77,9 @@ class TaskModule(nn.Module):
     def _head_inputs(self, batch: TaskBatch) -> torch.Tensor:
         return self.task.head_inputs(self.student, batch)
 
+    def begin_step(self, batches: Sequence[TaskBatch], num_micro_batches: int) -> None:
+        """Nothing is needed of a step as a whole."""
+
     def end_step(self) -> None:
         """Nothing changes between steps."""
 

@@ -20,7 +20,7 @@ from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm
 from stages.pretrain.objectives.mvm import Mvm
 from stages.pretrain.objectives.omvm import Omvm
-from stages.student.last_layer import run_last_layer
+from stages.student.last_layer import OutputPlaces, run_last_layer
 from stages.student.vision import grid
 
 
@@ -45,7 +45,8 @@ def test_the_last_layer_where_it_is_read(learns: bool) -> None:
         own = hidden.clone().requires_grad_()
         student.zero_grad()
         mask = attended[:, None, None, :]
-        out = run_last_layer(layer, own, mask, read) if fast else layer(own, mask)
+        places = OutputPlaces.of(read)
+        out = run_last_layer(layer, own, mask, places) if fast else layer(own, mask)
         out = torch.where(read[..., None], out, 0.0)
         (out * torch.linspace(-1, 1, 64)).sum().backward()
         results.append({"output": out, "input": own.grad, **_gradients(layer)})
@@ -78,7 +79,8 @@ def test_objectives_use_no_other_outputs() -> None:
         torch.manual_seed(0)
         batch = golden_batch("train")
         model = _model(batch)
-        assert 0 < int(model._output_mask(batch).sum()) < 60
+        read = model._output_mask(batch)
+        assert isinstance(read, torch.Tensor) and 0 < int(read.sum()) < 60
         if not fast:
             model._output_mask = lambda batch: None  # type: ignore[method-assign]
         loss, scores = model(batch)
@@ -102,9 +104,10 @@ def test_the_words_that_are_read(is_labelled: bool) -> None:
             batch.mlm_labels = torch.full_like(batch.mlm_labels, -100)
         torch.manual_seed(0)
         model = _model(batch)
-        assert model.student.embeddings.word_embeddings.sparse
-        model.student.embeddings.word_embeddings.sparse = sparse
+        assert model.sparse_words
+        model.sparse_words = sparse
         model(batch)[0].backward()
+        assert model.student.embeddings.word_embeddings.sparse == sparse
         gradient = model.student.word_embeddings.grad
         assert gradient is not None and gradient.layout == torch.strided and gradient.any()
         gradients.append(gradient)

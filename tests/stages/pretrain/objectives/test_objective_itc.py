@@ -17,6 +17,7 @@ from stages.pretrain.data.batch import Batch
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.objectives.itc import Itc
 from stages.pretrain.objectives.itm import Itm
+from stages.pretrain.objectives.mlm import Mlm
 from stages.pretrain.objectives.objective import ObjectiveOutput
 from stages.student.heads import ContrastiveHead
 from stages.student.network import Cells, Hidden, Student
@@ -171,10 +172,14 @@ def test_hard_negatives_are_drawn_by_the_logits() -> None:
     batch = random_batch(5, pictures=4, captions=1)
     batch.matched[:] = batch.is_true[:] = True
     batch.tokens[:, 1] = 100 + torch.arange(4)
-    batch.mlm_labels[:, 2] = 7
     itm = Itm(ItmConfig(mismatch=0.6, negatives="itc"))
     itm.mask(batch, toy_tokenizer(), np.random.default_rng(1))
     assert 0 < batch.matched.sum() < 4
+    masked = replace(batch)
+    Mlm(MlmConfig(probability=1.0, matched_only=False)).mask(
+        masked, toy_tokenizer(), np.random.default_rng(1)
+    )
+    assert torch.equal((masked.mlm_labels != -100).any(dim=1), batch.matched)
     assert batch.tokens[:, 1].tolist() == [100, 101, 102, 103]
     batch.contrast = torch.zeros(4, 4)
     for picture in range(4):
@@ -186,4 +191,3 @@ def test_hard_negatives_are_drawn_by_the_logits() -> None:
         source = pair if batch.matched[pair] else (pair + 1) % 4
         assert batch.tokens[pair, 1] == 100 + source
         assert torch.equal(batch.phrases[pair], phrases[source])
-        assert batch.mlm_labels[pair, 2] == (7 if batch.matched[pair] else -100)
