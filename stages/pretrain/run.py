@@ -47,7 +47,7 @@ from stages.student.build import make_student
 from stages.student.config import StudentConfig
 from stages.student.network import Student
 from stages.training.checkpoints.save_and_load import has_checkpoint
-from stages.training.engine import check_precision, current_device, join_ranks, make_engine
+from stages.training.engine import choose_precision, current_device, join_ranks, make_engine
 from stages.training.loop import Loop, Validation
 from stages.training.monitoring.skipped_samples import FaultPolicy, SkippedSamples
 from stages.training.monitoring.stopping import Watch
@@ -78,7 +78,7 @@ def pretrain(
     with Watch() as watch:
         join_ranks()
         world_size = torch.distributed.get_world_size()
-        check_precision(config)
+        config = choose_precision(config)
         check_batch_norm(student, world_size, current_device())
         check_start(config, student)
         sources = sources_of(objects, config)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from boxless.errors import BoxlessError
 
-PRECISIONS = ("fp32", "autocast-bf16", "bf16", "fp16")
+PRECISIONS = ("fp32", "auto", "autocast-bf16", "bf16", "fp16")
 APEX_O1 = (
     "precision: got apex-o1, expected one of {choices}. apex removed its amp in May 2025 and "
     "DeepSpeed 0.19.8 takes it no longer; autocast-bf16 is what it did, without loss scaling"
@@ -50,7 +50,8 @@ class TrainingConfig:
     precision: str = "fp32"
     """`fp32`; `autocast-bf16`, float32 weights and gradients with convolutions and matrix products
     in bf16 (for GPUs, and processors with AVX-512 BF16 or AMX: slower on others); `bf16`; or `fp16`
-    with dynamic loss scaling (both with 16-bit weights, float32 ones in the optimizer)."""
+    with dynamic loss scaling (both with 16-bit weights, float32 ones in the optimizer). `auto` is
+    autocast-bf16 on GPUs that have bf16 and fp32 elsewhere; its checkpoints go on on either."""
     accumulate_precision: str = "fp32"
     """Of gradients summed over micro-batches and ranks in bf16: `fp32`, or `training`, bf16
     itself."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
@@ -22,6 +23,7 @@ from stages.training.config import TrainingConfig
 from stages.training.ds_config import engine_settings
 from stages.training.optimizer import AdamwSgd
 
+Config = TypeVar("Config", bound=TrainingConfig)
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 
@@ -67,14 +69,25 @@ def current_device() -> torch.device:
     return torch.device(get_accelerator().current_device_name())
 
 
-def check_precision(config: TrainingConfig) -> None:
-    """Raises ValueError where the recipe asks for fp16 on a device that has none."""
+def choose_precision(config: Config) -> Config:
+    """The config with the precision that this rank's device gets where the recipe says `auto`.
+
+    Raises ValueError where the recipe asks for fp16 on a device that has none.
+    """
     accelerator = get_accelerator()
+    if config.precision == "auto":
+        has_bf16 = accelerator.device_name() != "cpu" and accelerator.is_bf16_supported()
+        chosen = "autocast-bf16" if has_bf16 else "fp32"
+        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+            name = accelerator.device_name()
+            print(f"{config.section}.precision: auto is {chosen} on this {name}", flush=True)
+        return replace(config, precision=chosen)
     if config.precision == "fp16" and not accelerator.is_fp16_supported():
         raise BoxlessError(
             f"{config.section}.precision: got fp16 on a {accelerator.device_name()} that has none, "
             "expected bf16 or fp32"
         )
+    return config
 
 
 def make_engine(

@@ -25,7 +25,7 @@ from stages.student.text.spans import add_person_tags
 from stages.student.text.tokenizer import load_tokenizer
 from stages.training.batches import ExampleBatches
 from stages.training.checkpoints.whole_weights import whole_weights
-from stages.training.engine import check_precision, current_device, join_ranks, make_engine
+from stages.training.engine import choose_precision, current_device, join_ranks, make_engine
 from stages.training.loop import Loop, Validation
 from stages.training.monitoring.metrics import ObjectiveOutput
 from stages.training.monitoring.stopping import Watch
@@ -122,7 +122,7 @@ def finetune_task(
         torch.set_num_threads(config.num_threads)
     with Watch() as watch:
         join_ranks()
-        check_precision(config)
+        config = choose_precision(config)
         data = _data(config, images, out / "data")
         kind = TASKS[str(config.task)]
         train = _most(kind.read(data, "train"), data.num_train)

@@ -180,7 +180,24 @@ def test_what_a_device_has_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(ValueError, match=f"{name}: got sync on 2 ranks"):
             check_batch_norm(student, 2, cpu)
     with pytest.raises(ValueError, match="pretrain.precision: got fp16 on a cpu"):
-        engine.check_precision(PretrainConfig(precision="fp16"))
+        engine.choose_precision(PretrainConfig(precision="fp16"))
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "wanted"),
+    [("cpu", True, "fp32"), ("cuda", False, "fp32"), ("cuda", True, "autocast-bf16")],
+)
+def test_precision_auto_is_what_the_device_has(
+    device: str, has_bf16: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the three cases by hand; other settings stay, and a named precision does."""
+    accelerator = engine.get_accelerator()
+    monkeypatch.setattr(accelerator, "device_name", lambda *_: device)
+    monkeypatch.setattr(accelerator, "is_bf16_supported", lambda: has_bf16)
+    config = PretrainConfig(precision="auto", num_steps=7)
+    assert engine.choose_precision(config) == PretrainConfig(precision=wanted, num_steps=7)
+    named = PretrainConfig(precision="bf16")
+    assert engine.choose_precision(named) is named
 
 
 def test_precisions_that_a_stage_has_not() -> None:
