@@ -39,7 +39,7 @@ HEADER = f"{'teacher':24s}{'objects':>9}{'AP50':>9}{'recall':>9}{'pointing':>10}
 
 
 @dataclass
-class Tally:
+class Counts:
     """What was counted over the pictures of one teacher."""
 
     num_objects: int = 0
@@ -61,7 +61,7 @@ def main() -> None:
     print(HEADER)
     for teacher in options.teachers:
         name, _, folder = teacher.partition("=")
-        print(line(name, tally(Path(folder), options.split), len(label_names(Path(folder)))))
+        print(line(name, count(Path(folder), options.split), len(label_names(Path(folder)))))
 
 
 def label_names(folder: Path) -> list[str]:
@@ -70,10 +70,10 @@ def label_names(folder: Path) -> list[str]:
     return [str(name).split(",")[0] for name in names]
 
 
-def tally(folder: Path, split: str) -> Tally:
+def count(folder: Path, split: str) -> Counts:
     """Counts over the pictures of `split` that have true boxes."""
     numbers = {name: number for number, name in enumerate(label_names(folder))}
-    counts = Tally()
+    counts = Counts()
     for shard in read_catalog(folder).shards:
         if shard.split == split:
             for sample in iterate(folder / shard.tar):
@@ -82,7 +82,7 @@ def tally(folder: Path, split: str) -> Tally:
     return counts
 
 
-def line(name: str, counts: Tally, num_labels: int) -> str:
+def line(name: str, counts: Counts, num_labels: int) -> str:
     """One teacher's line of the table."""
     by_label = average_precision(counts.found, counts.truths, num_labels)
     known = by_label[~np.isnan(by_label)]
@@ -96,7 +96,7 @@ def line(name: str, counts: Tally, num_labels: int) -> str:
     )
 
 
-def _count(counts: Tally, sample: Sample, numbers: dict[str, int]) -> None:
+def _count(counts: Counts, sample: Sample, numbers: dict[str, int]) -> None:
     """Add one picture; `numbers` of the teacher's labels."""
     objects, truth = sample.objects, sample.info["truth"]
     assert objects is not None

@@ -96,7 +96,7 @@ def make_objects(root: Path) -> Path:
     distill(
         DistillConfig(phrases="lexicon"),
         images=root / "images",
-        object_source=InferencePipeline(NullTeacher("blind"), batch_size=1, num_decoders=1),
+        object_source=InferencePipeline(NullTeacher("null"), batch_size=1, num_decoders=1),
         out=root / "objects",
     )
     return root / "objects"

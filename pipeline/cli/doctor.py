@@ -39,13 +39,13 @@ class Finding:
     """One line of the table.
 
     state: ok; note (works, but worth knowing, or optional and not here); missing (required).
-    found: what is here. cure: what to do, empty where there is nothing to do.
+    found: what is here. fix: what to do, empty where there is nothing to do.
     """
 
     name: str
     state: State
     found: str
-    cure: str = ""
+    fix: str = ""
 
 
 def examine(*, as_json: bool) -> int:
@@ -55,11 +55,11 @@ def examine(*, as_json: bool) -> int:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         table = Table(title="boxless doctor", title_justify="left")
-        for column in ("", "state", "found", "cure"):
+        for column in ("", "state", "found", "fix"):
             table.add_column(column, overflow="fold")  # an address has to be whole to be of use
         for finding in findings:
             state = f"[{_COLOURS[finding.state]}]{finding.state}[/]"
-            table.add_row(finding.name, state, escape(finding.found), escape(finding.cure))
+            table.add_row(finding.name, state, escape(finding.found), escape(finding.fix))
         Console().print(table)
     return int(any(finding.state == "missing" for finding in findings))
 
@@ -68,27 +68,27 @@ def check_python() -> Iterator[Finding]:
     """The interpreter."""
     version = ".".join(map(str, sys.version_info[:3]))
     fits = (3, 10) <= sys.version_info[:2] <= (3, 12)
-    cure = "" if fits else "Use Python 3.10, 3.11 or 3.12: make PYTHON=... demo."
+    fix = "" if fits else "Use Python 3.10, 3.11 or 3.12: make PYTHON=... demo."
     state: State = "ok" if fits else "missing"
-    yield Finding(name="python", state=state, found=f"{version}, {sys.executable}", cure=cure)
+    yield Finding(name="python", state=state, found=f"{version}, {sys.executable}", fix=fix)
 
 
 def check_machine() -> Iterator[Finding]:
     """Cores, memory and disk, beside what ``make demo`` was sized for."""
     num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    cure = "" if num_cores > 1 else "The demo is sized for two cores; one takes twice as long."
+    fix = "" if num_cores > 1 else "The demo is sized for two cores; one takes twice as long."
     yield Finding(
-        name="cores", state="ok" if num_cores > 1 else "note", found=str(num_cores), cure=cure
+        name="cores", state="ok" if num_cores > 1 else "note", found=str(num_cores), fix=fix
     )
     memory = _memory_bytes()
     short = memory < _DEMO_MEMORY_BYTES
-    cure = f"The demo needs up to {_gib(_DEMO_MEMORY_BYTES)}." if short else ""
-    yield Finding(name="memory", state="note" if short else "ok", found=_gib(memory), cure=cure)
+    fix = f"The demo needs up to {_gib(_DEMO_MEMORY_BYTES)}." if short else ""
+    yield Finding(name="memory", state="note" if short else "ok", found=_gib(memory), fix=fix)
     free = shutil.disk_usage(Path.cwd()).free
     short = free < _DEMO_DISK_BYTES
-    cure = f"The demo and its .venv need up to {_gib(_DEMO_DISK_BYTES)} here." if short else ""
+    fix = f"The demo and its .venv need up to {_gib(_DEMO_DISK_BYTES)} here." if short else ""
     yield Finding(
-        name="disk", state="note" if short else "ok", found=f"{_gib(free)} free here", cure=cure
+        name="disk", state="note" if short else "ok", found=f"{_gib(free)} free here", fix=fix
     )
 
 
@@ -99,8 +99,8 @@ def check_packages() -> Iterator[Finding]:
     try:
         lines = importlib.metadata.requires("boxless") or []
     except importlib.metadata.PackageNotFoundError:
-        cure = "make, or pip install --constraint constraints.txt --editable ."
-        yield Finding(name="boxless", state="note", found="not installed, only run", cure=cure)
+        fix = "make, or pip install --constraint constraints.txt --editable ."
+        yield Finding(name="boxless", state="note", found="not installed, only run", fix=fix)
         return
     wrong = []
     for requirement in map(Requirement, lines):
@@ -109,9 +109,9 @@ def check_packages() -> Iterator[Finding]:
         version = _version(requirement.name)
         if version is None or not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"{requirement} (found {version or 'none'})")
-    cure = "make, or pip install --constraint constraints.txt --editable ." if wrong else ""
+    fix = "make, or pip install --constraint constraints.txt --editable ." if wrong else ""
     found = "; ".join(wrong) or "all that setup.cfg requires"
-    yield Finding(name="packages", state="missing" if wrong else "ok", found=found, cure=cure)
+    yield Finding(name="packages", state="missing" if wrong else "ok", found=found, fix=fix)
 
 
 def check_torch() -> Iterator[Finding]:
@@ -119,16 +119,16 @@ def check_torch() -> Iterator[Finding]:
     try:
         import torch
     except Exception as error:
-        yield Finding(name="torch", state="missing", found=_said(error), cure="make, or reinstall.")
+        yield Finding(name="torch", state="missing", found=_said(error), fix="make, or reinstall.")
         return
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    cure = "" if names else "Full-size recipes need GPUs; toy does not."
+    fix = "" if names else "Full-size recipes need GPUs; toy does not."
     device = ", ".join(names) if names else f"CPU, {torch.get_num_threads()} threads"
     yield Finding(
         name="torch",
         state="ok" if names else "note",
         found=f"{torch.__version__} on {device}",
-        cure=cure,
+        fix=fix,
     )
 
 
@@ -143,7 +143,7 @@ def check_deepspeed() -> Iterator[Finding]:
             fits = {name: op.is_compatible(verbose=False) for name, op in ALL_OPS.items()}
     except Exception as error:
         yield Finding(
-            name="deepspeed", state="missing", found=_said(error), cure="make, or reinstall."
+            name="deepspeed", state="missing", found=_said(error), fix="make, or reinstall."
         )
         return
     yield Finding(name="deepspeed", state="ok", found=deepspeed.__version__)
@@ -153,29 +153,29 @@ def check_deepspeed() -> Iterator[Finding]:
     cannot = [name for name in fits if not fits[name]]
     words = (("built", ready), ("can be built", can), ("cannot", cannot))
     found = "; ".join(f"{word}: {', '.join(names)}" for word, names in words if names)
-    cure = "None is needed: optimizers are PyTorch's. cpu_adam and async_io serve ZeRO offload."
-    yield Finding(name="deepspeed ops", state="ok", found=found, cure=cure)
+    fix = "None is needed: optimizers are PyTorch's. cpu_adam and async_io serve ZeRO offload."
+    yield Finding(name="deepspeed ops", state="ok", found=found, fix=fix)
     tools = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
     if tools:
-        cure = "Only to build ops: apt-get install g++ ninja-build."
+        fix = "Only to build ops: apt-get install g++ ninja-build."
         found = f"{' and '.join(tools)} not found"
-        yield Finding(name="compiler", state="note", found=found, cure=cure)
+        yield Finding(name="compiler", state="note", found=found, fix=fix)
 
 
 def check_teachers() -> Iterator[Finding]:
     """What objects can come from, besides a teacher of our own: detectron2."""
     if find_spec("detectron2") is None:
-        cure = "Optional. It is not on the index; its own documentation says how to install it."
-        yield Finding(name="detectron2", state="note", found="not here", cure=cure)
+        fix = "Optional. It is not on the index; its own documentation says how to install it."
+        yield Finding(name="detectron2", state="note", found="not here", fix=fix)
     else:
         try:
             importlib.import_module("detectron2.layers")  # its compiled parts, and torchvision's
 
             yield Finding(name="detectron2", state="ok", found=_version("detectron2") or "here")
         except Exception as error:  # one built for another torch fails in many ways
-            cure = "Optional. Take the detectron2 and the torchvision that are made for this torch."
+            fix = "Optional. Take the detectron2 and the torchvision that are made for this torch."
             found = f"{_version('detectron2') or 'here'} does not work: {_said(error)}"
-            yield Finding(name="detectron2", state="note", found=found, cure=cure)
+            yield Finding(name="detectron2", state="note", found=found, fix=fix)
 
 
 def check_extras() -> Iterator[Finding]:
@@ -185,15 +185,15 @@ def check_extras() -> Iterator[Finding]:
         ("interpret", ("lmdb", "lz4", "msgpack"), "VL-InterpreT's examples"),
     ):
         absent = [name for name in names if find_spec(name) is None]
-        cure = f"Optional, for {use}: pip install boxless[{extra}]." if absent else ""
+        fix = f"Optional, for {use}: pip install boxless[{extra}]." if absent else ""
         found = f"{' and '.join(absent or names)} {'not' if absent else 'are'} here"
-        yield Finding(name=extra, state="note" if absent else "ok", found=found, cure=cure)
+        yield Finding(name=extra, state="note" if absent else "ok", found=found, fix=fix)
 
 
 def check_apex() -> Iterator[Finding]:
     """NVIDIA's apex, or the package of the same name on the public index."""
     kind, found = apex_package.installed_apex()
-    cures = {
+    fixes = {
         "nvidia": "",
         "absent": "Optional, for GPUs. pip install --no-build-isolation "
         "git+https://github.com/NVIDIA/apex (the `apex` of the public index is something else).",
@@ -201,7 +201,7 @@ def check_apex() -> Iterator[Finding]:
         "NVIDIA's, which is only to be had from https://github.com/NVIDIA/apex",
     }
     yield Finding(
-        name="apex", state="ok" if kind == "nvidia" else "note", found=found, cure=cures[kind]
+        name="apex", state="ok" if kind == "nvidia" else "note", found=found, fix=fixes[kind]
     )
 
 
@@ -211,11 +211,11 @@ def check_spacy() -> Iterator[Finding]:
         import spacy
         from spacy.util import get_installed_models
     except Exception as error:
-        yield Finding(name="spaCy", state="missing", found=_said(error), cure="make, or reinstall.")
+        yield Finding(name="spaCy", state="missing", found=_said(error), fix="make, or reinstall.")
         return
     yield Finding(name="spaCy", state="ok", found=spacy.__version__)
     models = get_installed_models()
-    cure = (
+    fix = (
         "Optional: else phrases come from the teacher's labels. Not on the package index: "
         f"python -m spacy download {_PARSER}"
     )
@@ -223,7 +223,7 @@ def check_spacy() -> Iterator[Finding]:
         name="spaCy parser",
         state="ok" if models else "note",
         found=", ".join(models) or "none",
-        cure="" if models else cure,
+        fix="" if models else fix,
     )
 
 
@@ -232,9 +232,9 @@ def check_slurm() -> Iterator[Finding]:
     commands = ("sbatch", "srun", "squeue", "scancel", "scontrol")
     absent = [command for command in commands if shutil.which(command) is None]
     if absent:
-        cure = "Optional: only --launcher slurm needs them, on a machine of the cluster."
+        fix = "Optional: only --launcher slurm needs them, on a machine of the cluster."
         found = "no commands" if len(absent) == len(commands) else f"without {', '.join(absent)}"
-        yield Finding(name="slurm", state="note", found=found, cure=cure)
+        yield Finding(name="slurm", state="note", found=found, fix=fix)
         return
     version = _output(["sbatch", "--version"]) or "commands here"
     controller = _output(["scontrol", "ping"])
@@ -243,7 +243,7 @@ def check_slurm() -> Iterator[Finding]:
         name="slurm",
         state="ok" if answers else "note",
         found=f"{version}; controller {'answers' if answers else 'does not answer'}",
-        cure="" if answers else "Ask with `scontrol ping`; is this a machine of the cluster?",
+        fix="" if answers else "Ask with `scontrol ping`; is this a machine of the cluster?",
     )
 
 

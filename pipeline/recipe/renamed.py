@@ -6,7 +6,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-KEYS = {"finetune.batch_size": "finetune.micro_batch_size"}
+KEYS = {
+    "finetune.batch_size": "finetune.micro_batch_size",
+    "pretrain.omvm.hide": "pretrain.omvm.mask_probability",
+}
 """Old dotted key -> new one, in the same mapping."""
 VALUES = {("finetune.task", "truth"): "nlvr"}
 """(dotted key, old value) -> new value."""

@@ -17,7 +17,7 @@ from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.runner.run_files import points, read_lines
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.stages.figures import seconds_in_words
-from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.stage_graph import stages_of
 from pipeline.runner.stages.state import read_done
 from sharding.format.catalog import read_catalog
 
@@ -182,7 +182,7 @@ def measure(run: RunFolder) -> tuple[Recipe, Measured]:
     """The recipe of a finished run and what it measured. RunError where a stage is not complete."""
     recipe = load_recipe(run.recipe)
     seconds = {}
-    for kind in stage_kinds(recipe):
+    for kind in stages_of(recipe):
         if kind.name in STAGES:
             record = read_done(run, kind)
             if record is None:

@@ -16,7 +16,7 @@ from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.runner.launch_plan import LaunchOverrides
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import plan_stage, run_stage
-from pipeline.runner.stages.stage_graph import StageKind, stage_kinds
+from pipeline.runner.stages.stage_graph import StageKind, stages_of
 from pipeline.runner.stages.state import read_done, read_started
 from sharding.coordination.work_queue import request_rewrites
 from sharding.format.manifest_summary import read_manifest_summaries
@@ -43,7 +43,7 @@ def retry_failed(
         raise RunError(f"{run.root} is not a run folder: it has no {run.recipe.name}.")
     recipe = load_recipe(run.recipe)
     retried: list[Retried] = []
-    kinds = [kind for kind in stage_kinds(recipe) if kind.is_shards]
+    kinds = [kind for kind in stages_of(recipe) if kind.is_shards]
     if stage is not None and stage not in [kind.name for kind in kinds]:
         names = " and ".join(kind.name for kind in kinds)
         raise RunError(f"stage is {stage}; expected one that makes shards: {names}.")

@@ -28,9 +28,9 @@ from pipeline.runner.launch_plan import (
     submitted_jobs,
 )
 from pipeline.runner.run_folder import RunError, RunFolder
-from pipeline.runner.stages.external_inputs import check_published, outside
+from pipeline.runner.stages.external_inputs import check_published, external_inputs
 from pipeline.runner.stages.figures import figures_of, in_words, seconds_in_words
-from pipeline.runner.stages.stage_graph import StageKind, stage_kinds
+from pipeline.runner.stages.stage_graph import StageKind, stages_of
 from pipeline.runner.stages.state import (
     StageRecord,
     faults,
@@ -79,7 +79,7 @@ def plan_stage(
     last = done or started
     shaped_by = _shaped_by(run, recipe, kind, due)
     if look_outside:
-        shaped_by["inputs"] |= outside(recipe, kind)
+        shaped_by["inputs"] |= external_inputs(recipe, kind)
     elif last is not None:
         others = last.shaped_by["inputs"].items()
         shaped_by["inputs"] |= {name: c for name, c in others if name not in kind.inputs}
@@ -116,7 +116,7 @@ def run_stages(
     SIGTERM or SIGINT.
     """
     console = Console(highlight=False, soft_wrap=True)
-    kinds = [kind for kind in stage_kinds(recipe) if kind.name in names]
+    kinds = [kind for kind in stages_of(recipe) if kind.name in names]
     if "finetune" in names and recipe.finetune.task is None:
         console.print("finetune: skipped, as the recipe names no task (finetune.task).")
     if "teach" in names and recipe.distill.teacher != "run":
@@ -160,7 +160,7 @@ def _check_active_jobs(
 ) -> bool:
     """Whether a Slurm job of an earlier command waits or runs here, to be followed. RunError when
     it cannot be: another stage's, or one of other settings."""
-    for kind in stage_kinds(recipe):
+    for kind in stages_of(recipe):
         if not has_active_job(kind, run):
             continue
         plan = plan_stage(run, recipe, kind)
@@ -186,7 +186,7 @@ def join(
             f"launch.node_rank is {recipe.launch.node_rank}: only the first node runs all stages; "
             "start `boxless pretrain` here, for the stage that nodes share."
         )
-    (kind,) = (kind for kind in stage_kinds(recipe) if kind.name == names[0])
+    (kind,) = (kind for kind in stages_of(recipe) if kind.name == names[0])
     launch_stage(kind, recipe, run, launch_config(kind, recipe, launch_overrides, alone=True))
 
 
@@ -199,7 +199,7 @@ def join_work(
     RecipeError for a stage that is not made of shards, RunError unless it is under way there with
     just the settings of this recipe.
     """
-    kinds = [kind for kind in stage_kinds(recipe) if kind.name in names]
+    kinds = [kind for kind in stages_of(recipe) if kind.name in names]
     if len(kinds) != 1 or not kinds[0].is_shards:
         raise RecipeError("--join adds workers to a stage that makes shards: ingest or distill.")
     (kind,) = kinds
@@ -283,7 +283,7 @@ def _check_inputs(
     run: RunFolder, recipe: Recipe, kind: StageKind, console: Console, *, alone: bool
 ) -> None:
     """RunError unless every input is complete; a word where one is of other settings."""
-    for other in stage_kinds(recipe):
+    for other in stages_of(recipe):
         if other.name not in kind.inputs:
             continue
         if read_done(run, other) is None:
@@ -302,7 +302,7 @@ def _shaped_by(
     run: RunFolder, recipe: Recipe, kind: StageKind, due: Sequence[str]
 ) -> dict[str, Any]:
     inputs = {}
-    for other in stage_kinds(recipe):
+    for other in stages_of(recipe):
         if other.name in kind.inputs:
             done = None if other.name in due else read_done(run, other)
             inputs[other.name] = done.content if done else _UNKNOWN

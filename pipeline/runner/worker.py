@@ -63,11 +63,11 @@ def run_stage(
     from pipeline.recipe.recipe import load_recipe
     from pipeline.runner.run_folder import RunFolder
     from pipeline.runner.stages.entrypoints import CALLS, RankContext
-    from pipeline.runner.stages.stage_graph import stage_kinds
+    from pipeline.runner.stages.stage_graph import stages_of
 
     run = RunFolder(root)
     recipe = load_recipe(run.recipe)
-    (kind,) = (kind for kind in stage_kinds(recipe) if kind.name == stage)
+    (kind,) = (kind for kind in stages_of(recipe) if kind.name == stage)
     is_writer = rank == 0 and not kind.is_shards  # shards have claims of their own
     with (
         contextlib.nullcontext() if is_joined else run.ranked(),

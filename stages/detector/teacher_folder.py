@@ -2,7 +2,7 @@
 
 A folder holds `model.safetensors` (weights), `names.json` (labels and attributes by number),
 `CARD.md` (for people) and, written last, `config.json` (the net's sizes, the card, and the
-fingerprint of weights, names and net). A blind teacher's folder has the first two and the last,
+fingerprint of weights, names and net). A null teacher's folder has the first two and the last,
 with no net, no names and no weights.
 """
 
@@ -39,7 +39,7 @@ class TeacherError(BoxlessError):
 
 
 class About(NamedTuple):
-    """What config.json and names.json say; net, card and sizes are None for a blind teacher."""
+    """What config.json and names.json say; net, card and sizes are None for a null teacher."""
 
     net: TeacherConfig | None
     labels: list[str]
@@ -102,7 +102,7 @@ def copy_teacher(given: Path, folder: Path) -> None:
     load_teacher(given)
     _empty(folder)
     for name in (WEIGHTS, NAMES, CARD, CONFIG):
-        if (given / name).exists():  # a blind teacher has no card
+        if (given / name).exists():  # a null teacher has no card
             write_bytes(folder / name, (given / name).read_bytes())
 
 

@@ -65,7 +65,7 @@ class Labeller:
                     result = Failure(key=result.key, reason=result.reason)
                 yield result
 
-    def kept(self) -> None:
+    def note_reused(self) -> None:
         """Count a sample whose earlier objects were reused."""
         self._failures.clear()
 

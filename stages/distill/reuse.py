@@ -48,7 +48,7 @@ def _kept_before_the_next(
         kept = earlier.sample(key)
         assert kept is not None, f"{key} was sound a moment ago"
         line.popleft()
-        labeller.kept()
+        labeller.note_reused()
         yield kept
 
 

@@ -172,8 +172,8 @@ class OmvmConfig:
     """Objects drawn for each pair (ours); fewer where the picture has fewer."""
     draw: Literal["uniform", "score", "area"] = "uniform"
     """Which (ours): each as likely, or in proportion to its score, or to its number of cells."""
-    hide: float = 0.5
-    """Share of drawn objects whose cells are really masked; the others are predicted unmasked
+    mask_probability: float = 0.5
+    """Share of drawn objects whose cells are masked; the others are predicted unmasked
     (ours, after BERT's rule of leaving some words; the paper's masking is 1)."""
     label_weight: float = 1.0
     """Factor of the label loss within the objective (ours)."""
@@ -190,7 +190,7 @@ class OmvmConfig:
     def __post_init__(self) -> None:
         if self.num_objects < 1:
             raise BoxlessError(f"omvm.num_objects: got {self.num_objects}, expected at least 1")
-        check_share("omvm.hide", self.hide)
+        check_share("omvm.mask_probability", self.mask_probability)
         for name in ("weight", "label_weight", "feature_weight"):
             check_weight(f"omvm.{name}", getattr(self, name))
 

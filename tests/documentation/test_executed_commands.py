@@ -19,7 +19,7 @@ from pipeline.cli.main import main
 from pipeline.recipe.recipe import load_recipe
 from pipeline.runner.run_folder import RunFolder
 from pipeline.runner.run_stages import plan_stage
-from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.stage_graph import stages_of
 from pipeline.runner.stages.state import StageRecord, write_done
 
 NOT_RUN = {
@@ -82,7 +82,7 @@ def _record_stages(run: RunFolder) -> None:
     """Records of complete stages, and what `boxless cluster-plan` reads: logs of the ranks, and the
     size of a checkpoint."""
     recipe = load_recipe(run.recipe)
-    for kind in stage_kinds(recipe):
+    for kind in stages_of(recipe):
         shaped_by = plan_stage(empty_run(run.root.parent / "unused"), recipe, kind).shaped_by
         record = StageRecord(stage=kind.name, shaped_by=shaped_by, seconds=9, finished="now")
         write_done(run, kind, record)

@@ -10,7 +10,7 @@ from docs.generate.file_schemas import FILES
 from docs.generate.format_samples import PAGE, format_samples, page_with_samples
 from pipeline.recipe.recipe import load_recipe
 from pipeline.runner.run_folder import RunFolder
-from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.stage_graph import stages_of
 from pipeline.runner.stages.state import StageRecord, write_done
 
 
@@ -28,7 +28,7 @@ def test_files_fit_their_schemas() -> None:
 
 
 def test_the_record_of_a_stage_fits_its_schema(tmp_path: Path) -> None:
-    run, kind = RunFolder(tmp_path), stage_kinds(load_recipe("toy"))[0]
+    run, kind = RunFolder(tmp_path), stages_of(load_recipe("toy"))[0]
     record = StageRecord(stage=kind.name, shaped_by={}, outputs={"a": (1, "0" * 64)})
     write_done(run, kind, record)
     content = json.loads((kind.folder(run) / "stage.json").read_bytes())

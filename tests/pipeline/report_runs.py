@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.recipe.recipe import dump_recipe, load_recipe
 from pipeline.runner.run_folder import RunFolder
-from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.stage_graph import stages_of
 from pipeline.runner.stages.state import StageRecord, write_done
 from sharding.format.catalog import write_catalog
 from sharding.format.schema import Failure, Note, Sample, object_dtype
@@ -60,7 +60,7 @@ def empty_run(root: Path, **changes: Any) -> RunFolder:
 def whole_run(root: Path) -> RunFolder:
     """A run at its end, with hostile captions, an ablation and a truth task."""
     run = empty_run(root)
-    for index, kind in enumerate(stage_kinds(load_recipe(run.recipe))):
+    for index, kind in enumerate(stages_of(load_recipe(run.recipe))):
         record = StageRecord(stage=kind.name, shaped_by={}, seconds=10.0 + index, finished="now")
         write_done(run, kind, record)
     shards(run.images, "images")

@@ -18,14 +18,14 @@ NAMES = ["circle", "traffic light,stop light", "moon"]
 ATTRIBUTES = ["red", "dark blue,navy"]
 ABOUT = {"label_names": NAMES, "attribute_names": ATTRIBUTES, "feature_size": 2, "num_top": 3}
 CAPTION = "a red circle by the traffic light under clouds"
-GROUND = (0, 255, 0)
+GREEN = (0, 255, 0)
 """Of every picture; it is no colour of a box."""
 
 
 def picture(width: int = 200, height: int = 100) -> bytes:
     """A PNG of one colour."""
     out = io.BytesIO()
-    Image.new("RGB", (width, height), GROUND).save(out, "PNG")
+    Image.new("RGB", (width, height), GREEN).save(out, "PNG")
     return out.getvalue()
 
 

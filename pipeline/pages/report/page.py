@@ -30,7 +30,7 @@ from pipeline.pages.sections import Section, count, missing
 from pipeline.pages.thumbnails import Pictures
 from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.runner.run_folder import RunError, RunFolder
-from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.stage_graph import stages_of
 from pipeline.runner.stages.state import read_done
 from sharding.writing.atomic import write_text
 
@@ -121,7 +121,7 @@ def _lead(run: RunFolder) -> str:
 
 def _progress(run: RunFolder, recipe: Recipe) -> Element | None:
     """A word on what is still to come; nothing for a run at its end."""
-    to_come = [kind.name for kind in stage_kinds(recipe) if read_done(run, kind) is None]
+    to_come = [kind.name for kind in stages_of(recipe) if read_done(run, kind) is None]
     if not to_come:
         return None
     return h("p", {"class": "missing"}, f"Not at its end yet. To come: {', '.join(to_come)}.")

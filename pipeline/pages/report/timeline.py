@@ -12,7 +12,7 @@ from pipeline.pages.sections import Section
 from pipeline.recipe.recipe import Recipe
 from pipeline.runner.run_folder import RunFolder
 from pipeline.runner.stages.figures import seconds_in_words
-from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.stage_graph import stages_of
 from pipeline.runner.stages.state import read_done, read_started
 
 _WHAT = {
@@ -27,7 +27,7 @@ _WHAT = {
 
 def timeline_section(run: RunFolder, recipe: Recipe) -> Section:
     """Every stage of the recipe, those that did not run yet too."""
-    kinds = stage_kinds(recipe)
+    kinds = stages_of(recipe)
     seconds = {}
     for kind in kinds:
         record = read_done(run, kind) or read_started(run, kind)

@@ -12,7 +12,7 @@ from pipeline.runner.stages.stage_graph import StageKind
 from sharding.writing.atomic import sha256_file, sha256_of
 
 
-def outside(recipe: Recipe, kind: StageKind) -> dict[str, str]:
+def external_inputs(recipe: Recipe, kind: StageKind) -> dict[str, str]:
     """A name for each of them, and a word that changes when they do.
 
     Raises SourceError where the corpus is not what the recipe says, and ShardError for shards to

@@ -83,7 +83,7 @@ def _without_settings_of_the_machine(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def stage_kinds(recipe: Recipe) -> tuple[StageKind, ...]:
+def stages_of(recipe: Recipe) -> tuple[StageKind, ...]:
     """Every stage of the recipe, in running order; finetune only where it names a task, teach only
     where distill looks with the run's own teacher."""
     task = recipe.finetune.task

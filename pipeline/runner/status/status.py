@@ -19,7 +19,7 @@ from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import plan_stage
 from pipeline.runner.stages.figures import figures_of, in_words, seconds_in_words
-from pipeline.runner.stages.stage_graph import StageKind, stage_kinds
+from pipeline.runner.stages.stage_graph import StageKind, stages_of
 from pipeline.runner.stages.state import read_done, read_started
 from pipeline.runner.status.goodput import goodput_lines, read_goodput
 from sharding.coordination.progress import ProgressReader, WorkProgress
@@ -29,29 +29,31 @@ _MAX_LOOKS_IN_VAIN = 30
 _NUM_NOTICES = 5
 
 
-def status_table(run: RunFolder, surveys: dict[str, WorkProgress] | None = None) -> Table:
-    """A row a stage, with the work on shards as `surveys` has it, else as it is seen now. RunError
+def status_table(run: RunFolder, progress: dict[str, WorkProgress] | None = None) -> Table:
+    """A row a stage, with the work on shards as `progress` has it, else as it is seen now. RunError
     when there is no run in that folder."""
     recipe, is_busy = _recipe(run), run.is_busy()
-    if surveys is None:
-        surveys = _work(surveyors(run)).surveys
+    if progress is None:
+        progress = _work(progress_readers(run)).progress
     table = Table(title=f"{recipe.name} in {run.root}", title_justify="left")
     for column in ("stage", "state", "time", "figures"):
         table.add_column(column)
     due: list[str] = []
-    for kind in stage_kinds(recipe):
-        survey = surveys.get(kind.name)
-        state = _state(run, recipe, kind, due, is_busy or bool(survey and survey.alive))
+    for kind in stages_of(recipe):
+        of_stage = progress.get(kind.name)
+        state = _state(run, recipe, kind, due, is_busy or bool(of_stage and of_stage.alive))
         record = read_done(run, kind) or read_started(run, kind)
         seconds = seconds_in_words(record.seconds) if record and record.seconds else ""
         figures = in_words(figures_of(run, kind)) if record else ""
-        table.add_row(kind.name, state, seconds, escape(in_short(survey) if survey else figures))
+        table.add_row(
+            kind.name, state, seconds, escape(in_short(of_stage) if of_stage else figures)
+        )
     return table
 
 
-def surveyors(run: RunFolder) -> dict[str, ProgressReader]:
-    """{stage: who looks at its folder} of the stages that make shards."""
-    kinds = stage_kinds(_recipe(run))
+def progress_readers(run: RunFolder) -> dict[str, ProgressReader]:
+    """{stage: reader of its progress} of the stages that make shards."""
+    kinds = stages_of(_recipe(run))
     return {kind.name: ProgressReader(kind.folder(run)) for kind in kinds if kind.is_shards}
 
 
@@ -59,18 +61,18 @@ def show_status(run: RunFolder) -> None:
     """Print the table and the workers. In a terminal the workers are looked at again every second
     for as long as shards are made; Ctrl-C ends it. Workers of other machines are first watched for
     some seconds."""
-    console, looking = Console(), surveyors(run)
-    looks = {name: surveyor.watch() for name, surveyor in looking.items()}
-    work = _Work({name: survey for name, survey in looks.items() if survey is not None})
-    console.print(status_table(run, work.surveys))
+    console, readers = Console(), progress_readers(run)
+    found = {name: reader.watch() for name, reader in readers.items()}
+    work = _Work({name: of_stage for name, of_stage in found.items() if of_stage is not None})
+    console.print(status_table(run, work.progress))
     if console.is_terminal and (work.is_alive or (_is_making_shards(run) and run.is_busy())):
         with contextlib.suppress(KeyboardInterrupt):
-            _show_live(run, looking, work, console)
+            _show_live(run, readers, work, console)
             console.print(status_table(run))
         return
-    for name, survey in work.surveys.items():
-        if survey.workers:
-            console.print(workers_table(name, survey))
+    for name, of_stage in work.progress.items():
+        if of_stage.workers:
+            console.print(workers_table(name, of_stage))
     for line in notices(run):
         console.print(f"pretrain: {line}", markup=False, soft_wrap=True)
     goodput = read_goodput(run)
@@ -82,14 +84,14 @@ def notices(run: RunFolder) -> list[str]:
     """The last words of ranks that train now, or were when they stopped: samples that they skipped,
     and who was at what when no data came. None once training is complete."""
     path = run.pretrain / "notices.log"
-    kinds = {kind.name: kind for kind in stage_kinds(_recipe(run))}
+    kinds = {kind.name: kind for kind in stages_of(_recipe(run))}
     if not path.is_file() or read_done(run, kinds["pretrain"]) is not None:
         return []
     return path.read_text("utf-8", errors="replace").splitlines()[-_NUM_NOTICES:]
 
 
 def _show_live(
-    run: RunFolder, looking: dict[str, ProgressReader], work: _Work, console: Console
+    run: RunFolder, readers: dict[str, ProgressReader], work: _Work, console: Console
 ) -> None:
     """Until the stage is done, or no worker was active for a while: workers take some seconds to
     come, and an orchestrator that is about to end leaves none."""
@@ -97,36 +99,36 @@ def _show_live(
     with Live(work, console=console, auto_refresh=False) as live:
         while _is_making_shards(run) and num_looks_in_vain < _MAX_LOOKS_IN_VAIN:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-            work = _work(looking)
+            work = _work(readers)
             num_looks_in_vain = 0 if work.is_alive else num_looks_in_vain + 1
             live.update(work, refresh=True)
 
 
 def _is_making_shards(run: RunFolder) -> bool:
     """Whether a stage that makes shards was begun and has not ended."""
-    kinds = stage_kinds(_recipe(run))
+    kinds = stages_of(_recipe(run))
     return any(kind.is_shards and read_started(run, kind) is not None for kind in kinds)
 
 
-def in_short(survey: WorkProgress) -> str:
+def in_short(progress: WorkProgress) -> str:
     """``shards 3 done, 2 running, 7 not begun; pictures 1400 ok, 3 failed; 41.2/s, 4 min left``."""
-    waiting = max(0, survey.num_shards - survey.num_done - survey.num_running)
-    num_ok = survey.num_input_done - survey.num_failed
+    waiting = max(0, progress.num_shards - progress.num_done - progress.num_running)
+    num_ok = progress.num_input_done - progress.num_failed
     parts = [
-        f"shards {survey.num_done} done, {survey.num_running} running, {waiting} not begun",
-        f"pictures {num_ok} ok, {survey.num_failed} failed",
+        f"shards {progress.num_done} done, {progress.num_running} running, {waiting} not begun",
+        f"pictures {num_ok} ok, {progress.num_failed} failed",
     ]
-    if survey.seconds_left is not None:
-        parts.append(f"{survey.rate:.3g}/s, {seconds_in_words(survey.seconds_left)} left")
+    if progress.seconds_left is not None:
+        parts.append(f"{progress.rate:.3g}/s, {seconds_in_words(progress.seconds_left)} left")
     return "; ".join(parts)
 
 
-def workers_table(name: str, survey: WorkProgress) -> Table:
+def workers_table(name: str, progress: WorkProgress) -> Table:
     """A row a worker of the stage ``name``, those that fell silent too."""
     table = Table(title=f"workers of {name}", title_justify="left")
     for column in ("worker", "shard", "pictures", "for", "pictures/s", "heartbeat"):
         table.add_column(column)
-    for worker in survey.workers:
+    for worker in progress.workers:
         heartbeat = f"{worker.silent_seconds:.0f} s ago"
         table.add_row(
             escape(worker.name),
@@ -143,22 +145,22 @@ def workers_table(name: str, survey: WorkProgress) -> Table:
 class _Work:
     """What `show_status` keeps up to date below its table."""
 
-    surveys: dict[str, WorkProgress]
+    progress: dict[str, WorkProgress]
 
     @property
     def is_alive(self) -> bool:
-        return any(survey.alive for survey in self.surveys.values())
+        return any(of_stage.alive for of_stage in self.progress.values())
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for name, survey in self.surveys.items():
-            yield Text(f"{name}: {in_short(survey)}")
-            if survey.workers:
-                yield workers_table(name, survey)
+        for name, of_stage in self.progress.items():
+            yield Text(f"{name}: {in_short(of_stage)}")
+            if of_stage.workers:
+                yield workers_table(name, of_stage)
 
 
-def _work(looking: dict[str, ProgressReader]) -> _Work:
-    looks = {name: surveyor.read() for name, surveyor in looking.items()}
-    return _Work({name: survey for name, survey in looks.items() if survey is not None})
+def _work(readers: dict[str, ProgressReader]) -> _Work:
+    found = {name: reader.read() for name, reader in readers.items()}
+    return _Work({name: of_stage for name, of_stage in found.items() if of_stage is not None})
 
 
 def _recipe(run: RunFolder) -> Recipe:

@@ -212,9 +212,9 @@ def _check_names(
         )
     if num_attributes != expected_attributes:
         got = f"{attributes}: got {num_attributes} names" if attributes else "attributes: got none"
-        cure = (
+        fix = (
             "give the list that they were trained with"
             if expected_attributes
             else "leave the file out"
         )
-        raise CheckpointError(f"{got}, the weights have {expected_attributes} attributes; {cure}")
+        raise CheckpointError(f"{got}, the weights have {expected_attributes} attributes; {fix}")

@@ -108,8 +108,8 @@ def teach(config: TeachConfig, *, seed: int, images: Path, out: Path) -> None:
     """Trains a teacher on the split "train" of `images` and writes it to `out`.
 
     A finished `out` of the same settings and pictures is left as it is; one of others is trained
-    anew. With `config.given`, that teacher is copied; where no picture has true boxes, the teacher
-    is a blind one, and a word on screen says so. Every rank that a launcher started calls it; they
+    anew. With `config.given`, that teacher is copied; where no picture has true boxes, it is a
+    null teacher, and a line on screen says so. Every rank that a launcher started calls it; they
     share the pictures of each step, and rank 0 writes. Raises TeachError where a loss is not
     finite, TeacherError where `given` is no teacher, ShardError where shards are missing or
     damaged.

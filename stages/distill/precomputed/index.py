@@ -38,7 +38,7 @@ class Place(NamedTuple):
     length: int
 
 
-class Found(NamedTuple):
+class ScannedRow(NamedTuple):
     """A row as a scan meets it; `id` is None where it has none, and `fault` then says why."""
 
     id: str | None
@@ -47,7 +47,7 @@ class Found(NamedTuple):
     fault: str = ""
 
 
-Scan = Callable[[BinaryIO], Iterator[Found]]
+Scan = Callable[[BinaryIO], Iterator[ScannedRow]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def index_names(names: Sequence[str], *, rule: Rule, signature: str) -> Index:
 
     For formats that keep their own index, as folders and LMDB do.
     """
-    rows = (Found(name, number, 0) for number, name in enumerate(names))
+    rows = (ScannedRow(name, number, 0) for number, name in enumerate(names))
     return join_parts([_collect(rows, rule)], [signature])
 
 
@@ -184,14 +184,14 @@ def _pass_over(path: Path, scan: Scan, rule: Rule, show: bool) -> Part:
         return _collect(_counted(scan(source), progress), rule, where=path.name)
 
 
-def _counted(rows: Iterator[Found], progress: Progress) -> Iterator[Found]:
+def _counted(rows: Iterator[ScannedRow], progress: Progress) -> Iterator[ScannedRow]:
     for row in rows:
         if (num_mib := (row.offset + row.length) // _MIB - progress.done) > 0:
             progress.advance(num_mib)
         yield row
 
 
-def _collect(rows: Iterator[Found], rule: Rule, where: str = "") -> Part:
+def _collect(rows: Iterator[ScannedRow], rule: Rule, where: str = "") -> Part:
     hashes, offsets, lengths = bytearray(), bytearray(), bytearray()
     num_faults = 0
     faults: list[str] = []

@@ -112,7 +112,7 @@ def make_chunker(
     Raises ValueError where `phrases` is "parser" and the pipeline is not installed, or its language
     has no noun chunks.
     """
-    cure = (
+    fix = (
         f"Get it with `python -m spacy download {config.parser}`, "
         "or set distill.parser to the path of a spaCy pipeline."
     )
@@ -120,13 +120,13 @@ def make_chunker(
     if config.phrases == "parser" and not installed:
         raise BoxlessError(
             f"phrases is 'parser', but the spaCy pipeline {config.parser} is neither an installed "
-            f"package nor a folder. {cure} Or set distill.phrases to lexicon."
+            f"package nor a folder. {fix} Or set distill.phrases to lexicon."
         )
     if config.phrases == "lexicon" or not installed:
         if config.phrases == "auto":
             log(
                 f"The spaCy pipeline {config.parser} is not installed: phrases are found by the "
-                f"teacher's labels and attributes. {cure}"
+                f"teacher's labels and attributes. {fix}"
             )
         return LexiconChunker(label_names, attribute_names)
     try:

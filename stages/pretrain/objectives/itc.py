@@ -11,8 +11,8 @@ from stages.pretrain.data.batch import Batch, Comparison
 from stages.pretrain.objectives.objective import (
     Objective,
     ObjectiveOutput,
+    hit_ratio,
     mean_loss,
-    share,
     text_and_cells,
 )
 from stages.student.network import Cells, Hidden, Student
@@ -73,8 +73,8 @@ class Itc(Objective):
         return ObjectiveOutput(
             loss=(mean_loss(of_texts, mean_texts) + mean_loss(of_pictures, mean_pictures)) / 2,
             metrics={
-                "text_accuracy": share(_finds(texts.logits, texts.own)),
-                "picture_accuracy": share(_finds(pictures.logits, pictures.own)),
+                "text_accuracy": hit_ratio(_finds(texts.logits, texts.own)),
+                "picture_accuracy": hit_ratio(_finds(pictures.logits, pictures.own)),
             },
         )
 

@@ -12,8 +12,8 @@ from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.objective import (
     Objective,
     ObjectiveOutput,
+    hit_ratio,
     mean_loss,
-    share,
     text_and_cells,
 )
 from stages.student.network import Cells, Hidden, Student
@@ -94,4 +94,6 @@ class Itm(Objective):
         labels = batch.matched.long()
         losses = F.cross_entropy(logits, labels, reduction="none")
         loss = mean_loss(losses, batch.mean_labels.get("itm"))
-        return ObjectiveOutput(loss=loss, metrics={"accuracy": share(logits.argmax(-1) == labels)})
+        return ObjectiveOutput(
+            loss=loss, metrics={"accuracy": hit_ratio(logits.argmax(-1) == labels)}
+        )

@@ -13,8 +13,8 @@ from stages.pretrain.objectives.objective import (
     Objective,
     ObjectiveOutput,
     at,
+    hit_ratio,
     mean_loss,
-    share,
     text_and_cells,
 )
 from stages.student.network import Cells, Hidden, Student
@@ -77,7 +77,9 @@ class Mlm(Objective):
         losses = F.cross_entropy(logits, labels, reduction="none")
         mean_labels = batch.mean_labels.get("mlm")
         loss = mean_loss(losses, mean_labels, epsilon=self.config.mean_epsilon)
-        return ObjectiveOutput(loss=loss, metrics={"accuracy": share(logits.argmax(-1) == labels)})
+        return ObjectiveOutput(
+            loss=loss, metrics={"accuracy": hit_ratio(logits.argmax(-1) == labels)}
+        )
 
 
 def spread_over_words(chosen: torch.Tensor, words: torch.Tensor) -> torch.Tensor:

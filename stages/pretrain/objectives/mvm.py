@@ -12,8 +12,8 @@ from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.objective import (
     Objective,
     ObjectiveOutput,
+    hit_ratio,
     mean_loss,
-    share,
     text_and_cells,
 )
 from stages.student.heads import in_float32
@@ -86,7 +86,7 @@ class Mvm(Objective):
         return ObjectiveOutput(
             loss=mean_loss(losses, epsilon=self.config.mean_epsilon),
             metrics={
-                "accuracy": share(logits.argmax(-1) == labels),
+                "accuracy": hit_ratio(logits.argmax(-1) == labels),
                 "hidden_cells": (chosen.sum().float(), num_hidden),
                 "perplexity": (student.dictionary.perplexity() * one, one),
                 "dead_codes": (student.dictionary.num_dead() * one, one),

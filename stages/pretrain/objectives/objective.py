@@ -91,7 +91,7 @@ def mean_loss(
     return losses.sum() / (losses.numel() + epsilon if epsilon else max(1, losses.numel()))
 
 
-def share(hits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def hit_ratio(hits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A metric from hits (bool, any shape): their number and how many there could be."""
     return hits.sum().float(), number(hits.numel(), hits)
 

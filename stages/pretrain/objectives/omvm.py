@@ -12,9 +12,9 @@ from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.objective import (
     Objective,
     ObjectiveOutput,
+    hit_ratio,
     mean_loss,
     number,
-    share,
     text_and_cells,
 )
 from stages.student.heads import single
@@ -49,7 +49,7 @@ class Omvm(Objective):
         waits = waits / self._weights(batch)[batch.picture]
         rows = waits.masked_fill(~exists, torch.inf).argsort(dim=1)[:, : self.config.num_objects]
         rows = torch.where(exists.gather(1, rows), rows, -1)
-        hidden = torch.from_numpy(random.random(rows.shape)) < self.config.hide
+        hidden = torch.from_numpy(random.random(rows.shape)) < self.config.mask_probability
         cells = batch.regions[batch.picture[:, None], rows.clamp(min=0)] > 0
         cells = cells & (rows >= 0)[..., None] & hidden[..., None]
         batch.masked_cells = batch.masked_cells | cells.any(dim=1)
@@ -87,7 +87,7 @@ class Omvm(Objective):
         return ObjectiveOutput(
             loss=self.config.label_weight * label_loss + self.config.feature_weight * feature_loss,
             metrics={
-                "label_accuracy": share(logits.argmax(-1) == label),
+                "label_accuracy": hit_ratio(logits.argmax(-1) == label),
                 "feature_loss": (feature_losses.detach().sum(), count),
             },
         )

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.config import PraConfig
 from stages.pretrain.data.batch import Batch
-from stages.pretrain.objectives.objective import Objective, at, mean_loss, share
+from stages.pretrain.objectives.objective import Objective, at, hit_ratio, mean_loss
 from stages.student.heads import in_float32
 from stages.student.network import Cells, Hidden, Student
 from stages.training.monitoring.metrics import ObjectiveOutput
@@ -82,7 +82,7 @@ class Pra(Objective):
         found = log_q.gather(1, log_p.argmax(dim=-1, keepdim=True))[:, 0]
         return ObjectiveOutput(
             loss=mean_loss(losses, batch.mean_labels.get("pra")),
-            metrics={"accuracy": share(found.exp() > 0.5 * log_q.amax(dim=-1).exp())},
+            metrics={"accuracy": hit_ratio(found.exp() > 0.5 * log_q.amax(dim=-1).exp())},
         )
 
 

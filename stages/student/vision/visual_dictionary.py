@@ -222,7 +222,7 @@ class Dictionary(nn.Module):
     def _start(self, offers: list[torch.Tensor]) -> None:
         """Choose the first codes from the cells that the micro-batches offer, as many of each."""
         most = -(-CELLS_PER_CODE * len(self.codes) // len(offers))
-        chosen = spread(torch.cat([own[:most] for own in offers]), len(self.codes))
+        chosen = kmeans_plus_plus(torch.cat([own[:most] for own in offers]), len(self.codes))
         if _world_size() > 1:
             # All ranks chose from the same cells; kernels of unlike devices may still round apart.
             torch.distributed.broadcast(chosen, src=0)
@@ -230,7 +230,7 @@ class Dictionary(nn.Module):
         self.started.fill_(True)
 
 
-def spread(cells: torch.Tensor, num_codes: int) -> torch.Tensor:
+def kmeans_plus_plus(cells: torch.Tensor, num_codes: int) -> torch.Tensor:
     """`num_codes` rows of cells [M, D] that lie far from each other: [num_codes, D].
 
     k-means++ (Arthur and Vassilvitskii, SODA 2007): each next row is drawn with the square of its

@@ -44,7 +44,7 @@ def test_the_impostor_of_apex_is_reported_without_running_it(site: Path) -> None
     kind, found = apex_package.installed_apex()
     assert kind == "impostor" and "Pyramid toolkit" in found and "0.9" in found
     (finding,) = doctor.check_apex()
-    assert finding.state == "note" and "pip uninstall apex" in finding.cure
+    assert finding.state == "note" and "pip uninstall apex" in finding.fix
     assert "apex" not in sys.modules
 
 
@@ -118,13 +118,13 @@ def test_exit_status(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """1 only where something required is missing; words in brackets are no colours."""
-    finding = Finding(name="thing", state=state, found="found [red]", cure="cure")
+    finding = Finding(name="thing", state=state, found="found [red]", fix="fix")
     monkeypatch.setattr(doctor, "_CHECKS", (lambda: iter([finding]),))
     assert doctor.examine(as_json=as_json) == status
     said = capsys.readouterr().out
     assert "found [red]" in said
     if as_json:
-        expected = {"name": "thing", "state": state, "found": "found [red]", "cure": "cure"}
+        expected = {"name": "thing", "state": state, "found": "found [red]", "fix": "fix"}
         assert json.loads(said) == [expected]
 
 
@@ -148,5 +148,5 @@ def test_this_machine_is_examined_to_the_end() -> None:
         "slurm",
     ):
         assert findings[name].found
-        assert findings[name].state == "ok" or findings[name].cure
+        assert findings[name].state == "ok" or findings[name].fix
     assert all(findings[name].state != "missing" for name in ("python", "torch", "deepspeed"))

@@ -137,7 +137,7 @@ def test_the_wrong_family_is_reported_which_would_fit(
 def test_a_folder_that_is_no_teacher_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit status 2 and the file that is missing; a blind teacher is one."""
+    """Exit status 2 and the file that is missing; a null teacher is one."""
     assert main(["teacher", str(tmp_path)]) == 2
     assert "config.json: got" in capsys.readouterr().err
     save_null_teacher(tmp_path)

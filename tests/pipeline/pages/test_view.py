@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 from report_runs import HOSTILE
-from view_shards import ABOUT, CAPTION, GROUND, folder_of, info, objects, picture, sample
+from view_shards import ABOUT, CAPTION, GREEN, folder_of, info, objects, picture, sample
 
 from pipeline.cli.main import main
 from pipeline.pages.histograms import count_bins
@@ -274,7 +274,7 @@ def test_boxes_of_the_sheet_are_at_their_pixels(tmp_path: Path, size: tuple[int,
         objects=objects([box]),
     )
     sheet = sheet_of(tmp_path, folder_of(tmp_path / "shards", [one]))
-    x0, y0, x1, y1 = extent(sheet, GROUND)
+    x0, y0, x1, y1 = extent(sheet, GREEN)
     scale = (x1 - x0 + 1) / width
     inside = sheet[y0 : y1 + 1, x0 : x1 + 1]
     left, _, right, low = extent(inside, ImageColor.getrgb(COLOURS[0]))
@@ -292,7 +292,7 @@ def test_sheet_has_a_tile_a_picture(tmp_path: Path) -> None:
     reported = info(captions=[], phrases=[])
     plain = [sample(f"s{number}", objects=objects([]), info=reported) for number in range(6)]
     sheet = sheet_of(tmp_path, folder_of(tmp_path / "shards", plain))
-    is_ground = (sheet == np.array(GROUND)).all(axis=-1)
+    is_ground = (sheet == np.array(GREEN)).all(axis=-1)
     starts = np.diff(is_ground.any(axis=1).astype(int)) == 1
     assert starts.sum() == 2
     first_row = is_ground[np.nonzero(starts)[0][0] + 5]

@@ -18,6 +18,9 @@ def test_old_names_are_read_with_a_warning() -> None:
     ):
         recipe = load_recipe("nlvr", ["finetune.batch_size=7", "ingest.root=x"])
     assert recipe.finetune.micro_batch_size == 7
+    with pytest.warns(FutureWarning, match="hide is called pretrain.omvm.mask_probability now"):
+        recipe = load_recipe("toy", ["pretrain.omvm.hide=0.25"])
+    assert recipe.pretrain.omvm.mask_probability == 0.25
 
 
 def test_new_names_stay() -> None:

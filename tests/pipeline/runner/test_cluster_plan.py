@@ -11,7 +11,7 @@ from pipeline.cli.main import main
 from pipeline.recipe.recipe import dump_recipe, load_recipe
 from pipeline.runner.cluster_plan import ClusterPlan, Measured
 from pipeline.runner.run_folder import RunError, RunFolder
-from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.stage_graph import stages_of
 from pipeline.runner.stages.state import StageRecord, write_done
 
 MEASURED = Measured(
@@ -110,7 +110,7 @@ def finished_run(tmp_path: Path) -> Path:
     """What the stages leave, as far as the plan reads it."""
     recipe = load_recipe("toy-tiny")
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-    kinds = {kind.name: kind for kind in stage_kinds(recipe)}
+    kinds = {kind.name: kind for kind in stages_of(recipe)}
     shard = {"tar": "train-000000.tar", "split": "train", "manifest_sha256": "0" * 64}
     shard |= {"num_input": 100, "num_ok": 100, "num_failed": 0}
     for folder, stage_name, num_bytes in (

@@ -19,7 +19,7 @@ from pipeline.runner import run_stages as runner
 from pipeline.runner.launch_plan import LaunchOverrides
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import join_work, plan_stage, run_stages
-from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.stage_graph import stages_of
 from pipeline.runner.stages.state import StageRecord, write_done, write_started
 from pipeline.runner.status.status import show_status, status_table
 from sharding.coordination import heartbeat
@@ -40,7 +40,7 @@ def under_way(tmp_path: Path) -> RunFolder:
     run, recipe = RunFolder(tmp_path / "run"), recipe_of()
     run.make()
     run.recipe.write_text(dump_recipe(recipe))
-    kind = stage_kinds(recipe)[0]
+    kind = stages_of(recipe)[0]
     shaped_by = plan_stage(run, recipe, kind, look_outside=True).shaped_by
     write_started(run, kind, StageRecord(stage="ingest", shaped_by=shaped_by))
     return run
@@ -182,7 +182,7 @@ def test_status_tells_the_last_notices_of_training(
     show_status(under_way)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pretrain: ")]
     assert said == [f"pretrain: {line}" for line in lines[-5:]]
-    kind = next(kind for kind in stage_kinds(recipe_of()) if kind.name == "pretrain")
+    kind = next(kind for kind in stages_of(recipe_of()) if kind.name == "pretrain")
     shaped_by = plan_stage(under_way, recipe_of(), kind).shaped_by
     write_done(under_way, kind, StageRecord(stage="pretrain", shaped_by=shaped_by))
     show_status(under_way)

@@ -19,7 +19,7 @@ from pipeline.runner import run_stages as runner
 from pipeline.runner.launch_plan import LaunchOverrides
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import plan_stage, run_stages
-from pipeline.runner.stages.stage_graph import STAGE_NAMES, StageKind, stage_kinds
+from pipeline.runner.stages.stage_graph import STAGE_NAMES, StageKind, stages_of
 from pipeline.runner.status.status import status_table
 from sharding.format.catalog import write_catalog
 from sharding.format.schema import Sample, object_dtype
@@ -337,7 +337,7 @@ def test_a_changed_corpus_is_seen(tmp_path: Path) -> None:
     overrides = [f"ingest.root={tmp_path}/pictures", f"ingest.captions={tmp_path}/captions.json"]
     recipe = load_recipe("coco", overrides)
     run = RunFolder(tmp_path / "run")
-    kind = stage_kinds(recipe)[0]
+    kind = stages_of(recipe)[0]
     before = plan_stage(run, recipe, kind, look_outside=True).shaped_by
     assert plan_stage(run, recipe, kind, look_outside=True).shaped_by == before
     (tmp_path / "pictures/1.jpg").write_bytes(b"changed, and longer")
@@ -391,7 +391,7 @@ def test_how_a_stage_is_launched(
     from pipeline.runner.launch_plan import launch_config
 
     recipe = load_recipe("toy", merge=asked.merged)
-    (kind,) = (kind for kind in stage_kinds(recipe) if kind.name == stage)
+    (kind,) = (kind for kind in stages_of(recipe) if kind.name == stage)
     config = launch_config(kind, recipe, asked, alone=alone)
     assert (config.launcher, config.num_ranks) == (launcher, ranks)
 
@@ -411,7 +411,7 @@ def test_a_teacher_from_elsewhere_needs_no_teach(tmp_path: Path) -> None:
     old = tmp_path / "old*.json"
     (tmp_path / "old1.json").write_text("[]")
     recipe = load_recipe("toy", ["distill.teacher=features", FEATURES % old])
-    kinds = {kind.name: kind for kind in stage_kinds(recipe)}
+    kinds = {kind.name: kind for kind in stages_of(recipe)}
     assert "teach" not in kinds and kinds["distill"].inputs == ("ingest",)
     assert "teach" not in kinds["evaluate"].inputs
     run = RunFolder(tmp_path / "run")
@@ -431,7 +431,7 @@ def test_another_model_of_language_is_a_reason_to_distill_again(tmp_path: Path) 
     (tmp_path / "model.safetensors").write_bytes(b"1")
     similarity = f"distill.similarity={{kind: sentence, model: {tmp_path}}}"
     recipe = load_recipe("toy", [similarity])
-    distill = next(kind for kind in stage_kinds(recipe) if kind.name == "distill")
+    distill = next(kind for kind in stages_of(recipe) if kind.name == "distill")
 
     def shaped_by() -> object:
         run = RunFolder(tmp_path / "run")

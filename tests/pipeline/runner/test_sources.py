@@ -10,7 +10,7 @@ import pytest
 from pipeline.recipe.recipe import Recipe, RecipeError, load_recipe
 from pipeline.runner.run_folder import RunFolder
 from pipeline.runner.run_stages import plan_stage
-from pipeline.runner.stages.stage_graph import StageKind, stage_kinds
+from pipeline.runner.stages.stage_graph import StageKind, stages_of
 from pipeline.runner.stages.state import StageRecord, write_done, write_started
 from sharding.format.catalog import write_catalog
 from sharding.format.schema import Sample, object_dtype
@@ -23,7 +23,7 @@ def _recipe(folder: Path, *values: str) -> Recipe:
 
 
 def _pretrain(recipe: Recipe) -> StageKind:
-    return next(kind for kind in stage_kinds(recipe) if kind.name == "pretrain")
+    return next(kind for kind in stages_of(recipe) if kind.name == "pretrain")
 
 
 def _write(folder: Path, key: str) -> None:
@@ -88,7 +88,7 @@ def test_other_task_files_are_a_reason_to_finetune_again(tmp_path: Path) -> None
         ["finetune.task=snli_ve", f"finetune.data.train={lines}", f"finetune.data.heldout={lines}",
          f"finetune.data.heldout_images={pictures}"],
     )  # fmt: skip
-    kind = next(kind for kind in stage_kinds(recipe) if kind.name == "finetune")
+    kind = next(kind for kind in stages_of(recipe) if kind.name == "finetune")
     run = RunFolder(tmp_path / "run")
     kind.folder(run).mkdir(parents=True)
     shaped_by = plan_stage(run, recipe, kind, look_outside=True).shaped_by

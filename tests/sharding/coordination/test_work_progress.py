@@ -31,31 +31,31 @@ def test_done_running_failed_and_progress_are_counted(tmp_path: Path) -> None:
     results = [samples(tars[0])[0], Failure(key="b", reason="r")]
     write_shard(tmp_path / tars[0], results, fingerprint=whole)
     write_shard(tmp_path / tars[1], samples(tars[1]), fingerprint={**whole, "rule": "other"})
-    surveyor = ProgressReader(tmp_path)
+    reader = ProgressReader(tmp_path)
     with make_worker(tmp_path, whole) as worker:
         with next(worker.claims()) as claim:
             results = claim.track(samples(claim.tar))
             next(results)
             worker._heartbeat.beat()
-            survey = surveyor.read()
-            assert survey is not None
-            assert (survey.num_shards, survey.num_inputs) == (6, 12)
-            assert (survey.num_done, survey.num_input_done, survey.num_failed) == (1, 2, 1)
-            assert (survey.num_running, survey.num_under_way) == (1, 1)
-            (alive,) = survey.alive
+            progress = reader.read()
+            assert progress is not None
+            assert (progress.num_shards, progress.num_inputs) == (6, 12)
+            assert (progress.num_done, progress.num_input_done, progress.num_failed) == (1, 2, 1)
+            assert (progress.num_running, progress.num_under_way) == (1, 1)
+            (alive,) = progress.alive
             assert (alive.tar, alive.num_done, alive.num_inputs) == (claim.tar, 1, 2)
-            assert len(survey.workers) == 2
-            assert survey.seconds_left is not None
-            assert abs(survey.seconds_left * survey.rate - (12 - 2 - 1)) < 1e-6
+            assert len(progress.workers) == 2
+            assert progress.seconds_left is not None
+            assert abs(progress.seconds_left * progress.rate - (12 - 2 - 1)) < 1e-6
             list(results)
             write_shard(tmp_path / claim.tar, samples(claim.tar), fingerprint=whole)
-    survey = surveyor.read()
-    assert survey is not None
-    assert (survey.num_done, survey.num_running, survey.alive) == (2, 0, ())
-    assert survey.seconds_left is None
+    progress = reader.read()
+    assert progress is not None
+    assert (progress.num_done, progress.num_running, progress.alive) == (2, 0, ())
+    assert progress.seconds_left is None
     request_rewrites(tmp_path, [tars[0]])
-    survey = surveyor.read()
-    assert survey is not None and survey.num_done == 1 and survey.num_failed == 0
+    progress = reader.read()
+    assert progress is not None and progress.num_done == 1 and progress.num_failed == 0
 
 
 @pytest.mark.parametrize("hours_off", [-2, 2])

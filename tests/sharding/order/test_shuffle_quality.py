@@ -176,10 +176,10 @@ def test_a_folder_is_measured_and_drawn(tmp_path: Path, make_folder: Callable[..
     """
     folder = make_folder(tmp_path, [5, 9, 2, 7])
     config = replace(CONFIG, micro_batch_size=2)
-    found = measure(folder, config, picture=tmp_path / "mixing.png")
+    found = measure(folder, config, picture=tmp_path / "shuffle.png")
     assert [one.name for one in found] == ["ours", "webdataset", "permutation"]
     assert [line.split()[0] for line in lines(found)[2:]] == [one.name for one in found]
-    assert (tmp_path / "mixing.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "shuffle.png").read_bytes().startswith(b"\x89PNG")
     assert measure(folder, replace(config, most_num_samples=6))[0].step_num_shards == 1
     raw = json.loads((folder / "catalog.json").read_bytes())
     del raw["shapes_sha256"]

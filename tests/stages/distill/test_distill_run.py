@@ -222,7 +222,7 @@ def test_finished_shards_of_other_versions_are_accepted_where_the_recipe_says_so
 
 
 def test_any_number_of_workers_ends_with_the_same_bytes(images: Path, tmp_path: Path) -> None:
-    """Oracle: the folder of one worker; and every picture was looked at once, by whomever."""
+    """Oracle: the folder of one worker; and every picture was looked at once, by one of them."""
     distill(CONFIG, images=images, object_source=source_of(FakeTeacher()), out=tmp_path / "one")
     out, teachers = tmp_path / "many", [FakeTeacher() for _ in range(4)]
 

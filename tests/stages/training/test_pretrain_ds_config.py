@@ -11,7 +11,7 @@ import torch
 
 from pipeline.recipe.recipe import load_recipe
 from pipeline.runner.stages.external_inputs import outside
-from pipeline.runner.stages.stage_graph import stage_kinds
+from pipeline.runner.stages.stage_graph import stages_of
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.run import check_batch_norm
 from stages.student.config import StudentConfig
@@ -162,7 +162,7 @@ def test_another_file_is_another_run(tmp_path: Path) -> None:
     for stage in (1, 2):
         path = _given(tmp_path, {"zero_optimization": {"stage": stage}}).ds_config
         recipe = load_recipe("toy", [f"pretrain.ds_config={path}"])
-        kind = next(k for k in stage_kinds(recipe) if k.name == "pretrain")
+        kind = next(k for k in stages_of(recipe) if k.name == "pretrain")
         words.append(outside(recipe, kind)["pretrain.ds_config"])
     assert words[0] != words[1]
 

@@ -22,7 +22,7 @@ from stages.distill.precomputed.files import OpenFiles, find_files
 from stages.distill.precomputed.formats.arrays import from_base64, numbers
 from stages.distill.precomputed.formats.record import FeaturesError, Record, RowError
 from stages.distill.precomputed.ids import rule_of
-from stages.distill.precomputed.index import Found, Place, index_files
+from stages.distill.precomputed.index import Place, ScannedRow, index_files
 from stages.distill.precomputed.names import Names
 
 MAX_ENTRY_BYTES = 1 << 24
@@ -129,7 +129,7 @@ def _feature(value: Any, size: int) -> np.ndarray:
     return numbers(value, (size,), "feature")
 
 
-def scan_list(source: BinaryIO) -> Iterator[Found]:
+def scan_list(source: BinaryIO) -> Iterator[ScannedRow]:
     """Every entry of a JSON list, with its image_id.
 
     What follows an entry that is cut short or is no JSON cannot be distinguished from it, so the
@@ -156,16 +156,16 @@ def scan_list(source: BinaryIO) -> Iterator[Found]:
             piece = source.read(_PIECE_BYTES).decode("latin-1")
             if not piece or len(text) - at > MAX_ENTRY_BYTES:
                 left = f"cut short or no JSON from here on ({str(error)[:60]})"
-                yield Found(None, start + at, len(text) - at, left)
+                yield ScannedRow(None, start + at, len(text) - at, left)
                 return
             text, start, at = text[at:] + piece, start + at, 0
             continue
         image_id = entry.get("image_id") if isinstance(entry, dict) else None
         if type(image_id) in (int, str):
             identity = str(image_id).encode("latin-1", "ignore").decode("utf-8", "replace")
-            yield Found(identity, start + at, end - at)
+            yield ScannedRow(identity, start + at, end - at)
         else:
-            yield Found(None, start + at, end - at, "no image_id")
+            yield ScannedRow(None, start + at, end - at, "no image_id")
         at = end
 
 

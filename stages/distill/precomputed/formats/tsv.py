@@ -15,7 +15,7 @@ from stages.distill.precomputed.config import FeaturesConfig
 from stages.distill.precomputed.files import OpenFiles, find_files
 from stages.distill.precomputed.formats.record import RowError
 from stages.distill.precomputed.ids import rule_of
-from stages.distill.precomputed.index import Found, Place, index_files
+from stages.distill.precomputed.index import Place, ScannedRow, index_files
 
 MAX_ROW_BYTES = 1 << 28
 _MAX_ID_BYTES = 1 << 10
@@ -57,7 +57,7 @@ class TsvFiles:
             return [self.row(Place(0, row.offset, row.length))[1] for row in rows]
 
 
-def scan_lines(source: BinaryIO) -> Iterator[Found]:
+def scan_lines(source: BinaryIO) -> Iterator[ScannedRow]:
     """Every line but empty ones. A line that is longer than any row is passed over in pieces."""
     offset = 0
     while line := source.readline(MAX_ROW_BYTES):
@@ -67,13 +67,15 @@ def scan_lines(source: BinaryIO) -> Iterator[Found]:
                 offset += len(piece)
                 if piece.endswith(b"\n"):
                     break
-            yield Found(None, start, offset - start, f"a row of more than {MAX_ROW_BYTES} bytes")
+            yield ScannedRow(
+                None, start, offset - start, f"a row of more than {MAX_ROW_BYTES} bytes"
+            )
         elif line.strip():
             tab = line.find(b"\t", 0, _MAX_ID_BYTES)
             if tab < 0:
-                yield Found(None, start, len(line), f"no id and tab in {line[:40]!r}")
+                yield ScannedRow(None, start, len(line), f"no id and tab in {line[:40]!r}")
             else:
-                yield Found(_id(line[:tab]), start, len(line))
+                yield ScannedRow(_id(line[:tab]), start, len(line))
 
 
 def _id(field: bytes) -> str:

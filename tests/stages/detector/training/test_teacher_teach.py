@@ -248,7 +248,7 @@ def test_a_given_teacher_is_taken_as_it_is(images: Path, tmp_path: Path) -> None
 
 
 def test_a_loss_that_is_not_finite_stops_it(images: Path, tmp_path: Path) -> None:
-    """Oracle: the message names the step, the pictures and the cure; the last checkpoint stays.
+    """Oracle: the message names the step, the pictures and the fix; the last checkpoint stays.
     A learning rate that no net survives brings it about."""
     config = dataclasses.replace(
         TEACH, learning_rate=1e30, warmup_steps=0, clip_norm=1e30, num_steps=50

@@ -160,7 +160,7 @@ def test_a_picture_without_objects_costs_nothing_and_keeps_the_graph() -> None:
     """Oracle: no object anywhere: nothing is hidden, the loss is 0 and its gradients are zeros."""
     student, batch = tiny_student(), random_batch(3)
     batch.label[:], batch.regions[:] = -1, 0
-    _mask(batch, OmvmConfig(hide=1))
+    _mask(batch, OmvmConfig(mask_probability=1))
     assert not batch.masked_cells.any() and (batch.hidden_objects == -1).all()
     cells = _cells(batch)
     scored = _score(OmvmConfig(), batch, cells, student)
@@ -175,7 +175,7 @@ def test_all_cells_of_a_hidden_object_are_masked_and_no_others(num_objects: int)
     for seed in range(10):
         batch = random_batch(seed, pictures=5)
         batch.matched[:] = True
-        _mask(batch, OmvmConfig(num_objects=num_objects, hide=1), seed)
+        _mask(batch, OmvmConfig(num_objects=num_objects, mask_probability=1), seed)
         for b, rows in enumerate(batch.hidden_objects.tolist()):
             n = int(batch.picture[b])
             real = [row for row in rows if row >= 0]
@@ -223,7 +223,7 @@ def test_how_often_a_drawn_object_is_hidden() -> None:
     batch = random_batch(4, pictures=1500, captions=2, objects=3)
     batch.label[:], batch.matched[:] = 0, True
     batch.regions[:] = torch.eye(3, batch.regions.shape[-1])
-    _mask(batch, OmvmConfig(hide=0.3))
+    _mask(batch, OmvmConfig(mask_probability=0.3))
     assert (batch.hidden_objects >= 0).all()
     drawn = torch.bincount(batch.hidden_objects[:, 0], minlength=3) / 3000
     assert ((drawn - 1 / 3).abs() < 4 * math.sqrt(2 / 9 / 3000)).all()
@@ -238,7 +238,7 @@ def test_masks_do_not_tell_which_texts_are_strange() -> None:
     for matched in (True, False):
         batch = random_batch(5)
         batch.matched[:] = matched
-        _mask(batch, OmvmConfig(hide=0.9))
+        _mask(batch, OmvmConfig(mask_probability=0.9))
         seen.append(batch.masked_cells)
         assert (batch.hidden_objects >= 0).any() == matched
     assert torch.equal(*seen) and seen[0].any()

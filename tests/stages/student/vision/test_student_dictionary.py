@@ -10,7 +10,7 @@ import torch
 from soho_golden import released_neck
 
 from stages.student.vision.neck_config import DictionaryConfig
-from stages.student.vision.visual_dictionary import DEAD_AFTER, Dictionary, spread
+from stages.student.vision.visual_dictionary import DEAD_AFTER, Dictionary, kmeans_plus_plus
 
 RELEASED = released_neck(num_codes=16).dictionary
 OURS = DictionaryConfig(num_codes=16, revive_after_steps=3, decay=0.9)
@@ -133,12 +133,12 @@ def test_far_rows_are_chosen() -> None:
     them, some again; never an endless or a broken draw."""
     centres = torch.tensor([[0.0, 0], [100, 0], [0, 100], [100, 100]])
     heaps = centres.repeat(25, 1) + torch.rand(100, 2, generator=torch.Generator().manual_seed(0))
-    chosen = spread(heaps, 4)
+    chosen = kmeans_plus_plus(heaps, 4)
     assert len((chosen / 100).round().unique(dim=0)) == 4
-    assert torch.equal(spread(heaps, 4), chosen)
-    few = spread(centres.repeat(3, 1), 9)
+    assert torch.equal(kmeans_plus_plus(heaps, 4), chosen)
+    few = kmeans_plus_plus(centres.repeat(3, 1), 9)
     assert len(few) == 9 and len(few.unique(dim=0)) == 4
-    assert spread(torch.zeros(3, 2), 5).shape == (5, 2)
+    assert kmeans_plus_plus(torch.zeros(3, 2), 5).shape == (5, 2)
 
 
 def test_a_step_by_hand() -> None:
