@@ -48,6 +48,7 @@ from sharding.coordination.attempts import (
 )
 from sharding.coordination.heartbeat import (
     LEASE_SECONDS,
+    PREFIX,
     STALL_SECONDS,
     Heartbeat,
     LivenessMonitor,
@@ -301,7 +302,7 @@ class Worker:
         except FileNotFoundError:  # another one was quicker
             return False
         moved = read_worker_state(aside)
-        if moved is not None and moved.token != holder.token:
+        if moved is None or moved.token != holder.token:
             # Another one was quicker and claimed it: give it back, unless a third has it by now.
             with contextlib.suppress(FileExistsError, FileNotFoundError):
                 os.link(aside, claim)
@@ -395,17 +396,35 @@ class Worker:
         )
 
     def _close(self) -> None:
-        """All is done: remove the plan, what failed attempts left, and files of ended workers."""
-        with contextlib.suppress(OSError):
-            for name in os.listdir(self._folder):
-                path = self._folder / name
-                state = (
-                    read_worker_state(path) if name.endswith(CLAIM) or "worker-" in name else None
-                )
-                if name.endswith(FAILURES) or (state is not None and state.has_ended):
-                    path.unlink(missing_ok=True)
+        """All is done: remove the plan, and then all that killed workers and failed attempts left.
+
+        The plan goes first: who comes or claims later sees that it is gone and begins anew. So
+        nothing that is removed here can be in use: not the temporary files of a worker that comes
+        (it makes them once more), nor claims, as their shards are done."""
         with contextlib.suppress(OSError):
             (self._folder / PLAN).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(self._folder)):
+                if self._is_left_over(name):
+                    (self._folder / name).unlink(missing_ok=True)
+
+    def _is_left_over(self, name: str) -> bool:
+        """Whether nobody needs the file of that name once all shards are done."""
+        if name.startswith(".") or name.endswith(FAILURES):
+            return True
+        state = read_worker_state(self._folder / name)
+        if state is None or state.token == self._token:
+            return False
+        if name.startswith(PREFIX):
+            return state.has_ended
+        tar = name.removesuffix(CLAIM)
+        if tar == name or tar == CATALOG:
+            return False
+        is_of_these_settings = state.record is None or (
+            state.record.settings == self._plan["settings"]
+        )
+        is_requested = (self._folder / (tar + AGAIN)).exists()
+        return state.has_ended or (is_of_these_settings and not is_requested)
 
     def _leave(self) -> None:
         """Take away this worker's file; the hidden folder too when nothing is left in it, which

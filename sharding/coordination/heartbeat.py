@@ -227,6 +227,8 @@ class Heartbeat:
             self.beat()
             os.rename(hidden, self.path)
         except OSError:
+            with contextlib.suppress(OSError):
+                hidden.unlink(missing_ok=True)
             os.close(self._descriptor)
             raise
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)

@@ -424,6 +424,61 @@ def test_one_that_was_killed_while_it_closed_is_replaced(tmp_path: Path) -> None
     assert not (tmp_path / FOLDER).exists()
 
 
+def test_nothing_of_killed_workers_is_left_once_all_is_done(tmp_path: Path) -> None:
+    """Workers of other machines killed at the worst moments: before their own file had its name,
+    before the plan had it, while they took a claim over, and between a manifest and the release of
+    its claim. Oracle: only the file of the worker whose claim it was stays, as it may be alive."""
+    tar = killed_holder(tmp_path, machine="elsewhere")
+    folder, hold = tmp_path / FOLDER, tmp_path / "hold"
+    os.link(folder / f"{tar}.claim", hold)
+    (folder / f"{tar}.claim").unlink()
+    (folder / "plan.json").unlink()
+    stays = set(os.listdir(folder))
+    work(tmp_path)
+    assert stays == set(os.listdir(folder))
+    for name in (f".worker-{16 * '0'}", ".plan.json.0a", f".{tar}.claim.0a"):
+        (folder / name).write_bytes(b"")
+    os.rename(hold, folder / f"{tar}.claim")
+    work(tmp_path)
+    assert stays == set(os.listdir(folder))
+
+
+def test_a_worker_whose_new_file_is_tidied_away_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that closes removes temporary files of others, too. Oracle: the one that came makes its
+    file and the plan once more, and all shards."""
+    renamed: list[str] = []
+
+    def tidied(source: Any, target: Any, real: Callable[..., None]) -> None:
+        kind = Path(target).name.split("-")[0]
+        if Path(target).parent.name == FOLDER:
+            if kind not in renamed:
+                Path(source).unlink()
+            renamed.append(kind)
+        real(source, target)
+
+    for name in ("rename", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda a, b, real=real: tidied(a, b, real))
+    assert work(tmp_path) == list(TARS)
+    assert renamed == ["worker", "worker", "plan.json", "worker", "plan.json"]
+
+
+def test_a_heartbeat_that_cannot_be_written_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when a worker comes. Oracle: the error, and an empty folder."""
+
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space"):
+        work(tmp_path)
+    assert not list((tmp_path / FOLDER).iterdir())
+
+
 def test_one_that_closes_leaves_the_files_of_those_that_still_work(tmp_path: Path) -> None:
     """Else their claims and heartbeats fail over a network (ESTALE). Oracle: the other's file, and
     that it ends well."""
