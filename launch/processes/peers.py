@@ -28,6 +28,7 @@ class Peers:
         self.lost = 0
         self._address, self._port = address, port
         self._closed = threading.Event()
+        self._counting = threading.Lock()
         self._connections: list[socket.socket] = []
         target = self._serve if is_first else self._visit
         threading.Thread(target=target, name="peers", daemon=True).start()
@@ -83,4 +84,5 @@ class Peers:
             else:
                 return
             if is_greeted:
-                self.lost += 1
+                with self._counting:  # several connections may be lost at once
+                    self.lost += 1

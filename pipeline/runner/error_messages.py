@@ -19,12 +19,24 @@ _REMEDIES = {
     errno.ENFILE: "too many files are open on this machine",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     errno.EIO: "the disk reports a fault: look at the machine's logs",
+    errno.EFBIG: "the file would be larger than is allowed: raise the limit (ulimit -f)",
+    errno.EAGAIN: "no more processes or threads are allowed: raise the limit (ulimit -u), or take "
+    "fewer workers or ranks",
+    errno.ENOMEM: "the memory is used up: take fewer workers or ranks, smaller batches or pictures, "
+    "or raise the limit (ulimit -v, or that of the container)",
     errno.ENOTDIR: "a part of the path is a file: name another place",
     errno.ESTALE: "the network file system lost the file: check that the server is up",
 }
 """What the machine does not grant, and what to do about it."""
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 _NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")
+_IN_OTHER_WORDS = {
+    "can't start new thread": errno.EAGAIN,
+    "can't allocate memory": errno.ENOMEM,  # PyTorch on a CPU
+    "not enough memory": errno.ENOMEM,
+    "out of memory": errno.ENOMEM,  # PyTorch on a GPU
+}
+"""What libraries write of it in a RuntimeError."""
 
 
 def is_for_the_user(error: BaseException) -> bool:
@@ -48,7 +60,7 @@ def _refusal(error: BaseException) -> OSError | None:
 
     Of a write that fails numpy raises an OSError without a number, safetensors an error of its own
     with the number in its text, and PyTorch a RuntimeError about the rest of its file, after the
-    OSError.
+    OSError. Memory that ran out is a MemoryError, or a RuntimeError of PyTorch.
     """
     if isinstance(error, OSError):
         if error.errno in _REMEDIES:
@@ -58,6 +70,11 @@ def _refusal(error: BaseException) -> OSError | None:
     if found := _NUMBER_IN_TEXT.search(str(error)):
         number = int(found[1])
         return OSError(number, os.strerror(number)) if number in _REMEDIES else None
+    if isinstance(error, MemoryError):
+        return OSError(errno.ENOMEM, str(error) or os.strerror(errno.ENOMEM))
+    for words, number in _IN_OTHER_WORDS.items():
+        if isinstance(error, RuntimeError) and words in str(error):
+            return OSError(number, str(error).splitlines()[0].rstrip(". ")[:200])
     before = error.__context__
     if isinstance(error, RuntimeError) and "inline_container" in str(error) and before is not None:
         return _refusal(before)

@@ -1,7 +1,6 @@
 """The server of `boxless serve`: Python's own http.server, one request after the other.
 
-A page of one form needs no framework. Serves this machine alone unless another address is request
-for.
+A page of one form needs no framework. Serves this machine alone unless another address is requested.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ def make_server(app: StudentApp, *, host: str, port: int) -> HTTPServer:
             status = HTTPStatus.OK
             try:
                 found: dict[str, Any] = app.answer(json.loads(self._body()))
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, RecursionError) as error:
                 found = {"error": str(error)}
                 status = HTTPStatus.BAD_REQUEST
             self._reply(status, json.dumps(found).encode(), "application/json")

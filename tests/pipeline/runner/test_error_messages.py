@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -70,6 +71,31 @@ def test_a_full_disk_is_reported_in_words_whoever_wrote(library: str, tmp_path: 
         "again."
     )
     assert not is_for_the_user(RuntimeError("inline_container: another fault"))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.EFBIG, "File too large", "/x/a.tar"), "ulimit -f"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+        (MemoryError(), "memory is used up.*ulimit -v"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory is used up"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: not enough memory: "
+                "you tried to allocate 40000000000 bytes."
+            ),
+            "40000000000 bytes; the memory is used up",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "2 GiB; the mem"),
+    ],
+)
+def test_limits_of_a_process_are_named(error: Exception, expected: str) -> None:
+    """What `ulimit -f`, `-u` and `-v` and a full device make Python and PyTorch raise. Oracle: the
+    limit in the message, by hand; no restart helps."""
+    assert is_for_the_user(error)
+    assert re.search(expected, error_message(error))
 
 
 def test_a_report_of_a_run_that_cannot_be_written_names_its_option(

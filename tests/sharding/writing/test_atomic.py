@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -111,3 +112,15 @@ def test_hashes_are_of_the_canonical_spelling(tmp_path: Path) -> None:
     assert sha256_of({"a": "é"}) == expected
     write_text(tmp_path / "text", '{"a":"é"}')
     assert sha256_file(tmp_path / "text") == expected
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    """A write knows only its descriptor. Oracle: the path in the error, as the user knows it, and
+    no name given to an error about something else."""
+    path = tmp_path / "a.json"
+    with pytest.raises(OSError) as caught, replacing(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(path)
+    with pytest.raises(OSError) as caught, replacing(path):
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+    assert caught.value.filename is None
