@@ -7,6 +7,8 @@ camera noted is applied, so that width, height and boxes are those of the pictur
 from __future__ import annotations
 
 import io
+import os
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -133,7 +135,7 @@ def upright_picture(
     if isinstance(picture, (str, Path)):
         path = Path(picture).expanduser()
         try:
-            return open_picture(path.read_bytes())
+            return open_picture(read_picture_file(path))
         except PictureError as error:
             raise PictureError(f"{path}: {error}") from None
     if isinstance(picture, bytes):
@@ -148,12 +150,26 @@ def upright_picture(
     return _of_pixels(picture)
 
 
+def read_picture_file(path: Path) -> bytes:
+    """The bytes of a file. PictureError for a pipe or a device, from which reading would wait or
+    never end; OSError for a file that cannot be read."""
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise PictureError("not a file: it is a pipe or a device")
+        return file.read()
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """A pipe that somebody named as a picture would wait for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def file_fault(path: Path) -> str | None:
     """What keeps a file from being a picture, by its first bytes; None where they are those of a
     JPEG, PNG or WebP, whatever its name ends in. That all of it is sound shows only when it is
     decoded."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open_without_waiting) as file:
             kind = _format_of(file.read(_LONGEST_SIGNATURE))
     except FileNotFoundError:
         return "not there"

@@ -1,6 +1,7 @@
 """The server of `boxless serve`: Python's own http.server, one request after the other.
 
-A page of one form needs no framework. Serves this machine alone unless another address is requested.
+A page of one form needs no framework. Serves this machine alone unless another address is
+requested.
 """
 
 from __future__ import annotations

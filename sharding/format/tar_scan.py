@@ -33,6 +33,12 @@ FIRST_DOT = (
     "dots before the extension"
 )
 
+_COMPRESSED = {
+    "gzip": b"\x1f\x8b",
+    "bzip2": b"BZh",
+    "xz": b"\xfd7zXZ\0",
+    "zstd": b"\x28\xb5\x2f\xfd",
+}
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,6}) ")
 # Headers that say something of the next one, and the most bytes they may take.
@@ -103,6 +109,7 @@ def scan(
     *,
     start: int = 0,
     on_link: Callable[[str], None] | None = None,
+    on_bad_name: Callable[[str], None] | None = None,
 ) -> Iterator[Member]:
     """The regular files of a tar of `num_bytes`, in their order, from the header at `start` on.
 
@@ -110,7 +117,8 @@ def scan(
     offsets, so one that reads ahead does well. Folders are left out. Memory does not grow.
 
     on_link: takes the name of each symbolic or hard link, which is then passed over, as stock
-    webdataset does; without it a link is an error.
+    webdataset does; without it a link is an error. on_bad_name: takes what is wrong with each name
+    that is refused, whose member is then passed over; without it such a name is an error.
 
     Raises ShardError naming the byte, after the members before it: for a tar that is cut or has a
     damaged header, for anything that is neither file nor folder (links, devices, sparse files),
@@ -140,14 +148,23 @@ def scan(
             long_name = name or long_name
         else:
             name, long_name = long_name or header.name, ""
-            _check_name(name, position)
-            if header.type != b"5" and not name.endswith("/"):
+            fault = _name_fault(name)
+            if fault and on_bad_name is None:
+                raise _error(position, *fault)
+            if fault and on_bad_name is not None:
+                on_bad_name(f"got {fault[0]}, expected {fault[1]}")
+            elif header.type != b"5" and not name.endswith("/"):
                 yield Member(name, data, header.num_bytes)
             elif header.num_bytes:
                 raise _error(position, f"a folder {name!r} with data", "one without")
             before = repr(name)
         position = data + header.num_bytes + -header.num_bytes % BLOCK_BYTES
     raise _error(position, f"more than {MAX_MEMBERS} members", "fewer; split the tar into several")
+
+
+def compression_of(data: bytes) -> str | None:
+    """The program that compressed a file, by its first bytes; None for a plain file."""
+    return next((name for name, magic in _COMPRESSED.items() if data.startswith(magic)), None)
 
 
 def _error(position: int, got: str, expected: str) -> ShardError:
@@ -173,6 +190,10 @@ def _block(read: Callable[[int, int], bytes], position: int, num_bytes: int, bef
 
 def _parse(block: bytes, position: int, before: str, *, links: bool) -> _Header:
     """What a header block says; ShardError unless its checksum holds and its type is served."""
+    if position == 0 and (kind := compression_of(block)):
+        raise _error(
+            0, f"a file compressed by {kind}", f"a plain tar: unpack it by {kind} -d first"
+        )
     # The sum of all bytes, the checksum's own eight counted as spaces.
     if _number(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
         raise _error(
@@ -256,16 +277,18 @@ def _pax_fields(data: bytes, position: int) -> dict[bytes, bytes]:
     return fields
 
 
-def _check_name(name: str, position: int) -> None:
-    """ShardError unless `name` is a path that stays below its folder and can be printed."""
+def _name_fault(name: str) -> tuple[str, str] | None:
+    """(what was got, what was expected) unless `name` is a path that stays below its folder and can
+    be printed."""
     if not name or not name.isprintable():
-        raise _error(position, f"name {name!r}", "characters that can be printed")
+        return f"name {name!r}", "characters that can be printed"
     if len(name) > MAX_NAME_BYTES:
-        raise _error(position, f"a name of {len(name)} characters", f"at most {MAX_NAME_BYTES}")
+        return f"a name of {len(name)} characters", f"at most {MAX_NAME_BYTES}"
     if name.startswith("/"):
-        raise _error(position, f"absolute path {name!r}", "a relative one")
+        return f"absolute path {name!r}", "a relative one"
     if ".." in name.split("/"):
-        raise _error(position, f"parent path {name!r}", "one without ..")
+        return f"parent path {name!r}", "one without .."
+    return None
 
 
 def _check_end(read: Callable[[int, int], bytes], position: int, num_bytes: int) -> None:

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from boxless.errors import BoxlessError
+from sharding.format.tar_scan import compression_of
 from stages.ingest.sources.source import Failure, Picture, SourceError, safe_key, shown
-from stages.picture import PictureError
+from stages.picture import PictureError, read_picture_file
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 NUM_NAMES_SHOWN = 5
+_LISTS = ("images", "annotations", "categories")
+"""What files of COCO's layout hold, whichever of them a reader needs."""
 
 
 def open_folder(path: str, *, field: str, expected: str) -> Path:
@@ -41,15 +45,32 @@ def read_json_object(
     keys: tuple[str, ...],
     object_hook: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The JSON object in a file, with a list under each of `keys`; SourceError for all else."""
+    """The JSON object in a file, with a list under each of `keys`; SourceError for all else, also
+    where one of `keys` comes twice in an object, of which JSON readers take the last."""
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entry = dict(pairs)
+        if len(entry) < len(pairs):
+            names = [name for name, _ in pairs]
+            for name in {*keys, *_LISTS}:
+                if names.count(name) > 1:
+                    raise BoxlessError(f"key {name!r} comes twice: merge its lists")
+        return object_hook(entry) if object_hook else entry
+
     file = Path(path).expanduser()
     if not file.is_file():
         got = "a folder" if file.is_dir() else "not there"
         raise SourceError(
             f"{field} is {path!r}, which is {got}; expected {expected}{_nearest(file)}"
         )
+    data = file.read_bytes()
+    if kind := compression_of(data):
+        raise SourceError(
+            f"{field} ({path}) is compressed by {kind}; unpack it by {kind} -d first, expected "
+            f"{expected}"
+        )
     try:
-        content = json.loads(file.read_bytes(), object_hook=object_hook)
+        content = json.loads(data, object_pairs_hook=checked)
     except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors
         raise SourceError(f"{field} ({path}) is not JSON ({error}); expected {expected}") from None
     if not isinstance(content, dict):
@@ -102,9 +123,11 @@ def read_picture(root: Path, name: str) -> bytes:
     """Bytes of the file `name` below `root`; PictureError where they cannot be had."""
     path = _inside(root, name)
     try:
-        return path.read_bytes()
+        return read_picture_file(path)
     except FileNotFoundError:
         raise PictureError(f"missing picture: {shown(name)} is not in ingest.root") from None
+    except PictureError as error:
+        raise PictureError(f"unreadable picture: {shown(name)}: {error}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         cause = getattr(error, "strerror", None) or str(error)
         raise PictureError(f"unreadable picture: {shown(name)}: {cause}") from None

@@ -18,7 +18,7 @@ def make_sample(picture: Picture | Failure, config: IngestConfig) -> list[Sample
         return [picture]
     kept = [i for i, caption in enumerate(picture.captions) if caption.strip()]
     if not kept:
-        blank = [f"all {len(picture.captions)} are blank"] if picture.captions else []
+        blank = [f"all {len(picture.captions)} are blank or no text"] if picture.captions else []
         details = "; ".join([*blank, *picture.notes])
         reason = f"no captions: {details}" if details else "no captions"
         return [Failure(key=picture.key, reason=reason)]

@@ -14,7 +14,7 @@ from PIL import ImageDraw
 
 from boxless.errors import BoxlessError
 from sharding.writing.atomic import replacing, sha256_file
-from stages.picture import open_picture
+from stages.picture import open_picture, read_picture_file
 from stages.student.network import Cells, Student
 from stages.student.processor import StudentProcessor
 from stages.transfer.example import Example
@@ -95,7 +95,7 @@ def search(student: Path, pictures: Path, text: str, index: Path) -> list[tuple[
 
 def _indexed(matcher: Matcher, path: Path, index: Path) -> Cells:
     """The cells of a picture, from the index where they are there."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(read_picture_file(path)).hexdigest()
     kept = index / f"{matcher.fingerprint[:16]}-{digest}.npz"
     if kept.exists():
         with np.load(kept, allow_pickle=False) as arrays:
@@ -148,7 +148,7 @@ def point(student: Path, picture: Path, caption: str, phrase: str) -> dict[str, 
 
 def draw_point(picture: Path, found: dict[str, Any], out: Path) -> None:
     """A copy of the picture with the best box and the point."""
-    image = open_picture(picture.read_bytes())
+    image = open_picture(read_picture_file(picture))
     draw = ImageDraw.Draw(image)
     size = (image.width, image.height)
     box = [share * size[i % 2] for i, share in enumerate(found["boxes"][0])]

@@ -10,7 +10,7 @@ from boxless.errors import BoxlessError
 from pipeline.pages.shards.shard_browser import Broken, open_browser
 from pipeline.runner.run_files import read_object
 from sharding.format.schema import Sample
-from stages.picture import PictureError, inspect_picture
+from stages.picture import PictureError, inspect_picture, read_picture_file
 from stages.transfer.predictor import Predictor
 
 MOST_EXAMPLES = 200
@@ -91,7 +91,7 @@ def _of_files(pictures: Sequence[Path], texts: Sequence[str]) -> Iterator[Exampl
 def _sample(picture: Path) -> Sample:
     """A file's picture as a sample."""
     try:
-        data = picture.read_bytes()
+        data = read_picture_file(picture)
         facts = inspect_picture(data)
     except (OSError, PictureError) as error:
         raise InputError(

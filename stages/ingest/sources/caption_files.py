@@ -6,6 +6,7 @@ COCO (https://cocodataset.org/#format-data): `images` (`id`, `file_name`) and `a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -53,10 +54,12 @@ class CaptionFile:
 
 def id_of(value: object) -> str | None:
     """An id read from JSON as comparable text, by value whatever its type: 17, "17", 17.0 and
-    "0017" are one. None where it is neither a number nor a text."""
+    "0017" are one. None where it is neither a finite number nor a text."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
         return str(int(value)) if value.is_integer() else str(value)
     text = str(value).strip()
     return str(int(text)) if text.isascii() and text.isdigit() and len(text) < 400 else text or None

@@ -7,7 +7,7 @@ may ask for.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sharding.format.schema import ShardError
@@ -30,22 +30,34 @@ class Member:
             return os.pread(file.fileno(), self.num_bytes, self.offset)
 
 
-def list_members(tar: Path) -> tuple[list[Member], list[str], str]:
-    """(files in `tar` that are whole, names of links, damage), damage "" or what is wrong from
-    which byte on.
+@dataclass(frozen=True, kw_only=True)
+class Members:
+    """What a tar holds: the files that are whole; what was passed over: names of links, symbolic
+    and hard, as stock webdataset does, and what is wrong with names that are refused (absolute
+    paths, names that cannot be printed); damage, "" or what is wrong from which byte on."""
 
-    Links, symbolic and hard, are left out, as stock webdataset does. What is no damage but refused
-    all the same (devices, absolute paths, names that cannot be printed, too many members) ends the
-    list as damage does.
-    """
-    members: list[Member] = []
-    links: list[str] = []
+    files: list[Member]
+    links: list[str]
+    bad_names: list[str]
+    damage: str = ""
+
+
+def list_members(tar: Path) -> Members:
+    """What is in `tar`. What is no damage but refused all the same (devices, too many members) ends
+    the list as damage does."""
+    found = Members(files=[], links=[], bad_names=[])
     try:
         source = OpenTar(tar)
-        for member in scan(source.read, source.num_bytes, on_link=links.append):
-            members.append(
+        headers = scan(
+            source.read,
+            source.num_bytes,
+            on_link=found.links.append,
+            on_bad_name=found.bad_names.append,
+        )
+        for member in headers:
+            found.files.append(
                 Member(tar=tar, name=member.name, offset=member.offset, num_bytes=member.num_bytes)
             )
     except ShardError as error:
-        return members, links, str(error).removeprefix(f"{tar}: ")
-    return members, links, ""
+        return replace(found, damage=str(error).removeprefix(f"{tar}: "))
+    return found

@@ -1,8 +1,8 @@
 """Existing tars in webdataset's layout, as img2dataset writes them: a picture and a caption a key.
 
 Members KEY.EXT with the same KEY that are consecutive are one input: KEY.jpg, KEY.jpeg, KEY.png
-or KEY.webp, with KEY.txt (one caption) or KEY.json ("caption": text, or "captions": a list of
-texts) or both. Everything after the first dot of the name is EXT. Layout:
+or KEY.webp, with KEY.txt (one caption) or KEY.json ("caption" or "captions": a text or a
+list of texts) or both. Everything after the first dot of the name is EXT. Layout:
 https://github.com/webdataset/webdataset and https://github.com/rom1504/img2dataset#output-format.
 """
 
@@ -80,7 +80,12 @@ class WebdatasetSource:
             reason = f"missing tar: {tar.name} is {kind}; bring the tar, or remove its name"
             yield Failure(key=safe_key(tar.name), reason=shown(reason))
             return
-        members, links, damage = list_members(tar)
+        found = list_members(tar)
+        members, links = found.files, found.links
+        if found.bad_names:
+            reason = "members of tars whose names are refused"
+            example = f"{tar.name}: {found.bad_names[0]}"
+            self.dropped.add(reason, example, count=len(found.bad_names))
         if links:
             self.dropped.add("links in tars", f"{tar.name}: {links[0]}", count=len(links))
             self.warnings.append(
@@ -103,8 +108,8 @@ class WebdatasetSource:
         repeated = Counter(key for key, _ in groups)
         for key, group in groups:
             yield self._read_group(tar, key, group, is_apart=repeated[key] > 1)
-        if damage:
-            reason = f"damaged tar: {tar.name}: {damage}; what is before that byte is used"
+        if found.damage:
+            reason = f"damaged tar: {tar.name}: {found.damage}; what is before that byte is used"
             yield Failure(key=safe_key(tar.name), reason=shown(reason))
 
     def _read_group(
@@ -192,9 +197,8 @@ def read_texts(by_extension: dict[str, Member]) -> tuple[list[str], dict[str, An
 
 
 def _captions_in(described: dict[str, Any]) -> list[Any]:
-    several = described.get("captions", [])
-    one = [described["caption"]] if "caption" in described else []
-    return one + (several if isinstance(several, list) else [several])
+    given = [described[name] for name in ("caption", "captions") if name in described]
+    return [text for one in given for text in (one if isinstance(one, list) else [one])]
 
 
 def _read_json(member: Member) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +131,7 @@ def test_every_kind_of_breakage_has_its_reason(
         "outside of ingest.root: ../p/good.jpg",
         "outside of ingest.root: /etc/hostname",
         "no captions",
-        "no captions: all 2 are blank",
+        "no captions: all 2 are blank or no text",
         "no caption names this picture: nobody.jpg",
         "no caption names this picture: nobody2.webp",
         "duplicate key: good.jpg after good.jpg",
@@ -390,3 +392,42 @@ def test_files_of_one_stem_in_two_folders_are_two_samples(tmp_path: Path) -> Non
     content = captions_of({"x/1.jpg": ["a"], "y/1.jpg": ["b"], "1.jpg": ["c"]})
     catalog = run(tmp_path, write_json(tmp_path / "c.json", content))
     assert len(samples(tmp_path / "out", catalog)) == 3
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """A folder, a pipe, which would wait for a writer, and a link to a device that never ends, each
+    named as a picture. Oracle: their reasons; the good one is taken."""
+    write_pictures(tmp_path, {"good.jpg": encoded()})
+    (tmp_path / "p/folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "p/pipe.jpg")
+    (tmp_path / "p/device.jpg").symlink_to("/dev/zero")
+    (tmp_path / "p/loop.jpg").symlink_to("loop.jpg")
+    names = ("good", "folder", "pipe", "device", "loop")
+    content = captions_of({f"{name}.jpg": ["a"] for name in names})
+    catalog = run(tmp_path, write_json(tmp_path / "c.json", content))
+    found = {key: several[0] for key, several in reasons(tmp_path / "out", catalog).items()}
+    assert found == {
+        "folder": "unreadable picture: folder.jpg: Is a directory",
+        "pipe": "unreadable picture: pipe.jpg: not a file: it is a pipe or a device",
+        "device": "unreadable picture: device.jpg: not a file: it is a pipe or a device",
+        "loop": "unreadable picture: loop.jpg: Too many levels of symbolic links",
+    }
+    assert list(samples(tmp_path / "out", catalog)) == ["good"]
+
+
+def test_json_that_readers_take_differently(tmp_path: Path) -> None:
+    """Oracle: an id that is not finite is a broken entry; a list that comes twice, of which Python
+    would take the last, and a compressed file are errors that say so."""
+    write_pictures(tmp_path, {"a.jpg": encoded(), "b.jpg": encoded()})
+    text = json.dumps(captions_of({"a.jpg": ["one"], "b.jpg": ["two"]}))
+    path = tmp_path / "c.json"
+    path.write_text(text.replace('"id": 1,', '"id": NaN,', 1))
+    catalog = run(tmp_path, str(path))
+    assert list(samples(tmp_path / "out", catalog)) == ["b"]
+    assert any("broken entry: images[0]" in r for r in reasons(tmp_path / "out", catalog)["a"])
+    path.write_text(text[:-1] + ', "annotations": []}')
+    with pytest.raises(SourceError, match="key 'annotations' comes twice"):
+        run(tmp_path, str(path))
+    path.write_bytes(gzip.compress(text.encode()))
+    with pytest.raises(SourceError, match="compressed by gzip; unpack it by gzip -d"):
+        run(tmp_path, str(path))

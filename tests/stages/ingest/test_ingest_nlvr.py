@@ -101,7 +101,7 @@ def test_what_is_broken_is_counted(tmp_path: Path) -> None:
     missing = "missing picture: train/images/3/train-1-0-1.png is not in ingest.root"
     assert reported["train-1-0-1"] == [missing]
     assert reported["train-2-0-0"][0].startswith("broken picture")
-    assert reported["train-4-0-0"] == ["no captions: all 1 are blank"]
+    assert reported["train-4-0-0"] == ["no captions: all 1 are blank or no text"]
     assert reported["train-0-0-0"][0].startswith("duplicate key: train/images/3/train-0-0-0.png")
     assert sum(map(len, reported.values())) == 6
     assert sum(manifest.num_input for manifest in manifests(tmp_path / "out", catalog)) == 14

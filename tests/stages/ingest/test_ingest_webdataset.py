@@ -17,7 +17,7 @@ from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest
 from stages.ingest.sources.source import SourceError
 from stages.ingest.sources.tar_members import list_members
-from stages.ingest.sources.webdataset import split_name
+from stages.ingest.sources.webdataset import WebdatasetSource, split_name
 
 
 def write_tar(path: Path, entries: list[dict[str, Any]]) -> None:
@@ -93,7 +93,7 @@ def test_every_faulty_key_has_its_reason(tmp_path: Path) -> None:
         "duplicate key: a.tar good after a.tar good",
         "duplicate key: b.tar good after a.tar good",
     ]
-    assert reported["silent"] == reported["blank"] == ["no captions: all 1 are blank"]
+    assert reported["silent"] == reported["blank"] == ["no captions: all 1 are blank or no text"]
     assert reported["nopicture"] == [
         "no picture: a.tar has cls, txt for nopicture, not one of jpg, jpeg, png, webp"
     ]
@@ -163,12 +163,58 @@ def test_every_cut_of_a_tar_is_noticed(tmp_path: Path) -> None:
     for cut in range(0, end_mark + 512, 61):
         path = tmp_path / "cut.tar"
         path.write_bytes(data[:cut])
-        members, _, damage = list_members(path)
-        assert damage, cut
-        assert len(members) == sum(h.offset_data + h.size <= cut for h in headers), cut
-        assert all(len(member.read()) == member.num_bytes for member in members)
+        found = list_members(path)
+        assert found.damage, cut
+        assert len(found.files) == sum(h.offset_data + h.size <= cut for h in headers), cut
+        assert all(len(member.read()) == member.num_bytes for member in found.files)
     path.write_bytes(data)
-    assert list_members(path)[2] == ""
+    assert list_members(path).damage == ""
+
+
+@pytest.mark.parametrize("name", ["new\nline", "tab\tx", "/etc/a", "a/../../b"])
+def test_a_name_that_is_refused_costs_only_its_own_sample(tmp_path: Path, name: str) -> None:
+    """Oracle: the samples before and behind it, and its two members counted."""
+    entries = [
+        entry("a", "one"),
+        {"__key__": name, "jpg": encoded(), "txt": "x"},
+        entry("z", "two"),
+    ]
+    write_tar(tmp_path / "in/0.tar", entries)
+    source = WebdatasetSource(root=str(tmp_path / "in"), seed=0, heldout_fraction=0.0)
+    assert [picture.key for picture in source.pictures()] == ["a", "z"]
+    assert dict(source.dropped) == {"members of tars whose names are refused": 2}
+
+
+def test_a_compressed_tar_is_named(tmp_path: Path) -> None:
+    """Oracle: the program in the reason, for each kind of tarfile's."""
+    write_tar(tmp_path / "in/good.tar", [entry("good", "fine")])
+    for kind in ("gz", "bz2", "xz"):
+        with tarfile.open(tmp_path / f"in/{kind}.tar", f"w:{kind}") as tar:
+            tar.add(tmp_path / "in/good.tar", "good.tar")
+    found = reasons(tmp_path / "out", run(tmp_path))
+    for kind, program in {"gz": "gzip", "bz2": "bzip2", "xz": "xz"}.items():
+        (reason,) = next(several for key, several in found.items() if key.startswith(kind))
+        assert f"compressed by {program}" in reason and f"{program} -d" in reason
+
+
+def test_captions_of_json_in_every_form(tmp_path: Path) -> None:
+    """A text or a list under either name, with a byte order mark, numbers beside them. Oracle: the
+    texts, by hand; one that has none says that it is no text."""
+    described = {
+        "a": {"caption": ["x", "y"]},
+        "b": {"captions": "x"},
+        "c": {"caption": "x", "captions": ["y", 5, None]},
+        "d": b'\xef\xbb\xbf{"caption": "x", "score": NaN}',
+        "e": {"caption": 5},
+    }
+    write_tar(
+        tmp_path / "in/0.tar",
+        [{"__key__": key, "jpg": encoded(), "json": one} for key, one in described.items()],
+    )
+    catalog = run(tmp_path)
+    found = {k: s.info["captions"] for k, s in samples(tmp_path / "out", catalog).items()}
+    assert found == {"a": ["x", "y"], "b": ["x"], "c": ["x", "y"], "d": ["x"]}
+    assert reasons(tmp_path / "out", catalog) == {"e": ["no captions: all 1 are blank or no text"]}
 
 
 def test_no_tar_is_no_crash(tmp_path: Path) -> None:
