@@ -30,6 +30,7 @@ FILES = (
     "distill.transformers.labels",
     "student.soho_checkpoint",
     "pretrain.cnn_cache_folder",
+    "pretrain.text_cache_folder",
     "pretrain.ds_config",
     "pretrain.data.sources.folder",
     "finetune.ds_config",

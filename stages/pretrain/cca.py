@@ -9,7 +9,7 @@ Letters: B pairs, X channels of the CNN, D hidden size, E size of the head's vec
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,9 +60,11 @@ class PairStatistics:
             torch.distributed.all_reduce(products)
             self._products = products.cpu()
 
-    def solve(self, *, ridge: float, size: int) -> CcaStart:
+    def solve(self, *, ridge: float, size: int, x_parts: Sequence[int] | None = None) -> CcaStart:
         """The `size` best correlated directions. `ridge` times the mean variance of a side is added
-        to the variance of each of its directions.
+        to the variance of each of its directions; of the pictures' side, where `x_parts` says how
+        many of its numbers are of each source, that source's mean variance to its own directions,
+        which is the same as bringing all sources to one scale first.
 
         Raises BoxlessError where there are fewer than 2 pairs or fewer than `size` directions.
         """
@@ -77,8 +79,8 @@ class PairStatistics:
         mean = self._products[0, 1:] / num
         covariance = self._products[1:, 1:] / num - mean[:, None] * mean
         mean_x, mean_y = mean[:num_x], mean[num_x:]
-        xx = _with_ridge(covariance[:num_x, :num_x], ridge)
-        yy = _with_ridge(covariance[num_x:, num_x:], ridge)
+        xx = _with_ridge(covariance[:num_x, :num_x], ridge, x_parts or [num_x])
+        yy = _with_ridge(covariance[num_x:, num_x:], ridge, [num_y])
         xy = covariance[:num_x, num_x:]
         whiten_x, whiten_y = _inverse_root(xx), _inverse_root(yy)
         left, correlations, right = torch.linalg.svd(whiten_x @ xy @ whiten_y)
@@ -93,9 +95,10 @@ class PairStatistics:
         )
 
 
-def _with_ridge(covariance: torch.Tensor, ridge: float) -> torch.Tensor:
-    mean_variance = covariance.diagonal().mean().clamp(min=1e-12)
-    return covariance + ridge * mean_variance * torch.eye(len(covariance), dtype=covariance.dtype)
+def _with_ridge(covariance: torch.Tensor, ridge: float, parts: Sequence[int]) -> torch.Tensor:
+    variances = covariance.diagonal().split(list(parts))
+    means = torch.cat([part.mean().clamp(min=1e-12).expand(len(part)) for part in variances])
+    return covariance + ridge * means.diag()
 
 
 def _inverse_root(covariance: torch.Tensor) -> torch.Tensor:
@@ -149,7 +152,9 @@ def start_by_cca(
         hook.remove()
         student.train(is_training)
     statistics.add_other_ranks(device)
-    start = statistics.solve(ridge=ridge, size=project.out_channels)
+    start = statistics.solve(
+        ridge=ridge, size=project.out_channels, x_parts=student.grid.stage_widths
+    )
     _take(student, start)
 
 

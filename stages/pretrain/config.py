@@ -341,6 +341,9 @@ class PretrainConfig(TrainingConfig):
     text_cache_mib: int = 0
     """Memory a rank, in MiB, to keep the encodings of captions in, where `frozen` has text and
     fusion (ours): each caption is then read once, and without dropout."""
+    text_cache_folder: str | None = None
+    """A folder to keep what `text_cache_mib` keeps in, as `cnn_cache_folder` does; null for memory
+    alone."""
     validate_pictures: int = 0
     """Held-out pictures whose losses are measured every `validate_steps` steps, with R@1 among them
     where there is a contrastive head; 0 for none. The student of the best R@1 (of the lowest loss
@@ -368,11 +371,13 @@ class PretrainConfig(TrainingConfig):
                 f"{self.augment.num_views}, expected 0 or more, and where there is a cache a number "
                 "of views: new ones never come again"
             )
-        if self.cnn_cache_folder is not None and not self.cnn_cache_mib:
-            raise BoxlessError(
-                f"cnn_cache_folder: got {self.cnn_cache_folder} with cnn_cache_mib 0, expected "
-                "cnn_cache_mib above 0, or null"
-            )
+        for what in ("cnn", "text"):
+            folder = getattr(self, f"{what}_cache_folder")
+            if folder is not None and not getattr(self, f"{what}_cache_mib"):
+                raise BoxlessError(
+                    f"{what}_cache_folder: got {folder} with {what}_cache_mib 0, expected "
+                    f"{what}_cache_mib above 0, or null"
+                )
         check_weight("validate_pictures", self.validate_pictures)
         if self.text_cache_mib < 0 or (
             self.text_cache_mib and not {"text", "fusion"}.issubset(self.frozen)

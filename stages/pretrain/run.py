@@ -24,7 +24,7 @@ from sharding.reading.dataset_source import OpenSource, open_source
 from sharding.reading.stream import ShardStream
 from stages.pretrain.average import AveragedWeights
 from stages.pretrain.caches.map_cache import MapCache
-from stages.pretrain.caches.stored_maps import StoredMaps, maps_name
+from stages.pretrain.caches.stored_tensors import StoredTensors, maps_name, texts_name
 from stages.pretrain.caches.text_cache import TextCache
 from stages.pretrain.cca import start_by_cca
 from stages.pretrain.config import PretrainConfig
@@ -100,7 +100,7 @@ def pretrain(
             shape_step_px=shape_step_px,
         )
         cache = _map_cache(config, net, collate)
-        texts = TextCache(config.text_cache_mib * 2**20) if config.text_cache_mib else None
+        texts = _text_cache(config, net)
         if cache and not config.num_workers:  # workers have no part in this process's cache
             collate = replace(collate, is_cached=cache.__contains__)
         faults = FaultPolicy(
@@ -119,8 +119,7 @@ def pretrain(
                 text_cache=texts,
                 faults=faults,
             )
-            if cache:
-                cache.store()
+            _store(cache, texts)
         freeze(net, config)
         average = _average(net, config)
         momentum = MomentumContrast(net, config.itc) if config.itc.has_momentum else None
@@ -157,8 +156,7 @@ def pretrain(
             faults=faults,
         ).run()
         save(student_out)
-        if cache:
-            cache.store()
+        _store(cache, texts)
 
 
 def check_batch_norm(student: StudentConfig, world_size: int, device: torch.device) -> None:
@@ -295,8 +293,23 @@ def _map_cache(config: PretrainConfig, net: Student, collate: Collate) -> MapCac
     stored = None
     if config.cnn_cache_folder is not None:
         folder = Path(config.cnn_cache_folder) / maps_name(net, collate.view_settings)
-        stored = StoredMaps(folder)
+        stored = StoredTensors(folder)
     return MapCache(config.cnn_cache_mib * 2**20, stored)
+
+
+def _text_cache(config: PretrainConfig, net: Student) -> TextCache | None:
+    if not config.text_cache_mib:
+        return None
+    stored = None
+    if config.text_cache_folder is not None:
+        stored = StoredTensors(Path(config.text_cache_folder) / texts_name(net))
+    return TextCache(config.text_cache_mib * 2**20, stored)
+
+
+def _store(maps: MapCache | None, texts: TextCache | None) -> None:
+    for cache in (maps, texts):
+        if cache:
+            cache.store()
 
 
 def _collate(

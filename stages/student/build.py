@@ -63,6 +63,7 @@ def make_student(
             frozen_stages=config.frozen_stages,
             batch_norm=config.batch_norm,
             cell_pooling=config.cell_pooling,
+            cell_stages=list(config.cell_stages),
             pra_level=config.pra_level,
             itc_size=config.itc_size,
             itc_pooling=config.itc_pooling,

@@ -45,6 +45,10 @@ class StudentConfig:
     cell_pooling: Literal[1, 2] = 2
     """Side of the max pooling between CNN and cells: 2 (both papers), or 1 for none (ours), a finer
     grid for small pictures: cells of 32 pixels with a full ResNet instead of 64."""
+    cell_stages: tuple[int, ...] = (-1,)
+    """Stages of the CNN whose outputs are a cell's channels, side by side (ours): -1 the last one,
+    as in both papers; [-2, -1] also the one before, averaged to the last one's places, which knows
+    more of colour and texture. The last entry is -1."""
     pretrained_text: str | None = None
     """A BERT by name or folder, cased or not, of any size; it then gives tokenizer, vocabulary and
     Transformer sizes. RoBERTa and others are refused."""
@@ -118,6 +122,16 @@ class StudentConfig:
                 f"student.frozen_stages: got {self.frozen_stages}, expected 0 to the number of "
                 f"stages, {num_stages}"
             )
+        earlier = range(-num_stages, 0)
+        if (
+            self.cell_stages[-1:] != (-1,)
+            or len(set(self.cell_stages)) != len(self.cell_stages)
+            or not set(earlier).issuperset(self.cell_stages)
+        ):
+            raise BoxlessError(
+                f"student.cell_stages: got {list(self.cell_stages)}, expected different numbers from "
+                f"{-num_stages} to -1, and -1 for the last stage at the end"
+            )
         if self.num_person_tags < 0:
             raise BoxlessError(
                 f"student.num_person_tags: got {self.num_person_tags}, expected 0 or more"
@@ -126,6 +140,11 @@ class StudentConfig:
             raise BoxlessError(
                 f"student.soho_checkpoint: got {self.soho_checkpoint} with neck.kind "
                 f"{self.neck.kind}, expected neck.kind soho, which that checkpoint is of"
+            )
+        if self.soho_checkpoint and self.cell_stages != (-1,):
+            raise BoxlessError(
+                f"student.cell_stages: got {list(self.cell_stages)} with student.soho_checkpoint, "
+                "expected [-1], of which that checkpoint's projection is"
             )
         if self.block not in ("basic", "bottleneck"):
             raise BoxlessError(f"student.block: got {self.block!r}, expected basic or bottleneck")

@@ -58,8 +58,8 @@ class StudentNetConfig(InstalledClass, PreTrainedConfig):
     """What `config.json` in a student folder holds: the two networks, picture sizes, heads.
 
     `label_names` are the teacher's, in the order of the object head's logits. `neck`, the heads'
-    kinds, `mask_cell`, `phrase_pooling`, `frozen_stages`, `batch_norm` and `itc_*` are as in
-    StudentConfig. `objectives`: what pretraining taught it, so which heads mean something; None
+    kinds, `mask_cell`, `phrase_pooling`, `frozen_stages`, `batch_norm`, `cell_*` and `itc_*` are as
+    in StudentConfig. `objectives`: what pretraining taught it, so which heads mean something; None
     where that is not known.
     """
 
@@ -83,6 +83,7 @@ class StudentNetConfig(InstalledClass, PreTrainedConfig):
         frozen_stages: int = 0,
         batch_norm: Policy = "local",
         cell_pooling: int = 2,
+        cell_stages: Sequence[int] = (-1,),
         pra_level: str = "fusion",
         itc_size: int = 0,
         itc_pooling: str = "attention",
@@ -105,7 +106,8 @@ class StudentNetConfig(InstalledClass, PreTrainedConfig):
         self.neck = neck or {"kind": "plain"}
         self.mlm_head, self.itm_head = mlm_head, itm_head
         self.frozen_stages, self.batch_norm = frozen_stages, batch_norm
-        self.cell_pooling, self.pra_level = cell_pooling, pra_level
+        self.cell_pooling, self.cell_stages = cell_pooling, list(cell_stages)
+        self.pra_level = pra_level
         self.itc_size, self.itc_temperature = itc_size, itc_temperature
         self.itc_pooling, self.itc_text_layers = itc_pooling, list(itc_text_layers)
         self.itc_dropout, self.pra_size = itc_dropout, pra_size
@@ -174,6 +176,7 @@ class Student(InstalledClass, PreTrainedModel):
             bias=neck.kind == "plain",
             drop_edge=neck.kind == "soho" and neck.drop_edge,
             pooling=config.cell_pooling,
+            stages=config.cell_stages,
         )
         self.neck = SohoNeck(neck, hidden) if neck.kind == "soho" else None
         eps = SOHO_NORM_EPS if self.neck else bert.layer_norm_eps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stages.pretrain.caches.stored_maps import StoredMaps
+from stages.pretrain.caches.stored_tensors import StoredTensors
 from stages.pretrain.caches.tensor_cache import TensorCache
 from stages.pretrain.data.batch import Batch
 from stages.student.network import Student
@@ -23,7 +23,7 @@ class MapCache:
     ones.
     """
 
-    def __init__(self, limit_bytes: int, stored: StoredMaps | None = None) -> None:
+    def __init__(self, limit_bytes: int, stored: StoredTensors | None = None) -> None:
         self._cache = TensorCache(limit_bytes)
         self._stored = stored
         self._new: dict[str, torch.Tensor] = {}

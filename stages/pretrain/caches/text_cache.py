@@ -1,10 +1,11 @@
-"""Encodings by a frozen text encoder, kept in memory from one epoch to the next (ours)."""
+"""Encodings by a frozen text encoder, kept from one epoch to the next (ours)."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from stages.pretrain.caches.stored_tensors import StoredTensors
 from stages.pretrain.caches.tensor_cache import TensorCache
 from stages.student.network import Student
 
@@ -13,33 +14,55 @@ class TextCache:
     """What `Student.encode_texts` gives for texts that were read before, without dropout.
 
     For embeddings and layers that do not learn. Encodings are kept in 16 bits, without padding, up
-    to `limit_bytes` in this process; those of later texts are computed anew.
+    to `limit_bytes` in this process; those of later texts are computed anew. `stored`: a folder of
+    them beside, from which encodings are read, and to which `store` adds new ones.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, stored: StoredTensors | None = None) -> None:
         self._cache = TensorCache(limit_bytes)
+        self._stored = stored
+        self._new: dict[str, torch.Tensor] = {}
+
+    def store(self) -> None:
+        """Write what was encoded since the last call to the folder, if there is one."""
+        if self._stored is not None:
+            self._stored.write(self._new)
+            self._new = {}
 
     @torch.no_grad()
     def encode(self, student: Student, tokens: torch.Tensor) -> torch.Tensor:
         """tokens [B, T] -> [B, T, L x D] as by `encode_texts`, but for rounding."""
         real = tokens != student.pad_id
-        names = [tuple(row[own].tolist()) for row, own in zip(tokens.cpu(), real.cpu())]
-        new = [b for b, name in enumerate(names) if name not in self._cache]
-        encoded: torch.Tensor | None = None
+        names = [
+            " ".join(map(str, row[own].tolist())) for row, own in zip(tokens.cpu(), real.cpu())
+        ]
+        known = [self._known(name) for name in names]
+        new = [b for b, encoding in enumerate(known) if encoding is None]
+        width = len(student.config.itc_text_layers) * student.fusion.config.hidden_size
+        encoded = torch.zeros(*tokens.shape, width, device=tokens.device, dtype=student.dtype)
         if new:
             rows = torch.tensor(new, device=tokens.device)
-            computed = self._compute(student, tokens[rows])
-            encoded = computed.new_zeros(*tokens.shape, computed.shape[-1])
-            encoded[rows] = computed
-        else:
-            width = self._cache[names[0]].shape[-1]
-            encoded = torch.zeros(*tokens.shape, width, device=tokens.device, dtype=student.dtype)
-        for b, name in enumerate(names):
-            if name in self._cache:
-                encoded[b, : len(name)] = self._cache[name].to(encoded)
+            encoded[rows] = self._compute(student, tokens[rows]).to(encoded)
+        for b, (name, encoding) in enumerate(zip(names, known)):
+            if encoding is None:
+                self._add(name, encoded[b, real[b]])
             else:
-                self._cache.add(name, encoded[b, : len(name)])
+                encoded[b, real[b]] = encoding.to(encoded)
         return encoded
+
+    def _known(self, name: str) -> torch.Tensor | None:
+        if name in self._cache:
+            return self._cache[name]
+        if self._stored is None or name not in self._stored:
+            return None
+        read = self._stored.read(name)
+        self._cache.add(name, read)
+        return read
+
+    def _add(self, name: str, encoding: torch.Tensor) -> None:
+        self._cache.add(name, encoding)
+        if self._stored is not None and name in self._cache:
+            self._new[name] = self._cache[name]
 
     def _compute(self, student: Student, tokens: torch.Tensor) -> torch.Tensor:
         parts: tuple[nn.Module, ...] = (student.embeddings, student.fusion)

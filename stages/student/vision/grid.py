@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -34,8 +34,9 @@ class Grid(nn.Module):
 
     `frozen_stages` and `batch_norm` as in StudentConfig; `bias` False where a BatchNorm follows.
     Pictures are to be padded to multiples of `pad_px`; with `drop_edge` that is the CNN's stride,
-    not the cell's. `pooling` is the side of the max pooling after the CNN, 1 for none. Raises
-    ValueError on another activation than ReLU: max pooling reads the zeros beyond a picture.
+    not the cell's. `pooling` is the side of the max pooling after the CNN, 1 for none. `stages`,
+    from the end and with -1 last, are those whose outputs are a cell's channels, side by side.
+    Raises ValueError on another activation than ReLU: max pooling reads the zeros beyond a picture.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Grid(nn.Module):
         bias: bool = True,
         drop_edge: bool = False,
         pooling: int = 2,
+        stages: Sequence[int] = (-1,),
     ) -> None:
         super().__init__()
         if resnet.hidden_act != "relu":
@@ -58,7 +60,10 @@ class Grid(nn.Module):
             # What calls a block (hooks, activation checkpointing) goes on to call it.
             block.forward = functools.partial(_residual, block)
         self.pool = nn.MaxPool2d(pooling)
-        self.project = nn.Conv2d(list(resnet.hidden_sizes or ())[-1], hidden_size, 1, bias=bias)
+        self.stages = tuple(stages)
+        widths = list(resnet.hidden_sizes or ())
+        self.stage_widths = [widths[stage] for stage in self.stages]
+        self.project = nn.Conv2d(sum(self.stage_widths), hidden_size, 1, bias=bias)
         self.cell_px = cell_size_px(resnet, pooling)
         self.pad_px = self.cell_px // pooling if drop_edge else self.cell_px
         self.frozen_stages, self.batch_norm = frozen_stages, batch_norm
@@ -86,8 +91,7 @@ class Grid(nn.Module):
 
     def _blocks(self) -> Iterator[nn.Module]:
         for stage in self.resnet.encoder.stages:
-            assert isinstance(stage, ResNetStage)
-            yield from stage.layers
+            yield from _blocks_of(stage)
 
     def forward(
         self,
@@ -171,9 +175,19 @@ class Grid(nn.Module):
         stem = self.resnet.embedder
         x = stem.pooler(_convolve(stem.embedder, _laid_out(pixels, stem), canvases))
         x = canvases.keep(x) if canvases else x
-        for block in self._blocks():
-            x = block(_laid_out(x, block), canvases)
-        return self.pool(x)
+        outputs = []
+        for stage in self.resnet.encoder.stages:
+            for block in _blocks_of(stage):
+                x = block(_laid_out(x, block), canvases)
+            outputs.append(x)
+        # Every stage halves the map of the one before.
+        taken = [F.avg_pool2d(outputs[n], 2 ** (-1 - n)) if n < -1 else x for n in self.stages]
+        return self.pool(torch.cat(taken, dim=1) if len(taken) > 1 else x)
+
+
+def _blocks_of(stage: nn.Module) -> nn.Sequential:
+    assert isinstance(stage, ResNetStage)
+    return stage.layers
 
 
 def _laid_out(x: torch.Tensor, part: nn.Module) -> torch.Tensor:

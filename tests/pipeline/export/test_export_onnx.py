@@ -23,7 +23,9 @@ TEXTS = ["a red circle", "a blue square left of a green circle"]
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Student, Path]:
     """A student and the folder of its files."""
     pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra onnx)")
-    student = tiny_student(dataclasses.replace(TINY, itc_size=16, itc_text_layers=(0, -1)))
+    student = tiny_student(
+        dataclasses.replace(TINY, itc_size=16, itc_text_layers=(0, -1), cell_stages=(-2, -1))
+    )
     folder = tmp_path_factory.mktemp("student")
     student.save_pretrained(folder / "student")
     StudentProcessor.of(student, toy_tokenizer()).save_pretrained(folder / "student")

@@ -10,7 +10,7 @@ import torch
 from pretrain_fixtures import TINY, random_batch, tiny_student
 
 from stages.pretrain.caches.map_cache import MapCache
-from stages.pretrain.caches.stored_maps import StoredMaps, maps_name
+from stages.pretrain.caches.stored_tensors import StoredTensors, maps_name, texts_name
 from stages.pretrain.caches.text_cache import TextCache
 from stages.pretrain.config import AugmentConfig, ItcConfig, PretrainConfig
 from stages.pretrain.data.batch import Batch
@@ -36,10 +36,13 @@ def _batch(rows: list[int]) -> Batch:
     )
 
 
-def test_maps_are_those_of_the_cnn(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cell_stages", [(-1,), (-2, -1)])
+def test_maps_are_those_of_the_cnn(
+    monkeypatch: pytest.MonkeyPatch, cell_stages: tuple[int, ...]
+) -> None:
     """Oracle: the CNN, run on each batch; to 16 bits' rounding. What came before is not computed
     again: of the second batch one picture is new."""
-    student = tiny_student(FROZEN).eval()
+    student = tiny_student(replace(FROZEN, cell_stages=cell_stages)).eval()
     cache = MapCache(2**20)
     computed: list[int] = []
     maps = student.encode_maps
@@ -60,14 +63,16 @@ def test_maps_are_those_of_the_cnn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert computed == [3, 1]
 
 
-def test_stored_maps_serve_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_tensors_serve_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Oracle: the CNN, which the second start does not run for known views. A file cut short is
     left out, and its maps are computed anew."""
     student = tiny_student(FROZEN).eval()
     maps = student.encode_maps
     batches = [_batch([0, 1]), _batch([2, 3])]
     wanted = [maps(batch.pixels, batch.sizes_px) for batch in batches]
-    first = MapCache(2**20, StoredMaps(tmp_path))
+    first = MapCache(2**20, StoredTensors(tmp_path))
     for batch in batches:
         first.maps(student, batch)
         first.store()
@@ -81,26 +86,29 @@ def test_stored_maps_serve_the_next_start(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(student, "encode_maps", counted)
     for limit in (2**20, 0):
-        second = MapCache(limit, StoredMaps(tmp_path))
+        second = MapCache(limit, StoredTensors(tmp_path))
         assert all(view in second for batch in batches for view in batch.views)
         for batch, right in zip(batches, wanted):
             torch.testing.assert_close(second.maps(student, batch), right, rtol=2e-3, atol=2e-3)
     assert not computed
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:100])
-    third = MapCache(2**20, StoredMaps(tmp_path))
+    third = MapCache(2**20, StoredTensors(tmp_path))
     third.maps(student, batches[0])
     assert computed == [2]
 
 
-def test_stored_maps_are_of_one_cnn_and_one_way_to_see() -> None:
-    """Oracle: names differ where weights or what is seen differ, and only there."""
+def test_stored_tensors_are_of_one_cnn_and_one_way_to_see() -> None:
+    """Oracle: names differ where weights, stages or what is seen differ, and only there."""
     student, other = tiny_student(FROZEN), tiny_student(FROZEN)
     view_settings = {"shorter_px": 48, "augment": None}
     name = maps_name(student, view_settings)
     other.load_state_dict(student.state_dict())
     assert maps_name(other, dict(reversed(view_settings.items()))) == name
     assert maps_name(student, {**view_settings, "shorter_px": 64}) != name
+    of_two = tiny_student(replace(FROZEN, cell_stages=(-2, -1)))
+    of_two.grid.resnet.load_state_dict(student.grid.resnet.state_dict())
+    assert maps_name(of_two, view_settings) != name
     with torch.no_grad():
         next(other.grid.resnet.parameters()).view(-1)[0] += 1
     assert maps_name(other, view_settings) != name
@@ -134,6 +142,30 @@ def test_encodings_are_those_of_the_student_without_dropout() -> None:
     _assert_encodes(student, TextCache(0), tokens)
 
 
+def test_stored_texts_serve_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the encoder, which the second start does not run for known texts. The folder's name
+    is another one where weights or layers are."""
+    student = tiny_student(FROZEN).eval()
+    tokens = random_batch(2, pictures=4).texts
+    wanted = student.encode_texts(tokens)
+    first = TextCache(2**20, StoredTensors(tmp_path))
+    first.encode(student, tokens[:5])
+    first.store()
+    first.encode(student, tokens)
+    first.store()
+    first.store()
+    assert len(list(tmp_path.iterdir())) == 2
+    name = texts_name(student)
+    assert texts_name(tiny_student(replace(FROZEN, itc_text_layers=(-1,)))) != name
+    with torch.no_grad():
+        student.embeddings.LayerNorm.bias += 1
+    assert texts_name(student) != name
+    monkeypatch.setattr(student, "encode_texts", None)
+    for limit in (2**20, 0):
+        second = TextCache(limit, StoredTensors(tmp_path))
+        torch.testing.assert_close(second.encode(student, tokens), wanted, rtol=2e-3, atol=2e-3)
+
+
 def test_texts_of_like_length_together_are_the_same() -> None:
     """Oracle: each text alone; there are more than go together."""
     student = tiny_student(FROZEN).eval()
@@ -164,5 +196,7 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
     PretrainConfig(cnn_cache_mib=1, augment=AugmentConfig(mirror=0.5, num_views=2))
     with pytest.raises(ValueError, match="cnn_cache_folder: got maps with cnn_cache_mib 0"):
         PretrainConfig(cnn_cache_folder="maps")
+    with pytest.raises(ValueError, match="text_cache_folder: got texts with text_cache_mib 0"):
+        PretrainConfig(text_cache_folder="texts")
     with pytest.raises(ValueError, match="text and fusion frozen"):
         PretrainConfig(text_cache_mib=1, frozen=("text",), itc=ItcConfig(weight=1))

@@ -76,6 +76,25 @@ def test_a_ridge_is_that_many_mean_variances() -> None:
         assert (got.diagonal() < 1).all() and got[0, 0] > got[1, 1]
 
 
+def test_sources_of_other_scales_have_ridges_of_their_own() -> None:
+    """Oracle: the same analysis of pictures whose sources were brought to one mean variance by
+    hand. Scales of the sources then change no vector, which they do without."""
+    x, y = _pairs(200)
+    scale = torch.tensor([100.0] * 2 + [0.01] * 4).double()
+    parts = x.split([2, 4], dim=1)
+    even = torch.cat([part / part.var(0, correction=0).mean().sqrt() for part in parts], dim=1)
+
+    def correlated(x: torch.Tensor, x_parts: list[int] | None) -> torch.Tensor:
+        statistics = PairStatistics(6, 4)
+        statistics.add(x, y)
+        start = statistics.solve(ridge=0.5, size=2, x_parts=x_parts)
+        return (x @ start.project + start.project_bias) @ start.text.T
+
+    wanted = correlated(even, None)
+    torch.testing.assert_close(correlated(x * scale, [2, 4]), wanted)
+    assert not torch.allclose(correlated(x * scale, None), wanted)
+
+
 def test_too_many_directions_are_named() -> None:
     """Oracle: 4 is the smaller side's width."""
     x, y = _pairs(20)
@@ -83,7 +102,8 @@ def test_too_many_directions_are_named() -> None:
         _solved(x, y, size=5)
 
 
-def test_a_student_starts_with_what_the_analysis_says() -> None:
+@pytest.mark.parametrize("cell_stages", [(-1,), (-2, -1)])
+def test_a_student_starts_with_what_the_analysis_says(cell_stages: tuple[int, ...]) -> None:
     """Oracle: the analysis of features and texts taken by hand from the student itself, before the
     start; vectors of the student after it are unit vectors along the canonical directions."""
     config = replace(
@@ -96,6 +116,7 @@ def test_a_student_starts_with_what_the_analysis_says() -> None:
         itc_text_layers=(0, -1),
         pra_size=4,
         dropout=0.1,
+        cell_stages=cell_stages,
     )
     student = tiny_student(config)
     batches = [random_batch(seed, pictures=6, captions=2) for seed in range(4)]
@@ -120,7 +141,10 @@ def test_a_student_starts_with_what_the_analysis_says() -> None:
             y.append((layers * real).sum(1) / real.sum(1))
         kept = torch.cat([batch.is_true for batch in batches])
         all_x, all_y = torch.cat(x)[kept].double(), torch.cat(y)[kept].double()
-        start = _solved(all_x, all_y, size=8, ridge=0.3)
+        statistics = PairStatistics(all_x.shape[1], all_y.shape[1])
+        statistics.add(all_x, all_y)
+        widths = [student.config.resnet["hidden_sizes"][stage] for stage in cell_stages]
+        start = statistics.solve(ridge=0.3, size=8, x_parts=widths)
         student.train()
         start_by_cca(student, batches, ridge=0.3, device=torch.device("cpu"))
         assert student.training
