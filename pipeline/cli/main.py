@@ -21,7 +21,7 @@ from pipeline import __version__
 from pipeline.cli.arguments import user_path
 from pipeline.cli.launch_commands import add_launch_commands
 from pipeline.cli.recipe_command import add_recipe_command
-from pipeline.cli.renamed import with_new_names
+from pipeline.cli.renamed import plain_warnings, with_new_names
 from pipeline.cli.shard_commands import add_shard_commands
 from pipeline.cli.sizing import add_sizing_command
 from pipeline.cli.student_commands import add_student_commands
@@ -51,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = with_new_names(sys.argv[1:] if arguments is None else arguments)
     args = command_line_parser().parse_args(given)
     try:
-        return args.command(args)
+        with plain_warnings():
+            return args.command(args)
     except (KeyboardInterrupt, Stopped) as error:
         number = error.signal_number if isinstance(error, Stopped) else signal.SIGINT
         print("\nStopped. Run the same command to continue.", file=sys.stderr)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 COMMANDS = {"look": "view", "inside": "inspect", "mixing": "shuffle-quality"}
 """Old command -> new one."""
@@ -24,6 +27,23 @@ def with_new_names(arguments: Sequence[str]) -> list[str]:
             _warn(option, new)
             named[number] = f"{new}{equals}{value}"
     return named
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings of old names in recipes look like those of old commands, without a line of code."""
+    before = warnings.formatwarning
+
+    def formatted(message: Any, category: type[Warning], *place: Any) -> str:
+        if category is FutureWarning:
+            return f"boxless: warning: {message}\n"
+        return before(message, category, *place)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _warn(old: str, new: str) -> None:

@@ -18,18 +18,26 @@ VALUES = {("finetune.task", "truth"): "nlvr"}
 def with_new_names(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a recipe under today's names. The old name's value replaces one under the new
     name. FutureWarning for each old one."""
+    for message in rename(values):
+        warnings.warn(message, FutureWarning, stacklevel=2)
+    return values
+
+
+def rename(values: dict[str, Any]) -> list[str]:
+    """Puts values under today's names, in place, and says which had old ones."""
+    messages = []
     for old, new in KEYS.items():
         above = _mapping(values, old)
         name, new_name = old.rpartition(".")[2], new.rpartition(".")[2]
         if name in above:
-            warnings.warn(f"{old} is called {new} now", FutureWarning, stacklevel=2)
+            messages.append(f"{old} is called {new} now")
             above[new_name] = above.pop(name)
     for (key, old_value), new_value in VALUES.items():
         above, name = _mapping(values, key), key.rpartition(".")[2]
         if above.get(name) == old_value:
-            warnings.warn(f"{key}: {old_value} is called {new_value} now", FutureWarning, 2)
+            messages.append(f"{key}: {old_value} is called {new_value} now")
             above[name] = new_value
-    return values
+    return messages
 
 
 def _mapping(values: dict[str, Any], key: str) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.recipe.dataclass_values import fill_defaults, plain
 from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.renamed import rename
 from pipeline.runner.run_folder import RunFolder
 
 
@@ -41,8 +43,10 @@ class StageKind:
 
     def recorded_parts(self, recorded: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         """The same part as a record has it, in which a key that is younger than the record has its
-        default: a new field whose default changes nothing is no reason to compute anything
-        again."""
+        default, and one that has another name now its new one: neither is a reason to compute
+        anything again."""
+        recorded = copy.deepcopy(recorded)
+        rename(recorded)
         filled = {
             part: fill_defaults(values, getattr(recipe, part))
             if isinstance(values, dict)
