@@ -133,7 +133,7 @@ def upright_picture(
     read.
     """
     if isinstance(picture, (str, Path)):
-        path = Path(picture).expanduser()
+        path = Path(os.path.expanduser(picture))
         try:
             return open_picture(read_picture_file(path))
         except PictureError as error:

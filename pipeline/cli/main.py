@@ -28,8 +28,8 @@ from pipeline.cli.student_commands import add_student_commands
 from pipeline.cli.teacher_commands import add_teacher_commands
 from pipeline.cli.use_commands import add_use_commands
 from pipeline.runner.error_messages import bug_report, error_message, is_for_the_user
-from pipeline.runner.output_encoding import replace_unencodable
 from pipeline.runner.run_folder import RunFolder
+from pipeline.runner.standard_streams import open_closed_streams, replace_unencodable
 
 if TYPE_CHECKING:
     from pipeline.recipe.recipe import Recipe
@@ -47,6 +47,7 @@ STAGES = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors meant for the user are shown as a message,
     all others with their traceback."""
+    open_closed_streams()
     replace_unencodable()
     given = with_new_names(sys.argv[1:] if arguments is None else arguments)
     args = command_line_parser().parse_args(given)

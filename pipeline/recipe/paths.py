@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.recipe.dataclass_values import RecipeError
+
 FILES = (
     "ingest.root",
     "ingest.images",
@@ -74,9 +76,15 @@ def absolute_paths(values: dict[str, Any]) -> dict[str, Any]:
 
 def _change(values: Any, keys: list[str], change: Any) -> None:
     """Apply `change` to the texts at a dotted place, also in lists; what is missing or something
-    else is left for the recipe's checks."""
+    else is left for the recipe's checks. RecipeError for an empty text, which would mean the folder
+    where the command is given."""
     for holder in _holders(values, keys[:-1]):
         held = holder.get(keys[-1])
+        if held == "":
+            raise RecipeError(
+                f"{'.'.join(keys)} is empty; expected a path, or leave it out (a variable that is "
+                "not set?)"
+            )
         if isinstance(held, str):
             holder[keys[-1]] = change(held)
         elif isinstance(held, list):
@@ -95,8 +103,8 @@ def _holders(values: Any, keys: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _absolute(path: str) -> str:
-    """A path from the root; "" and URLs stay, and so does what begins with the place of another."""
-    if not path or "://" in path or path.startswith("{root}"):
+    """A path from the root; URLs stay, and so does what begins with the place of another."""
+    if "://" in path or path.startswith("{root}"):
         return path
     return os.path.abspath(os.path.expanduser(path))
 

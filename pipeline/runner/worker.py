@@ -20,7 +20,11 @@ from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
 from launch.processes.heartbeat import Heartbeat, exit_after_parent
 from launch.processes.marked_processes import end_with_parent
 from pipeline.runner.error_messages import error_message, is_for_the_user
-from pipeline.runner.output_encoding import replace_unencodable
+from pipeline.runner.standard_streams import (
+    open_closed_streams,
+    outlive_readers,
+    replace_unencodable,
+)
 
 JOINED = "joined"
 _SECONDS_TO_SAVE = 60.0  # after the parent ended
@@ -32,8 +36,10 @@ def main() -> int:
     # Without a launcher, as from a --dry-run's line, it is alone.
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     logs = Path(os.environ[LOG_FOLDER_VARIABLE])
+    open_closed_streams()
     open_log(logs, rank)
     replace_unencodable()
+    outlive_readers()
     # Below torchrun that was killed, a rank would train on beside its successor: it ends at once.
     # Below a command that was killed, it may save.
     end_with_parent(signal.SIGKILL if "TORCHELASTIC_RUN_ID" in os.environ else signal.SIGTERM)

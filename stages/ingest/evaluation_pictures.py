@@ -8,6 +8,7 @@ lists; a picture of the train split that stands in one is a failure with that re
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def _from_karpathy(path: str) -> Iterator[tuple[str, Iterable[Identity | str]]]:
 
 def _from_text(path: str) -> Iterator[tuple[str, Iterable[Identity | str]]]:
     try:
-        lines = Path(path).expanduser().read_text("utf-8-sig").splitlines()
+        lines = Path(os.path.expanduser(path)).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{FIELD} ({path}): {error}; expected {EXPECTED}") from None
     for line in filter(None, map(str.strip, lines)):

@@ -21,7 +21,7 @@ _LISTS = ("images", "annotations", "categories")
 
 def open_folder(path: str, *, field: str, expected: str) -> Path:
     """The folder at `path`; SourceError, naming the recipe's `field`, where there is none."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         return folder
     got = "a file" if folder.exists() else "not there"
@@ -57,7 +57,7 @@ def read_json_object(
                     raise BoxlessError(f"key {name!r} comes twice: merge its lists")
         return object_hook(entry) if object_hook else entry
 
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_file():
         got = "a folder" if file.is_dir() else "not there"
         raise SourceError(

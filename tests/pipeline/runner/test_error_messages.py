@@ -17,8 +17,8 @@ from pipeline.cli.main import main
 from pipeline.pages.report import page
 from pipeline.recipe.recipe import dump_recipe, load_recipe
 from pipeline.runner.error_messages import bug_report, error_message, is_for_the_user
-from pipeline.runner.output_encoding import replace_unencodable
 from pipeline.runner.run_folder import RunError, RunFolder
+from pipeline.runner.standard_streams import replace_unencodable
 from sharding.writing.atomic import write_text
 
 
