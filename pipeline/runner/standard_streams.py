@@ -38,7 +38,8 @@ def outlive_readers() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.flush()
-            buffer = io.BufferedWriter(_LastingOutput(stream.fileno(), "w", closefd=False))
+            raw = _LastingOutput(stream.fileno(), "w", closefd=False)
+            buffer = io.BufferedWriter(raw)  # type: ignore[type-var]
             lasting = io.TextIOWrapper(
                 buffer,
                 stream.encoding,

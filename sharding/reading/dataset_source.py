@@ -15,7 +15,7 @@ from sharding.format.schema import ShardError
 from sharding.format.shapes import manifest_shapes, parse_shapes
 from sharding.reading.cache import Cache
 from sharding.reading.local_store import LocalStore
-from sharding.reading.remote_store import open_store
+from sharding.reading.remote_store import RemoteStore, open_store
 from sharding.reading.shard_reader import ShardReader
 from sharding.reading.store import Store
 from sharding.reading.watchdog import StatusBoard
@@ -70,6 +70,8 @@ def _read_catalog(store: Store) -> Catalog:
     try:
         data = store.read_file(catalogs.NAME)
     except ShardError as error:
+        if isinstance(store, RemoteStore) and not isinstance(error.__cause__, FileNotFoundError):
+            raise  # nothing is known of the folder
         raise ShardError(
             f"{error}, expected the catalog of a folder of finished shards; run the stage that "
             "writes it to its end"

@@ -133,4 +133,15 @@ def _unavailable(answer: Exception) -> type[StoreUnavailable]:
 def _describe_error(error: Exception) -> str:
     """An error for people: some of those that file systems raise have no text."""
     text = str(error)
-    return text if text.startswith("got ") else f"got {type(error).__name__} {text}".rstrip()
+    if text.startswith("got "):
+        return text
+    return f"got {type(error).__name__} {text}".rstrip() + _advice(error)
+
+
+def _advice(error: Exception) -> str:
+    """What to do where the store answers, but not with the file, or does not answer."""
+    if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
+        return "; the store refuses: give the credentials that it asks for, or open it"
+    if is_transient(error):
+        return "; the store does not answer as it should: check that it is up and reached from here"
+    return ""

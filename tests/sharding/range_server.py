@@ -13,9 +13,9 @@ from typing import Any
 
 class RangeServer(ThreadingHTTPServer):
     """`url` serves `folder`. `misbehave(name, number)` says what happens to the number-th request
-    (from 0 on) for a file: None is a right answer, "500" and "403" such a status, "cut" an end
-    of the connection half way, "short" an answer that is three bytes short and says so, "stall" no
-    answer, "no ranges" the whole file. `num_requests` counts them by file."""
+    (from 0 on) for a file: None is a right answer, "500", "403" and "404" such a status, "cut" an
+    end of the connection half way, "short" an answer that is three bytes short and says so, "stall"
+    no answer, "no ranges" the whole file. `num_requests` counts them by file."""
 
     daemon_threads = True
 
@@ -49,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.server.folder / name
         if fault == "stall":
             self.server.closing.wait()
-        elif fault in ("500", "403"):
+        elif fault in ("500", "403", "404"):
             self.send_error(int(fault))
         elif not path.is_file():
             self.send_error(404)

@@ -147,6 +147,25 @@ def test_what_stays_wrong_is_named(server: RangeServer, fault: str, cause: str) 
     assert all(cause in found.cause for found in reading.faults)
 
 
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("403", "the store refuses: give the credentials"),
+        ("500", "check that it is up"),
+        ("stall", "check that it is up"),
+        ("404", "run the stage that writes it to its end"),
+    ],
+)
+def test_a_catalog_that_cannot_be_had_is_not_one_that_is_not_finished(
+    server: RangeServer, fault: str, expected: str
+) -> None:
+    """Oracle: the advice, by hand; only where no catalog is does a stage help."""
+    server.misbehave = lambda name, number: fault
+    with pytest.raises(ShardError, match=expected) as caught:
+        _stream(server.url)
+    assert ("run the stage" in str(caught.value)) == (fault == "404")
+
+
 def test_a_server_without_ranges_is_asked_once(server: RangeServer) -> None:
     """Oracle: the server's count: a whole shard comes once, not once a sample."""
     server.misbehave = lambda name, number: "no ranges"
