@@ -443,6 +443,27 @@ def test_another_model_of_language_is_a_reason_to_distill_again(tmp_path: Path) 
     assert shaped_by() != before
 
 
+def test_evaluate_is_skipped_with_a_note_where_nothing_is_held_out(
+    stages: FakeStages, go: Go, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five pictures of one's own and default settings. Oracle: all other stages ran, and the note
+    says what holds some out."""
+    shard = stages._shard
+
+    def without_heldout(folder: Path, key: str, objects: np.ndarray | None) -> None:
+        shard(folder, key, objects)
+        write_shard(folder / "heldout-000000.tar", [], fingerprint={"key": key})
+        splits = {"train-000000.tar": "train", "heldout-000000.tar": "heldout"}
+        kind = "images" if objects is None else "objects"
+        write_catalog(folder, kind=kind, splits=splits, metadata={})
+
+    monkeypatch.setattr(stages, "_shard", without_heldout)
+    assert go() == RUN_ALL[:-1]
+    note = " ".join(capsys.readouterr().out.split())
+    assert "evaluate skipped: no picture is in the split heldout" in note
+    assert "ingest.heldout_fraction" in note
+
+
 def test_the_command_line_is_merged_before_the_recipe_is_checked() -> None:
     """Node 1 of 2: without --nodes the recipe alone cannot be."""
     overrides = ["launch.node_rank=1", "launch.master_address=node0"]

@@ -145,6 +145,24 @@ def test_a_failed_write_leaves_the_older_shard(tmp_path: Path, make_sample: Make
         assert _bytes(tar) == before
 
 
+def test_no_shard_costs_a_listing_of_its_folder(
+    tmp_path: Path, make_sample: MakeSample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a listing for each shard, time grows with the square of their number. Oracle: none of
+    Python's four ways to list a folder is called."""
+
+    def listed(*_: object) -> None:
+        raise AssertionError("the folder was listed")
+
+    with monkeypatch.context() as patched:
+        for name in ("listdir", "scandir"):
+            patched.setattr(os, name, listed)
+        for name in ("iterdir", "glob"):
+            patched.setattr(Path, name, listed)
+        write_shard(tmp_path / NAME, [make_sample(1)], fingerprint={})
+    assert sorted(os.listdir(tmp_path)) == [NAME, NAME + ".json"]
+
+
 def test_the_shard_is_never_whole_in_memory(tmp_path: Path, make_sample: MakeSample) -> None:
     """Oracle: tracemalloc's peak while 40 MB go through stays under 8 MB."""
     big = (replace(make_sample(index), image=bytes([index]) * 1_000_000) for index in range(40))

@@ -89,6 +89,22 @@ def test_stock_webdataset_reads_what_teacher_and_captions_say(images: Path, tmp_
     assert num_phrases > 5
 
 
+@pytest.mark.parametrize("caption", ["красный шар", "a red circle"])
+def test_captions_without_a_phrase_are_a_warning(
+    caption: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A language that the phrase finder does not know. Oracle: the warning that PRA learns nothing,
+    and none where captions have phrases."""
+    shards: dict[str, list[Sample | Failure]] = {
+        tar: [replace(s, info={**s.info, "captions": [caption]}) for s in samples]
+        for tar, samples in plain_shards().items()
+    }
+    write_images(tmp_path / "images", shards)
+    out = tmp_path / "objects"
+    distill(CONFIG, images=tmp_path / "images", object_source=source_of(FakeTeacher()), out=out)
+    assert ("no targets and learn nothing" in capsys.readouterr().out) == (caption == "красный шар")
+
+
 def test_similarities_stand_in_the_order_of_the_objects(images: Path, tmp_path: Path) -> None:
     """Oracle: cosines of {stop, light} with each object's words, worked out by hand."""
     by_hand = {

@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from pretrain_fixtures import tiny_student, toy_samples, toy_tokenizer
+from safetensors.torch import load_file
 
 from pipeline.cli.main import main
 from stages.student.processor import StudentProcessor
 from stages.transfer import use
+from stages.transfer.finetuning.finetune_task import load_for_task
+from stages.transfer.predictor import Predictor
 from stages.transfer.task_folder import save_head
 from stages.transfer.tasks import TASKS
 
@@ -30,6 +34,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for n, sample in enumerate(toy_samples(24, 6)[:3]):
         (root / "pictures" / f"{n}.jpg").write_bytes(sample.image)
     return root
+
+
+def test_a_student_saved_in_16_bits_is_scored_and_finetuned_in_float32(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Updates below bfloat16's last digit would be lost. Oracle: the dtype of every weight, of a
+    folder whose file holds bfloat16."""
+    student, out = tiny_student().to(torch.bfloat16), tmp_path / "student"
+    student.save_pretrained(str(out))
+    StudentProcessor.of(student, toy_tokenizer()).save_pretrained(out)
+    assert {v.dtype for v in load_file(out / "model.safetensors").values()} >= {torch.bfloat16}
+    finetuned, _ = load_for_task(out, TASKS["vqa"]({"answers": ["red", "blue"]}))
+    for network in (Predictor.load(out).student, finetuned):
+        assert {weight.dtype for weight in network.parameters()} == {torch.float32}
 
 
 def test_search_agrees_with_match_and_keeps_an_index(folder: Path, tmp_path: Path) -> None:
