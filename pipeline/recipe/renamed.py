@@ -1,5 +1,5 @@
-"""Keys and values of recipes that have another name now: the old ones still work, with a
-warning."""
+"""Keys and values of recipes that have another name now, or are of no use any more: the old ones
+are still taken, with a warning."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ KEYS = {
 """Old dotted key -> new one, in the same mapping."""
 VALUES = {("finetune.task", "truth"): "nlvr"}
 """(dotted key, old value) -> new value."""
+UNUSED = {"evaluate.pairs_per_batch": "scores do not depend on batches any more"}
+"""Dotted key that is taken and left out -> why."""
 
 
 def with_new_names(values: dict[str, Any]) -> dict[str, Any]:
@@ -37,6 +39,9 @@ def rename(values: dict[str, Any]) -> list[str]:
         if above.get(name) == old_value:
             messages.append(f"{key}: {old_value} is called {new_value} now")
             above[name] = new_value
+    for key, why in UNUSED.items():
+        if _mapping(values, key).pop(key.rpartition(".")[2], None) is not None:
+            messages.append(f"{key} has no use any more: {why}")
     return messages
 
 

@@ -60,7 +60,8 @@ class FinetuneConfig(TrainingConfig):
     """Words added to the vocabulary at most: the commonest of the training texts among those that
     the tokenizer cuts into pieces. For a tokenizer that was trained on a small corpus."""
     num_threads: int = 0
-    """CPU threads; 0 leaves PyTorch's choice."""
+    """CPU threads a rank; 0 leaves PyTorch's choice in training, and is one where predictions are
+    made, so that their last digit is the same on any machine and number of ranks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,8 +114,6 @@ class EvaluateConfig:
     """Most pictures taken; retrieval scores every picture with every text."""
     captions_per_picture: int = 1
     """Most captions taken of a picture, the first ones."""
-    pairs_per_batch: int = 256
-    """Picture-text pairs a forward pass."""
     shortlist: int = 0
     """With a contrastive head: candidates a picture, and a text, that the matching head scores too
     (ALBEF); 0 for the contrastive head alone. Without that head the matching head scores all."""
@@ -123,7 +122,8 @@ class EvaluateConfig:
     num_shown: int = 12
     """Examples kept for the report."""
     num_threads: int = 0
-    """CPU threads; 0 leaves PyTorch's choice."""
+    """CPU threads a rank; 0 for one, so that the last digit is the same on any machine and number
+    of ranks."""
 
     def __post_init__(self) -> None:
         for name in ("shortlist", "itm_weight"):
@@ -133,7 +133,7 @@ class EvaluateConfig:
             raise BoxlessError(
                 f"split: got {self.split!r}, expected one of {', '.join(EVALUATED_SPLITS)}"
             )
-        for name in ("num_pictures", "captions_per_picture", "pairs_per_batch", "num_shown"):
+        for name in ("num_pictures", "captions_per_picture", "num_shown"):
             if getattr(self, name) < 1:
                 raise BoxlessError(f"{name}: got {getattr(self, name)}, expected at least 1")
 

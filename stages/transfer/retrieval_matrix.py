@@ -1,7 +1,7 @@
 """The matrix of a retrieval test set: every picture with every text, by the matching head.
 
-A picture goes through the CNN once, texts are tokenized once and sorted by length so that little is
-padding, and only the fusion runs a pair. Letters: M texts.
+A picture goes through the CNN once, texts are tokenized once and those of like length go together,
+so that little is padding, and only the fusion runs a pair. Letters: M texts, P pairs of a pass.
 """
 
 from __future__ import annotations
@@ -10,45 +10,60 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerFast
 
 from stages.student.network import Cells, Student
 from stages.student.processor import StudentProcessor
 from stages.transfer.example import Example
+from stages.transfer.fixed_blocks import fixed_blocks
 
-PAIRS_PER_PASS = 256
-"""Pairs of one pass; its texts are always the same, so no score depends on machines."""
+PAIRS_PER_PASS = 32
+"""Pairs of one pass, always as many, so that no score depends on what was asked beside it."""
+LENGTH_STEP = 4
+"""Texts of a pass are padded to a multiple of so many word pieces."""
 BEHIND = -1e4
 """Added to the score of what is on no shortlist."""
 RowScorer = Callable[[tuple[Example, ...]], dict[str, list[float]]]
 
 
-class _Texts:
-    """Texts by length in passes: word pieces [P, T] and the places of each pass in the whole."""
+class TextPasses:
+    """Texts as word pieces, in passes of fixed shape."""
 
-    def __init__(self, student: Student, processor: StudentProcessor, texts: Sequence[str]) -> None:
-        tokens = [
-            processor.tokenizer(t, truncation=True, max_length=processor.max_tokens) for t in texts
-        ]
-        self.pieces = [torch.tensor(encoded["input_ids"]) for encoded in tokens]
-        self._pad_id, self._device = student.pad_id, student.device
+    def __init__(
+        self, student: Student, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
+    ) -> None:
+        self._max_length = student.config.max_tokens
+        encoded = tokenizer(list(texts), truncation=True, max_length=self._max_length)["input_ids"]
+        self._lengths = [len(pieces) for pieces in encoded]
+        self._pad_id = student.pad_id
+        self._tokens = pad_sequence(
+            [torch.tensor(pieces) for pieces in encoded],
+            batch_first=True,
+            padding_value=self._pad_id,
+        ).to(student.device)
 
-    def passes(self, places: Sequence[int]) -> list[tuple[list[int], torch.Tensor]]:
-        """Some texts, the shortest first, in passes."""
-        order = sorted(places, key=lambda m: (len(self.pieces[m]), m))
-        parts = [
-            order[start : start + PAIRS_PER_PASS] for start in range(0, len(order), PAIRS_PER_PASS)
-        ]
-        return [(part, self._padded(part)) for part in parts]
+    @property
+    def num(self) -> int:
+        """Texts."""
+        return len(self._lengths)
 
-    def _padded(self, places: Sequence[int]) -> torch.Tensor:
-        return torch.nn.utils.rnn.pad_sequence(
-            [self.pieces[m] for m in places], batch_first=True, padding_value=self._pad_id
-        ).to(self._device)
+    def of(self, numbers: Sequence[int] | None = None) -> list[tuple[list[int], torch.Tensor]]:
+        """Some texts, by default all, the shortest first: for each pass the numbers of the first
+        rows, and word pieces [P, T], the rows after those being repeats."""
+        blocks = fixed_blocks(
+            self._lengths,
+            num_rows=PAIRS_PER_PASS,
+            length_step=LENGTH_STEP,
+            max_length=self._max_length,
+            of=numbers,
+        )
+        return [(list(b.members), b.cut(self._tokens, self._pad_id)) for b in blocks]
 
 
 def row_scorer(student: Student, processor: StudentProcessor, texts: Sequence[str]) -> RowScorer:
     """A function from a picture's example to its row: the log odds of all texts [M], by its id."""
-    passes = _Texts(student, processor, texts).passes(range(len(texts)))
+    passes = TextPasses(student, processor.tokenizer, texts).of()
 
     @torch.no_grad()
     def row(group: tuple[Example, ...]) -> dict[str, list[float]]:
@@ -57,7 +72,7 @@ def row_scorer(student: Student, processor: StudentProcessor, texts: Sequence[st
             scores = torch.empty(len(texts))
             cells = _cells(student, processor, example)
             for places, padded in passes:
-                scores[places] = _log_odds(student, cells, padded)
+                scores[places] = log_odds(student, cells, padded)[: len(places)].cpu()
             found[example.id] = scores.tolist()
         return found
 
@@ -81,10 +96,10 @@ def shortlist_scorer(
     Which pairs these are depends on all pictures, so the CNN runs twice a picture: here, and in the
     function. Raises ValueError where the student has no contrastive head.
     """
-    known = _Texts(student, processor, texts)
+    known = TextPasses(student, processor.tokenizer, texts)
     vectors = torch.empty(len(texts), student.config.itc_size)
-    for places, padded in known.passes(range(len(texts))):
-        vectors[places] = student.embed_texts(padded).float().cpu()
+    for places, padded in known.of():
+        vectors[places] = student.embed_texts(padded)[: len(places)].float().cpu()
     pictures = torch.cat(
         [student.embed_pictures(_cells(student, processor, e)).float().cpu() for e in examples]
     )
@@ -99,8 +114,8 @@ def shortlist_scorer(
             number = row_of[example.id]
             scores = contrast[number] + BEHIND * ~listed[number]
             cells = _cells(student, processor, example)
-            for places, padded in known.passes(listed[number].nonzero()[:, 0].tolist()):
-                scores[places] += _log_odds(student, cells, padded)
+            for places, padded in known.of(listed[number].nonzero()[:, 0].tolist()):
+                scores[places] += log_odds(student, cells, padded)[: len(places)].cpu()
             found[example.id] = scores.tolist()
         return found
 
@@ -123,11 +138,11 @@ def _cells(student: Student, processor: StudentProcessor, example: Example) -> C
     )
 
 
-def _log_odds(student: Student, cells: Cells, tokens: torch.Tensor) -> torch.Tensor:
-    """Of texts [P, T] on one picture: [P], on the CPU."""
+def log_odds(student: Student, cells: Cells, tokens: torch.Tensor) -> torch.Tensor:
+    """The matching head's, of texts [P, T] on one picture: [P]."""
     picture = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
     logits = student.match(cells, picture=picture, input_ids=tokens).float()
-    return (logits[:, 1] - logits[:, 0]).cpu()
+    return logits[:, 1] - logits[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True)

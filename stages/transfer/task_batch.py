@@ -15,6 +15,7 @@ from stages.student.network import Cells, Student
 from stages.student.processor import StudentProcessor
 from stages.student.text.spans import Spans
 from stages.transfer.example import Example
+from stages.transfer.fixed_blocks import FixedBlock
 
 Texts = Callable[[Example], Sequence[str | Spans]]
 
@@ -23,7 +24,8 @@ Texts = Callable[[Example], Sequence[str | Spans]]
 class TaskBatch:
     """pixels [N, 3, H, W], sizes_px [N, 2]; tokens and token_types [R, T]; picture [R, P], the
     pictures of each row; phrase_pieces bool [R, T], the pieces of the phrase that an example's info
-    has "start" and "end" of; cell_px, the side of a cell."""
+    has "start" and "end" of; cell_px, the side of a cell; cells, of the pictures, where they are
+    known."""
 
     examples: tuple[Example, ...]
     pixels: torch.Tensor
@@ -33,6 +35,7 @@ class TaskBatch:
     picture: torch.Tensor
     phrase_pieces: torch.Tensor
     cell_px: int
+    cells: Cells | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -48,10 +51,34 @@ class TaskBatch:
         """The same rows beside other pictures of the batch [R, P]."""
         return replace(self, picture=picture)
 
-    def cls(self, student: Student, cells: Cells | None = None) -> torch.Tensor:
+    def with_cells(self, student: Student) -> TaskBatch:
+        """The same batch with its pictures' cells: the CNN does not run again."""
+        return replace(self, cells=self.encoded(student))
+
+    def encoded(self, student: Student) -> Cells:
+        """The cells of the batch's pictures."""
+        return self.cells or student.encode_image(self.pixels, self.sizes_px)
+
+    def of_block(self, block: FixedBlock, *, pad_id: int) -> TaskBatch:
+        """Some rows, of all examples' pictures, as a batch of fixed shape."""
+        return replace(
+            self,
+            tokens=block.cut(self.tokens, pad_id),
+            token_types=block.cut(self.token_types),
+            phrase_pieces=block.cut(self.phrase_pieces, False),
+            picture=self.picture[list(block.rows)],
+        )
+
+    def of_example(self, example: Example, rows: slice) -> TaskBatch:
+        """One example, whose rows these are."""
+        names = ("tokens", "token_types", "picture", "phrase_pieces")
+        own = {name: getattr(self, name)[rows] for name in names}
+        return replace(self, examples=(example,), **own)
+
+    def cls(self, student: Student) -> torch.Tensor:
         """What the fusion makes of [CLS], for each picture of a row: [R, P, D]. The last layer
-        gives [CLS] alone. cells: of the batch's pictures, where they are known."""
-        cells = cells or student.encode_image(self.pixels, self.sizes_px)
+        gives [CLS] alone."""
+        cells = self.encoded(student)
         num_places = self.tokens.shape[1] + cells.inside.shape[1]
         output_mask = torch.zeros(
             len(self.tokens), num_places, dtype=torch.bool, device=self.tokens.device

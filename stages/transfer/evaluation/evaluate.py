@@ -18,6 +18,7 @@ from stages.ranks import Ranks, joined_ranks
 from stages.transfer.config import EvaluateConfig
 from stages.transfer.evaluation.grounding import ground, label_objects
 from stages.transfer.evaluation.retrieval import captions_found, gallery, score_matrix
+from stages.transfer.fixed_blocks import fixed_threads
 from stages.transfer.metrics.retrieval_recall import recalls
 from stages.transfer.predictor import Predictor, read_split
 from stages.transfer.probes.codebook import code_gallery
@@ -44,9 +45,7 @@ def evaluate(
     train. Nothing is drawn, so there is no seed. Every rank that a launcher started calls it; they
     share the pictures, and rank 0 writes.
     """
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    with joined_ranks(on_gpus=False) as ranks:
+    with fixed_threads(config.num_threads), joined_ranks(on_gpus=False) as ranks:
         scores, shown = _score(config, Predictor.load(student), samples, ranks)
         if ranks.is_first:
             ap50 = _teacher_ap50(teacher) if config.split_of_shards == "heldout" else None
@@ -71,7 +70,6 @@ def _score(
             predictor,
             pictures,
             texts,
-            pairs_per_batch=config.pairs_per_batch,
             shortlist=config.shortlist,
             itm_weight=config.itm_weight,
             ranks=ranks,

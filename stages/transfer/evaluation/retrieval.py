@@ -17,7 +17,7 @@ from sharding.format.schema import Sample
 from stages.progress import Progress
 from stages.ranks import Ranks
 from stages.transfer.predictor import Predictor
-from stages.transfer.retrieval_matrix import BEHIND, shortlisted
+from stages.transfer.retrieval_matrix import BEHIND, TextPasses, log_odds, shortlisted
 
 
 def score_matrix(
@@ -25,7 +25,6 @@ def score_matrix(
     samples: Sequence[Sample],
     texts: Sequence[str],
     *,
-    pairs_per_batch: int,
     shortlist: int = 0,
     itm_weight: float = 1.0,
     ranks: Ranks = Ranks(),
@@ -34,30 +33,23 @@ def score_matrix(
 
     The matching head's log odds; with a contrastive head, its logits, to which `itm_weight` times
     those log odds are added where the text is among the `shortlist` best of the picture or the
-    picture among those of the text (all others then stand behind). The CNN runs once a picture.
-    Ranks share the pictures out and have the same scores. A collective.
+    picture among those of the text (all others then stand behind). The CNN runs once a picture. No
+    score depends on what is computed beside it, nor on the number of ranks, which share the
+    pictures out and all have all scores. A collective.
     """
-    tokens, _ = predictor.read(texts)
+    known = TextPasses(predictor.student, predictor.tokenizer, texts)
     if predictor.student.contrastive_head is not None:
         return _contrast_matrix(
-            predictor,
-            samples,
-            tokens,
-            pairs_per_batch=pairs_per_batch,
-            shortlist=shortlist,
-            itm_weight=itm_weight,
-            ranks=ranks,
+            predictor, samples, known, shortlist=shortlist, itm_weight=itm_weight, ranks=ranks
         )
-    rows, own = [], ranks.own(samples)
+    rows, own, passes = [], ranks.own(samples), known.of()
     with _progress("retrieval", own, ranks) as progress:
         for sample in own:
             cells = predictor.encode_image([sample])
-            parts = []
-            for part in tokens.split(pairs_per_batch):
-                picture = torch.zeros(len(part), dtype=torch.long)
-                logits = predictor.student.match(cells, picture=picture, input_ids=part)
-                parts.append(logits[:, 1] - logits[:, 0])
-            rows.append(torch.cat(parts))
+            row = torch.empty(len(texts))
+            for places, tokens in passes:
+                row[places] = log_odds(predictor.student, cells, tokens)[: len(places)]
+            rows.append(row)
             progress.advance()
     return torch.stack(ranks.interleaved(rows))
 
@@ -70,22 +62,18 @@ def _progress(title: str, own: Sequence[Any], ranks: Ranks) -> Progress:
 def _contrast_matrix(
     predictor: Predictor,
     samples: Sequence[Sample],
-    tokens: torch.Tensor,
+    known: TextPasses,
     *,
-    pairs_per_batch: int,
     shortlist: int,
     itm_weight: float,
     ranks: Ranks,
 ) -> torch.Tensor:
     student = predictor.student
-    own_tokens = tokens[ranks.rank :: ranks.size]
-    own_vectors = [
-        row
-        for part in own_tokens.split(pairs_per_batch)
-        if len(part)
-        for row in student.embed_texts(part)
-    ]
-    vectors = torch.stack(ranks.interleaved(own_vectors))
+    passes = known.of()
+    own_vectors = [student.embed_texts(tokens) for _, tokens in ranks.own(passes)]
+    vectors = torch.empty(known.num, student.config.itc_size)
+    for (places, _), found in zip(passes, ranks.interleaved(own_vectors), strict=True):
+        vectors[places] = found[: len(places)]
     seen, own = [], ranks.own(samples)
     with _progress("retrieval", own, ranks) as progress:
         for sample in own:
@@ -101,10 +89,9 @@ def _contrast_matrix(
         for row, (of_row, cells) in enumerate(
             zip(listed[ranks.rank :: ranks.size], seen, strict=True)
         ):
-            for texts in of_row.nonzero()[:, 0].split(pairs_per_batch):
-                picture = torch.zeros(len(texts), dtype=torch.long)
-                logits = student.match(cells, picture=picture, input_ids=tokens[texts])
-                reranked[row, texts] += itm_weight * (logits[:, 1] - logits[:, 0])
+            for places, tokens in known.of(of_row.nonzero()[:, 0].tolist()):
+                odds = log_odds(student, cells, tokens)[: len(places)]
+                reranked[row, places] += itm_weight * odds
             progress.advance()
     return torch.stack(ranks.interleaved(list(reranked)))
 

@@ -6,6 +6,7 @@ the official submission, and `scores.json`, last. Goes on where it was stopped.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ from stages.transfer.config import FinetuneConfig
 from stages.transfer.example import Example, group_by_images
 from stages.transfer.finetuning.predict import predict, read_partial
 from stages.transfer.finetuning.weights_digest import weights_digest
+from stages.transfer.fixed_blocks import fixed_threads
 from stages.transfer.heads.encoder_inputs import num_encoder_inputs
 from stages.transfer.heads.kept_inputs import KeptInputs
 from stages.transfer.outcomes import summarize
@@ -185,13 +187,25 @@ class _Run:
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.module.eval()
         place = self._predictions(weights_digest(self.module))
-        task, net, head = self.module.task, self.module.student, self.module.head
-        predict_one = task.predictor(net, head, self.processor, self.examples)
-        predict(self.examples, predict_one, place, rank=rank, world_size=world_size, show=rank == 0)
+        net, head = self._as_saved()
+        predict_one = self.module.task.predictor(net, head, self.processor, self.examples)
+        with fixed_threads(self.config.num_threads):
+            predict(
+                self.examples, predict_one, place, rank=rank, world_size=world_size, show=rank == 0
+            )
         torch.distributed.barrier()
         found = predict(self.examples, predict_one, place, show=False)
         assert found is not None, "every rank has given its share"
         return found
+
+    def _as_saved(self) -> tuple[Student, nn.Module]:
+        """Copies of student and head with each weight by itself in memory, as they are after
+        loading: DeepSpeed packs weights, by the number of ranks, and kernels add up in another
+        order where a weight begins elsewhere. Under ZeRO 3 the network itself, as no rank has
+        whole weights."""
+        if self.engine.zero_optimization_partition_weights():
+            return self.module.student, self.module.head
+        return copy.deepcopy(self.module.student), copy.deepcopy(self.module.head)
 
     def _predictions(self, digest: str) -> Path:
         return self.out / "predictions" / digest[:16]

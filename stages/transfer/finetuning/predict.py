@@ -1,8 +1,8 @@
 """A task's predictions of a set of examples, on any number of ranks, going on where it stopped.
 
-The unit of work is a group: the examples of one set of pictures. A group goes through the network
-alone, always in the same company, so that its predictions are the same to the last digit whatever
-the batch size and the number of ranks, and no example is predicted twice.
+The unit of work is a group: the examples of one set of pictures, for which the CNN runs once. What
+is predicted of an example is the same to the last digit whatever examples are beside it in its
+group, and on any number of ranks; no example is predicted twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from stages.progress import Progress
 from stages.transfer.example import Example, group_by_images
 
 MAX_TEXTS = 64
-"""Texts of one group at most: it bounds memory, and belongs to what predictions depend on."""
+"""Texts of one group at most: it bounds memory."""
 Group = tuple[Example, ...]
 
 
@@ -30,16 +30,17 @@ def predict(
     rank: int = 0,
     world_size: int = 1,
     show: bool = True,
+    max_texts: int = MAX_TEXTS,
 ) -> dict[str, Any] | None:
     """Predictions of all examples by id, in their order, once the last of them is there; None while
     other ranks still have to give theirs.
 
     Each rank appends what it has to a file of its own in `out`; groups that any file has, whole,
-    are not done again. `out` must be of these examples and weights alone.
+    are not done again. `out` must be of these examples and weights alone. max_texts: of one group.
     """
     out.mkdir(parents=True, exist_ok=True)
     done = read_partial(out)
-    groups = group_by_images(examples, max_texts=MAX_TEXTS)
+    groups = group_by_images(examples, max_texts=max_texts)
     # Shares are of all groups, not of those that are missing: ranks may look at different times.
     own = groups[rank::world_size]
     missing = [g for g in own if not all(example.id in done for example in g)]

@@ -57,7 +57,7 @@ class GroundingTask(Task):
 
     def logits(self, student: Student, head: nn.Module, batch: TaskBatch) -> torch.Tensor:
         """[E, rows, columns]: each cell's similarity with the phrase, -inf for padding."""
-        cells = student.encode_image(batch.pixels, batch.sizes_px)
+        cells = batch.encoded(student)
         picture = batch.picture[:, 0]
         hidden = student.fuse(cells, picture=picture, input_ids=batch.tokens)
         phrases = student.pool_phrases(batch.phrase_pieces[:, None], hidden.text)

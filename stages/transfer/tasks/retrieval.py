@@ -71,12 +71,12 @@ class RetrievalTask(Task):
         num_pictures = len(batch.pixels)
         others = torch.arange(min(MAX_NEGATIVES, num_pictures - 1) + 1, device=own.device)
         candidates = (own[:, None] + others) % num_pictures
-        cells = student.encode_image(batch.pixels, batch.sizes_px)
-        odds = student.itm_head(batch.with_pictures(candidates).cls(student, cells).flatten(0, 1))
+        batch = batch.with_cells(student)
+        odds = student.itm_head(batch.with_pictures(candidates).cls(student).flatten(0, 1))
         log_odds = (odds[:, 1] - odds[:, 0]).view_as(candidates)
         if student.contrastive_head is None:
             return log_odds
-        pictures = student.embed_pictures(cells)
+        pictures = student.embed_pictures(batch.encoded(student))
         return torch.cat(
             [log_odds, student.compare(student.embed_texts(batch.tokens), pictures)], 1
         )

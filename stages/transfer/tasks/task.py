@@ -16,6 +16,7 @@ from stages.student.network import Student
 from stages.student.processor import StudentProcessor
 from stages.student.text.spans import Spans
 from stages.transfer.example import Example
+from stages.transfer.fixed_blocks import fixed_blocks
 from stages.transfer.heads.classifier import ClassifierHead, EncoderHead
 from stages.transfer.heads.encoder_inputs import encoder_inputs
 from stages.transfer.outcomes import Outcome
@@ -23,6 +24,10 @@ from stages.transfer.readers.records import TaskData
 from stages.transfer.task_batch import TaskBatch, collate
 from stages.transfer.task_config import TaskDataConfig
 
+ROWS_TOGETHER = 4
+LENGTH_STEP = 8
+"""Predictions are computed of blocks of so many texts, padded to a multiple of so many word pieces:
+of few texts a picture, little is wasted."""
 Scores = dict[str, dict[str, Any]]
 """Scores by name: "value" beside "chance", and what else belongs to it."""
 
@@ -77,12 +82,12 @@ class Task(ABC):
         """What the head reads of each row: the fusion's [CLS] of each of its pictures [R, P * D],
         or what the state asks for, `encoder_inputs`."""
         if self.state.get("encoder_inputs"):
-            cells = student.encode_image(batch.pixels, batch.sizes_px)
+            cells = batch.encoded(student)
             return encoder_inputs(student, cells, picture=batch.picture[:, 0], tokens=batch.tokens)
         return batch.cls(student).flatten(1)
 
     def logits(self, student: Student, head: nn.Module, batch: TaskBatch) -> torch.Tensor:
-        """[R, num_outputs]."""
+        """[R, num_outputs], each row of its own text and pictures alone."""
         return head(self.head_inputs(student, batch))
 
     def predictor(
@@ -97,16 +102,37 @@ class Task(ABC):
 
         @torch.no_grad()
         def predict_group(group: tuple[Example, ...]) -> dict[str, Any]:
+            rows_of = {e.id: self.texts(e, training=False) for e in group}
             batch = collate(
-                group,
-                processor,
-                lambda example: self.texts(example, training=False),
-                cell_px=student.grid.cell_px,
+                group, processor, lambda e: rows_of[e.id], cell_px=student.grid.cell_px
             ).to(student.device)
-            predictions = self.predict(self.logits(student, head, batch), batch)
-            return {example.id: found for example, found in zip(group, predictions)}
+            logits = self.logits_in_blocks(student, head, batch)
+            found, start = {}, 0
+            for example in group:
+                rows = slice(start, start + len(rows_of[example.id]))
+                own = batch.of_example(example, rows)
+                [found[example.id]] = self.predict(logits[rows], own)
+                start = rows.stop
+            return found
 
         return predict_group
+
+    def logits_in_blocks(self, student: Student, head: nn.Module, batch: TaskBatch) -> torch.Tensor:
+        """As `logits`, but no row depends on the others, not in its last digit."""
+        batch = batch.with_cells(student)
+        lengths = (batch.tokens != student.pad_id).sum(dim=1).tolist()
+        rows: list[torch.Tensor] = [torch.empty(0)] * len(lengths)
+        blocks = fixed_blocks(
+            lengths,
+            num_rows=ROWS_TOGETHER,
+            length_step=LENGTH_STEP,
+            max_length=student.config.max_tokens,
+        )
+        for block in blocks:
+            logits = self.logits(student, head, batch.of_block(block, pad_id=student.pad_id))
+            for number, row in zip(block.members, logits):
+                rows[number] = row
+        return torch.stack(rows)
 
     @abstractmethod
     def loss(self, logits: torch.Tensor, batch: TaskBatch) -> torch.Tensor:

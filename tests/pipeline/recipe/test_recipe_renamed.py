@@ -38,6 +38,13 @@ def test_a_record_under_old_names_is_no_change() -> None:
     assert "hide" in omvm
 
 
+def test_a_key_without_a_use_is_left_out_with_a_warning() -> None:
+    """Oracle: by hand: the same recipe as without it."""
+    with pytest.warns(FutureWarning, match="evaluate.pairs_per_batch has no use any more"):
+        recipe = load_recipe("toy", ["evaluate.pairs_per_batch=7"])
+    assert recipe == load_recipe("toy")
+
+
 def test_new_names_stay() -> None:
     """Oracle: the same values; what is no mapping is left for the recipe's checks."""
     for values in ({"finetune": {"task": "vqa"}}, {"finetune": 3}, {}):

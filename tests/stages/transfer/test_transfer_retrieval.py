@@ -90,20 +90,24 @@ def test_a_picture_without_a_true_text_is_not_asked_for_one() -> None:
 
 @torch.no_grad()
 def test_scores_do_not_depend_on_batches_or_company() -> None:
-    """Oracle: each pair scored alone, with its text padded by nothing."""
+    """Oracle: the whole matrix, to the last digit, where 1, 7 or 64 of its texts are asked at a
+    time; and each pair scored alone, with its text padded by nothing."""
     predictor = Predictor(student=tiny_student(), tokenizer=toy_tokenizer())
     samples = toy_samples(24, 6)[:3]
-    texts = [text for s in samples for text in s.info["captions"][:2]]
-    for pairs_per_batch in (1, 4, 100):
-        matrix = score_matrix(predictor, samples, texts, pairs_per_batch=pairs_per_batch)
-        for n, sample in enumerate(samples):
-            for m, text in enumerate(texts):
-                tokens, _ = predictor.read([text])
-                hidden = predictor.student.fuse(
-                    predictor.encode_image([sample]), picture=torch.tensor([0]), input_ids=tokens
-                )
-                no, yes = predictor.student.itm_head(hidden.text[:, 0])[0]
-                assert matrix[n, m].item() == pytest.approx((yes - no).item(), abs=1e-4)
+    texts = [text for s in toy_samples(24, 6) for text in s.info["captions"]]
+    matrix = score_matrix(predictor, samples, texts)
+    for num in (1, 7, 64):
+        parts = [texts[start : start + num] for start in range(0, len(texts), num)]
+        matrices = [score_matrix(predictor, samples[:1], part) for part in parts[:20]]
+        assert torch.equal(torch.cat(matrices, dim=1)[0], matrix[0, : 20 * num]), num
+    for n, sample in enumerate(samples):
+        for m, text in enumerate(texts[:6]):
+            tokens, _ = predictor.read([text])
+            hidden = predictor.student.fuse(
+                predictor.encode_image([sample]), picture=torch.tensor([0]), input_ids=tokens
+            )
+            no, yes = predictor.student.itm_head(hidden.text[:, 0])[0]
+            assert matrix[n, m].item() == pytest.approx((yes - no).item(), abs=1e-4)
 
 
 def test_the_gallery_shows_what_was_found() -> None:
@@ -136,11 +140,9 @@ def test_the_contrastive_head_ranks_and_the_matching_head_ranks_again() -> None:
     samples = toy_samples(4, 2)[:4]
     texts = [sample.info["captions"][0] for sample in samples] + ["a red circle"]
     with torch.no_grad():
-        first = score_matrix(predictor, samples, texts, pairs_per_batch=2)
+        first = score_matrix(predictor, samples, texts)
         both, few = (
-            score_matrix(
-                predictor, samples, texts, pairs_per_batch=2, shortlist=number, itm_weight=0.5
-            )
+            score_matrix(predictor, samples, texts, shortlist=number, itm_weight=0.5)
             for number in (5, 1)
         )
         for n, sample in enumerate(samples):
