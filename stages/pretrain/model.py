@@ -124,16 +124,26 @@ class PretrainModel(nn.Module):
         return self.student.encode_texts(batch.texts)
 
     def _fused(self, cells: Cells, batch: Batch) -> Hidden:
-        """The fusion's outputs of all pairs; nothing where no objective looks at them."""
+        """The fusion's outputs of all pairs, zeros where no objective looks at any of a pair's;
+        nothing where no objective looks at them at all."""
         if not any(objective.fuses for objective in self.fusing):
             return Hidden(text=cells.features[:0], cells=cells.features[:0])
-        return self.student.fuse(
+        output_mask = self._output_mask(batch)
+        pairs = None
+        if isinstance(output_mask, torch.Tensor) and not output_mask.any(dim=1).all():
+            pairs = output_mask.any(dim=1)
+            pairs[0] = True  # for a graph to every weight also where nothing is looked at
+            output_mask = output_mask[pairs]
+        fused = self.student.fuse(
             cells,
-            picture=batch.picture,
-            input_ids=batch.tokens,
-            masked_cells=batch.masked_cells,
-            output_mask=self._output_mask(batch),
+            picture=_rows(batch.picture, pairs),
+            input_ids=_rows(batch.tokens, pairs),
+            masked_cells=_rows(batch.masked_cells, pairs),
+            output_mask=output_mask,
         )
+        if pairs is None:
+            return fused
+        return Hidden(text=_scattered(fused.text, pairs), cells=_scattered(fused.cells, pairs))
 
     def _output_mask(self, batch: Batch) -> torch.Tensor | OutputPlaces | None:
         """The fusion's outputs that any objective looks at; None for all."""
@@ -171,6 +181,16 @@ class PretrainModel(nn.Module):
             return None
         num_texts = batch.picture.new_zeros(len(batch.sizes_px))
         return num_texts.index_add_(0, batch.picture, torch.ones_like(batch.picture)) * is_valid
+
+
+def _rows(tensor: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:
+    """Those rows of [B, ...] that `chosen`, bool [B], picks; None for all."""
+    return tensor if chosen is None else tensor[chosen]
+
+
+def _scattered(rows: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """The opposite of `_rows`, with zeros in the other rows: [B, ...]."""
+    return rows.new_zeros(len(chosen), *rows.shape[1:]).index_put((chosen,), rows)
 
 
 def make_objectives(config: PretrainConfig) -> dict[str, tuple[float, Objective]]:

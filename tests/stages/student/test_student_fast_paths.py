@@ -21,6 +21,7 @@ from stages.pretrain.objectives.mlm import Mlm
 from stages.pretrain.objectives.mvm import Mvm
 from stages.pretrain.objectives.omvm import Omvm
 from stages.student.last_layer import OutputPlaces, run_last_layer
+from stages.student.network import Cells, Hidden
 from stages.student.vision import grid
 
 
@@ -88,6 +89,38 @@ def test_objectives_use_no_other_outputs() -> None:
         assert scores["mvm"].loss > 0 and scores["omvm"].loss > 0
         results.append({"loss": loss.detach(), **_gradients(model)})
     assert len(results[0]) > 90 and results[0].keys() == results[1].keys()
+    for name, plain in results[0].items():
+        largest = float(plain.abs().max())
+        torch.testing.assert_close(results[1][name], plain, rtol=0, atol=1e-5 * largest + 1e-6)
+
+
+@pytest.mark.parametrize("num_pairs", [0, 1, 3])
+def test_pairs_that_no_objective_looks_at_are_not_fused(num_pairs: int) -> None:
+    """Losses and gradients of a pass in which all pairs are fused; of four pairs so many have
+    hidden cells, and one is fused at least."""
+    results = []
+    for fast in (False, True):
+        torch.manual_seed(0)
+        batch = golden_batch("train")
+        model = _model(batch)
+        model.objectives = {"mvm": model.objectives["mvm"]}
+        model.fusing, model.sparse_words = [model.objectives["mvm"][1]], False
+        batch.anchors[num_pairs:] = -1
+        fused: list[int] = []
+        fuse = model.student.fuse
+
+        def counted(cells: Cells, fused: list[int] = fused, fuse: Any = fuse, **of: Any) -> Hidden:
+            fused.append(len(of["picture"]))
+            return fuse(cells, **of)
+
+        model.student.fuse = counted  # type: ignore[method-assign]
+        if not fast:
+            model._output_mask = lambda batch: None  # type: ignore[method-assign]
+        loss, scores = model(batch)
+        loss.backward()
+        assert fused == [max(1, num_pairs) if fast else 4]
+        results.append({"loss": loss.detach(), **_gradients(model)})
+    assert results[0].keys() == results[1].keys()
     for name, plain in results[0].items():
         largest = float(plain.abs().max())
         torch.testing.assert_close(results[1][name], plain, rtol=0, atol=1e-5 * largest + 1e-6)
