@@ -77,13 +77,13 @@ class PretrainModel(nn.Module):
             batch.mean_labels = self._mean_labels
         words = self.student.embeddings.word_embeddings
         words.sparse = self.sparse_words and batch.tokens.device.type == "cpu"
-        maps = self.cache.maps(self.student, batch) if self.cache else None
+        of_cnn = self.cache.outputs(self.student, batch) if self.cache else {}
         cells = self.student.encode_image(
             batch.pixels,
             batch.sizes_px,
             num_texts=self._num_texts(batch, is_valid),
-            maps=maps,
             fills_canvas=batch.fills_canvas,
+            **of_cnn,
         )
         encoded = self._encoded_texts(batch)
         if encoded is not None and self._contrasts:
@@ -95,7 +95,7 @@ class PretrainModel(nn.Module):
                 batch.comparisons = self.momentum.compare(
                     self.student,
                     batch,
-                    maps=maps,
+                    of_cnn=of_cnn,
                     encoded=encoded if self.text_cache else None,
                     is_valid=is_valid,
                 )

@@ -50,20 +50,21 @@ class MomentumContrast(WeightCopy):
         student: Student,
         batch: Batch,
         *,
-        maps: torch.Tensor | None,
+        of_cnn: dict[str, torch.Tensor],
         encoded: torch.Tensor | None,
         is_valid: bool,
     ) -> tuple[Comparison, Comparison]:
         """True texts with the copy's pictures, and pictures that have one with its texts: those of
         the batch first, then those of the queue.
 
-        batch: with the student's own `vectors`. maps, encoded: what frozen networks gave for it,
-        None to run the copy's. A batch that is not valid enters no queue.
+        batch: with the student's own `vectors`. of_cnn: what a frozen CNN gave for it, by
+        `encode_image`'s names, empty to run the copy's. encoded: what frozen layers gave for its
+        texts, None to run the copy's. A batch that is not valid enters no queue.
         """
         assert batch.vectors is not None
         own_texts, own_pictures = batch.vectors
         with torch.no_grad():
-            of_texts, of_pictures = self._vectors(student, batch, maps, encoded)
+            of_texts, of_pictures = self._vectors(student, batch, of_cnn, encoded)
         ids = picture_ids(batch.keys).to(batch.picture.device)
         is_true, text_ids = batch.is_true, ids[batch.picture]
         has_text = torch.isin(ids, text_ids[is_true])
@@ -100,7 +101,7 @@ class MomentumContrast(WeightCopy):
         self,
         student: Student,
         batch: Batch,
-        maps: torch.Tensor | None,
+        of_cnn: dict[str, torch.Tensor],
         encoded: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The copy's vectors of texts [B, E] and of pictures [N, E]. It runs as the student does,
@@ -114,7 +115,7 @@ class MomentumContrast(WeightCopy):
                 for name, buffer in module.named_buffers(recurse=False):
                     tensors[f"student.{path}.{name}"] = buffer.clone()
         texts, pictures = torch.func.functional_call(
-            _Encoders(student), tensors, (batch, maps, encoded)
+            _Encoders(student), tensors, (batch, of_cnn, encoded)
         )
         return texts.float(), pictures.float()
 
@@ -190,11 +191,13 @@ class _Encoders(nn.Module):
         self.student = student
 
     def forward(
-        self, batch: Batch, maps: torch.Tensor | None, encoded: torch.Tensor | None
+        self, batch: Batch, of_cnn: dict[str, torch.Tensor], encoded: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit vectors of texts [B, E] and of pictures [N, E]."""
         student = self.student
-        cells = student.encode_image(batch.pixels, batch.sizes_px, maps=maps)
+        cells = student.encode_image(
+            batch.pixels, batch.sizes_px, fills_canvas=batch.fills_canvas, **of_cnn
+        )
         return student.embed_texts(batch.texts, encoded), student.embed_pictures(cells)
 
 

@@ -121,6 +121,8 @@ def pretrain(
             )
             _store(cache, texts)
         freeze(net, config)
+        if cache and "projection" in config.frozen:
+            cache.keep_features()
         average = _average(net, config)
         momentum = MomentumContrast(net, config.itc) if config.itc.has_momentum else None
         model = PretrainModel(net, make_objectives(config), average, cache, texts, momentum)

@@ -304,6 +304,7 @@ class Student(InstalledClass, PreTrainedModel):
         *,
         num_texts: torch.Tensor | None = None,
         maps: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
         fills_canvas: bool | None = None,
     ) -> Cells:
         """Run the CNN: pixels [N, 3, H, W] and each picture's height, width [N, 2] -> cells.
@@ -311,14 +312,15 @@ class Student(InstalledClass, PreTrainedModel):
         uint8 pixels are normalised here, on the device; floats are so already. `num_texts` [N], how
         many texts look at each picture (0: it counts nothing), where a dictionary shall learn from
         them; None where it shall not. `maps`: what `encode_maps` gave for them before; None to run
-        the CNN. `fills_canvas`: whether every picture fills the tensor, up to whole cells; None to
-        look, for which a GPU is waited for.
+        the CNN. `features`: what `grid.cells_of` gave of those before. `fills_canvas`: whether
+        every picture fills the tensor, up to whole cells; None to look, for which a GPU is waited
+        for.
         """
         soho = self.neck.config if self.neck else None
-        if maps is None:
-            features = self.grid(*self._pictures(pixels, sizes_px), fills_canvas)
-        else:
+        if maps is not None:
             features = self.grid.cells_of(maps.to(self.dtype))
+        elif features is None:
+            features = self.grid(*self._pictures(pixels, sizes_px), fills_canvas)
         rows, columns = features.shape[1:3]
         if soho and soho.width_mask == "height":
             inside = cells_inside_released(sizes_px, rows, columns, pixels.shape[2])

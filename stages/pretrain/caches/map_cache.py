@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from dataclasses import replace
+
 import torch
 
 from stages.pretrain.caches.stored_tensors import StoredTensors
@@ -20,16 +23,18 @@ class MapCache:
     For a CNN that does not learn, and views that come again. Maps are kept in 16 bits, each without
     what lies beyond its picture, up to `limit_bytes` in this process; later ones are computed anew.
     `stored`: a folder of them beside, from which views are read, and to which `store` adds new
-    ones.
+    ones. After `keep_features` a view's maps give way to its cells in memory, which are fewer
+    numbers and need no projection.
     """
 
     def __init__(self, limit_bytes: int, stored: StoredTensors | None = None) -> None:
         self._cache = TensorCache(limit_bytes)
         self._stored = stored
         self._new: dict[str, torch.Tensor] = {}
+        self._keeps_features = False
 
     def __contains__(self, view: str) -> bool:
-        return view in self._cache or (self._stored is not None and view in self._stored)
+        return self._has_maps(view) or _cells(view) in self._cache
 
     def store(self) -> None:
         """Write the maps that were computed since the last call to the folder, if there is one."""
@@ -37,15 +42,56 @@ class MapCache:
             self._stored.write(self._new)
             self._new = {}
 
+    def keep_features(self) -> None:
+        """To be called when the projection to cells stays as it is."""
+        self._keeps_features = True
+
+    def outputs(self, student: Student, batch: Batch) -> dict[str, torch.Tensor]:
+        """What `encode_image` need not compute, by its argument: `maps`, or after `keep_features`
+        `features`."""
+        if self._keeps_features:
+            return {"features": self.features(student, batch)}
+        return {"maps": self.maps(student, batch)}
+
+    @torch.no_grad()
+    def features(self, student: Student, batch: Batch) -> torch.Tensor:
+        """What `grid` gives for the batch's pictures, but for rounding: [N, R, S, D]."""
+        grid = student.grid
+        num_rows, num_columns = (side // grid.cell_px for side in batch.pixels.shape[2:])
+        shape = (len(batch.views), num_rows, num_columns, grid.project.out_channels)
+        features = torch.zeros(shape, device=batch.pixels.device, dtype=student.dtype)
+        if grid.project.bias is not None:
+            features += grid.project.bias  # what the projection makes of maps beyond a picture
+        own = _num_cells(student, batch)
+        new = [n for n, view in enumerate(batch.views) if _cells(view) not in self._cache]
+        for start in range(0, len(new), AT_ONCE_CPU):
+            some = new[start : start + AT_ONCE_CPU]
+            part = replace(
+                batch,
+                views=[batch.views[n] for n in some],
+                pixels=batch.pixels[some],
+                sizes_px=batch.sizes_px[some],
+            )
+            features[some] = grid.cells_of(self.maps(student, part))
+        for n, view in enumerate(batch.views):
+            down, across = own[n]
+            if _cells(view) in self._cache:
+                features[n, :down, :across] = self._cache[_cells(view)].to(features)
+            else:
+                self._cache.discard(view)
+                self._cache.add(_cells(view), features[n, :down, :across])
+        return features
+
     @torch.no_grad()
     def maps(self, student: Student, batch: Batch) -> torch.Tensor:
         """What `encode_maps` gives for the batch's pictures, but for rounding: [N, X, R, S]."""
         grid = student.grid
-        new = [n for n, view in enumerate(batch.views) if view not in self]
+        known = [self._has_maps(view) for view in batch.views]
+        new = [n for n, is_known in enumerate(known) if not is_known]
         num_rows, num_columns = (side // grid.cell_px for side in batch.pixels.shape[2:])
         shape = (len(batch.views), grid.project.in_channels, num_rows, num_columns)
         maps = torch.zeros(shape, device=batch.pixels.device, dtype=student.dtype)
-        own = (canvas_px(batch.sizes_px, grid.pad_px) // grid.cell_px).tolist()
+        own = _num_cells(student, batch)
         if new:
             new.sort(key=own.__getitem__)  # pictures of like size go together
             rows = torch.tensor(new, device=batch.pixels.device)
@@ -57,13 +103,16 @@ class MapCache:
                 maps[some, :, : part.shape[2], : part.shape[3]] = part
         for n, view in enumerate(batch.views):
             down, across = own[n]
-            if view in self:
-                maps[n, :, :down, :across] = self._known(view).to(maps)
+            if known[n]:
+                maps[n, :, :down, :across] = self._read(view).to(maps)
             else:
                 self._add(view, maps[n, :, :down, :across])
         return maps
 
-    def _known(self, view: str) -> torch.Tensor:
+    def _has_maps(self, view: str) -> bool:
+        return view in self._cache or (self._stored is not None and view in self._stored)
+
+    def _read(self, view: str) -> torch.Tensor:
         if view not in self._cache:
             assert self._stored is not None
             read = self._stored.read(view)
@@ -75,3 +124,14 @@ class MapCache:
         self._cache.add(view, maps)
         if self._stored is not None and view in self._cache:
             self._new[view] = self._cache[view]
+
+
+def _cells(view: str) -> Hashable:
+    """The name of a view's cells in the cache, beside that of its maps."""
+    return ("cells", view)
+
+
+def _num_cells(student: Student, batch: Batch) -> list[list[int]]:
+    """Rows and columns of each picture's own cells."""
+    grid = student.grid
+    return (canvas_px(batch.sizes_px, grid.pad_px) // grid.cell_px).tolist()

@@ -21,6 +21,11 @@ class TensorCache:
     def __getitem__(self, key: Hashable) -> torch.Tensor:
         return self._tensors[key]
 
+    def discard(self, key: Hashable) -> None:
+        """Make room, where there is such a tensor."""
+        if key in self._tensors:
+            self._bytes_left += 2 * self._tensors.pop(key).numel()
+
     def add(self, key: Hashable, tensor: torch.Tensor) -> None:
         """Cache a copy of `tensor` where there is room for it."""
         num_bytes = 2 * tensor.numel()
