@@ -34,6 +34,7 @@ from stages.ingest.splits import draw_split
 
 TOY = IngestConfig(num_train=60, num_heldout=10, samples_per_shard=8)
 NUM_TOY_SHARDS = 8 + 2
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -76,6 +77,27 @@ def test_stock_webdataset_reads_every_sample(tmp_path: Path) -> None:
     for key, sample in ours.items():
         assert theirs[key]["jpg"] == sample.image
         assert json.loads(theirs[key]["json"]) == sample.info
+
+
+def test_no_byte_depends_on_the_order_of_sets(tmp_path: Path) -> None:
+    """PYTHONHASHSEED sets the order of sets and differs from process to process. Oracle: all files
+    of two processes with different ones, and of a repack in another order."""
+    code = """
+import sys; from pathlib import Path
+from sharding.tools.repack import RepackConfig, repack
+from stages.ingest.config import IngestConfig
+from stages.ingest.run import ingest
+out = Path(sys.argv[1])
+ingest(IngestConfig(num_train=12, num_heldout=4, samples_per_shard=4), seed=3, out=out / "a")
+repack([out / "a"], out / "b", RepackConfig(samples_per_shard=5, seed=7))
+"""
+    trees = []
+    for seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / seed)], env=env, check=True)
+        files = [path for path in (tmp_path / seed).rglob("*") if path.is_file()]
+        trees.append({str(f.relative_to(tmp_path / seed)): f.read_bytes() for f in files})
+    assert trees[0] == trees[1] and len(trees[0]) > 10
 
 
 def test_a_second_run_touches_no_shard(tmp_path: Path) -> None:

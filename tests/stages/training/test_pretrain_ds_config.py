@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.recipe.recipe import load_recipe
-from pipeline.runner.stages.external_inputs import outside
+from pipeline.runner.stages.external_inputs import external_inputs
 from pipeline.runner.stages.stage_graph import stages_of
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.run import check_batch_norm
@@ -163,7 +163,7 @@ def test_another_file_is_another_run(tmp_path: Path) -> None:
         path = _given(tmp_path, {"zero_optimization": {"stage": stage}}).ds_config
         recipe = load_recipe("toy", [f"pretrain.ds_config={path}"])
         kind = next(k for k in stages_of(recipe) if k.name == "pretrain")
-        words.append(outside(recipe, kind)["pretrain.ds_config"])
+        words.append(external_inputs(recipe, kind)["pretrain.ds_config"])
     assert words[0] != words[1]
 
 
