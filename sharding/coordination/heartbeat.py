@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 LEASE_SECONDS = 60.0
 STALL_SECONDS = 900.0
@@ -216,6 +217,7 @@ class Heartbeat:
         self._began = self._last_progress = time.monotonic()
         self._counts = deque([(time.monotonic(), 0)])
         self._num_inputs_done = 0
+        self._changing = threading.Lock()  # the record, which this thread and the heartbeat's change
         self._writing = threading.Lock()
         self._stopped = threading.Event()
         # Complete and locked before it has the name by which others find it.
@@ -236,27 +238,30 @@ class Heartbeat:
 
     def end_start(self) -> None:
         """Note that this worker now looks for shards."""
-        self.record = replace(self.record, is_starting=False)
+        self._change(is_starting=False)
         self.beat()
 
     def begin(self, tar: str, num_inputs: int) -> None:
         """Note that this worker now writes `tar`."""
         self._began = self._last_progress = time.monotonic()
-        self.record = replace(
-            self.record, tar=tar, num_done=0, num_inputs=num_inputs, is_stalled=False
-        )
+        self._change(tar=tar, num_done=0, num_inputs=num_inputs, is_stalled=False)
         self.beat()
 
     def advance(self) -> None:
         """Count one more input; the next heartbeat shows it."""
         self._num_inputs_done += 1
         self._last_progress = time.monotonic()
-        self.record = replace(self.record, num_done=self.record.num_done + 1, is_stalled=False)
+        with self._changing:
+            self.record = replace(self.record, num_done=self.record.num_done + 1, is_stalled=False)
 
     def end(self) -> None:
         """Note that this worker is between two shards."""
-        self.record = replace(self.record, tar=None, num_done=0, num_inputs=0, is_stalled=False)
+        self._change(tar=None, num_done=0, num_inputs=0, is_stalled=False)
         self.beat()
+
+    def _change(self, **fields: Any) -> None:
+        with self._changing:
+            self.record = replace(self.record, **fields)
 
     def beat(self) -> None:
         """Write the record once more, with the next counter."""
@@ -287,8 +292,9 @@ class Heartbeat:
         while not self._stopped.wait(every):
             if self.record.is_stalled:
                 continue
-            if self._has_stalled():
-                self.record = replace(self.record, is_stalled=True)
+            with self._changing:
+                if self._has_stalled():
+                    self.record = replace(self.record, is_stalled=True)
             with contextlib.suppress(OSError):  # a full or slow disk: the next one may succeed
                 self.beat()
 

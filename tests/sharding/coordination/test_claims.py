@@ -568,6 +568,36 @@ def test_one_worker_closes_and_the_others_wait_for_it(tmp_path: Path) -> None:
     assert not (tmp_path / FOLDER).exists()
 
 
+def test_a_heartbeat_that_stops_loses_no_change_of_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heartbeat's thread finds that the work stands still while the worker turns to its next
+    shard. Oracle: the record is that of the next shard, and beats on."""
+    entered, left = threading.Event(), threading.Event()
+    real = heartbeat.replace
+
+    def slow(record: Any, **fields: Any) -> Any:
+        if not fields.get("is_stalled"):
+            return real(record, **fields)
+        entered.set()
+        time.sleep(0.3)
+        left.set()
+        return real(record, **fields)
+
+    monkeypatch.setattr(heartbeat, "replace", slow)
+    worker = heartbeat.Heartbeat(tmp_path, settings="s", lease_seconds=0.1, stall_seconds=0.05)
+    try:
+        worker.begin("a.tar", 1)
+        assert entered.wait(30)
+        monkeypatch.setattr(worker, "_stall_seconds", 60.0)
+        worker.begin("b.tar", 1)
+        assert left.wait(30)
+        time.sleep(0.1)
+        assert worker.record.tar == "b.tar" and not worker.record.is_stalled
+    finally:
+        worker.stop()
+
+
 def test_a_heartbeat_tells_shard_progress_and_time(tmp_path: Path) -> None:
     """Oracle: the file, read back as others read it; and that the lock is seen as held."""
     beats = heartbeat.Heartbeat(tmp_path, settings="s", lease_seconds=60.0)
