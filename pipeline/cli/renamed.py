@@ -6,7 +6,6 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 COMMANDS = {"look": "view", "inside": "inspect", "mixing": "shuffle-quality"}
 """Old command -> new one."""
@@ -34,10 +33,16 @@ def plain_warnings() -> Iterator[None]:
     """Warnings of old names in recipes look like those of old commands, without a line of code."""
     before = warnings.formatwarning
 
-    def formatted(message: Any, category: type[Warning], *place: Any) -> str:
+    def formatted(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
         if category is FutureWarning:
             return f"boxless: warning: {message}\n"
-        return before(message, category, *place)
+        return before(message, category, filename, lineno, line)
 
     warnings.formatwarning = formatted
     try:
