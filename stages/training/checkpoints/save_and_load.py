@@ -6,6 +6,7 @@ rank's files are on disk, by rename.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import zipfile
@@ -35,12 +36,22 @@ class SafeCheckpointEngine(TorchCheckpointEngine):
 
     def save(self, state_dict: dict[str, Any], path: str) -> None:
         """Write beside, sync, read again, rename. Raises BoxlessError where what is read is not
-        what was written."""
+        what was written, and OSError, naming the file, where there is no room; then nothing of it
+        is left."""
         beside = f"{path}.tmp"
-        with open(beside, "wb") as file:
-            torch.save(state_dict, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(beside, "wb") as file:
+                torch.save(state_dict, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            with contextlib.suppress(OSError):
+                os.unlink(beside)
+            # PyTorch's own error is about the rest of its file, and comes after the disk's.
+            cause = error if isinstance(error, OSError) else error.__context__
+            if isinstance(cause, OSError) and cause.errno is not None:
+                raise OSError(cause.errno, cause.strerror, path) from error
+            raise
         if not _is_sound(beside):
             raise BoxlessError(
                 f"{beside}: got other bytes than were written, expected the same. The last "

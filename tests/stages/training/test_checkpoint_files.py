@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from boxless.errors import BoxlessError
+from stages.folders import replace_folder
 from stages.training.checkpoints.save_and_load import SafeCheckpointEngine
 
 
@@ -43,3 +46,22 @@ def test_what_was_not_written_well_takes_no_place(
     with pytest.raises(BoxlessError, match="got other bytes than were written"):
         engine.save({"weights": torch.ones(64)}, str(path))
     assert path.read_bytes() == before
+
+
+def test_without_room_the_file_is_named_and_nothing_of_it_is_left(tmp_path: Path) -> None:
+    """A process whose files may not grow as large (`ulimit -f`). Oracle: the path in the error, and
+    the folder's listing."""
+    before, path = resource.getrlimit(resource.RLIMIT_FSIZE), str(tmp_path / "part.pt")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            SafeCheckpointEngine().save({"weights": torch.zeros(100_000)}, path)
+        assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, path)
+        with pytest.raises(OSError, match="File too large"):
+            replace_folder(
+                tmp_path / "student",
+                lambda folder: Path(folder, "weights").write_bytes(bytes(200_000)),
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
