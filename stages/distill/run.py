@@ -53,8 +53,7 @@ NO_PHRASES = (
 ABOUT = "about.json"
 """What `finish` has to know of teacher and settings; each worker would write the same bytes."""
 # Their effect is in the fingerprints of teacher, chunker or similarity, or they belong to the
-# machine. In half precision the size of a batch moves last digits, and is not held against a shard
-# either.
+# machine; batch_size, which moves last digits in half precision alone, is in _arithmetic.
 _OUTSIDE_THE_FINGERPRINT = (
     "lease_seconds",
     "accept_versions",

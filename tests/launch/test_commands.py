@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from launch.backends import deepspeed, local, slurm, torchrun
 from launch.config import LaunchConfig
 from launch.environment import launch_environment
 from launch.job import Job, UserError
+from launch.processes.supervisor import Supervisor
 from launch.slurm_config import SlurmConfig
 
 JOB = Job(
@@ -77,6 +79,26 @@ def test_deepspeed_here_and_over_a_hostfile() -> None:
     config = LaunchConfig(launcher="deepspeed", nodes=2, procs_per_node=8, hostfile="hosts")
     there = deepspeed.command(JOB, config)
     assert "--hostfile=hosts" in there and "--num_nodes=2" in there and "--num_gpus=8" in there
+
+
+def test_deepspeed_on_one_node_meets_at_a_free_port_at_every_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed's own default is 29500 for every run of a machine. Oracle: the ports of two starts
+    can be bound, and differ from one that is taken."""
+    starts: list[str] = []
+
+    def run(supervisor: Supervisor, command: Callable[[], list[str]]) -> None:
+        starts.extend(" ".join(command()) for _ in range(2))
+
+    monkeypatch.setattr(Supervisor, "run", run)
+    job = replace(JOB, log_folder=tmp_path / "logs")
+    deepspeed.run(job, LaunchConfig(launcher="deepspeed", procs_per_node=2))
+    ports = [int(found) for start in starts for found in re.findall(r"--master_port=(\d+)", start)]
+    assert len(ports) == 2 and 29500 not in ports
+    for port in ports:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
 
 
 def test_slurm_script() -> None:

@@ -212,6 +212,20 @@ def test_done_shards_are_skipped_and_others_are_not(images: Path, tmp_path: Path
     assert num_pictures_looked_at(replace(CONFIG, object_text="label"), "fake/2") == 11
 
 
+def test_the_fingerprint_has_what_moves_last_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device, and in half precision the size of a batch. Oracle: the entries, by hand; on a CPU
+    in single precision there is nothing that moves any."""
+    in_bf16 = replace(CONFIG, precision="bf16")
+    assert run._arithmetic(CONFIG) == {}
+    assert run._arithmetic(in_bf16) == {"batch_size": "2"}
+    monkeypatch.setattr(run, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    assert run._arithmetic(CONFIG) == {"device": "NVIDIA A100"}
+    assert run._arithmetic(in_bf16) == {"batch_size": "2", "device": "NVIDIA A100"}
+
+
 def test_finished_shards_of_other_versions_are_accepted_where_the_recipe_says_so(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

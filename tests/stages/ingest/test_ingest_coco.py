@@ -431,3 +431,31 @@ def test_json_that_readers_take_differently(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(text.encode()))
     with pytest.raises(SourceError, match="compressed by gzip; unpack it by gzip -d"):
         run(tmp_path, str(path))
+
+
+@pytest.mark.parametrize("written", [str, float, lambda number: f"{number:04d}", int])
+def test_ids_are_matched_by_value_whatever_their_type(tmp_path: Path, written: Any) -> None:
+    """Exporters of labelling tools write 17 as "17". Oracle: every box is at its picture; where all
+    are crowds, none can be used, and the error counts them."""
+    names = [f"{number}.jpg" for number in range(3)]
+    write_pictures(tmp_path, {name: encoded(width=40, height=30) for name in names})
+    content = captions_of({name: ["a"] for name in names})
+    boxes = {
+        "images": content["images"],
+        "categories": [{"id": 7, "name": "cat"}],
+        "annotations": [
+            {"image_id": written(i + 1), "category_id": written(7), "bbox": [i, 2, 5, 5]}
+            for i in range(3)
+        ],
+    }
+    captions, instances = tmp_path / "c.json", tmp_path / "i.json"
+    write_json(captions, content)
+    catalog = run(tmp_path, str(captions), instances=write_json(instances, boxes))
+    found = samples(tmp_path / "out", catalog)
+    assert [found[str(i)].info["truth"]["boxes"] for i in range(3)] == [
+        [[i, 2, i + 5, 7]] for i in range(3)
+    ]
+    for one in boxes["annotations"]:
+        one["iscrowd"] = 1
+    with pytest.raises(SourceError, match=r"none of its 3 boxes can be used \(3 x crowd box\)"):
+        run(tmp_path, str(captions), instances=write_json(instances, boxes))
