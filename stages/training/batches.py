@@ -155,10 +155,21 @@ def load_batches(
 def received(loader: DataLoader[Any], section: str) -> Iterator[LoadedBatch]:
     """The loader's batches.
 
-    Raises ValueError, naming the limit and what to do, where a worker could not hand one over, and
-    a worker's own BoxlessError as it is. The workers end with the iterator, whatever they are at.
+    Raises BoxlessError, naming the limit and what to do, where workers cannot be started or one
+    could not hand a batch over, and a worker's own BoxlessError as it is. The workers end with the
+    iterator, whatever they are at.
     """
-    batches = iter(loader)
+    try:
+        batches = iter(loader)
+    except OSError as error:
+        if not loader.num_workers:
+            raise
+        raise BoxlessError(
+            f"{section}.num_workers: workers could not be started: {_limit(error) or error}. Expected "
+            "a /dev/shm that can be written, for their locks and batches, and room for processes "
+            "(`ulimit -u`): give the container those, or read in the rank itself with "
+            f"{section}.num_workers=0"
+        ) from error
     try:
         while True:
             try:

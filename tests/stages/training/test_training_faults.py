@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from boxless.errors import BoxlessError
 from sharding.format.schema import ShardError
 from sharding.order.order import Turn
 from sharding.reading.watchdog import StatusBoard
@@ -90,6 +92,27 @@ def test_a_batch_that_cannot_be_handed_over_is_an_error_with_its_fix(
     loader = load_batches(_source(), CONFIG, 0, 0, 1)
     with pytest.raises(ValueError, match=rf"pretrain.num_workers: .*{limit}.*num_workers=0"):
         list(received(loader, "pretrain"))
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.EROFS, "/dev/shm that can be written"), (errno.EAGAIN, "ulimit -u")],
+)
+def test_workers_that_cannot_be_started_are_an_error_with_its_fix(
+    number: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A /dev/shm that is read-only, or a limit of processes. Oracle: the message names both places
+    and the field; without workers the error is somebody else's and stays."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", refuse)
+    with pytest.raises(BoxlessError, match=f"(?s)pretrain.num_workers: .*{words}.*num_workers=0"):
+        next(received(load_batches(_source(), CONFIG, 0, 0, 1), "pretrain"))
+    with pytest.raises(OSError, match=os.strerror(number)):
+        alone = replace(CONFIG, num_workers=0)
+        next(received(load_batches(_source(), alone, 0, 0, 1), "pretrain"))
 
 
 def test_a_stop_does_not_wait_for_data_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
