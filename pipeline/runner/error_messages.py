@@ -24,6 +24,7 @@ _REMEDIES = {
     "fewer workers or ranks",
     errno.ENOMEM: "the memory is used up: take fewer workers or ranks, smaller batches or pictures, "
     "or raise the limit (ulimit -v, or that of the container)",
+    errno.EEXIST: "a file is in the place of a folder: move it, or name another place",
     errno.ENOTDIR: "a part of the path is a file: name another place",
     errno.ESTALE: "the network file system lost the file: check that the server is up",
 }

@@ -217,7 +217,9 @@ class Heartbeat:
         self._began = self._last_progress = time.monotonic()
         self._counts = deque([(time.monotonic(), 0)])
         self._num_inputs_done = 0
-        self._changing = threading.Lock()  # the record, which this thread and the heartbeat's change
+        self._changing = (
+            threading.Lock()
+        )  # the record, which this thread and the heartbeat's change
         self._writing = threading.Lock()
         self._stopped = threading.Event()
         # Complete and locked before it has the name by which others find it.

@@ -29,7 +29,11 @@ class AnonymousFile:
         self.descriptor = descriptor
         # A no-op for a child that is handed a file of this size or more.
         if os.fstat(descriptor).st_size < self._num_mapped_bytes:
-            os.ftruncate(descriptor, self._num_mapped_bytes)
+            try:
+                os.ftruncate(descriptor, self._num_mapped_bytes)
+            except OSError as error:
+                error.filename = tempfile.gettempdir() if self._on_disk else "a file in memory"
+                raise
         self.memory = mmap.mmap(descriptor, self._num_mapped_bytes)
 
     def __del__(self) -> None:

@@ -239,6 +239,7 @@ class _Index:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._lines = tempfile.TemporaryFile(dir=folder)
         self._starts = array("q", [0])
         self._shard_of = array("i")
@@ -258,8 +259,12 @@ class _Index:
             self._tars.append(tar)
             self._splits.append(shard.split)
             self._keys.add(tar, (entry.key for entry in manifest.samples))
-            self._add(manifest)
-        self._lines.flush()
+            try:
+                self._add(manifest)
+                self._lines.flush()
+            except OSError as error:
+                error.filename = str(self._folder)  # the file has no name
+                raise
 
     def _add(self, manifest: Manifest) -> None:
         notes: dict[str, list[str]] = {}

@@ -67,8 +67,10 @@ class NewFile:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError) and error.filename is None and error.errno in _NO_ROOM:
-            error.filename = str(self.path)  # a write knows only its descriptor
+        # PyTorch raises an error of its own, about the rest of its file, after the disk's.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError) and cause.filename is None and cause.errno in _NO_ROOM:
+            cause.filename = str(self.path)  # a write knows only its descriptor
         try:
             if not self._is_renamed:
                 self._temp.unlink(missing_ok=True)

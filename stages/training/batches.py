@@ -179,6 +179,8 @@ def received(loader: DataLoader[Any], section: str) -> Iterator[LoadedBatch]:
             except StopIteration:
                 return
             except (RuntimeError, OSError) as error:
+                if loader.num_workers and "killed by signal: Killed" in str(error):
+                    raise BoxlessError(_killed(section)) from error
                 reason = _limit(error)
                 if not loader.num_workers or reason is None:
                     raise
@@ -257,6 +259,15 @@ def _limit(error: Exception) -> str | None:
     if shared or getattr(error, "errno", None) == errno.ENOSPC:
         return "/dev/shm is full"
     return None
+
+
+def _killed(section: str) -> str:
+    return (
+        f"{section}.num_workers: a worker was killed (SIGKILL), most likely as the memory ran out "
+        "(`dmesg` says so). Expected room for two batches a worker beside the rank: take fewer "
+        f"workers, lower {section}.micro_batch_size, or give the job more memory. The last "
+        "checkpoint is sound"
+    )
 
 
 def _cannot_hand_over(reason: str, section: str) -> str:

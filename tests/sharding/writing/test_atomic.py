@@ -121,6 +121,12 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught, replacing(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert caught.value.filename == str(path)
+    with pytest.raises(RuntimeError) as other, replacing(path):  # as PyTorch's, after the disk's
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            raise RuntimeError("unexpected pos 67072 vs 67016")
+    assert getattr(other.value.__context__, "filename", None) == str(path)
     with pytest.raises(OSError) as caught, replacing(path):
         raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
     assert caught.value.filename is None

@@ -66,6 +66,18 @@ def test_workers_ignore_the_signals_of_the_group_and_end_with_the_iterator() -> 
     assert not worker.is_alive()
 
 
+def test_a_worker_that_is_killed_is_an_error_with_its_fix() -> None:
+    """As the kernel does where memory runs out. Oracle: the message names the field and the fix."""
+    loader = load_batches(_source(), replace(CONFIG, num_steps=1000), 0, 0, 1)
+    loaded = received(loader, "pretrain")
+    next(loaded)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(BoxlessError, match="pretrain.num_workers: a worker was killed.*fewer"):
+        list(loaded)
+
+
 @pytest.mark.parametrize(
     ("error", "limit"),
     [
