@@ -22,7 +22,7 @@ launching = $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(NODES),--nodes $(NOD
 
 .PHONY: help demo demo-tasks test test-fast check lint types imports run report status attach cancel logs \
 	slurm-test multinode-test multinode-training distill-array ranks-test goodput ledger ablation doctor clean $(STAGES) \
-	drill two-writers elastic positions damages scale bench detector parts extraction fuzz dictionary step inference \
+	drill two-writers elastic positions damages scale bench detector parts extraction counts fuzz dictionary step inference \
 	curves docs
 
 help: ## list the targets
@@ -135,6 +135,9 @@ parts: .venv/ready ## RoIAlign, NMS and the choice of boxes, beside plain ways
 
 extraction: .venv/ready ## how busy distill keeps its device, beside one step after the other
 	.venv/bin/python -m benchmarks.detector.extraction
+
+counts: .venv/ready ## operators of an extraction, and how often its host waits for a GPU
+	.venv/bin/python -m benchmarks.detector.counts
 
 dictionary: .venv/ready ## the visual dictionary as SOHO released it, and ours: dead codes, scores
 	.venv/bin/python -m benchmarks.training.dictionary $(foreach setting,$(SET),--set $(setting))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.clocks import CLOCKS, Clock, seconds
-from stages.detector.model.res5_head import BLOCK_BOXES
+from stages.detector.model.res5_head import BLOCK_BOXES_CPU
 from stages.detector.model.resnet import RES5, ResNet, build_stage
 from stages.detector.net_config import ResNetConfig
 from stages.detector.predictor import in_precision
@@ -66,9 +66,9 @@ def main() -> None:
         clock,
     )
     compare(
-        f"res5 after its first block, {BLOCK_BOXES} boxes",
+        f"res5 after its first block, {BLOCK_BOXES_CPU} boxes",
         build_stage(config, RES5)[1:],
-        torch.randn(BLOCK_BOXES, width, 7, 7),
+        torch.randn(BLOCK_BOXES_CPU, width, 7, 7),
         device,
         options.repeats,
         clock,

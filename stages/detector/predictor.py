@@ -128,27 +128,42 @@ class Teacher:
         """What was found in the resized picture, as rows in pixels of the original one."""
         scale = found.boxes.new_tensor([1 / factor for factor in picture.scale] * 2)
         boxes = clip(found.boxes * scale, (picture.height, picture.width))
-        keep = is_nonempty(boxes)
-        array = np.zeros(
-            int(keep.sum()),
-            object_dtype(
-                feature_size=self.feature_size,
-                num_top=self.num_top,
-                attributes=bool(self.attribute_names),
-            ),
-        )
-        top_scores, top_labels = largest(found.probabilities[keep], self.num_top)
-        array["box"] = boxes[keep].cpu().numpy()
-        array["score"] = found.scores[keep].cpu().numpy()
-        array["label"] = found.labels[keep].cpu().numpy()
-        array["feature"] = found.features[keep].clamp(max=LARGEST_HALF).cpu().numpy()
-        array["top_label"] = top_labels.cpu().numpy()
-        array["top_score"] = top_scores.cpu().numpy()
+        rows = torch.nonzero(is_nonempty(boxes)).flatten()
+        top_scores, top_labels = largest(found.probabilities[rows], self.num_top)
+        fields = {
+            "box": boxes[rows],
+            "score": found.scores[rows],
+            "label": found.labels[rows],
+            "feature": found.features[rows].clamp(max=LARGEST_HALF),
+            "top_label": top_labels,
+            "top_score": top_scores,
+        }
         if found.attributes is not None:
-            best = found.attributes[keep].max(1)
-            array["attribute"] = best.indices.cpu().numpy()
-            array["attribute_score"] = best.values.cpu().numpy()
-        return array
+            best = found.attributes[rows].max(1)
+            fields |= {"attribute": best.indices, "attribute_score": best.values}
+        dtype = object_dtype(
+            feature_size=self.feature_size,
+            num_top=self.num_top,
+            attributes=bool(self.attribute_names),
+        )
+        return _structured(fields, dtype)
+
+
+def _structured(fields: dict[str, Tensor], dtype: np.dtype) -> np.ndarray:
+    """Fields [O, ...] as an array of `dtype`, by one copy from the device: in single precision,
+    which is exact for numbers of labels."""
+    columns = {
+        name: values.float().flatten(1) if values.ndim > 1 else values.float()[:, None]
+        for name, values in fields.items()
+    }
+    table = torch.cat(list(columns.values()), 1).cpu().numpy()
+    array = np.zeros(len(table), dtype)
+    first = 0
+    for name, column in columns.items():
+        end = first + column.shape[1]
+        array[name] = table[:, first:end].reshape(array[name].shape)
+        first = end
+    return array
 
 
 def largest(values: Tensor, num: int) -> tuple[Tensor, Tensor]:

@@ -100,12 +100,14 @@ class FasterRCNN(nn.Module):
             attributes = self.attribute_predictor.probabilities(features, logits.argmax(1))
         probabilities = logits.softmax(1)[:, :-1]
         counts = [len(picture) for picture in boxes]
+        of_picture = zip(deltas.split(counts), probabilities.split(counts), features.split(counts))
+        attributes_of = None if attributes is None else attributes.split(counts)
         found = []
-        for index, rows in enumerate(torch.arange(len(features)).split(counts)):
+        for index, (own_deltas, own_probabilities, own_features) in enumerate(of_picture):
             some = self._choose(
                 boxes[index],
-                deltas[rows],
-                probabilities[rows],
+                own_deltas,
+                own_probabilities,
                 sizes[index],
                 None if scales is None else scales[index],
             )
@@ -114,9 +116,9 @@ class FasterRCNN(nn.Module):
                     some.boxes,
                     some.scores,
                     some.labels,
-                    features[rows][some.source],
-                    probabilities[rows][some.source],
-                    None if attributes is None else attributes[rows][some.source],
+                    own_features[some.source],
+                    own_probabilities[some.source],
+                    None if attributes_of is None else attributes_of[index][some.source],
                 )
             )
         return found

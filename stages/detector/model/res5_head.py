@@ -27,7 +27,10 @@ from stages.detector.ops.pooler import Level, picture_of_boxes
 from stages.detector.ops.roi_align import roi_align
 from stages.detector.ops.roi_pool import roi_pool
 
-BLOCK_BOXES = 128  # bounds memory: 50 MB a tensor of 2048 channels and 7 x 7 bins
+# Boxes a block. They bound memory: 128 take 50 MB a tensor of 2048 channels and 7 x 7 bins in
+# single precision. On GPUs each block costs starts of kernels and waits for sizes.
+BLOCK_BOXES_CPU = 128
+BLOCK_BOXES = 2048
 
 
 class Maps(NamedTuple):
@@ -50,14 +53,15 @@ class Res5BoxHead(nn.Module):
         (level,) = levels
         all_boxes, picture_index = torch.cat(boxes), picture_of_boxes(boxes)
         maps = self._maps(level.feature, len(all_boxes))
+        num_a_block = BLOCK_BOXES_CPU if all_boxes.device.type == "cpu" else BLOCK_BOXES
         if maps is None:
             bins = self._pool(level, all_boxes, picture_index)
-            blocks = (self.res5[0](some) for some in bins.split(BLOCK_BOXES))
+            blocks = (self.res5[0](some) for some in bins.split(num_a_block))
         else:
             blocks = (
                 self._first_from_maps(maps, level.stride, some, index)
                 for some, index in zip(
-                    all_boxes.split(BLOCK_BOXES), picture_index.split(BLOCK_BOXES)
+                    all_boxes.split(num_a_block), picture_index.split(num_a_block)
                 )
             )
         return torch.cat([self.res5[1:](block).mean((2, 3)) for block in blocks])
@@ -105,21 +109,28 @@ class Res5BoxHead(nn.Module):
         """The first block's result [R, D, P, P] from `maps`, whose cells span `stride` pixels."""
         first = self._first_block()
         assert first.shortcut is not None
+        assert first.conv1.bias is not None and first.shortcut.bias is not None
+        steps = (first.conv1.stride[0], first.shortcut.stride[0])
 
-        def take(feature: Tensor, layer: nn.Conv2d) -> Tensor:
-            bins = roi_align(
+        def take(feature: Tensor, bin_step: int) -> Tensor:
+            return roi_align(
                 feature,
                 boxes,
                 picture_index,
                 stride=stride,
                 num_bins=self.config.num_bins,
                 sampling_ratio=self.config.sampling_ratio,
-                bin_step=layer.stride[0],
+                bin_step=bin_step,
             )
-            assert layer.bias is not None
-            return bins + layer.bias[:, None, None]
 
-        return first.finish(take(maps.hidden, first.conv1), take(maps.shortcut, first.shortcut))
+        if steps[0] == steps[1]:  # both read the same cells: which ones is worked out once
+            widths = [feature.shape[1] for feature in maps]
+            hidden, shortcut = take(torch.cat(maps, 1), steps[0]).split(widths, 1)
+        else:
+            hidden, shortcut = (take(*pair) for pair in zip(maps, steps))
+        return first.finish(
+            hidden + first.conv1.bias[:, None, None], shortcut + first.shortcut.bias[:, None, None]
+        )
 
     def _first_block(self) -> Bottleneck:
         first = self.res5[0]

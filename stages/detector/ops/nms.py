@@ -22,6 +22,9 @@ from stages.detector.ops.boxes import iou
 # few kernels to start.
 BLOCK_BOXES_CPU = 256
 BLOCK_BOXES = 4096
+# Steps from one look at whether all is settled to the next: a look waits for a device.
+STEPS_A_LOOK_CPU = 1
+STEPS_A_LOOK = 4
 
 
 def nms(
@@ -75,9 +78,11 @@ def _settle(suppresses: Tensor) -> Tensor:
     """Mask [N] of the boxes that stay among themselves; `suppresses` [N, N] is by falling score."""
     pushes = suppresses.triu(diagonal=1).float()
     stays = torch.ones(len(pushes), device=pushes.device)
+    num_steps = STEPS_A_LOOK_CPU if pushes.device.type == "cpu" else STEPS_A_LOOK
     while True:
-        # A product counts, for each box, those that push it out; counts this small are exact.
-        settled = (stays @ pushes == 0).float()
-        if torch.equal(settled, stays):
+        before = stays
+        for _ in range(num_steps):
+            # A product counts, for each box, those that push it out; counts this small are exact.
+            before, stays = stays, (stays @ pushes == 0).float()
+        if torch.equal(before, stays):
             return stays.bool()
-        stays = settled

@@ -80,9 +80,10 @@ def _find_runs(
     bin_size = (end - start) / num_bins
     if sampling_ratio > 0:
         num_samples = torch.full_like(bin_size, sampling_ratio)
+        most_samples = sampling_ratio
     else:
         num_samples = bin_size.ceil().clamp(min=0)
-    most_samples = max(int(num_samples.max()), 1)
+        most_samples = max(int(num_samples.max()), 1)
     samples = torch.arange(most_samples, device=start.device, dtype=start.dtype)
     is_used = (samples < num_samples[:, None])[:, None]
     # [R, Q, S]; multiplied out in the order of detectron2's kernel, so that rounding agrees.

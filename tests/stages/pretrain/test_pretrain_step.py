@@ -17,8 +17,8 @@ from pretrain_fixtures import (
     toy_samples,
     toy_tokenizer,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.operator_counts import OperatorCounts
 from stages.pretrain.config import (
     ItcConfig,
     ItmConfig,
@@ -37,7 +37,6 @@ CONFIG = PretrainConfig(
     omvm=OmvmConfig(weight=0.7),
     pra=PraConfig(weight=0.3, min_similarity=0.3),
 )
-READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "_unique2", "masked_select")
 
 
 def _model(config: PretrainConfig, **changes: Any) -> PretrainModel:
@@ -62,32 +61,13 @@ def _collated(model: PretrainModel, position: int) -> Batch:
     return collate(position, toy_samples(24, 6)[:4])
 
 
-class CountReads(TorchDispatchMode):
-    """Notes the operators whose result, or whose result's size, the host waits for on a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
-    ) -> Any:
-        name = func.name().removeprefix("aten::").split(".")[0]
-        is_mask = name in ("index", "index_put", "index_put_") and any(
-            one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1]
-        )
-        if name in READS or is_mask:
-            self.reads.append(name)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("level", ["fusion", "encoders"])
 def test_a_step_reads_nothing_from_the_device(level: str) -> None:
     """Every objective of KD-VLP and the contrastive ones, forward and backward. Oracle: operators
     whose result the host waits for are counted one by one: none; and the meta device, which has no
     values to give, goes through it too. That it counts what it shall is seen by a plain step."""
     model = _model(CONFIG, pra_level=level).train()
-    with CountReads() as plain:
+    with OperatorCounts() as plain:
         assert torch.tensor([True]).item() and len(torch.arange(3)[torch.tensor([True] * 3)]) == 3
     assert plain.reads == ["_local_scalar_dense", "index"]
     batch = _collated(model, 0)
@@ -95,7 +75,7 @@ def test_a_step_reads_nothing_from_the_device(level: str) -> None:
     assert len(batch.swapped) and (batch.output_places is None) == (level == "fusion")
     model.begin_step([batch], 1)
     model.sparse_words = False  # the CPU's own way, which asks which pieces are padding
-    with CountReads() as counted:
+    with OperatorCounts() as counted:
         loss, _ = model(batch)
         loss.backward()
     assert counted.reads == []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.detector.checkpoints.families import DETECTRON2
 from stages.detector.model.faster_rcnn import FasterRCNN
-from stages.detector.model.res5_head import BLOCK_BOXES, Res5BoxHead
+from stages.detector.model.res5_head import BLOCK_BOXES_CPU, Res5BoxHead
 from stages.detector.net_config import BoxConfig, ResNetConfig, TeacherConfig
 from stages.detector.ops.pooler import Level
 
@@ -121,10 +121,10 @@ def test_the_cheaper_way_is_taken() -> None:
 def test_boxes_do_not_hang_on_their_number(pooling: Literal["align", "pool"]) -> None:
     """Oracle: the first and last boxes alone; and no box at all gives no feature."""
     head = make_head(config=dataclasses.replace(BOXES, pooling=pooling))
-    level, boxes = make_level(1), make_boxes(BLOCK_BOXES + 5).double()
+    level, boxes = make_level(1), make_boxes(BLOCK_BOXES_CPU + 5).double()
     with torch.no_grad():
         features = head([level], [boxes])
-        for rows in (slice(0, 3), slice(BLOCK_BOXES - 1, None)):
+        for rows in (slice(0, 3), slice(BLOCK_BOXES_CPU - 1, None)):
             torch.testing.assert_close(features[rows], head([level], [boxes[rows]]))
         assert head([level], [boxes[:0]]).shape == (0, 16)
 

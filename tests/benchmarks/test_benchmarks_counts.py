@@ -1,0 +1,12 @@
+"""The benchmark of operators and reads of an extraction."""
+
+from __future__ import annotations
+
+from benchmarks.detector.counts import extraction_counts
+
+
+def test_an_extraction_waits_seldom() -> None:
+    """Bounds a little above what was counted: a loop over boxes, or a copy a field, would be far
+    beyond them. (With 1,000 proposals in batches of eight: 597 and 13.8.)"""
+    num_operators, num_reads = extraction_counts(2, num_proposals=100)
+    assert num_operators < 800 and num_reads < 16
