@@ -33,9 +33,6 @@ class StoredTensors:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
-    def __len__(self) -> int:
-        return len(self._files)
-
     def read(self, name: str) -> torch.Tensor:
         """The tensor of a name that is in the folder, in 16 bits."""
         return self._files[name].get_tensor(name)
