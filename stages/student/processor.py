@@ -104,6 +104,12 @@ class StudentProcessor(InstalledClass):
         self,
         pictures: Picture | Sequence[Picture] | None = None,
         texts: str | Spans | Sequence[str | Spans] | None = None,
+        *,
+        images: Picture | Sequence[Picture] | None = None,
+        text: str | Spans | Sequence[str | Spans] | None = None,
+        return_tensors: str = "pt",
+        padding: bool | str = True,
+        truncation: bool = True,
     ) -> BatchFeature:
         """`pixel_values` [N, 3, H, W] and `sizes_px` [N, 2] of pictures, `input_ids` and
         `token_type_ids` [B, T] of texts; `.to(device)` moves them. One picture or text may stand
@@ -114,7 +120,14 @@ class StudentProcessor(InstalledClass):
         ("answer", ...)]. Raises ValueError where there is neither, on what is no picture or text,
         and on a part that is unknown or that the student has no token type for; OSError on a file
         that cannot be read.
+
+        images, text: pictures and texts under the names of transformers' processors.
+        return_tensors, padding, truncation: theirs, too; texts are always padded to the longest and
+        cut, and tensors PyTorch's: other values are a ValueError.
         """
+        pictures = _one_of(pictures, images, "pictures", "images")
+        texts = _one_of(texts, text, "texts", "text")
+        _check_options(return_tensors, padding, truncation)
         if pictures is None and texts is None:
             raise BoxlessError("got neither pictures nor texts, expected at least one of them")
         features: dict[str, torch.Tensor] = {}
@@ -156,6 +169,24 @@ class StudentProcessor(InstalledClass):
                 "in the recipe, or stages.student.extend_vocabulary, gives it more"
             )
         return torch.tensor(pieces), torch.tensor(types)
+
+
+def _one_of(value: Any, other: Any, name: str, other_name: str) -> Any:
+    """What was given under either name; ValueError where it was under both."""
+    if value is not None and other is not None:
+        raise BoxlessError(f"got {name} and {other_name}, expected one of them: they are the same")
+    return other if value is None else value
+
+
+def _check_options(return_tensors: str, padding: bool | str, truncation: bool) -> None:
+    """ValueError for what transformers' processors can do and this one does not."""
+    for name, value, expected in (
+        ("return_tensors", str(return_tensors), ("pt", "TensorType.PYTORCH")),
+        ("padding", padding, (True, "longest")),
+        ("truncation", truncation, (True, "longest_first")),
+    ):
+        if value not in expected:
+            raise BoxlessError(f"{name}: got {value!r}, expected {expected[0]!r}, as always here")
 
 
 def _as_list(values: Any, *, is_one: Callable[[object], bool], what: str) -> list[Any]:

@@ -62,6 +62,22 @@ def test_one_picture_and_one_text_need_no_lists(
     assert processor(picture, "a").to("cpu")["pixel_values"].device.type == "cpu"
 
 
+def test_the_arguments_of_transformers_processors_are_taken(
+    processor: StudentProcessor, picture: Image.Image
+) -> None:
+    """`images=`, `text=`, `return_tensors=`, `padding=`, `truncation=`. Oracle: the call with our
+    own names; what cannot be had is refused by name."""
+    expected = processor([picture], ["a red square", "a"])
+    given: dict[str, Any] = {"images": picture, "text": ["a red square", "a"]}
+    found = processor(**given, return_tensors="pt", padding=True, truncation=True)
+    assert equal(found, expected) and equal(processor(**given, padding="longest"), expected)
+    for name, value in (("return_tensors", "np"), ("padding", "max_length"), ("truncation", False)):
+        with pytest.raises(ValueError, match=f"{name}: got {value!r}, expected"):
+            processor(**given, **{name: value})
+    with pytest.raises(ValueError, match="got pictures and images, expected one"):
+        processor(picture, **given)
+
+
 @pytest.mark.parametrize(
     ("pictures", "texts", "reported"),
     [
