@@ -59,6 +59,8 @@ class TrainingState:
     """Steps that left the weights because a gradient was not finite."""
     best: float | None = None
     """The best value of the validation's criterion so far."""
+    unvalidated: dict[str, float] | None = None
+    """The line of metrics of this step, which is to be validated yet."""
 
 
 class Loop:
@@ -99,7 +101,12 @@ class Loop:
         )
         self.last_batch: Any = None
         self.log = (
-            MetricsLog(out, step=self.state.step, title=title, wandb_project=config.wandb_project)
+            MetricsLog(
+                out,
+                step=self.state.step - (self.state.unvalidated is not None),
+                title=title,
+                wandb_project=config.wandb_project,
+            )
             if self.rank == 0
             else None
         )
@@ -131,23 +138,38 @@ class Loop:
             ) as progress,
         ):
             try:
+                if state.unvalidated is not None:
+                    values = self.validate() if self.validation else {}
+                    self.log_line({**state.unvalidated, **values})
                 while state.step < config.num_steps:
                     with self.profile.of_step(state.step + 1):
                         self.step()
                     if self.on_step is not None:
                         self.on_step(state.step)
-                    is_last = state.step == config.num_steps
-                    values = self.validate() if self._is_validated(state.step) else {}
-                    if self._is_reported(state.step) or values:
-                        self.report(progress, values)
-                    if self.is_signalled or is_last or state.step % config.checkpoint_steps == 0:
-                        self.save()
-                    if self.is_signalled and not is_last:
-                        raise Stopped(f"stopped at step {state.step} of {config.num_steps}, saved")
+                    self.finish_step(progress)
             finally:
                 self.batches.close()
         if self.log:
             self.log.close()
+
+    def finish_step(self, progress: Progress) -> None:
+        """Report, checkpoint and validation of the step that is done, where they are due.
+
+        The checkpoint comes first, so that a run that ends while it validates goes on with that.
+        Raises Stopped when a rank got a signal. A collective.
+        """
+        config, step = self.config, self.state.step
+        is_last, is_validated = step == config.num_steps, self._is_validated(step)
+        line = self.report(progress) if self._is_reported(step) else None
+        self.state.unvalidated = line if is_validated else None
+        is_due = is_last or is_validated or step % config.checkpoint_steps == 0
+        if self.is_signalled or is_due:
+            self.save()
+        is_stopped = self.is_signalled and not is_last
+        if line is not None and not (is_stopped and is_validated):
+            self.log_line({**line, **(self.validate() if is_validated else {})})
+        if is_stopped:
+            raise Stopped(f"stopped at step {step} of {config.num_steps}, saved")
 
     def step(self) -> None:
         """One optimizer step, over as many micro-batches as are this rank's share of it.
@@ -238,6 +260,7 @@ class Loop:
             "skipped": self.state.skipped_samples,
             "nonfinite_steps": self.state.nonfinite_steps,
             "best": self.state.best,
+            "unvalidated": self.state.unvalidated,
             "data": dict(self.source.state(self.state.position)),
         }
         save_checkpoint(self.engine, self.out, state, self.config.keep_checkpoints)
@@ -267,6 +290,7 @@ class Loop:
             skipped_samples=saved["skipped"],
             nonfinite_steps=saved.get("nonfinite_steps", 0),
             best=saved.get("best"),
+            unvalidated=saved.get("unvalidated"),
         )
 
     def _is_reported(self, step: int) -> bool:
@@ -318,7 +342,7 @@ class Loop:
         with open(self.out / NOTICES, "a", encoding="utf-8") as notices:
             notices.write(line + "\n")
 
-    def report(self, progress: Progress, values: Mapping[str, float]) -> None:
+    def report(self, progress: Progress) -> dict[str, float]:
         """A line of metrics over the steps since the last one. A collective.
 
         Raises ShardError on every rank when more samples were skipped than the recipe allows.
@@ -340,17 +364,21 @@ class Loop:
             "nonfinite_steps": state.nonfinite_steps,
             **self.norms,
             **self.metrics.take(),
-            **values,
         }
         if self.engine.fp16_enabled():
             line["loss_scale"] = loss_scale(self.engine)
             line["overflow_steps"] = self.engine.skipped_steps
-        self.waited_seconds = 0.0
-        self.reported_step, self.reported_at = state.step, time.monotonic()
-        if self.log:
-            self.log.write(line)
-            if passes_due_step(state.step - num_steps, state.step, config.num_steps):
-                for sentence in stuck_objectives(read_metrics(self.out / METRICS)):
-                    self._log(f"{sentence} of {config.num_steps}")
         figures = {"pictures/s": line["pictures_per_second"], "loss": line["loss"]}
         progress.advance(num_steps, **figures)
+        return line
+
+    def log_line(self, line: Mapping[str, float]) -> None:
+        """Write a line of metrics; what comes after it counts to the next one."""
+        previous, step = self.reported_step, int(line["step"])
+        self.waited_seconds = 0.0
+        self.reported_step, self.reported_at = step, time.monotonic()
+        if self.log:
+            self.log.write(dict(line))
+            if passes_due_step(previous, step, self.config.num_steps):
+                for sentence in stuck_objectives(read_metrics(self.out / METRICS)):
+                    self._log(f"{sentence} of {self.config.num_steps}")

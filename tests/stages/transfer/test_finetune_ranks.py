@@ -27,9 +27,9 @@ CONFIG = {"task": "snli_ve", "num_steps": 2, "micro_batch_size": 2, "micro_batch
           "checkpoint_steps": 1, "validate_steps": 2}  # fmt: skip
 
 
-def _torchrun(folder: Path, world_size: int, die_after: int | None) -> int:
+def _torchrun(folder: Path, world_size: int, die_after: int | None, out: str = "out") -> int:
     job = {"config": CONFIG, "images": str(folder / "images"), "student": str(folder / "student"),
-           "out": str(folder / "out"), "die_after": die_after}  # fmt: skip
+           "out": str(folder / out), "die_after": die_after}  # fmt: skip
     (folder / "job.json").write_text(json.dumps(job))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
     return subprocess.run(
@@ -43,9 +43,9 @@ def _torchrun(folder: Path, world_size: int, die_after: int | None) -> int:
 
 @needs_time
 def test_killed_on_two_ranks_and_continued_on_three(tmp_path: Path) -> None:
-    """Oracle: one process with the saved student, group by group: the same predictions to the last
-    digit. The killed run had not scored yet; its rank statistics of BatchNorm were of its own
-    micro-batches."""
+    """Oracle: two ranks that nobody killed: the same predictions to the last digit, as the killed
+    run had trained, and only its scoring is shared out anew; and one process with the saved
+    student, group by group."""
     write_objects(tmp_path / "images", list(toy_samples(24, 6)))
     student = tiny_student()
     student.save_pretrained(str(tmp_path / "student"))
@@ -53,6 +53,9 @@ def test_killed_on_two_ranks_and_continued_on_three(tmp_path: Path) -> None:
     assert _torchrun(tmp_path, 2, die_after=1) != 0
     assert not (tmp_path / "out" / "scores.json").exists()
     assert _torchrun(tmp_path, 3, die_after=None) == 0
+    assert _torchrun(tmp_path, 2, die_after=None, out="calm") == 0
+    one, other = (tmp_path / out / "predictions.jsonl" for out in ("out", "calm"))
+    assert one.read_text() == other.read_text()
     lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
     written = {entry["id"]: entry["prediction"] for entry in map(json.loads, lines)}
     taught = TaskStudent.load(tmp_path / "out" / "student")
