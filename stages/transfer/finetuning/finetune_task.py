@@ -40,7 +40,7 @@ from stages.transfer.fixed_blocks import fixed_threads
 from stages.transfer.heads.encoder_inputs import num_encoder_inputs
 from stages.transfer.heads.kept_inputs import KeptInputs
 from stages.transfer.outcomes import summarize
-from stages.transfer.readers.records import TaskData
+from stages.transfer.readers.records import ReaderError, TaskData
 from stages.transfer.task_batch import TaskBatch, collate
 from stages.transfer.task_config import TaskDataConfig
 from stages.transfer.task_folder import save_head
@@ -128,6 +128,11 @@ def finetune_task(
         data = _data(config, images, out / "data")
         kind = TASKS[str(config.task)]
         train = _most(kind.read(data, "train"), data.num_train)
+        if not _is_labelled(kind, train):
+            raise ReaderError(
+                f"finetune.data.train: got {data.path('', 'train')}, which has no labels, expected "
+                "a file with them: it is what is trained on"
+            )
         heldout = _most(kind.read(data, "heldout"), data.num_heldout)
         task = kind(kind.prepare(train.examples) | _settings(config, data, student))
         torch.manual_seed(seed)
@@ -150,8 +155,7 @@ def finetune_task(
             config=config,
             out=out,
         )
-        is_scored = all(example.label is not None for example in heldout.examples)
-        is_scored |= task.name == "retrieval"
+        is_scored = _is_labelled(kind, heldout)
         Loop(
             engine,
             ExampleBatches(len(groups), make, batch_size=config.micro_batch_size, seed=seed),
@@ -327,6 +331,11 @@ def _settings(config: FinetuneConfig, data: TaskDataConfig, student: Path) -> di
         "shortlist": data.shortlist,
         "text_premise": data.text_premise,
     }
+
+
+def _is_labelled(kind: type[Task], data: TaskData) -> bool:
+    """Whether the answers are known; retrieval's are which texts stand with which picture."""
+    return kind.name == "retrieval" or all(e.label is not None for e in data.examples)
 
 
 def _most(data: TaskData, most: int | None) -> TaskData:

@@ -73,6 +73,10 @@ def _read_boxes(path: Path) -> dict[str, list[list[float]]]:
         raise
     except BoxlessError as error:
         raise ReaderError(f"{path}: {error}") from None
+    for chain, own in found.boxes_of.items():
+        for x1, y1, x2, y2 in own:
+            if not (x1 <= x2 and y1 <= y2):
+                refuse(f"box of chain {chain}: got {x1:g}, {y1:g}, {x2:g}, {y2:g}")
     width, height = found.width, found.height
     return {
         chain: [[(x1 - 1) / width, (y1 - 1) / height, x2 / width, y2 / height] for x1, y1, x2, y2 in own]

@@ -131,31 +131,38 @@ class ExampleCollector:
         self.dropped: dict[str, int] = {}
         self._max_missing = max_missing
         self._missing: list[str] = []
+        self._unlabelled: list[str] = []
         self._seen: dict[str, str] = {}
         self._faults: dict[Path, str | None] = {}
 
-    def add(self, example: Example, where: str) -> None:
-        """Take an example. ReaderError where its id was there before."""
-        first = self._seen.setdefault(example.id, where)
-        if first != where:
+    def add(self, example: Example, where: str) -> bool:
+        """Take an example; False where it lacks a picture. ReaderError where its id was there
+        before."""
+        if example.id in self._seen:
             raise ReaderError(
-                f"{where}: the id {example.id!r} is that of {first}, expected another"
+                f"{where}: the id {example.id!r} is that of {self._seen[example.id]}, expected "
+                "another"
             )
+        self._seen[example.id] = where
         for image in example.images:
             if image not in self._faults:
                 self._faults[image] = file_fault(image)
             if fault := self._faults[image]:
                 self._missing.append(f"{where}: {image} is {fault}")
                 self.drop("picture missing")
-                return
+                return False
+        if example.label is None:
+            self._unlabelled.append(where)
         self.examples.append(example)
+        return True
 
     def drop(self, reason: str) -> None:
         """Count an example that the task leaves out by its own rule."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
     def done(self) -> TaskData:
-        """All examples. ReaderError where more pictures are missing than allowed, and for none."""
+        """All examples. ReaderError where more pictures are missing than allowed, where some have a
+        label and some have none, and for no example."""
         if len(self._missing) > self._max_missing:
             raise ReaderError(
                 f"{len(self._missing)} examples have no picture, expected at most "
@@ -164,6 +171,11 @@ class ExampleCollector:
             )
         if not self.examples:
             raise ReaderError(f"got no example (left out: {self.dropped}), expected at least one")
+        if 0 < len(self._unlabelled) < len(self.examples):
+            raise ReaderError(
+                f"{self._unlabelled[0]}: got no label here and in {len(self._unlabelled) - 1} more of "
+                f"{len(self.examples)} examples, expected one in each, or in none (a test file)"
+            )
         return TaskData(examples=tuple(self.examples), dropped=self.dropped)
 
 

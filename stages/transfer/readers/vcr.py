@@ -10,6 +10,7 @@ from stages.student.text.spans import Spans
 from stages.transfer.example import Example
 from stages.transfer.readers.records import (
     ExampleCollector,
+    ReaderError,
     Record,
     TaskData,
     read_json,
@@ -33,7 +34,7 @@ def read_vcr(
     """
     collector = ExampleCollector(max_missing=max_missing)
     for record in read_json_lines(path):
-        objects = record.list("objects")
+        objects = _objects(record)
         question = words(record, "question", record.list("question"), objects)
         answers = _choices(record, "answer_choices", objects)
         rationales = _choices(record, "rationale_choices", objects)
@@ -44,19 +45,28 @@ def read_vcr(
             label=_label(record),
             info={"num_objects": len(objects)},
         )
-        if with_metadata:
+        if collector.add(example, record.where) and with_metadata:
             _check_metadata(record, images, len(objects))
-        collector.add(example, record.where)
     return collector.done()
 
 
-def words(record: Record, name: str, tokens: Sequence[Any], objects: Sequence[str]) -> str:
+def _objects(record: Record) -> list[str]:
+    objects = record.list("objects")
+    for row, name in enumerate(objects):
+        if not isinstance(name, str):
+            raise record.error(f"objects[{row}]", name, "the name of an object")
+    return objects
+
+
+def words(record: Record, name: str, tokens: Any, objects: Sequence[str]) -> str:
     """A text from VCR's list of words and of lists of object rows."""
+    if not isinstance(tokens, list):
+        raise record.error(name, tokens, "a list of words and of lists of object rows")
     said = []
     for token in tokens:
         if isinstance(token, str):
             said.append(token)
-        elif isinstance(token, list) and token and all(isinstance(row, int) for row in token):
+        elif isinstance(token, list) and token and all(type(row) is int for row in token):
             wrong = [row for row in token if not 0 <= row < len(objects)]
             if wrong:
                 raise record.error(name, token, f"rows of the {len(objects)} objects")
@@ -74,7 +84,7 @@ def _choices(record: Record, name: str, objects: Sequence[str]) -> list[str]:
     choices = record.list(name)
     if len(choices) != NUM_CHOICES:
         raise record.error(name, choices, f"{NUM_CHOICES} choices")
-    return [words(record, name, choice, objects) for choice in choices]
+    return [words(record, f"{name}[{row}]", choice, objects) for row, choice in enumerate(choices)]
 
 
 def _texts(question: str, answers: Sequence[str], rationales: Sequence[str]) -> tuple[Spans, ...]:
@@ -95,7 +105,10 @@ def _label(record: Record) -> tuple[int, int] | None:
 
 def _check_metadata(record: Record, images: Path, num_objects: int) -> None:
     path = images / record.text("metadata_fn")
-    metadata = read_json(path)
+    try:
+        metadata = read_json(path)
+    except ReaderError as error:
+        raise ReaderError(f"{record.where}: metadata_fn: {error}") from None
     for name in ("boxes", "names"):
         if len(metadata.list(name)) != num_objects:
             raise metadata.error(

@@ -81,11 +81,18 @@ def test_snli_ve_by_both_spellings(tmp_path: Path) -> None:
 
 
 def test_nlvr2_pairs(tmp_path: Path) -> None:
-    """Oracle: by hand; labels as texts, booleans and lower case; a hidden one is None."""
-    rows = [{**NLVR2, "identifier": f"dev-0-1-{n}", "label": label}
-            for n, label in enumerate(["True", False, "false", None])]  # fmt: skip
+    """Oracle: by hand; labels as texts, booleans and lower case; hidden ones are None, of all
+    lines or of none."""
+    labels = ["True", False, "false", "TRUE"]
+    rows = [
+        {**NLVR2, "identifier": f"dev-0-1-{n}", "label": label} for n, label in enumerate(labels)
+    ]
     data = _nlvr2(tmp_path, *rows)
-    assert [e.label for e in data.examples] == ["True", "False", "False", None]
+    assert [e.label for e in data.examples] == ["True", "False", "False", "True"]
+    hidden = [{**row, "label": None} for row in rows]
+    assert {e.label for e in _nlvr2(tmp_path, *hidden).examples} == {None}
+    with pytest.raises(ReaderError, match=r"dev\.json:4: got no label here and in 0 more of 4"):
+        _nlvr2(tmp_path, *rows[:3], hidden[3])
     assert [i.name for i in data.examples[0].images] == ["dev-0-1-img0.png", "dev-0-1-img1.png"]
     assert len(group_by_images(data.examples, max_texts=3)) == 2
 

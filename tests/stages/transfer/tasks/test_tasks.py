@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from pretrain_fixtures import tiny_student, toy_samples, toy_tokenizer, write_objects
+from pretrain_fixtures import read_lines, tiny_student, toy_samples, toy_tokenizer, write_objects
 
 from stages.student.processor import StudentProcessor
 from stages.student.text.tokenizer import load_tokenizer
@@ -24,6 +25,7 @@ from stages.transfer.task_batch import collate
 from stages.transfer.task_config import TaskDataConfig
 from stages.transfer.task_folder import TaskStudent
 from stages.transfer.tasks import TASKS
+from stages.transfer.tasks.snli_ve import SnliVeTask
 from stages.transfer.toy_tasks.write import write_task_files
 
 
@@ -162,6 +164,65 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     for name in ("last/model.safetensors", "last/tasks/snli_ve/head.safetensors"):
         one, two = (load_file(tmp_path / part / name) for part in ("whole", "parts"))
         assert all(torch.equal(one[key], two[key]) for key in one), name
+
+
+def test_a_run_stopped_while_it_scores_only_scores(
+    world: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: a run that was not stopped: the same predictions, scores and metrics. The other is
+    stopped at the third group of its last scoring, before any of its checkpoints is due; going on
+    it makes no step, and asks for no group that it has."""
+    config = FinetuneConfig(task="snli_ve", num_steps=3, micro_batch_size=2,
+                            micro_batches_per_step=1, checkpoint_steps=50, validate_steps=50)  # fmt: skip
+    asked: list[str] = []
+    steps: list[int] = []
+    real, stop_after = SnliVeTask.predictor, [3]
+
+    def predictor(self: SnliVeTask, *given: Any) -> Any:
+        one = real(self, *given)
+
+        def counting(group: tuple[Example, ...]) -> dict[str, Any]:
+            if len(asked) == stop_after[0]:
+                raise KeyboardInterrupt
+            asked.append(group[0].id)
+            return one(group)
+
+        return counting
+
+    def run(out: Path) -> None:
+        folders = {"images": world[0], "student": world[1], "out": out}
+        finetune_task(config, seed=0, **folders, on_step=steps.append)
+
+    monkeypatch.setattr(SnliVeTask, "predictor", predictor)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts")
+    stop_after[0] = -1
+    run(tmp_path / "parts")
+    assert steps == [1, 2, 3] and len(asked) == len(set(asked)) == 6
+    run(tmp_path / "whole")
+    for name in ("predictions.jsonl", "scores.json", "best.json"):
+        assert (tmp_path / "parts" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    lines, others = (
+        read_lines(tmp_path / part / "training" / "metrics.jsonl") for part in ("parts", "whole")
+    )
+    assert [line["step"] for line in lines] == [line["step"] for line in others] == [3]
+    assert lines[0].keys() == others[0].keys() and "validation/snli_ve_accuracy" in lines[0]
+    assert lines[0]["loss"] == others[0]["loss"]
+
+
+def test_a_training_file_without_labels_is_refused(
+    world: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Oracle: a ValueError that names the file, before anything is trained."""
+    files = _files("snli_ve", world[0], tmp_path / "files")
+    train = Path(files.path("", "train"))
+    rows = read_lines(train)
+    train.write_text(
+        "".join(json.dumps({k: v for k, v in r.items() if k != "gold_label"}) + "\n" for r in rows)
+    )
+    config = FinetuneConfig(task="snli_ve", num_steps=1, data=files)
+    with pytest.raises(ValueError, match=rf"finetune.data.train: got {train}, which has no labels"):
+        finetune_task(config, seed=0, images=world[0], student=world[1], out=tmp_path / "out")
 
 
 def test_all_tasks_beside_no_pretraining(world: tuple[Path, Path], tmp_path: Path) -> None:
