@@ -89,3 +89,41 @@ def test_a_shortlist_scores_as_albefs(way: str) -> None:
     got = _percents(recalls(scores, torch.arange(50).repeat_interleave(5)))
     short = "txt" if way == "i2t" else "img"
     _close({k: v for k, v in got.items() if k.startswith(short)}, EXPECTED["shortlist"]["albef"])
+
+
+@pytest.mark.parametrize("levels", [None, 40])
+def test_folds_on_ten_thousand_random_queries(levels: int | None) -> None:
+    """Oracle: the rule of ALBEF's itm_eval in plain NumPy, a query and a fold at a time: the place
+    of the best right item in the sorted scores; where scores tie (40 levels), of right items last
+    among their equals."""
+    random = np.random.default_rng(0)
+    num_queries, num_folds = 0, 5
+    while num_queries < 10_000:
+        counts = random.integers(1, 8, 100)  # some of COCO's pictures have six or seven texts
+        owner = np.repeat(np.arange(100), counts)
+        scores = random.random((100, len(owner)))
+        scores[owner, np.arange(len(owner))] += 0.35
+        if levels:
+            scores = np.floor(scores * levels) / levels
+        ranks: dict[str, list[list[int]]] = {name: [] for name in NAMES.values()}
+        for start in range(0, 100, 20):
+            texts = np.flatnonzero((owner >= start) & (owner < start + 20))
+            part, own = scores[start : start + 20][:, texts], owner[texts] - start
+            ranks["image_to_text"].append([_rank(row, own == n) for n, row in enumerate(part)])
+            ranks["text_to_image"].append(
+                [_rank(column, np.arange(20) == own[m]) for m, column in enumerate(part.T)]
+            )
+        found = fold_recalls(torch.tensor(scores), torch.tensor(owner), num_folds=num_folds)
+        for name, folds in ranks.items():
+            for k in KS:
+                wanted = sum(sum(rank < k for rank in fold) / len(fold) for fold in folds)
+                assert found[f"{name}_r{k}"]["value"] == pytest.approx(
+                    wanted / num_folds, abs=1e-12
+                )
+        num_queries += 100 + len(owner)
+
+
+def _rank(scores: np.ndarray, is_right: np.ndarray) -> int:
+    """The place of the best right item, wrong ones first among equals."""
+    order = sorted(range(len(scores)), key=lambda item: (-scores[item], is_right[item]))
+    return next(place for place, item in enumerate(order) if is_right[item])
