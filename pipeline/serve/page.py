@@ -21,16 +21,20 @@ PAGE = """<!doctype html>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }}
 label {{ display: block; margin: .8rem 0; }}
 textarea, input[type=text], select {{ width: 100%; font: inherit; box-sizing: border-box; }}
+label[hidden] {{ display: none; }}
 img {{ max-width: 100%; }}
+#preview {{ display: block; max-height: 12rem; margin: .4rem 0; }}
+#preview[hidden] {{ display: none; }}
 #error {{ color: #b00020; }}
 </style></head><body>
 <h1>Boxless</h1><p>Student: <code>{name}</code></p>
 <form id="form">
 <label>What to do <select id="action">{options}</select></label>
-<label>Picture <input id="picture" type="file" accept="image/*"></label>
+<label id="picture-field">Picture <input id="picture" type="file" accept="image/*">
+<img id="preview" alt="the picture that is asked about" hidden></label>
 <label>Text <textarea id="text" rows="3"></textarea></label>
-<label>Phrase of the text (only to point) <input id="phrase" type="text"></label>
-<button>Ask</button>
+<label id="phrase-field">Phrase of the text <input id="phrase" type="text"></label>
+<button id="ask">Ask</button>
 </form>
 <p id="error" role="alert"></p><div id="result" aria-live="polite"></div>
 <script>
@@ -57,16 +61,31 @@ const picture = uri => {{
   image.src = uri; image.alt = "";
   return image;
 }};
-at("form").addEventListener("submit", async event => {{
-  event.preventDefault();
-  at("error").textContent = ""; at("result").textContent = "...";
+const fit = () => {{
+  at("picture-field").hidden = at("action").value === "search";
+  at("phrase-field").hidden = at("action").value !== "point";
+}};
+at("action").addEventListener("change", fit);
+at("picture").addEventListener("change", () => {{
+  const file = at("picture").files[0];
+  URL.revokeObjectURL(at("preview").src);
+  at("preview").hidden = !file;
+  if (file) at("preview").src = URL.createObjectURL(file);
+}});
+fit();
+const ask = async () => {{
   const file = at("picture").files[0];
   const asked = {{ action: at("action").value, text: at("text").value, phrase: at("phrase").value,
     picture: file ? await base64(file) : null }};
   const reply = await fetch("ask", {{ method: "POST", body: JSON.stringify(asked),
     headers: {{ "Content-Type": "application/json" }} }});
-  const found = await reply.json();
-  at("result").textContent = "";
+  return reply.json();
+}};
+at("form").addEventListener("submit", async event => {{
+  event.preventDefault();
+  at("error").textContent = ""; at("result").textContent = "..."; at("ask").disabled = true;
+  const found = await ask().catch(() => ({{ error: "The server does not answer." }}));
+  at("result").textContent = ""; at("ask").disabled = false;
   if (found.error) at("error").textContent = found.error; else show(found);
 }});
 </script></body></html>

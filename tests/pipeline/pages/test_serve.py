@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CHROMIUM
+from browser import CHROMIUM, measure
 from PIL import Image
 
 import pipeline.serve.server as server_module
@@ -133,3 +133,22 @@ def test_the_page_asks_and_shows(
         if "red.png" in done.stdout:
             break
     assert "75.0 %" in done.stdout and "data:image/png;base64," in done.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize(
+    "action, seen", [("match", [True, False]), ("point", [True, True]), ("search", [False, False])]
+)
+def test_the_page_has_the_fields_of_an_action(
+    action: str, seen: list[bool], app: StudentApp, tmp_path: Path
+) -> None:
+    """Oracle: by hand: of the picture and of the phrase, what the browser shows; no preview of a
+    picture that is not chosen."""
+    chosen = f"<script>at('action').value = '{action}'; fit();</script></body>"
+    asked = (
+        "page => ['picture-field', 'phrase-field', 'preview']"
+        ".map(name => page.getElementById(name).getClientRects().length > 0)"
+    )
+    text = page(NAME, app.actions).replace("</body>", chosen)
+    found, _ = measure(text, tmp_path, width=390, asked=asked)
+    assert found["asked"] == [*seen, False] and found["wide"] == 0
