@@ -71,6 +71,8 @@ def finetune_all(
         found |= beside(*(_scores(out / task / start) for start in starts))
     if torch.distributed.get_rank() == 0:
         write_json(out / "scores.json", found)
+        for line in lines(found):
+            print(f"finetune: {line}", flush=True)
     torch.distributed.barrier()
     return found
 
@@ -82,6 +84,15 @@ def beside(
     return {
         name: {**entry, NOT_PRETRAINED: other[name]["value"]} for name, entry in pretrained.items()
     }
+
+
+def lines(found: dict[str, dict[str, Any]]) -> list[str]:
+    """A line a score: its value, that without pretraining, and chance."""
+    return [
+        f"{name} {entry['value']:.4f}, not pretrained {entry[NOT_PRETRAINED]:.4f}, chance "
+        f"{entry['chance']:.4f}"
+        for name, entry in found.items()
+    ]
 
 
 def write_fresh_student(pretrained: Path, out: Path, seed: int) -> None:

@@ -225,9 +225,11 @@ def test_a_training_file_without_labels_is_refused(
         finetune_task(config, seed=0, images=world[0], student=world[1], out=tmp_path / "out")
 
 
-def test_all_tasks_beside_no_pretraining(world: tuple[Path, Path], tmp_path: Path) -> None:
-    """Oracle: each score is that of its own folder, from both starts; a second call trains nothing,
-    and counts the steps of both starts."""
+def test_all_tasks_beside_no_pretraining(
+    world: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: each score is that of its own folder, from both starts, and on the screen; a second
+    call trains nothing, and counts the steps of both starts."""
     config = FinetuneConfig(task="all", num_steps=1, micro_batch_size=2, micro_batches_per_step=1)
     folders = {"images": world[0], "student": world[1], "out": tmp_path}
     steps: list[int] = []
@@ -239,6 +241,9 @@ def test_all_tasks_beside_no_pretraining(world: tuple[Path, Path], tmp_path: Pat
             name: entry[key] for name, entry in found.items()
         }
     assert json.loads((tmp_path / "scores.json").read_text()) == found
+    own = found["nlvr_accuracy"]
+    wanted = f"nlvr_accuracy {own['value']:.4f}, not pretrained {own['not_pretrained']:.4f}, chance"
+    assert wanted in capsys.readouterr().out
     again = finetune_all(config, seed=0, **folders, on_step=steps.append, tasks=("nlvr",))
     assert again == found and steps == [1, 2]
 
