@@ -58,7 +58,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
+_REST = b"rest"
+_PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", _REST)
 
 
 class PictureError(BoxlessError):
@@ -103,9 +104,8 @@ def open_picture(
     extension = _EXTENSIONS.get(_format_of(data))
     if extension is None:
         raise PictureError(f"not JPEG, PNG or WebP: it is {_format_of(data)}")
-    source = _without_text(data) if extension == "png" else data
     try:
-        with _OPENERS[extension](io.BytesIO(source)) as image:
+        with _OPENERS[extension](io.BytesIO(pixels_alone(data))) as image:
             _check_size(*image.size, max_megapixels=max_megapixels, min_side_px=min_side_px)
             _check_mode(image)
             image.load()
@@ -223,14 +223,17 @@ def _check_size(width: int, height: int, *, max_megapixels: float, min_side_px: 
         )
 
 
-def _without_text(data: bytes) -> bytes:
-    """A PNG without its text chunks, which say nothing of the pixels: Pillow refuses long ones, as
-    generators of pictures write them (a workflow, XMP)."""
-    chunks = list(_png_chunks(data))
-    if not any(kind in _PNG_TEXT for kind, _, _ in chunks):
+def pixels_alone(data: bytes) -> bytes:
+    """A PNG with only the chunks that its pixels are made of; other bytes as they are.
+
+    Pillow refuses what others say at length, as generators of pictures (a workflow, XMP) and
+    printers (a colour profile) do, or say wrongly: times, gamma, the frames of an animation."""
+    if _format_of(data) != "PNG":
         return data
-    kept = [data[start:end] for kind, start, end in chunks if kind not in _PNG_TEXT]
-    return b"".join([data[:8], *kept])
+    chunks = [(kind, data[start:end]) for kind, start, end in _png_chunks(data)]
+    if all(kind in _PNG_PIXELS for kind, _ in chunks):
+        return data
+    return b"".join([data[:8], *(piece for kind, piece in chunks if kind in _PNG_PIXELS)])
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -244,4 +247,4 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         if kind == b"IEND":
             break
     if at < len(data):
-        yield b"rest", at, len(data)
+        yield _REST, at, len(data)

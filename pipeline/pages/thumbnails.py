@@ -17,7 +17,7 @@ from sharding.format.image_size import upright_size
 from sharding.format.manifest import SampleEntry, read_manifest
 from sharding.format.schema import Sample, ShardError
 from sharding.reading.sample_reader import read_sample
-from stages.picture import upright
+from stages.picture import pixels_alone, upright
 
 _KEPT_BYTES = 16 * 1024
 _MOST_BYTES = 96 * 1024
@@ -147,7 +147,7 @@ def _opened(image: bytes) -> Image.Image:
     """As Pillow opens it, which refuses a decompression bomb and only warns of half of one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(image))
+        return Image.open(io.BytesIO(pixels_alone(image)))
 
 
 def _flat(picture: Image.Image) -> Image.Image:

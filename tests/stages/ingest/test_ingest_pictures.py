@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from ingest_corpora import encoded, png_header
 from PIL import Image, ImageOps, PngImagePlugin
 
+from pipeline.pages.thumbnails import thumbnail
 from sharding.format.image_size import picture_size
 from sharding.format.schema import Sample
 from stages.distill.inference.decode import decode
@@ -145,3 +148,38 @@ def test_long_text_in_a_png_is_no_fault() -> None:
     with pytest.raises(ValueError):
         Image.open(io.BytesIO(out.getvalue())).load()
     assert inspect(out.getvalue()).width == 20
+    assert thumbnail(out.getvalue(), longest_px=10) is not None
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"iCCP", b"profile\0\0" + zlib.compress(bytes(2_000_000))),
+        (b"iCCP", b"profile\0\5junk"),
+        (b"sRGB", b""),
+        (b"pHYs", b"x"),
+        (b"acTL", bytes(3)),
+        (b"eXIf", b"junk"),
+        (b"prVt", bytes(3_000_000)),
+    ],
+)
+def test_what_a_png_says_beside_its_pixels_is_no_fault(chunk: tuple[bytes, bytes]) -> None:
+    """A large colour profile, and broken ones of the chunks that viewers pass over. Oracle: the
+    pixels of the same file without the chunk."""
+    kind, data = chunk
+    piece = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    at = PNG.index(b"IDAT") - 4
+    found = open_picture(PNG[:at] + piece + PNG[at:])
+    assert found.tobytes() == open_picture(PNG).tobytes()
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "L", "1"])
+def test_an_animated_png_is_its_first_frame(mode: str) -> None:
+    """Oracle: the first frame saved alone."""
+    noise = np.random.default_rng(1).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8)
+    first, second = (Image.fromarray(pixels).convert(mode) for pixels in noise)
+    alone, animated = io.BytesIO(), io.BytesIO()
+    first.save(alone, "PNG")
+    first.save(animated, "PNG", save_all=True, append_images=[second], duration=50)
+    found = open_picture(animated.getvalue())
+    assert found.tobytes() == open_picture(alone.getvalue()).tobytes()
