@@ -78,11 +78,11 @@ def _change(values: Any, keys: list[str], change: Any) -> None:
     """Apply `change` to the texts at a dotted place, also in lists; what is missing or something
     else is left for the recipe's checks. RecipeError for an empty text, which would mean the folder
     where the command is given."""
-    for holder in _holders(values, keys[:-1]):
+    for place, holder in _holders(values, keys[:-1]):
         held = holder.get(keys[-1])
         if held == "":
             raise RecipeError(
-                f"{'.'.join(keys)} is empty; expected a path, or leave it out (a variable that is "
+                f"{place}{keys[-1]} is empty; expected a path, or leave it out (a variable that is "
                 "not set?)"
             )
         if isinstance(held, str):
@@ -91,15 +91,16 @@ def _change(values: Any, keys: list[str], change: Any) -> None:
             holder[keys[-1]] = [change(one) if isinstance(one, str) else one for one in held]
 
 
-def _holders(values: Any, keys: list[str]) -> Iterator[dict[str, Any]]:
+def _holders(values: Any, keys: list[str], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Mappings at a dotted place, each with where it is: `pretrain.data.sources[0].`."""
     if isinstance(values, list):
-        for one in values:
-            yield from _holders(one, keys)
+        for number, one in enumerate(values):
+            yield from _holders(one, keys, f"{place.removesuffix('.')}[{number}].")
     elif isinstance(values, dict):
         if keys:
-            yield from _holders(values.get(keys[0]), keys[1:])
+            yield from _holders(values.get(keys[0]), keys[1:], f"{place}{keys[0]}.")
         else:
-            yield values
+            yield place, values
 
 
 def _absolute(path: str) -> str:
