@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -132,6 +133,8 @@ def stop(images: Path, out: Path) -> None:
     def reported(prepared: list[Prepared]) -> list[np.ndarray]:
         if sum(teacher.batch_sizes) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
+            # A signal that meets a finalizer comes again a moment later.
+            time.sleep(1.0)
         teacher.batch_sizes.append(len(prepared))
         return detect(prepared)
 
