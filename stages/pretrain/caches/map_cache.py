@@ -28,19 +28,15 @@ class MapCache:
     """
 
     def __init__(self, limit_bytes: int, stored: StoredTensors | None = None) -> None:
-        self._cache = TensorCache(limit_bytes)
-        self._stored = stored
-        self._new: dict[str, torch.Tensor] = {}
+        self._cache = TensorCache(limit_bytes, stored)
         self._keeps_features = False
 
     def __contains__(self, view: str) -> bool:
-        return self._has_maps(view) or _cells(view) in self._cache
+        return view in self._cache or _cells(view) in self._cache
 
     def store(self) -> None:
         """Write the maps that were computed since the last call to the folder, if there is one."""
-        if self._stored is not None:
-            self._stored.write(self._new)
-            self._new = {}
+        self._cache.store()
 
     def keep_features(self) -> None:
         """To be called when the projection to cells stays as it is."""
@@ -86,7 +82,7 @@ class MapCache:
     def maps(self, student: Student, batch: Batch) -> torch.Tensor:
         """What `encode_maps` gives for the batch's pictures, but for rounding: [N, X, R, S]."""
         grid = student.grid
-        known = [self._has_maps(view) for view in batch.views]
+        known = [view in self._cache for view in batch.views]
         new = [n for n, is_known in enumerate(known) if not is_known]
         num_rows, num_columns = (side // grid.cell_px for side in batch.pixels.shape[2:])
         shape = (len(batch.views), grid.project.in_channels, num_rows, num_columns)
@@ -104,26 +100,10 @@ class MapCache:
         for n, view in enumerate(batch.views):
             down, across = own[n]
             if known[n]:
-                maps[n, :, :down, :across] = self._read(view).to(maps)
+                maps[n, :, :down, :across] = self._cache[view].to(maps)
             else:
-                self._add(view, maps[n, :, :down, :across])
+                self._cache.add_new(view, maps[n, :, :down, :across])
         return maps
-
-    def _has_maps(self, view: str) -> bool:
-        return view in self._cache or (self._stored is not None and view in self._stored)
-
-    def _read(self, view: str) -> torch.Tensor:
-        if view not in self._cache:
-            assert self._stored is not None
-            read = self._stored.read(view)
-            self._cache.add(view, read)
-            return read
-        return self._cache[view]
-
-    def _add(self, view: str, maps: torch.Tensor) -> None:
-        self._cache.add(view, maps)
-        if self._stored is not None and view in self._cache:
-            self._new[view] = self._cache[view]
 
 
 def _cells(view: str) -> Hashable:

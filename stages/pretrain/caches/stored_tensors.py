@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,14 @@ class StoredTensors:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files: dict[str, Any] = {}
+        self._files: dict[Hashable, Any] = {}
         for path in sorted(folder.glob("*.safetensors")):
             self._open(path)
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: Hashable) -> bool:
         return name in self._files
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: Hashable) -> torch.Tensor:
         """The tensor of a name that is in the folder, in 16 bits."""
         return self._files[name].get_tensor(name)
 

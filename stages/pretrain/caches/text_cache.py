@@ -19,15 +19,11 @@ class TextCache:
     """
 
     def __init__(self, limit_bytes: int, stored: StoredTensors | None = None) -> None:
-        self._cache = TensorCache(limit_bytes)
-        self._stored = stored
-        self._new: dict[str, torch.Tensor] = {}
+        self._cache = TensorCache(limit_bytes, stored)
 
     def store(self) -> None:
         """Write what was encoded since the last call to the folder, if there is one."""
-        if self._stored is not None:
-            self._stored.write(self._new)
-            self._new = {}
+        self._cache.store()
 
     @torch.no_grad()
     def encode(self, student: Student, tokens: torch.Tensor) -> torch.Tensor:
@@ -36,7 +32,7 @@ class TextCache:
         names = [
             " ".join(map(str, row[own].tolist())) for row, own in zip(tokens.cpu(), real.cpu())
         ]
-        known = [self._known(name) for name in names]
+        known = [self._cache[name] if name in self._cache else None for name in names]
         new = [b for b, encoding in enumerate(known) if encoding is None]
         width = len(student.config.itc_text_layers) * student.fusion.config.hidden_size
         encoded = torch.zeros(*tokens.shape, width, device=tokens.device, dtype=student.dtype)
@@ -45,24 +41,10 @@ class TextCache:
             encoded[rows] = self._compute(student, tokens[rows]).to(encoded)
         for b, (name, encoding) in enumerate(zip(names, known)):
             if encoding is None:
-                self._add(name, encoded[b, real[b]])
+                self._cache.add_new(name, encoded[b, real[b]])
             else:
                 encoded[b, real[b]] = encoding.to(encoded)
         return encoded
-
-    def _known(self, name: str) -> torch.Tensor | None:
-        if name in self._cache:
-            return self._cache[name]
-        if self._stored is None or name not in self._stored:
-            return None
-        read = self._stored.read(name)
-        self._cache.add(name, read)
-        return read
-
-    def _add(self, name: str, encoding: torch.Tensor) -> None:
-        self._cache.add(name, encoding)
-        if self._stored is not None and name in self._cache:
-            self._new[name] = self._cache[name]
 
     def _compute(self, student: Student, tokens: torch.Tensor) -> torch.Tensor:
         parts: tuple[nn.Module, ...] = (student.embeddings, student.fusion)
