@@ -130,10 +130,12 @@ class PretrainModel(nn.Module):
             return Hidden(text=cells.features[:0], cells=cells.features[:0])
         output_mask = self._output_mask(batch)
         pairs = None
-        if isinstance(output_mask, torch.Tensor) and not output_mask.any(dim=1).all():
-            pairs = output_mask.any(dim=1)
-            pairs[0] = True  # for a graph to every weight also where nothing is looked at
-            output_mask = output_mask[pairs]
+        if isinstance(output_mask, torch.Tensor):
+            is_used = output_mask.any(dim=1)
+            if not is_used.all():
+                pairs = is_used
+                pairs[0] = True  # for a graph to every weight also where nothing is looked at
+                output_mask = output_mask[pairs]
         fused = self.student.fuse(
             cells,
             picture=_rows(batch.picture, pairs),

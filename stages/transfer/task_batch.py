@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from stages.student.last_layer import OutputPlaces
 from stages.student.network import Cells, Student
 from stages.student.processor import StudentProcessor
 from stages.student.text.spans import Spans
@@ -79,11 +80,7 @@ class TaskBatch:
         """What the fusion makes of [CLS], for each picture of a row: [R, P, D]. The last layer
         gives [CLS] alone."""
         cells = self.encoded(student)
-        num_places = self.tokens.shape[1] + cells.inside.shape[1]
-        output_mask = torch.zeros(
-            len(self.tokens), num_places, dtype=torch.bool, device=self.tokens.device
-        )
-        output_mask[:, 0] = True
+        first = OutputPlaces.of_first(len(self.tokens), self.tokens.device)
         outputs = []
         for picture in self.picture.unbind(dim=1):
             hidden = student.fuse(
@@ -91,7 +88,7 @@ class TaskBatch:
                 picture=picture,
                 input_ids=self.tokens,
                 token_type_ids=self.token_types,
-                output_mask=output_mask,
+                output_mask=first,
             )
             outputs.append(hidden.text[:, 0])
         return torch.stack(outputs, dim=1)
