@@ -8,8 +8,9 @@ import io
 import os
 import sys
 
+from sharding.writing.atomic import NO_ROOM
+
 _READER_GONE = (errno.EPIPE, errno.EIO)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def replace_unencodable() -> None:
@@ -62,6 +63,6 @@ class _LastingOutput(io.FileIO):
                 nothing = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nothing, self.fileno())
                 os.close(nothing)
-            elif error.errno not in _NO_ROOM:
+            elif error.errno not in NO_ROOM:
                 raise
             return len(data)

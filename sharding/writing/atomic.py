@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 BUFFER_BYTES = 1 << 20
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk says that is full, or whose quota or limit of a file is used up."""
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9]+-[0-9a-f]{16}\.tmp")
 
 
@@ -67,15 +68,21 @@ class NewFile:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # PyTorch raises an error of its own, about the rest of its file, after the disk's.
-        cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if isinstance(cause, OSError) and cause.filename is None and cause.errno in _NO_ROOM:
+        cause = disk_error(error)
+        if cause is not None and cause.filename is None and cause.errno in NO_ROOM:
             cause.filename = str(self.path)  # a write knows only its descriptor
         try:
             if not self._is_renamed:
                 self._temp.unlink(missing_ok=True)
         finally:
             _close(self.out)
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
+    """The disk's error behind one of writing: PyTorch raises an error of its own, about the rest of
+    its file, after it. None where there is none with a number."""
+    cause = error.__context__ if isinstance(error, RuntimeError) else error
+    return cause if isinstance(cause, OSError) and cause.errno is not None else None
 
 
 def _close(out: BinaryIO) -> None:

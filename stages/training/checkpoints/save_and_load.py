@@ -20,7 +20,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from boxless.errors import BoxlessError
-from sharding.writing.atomic import write_text
+from sharding.writing.atomic import disk_error, write_text
 from stages.training.checkpoints.zero_resharding import load_parts, load_whole_parts, num_parts
 from stages.training.monitoring.gradient_norms import are_weights_finite
 from stages.training.monitoring.stopping import DivergenceError, any_rank
@@ -47,9 +47,8 @@ class SafeCheckpointEngine(TorchCheckpointEngine):
         except (OSError, RuntimeError) as error:
             with contextlib.suppress(OSError):
                 os.unlink(beside)
-            # PyTorch's own error is about the rest of its file, and comes after the disk's.
-            cause = error if isinstance(error, OSError) else error.__context__
-            if isinstance(cause, OSError) and cause.errno is not None:
+            cause = disk_error(error)
+            if cause is not None:
                 raise OSError(cause.errno, cause.strerror, path) from error
             raise
         if not _is_sound(beside):
