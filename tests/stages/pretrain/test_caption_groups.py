@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pretrain_fixtures import random_batch, toy_samples, toy_tokenizer, write_objects
+from pretrain_fixtures import random_batch, toy_collate, toy_samples, toy_tokenizer, write_objects
 
 from sharding.format.resize import Resize
 from sharding.format.schema import Sample
 from sharding.order.order import Turn
 from sharding.reading.dataset_source import DatasetSource, open_source
-from stages.pretrain.config import ItmConfig, PretrainConfig, RegionConfig
+from stages.pretrain.config import ItmConfig, PretrainConfig
 from stages.pretrain.data.batches import Batches, open_stream
 from stages.pretrain.data.caption_groups import caption_group, count_captions, num_visits
-from stages.pretrain.data.collate import Collate
 from stages.pretrain.objectives.itm import Itm
 from stages.training.engine import join_ranks
 
@@ -68,20 +67,7 @@ def test_an_epoch_reads_every_caption_once(visits: str, tmp_path: Path) -> None:
         shape_step_px=16,
         num_visits=[num_visits(counted[0], 2)] if groups else None,
     )
-    tokenizer = toy_tokenizer()
-    collate = Collate(
-        tokenizer=tokenizer,
-        objectives=(),
-        seed=1,
-        captions_per_picture=2,
-        max_tokens=24,
-        shorter_px=32,
-        longer_px=64,
-        cell_px=16,
-        pad_px=16,
-        regions=RegionConfig(),
-        visits_caption_groups=groups,
-    )
+    collate = toy_collate(seed=1, captions_per_picture=2, visits_caption_groups=groups)
     batches = Batches(stream, collate)
     pictures: Counter[str] = Counter()
     texts: Counter[tuple[int, ...]] = Counter()

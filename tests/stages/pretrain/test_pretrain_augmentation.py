@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pretrain_fixtures import TINY, toy_samples, toy_tokenizer
+from pretrain_fixtures import toy_collate, toy_samples
 
 from stages.pretrain.config import AugmentConfig, RegionConfig
 from stages.pretrain.data.augmentation import (
@@ -104,19 +104,8 @@ def test_objects_that_a_crop_leaves_out_go_with_their_similarities() -> None:
 
 
 def _collate(augment: AugmentConfig) -> Collate:
-    return Collate(
-        tokenizer=toy_tokenizer(),
-        objectives=[],
-        seed=0,
-        captions_per_picture=4,
-        max_tokens=TINY.max_tokens,
-        shorter_px=TINY.shorter_px,
-        longer_px=TINY.longer_px,
-        cell_px=16,
-        pad_px=16,
-        regions=RegionConfig(min_overlap=0.0, pooling="overlap"),
-        augment=augment,
-    )
+    regions = RegionConfig(min_overlap=0.0, pooling="overlap")
+    return toy_collate(objectives=[], regions=regions, augment=augment)
 
 
 def test_a_batch_of_views_depends_on_seed_position_and_key_alone() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from pretrain_fixtures import (
     FEATURE_SIZE,
     TINY,
     tiny_student,
+    toy_collate,
     toy_samples,
     toy_tokenizer,
     with_boxes,
@@ -28,29 +28,10 @@ from sharding.reading.dataset_source import DatasetSource
 from stages.pretrain.config import ItmConfig, PraConfig, PretrainConfig, RegionConfig
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.data.batches import open_stream
-from stages.pretrain.data.collate import Collate
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.objectives.objective import Objective
 
 SAMPLES = toy_samples(24, 6)
-
-
-def _collate(objectives: Sequence[Objective] = (), **settings: Any) -> Collate:
-    return replace(
-        Collate(
-            tokenizer=toy_tokenizer(),
-            objectives=objectives,
-            seed=0,
-            captions_per_picture=4,
-            max_tokens=TINY.max_tokens,
-            shorter_px=TINY.shorter_px,
-            longer_px=TINY.longer_px,
-            cell_px=16,
-            pad_px=16,
-            regions=RegionConfig(),
-        ),
-        **settings,
-    )
 
 
 def _objectives(config: PretrainConfig) -> list[Objective]:
@@ -64,7 +45,7 @@ def _with_info(sample: Sample, **info: Any) -> Sample:
 def test_objects_are_stacked_with_padding() -> None:
     """Oracle: each sample's own array, row by row; label -1 and nothing else beyond it."""
     samples = [SAMPLES[0], with_boxes(SAMPLES[1], []), SAMPLES[2]]
-    batch = _collate()(0, samples)
+    batch = toy_collate()(0, samples)
     for n, sample in enumerate(samples):
         assert sample.objects is not None
         rows = len(sample.objects)
@@ -87,7 +68,7 @@ def test_a_single_object_comes_in_whole() -> None:
     objects["feature"] = np.arange(5)
     info = {**sample.info, "phrases": [[] for _ in sample.info["captions"]]}
     one = np.frombuffer(objects.tobytes() * 2, wide)[1:]
-    batch = _collate()(0, [replace(sample, objects=one, info=info)])
+    batch = toy_collate()(0, [replace(sample, objects=one, info=info)])
     assert batch.label.tolist() == [[2]]
     assert batch.top_label.tolist() == [[[2, 0, 1]]]
     assert batch.feature.tolist() == [[[0, 1, 2, 3, 4]]]
@@ -96,7 +77,7 @@ def test_a_single_object_comes_in_whole() -> None:
 def test_boxes_follow_the_resizing() -> None:
     """Oracle: the 96 px scene is seen at 32 px, 2 x 2 cells of 16: a box over the right half of
     the original covers the right cells, whatever else."""
-    batch = _collate()(0, [with_boxes(SAMPLES[0], [[48, 0, 96, 96], [0, 0, 96, 47]])])
+    batch = toy_collate()(0, [with_boxes(SAMPLES[0], [[48, 0, 96, 96], [0, 0, 96, 47]])])
     assert batch.regions[0].tolist() == [[0, 0.5, 0, 0.5], [0.5, 0.5, 0, 0]]
 
 
@@ -111,14 +92,16 @@ def test_regions_are_as_the_recipe_says() -> None:
         (every, [0.25] * 4),
         (weighed, [0.4, 0.1, 0.4, 0.1]),
     ):
-        assert _collate(regions=regions)(0, sample).regions[0, 0].tolist() == pytest.approx(wanted)
+        assert toy_collate(regions=regions)(0, sample).regions[0, 0].tolist() == pytest.approx(
+            wanted
+        )
     with pytest.raises(ValueError, match="regions.min_overlap: got 2.0"):
         RegionConfig(min_overlap=2.0)
 
 
 def test_phrases_cover_the_pieces_of_their_words() -> None:
     """Oracle: the pieces of a phrase, decoded, are the phrase; similarities stand in their row."""
-    tokenizer, batch = toy_tokenizer(), _collate()(0, SAMPLES[:5])
+    tokenizer, batch = toy_tokenizer(), toy_collate()(0, SAMPLES[:5])
     pairs = [(s, c) for s in SAMPLES[:5] for c in range(4)]
     for b, (sample, caption) in enumerate(pairs):
         phrases = sample.info["phrases"][caption]
@@ -133,7 +116,7 @@ def test_phrases_cover_the_pieces_of_their_words() -> None:
 def test_a_phrase_that_is_cut_off_is_padding() -> None:
     """Oracle: with room for [CLS], four pieces and [SEP] the first phrase is at most four pieces
     and later ones are none; special pieces never belong to a phrase."""
-    batch = _collate(max_tokens=6)(0, SAMPLES[:4])
+    batch = toy_collate(max_tokens=6)(0, SAMPLES[:4])
     assert batch.tokens.shape[1] == 6
     assert batch.phrases[:, 0].any(dim=-1).all() and not batch.phrases[:, 2].any()
     assert not (batch.phrases & ~batch.ordinary[:, None]).any()
@@ -148,7 +131,7 @@ def test_captions_without_phrases_and_no_objects_at_all_run_through() -> None:
     ]
     for region in ("object", "cell"):
         config = PretrainConfig(pra=PraConfig(region=region))
-        batch = _collate(_objectives(config))(0, bare)
+        batch = toy_collate(objectives=_objectives(config))(0, bare)
         model = PretrainModel(tiny_student(), make_objectives(config))
         loss, scores = model(batch)
         loss.backward()
@@ -167,7 +150,7 @@ def test_boxes_that_stick_out_keep_the_loss_finite() -> None:
         with_boxes(replace(_with_info(SAMPLES[1], height=48), image=wide.getvalue()), []),
     ]
     config = PretrainConfig(itm=ItmConfig(weight=0))
-    batch = _collate(_objectives(config))(0, samples)
+    batch = toy_collate(objectives=_objectives(config))(0, samples)
     student = tiny_student()
     inside = student.encode_image(batch.pixels, batch.sizes_px).inside
     assert inside.sum(dim=1).tolist() == [4, 8] and not (batch.regions * ~inside[:, None]).any()
@@ -183,20 +166,20 @@ def test_captions_are_drawn_without_repeats_and_all_used_over_time() -> None:
     sample = _with_info(SAMPLES[0], captions=["red", "green", "purple", "white"], phrases=[[]] * 4)
     words = [tokenizer(text)["input_ids"][1] for text in sample.info["captions"]]
     for position in range(60):
-        batch = _collate(captions_per_picture=2)(position, [sample])
+        batch = toy_collate(captions_per_picture=2)(position, [sample])
         rows = [words.index(piece) for piece in batch.tokens[:, 1].tolist()]
         assert rows == sorted(set(rows)) and len(rows) == 2
         counts[rows] += 1
     assert (counts > 15).all(), counts
-    assert _collate()(0, [sample]).tokens[:, 1].tolist() == words
+    assert toy_collate()(0, [sample]).tokens[:, 1].tolist() == words
 
 
 def test_false_sentences_come_in_as_not_matched() -> None:
     """Oracle: the source's own truth; all true where it says nothing."""
     truths = [True, False, True, False]
     sample = _with_info(SAMPLES[0], truth={**SAMPLES[0].info["truth"], "captions": truths})
-    assert _collate()(0, [sample]).matched.tolist() == truths
-    assert _collate()(0, [SAMPLES[0]]).matched.all()
+    assert toy_collate()(0, [sample]).matched.tolist() == truths
+    assert toy_collate()(0, [SAMPLES[0]]).matched.all()
 
 
 def test_position_and_seed_decide_everything_random() -> None:
@@ -204,7 +187,7 @@ def test_position_and_seed_decide_everything_random() -> None:
     config = PretrainConfig()
 
     def make(seed: int, position: int) -> Batch:
-        return _collate(_objectives(config), seed=seed, captions_per_picture=2)(
+        return toy_collate(objectives=_objectives(config), seed=seed, captions_per_picture=2)(
             position, SAMPLES[:6]
         )
 
@@ -222,7 +205,7 @@ def test_what_is_masked_does_not_tell_strange_pairs_from_matched() -> None:
     """Oracle: over 60 batches the shares of [MASK] among pieces and of masked cells are the same
     for mismatched and matched pairs within four standard errors (of pairs, as pieces of one are
     drawn together)."""
-    collate = _collate(_objectives(PretrainConfig()))
+    collate = toy_collate(objectives=_objectives(PretrainConfig()))
     mask_id = toy_tokenizer().mask_token_id
     pieces: list[torch.Tensor] = []
     cells: list[torch.Tensor] = []
@@ -246,7 +229,7 @@ def test_what_is_masked_does_not_tell_strange_pairs_from_matched() -> None:
 def test_an_image_shard_is_refused() -> None:
     """Oracle: ValueError with the key, not an AttributeError."""
     with pytest.raises(ValueError, match=f"{SAMPLES[0].key}.*image shard"):
-        _collate()(0, [replace(SAMPLES[0], objects=None)])
+        toy_collate()(0, [replace(SAMPLES[0], objects=None)])
 
 
 def test_the_sum_of_weighted_losses() -> None:
@@ -254,7 +237,7 @@ def test_the_sum_of_weighted_losses() -> None:
     config = PretrainConfig()
     objectives = make_objectives(config)
     weighted = {name: (w + i, o) for i, (name, (w, o)) in enumerate(objectives.items())}
-    batch = _collate(_objectives(config))(0, SAMPLES[:4])
+    batch = toy_collate(objectives=_objectives(config))(0, SAMPLES[:4])
     loss, scores = PretrainModel(tiny_student(), weighted)(batch)
     assert loss.item() == pytest.approx(
         sum((i + 1) * s.loss.item() for i, s in enumerate(scores.values())), rel=1e-5

@@ -14,6 +14,7 @@ from pretrain_fixtures import (
     part_of,
     random_batch,
     tiny_student,
+    toy_collate,
     toy_samples,
     toy_tokenizer,
 )
@@ -25,10 +26,8 @@ from stages.pretrain.config import (
     OmvmConfig,
     PraConfig,
     PretrainConfig,
-    RegionConfig,
 )
 from stages.pretrain.data.batch import Batch
-from stages.pretrain.data.collate import Collate
 from stages.pretrain.model import PretrainModel, make_objectives
 
 CONFIG = PretrainConfig(
@@ -45,18 +44,11 @@ def _model(config: PretrainConfig, **changes: Any) -> PretrainModel:
 
 
 def _collated(model: PretrainModel, position: int) -> Batch:
-    collate = Collate(
-        tokenizer=toy_tokenizer(),
+    collate = toy_collate(
         objectives=[one for _, one in model.objectives.values()],
         fusing=model.fusing,
         seed=1,
         captions_per_picture=2,
-        max_tokens=24,
-        shorter_px=32,
-        longer_px=64,
-        cell_px=16,
-        pad_px=16,
-        regions=RegionConfig(),
     )
     return collate(position, toy_samples(24, 6)[:4])
 
