@@ -28,7 +28,7 @@ from sharding.writing.atomic import write_json
 from stages.pretrain.caches.text_cache import TextCache
 from stages.pretrain.run import pretrain
 from stages.student.network import Cells, Student
-from stages.transfer.evaluation.evaluate import _true_captions
+from stages.transfer.evaluation.evaluate import true_captions
 from stages.transfer.evaluation.grounding import ground
 from stages.transfer.evaluation.retrieval import score_matrix
 from stages.transfer.metrics.retrieval_recall import recalls
@@ -84,7 +84,7 @@ class FrozenScorer:
     def __init__(self, recipe: Recipe, run: RunFolder) -> None:
         config = recipe.evaluate
         self._samples = read_split(run.objects, config.split_of_shards, config.num_pictures)
-        self._texts, self._picture_of = _true_captions(self._samples, config.captions_per_picture)
+        self._texts, self._picture_of = true_captions(self._samples, config.captions_per_picture)
         self._known: Known | None = None
 
     @torch.no_grad()

@@ -219,7 +219,7 @@ class Heartbeat:
         self._num_inputs_done = 0
         self._changing = (
             threading.Lock()
-        )  # the record, which this thread and the heartbeat's change
+        )  # for the record, which the heartbeat's thread changes too
         self._writing = threading.Lock()
         self._stopped = threading.Event()
         # Complete and locked before it has the name by which others find it.

@@ -29,7 +29,7 @@ class Itm(Objective):
     picture a micro-batch there is no mismatched caption. `negatives` "itc" (ours; ALBEF, arXiv
     2107.07651, section 3.3): the mismatched caption is drawn by the softmax of the contrastive
     head's logits for the picture, so that texts that nearly fit come more often; it keeps its
-    masks, and MLM learns nothing of it. A text that the source itself calls false (NLVR) is
+    masks, and MLM learns nothing from it. A text that the source itself calls false (NLVR) is
     mismatched already and stays as it is.
     """
 

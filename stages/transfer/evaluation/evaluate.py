@@ -64,7 +64,7 @@ def _score(
     pictures = read_split(samples, config.split_of_shards, config.num_pictures)
     scores: dict[str, dict] = {}
     shown: dict[str, Any] = {}
-    texts, picture_of = _true_captions(pictures, config.captions_per_picture)
+    texts, picture_of = true_captions(pictures, config.captions_per_picture)
     if texts:
         matrix = score_matrix(
             predictor,
@@ -122,7 +122,7 @@ def scores_in_words(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
     ]
 
 
-def _true_captions(samples: Sequence[Sample], most: int) -> tuple[list[str], torch.Tensor]:
+def true_captions(samples: Sequence[Sample], most: int) -> tuple[list[str], torch.Tensor]:
     """The first captions of each sample that are true of it, and the row of each one's sample."""
     texts, rows = [], []
     for row, sample in enumerate(samples):
