@@ -13,8 +13,11 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.reduction import ForkingPickler
+from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +31,7 @@ from sharding.tools.verify import Fault
 from stages.training.config import TrainingConfig
 
 LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
+_ENDING_SECONDS = 1.0  # from a broken connection to the end of a killed process
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -170,35 +174,47 @@ def received(loader: DataLoader[Any], section: str) -> Iterator[LoadedBatch]:
             "(`ulimit -u`): give the container those, or read in the rank itself with "
             f"{section}.num_workers=0"
         ) from error
+    # Also where the process ends while a traceback still holds the iterator: multiprocessing would
+    # wait without end then for workers that ignore SIGTERM. Before their queues end (priority 10).
+    ending = Finalize(None, _end_workers, args=(batches,), exitpriority=20)
     try:
-        while True:
-            try:
-                item = next(batches)
-                if isinstance(item, bytes):
-                    item = ForkingPickler.loads(item)
-            except StopIteration:
-                return
-            except (RuntimeError, OSError) as error:
-                if loader.num_workers and "killed by signal: Killed" in str(error):
-                    raise BoxlessError(_killed(section)) from error
-                reason = _limit(error)
-                if not loader.num_workers or reason is None:
-                    raise
-                raise BoxlessError(_cannot_hand_over(reason, section)) from error
-            if isinstance(item, _NotHandedOver):
-                raise BoxlessError(_cannot_hand_over(item.reason, section))
-            if isinstance(item, _Raised):
-                raise item.error
-            yield item
+        with named_killed_workers(section):
+            yield from _handed_over(loader, batches, section)
     finally:
-        if loader.num_workers:
-            _end_workers(batches)
+        ending()
+
+
+def _handed_over(loader: DataLoader[Any], batches: Any, section: str) -> Iterator[LoadedBatch]:
+    while True:
+        try:
+            item = next(batches)
+            if isinstance(item, bytes):
+                item = ForkingPickler.loads(item)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError) as error:
+            if not loader.num_workers or _is_of_killed_worker(error):
+                raise
+            if _was_killed(batches):
+                raise BoxlessError(_killed(section)) from error
+            reason = _limit(error)
+            if reason is None:
+                raise
+            raise BoxlessError(_cannot_hand_over(reason, section)) from error
+        if isinstance(item, _NotHandedOver):
+            raise BoxlessError(_cannot_hand_over(item.reason, section))
+        if isinstance(item, _Raised):
+            raise item.error
+        yield item
 
 
 def _end_workers(batches: Any) -> None:
     """In order where they can, by SIGKILL where they do not come to an end: workers ignore SIGTERM
     and may wait for a store that does not answer."""
-    batches._shutdown_workers()
+    if not hasattr(batches, "_workers"):
+        return  # the loader reads in this process
+    with suppress(RuntimeError):  # PyTorch's, of a worker that was killed
+        batches._shutdown_workers()
     for worker in batches._workers:
         worker.kill()
 
@@ -259,6 +275,33 @@ def _limit(error: Exception) -> str | None:
     if shared or getattr(error, "errno", None) == errno.ENOSPC:
         return "/dev/shm is full"
     return None
+
+
+def _was_killed(batches: Any) -> bool:
+    """Whether a worker was. PyTorch says so itself while it waits for a batch, but not where one is
+    being taken over, which ends with the connection to the worker."""
+    workers = batches._workers
+    ended = wait([worker.sentinel for worker in workers], timeout=_ENDING_SECONDS)
+    for worker in workers:
+        if worker.sentinel in ended:
+            worker.join()
+    return any(worker.exitcode == -signal.SIGKILL for worker in workers)
+
+
+def _is_of_killed_worker(error: Exception) -> bool:
+    return "killed by signal: Killed" in str(error)
+
+
+@contextmanager
+def named_killed_workers(section: str) -> Iterator[None]:
+    """PyTorch's error of a killed worker, which its signal handler raises wherever the rank is at,
+    as a BoxlessError with the fix."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_of_killed_worker(error):
+            raise
+        raise BoxlessError(_killed(section)) from error
 
 
 def _killed(section: str) -> str:

@@ -15,7 +15,13 @@ from sharding.format.schema import ShardError
 from sharding.reading.watchdog import StallWatch
 from stages.progress import Progress
 from stages.student.vision.batch_norm import average_statistics
-from stages.training.batches import BatchSource, LoadedBatch, load_batches, received
+from stages.training.batches import (
+    BatchSource,
+    LoadedBatch,
+    load_batches,
+    named_killed_workers,
+    received,
+)
 from stages.training.checkpoints.save_and_load import load_checkpoint, save_checkpoint
 from stages.training.config import TrainingConfig
 from stages.training.monitoring.gradient_norms import GradientNorms, loss_scale
@@ -128,6 +134,7 @@ class Loop:
         self.engine.train()
         self.batches = self.stalls.watched(received(self.loader, config.section))
         with (
+            named_killed_workers(config.section),
             self.stalls,
             Progress(
                 self.title,

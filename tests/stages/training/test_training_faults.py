@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,7 +20,13 @@ from sharding.format.schema import ShardError
 from sharding.order.order import Turn
 from sharding.reading.watchdog import StatusBoard
 from stages.training import batches
-from stages.training.batches import ExampleBatches, LoadedBatch, load_batches, received
+from stages.training.batches import (
+    ExampleBatches,
+    LoadedBatch,
+    load_batches,
+    named_killed_workers,
+    received,
+)
 from stages.training.config import TrainingConfig
 from stages.training.engine import Engine
 from stages.training.monitoring import stopping
@@ -66,16 +74,56 @@ def test_workers_ignore_the_signals_of_the_group_and_end_with_the_iterator() -> 
     assert not worker.is_alive()
 
 
-def test_a_worker_that_is_killed_is_an_error_with_its_fix() -> None:
-    """As the kernel does where memory runs out. Oracle: the message names the field and the fix."""
+def _ends_holding_an_iterator() -> None:
+    loaded = received(load_batches(_source(), CONFIG, 0, 0, 1), "pretrain")
+    next(loaded)
+    _ends_holding_an_iterator.__dict__["held"] = loaded  # as the traceback of an error does
+
+
+def test_a_process_that_ends_with_an_iterator_ends_its_workers() -> None:
+    """Oracle: it ends, though multiprocessing waits for its children and these ignore SIGTERM."""
+    process = multiprocessing.get_context("fork").Process(target=_ends_holding_an_iterator)
+    process.start()
+    process.join(60)
+    code = process.exitcode
+    process.kill()
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    "broken", [ConnectionResetError(104, "Connection reset by peer"), EOFError(), None]
+)
+def test_a_worker_that_is_killed_is_an_error_with_its_fix(
+    broken: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel does where memory runs out, while PyTorch waits for a batch, or while one is
+    taken over, which then breaks. Oracle: the message names the field and the fix."""
     loader = load_batches(_source(), replace(CONFIG, num_steps=1000), 0, 0, 1)
     loaded = received(loader, "pretrain")
     next(loaded)
     (worker,) = multiprocessing.active_children()
     assert worker.pid is not None
+    if broken is not None:
+        loads = mock.Mock(side_effect=broken)
+        monkeypatch.setattr("stages.training.batches.ForkingPickler.loads", loads)
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(BoxlessError, match="pretrain.num_workers: a worker was killed.*fewer"):
         list(loaded)
+
+
+def test_a_worker_that_is_killed_while_the_rank_computes_is_the_same_error() -> None:
+    """PyTorch's signal handler raises wherever the rank is at. Oracle: the same message."""
+    loaded = received(load_batches(_source(), CONFIG, 0, 0, 1), "pretrain")
+    next(loaded)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    with (
+        closing(loaded),
+        pytest.raises(BoxlessError, match="pretrain.num_workers: a worker was killed"),
+        named_killed_workers("pretrain"),
+    ):
+        os.kill(worker.pid, signal.SIGKILL)
+        time.sleep(60)
 
 
 @pytest.mark.parametrize(
