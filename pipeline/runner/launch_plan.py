@@ -49,6 +49,8 @@ PRETRAIN_MODULES = (
 """What a rank of pretrain imports: all that takes long. For its own Muon optimizer DeepSpeed
 imports PyTorch's compiler, at the first step of any other."""
 
+_SHARED_STAGES = ("distill", "evaluate")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOverrides:
@@ -82,13 +84,17 @@ def launch_config(
 ) -> LaunchConfig:
     """How ``kind`` is launched; ``alone`` when it was asked for by its own name.
 
+    Pretrain takes all ranks of the recipe, distill and evaluate its processes of one node, as what
+    they write does not depend on how many there are. Beyond that, a stage is shared when asked.
+
     RecipeError where the launcher cannot start so many ranks.
     """
     given = recipe.launch
     if kind.name == "pretrain":
         return given
     launcher = overrides.launcher or ("slurm" if given.launcher == "slurm" else "local")
-    nodes, procs_per_node = overrides.nodes or 1, overrides.procs_per_node or 1
+    own = given.procs_per_node if kind.name in _SHARED_STAGES else 1
+    nodes, procs_per_node = overrides.nodes or 1, overrides.procs_per_node or own
     if not alone and launcher == "torchrun":
         nodes = 1  # the other nodes wait for pretrain; they may come with --join
     if nodes * procs_per_node == 1 and launcher != "slurm":

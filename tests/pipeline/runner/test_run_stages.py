@@ -378,7 +378,13 @@ def test_a_changed_given_teacher_is_seen(go: Go, tmp_path: Path) -> None:
             "slurm",
             32,
         ),
-        ("distill", LaunchOverrides(), True, "local", 1),
+        ("distill", LaunchOverrides(), True, "torchrun", 2),
+        ("distill", LaunchOverrides(), False, "torchrun", 2),
+        ("distill", LaunchOverrides(procs_per_node=1), True, "local", 1),
+        ("distill", LaunchOverrides(launcher="local"), True, "local", 1),
+        ("distill", LaunchOverrides(launcher="slurm"), True, "slurm", 2),
+        ("evaluate", LaunchOverrides(), False, "torchrun", 2),
+        ("ingest", LaunchOverrides(), False, "local", 1),
         ("distill", LaunchOverrides(procs_per_node=3), True, "torchrun", 3),
         ("distill", LaunchOverrides(procs_per_node=3, launcher="slurm", nodes=2), True, "slurm", 6),
     ],
@@ -386,8 +392,8 @@ def test_a_changed_given_teacher_is_seen(go: Go, tmp_path: Path) -> None:
 def test_how_a_stage_is_launched(
     stage: str, asked: LaunchOverrides, alone: bool, launcher: str, ranks: int
 ) -> None:
-    """toy says torchrun with two ranks: they are pretrain's; others share only when asked, in a
-    whole run too."""
+    """toy says torchrun with two ranks: they are pretrain's, distill's and evaluate's; others share
+    only when asked, in a whole run too."""
     from pipeline.runner.launch_plan import launch_config
 
     recipe = load_recipe("toy", merge=asked.merged)
