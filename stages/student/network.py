@@ -29,6 +29,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
 from boxless.errors import BoxlessError
 from stages.student.auto_classes import NET_MAP, InstalledClass, write_module
+from stages.student.first_layer import run_first_layer
 from stages.student.heads import (
     AlignHead,
     ContrastiveHead,
@@ -381,8 +382,27 @@ class Student(InstalledClass, PreTrainedModel):
         """The matching head's logits [B, 2] of texts [B, T], each on its picture [B], as in `fuse`.
         The last layer gives [CLS] alone."""
         first = OutputPlaces.of_first(len(input_ids), input_ids.device)
-        hidden = self.fuse(cells, picture=picture, input_ids=input_ids, output_mask=first)
-        return self.itm_head(hidden.text[:, 0])
+        if len(cells.features) == 1 and len(self.fusion.layer) > 1 and not self.training:
+            outputs = self._fuse_with_one(cells, input_ids, first)
+        else:
+            hidden = self.fuse(cells, picture=picture, input_ids=input_ids, output_mask=first)
+            outputs = hidden.text
+        return self.itm_head(outputs[:, 0])
+
+    def _fuse_with_one(
+        self, cells: Cells, input_ids: torch.Tensor, places: OutputPlaces
+    ) -> torch.Tensor:
+        """As `fuse`, of all texts with the only picture there is: what the first layer makes of its
+        cells alone is computed once."""
+        only = torch.zeros(1, dtype=torch.long, device=input_ids.device)
+        seen = self._placed(cells.features, cells, only)
+        inside = cells.inside.expand(len(input_ids), -1)
+        attended = torch.cat([input_ids != self.pad_id, inside], dim=1)[:, None, None, :]
+        first, *layers, last = self.fusion.layer
+        hidden = run_first_layer(first, self.embeddings(input_ids), seen, attended)
+        for layer in layers:
+            hidden = layer(hidden, attended)
+        return run_last_layer(last, hidden, attended, places)
 
     def embed_pictures(self, cells: Cells) -> torch.Tensor:
         """The contrastive head's unit vectors of pictures: [N, E]. Raises ValueError without it."""

@@ -56,6 +56,25 @@ def test_the_last_layer_where_it_is_read(learns: bool) -> None:
         torch.testing.assert_close(results[1][name], plain, rtol=1e-5, atol=2e-5)
 
 
+@torch.no_grad()
+def test_many_texts_on_one_picture() -> None:
+    """Oracle: the matching head on the fusion of each pair, by way of `fuse`, with a padded
+    picture and padded texts."""
+    torch.manual_seed(0)
+    student = new_student().eval()
+    pixels = torch.randint(0, 256, (1, 3, 128, 256), dtype=torch.uint8)
+    cells = student.encode_image(pixels, torch.tensor([[60, 100]]))
+    assert not cells.inside.all()
+    texts = torch.tensor([[5, 6, 7, 8], [9, 5, 0, 0], [6, 0, 0, 0]])
+    texts[texts == 0] = student.pad_id
+    picture = torch.zeros(3, dtype=torch.long)
+    hidden = student.fuse(cells, picture=picture, input_ids=texts)
+    wanted = student.itm_head(hidden.text[:, 0])
+    found = student.match(cells, picture=picture, input_ids=texts)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert student.match(cells, picture=picture[:0], input_ids=texts[:0]).shape == (0, 2)
+
+
 def _model(batch: Any) -> PretrainModel:
     """All objectives that name what they read, over objects drawn into the golden batch."""
     batch.regions = (torch.rand(2, 3, 16) < 0.4) / 5.0
