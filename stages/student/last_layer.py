@@ -58,6 +58,31 @@ def run_last_layer(
     return torch.zeros_like(hidden).index_put((pair, place), output.to(hidden.dtype))
 
 
+def run_last_layer_of_first(
+    layer: BertLayer, hidden: torch.Tensor, attended: torch.Tensor
+) -> torch.Tensor:
+    """hidden [B, S, D], attended bool [B, 1, 1, S] -> [B, D]: the same as `layer(hidden, attended)`
+    at the first token. Without dropout: for a network in evaluation mode.
+
+    One token has one query a head, q. With keys K h + k its scores are q K h, and q k, which is the
+    same for all h and goes out in the softmax; and what it sees is V times the mean of h. So
+    neither keys nor values of all tokens are computed.
+    """
+    attention = layer.attention.self
+    first = hidden[:, 0]
+    by_head = (attention.num_attention_heads, -1)
+    query = attention.query(first).unflatten(-1, by_head).transpose(0, 1)  # [A, B, D / A]
+    query = query @ attention.key.weight.unflatten(0, by_head)  # [A, B, D]
+    every = hidden[:, None]
+    means = F.scaled_dot_product_attention(
+        query.transpose(0, 1)[:, None], every, every, attn_mask=attended, scale=attention.scaling
+    )
+    value = attention.value.weight.unflatten(0, by_head).transpose(1, 2)  # [A, D, D / A]
+    context = (means[:, 0].transpose(0, 1) @ value).transpose(0, 1).flatten(1)
+    context = context + attention.value.bias
+    return layer.feed_forward_chunk(layer.attention.output(context, first))
+
+
 def _attend(
     layer: BertLayer,
     tokens: torch.Tensor,

@@ -40,7 +40,7 @@ from stages.student.heads import (
     TiedMlmHead,
     weighted_mean,
 )
-from stages.student.last_layer import OutputPlaces, run_last_layer
+from stages.student.last_layer import OutputPlaces, run_last_layer, run_last_layer_of_first
 from stages.student.text.spans import IMAGE_TOKEN_TYPE
 from stages.student.vision.batch_norm import Policy
 from stages.student.vision.grid import Grid, cells_inside, sine_positions
@@ -381,19 +381,15 @@ class Student(InstalledClass, PreTrainedModel):
     ) -> torch.Tensor:
         """The matching head's logits [B, 2] of texts [B, T], each on its picture [B], as in `fuse`.
         The last layer gives [CLS] alone."""
-        first = OutputPlaces.of_first(len(input_ids), input_ids.device)
         if len(cells.features) == 1 and len(self.fusion.layer) > 1 and not self.training:
-            outputs = self._fuse_with_one(cells, input_ids, first)
-        else:
-            hidden = self.fuse(cells, picture=picture, input_ids=input_ids, output_mask=first)
-            outputs = hidden.text
-        return self.itm_head(outputs[:, 0])
+            return self.itm_head(self._first_output_with_one(cells, input_ids))
+        first = OutputPlaces.of_first(len(input_ids), input_ids.device)
+        hidden = self.fuse(cells, picture=picture, input_ids=input_ids, output_mask=first)
+        return self.itm_head(hidden.text[:, 0])
 
-    def _fuse_with_one(
-        self, cells: Cells, input_ids: torch.Tensor, places: OutputPlaces
-    ) -> torch.Tensor:
-        """As `fuse`, of all texts with the only picture there is: what the first layer makes of its
-        cells alone is computed once."""
+    def _first_output_with_one(self, cells: Cells, input_ids: torch.Tensor) -> torch.Tensor:
+        """[CLS] [B, D] as `fuse` gives it, of all texts with the only picture there is: what the
+        first layer makes of its cells alone is computed once."""
         only = torch.zeros(1, dtype=torch.long, device=input_ids.device)
         seen = self._placed(cells.features, cells, only)
         inside = cells.inside.expand(len(input_ids), -1)
@@ -402,7 +398,7 @@ class Student(InstalledClass, PreTrainedModel):
         hidden = run_first_layer(first, self.embeddings(input_ids), seen, attended)
         for layer in layers:
             hidden = layer(hidden, attended)
-        return run_last_layer(last, hidden, attended, places)
+        return run_last_layer_of_first(last, hidden, attended)
 
     def embed_pictures(self, cells: Cells) -> torch.Tensor:
         """The contrastive head's unit vectors of pictures: [N, E]. Raises ValueError without it."""
