@@ -175,6 +175,8 @@ def file_fault(path: Path) -> str | None:
         return "not there"
     except OSError as error:
         return f"not readable ({error.strerror})"
+    except ValueError as error:  # a name that no file can have
+        return f"not readable ({error})"
     return None if kind in _EXTENSIONS else f"not JPEG, PNG or WebP: it is {kind}"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from boxless.errors import BoxlessError
 from stages.entities_files import MAX_FILE_BYTES, parse_boxes, parse_caption
 from stages.transfer.example import Example
-from stages.transfer.readers.records import ExampleCollector, ReaderError, TaskData
+from stages.transfer.readers.records import ExampleCollector, ReaderError, TaskData, read_text
 
 
 def read_flickr30k_entities(
@@ -30,7 +30,7 @@ def read_flickr30k_entities(
         picture_id = name.removesuffix(".jpg")
         boxes = _read_boxes(folder / "Annotations" / f"{picture_id}.xml")
         sentences = folder / "Sentences" / f"{picture_id}.txt"
-        for number, line in enumerate(_read(sentences).splitlines(), start=1):
+        for number, line in enumerate(_read(sentences).split("\n"), start=1):
             caption = parse_caption(line)
             if caption.is_broken:
                 raise ReaderError(
@@ -58,7 +58,7 @@ def read_flickr30k_entities(
                     ),
                     f"{sentences}:{number}, phrase {count}",
                 )
-    return collector.done()
+    return collector.done(folder)
 
 
 def _read_boxes(path: Path) -> dict[str, list[list[float]]]:
@@ -85,11 +85,6 @@ def _read_boxes(path: Path) -> dict[str, list[list[float]]]:
 
 
 def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ReaderError(f"{path}: larger than {MAX_FILE_BYTES} bytes, expected annotations")
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ReaderError(f"{path}: {error.strerror}; expected an annotation file") from None
-    except UnicodeDecodeError as error:
-        raise ReaderError(f"{path}: not UTF-8 ({error})") from None
+    if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
+        raise ReaderError(f"{path}: larger than {MAX_FILE_BYTES} bytes, expected annotations")
+    return read_text(path)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from stages.karpathy_file import KarpathyError, KarpathyImage, parse_image
+from stages.picture import file_fault
 from stages.transfer.example import Example
 from stages.transfer.readers.records import (
     ExampleCollector,
@@ -50,7 +51,7 @@ def read_karpathy(
         for _ in captions[max_captions:] if max_captions else ():
             collector.drop(f"captions beyond {max_captions} of a picture")
         files = [images / name for name in image.file_names]
-        file = next((file for file in files if file.is_file()), files[0])
+        file = next((file for file in files if file_fault(file) is None), files[0])
         texts = tuple(str(caption) for caption in captions[:max_captions])
         collector.add(Example(id=image.name, images=(file,), texts=texts), record.where)
     if not num_own:
@@ -58,7 +59,7 @@ def read_karpathy(
             f"{path}: got no picture of the splits {', '.join(splits)}, expected some; the file has "
             f"{', '.join(sorted(others)) or 'none'}"
         )
-    return collector.done()
+    return collector.done(path)
 
 
 def _image(record: Record) -> KarpathyImage:

@@ -30,7 +30,7 @@ def read_nlvr2(path: Path, images: Path, *, max_missing: int = 0) -> TaskData:
             ),
             record.where,
         )
-    return collector.done()
+    return collector.done(path)
 
 
 def read_nlvr(
@@ -51,7 +51,7 @@ def read_nlvr(
                 ),
                 f"{record.where} (order {order})",
             )
-    return collector.done()
+    return collector.done(path)
 
 
 def _folder(record: Record, images: Path) -> Path:

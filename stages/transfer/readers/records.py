@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,11 @@ from stages.picture import file_fault
 from stages.transfer.example import Example
 
 NUM_NAMED = 5
+COMPRESSED = {b"\x1f\x8b": "gunzip", b"PK\x03\x04": "unzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz"}
+"""How a compressed file begins, and what unpacks it."""
+_WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")
+_MAYBE_NO_TEXT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+_NO_TEXT = re.compile("[\ud800-\udfff\0]")
 
 
 class ReaderError(BoxlessError):
@@ -35,12 +41,14 @@ class Record:
         value = self._get(names)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
+        if isinstance(value, str) and not value.strip():
+            raise self.error(" or ".join(names), value, "a text or a number")
         return self._typed(names, str, "a text or a number")
 
     def integer(self, *names: str) -> int:
         """A whole number; one written as a text ("3") is taken as what it says."""
         value = self._get(names)
-        if isinstance(value, str) and value.strip().lstrip("-").isdigit():
+        if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value.strip()):
             return int(value)
         if isinstance(value, bool):
             raise self.error(names[0], value, "a whole number")
@@ -87,7 +95,7 @@ class Record:
 def read_json_lines(path: Path) -> Iterator[Record]:
     """Every object of a file with one a line; blank lines are passed over. ReaderError names the
     line that is damaged or cut short."""
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -99,18 +107,21 @@ def read_json_lines(path: Path) -> Iterator[Record]:
             ) from None
         if not isinstance(values, dict):
             raise ReaderError(f"{where}: got {_short(values)}, expected an object")
+        _check_texts(line, Record(where, values))
         yield Record(where, values)
 
 
 def read_json(path: Path) -> Record:
     """A file that holds one object."""
+    text = read_text(path)
     try:
-        values = json.loads(_text(path))
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise ReaderError(f"{path}:{line}: not whole JSON ({error})") from None
     if not isinstance(values, dict):
         raise ReaderError(f"{path}: got {_short(values)}, expected an object")
+    _check_texts(text, Record(str(path), values))
     return Record(str(path), values)
 
 
@@ -160,9 +171,9 @@ class ExampleCollector:
         """Count an example that the task leaves out by its own rule."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
-    def done(self) -> TaskData:
-        """All examples. ReaderError where more pictures are missing than allowed, where some have a
-        label and some have none, and for no example."""
+    def done(self, source: Path | None = None) -> TaskData:
+        """All examples of the file `source`. ReaderError where more pictures are missing than
+        allowed, where some have a label and some have none, and for no example."""
         if len(self._missing) > self._max_missing:
             raise ReaderError(
                 f"{len(self._missing)} examples have no picture, expected at most "
@@ -170,7 +181,10 @@ class ExampleCollector:
                 + "; ".join(self._missing[:NUM_NAMED])
             )
         if not self.examples:
-            raise ReaderError(f"got no example (left out: {self.dropped}), expected at least one")
+            raise ReaderError(
+                f"{source or 'the file'}: got no example (left out: {self.dropped or 'none'}), "
+                "expected at least one"
+            )
         if 0 < len(self._unlabelled) < len(self.examples):
             raise ReaderError(
                 f"{self._unlabelled[0]}: got no label here and in {len(self._unlabelled) - 1} more of "
@@ -187,13 +201,37 @@ class TaskData:
     dropped: dict[str, int]
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of an annotation file. ReaderError where it cannot be read, is compressed, or is not
+    UTF-8."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ReaderError(f"{path}: {error.strerror}; expected an annotation file") from None
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        fault = getattr(error, "strerror", None) or error
+        raise ReaderError(f"{path}: {fault}; expected an annotation file") from None
+    for start, command in COMPRESSED.items():
+        if data.startswith(start):
+            raise ReaderError(f"{path}: got a compressed file, expected its text ({command} it)")
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ReaderError(f"{path}: not UTF-8 ({error})") from None
+
+
+def _check_texts(source: str, record: Record) -> None:
+    r"""ReaderError for a text with a NUL, or with half of a character, which JSON's escapes can
+    write ("\ud83d") and which no file name or tokenizer takes."""
+    if not _MAYBE_NO_TEXT.search(source):
+        return
+    rest: list[tuple[str, Any]] = list(record.values.items())
+    while rest:
+        name, value = rest.pop()
+        if isinstance(value, str) and _NO_TEXT.search(value):
+            raise record.error(name, value, "a text without NULs and halves of characters")
+        if isinstance(value, dict):
+            rest += [(f"{name}.{key}", part) for key, part in value.items()]
+        if isinstance(value, list):
+            rest += [(f"{name}[{row}]", part) for row, part in enumerate(value)]
 
 
 def _short(value: object) -> str:

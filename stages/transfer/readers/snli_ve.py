@@ -43,4 +43,4 @@ def read_snli_ve(
             ),
             record.where,
         )
-    return collector.done()
+    return collector.done(path)

@@ -47,7 +47,7 @@ def read_vcr(
         )
         if collector.add(example, record.where) and with_metadata:
             _check_metadata(record, images, len(objects))
-    return collector.done()
+    return collector.done(path)
 
 
 def _objects(record: Record) -> list[str]:

@@ -29,12 +29,13 @@ def read_vqa(
     where questions and annotations are not of the same ids.
     """
     known = _read_annotations(annotations) if annotations else {}
+    asked: set[int] = set()
     collector = ExampleCollector(max_missing=max_missing)
     for record in parts(read_json(questions), "questions"):
         question_id, image_id = record.integer("question_id"), record.integer("image_id")
         if annotations and question_id not in known:
             raise record.error("question_id", question_id, f"one that {annotations} has")
-        annotation = known.pop(question_id, None)
+        annotation = known.get(question_id)
         if annotation and annotation["image_id"] != image_id:
             raise record.error("image_id", image_id, f"{annotation['image_id']}, as annotated")
         collector.add(
@@ -46,12 +47,13 @@ def read_vqa(
             ),
             record.where,
         )
-    if known:
+        asked.add(question_id)
+    if others := [question_id for question_id in known if question_id not in asked]:
         raise ReaderError(
-            f"{annotations}: {len(known)} annotations are of no question in {questions}, the first "
-            f"is of question_id {next(iter(known))}"
+            f"{annotations}: {len(others)} annotations are of no question in {questions}, the first "
+            f"is of question_id {others[0]}"
         )
-    return collector.done()
+    return collector.done(questions)
 
 
 def _read_annotations(path: Path) -> dict[int, dict]:

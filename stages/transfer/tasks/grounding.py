@@ -20,7 +20,7 @@ from stages.transfer.example import Example
 from stages.transfer.metrics.pointing import is_hit, is_recalled, propose_boxes
 from stages.transfer.outcomes import Outcome
 from stages.transfer.readers.flickr30k_entities import read_flickr30k_entities
-from stages.transfer.readers.records import TaskData
+from stages.transfer.readers.records import TaskData, read_text
 from stages.transfer.task_batch import TaskBatch
 from stages.transfer.task_config import TaskDataConfig
 from stages.transfer.tasks.task import Scores, Task
@@ -42,7 +42,7 @@ class GroundingTask(Task):
         return read_flickr30k_entities(
             Path(data.path("", split)),
             Path(data.path("images", split)),
-            ids=Path(ids).read_text().split() if ids else None,
+            ids=read_text(Path(ids)).split() if ids else None,
             max_missing=data.max_missing,
         )
 
