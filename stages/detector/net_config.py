@@ -23,6 +23,7 @@ C4_STRIDE_PX = 16
 
 # Fields that earlier versions did not have, and what they did.
 LATER_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "picture": {"inference_scales": (1.0,), "inference_mirror": False},
     "backbone": {"block": "bottleneck", "fpn_finest": 2},
     "boxes": {"canonical_box_px": 224.0, "class_agnostic": False},
 }
@@ -46,6 +47,10 @@ class PictureConfig:
     resize: "pillow", Pillow's bilinear filter on bytes, each side rounded by itself, then
         normalised, as detectron2; or "floats", normalised first, then interpolated between four
         pixels, with one factor for both sides, as py-faster-rcnn and bottom-up attention.
+    inference_scales: ours; objects are looked for in the picture at these times its size, beginning
+        with 1, and what is found is a mean over them (`views.py`).
+    inference_mirror: ours; the picture is looked at mirrored too, at each size. Each view costs as
+        much as the first, and more, as each looks at the proposals of all.
     """
 
     shorter_px: int = 96
@@ -53,6 +58,8 @@ class PictureConfig:
     pixel_mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
     pixel_std: tuple[float, float, float] = (64.0, 64.0, 64.0)
     resize: Literal["pillow", "floats"] = "pillow"
+    inference_scales: tuple[float, ...] = (1.0,)
+    inference_mirror: bool = False
 
     def __post_init__(self) -> None:
         check(
@@ -72,8 +79,17 @@ class PictureConfig:
                     "three numbers above 0",
                 ),
                 "resize": (self.resize in ("pillow", "floats"), "'pillow' or 'floats'"),
+                "inference_scales": (
+                    self.inference_scales[:1] == (1.0,) and min(self.inference_scales) > 0,
+                    "1.0, then factors above 0",
+                ),
             },
         )
+
+    @property
+    def num_views(self) -> int:
+        """How often a picture is looked at to find its objects."""
+        return len(self.inference_scales) * (1 + self.inference_mirror)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,6 +390,10 @@ class TeacherConfig:
                     "ResNet without a pyramid"
                     if is_c4
                     else "the head 'fc' or 'conv', as the backbone leaves no res5 for it",
+                ),
+                "picture": (
+                    self.picture.num_views == 1 or self.choice.rule == "detections",
+                    "one inference_scale and no inference_mirror with the rule 'proposals'",
                 ),
             },
         )

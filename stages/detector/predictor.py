@@ -37,8 +37,9 @@ from torch import Tensor
 from boxless.errors import BoxlessError
 from sharding.format.schema import object_dtype
 from stages.detector.model.faster_rcnn import Detections, FasterRCNN
+from stages.detector.model.views import View, find_in_views
 from stages.detector.ops.boxes import clip, is_nonempty
-from stages.detector.ops.resize import Prepared, prepare, stack
+from stages.detector.ops.resize import Prepared, enlarged, prepare, stack
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
@@ -98,11 +99,18 @@ class Teacher:
     def prepare(self, picture: Tensor) -> Prepared:
         """A picture uint8 RGB [H, W, 3], resized. ValueError for a tensor that is no picture."""
         _check_picture(picture)
-        prepared = prepare(picture, self.model.config.picture)
+        config = self.model.config.picture
+        first, *others = (
+            self._at_hand(prepare(picture, enlarged(config, scale)))
+            for scale in config.inference_scales
+        )
+        return first._replace(other_sizes=tuple(others))
+
+    def _at_hand(self, prepared: Prepared) -> Prepared:
+        """The same in pinned memory, from which it goes over to a GPU while that works."""
         if self._device.type != "cuda":
             return prepared
         with torch.cuda.device(self._device):  # each thread has its own idea of the current one
-            # From pinned memory a picture goes over while the device works.
             return prepared._replace(pixels=prepared.pixels.pin_memory())
 
     def detect(self, prepared: list[Prepared]) -> list[np.ndarray]:
@@ -110,19 +118,35 @@ class Teacher:
 
         An array of `sharding.format.schema.object_dtype` each, rows by falling score, perhaps none.
         """
-        batches = [[picture] for picture in prepared] if self.precision == "fp32" else [prepared]
+        has_views = self.model.config.picture.num_views > 1
+        is_alone = self.precision == "fp32" or has_views
+        batches = [[picture] for picture in prepared] if is_alone else [prepared]
         arrays = []
         for batch in batches:
             with in_precision(self.precision, self._device):
-                pixels = [picture.pixels for picture in batch]
-                pictures = stack(pixels, self.model.config.picture, self._device)
-                found = self.model.find(
-                    pictures,
-                    [picture.size for picture in batch],
-                    [picture.scale for picture in batch],
-                )
+                found = [self._find_in_views(*batch)] if has_views else self._find(batch)
             arrays += [self._array(*pair) for pair in zip(found, batch)]
         return arrays
+
+    def _find(self, batch: list[Prepared]) -> list[Detections]:
+        """Objects of pictures of one size, in pixels of the resized ones."""
+        pixels = [picture.pixels for picture in batch]
+        return self.model.find(
+            stack(pixels, self.model.config.picture, self._device),
+            [picture.size for picture in batch],
+            [picture.scale for picture in batch],
+        )
+
+    def _find_in_views(self, picture: Prepared) -> Detections:
+        """Objects of one picture in all its views, in pixels of the first."""
+        config, views = self.model.config.picture, []
+        for sized in (picture, *picture.other_sizes):
+            pixels = stack([sized.pixels], config, self._device)
+            scale = (sized.scale[0] / picture.scale[0], sized.scale[1] / picture.scale[1])
+            views.append(View(pixels, scale))
+            if config.inference_mirror:
+                views.append(View(pixels.flip(3), scale, is_mirrored=True))
+        return find_in_views(self.model, views)
 
     def _array(self, found: Detections, picture: Prepared) -> np.ndarray:
         """What was found in the resized picture, as rows in pixels of the original one."""

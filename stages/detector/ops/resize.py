@@ -10,6 +10,7 @@ Letters: B pictures, H x W pixels of a picture, h x w after resizing.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,9 @@ class Prepared(NamedTuple):
     width: int
     scale: tuple[float, float]  # x, y: original pixels to resized ones
     prompts: tuple[str, ...] = ()  # what a detector that is asked in words is to look for
+    other_sizes: tuple[
+        Prepared, ...
+    ] = ()  # the same picture at `inference_scales` beyond the first
 
     @property
     def size(self) -> tuple[int, int]:
@@ -43,6 +47,15 @@ def prepare(picture: Tensor, config: PictureConfig) -> Prepared:
         return Prepared(resize(picture, size), height, width, scale)
     pixels = interpolate(_normalised(picture, config), size, scale)
     return Prepared(pixels, height, width, scale)
+
+
+def enlarged(config: PictureConfig, factor: float) -> PictureConfig:
+    """Of pictures `factor` times as large."""
+    return dataclasses.replace(
+        config,
+        shorter_px=max(round(config.shorter_px * factor), 1),
+        longer_px=max(round(config.longer_px * factor), 1),
+    )
 
 
 def resized_size(size: tuple[int, int], config: PictureConfig) -> tuple[int, int]:

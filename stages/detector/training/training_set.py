@@ -9,7 +9,6 @@ Letters: B pictures, H x W pixels of the largest of them.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from sharding.order.order import Order
 from stages.detector.net_config import PictureConfig
-from stages.detector.ops.resize import prepare, resized_size, scales, stack
+from stages.detector.ops.resize import enlarged, prepare, resized_size, scales, stack
 from stages.detector.training.config import TeachConfig
 from stages.detector.training.labeled_pictures import LabeledPictures, Truth
 from stages.ranks import Ranks
@@ -103,11 +102,7 @@ class TrainingSet:
             return config
         random = step_random(self.seed, step, "scale")
         factor = factors[int(torch.randint(len(factors), (), generator=random))]
-        return dataclasses.replace(
-            config,
-            shorter_px=max(round(config.shorter_px * factor), 1),
-            longer_px=max(round(config.longer_px * factor), 1),
-        )
+        return enlarged(config, factor)
 
     def _picture(self, index: int, config: PictureConfig) -> Tensor:
         """A picture, resized: [H, W, 3]. With one size for all steps the cache holds it so, else
