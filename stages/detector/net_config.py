@@ -26,6 +26,7 @@ LATER_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "picture": {"inference_scales": (1.0,), "inference_mirror": False},
     "backbone": {"block": "bottleneck", "fpn_finest": 2},
     "boxes": {"canonical_box_px": 224.0, "class_agnostic": False},
+    "choice": {"objectness_power": 0.0},
 }
 
 
@@ -324,6 +325,8 @@ class ChoiceConfig:
     iou: overlap above which the better of two objects of a class pushes out the other.
     min_objects: of "proposals": the best objects reported even where they score lower.
     max_objects: most objects of a picture. num_top: classes in an object's soft label.
+    objectness_power: ours, of "detections": a score is the class's probability times that of the
+        proposal network, from 0 to 1, to this power; 0 leaves the class's alone.
     """
 
     rule: Literal["detections", "proposals"] = "detections"
@@ -332,6 +335,7 @@ class ChoiceConfig:
     min_objects: int = 0
     max_objects: int = 36
     num_top: int = 5
+    objectness_power: float = 0.0
 
     def __post_init__(self) -> None:
         check(
@@ -346,6 +350,11 @@ class ChoiceConfig:
                     "0 for the rule 'detections', 0 to max_objects for 'proposals'",
                 ),
                 "num_top": (self.num_top >= 1, "1 or more"),
+                "objectness_power": (
+                    self.objectness_power == 0
+                    or (self.objectness_power > 0 and self.rule == "detections"),
+                    "0 or more, and 0 for the rule 'proposals'",
+                ),
             },
         )
 

@@ -20,9 +20,14 @@ from boxless.errors import BoxlessError
 from stages.detector.model.box_heads import AttributePredictor, BoxPredictor, build_box_head
 from stages.detector.model.fpn import Pyramid
 from stages.detector.model.plain_backbone import PlainBackbone
-from stages.detector.model.postprocess import best_proposals, candidates, detections
+from stages.detector.model.postprocess import (
+    best_proposals,
+    candidates,
+    detections,
+    label_scores,
+)
 from stages.detector.model.resnet import RES5, ResNet
-from stages.detector.model.rpn import ProposalNetwork
+from stages.detector.model.rpn import ProposalNetwork, Proposals
 from stages.detector.net_config import PlainConfig, ResNetConfig, TeacherConfig
 from stages.detector.ops.boxes import clip, decode
 from stages.detector.ops.pooler import Level
@@ -32,7 +37,7 @@ class Detections(NamedTuple):
     """Objects of one picture, by falling score."""
 
     boxes: Tensor  # [O, 4], pixels of the network's input; with the rule "proposals" not regressed
-    scores: Tensor  # [O], softmax probability of the label
+    scores: Tensor  # [O], softmax probability of the label, with `objectness_power` less
     labels: Tensor  # [O], int64
     features: Tensor  # [O, D], of the proposal that an object comes from
     probabilities: Tensor  # [O, L], softmax of that proposal without the background's column
@@ -105,7 +110,7 @@ class FasterRCNN(nn.Module):
         found = []
         for index, (own_deltas, own_probabilities, own_features) in enumerate(of_picture):
             some = self._choose(
-                boxes[index],
+                proposals[index],
                 own_deltas,
                 own_probabilities,
                 sizes[index],
@@ -125,32 +130,34 @@ class FasterRCNN(nn.Module):
 
     def _choose(
         self,
-        proposals: Tensor,
+        proposals: Proposals,
         deltas: Tensor,
         probabilities: Tensor,
         size: tuple[int, int],
         scale: tuple[float, float] | None,
     ) -> _Chosen:
-        """The objects of one picture of `size` from its proposals [P, 4], their deltas [P, L, 4]
-        and probabilities [P, L]."""
+        """The objects of one picture of `size` from its proposals, their deltas [P, L, 4] and
+        probabilities [P, L]."""
         choice, inclusive = self.config.choice, self.config.inclusive_boxes
+        proposed = proposals.boxes
         if choice.rule == "proposals":
             assert scale is not None
-            original = proposals / proposals.new_tensor(scale * 2)
+            original = proposed / proposed.new_tensor(scale * 2)
             source = best_proposals(original, probabilities, choice)
             best = probabilities[source].max(1)
             order = torch.sort(best.values, descending=True, stable=True).indices
             source = source[order]
-            return _Chosen(proposals[source], best.values[order], best.indices[order], source)
-        source, label = candidates(probabilities, choice)
+            return _Chosen(proposed[source], best.values[order], best.indices[order], source)
+        by_label = label_scores(probabilities, proposals.logits, choice)
+        source, label = candidates(by_label, choice)
         boxes = decode(
-            proposals[source],
+            proposed[source],
             deltas[source, label],
             self.config.boxes.delta_weights,
             inclusive=inclusive,
         )
         boxes = clip(boxes, size, inclusive=inclusive)
-        scores = probabilities[source, label]
+        scores = by_label[source, label]
         kept = detections(boxes, scores, label, choice)
         return _Chosen(boxes[kept], scores[kept], label[kept], source[kept])
 

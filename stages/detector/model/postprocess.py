@@ -12,12 +12,20 @@ from stages.detector.net_config import ChoiceConfig
 from stages.detector.ops.nms import nms, pushes_out
 
 
-def candidates(probabilities: Tensor, choice: ChoiceConfig) -> tuple[Tensor, Tensor]:
+def label_scores(probabilities: Tensor, objectness: Tensor, choice: ChoiceConfig) -> Tensor:
+    """What each proposal scores for each label [P, L], from the softmax [P, L] and the proposal
+    network's logits [P]."""
+    if choice.objectness_power == 0:
+        return probabilities
+    return probabilities * objectness.sigmoid()[:, None] ** choice.objectness_power
+
+
+def candidates(scores: Tensor, choice: ChoiceConfig) -> tuple[Tensor, Tensor]:
     """Proposal [N] and label [N] (int64) of every pair scoring above the threshold, by proposal.
 
-    probabilities [P, L]. They are a few in a thousand, so their boxes alone need be computed.
+    scores [P, L]. They are a few in a thousand, so their boxes alone need be computed.
     """
-    proposal, label = torch.nonzero(probabilities > choice.score_threshold, as_tuple=True)
+    proposal, label = torch.nonzero(scores > choice.score_threshold, as_tuple=True)
     return proposal, label
 
 

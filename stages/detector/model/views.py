@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stages.detector.model.faster_rcnn import Detections, FasterRCNN
-from stages.detector.model.postprocess import candidates, detections
+from stages.detector.model.postprocess import candidates, detections, label_scores
 from stages.detector.ops.boxes import clip, decode
 
 
@@ -41,11 +41,12 @@ class _Said(NamedTuple):
 def find_in_views(model: FasterRCNN, views: list[View]) -> Detections:
     """Objects of one picture in pixels of its first view, by the rule "detections": probabilities,
     boxes, features and attributes are means over the views."""
-    said = _ask(model, views)
+    said, objectness = _ask(model, views)
     probabilities = torch.stack([one.logits.softmax(1) for one in said]).mean(0)
     best, probabilities = probabilities.argmax(1), probabilities[:, :-1]
     choice, weights = model.config.choice, model.config.boxes.delta_weights
-    source, labels = candidates(probabilities, choice)
+    by_label = label_scores(probabilities, objectness, choice)
+    source, labels = candidates(by_label, choice)
     boxes = [
         _to_first(
             clip(
@@ -56,7 +57,7 @@ def find_in_views(model: FasterRCNN, views: list[View]) -> Detections:
         )
         for view, one in zip(views, said, strict=True)
     ]
-    mean_boxes, scores = torch.stack(boxes).mean(0), probabilities[source, labels]
+    mean_boxes, scores = torch.stack(boxes).mean(0), by_label[source, labels]
     kept = detections(mean_boxes, scores, labels, choice)
     source = source[kept]
     attributes = None
@@ -76,20 +77,22 @@ def find_in_views(model: FasterRCNN, views: list[View]) -> Detections:
     )
 
 
-def _ask(model: FasterRCNN, views: list[View]) -> list[_Said]:
-    """What every view says of the proposals of all."""
+def _ask(model: FasterRCNN, views: list[View]) -> tuple[list[_Said], Tensor]:
+    """What every view says of the proposals of all, and their logits [P] of the proposal network
+    of the view that each is from."""
     levels = [model.backbone(view.picture) for view in views]
-    proposals = []
+    proposals, logits = [], []
     for view, own in zip(views, levels, strict=True):
         (some,) = model.proposal_network.propose(model.proposal_network(own), [_size(view)])
         proposals.append(_to_first(some.boxes, view))
+        logits.append(some.logits)
     of_all = torch.cat(proposals)
     said = []
     for view, own in zip(views, levels, strict=True):
         boxes = _from_first(of_all, view)
         features = model.features(own, [boxes]).float()
         said.append(_Said(boxes, features, *model.box_predictor(features)))
-    return said
+    return said, torch.cat(logits)
 
 
 def _size(view: View) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from teacher_scenes import ATTRIBUTES, LABELS, NET, draw
 
 from stages.detector.model.faster_rcnn import FasterRCNN
+from stages.detector.model.postprocess import label_scores
 from stages.detector.model.views import View, find_in_views
 from stages.detector.net_config import (
     ChoiceConfig,
@@ -111,15 +113,47 @@ def test_scores_are_means_over_sizes() -> None:
     assert objects["score"][0] == pytest.approx(mean.max().item(), abs=1e-3)
 
 
+def test_objectness_lowers_scores() -> None:
+    """Oracle: by hand, sigmoid(0) ** 0.5 and sigmoid(log 3) ** 0.5; power 0 leaves scores alone."""
+    probabilities = torch.tensor([[0.5, 0.1], [0.4, 0.2]])
+    logits = torch.tensor([0.0, math.log(3.0)])
+    scores = label_scores(probabilities, logits, ChoiceConfig(objectness_power=0.5))
+    wanted = torch.tensor([[0.5, 0.1], [0.4, 0.2]]) * torch.tensor([[0.5], [0.75]]).sqrt()
+    torch.testing.assert_close(scores, wanted)
+    assert torch.equal(label_scores(probabilities, logits, ChoiceConfig()), probabilities)
+
+
+def test_views_and_one_view_know_objectness_alike() -> None:
+    """Oracle: the same net through `find`, and its own scores without objectness, all larger."""
+    model, picture = net(), torch.randn(1, 3, 48, 64)
+    (without,) = model.find(picture, [(48, 64)])
+    choice = dataclasses.replace(CHOICE, objectness_power=0.5, score_threshold=0.01)
+    model.config = dataclasses.replace(model.config, choice=choice)
+    (plain,) = model.find(picture, [(48, 64)])
+    viewed = find_in_views(model, [View(picture, (1.0, 1.0))])
+    torch.testing.assert_close(viewed.scores, plain.scores)
+    assert plain.scores[0] < without.scores[0]
+
+
+@pytest.mark.parametrize("power", [-0.5, float("nan")])
+def test_the_power_is_checked(power: float) -> None:
+    """Oracle: the field's own words; so too where the rule has no class score to lower."""
+    with pytest.raises(ValueError, match="objectness_power: got"):
+        ChoiceConfig(objectness_power=power)
+    with pytest.raises(ValueError, match="objectness_power: got"):
+        ChoiceConfig(rule="proposals", objectness_power=0.5)
+
+
 def test_views_are_part_of_a_teacher_and_older_ones_stay() -> None:
     """Oracle: what was written is read again; a net of one view is written as before the fields
     came, so that its fingerprint stays."""
     viewed = PictureConfig(inference_scales=(1.0, 1.3), inference_mirror=True)
-    config = TeacherConfig(picture=viewed)
+    config = TeacherConfig(picture=viewed, choice=ChoiceConfig(objectness_power=0.5))
     assert net_from_json(net_to_json(config)) == config
     assert not {"inference_scales", "inference_mirror"} & set(
         net_to_json(TeacherConfig())["picture"]
     )
+    assert "objectness_power" not in net_to_json(TeacherConfig())["choice"]
     assert net_from_json(net_to_json(TeacherConfig())) == TeacherConfig()
 
 
