@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.cli.arguments import user_path
@@ -93,8 +95,17 @@ def _add(
     return command
 
 
+def _warn_of_unread(student: Path, texts: Sequence[str]) -> None:
+    from stages.transfer.use import unread_note
+
+    if note := unread_note(student, texts):
+        print(f"warning: {note}", file=sys.stderr)
+
+
 def _match(args: argparse.Namespace) -> int:
     from stages.transfer.use import match
+
+    _warn_of_unread(args.student, args.text)
 
     for text, score in match(args.student, args.picture, args.text):
         print(f"{score:.4f}  {text}")
@@ -104,6 +115,7 @@ def _match(args: argparse.Namespace) -> int:
 def _search(args: argparse.Namespace) -> int:
     from stages.transfer.use import search
 
+    _warn_of_unread(args.student, [args.text])
     index = args.index or args.pictures / DEFAULT_INDEX
     for name, score in search(args.student, args.pictures, args.text, index)[: args.num]:
         print(f"{score:.4f}  {name}")
@@ -113,6 +125,7 @@ def _search(args: argparse.Namespace) -> int:
 def _answer(args: argparse.Namespace) -> int:
     from stages.transfer.use import answer
 
+    _warn_of_unread(args.student, [args.question])
     for text, score in answer(args.student, args.picture, args.question)["best"]:
         print(f"{score:.4f}  {text}")
     return 0
@@ -121,6 +134,7 @@ def _answer(args: argparse.Namespace) -> int:
 def _judge(args: argparse.Namespace) -> int:
     from stages.transfer.use import judge
 
+    _warn_of_unread(args.student, [args.statement])
     found = judge(args.student, args.picture, args.statement, args.task)
     for label, score in sorted(found["probabilities"].items(), key=lambda item: -item[1]):
         print(f"{score:.4f}  {label}")
@@ -130,6 +144,7 @@ def _judge(args: argparse.Namespace) -> int:
 def _point(args: argparse.Namespace) -> int:
     from stages.transfer.use import draw_point, point
 
+    _warn_of_unread(args.student, [args.caption])
     found = point(args.student, args.picture, args.caption, args.phrase)
     if args.out:
         draw_point(args.picture, found, args.out)

@@ -14,6 +14,13 @@ TITLES = {
 }
 """Action -> what it is called on the page."""
 
+NEEDED = {
+    "answer": "a student taught vqa",
+    "judge": "a student taught nlvr or snli_ve",
+    "search": "boxless serve --pictures FOLDER",
+}
+"""What an action needs that not every student and server has."""
+
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Boxless: {name}</title>
 <meta name="viewport" content="width=device-width">
@@ -25,11 +32,12 @@ label[hidden] {{ display: none; }}
 img {{ max-width: 100%; }}
 #preview {{ display: block; max-height: 12rem; margin: .4rem 0; }}
 #preview[hidden] {{ display: none; }}
+.missing {{ color: #555; font-size: .85rem; }}
 #error {{ color: #b00020; }}
 </style></head><body>
 <h1>Boxless</h1><p>Student: <code>{name}</code></p>
 <form id="form">
-<label>What to do <select id="action">{options}</select></label>
+<label>What to do <select id="action">{options}</select></label>{missing}
 <label id="picture-field">Picture <input id="picture" type="file" accept="image/*">
 <img id="preview" alt="the picture that is asked about" hidden></label>
 <label>Text <textarea id="text" rows="3"></textarea></label>
@@ -54,6 +62,11 @@ const show = found => {{
     list.append(item);
   }}
   at("result").replaceChildren(list);
+  if (found.note) {{
+    const note = document.createElement("p");
+    note.textContent = found.note;
+    at("result").append(note);
+  }}
   if (found.picture) at("result").append(picture(found.picture));
 }};
 const picture = uri => {{
@@ -97,4 +110,13 @@ def page(name: str, actions: Sequence[str]) -> str:
     options = "".join(
         f'<option value="{action}">{escape(TITLES[action])}</option>' for action in actions
     )
-    return PAGE.format(name=escape(name), options=options)
+    missing = "; ".join(
+        f"{escape(TITLES[action])} (needs {escape(needed)})"
+        for action, needed in NEEDED.items()
+        if action not in actions
+    )
+    return PAGE.format(
+        name=escape(name),
+        options=options,
+        missing=f'\n<p class="missing">Not offered here: {missing}.</p>' if missing else "",
+    )

@@ -17,8 +17,9 @@ from typing import Any
 
 from boxless.errors import BoxlessError
 from pipeline.pages.thumbnails import thumbnail
-from pipeline.serve.page import page
+from pipeline.serve.page import NEEDED, page
 from stages.transfer import use
+from stages.transfer.task_folder import taught_tasks
 
 MAX_BYTES = 64 << 20
 """Of a request: a picture as base64."""
@@ -31,30 +32,36 @@ class StudentApp:
     None; index: where what the CNN made of them is kept."""
 
     def __init__(self, student: Path, pictures: Path | None, index: Path | None) -> None:
-        if not (student / "config.json").is_file():
-            raise BoxlessError(f"{student}: got no config.json, expected the folder of a student")
+        taught = set(taught_tasks(student))
         self.student, self.pictures = student, pictures
         self.index = index or (pictures / ".boxless-index" if pictures else None)
-        taught = {path.name for path in student.glob("tasks/*")}
         self.actions = ["match", "point"]
         self.actions += ["answer"] if "vqa" in taught else []
-        self.actions += ["judge"] if taught & {"nlvr", "snli_ve"} else []
+        self.actions += ["judge"] if taught & {*use.JUDGING} else []
         self.actions += ["search"] if pictures else []
 
     def answer(self, request: Any) -> dict[str, Any]:
-        """{"rows": [{"score", "text"}], "picture"?} to {"action", "text", "phrase", "picture"
-        (base64)}. BoxlessError says what is missing or wrong."""
+        """{"rows": [{"score", "text"}], "picture"?, "note"?} to {"action", "text", "phrase",
+        "picture" (base64)}. BoxlessError says what is missing or wrong."""
         if not isinstance(request, dict) or request.get("action") not in self.actions:
-            raise BoxlessError(f"action: expected one of {', '.join(self.actions)}")
+            asked = request.get("action") if isinstance(request, dict) else request
+            needed = f" (it needs {NEEDED[asked]})" if asked in [*NEEDED] else ""
+            raise BoxlessError(
+                f"action: got {str(asked)[:80]}{needed}, expected one of {', '.join(self.actions)}"
+            )
         action, text = request["action"], str(request.get("text") or "").strip()
         if not text:
             raise BoxlessError("text: got none, expected some words")
         if action == "search":
-            return self._search(text)
-        with tempfile.TemporaryDirectory() as folder:
-            picture = Path(folder) / "picture"
-            picture.write_bytes(_decoded(request.get("picture")))
-            return self._of_picture(action, picture, text, str(request.get("phrase") or ""))
+            found = self._search(text)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                picture = Path(folder) / "picture"
+                picture.write_bytes(_decoded(request.get("picture")))
+                phrase = str(request.get("phrase") or "")
+                found = self._of_picture(action, picture, text, phrase)
+        note = use.unread_note(self.student, text.splitlines() if action == "match" else [text])
+        return {**found, "note": note} if note else found
 
     def _of_picture(self, action: str, picture: Path, text: str, phrase: str) -> dict[str, Any]:
         if action == "match":

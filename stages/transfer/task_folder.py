@@ -21,6 +21,13 @@ from stages.transfer.tasks.task import Task
 HEAD, STATE = "head.safetensors", "task.json"
 
 
+def taught_tasks(folder: Path) -> list[str]:
+    """The tasks whose heads a student folder has. Raises ValueError where it is no such folder."""
+    if not (folder / "config.json").is_file():
+        raise BoxlessError(f"{folder}: got no config.json, expected the folder of a student")
+    return sorted(path.parent.name for path in folder.glob(f"tasks/*/{STATE}"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskStudent:
     """A student that knows a task: network, head and processor, ready to predict."""
@@ -34,7 +41,7 @@ class TaskStudent:
     def load(cls, folder: Path, name: str | None = None) -> TaskStudent:
         """From a student folder. `name`: the task, where the folder knows several. Raises
         ValueError where it does not know it."""
-        known = sorted(path.parent.name for path in folder.glob(f"tasks/*/{STATE}"))
+        known = taught_tasks(folder)
         if name is None and len(known) == 1:
             name = known[0]
         if name not in known:

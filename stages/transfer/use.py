@@ -18,9 +18,11 @@ from stages.picture import open_picture, read_picture_file
 from stages.student.network import Cells, Student
 from stages.student.processor import StudentProcessor
 from stages.transfer.example import Example
-from stages.transfer.task_folder import TaskStudent
+from stages.transfer.task_folder import TaskStudent, taught_tasks
 from stages.transfer.tasks import TASKS
 
+JUDGING = ("nlvr", "snli_ve")
+"""The tasks whose heads judge a statement."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -123,10 +125,31 @@ def answer(student: Path, picture: Path, question: str) -> dict[str, Any]:
 
 
 def judge(student: Path, picture: Path, statement: str, task: str | None = None) -> dict[str, Any]:
-    """{"label", "probabilities"} of a student that SNLI-VE or NLVR was taught."""
-    if task is None and (student / "tasks" / "nlvr").is_dir():
-        task = "nlvr"
-    return _predict(TaskStudent.load(student, task or "snli_ve"), picture, statement)
+    """{"label", "probabilities"} of a student that SNLI-VE or NLVR was taught. `task`: which of
+    them; None for the first of `JUDGING` that it knows. Raises ValueError where it knows none."""
+    known = taught_tasks(student)
+    task = task or next((name for name in JUDGING if name in known), None)
+    if task is None:
+        raise BoxlessError(
+            f"{student}: got a student that knows {', '.join(known) or 'no task'}, expected "
+            f"{' or '.join(JUDGING)}; boxless finetune teaches it one"
+        )
+    return _predict(TaskStudent.load(student, task), picture, statement)
+
+
+def unread_note(student: Path, texts: Sequence[str]) -> str | None:
+    """What to say of texts that are longer than the student reads; None where none is."""
+    processor = StudentProcessor.from_pretrained(student)
+    for text in texts:
+        encoded = processor.tokenizer(text, return_offsets_mapping=True, truncation=False)
+        if len(encoded["input_ids"]) > processor.max_tokens:
+            # The last word piece that is read is [SEP].
+            end = encoded["offset_mapping"][processor.max_tokens - 2][1]
+            return (
+                f"The student reads {processor.max_tokens} word pieces of a text; of a longer one "
+                f'it did not read "{text[end:].strip()}".'
+            )
+    return None
 
 
 def point(student: Path, picture: Path, caption: str, phrase: str) -> dict[str, Any]:

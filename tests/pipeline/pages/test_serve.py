@@ -32,7 +32,9 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudentApp:
     (tmp_path / NAME.replace("/", "") / "tasks" / "vqa").mkdir(parents=True)
     folder = tmp_path / NAME.replace("/", "")
     (folder / "config.json").write_text("{}")
+    (folder / "tasks" / "vqa" / "task.json").write_text("{}")
     Image.new("RGB", (8, 6), "red").save(tmp_path / "red.png")
+    monkeypatch.setattr(use, "unread_note", lambda s, texts: "cut" if "long" in texts else None)
     monkeypatch.setattr(use, "match", lambda s, p, texts: [(t, len(t) / 10) for t in texts])
     monkeypatch.setattr(use, "answer", lambda s, p, t: {"best": [("red", 0.9), ("blue", 0.1)]})
     monkeypatch.setattr(use, "search", lambda s, folder, t, i: [("red.png", 0.75)])
@@ -75,6 +77,8 @@ def test_answers(address: str) -> None:
     assert rows == [{"text": "ab", "score": 0.2}, {"text": "c", "score": 0.1}]
     rows = _ask(address, {"action": "answer", "text": "Color?", "picture": _picture()})["rows"]
     assert rows[0] == {"text": "red", "score": 0.9}
+    asked = {"action": "match", "text": "a\nlong", "picture": _picture()}
+    assert _ask(address, asked)["note"] == "cut" and len(_ask(address, asked)["rows"]) == 2
     [row] = _ask(address, {"action": "search", "text": "red"})["rows"]
     assert row["text"] == "red.png" and row["picture"].startswith("data:image/png;base64,")
     found = _ask(address, {"action": "point", "text": "a b", "phrase": "b", "picture": _picture()})
@@ -88,8 +92,8 @@ def test_answers(address: str) -> None:
         ({"action": "match", "text": "a"}, "application/json", "picture: got none"),
         ({"action": "match", "text": "a", "picture": "!"}, "application/json", "picture: got none"),
         ({"action": "answer", "text": " "}, "application/json", "text: got none"),
-        ({"action": "judge", "text": "a"}, "application/json", "action: expected one of"),
-        ([], "application/json", "action: expected one of"),
+        ({"action": "judge", "text": "a"}, "application/json", "it needs a student taught nlvr"),
+        ([], "application/json", r"action: got [], expected one of"),
         ({"action": "match"}, "text/plain", "application/json"),
     ],
 )
@@ -104,6 +108,8 @@ def test_the_page_escapes_the_folder_and_offers_what_is_known(app: StudentApp) -
     text = page(NAME, app.actions)
     assert "&lt;b&gt;student" in text and NAME not in text
     assert app.actions == ["match", "point", "answer", "search"]
+    assert "Is a statement true? (needs a student taught nlvr or snli_ve)." in text
+    assert "Not offered" not in page(NAME, [*app.actions, "judge"])
     with pytest.raises(ValueError, match=r"config\.json"):
         StudentApp(app.pictures or Path(), None, None)
 

@@ -73,6 +73,27 @@ def test_answers_and_judgements_are_distributions(folder: Path) -> None:
     assert sum(judged["probabilities"].values()) == pytest.approx(1)
     with pytest.raises(ValueError, match="expected one that this student knows: snli_ve, vqa"):
         use.judge(folder / "student", picture, "x", task="nlvr")
+    with pytest.raises(ValueError, match=r"got no config\.json, expected the folder of a student"):
+        use.judge(folder / "pictures", picture, "x")
+
+
+def test_a_student_that_was_taught_no_task_judges_nothing(tmp_path: Path) -> None:
+    """Oracle: the tasks that it would need, in the message."""
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="knows no task, expected nlvr or snli_ve; boxless fine"):
+        use.judge(tmp_path, tmp_path / "0.jpg", "x")
+
+
+def test_what_is_not_read_of_a_long_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: the tokenizer's own count: a text that it cuts, and the words behind the cut."""
+    longest = StudentProcessor.from_pretrained(folder / "student").max_tokens
+    fits = " ".join(["red"] * (longest - 2))
+    assert use.unread_note(folder / "student", ["a", fits]) is None
+    note = use.unread_note(folder / "student", ["a", f"{fits} circle"])
+    assert note and note.endswith('it did not read "circle".')
+    picture = str(folder / "pictures" / "0.jpg")
+    assert main(["match", str(folder / "student"), picture, f"{fits} circle"]) == 0
+    assert f"warning: {note}" in capsys.readouterr().err
 
 
 def test_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
