@@ -30,7 +30,8 @@ _MARK_SECONDS = 15.0
 """A file may take so long to be seen by other machines."""
 _MAX_CLOCK_DIFFERENCE_SECONDS = 5.0
 _MIN_FREE_BYTES = 10 << 30
-_PACKAGES = ("launch", "pipeline", "sharding", "stages")
+PACKAGES = ("boxless", "launch", "pipeline", "sharding", "stages")
+"""Whose source all nodes must have alike."""
 
 
 def main() -> int:
@@ -110,7 +111,7 @@ def _facts(folder: Path, recipe: str, mark: str) -> dict[str, Any]:
     return {
         "time_seconds": time.time(),
         "host": socket.gethostname(),
-        "code": _hash(p for name in _PACKAGES for p in sorted((root / name).rglob("*.py"))),
+        "code": _hash(p for name in PACKAGES for p in sorted((root / name).rglob("*.py"))),
         "recipe": recipe,
         "torch": torch.__version__,
         "sees_mark": _sees(folder / _MARK, mark),

@@ -20,6 +20,7 @@ from benchmarks.launch.cluster import Cluster
 from benchmarks.launch.goodput import FAULTS, Drill
 from benchmarks.launch.small_trainer import CHECKPOINT, STEPS
 from launch.events import read_events
+from launch.node_check import PACKAGES
 from launch.paths import JobPaths
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,3 +151,43 @@ def test_torchrun_started_by_hand_on_two_nodes(cluster: Cluster, folder: Path) -
     for rank, process in enumerate(processes):
         assert process.wait(240) == 0, (folder / f"screen-{rank}.log").read_text()
     assert '"world": 2' in (run / STEPS).read_text().splitlines()[-1]
+
+
+DOCTOR_FAULTS = {
+    "none": "4 ranks on n1, n2: met",
+    "recipe": "recipe differs: ",
+    "code": "code differs: ",
+    "folder": "n2 does not see the run folder of rank 0",
+    "absent": "the nodes did not meet at n1:",
+}
+
+
+@pytest.mark.parametrize("fault", DOCTOR_FAULTS)
+def test_doctor_finds_what_is_wrong_on_two_nodes(
+    fault: str, cluster: Cluster, folder: Path
+) -> None:
+    """`doctor --launch` by hand on each node, where the second one has another recipe, other code,
+    or a run folder of its own, or is never started. Oracle: the words on the first one's screen."""
+    run, other = folder / "run", folder / "code"
+    run.mkdir()
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, other / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (other / "launch/job.py").open("a").write("# changed\n")
+    if fault == "folder":
+        cluster("node", "n2", "mount", "-t", "tmpfs", "none", str(run))
+    processes = []
+    for rank in range(1 if fault == "absent" else 2):
+        code = other if (fault, rank) == ("code", 1) else ROOT
+        words = ["node", f"n{rank + 1}", "env", "-C", str(code), sys.executable]
+        words += ["-m", "pipeline.cli.main", "doctor", "--launch", "toy-tiny", "--run", str(run)]
+        words += ["--launcher", "torchrun", "--nodes", "2", "--set", f"launch.node_rank={rank}"]
+        words += ["--set", "launch.master_address=n1"]
+        words += ["--set", "seed=5"] if (fault, rank) == ("recipe", 1) else []
+        processes.append(cluster.start(*words, log=folder / f"screen-{rank}.log"))
+    statuses = [process.wait(300) for process in processes]
+    if fault == "folder":
+        cluster("node", "n2", "umount", str(run))
+    screen = (folder / "screen-0.log").read_text()
+    assert DOCTOR_FAULTS[fault] in screen
+    assert "Traceback" not in screen
+    assert statuses[0] == {"none": 0, "absent": 1}.get(fault, 2)
