@@ -85,6 +85,7 @@ class FrozenScorer:
         config = recipe.evaluate
         self._samples = read_split(run.objects, config.split_of_shards, config.num_pictures)
         self._texts, self._picture_of = true_captions(self._samples, config.captions_per_picture)
+        self._query_bank = config.query_bank
         self._known: Known | None = None
 
     @torch.no_grad()
@@ -97,7 +98,7 @@ class FrozenScorer:
         )
         texts, first = self._known.texts, self._known.first.student
         predictor.student.encode_texts = lambda tokens: texts.encode(first, tokens)  # type: ignore
-        matrix = score_matrix(predictor, self._samples, self._texts)
+        matrix = score_matrix(predictor, self._samples, self._texts, query_bank=self._query_bank)
         scores: Scores = dict(recalls(matrix, self._picture_of))
         return scores | ground(predictor, self._samples, num_shown=0)[0]
 

@@ -38,6 +38,7 @@ from stages.pretrain.data.batches import (
 )
 from stages.pretrain.data.caption_groups import count_captions, num_visits
 from stages.pretrain.data.collate import Collate
+from stages.pretrain.fill_bank import fill_query_bank, training_pairs
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.momentum_contrast import MomentumContrast
 from stages.pretrain.optimizer import freeze, make_optimizer
@@ -133,6 +134,10 @@ def pretrain(
         engine = make_engine(model, make_optimizer(net, config), config, world_size)
 
         def save(folder: Path) -> None:
+            if student.itc_bank_size and config.itc.weight:
+                is_first = torch.distributed.get_rank() == 0
+                pairs = training_pairs(stream, collate, student.itc_bank_size, show=is_first)
+                fill_query_bank(model, pairs, current_device())
             averaged = average.state() if average else None
             save_student(engine, net, tokenizer, folder, config.save_precision, instead=averaged)
 

@@ -71,6 +71,8 @@ def make_student(
             itc_dropout=config.itc_dropout,
             pra_size=config.pra_size,
             itc_temperature=config.itc_temperature,
+            itc_bank_size=config.itc_bank_size,
+            itc_bank_temperature=config.itc_bank_temperature,
         )
     )
     _load_pretrained(student, config)

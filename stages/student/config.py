@@ -99,6 +99,12 @@ class StudentConfig:
     """Dropout on what the contrastive head's last maps take (ours)."""
     itc_temperature: float = 0.07
     """Temperature with which the contrastive head starts; it is learned (ALBEF)."""
+    itc_bank_size: int = 0
+    """Training pairs whose vectors the student keeps, so that retrieval can take from a score how
+    near a text is to pictures in general, and a picture to texts (ours; querybank normalisation,
+    arXiv 2112.12777); 0 for none. `evaluate.query_bank` says whether it is used."""
+    itc_bank_temperature: float = 0.08
+    """Divides cosines with the bank's vectors: the lower, the more the nearest of them count."""
     pra_size: int = 0
     """Size of the vectors that phrases and regions are mapped to before they are compared (ours),
     so that alignment does not pull at what other objectives share; 0 for no maps (the papers)."""
@@ -158,9 +164,18 @@ class StudentConfig:
                 f"student.shorter_px: got {self.shorter_px}, expected between 1 and longer_px "
                 f"= {self.longer_px}"
             )
-        for name in ("itc_size", "pra_size"):
+        for name in ("itc_size", "itc_bank_size", "pra_size"):
             if getattr(self, name) < 0:
                 raise BoxlessError(f"student.{name}: got {getattr(self, name)}, expected 0 or more")
+        if self.itc_bank_size and not self.itc_size:
+            raise BoxlessError(
+                f"student.itc_bank_size: got {self.itc_bank_size} with student.itc_size 0, expected "
+                "an itc_size above 0, as the bank is of the contrastive head's vectors"
+            )
+        if not self.itc_bank_temperature > 0:
+            raise BoxlessError(
+                f"student.itc_bank_temperature: got {self.itc_bank_temperature}, expected above 0"
+            )
         if not 0 <= self.itc_dropout < 1:
             raise BoxlessError(
                 f"student.itc_dropout: got {self.itc_dropout}, expected 0 to below 1"

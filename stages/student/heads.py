@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stages.student.config import ITC_TEMPERATURES
+from stages.student.query_bank import QueryBank
 
 
 class MlmHead(nn.Module):
@@ -120,9 +121,11 @@ class ContrastiveHead(nn.Module):
         temperature: float,
         text_layers: int = 1,
         dropout: float = 0.0,
+        bank: QueryBank | None = None,
     ) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
+        self.bank = bank
         self.num_heads = num_heads
         if num_heads:
             self.cell_norm = nn.LayerNorm(hidden_size)
@@ -152,10 +155,26 @@ class ContrastiveHead(nn.Module):
     def compare(self, texts: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
         """Unit vectors [B, E] and [N, E] -> cosines over the learned temperature [B, N], not
         in half precision."""
-        low, high = (math.log(bound) for bound in ITC_TEMPERATURES)
         with in_float32(texts):
             cosines = single(texts) @ single(pictures).T
-        return cosines / single(self.log_temperature).clamp(low, high).exp()
+        return cosines / self._temperature()
+
+    def compare_without_hubs(self, texts: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+        """`compare`, with the hubness of each text and of each picture by the bank taken from the
+        cosines (querybank normalisation): [B, N]. The same as `compare` with an empty bank, or
+        without one."""
+        scores = self.compare(texts, pictures)
+        if self.bank is None:
+            return scores
+        with in_float32(texts):
+            hubness = self.bank.hubness_of_texts(single(texts))[
+                :, None
+            ] + self.bank.hubness_of_pictures(single(pictures))
+        return scores - hubness / self._temperature()
+
+    def _temperature(self) -> torch.Tensor:
+        low, high = (math.log(bound) for bound in ITC_TEMPERATURES)
+        return single(self.log_temperature).clamp(low, high).exp()
 
 
 def in_float32(tensor: torch.Tensor) -> AbstractContextManager[Any]:

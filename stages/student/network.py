@@ -41,6 +41,7 @@ from stages.student.heads import (
     weighted_mean,
 )
 from stages.student.last_layer import OutputPlaces, run_last_layer, run_last_layer_of_first
+from stages.student.query_bank import QueryBank
 from stages.student.text.spans import IMAGE_TOKEN_TYPE
 from stages.student.vision.batch_norm import Policy
 from stages.student.vision.grid import Grid, cells_inside, sine_positions
@@ -92,6 +93,8 @@ class StudentNetConfig(InstalledClass, PreTrainedConfig):
         itc_dropout: float = 0.0,
         pra_size: int = 0,
         itc_temperature: float = 0.07,
+        itc_bank_size: int = 0,
+        itc_bank_temperature: float = 0.08,
         objectives: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -112,6 +115,7 @@ class StudentNetConfig(InstalledClass, PreTrainedConfig):
         self.itc_size, self.itc_temperature = itc_size, itc_temperature
         self.itc_pooling, self.itc_text_layers = itc_pooling, list(itc_text_layers)
         self.itc_dropout, self.pra_size = itc_dropout, pra_size
+        self.itc_bank_size, self.itc_bank_temperature = itc_bank_size, itc_bank_temperature
         self.objectives = None if objectives is None else list(objectives)
         # BERT's 0.02 suits its width of 768. A narrower network needs wider weights for the same
         # activations, or its attention starts out flat and learns late.
@@ -202,6 +206,9 @@ class Student(InstalledClass, PreTrainedModel):
                 config.itc_temperature,
                 len(config.itc_text_layers),
                 config.itc_dropout,
+                QueryBank(config.itc_bank_size, config.itc_size, config.itc_bank_temperature)
+                if config.itc_bank_size
+                else None,
             )
             if config.itc_size
             else None
@@ -218,6 +225,9 @@ class Student(InstalledClass, PreTrainedModel):
         elif isinstance(module, BertEmbeddings):
             initialization.copy_(module.position_ids, torch.arange(module.position_ids.shape[1]))
             initialization.zeros_(module.token_type_ids)
+        elif isinstance(module, QueryBank):
+            initialization.zeros_(module.get_buffer("pictures"))
+            initialization.zeros_(module.get_buffer("texts"))
 
     @property
     def word_embeddings(self) -> torch.Tensor:
@@ -228,6 +238,11 @@ class Student(InstalledClass, PreTrainedModel):
     def dictionary(self) -> Dictionary | None:
         """The visual dictionary, where the neck has one."""
         return self.neck.dictionary if self.neck else None
+
+    @property
+    def query_bank(self) -> QueryBank | None:
+        """The contrastive head's bank of training pairs, where it has one."""
+        return self.contrastive_head.bank if self.contrastive_head else None
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings, as transformers asks for them."""
@@ -456,6 +471,11 @@ class Student(InstalledClass, PreTrainedModel):
     def compare(self, texts: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
         """Cosines of unit vectors [B, E] and [N, E] over the learned temperature: [B, N]."""
         return self._contrastive().compare(texts, pictures)
+
+    def compare_without_hubs(self, texts: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+        """`compare`, normalised by the bank of training pairs where there is one: [B, N]. For
+        ranking in retrieval; how near a text is to pictures in general no longer counts."""
+        return self._contrastive().compare_without_hubs(texts, pictures)
 
     def _contrastive(self) -> ContrastiveHead:
         if self.contrastive_head is None:

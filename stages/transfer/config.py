@@ -119,6 +119,9 @@ class EvaluateConfig:
     (ALBEF); 0 for the contrastive head alone. Without that head the matching head scores all."""
     itm_weight: float = 1.0
     """What the matching head's log odds count beside the contrastive head's logits (ours)."""
+    query_bank: bool = True
+    """Retrieval by the contrastive head is normalised by the training pairs that the student keeps
+    (`student.itc_bank_size`), where it does; false for the cosines alone."""
     num_shown: int = 12
     """Examples kept for the report."""
     num_threads: int = 0

@@ -72,6 +72,7 @@ def _score(
             texts,
             shortlist=config.shortlist,
             itm_weight=config.itm_weight,
+            query_bank=config.query_bank,
             ranks=ranks,
         )
         scores.update(recalls(matrix, picture_of))

@@ -27,6 +27,7 @@ def score_matrix(
     *,
     shortlist: int = 0,
     itm_weight: float = 1.0,
+    query_bank: bool = True,
     ranks: Ranks = Ranks(),
 ) -> torch.Tensor:
     """How well each text fits each picture: float [N, M].
@@ -35,12 +36,19 @@ def score_matrix(
     those log odds are added where the text is among the `shortlist` best of the picture or the
     picture among those of the text (all others then stand behind). The CNN runs once a picture. No
     score depends on what is computed beside it, nor on the number of ranks, which share the
-    pictures out and all have all scores. A collective.
+    pictures out and all have all scores. `query_bank`: the contrastive head's logits are
+    normalised by the student's bank of training pairs, where it has one. A collective.
     """
     known = TextPasses(predictor.student, predictor.tokenizer, texts)
     if predictor.student.contrastive_head is not None:
         return _contrast_matrix(
-            predictor, samples, known, shortlist=shortlist, itm_weight=itm_weight, ranks=ranks
+            predictor,
+            samples,
+            known,
+            shortlist=shortlist,
+            itm_weight=itm_weight,
+            query_bank=query_bank,
+            ranks=ranks,
         )
     rows, own, passes = [], ranks.own(samples), known.of()
     with _progress("retrieval", own, ranks) as progress:
@@ -66,6 +74,7 @@ def _contrast_matrix(
     *,
     shortlist: int,
     itm_weight: float,
+    query_bank: bool,
     ranks: Ranks,
 ) -> torch.Tensor:
     student = predictor.student
@@ -80,7 +89,8 @@ def _contrast_matrix(
             seen.append(predictor.encode_image([sample]))
             progress.advance()
     own_pictures = [student.embed_pictures(cells)[0] for cells in seen]
-    scores = student.compare(vectors, torch.stack(ranks.interleaved(own_pictures))).T
+    compare = student.compare_without_hubs if query_bank else student.compare
+    scores = compare(vectors, torch.stack(ranks.interleaved(own_pictures))).T
     if not shortlist:
         return scores
     listed = shortlisted(scores, shortlist)

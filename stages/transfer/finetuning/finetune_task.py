@@ -138,6 +138,8 @@ def finetune_task(
         torch.manual_seed(seed)
         words = new_words(train.examples, load_tokenizer(student), most=config.new_words)
         net, processor = load_for_task(student, task, words=words)
+        if net.query_bank and config.train_student:
+            net.query_bank.clear()  # its vectors are of the weights that are about to change
         head = task.make_head(net.config.bert["hidden_size"])
         task.start_head(head, net)
         module = TaskModule(net, head, task, train_student=config.train_student)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 from pretrain_fixtures import SHARD_SIZE, TINY, read_lines, toy_samples, write_objects
 
+from sharding.format.schema import Sample
 from stages.pretrain.config import ItcConfig, PretrainConfig
 from stages.pretrain.run import pretrain
 from stages.pretrain.validation import recall_at_1
-from stages.student.network import Student
+from stages.transfer.predictor import Predictor
 
 
 def test_recall_at_1_by_hand() -> None:
@@ -28,9 +30,11 @@ def test_recall_at_1_by_hand() -> None:
 
 def test_a_run_measures_held_out_pictures_and_keeps_the_best(tmp_path: Path) -> None:
     """Oracle: the recipe's steps, 2, 4 and the last, 5; every objective has a held-out loss; the
-    best student is one of those steps' (average weights, which are not the last ones)."""
+    best student is one of those steps' (average weights, which are not the last ones). Both
+    students' banks hold their own vectors of the training pairs."""
     objects = tmp_path / "objects"
-    write_objects(objects, toy_samples(SHARD_SIZE, SHARD_SIZE))
+    samples = toy_samples(SHARD_SIZE, SHARD_SIZE)
+    write_objects(objects, samples)
     config = PretrainConfig(
         num_steps=5,
         micro_batch_size=3,
@@ -44,7 +48,7 @@ def test_a_run_measures_held_out_pictures_and_keeps_the_best(tmp_path: Path) -> 
     )
     pretrain(
         config,
-        student=replace(TINY, itc_size=8),
+        student=replace(TINY, itc_size=8, itc_bank_size=SHARD_SIZE + 2),
         seed=0,
         objects=objects,
         out=tmp_path / "pretrain",
@@ -58,6 +62,26 @@ def test_a_run_measures_held_out_pictures_and_keeps_the_best(tmp_path: Path) -> 
             assert math.isfinite(line[f"validation/{name}/loss"]), name
         both = (line["validation/picture_to_text_r1"], line["validation/text_to_picture_r1"])
         assert line["validation/r1"] == pytest.approx(sum(both) / 2)
-    best = Student.from_pretrained(tmp_path / "pretrain" / "best")
-    assert best.contrastive_head is not None
-    assert (tmp_path / "student" / "config.json").exists()
+    pictures = [sample for sample in samples if "-train-" in sample.key]
+    for folder in (tmp_path / "pretrain" / "best", tmp_path / "student"):
+        _assert_bank_of(Predictor.load(folder), pictures)
+
+
+@torch.no_grad()
+def _assert_bank_of(predictor: Predictor, pictures: Sequence[Sample]) -> None:
+    """The bank's first rows are this student's vectors of these pictures, each once, and of one of
+    the picture's captions; the rest are empty."""
+    bank = predictor.student.query_bank
+    assert bank is not None
+    rows, texts = bank.get_buffer("pictures"), bank.get_buffer("texts")
+    assert not rows[len(pictures) :].any() and not texts[len(pictures) :].any()
+    found = []
+    for picture in pictures:
+        vector = predictor.student.embed_pictures(predictor.encode_image([picture]))[0]
+        row = int((rows - vector).norm(dim=1).argmin())
+        torch.testing.assert_close(rows[row], vector, rtol=0, atol=1e-4)
+        tokens, _ = predictor.read(picture.info["captions"])
+        own = predictor.student.embed_texts(tokens)
+        assert (own - texts[row]).norm(dim=1).min() < 1e-4
+        found.append(row)
+    assert sorted(found) == list(range(len(pictures)))

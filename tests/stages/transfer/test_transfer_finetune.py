@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pretrain_fixtures import read_lines, tiny_student, toy_samples, toy_tokenizer, write_objects
+from pretrain_fixtures import (
+    TINY,
+    read_lines,
+    tiny_student,
+    toy_samples,
+    toy_tokenizer,
+    write_objects,
+)
 from safetensors.torch import load_file
 
 from sharding.format.schema import Sample
@@ -103,6 +110,19 @@ def _trained(
 ) -> dict[str, torch.Tensor]:
     finetune_task(config, seed=seed, images=images, student=student, out=out)
     return load_file(out / "student" / "model.safetensors")
+
+
+def test_a_bank_of_other_weights_is_emptied(tmp_path: Path) -> None:
+    """Oracle: the bank holds vectors of the student before it learned the task, so none is left."""
+    net = tiny_student(replace(TINY, itc_size=6, itc_bank_size=3))
+    assert net.query_bank is not None
+    net.query_bank.fill(torch.ones(3, 6), torch.ones(3, 6))
+    net.save_pretrained(tmp_path / "student")
+    StudentProcessor.of(net, toy_tokenizer()).save_pretrained(tmp_path / "student")
+    images = write_objects(tmp_path / "i", _lights("train", 8, 0) + _lights("heldout", 4, 1))
+    taught = _trained(replace(RUN, num_steps=1), 0, images, tmp_path / "student", tmp_path / "out")
+    for name in ("pictures", "texts"):
+        assert not taught[f"contrastive_head.bank.{name}"].any()
 
 
 def test_shards_without_truth_are_refused(student: Path, tmp_path: Path) -> None:

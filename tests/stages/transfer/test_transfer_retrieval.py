@@ -131,6 +131,30 @@ def test_a_shortlist_by_hand() -> None:
     assert shortlisted(scores, 5).all()
 
 
+@torch.no_grad()
+def test_a_bank_normalises_the_scores_unless_told_not_to() -> None:
+    """Oracle: the head's own logits of the same vectors, with and without the bank."""
+    student = tiny_student(replace(TINY, itc_size=6, itc_bank_size=4))
+    predictor = Predictor(student=student, tokenizer=toy_tokenizer())
+    samples = toy_samples(4, 2)[:4]
+    texts = [sample.info["captions"][0] for sample in samples]
+    assert student.query_bank is not None
+    student.query_bank.fill(torch.eye(4, 6), torch.eye(4, 6))
+    vectors = (
+        torch.cat([student.embed_texts(predictor.read([text])[0]) for text in texts]),
+        torch.cat([student.embed_pictures(predictor.encode_image([one])) for one in samples]),
+    )
+    for query_bank, wanted in (
+        (True, student.compare_without_hubs(*vectors).T),
+        (False, student.compare(*vectors).T),
+    ):
+        got = score_matrix(predictor, samples, texts, query_bank=query_bank)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(
+        student.compare(*vectors), student.compare_without_hubs(*vectors), atol=1e-3
+    )
+
+
 def test_the_contrastive_head_ranks_and_the_matching_head_ranks_again() -> None:
     """Oracle: a loop over pairs, each alone: the cosine over the temperature; with a shortlist that
     holds everything, plus half of the matching head's log odds; with a shorter one, those pairs

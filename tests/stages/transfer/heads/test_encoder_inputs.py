@@ -58,11 +58,13 @@ def test_encoder_inputs() -> None:
 
 @pytest.mark.parametrize("inputs", ["fusion", "encoders"])
 def test_a_head_alone(inputs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Oracle: the student's weights and statistics stay those of its folder, bit for bit; over
+    """Oracle: the student's weights, statistics and bank stay those of its folder to the bit; over
     three epochs each picture goes once into the CNN for training; and the saved head predicts."""
     monkeypatch.setenv("LOCAL_RANK", "0")
     images = write_objects(tmp_path / "images", list(toy_samples(24, 6)))
-    student = tiny_student(replace(TINY, itc_size=6))
+    student = tiny_student(replace(TINY, itc_size=6, itc_bank_size=3))
+    assert student.query_bank is not None
+    student.query_bank.fill(torch.ones(3, 6), torch.ones(3, 6))
     student.save_pretrained(str(tmp_path / "student"))
     StudentProcessor.of(student, toy_tokenizer()).save_pretrained(tmp_path / "student")
     seen: list[int] = []
