@@ -25,6 +25,7 @@ C4_STRIDE_PX = 16
 LATER_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "picture": {"inference_scales": (1.0,), "inference_mirror": False},
     "backbone": {"block": "bottleneck", "fpn_finest": 2},
+    "proposals": {"inference_proposals": None},
     "boxes": {"canonical_box_px": 224.0, "class_agnostic": False},
     "choice": {"objectness_power": 0.0},
 }
@@ -208,6 +209,8 @@ class ProposalConfig:
     hidden_width: channels of its 3x3 convolution; null is those of the levels.
     num_candidates: best anchors of a level that enter suppression.
     num_proposals: proposals of a picture that remain after it.
+    inference_proposals: the same where objects are looked for, not trained on (detectron2's
+        POST_NMS_TOPK_TEST); null is num_proposals.
     iou: overlap (0 to 1) above which the better of two proposals pushes out the other.
     min_side_px: candidates with a shorter side, in pixels of the original picture, are dropped
         before the best are taken; 0 drops only those without area, and after it.
@@ -219,6 +222,7 @@ class ProposalConfig:
     hidden_width: int | None = None
     num_candidates: int = 64
     num_proposals: int = 32
+    inference_proposals: int | None = None
     iou: float = 0.7
     min_side_px: float = 0.0
 
@@ -245,6 +249,10 @@ class ProposalConfig:
                 ),
                 "num_candidates": (self.num_candidates >= 1, "1 or more"),
                 "num_proposals": (self.num_proposals >= 1, "1 or more"),
+                "inference_proposals": (
+                    self.inference_proposals is None or self.inference_proposals >= 1,
+                    "1 or more, or null",
+                ),
                 "iou": (0.0 <= self.iou <= 1.0, "0 to 1"),
                 "min_side_px": (self.min_side_px >= 0, "0 or more"),
             },

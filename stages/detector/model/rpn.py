@@ -141,12 +141,15 @@ class ProposalNetwork(nn.Module):
         """The proposals of one picture from its candidates."""
         usable = torch.nonzero(is_nonempty(boxes) & (logits > -math.inf)).flatten()
         boxes, logits, level_index = boxes[usable], logits[usable], level_index[usable]
+        num_proposals = self.config.num_proposals
+        if not self.training and self.config.inference_proposals is not None:
+            num_proposals = self.config.inference_proposals
         kept = nms(
             boxes,
             logits,
             level_index,
             threshold=self.config.iou,
-            max_kept=self.config.num_proposals,
+            max_kept=num_proposals,
             inclusive=self.inclusive,
         )
         return Proposals(boxes[kept], logits[kept])

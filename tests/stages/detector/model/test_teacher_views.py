@@ -16,6 +16,7 @@ from stages.detector.model.views import View, find_in_views
 from stages.detector.net_config import (
     ChoiceConfig,
     PictureConfig,
+    ProposalConfig,
     TeacherConfig,
     net_from_json,
     net_to_json,
@@ -144,15 +145,35 @@ def test_the_power_is_checked(power: float) -> None:
         ChoiceConfig(rule="proposals", objectness_power=0.5)
 
 
+def test_inference_has_proposals_of_its_own() -> None:
+    """Oracle: what is left of the same proposals in training, its first five."""
+    model = net()
+    config = dataclasses.replace(NET.proposals, inference_proposals=5)
+    model.proposal_network.config = config
+    with torch.no_grad():
+        scores = model.proposal_network(model.backbone(torch.randn(1, 3, 48, 64)))
+        (seen,) = model.proposal_network.propose(scores, [(48, 64)])
+        (trained,) = model.proposal_network.train().propose(scores, [(48, 64)])
+    assert len(trained.boxes) > len(seen.boxes) == 5
+    assert torch.equal(trained.boxes[:5], seen.boxes)
+    with pytest.raises(ValueError, match="inference_proposals: got 0"):
+        ProposalConfig(inference_proposals=0)
+
+
 def test_views_are_part_of_a_teacher_and_older_ones_stay() -> None:
     """Oracle: what was written is read again; a net of one view is written as before the fields
     came, so that its fingerprint stays."""
     viewed = PictureConfig(inference_scales=(1.0, 1.3), inference_mirror=True)
-    config = TeacherConfig(picture=viewed, choice=ChoiceConfig(objectness_power=0.5))
+    config = TeacherConfig(
+        picture=viewed,
+        choice=ChoiceConfig(objectness_power=0.5),
+        proposals=ProposalConfig(inference_proposals=5),
+    )
     assert net_from_json(net_to_json(config)) == config
     assert not {"inference_scales", "inference_mirror"} & set(
         net_to_json(TeacherConfig())["picture"]
     )
+    assert "inference_proposals" not in net_to_json(TeacherConfig())["proposals"]
     assert "objectness_power" not in net_to_json(TeacherConfig())["choice"]
     assert net_from_json(net_to_json(TeacherConfig())) == TeacherConfig()
 
