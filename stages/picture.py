@@ -133,6 +133,8 @@ def upright_picture(
     read.
     """
     if isinstance(picture, (str, Path)):
+        if str(picture).startswith(("http:/", "https:/")) or picture == "":
+            raise PictureError(f"got {str(picture)!r}, expected a file; download a URL first")
         path = Path(os.path.expanduser(picture))
         try:
             return open_picture(read_picture_file(path))
@@ -202,6 +204,8 @@ def _check_mode(picture: Image.Image) -> None:
     """PictureError for what Pillow would clip to white when it makes it RGB."""
     if picture.mode.startswith("I"):
         raise PictureError("16-bit greyscale: make it 8-bit")
+    if picture.mode == "F":
+        raise PictureError("greyscale of floating point numbers: make it 8-bit")
 
 
 def _format_of(data: bytes) -> str:

@@ -150,7 +150,7 @@ def test_names(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", [*FOLDERS, "tests", "benchmarks"])
 def test_no_folder_has_very_many_files(folder: str) -> None:
-    """About a dozen, so that a stranger can read their names at once."""
+    """About a dozen, so that a newcomer can read their names at once."""
     numbers = Counter(p.parent.relative_to(ROOT) for p in modules(folder) if p.stem != "__init__")
     crowded = {str(place): number for place, number in numbers.items() if number > MOST_FILES}
     assert not crowded, f"split by purpose what has more than {MOST_FILES} files: {crowded}"

@@ -68,10 +68,10 @@ def disturb(cluster: Cluster, run: RunFolder, num_pictures: int) -> int:
     command = _command("distill", run, num_pictures)
     options = ["--launcher=slurm", "--nodes=3", "--procs-per-node=2"]
     screen = run.root.parent / "screen.log"
-    conductor = cluster.start("ctl", *command, *options, log=screen)
+    first = cluster.start("ctl", *command, *options, log=screen)
     deadline = time.monotonic() + LONGEST_SECONDS
     while not list(run.objects.glob("*.tar.json")):
-        if conductor.poll() is not None or time.monotonic() > deadline:
+        if first.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"no shard was made:\n{screen.read_text()}")
         time.sleep(0.1)
     job_id = json.loads((run.logs("distill") / "job.json").read_text())["job_id"]
@@ -82,7 +82,7 @@ def disturb(cluster: Cluster, run: RunFolder, num_pictures: int) -> int:
     joined_log = run.root.parent / "joined.log"
     more = ["--launcher=slurm", "--procs-per-node=2", "--join"]
     joined = cluster.start("ctl", *command, *more, log=joined_log)
-    for process, log in ((conductor, screen), (joined, joined_log)):
+    for process, log in ((first, screen), (joined, joined_log)):
         if process.wait(LONGEST_SECONDS) != 0:
             raise RuntimeError(f"a command ended with {process.returncode}:\n{log.read_text()}")
     return num_there

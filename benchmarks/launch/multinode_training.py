@@ -135,7 +135,7 @@ def slurm_again(fault: Callable[[Training], object], repair: Callable[[Training]
         training.wait_for_step(FAULT_STEP)
         fault(training)
         status = training.processes[0].wait(LONGEST_SECONDS)
-        print(f"    ended with {status}: {_last_words(training)}", flush=True)
+        print(f"    ended with {status}: {_failure(training)}", flush=True)
         repair(training)
         began = time.time()
         training.start(("ctl",), **SLURM)
@@ -146,7 +146,7 @@ def slurm_again(fault: Callable[[Training], object], repair: Callable[[Training]
     return run
 
 
-def _last_words(training: Training) -> str:
+def _failure(training: Training) -> str:
     lines = (training.root / "screen-0.log").read_text().strip().splitlines()
     errors = [line for line in lines if "Error" in line or "failed" in line]
     return (errors or lines)[-1][:200]

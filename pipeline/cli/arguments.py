@@ -1,10 +1,14 @@
-"""Values of command-line arguments."""
+"""Values of command-line arguments: what is no such value is refused with the usage."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+MAX_PORT = 65535
 
 
 def user_path(text: str) -> Path:
@@ -15,3 +19,30 @@ def user_path(text: str) -> Path:
             "got an empty path, expected a name (. means the folder where you are)"
         )
     return Path(os.path.expanduser(text))  # unlike Path.expanduser, no error for an unknown user
+
+
+def whole_number(*, lowest: int, highest: int | None = None) -> Callable[[str], int]:
+    """What argparse takes as a type: a whole number from `lowest`, and up to `highest`."""
+    expected = f"{lowest} or more" if highest is None else f"{lowest} to {highest}"
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = lowest - 1
+        if number < lowest or (highest is not None and number > highest):
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number, {expected}")
+        return number
+
+    return read
+
+
+def positive_number(text: str) -> float:
+    """What argparse takes as a type: a finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0")
+    return number

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.cli.arguments import user_path
+from pipeline.cli.arguments import positive_number, user_path, whole_number
 from pipeline.runner.run_folder import RunError, RunFolder
 
 
@@ -32,12 +32,18 @@ def add_launch_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     logs = commands.add_parser("logs", help="show the log of a rank")
     logs.add_argument("run", type=user_path, help="a run folder")
     logs.add_argument("--stage", help="stage (default: the one that wrote last)")
-    logs.add_argument("--rank", type=int, default=0, metavar="N", help="rank (default: 0)")
+    logs.add_argument(
+        "--rank", type=whole_number(lowest=0), default=0, metavar="N", help="rank (default: 0)"
+    )
     logs.add_argument(
         "--launcher", action="store_true", help="show the launcher's log of node N instead"
     )
     logs.add_argument(
-        "--lines", type=int, default=40, metavar="L", help="number of lines (default: the last 40)"
+        "--lines",
+        type=whole_number(lowest=1),
+        default=40,
+        metavar="L",
+        help="number of lines (default: the last 40)",
     )
     logs.add_argument("--follow", action="store_true", help="follow until Ctrl-C")
     logs.set_defaults(command=_logs)
@@ -48,18 +54,35 @@ def add_launch_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     )
     plan.add_argument("run", type=user_path, help="a finished small run of the same recipe")
     plan.add_argument(
-        "--pictures", type=int, default=4_200_000, metavar="N", help="pictures (default: 4200000)"
+        "--pictures",
+        type=whole_number(lowest=1),
+        default=4_200_000,
+        metavar="N",
+        help="pictures (default: 4200000)",
     )
     plan.add_argument(
-        "--picture-bytes", type=float, metavar="B", help="bytes of a picture (default: as measured)"
+        "--picture-bytes",
+        type=positive_number,
+        metavar="B",
+        help="bytes of a picture (default: as measured)",
     )
-    plan.add_argument("--nodes", type=int, default=64, metavar="N", help="nodes (default: 64)")
     plan.add_argument(
-        "--procs-per-node", type=int, default=8, metavar="P", help="ranks on each node (default: 8)"
+        "--nodes",
+        type=whole_number(lowest=1),
+        default=64,
+        metavar="N",
+        help="nodes (default: 64)",
+    )
+    plan.add_argument(
+        "--procs-per-node",
+        type=whole_number(lowest=1),
+        default=8,
+        metavar="P",
+        help="ranks on each node (default: 8)",
     )
     plan.add_argument(
         "--epochs",
-        type=float,
+        type=positive_number,
         default=10.0,
         metavar="E",
         help="epochs of pretraining (default: 10)",
@@ -73,7 +96,7 @@ def add_launch_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     )
     plan.add_argument(
         "--recovery-seconds",
-        type=float,
+        type=positive_number,
         default=120.0,
         metavar="S",
         help="from a failure to the next step; default: 120",
@@ -153,8 +176,8 @@ def _cluster_plan(args: argparse.Namespace) -> int:
 def _rate(text: str) -> tuple[str, float]:
     stage, _, rate = text.partition("=")
     try:
-        return stage, float(rate)
-    except ValueError:
+        return stage, positive_number(rate)
+    except argparse.ArgumentTypeError:
         raise RunError(f"--rate got {text!r}; expected STAGE=R, as in distill=120.") from None
 
 

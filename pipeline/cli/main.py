@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from boxless.errors import BoxlessError
 from launch.job import LaunchError, Stopped
 from pipeline import __version__
-from pipeline.cli.arguments import user_path
+from pipeline.cli.arguments import user_path, whole_number
 from pipeline.cli.launch_commands import add_launch_commands
 from pipeline.cli.recipe_command import add_recipe_command
 from pipeline.cli.renamed import plain_warnings, with_new_names
@@ -276,8 +276,12 @@ def _add_launch_options(command: argparse.ArgumentParser) -> None:
         choices=["local", "torchrun", "deepspeed", "slurm"],
         help="what starts the ranks (default: launch.launcher of the recipe)",
     )
-    command.add_argument("--nodes", type=_count, metavar="N", help="number of nodes")
-    command.add_argument("--procs-per-node", type=_count, metavar="P", help="ranks on each node")
+    command.add_argument(
+        "--nodes", type=whole_number(lowest=1), metavar="N", help="number of nodes"
+    )
+    command.add_argument(
+        "--procs-per-node", type=whole_number(lowest=1), metavar="P", help="ranks on each node"
+    )
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:
@@ -329,7 +333,11 @@ def _add_looking_commands(commands: argparse._SubParsersAction[argparse.Argument
     )
     _add_recipe(ablation)
     ablation.add_argument(
-        "--seeds", type=_count, default=3, metavar="N", help="seeds per student (default: 3)"
+        "--seeds",
+        type=whole_number(lowest=1),
+        default=3,
+        metavar="N",
+        help="seeds per student (default: 3)",
     )
     ablation.add_argument(
         "--only",
@@ -354,13 +362,6 @@ def _add_looking_commands(commands: argparse._SubParsersAction[argparse.Argument
     _add_run_options(doctor)
     _add_launch_options(doctor)
     doctor.set_defaults(command=_doctor)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"got {number}, expected 1 or more")
-    return number
 
 
 if __name__ == "__main__":

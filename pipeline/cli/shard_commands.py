@@ -7,12 +7,10 @@ Shards are few thousand at most and each takes seconds, so all show their progre
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-from collections.abc import Callable, Iterator
 
 from pipeline.cli.arguments import user_path
-from stages.progress import Progress
+from pipeline.cli.shown_progress import shown_progress
 
 Commands = argparse._SubParsersAction
 _SHUFFLE_NUMBERS = (
@@ -33,21 +31,6 @@ def add_shard_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     _add_repack(commands)
     _add_index(commands)
     _add_shuffle_quality(commands)
-
-
-@contextlib.contextmanager
-def _progress(title: str, *, show: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A callback for (shards done, shards in all) that shows progress and the time left."""
-    with contextlib.ExitStack() as stack:
-        shown: list[Progress] = []
-
-        def on_shard(num_done: int, num_shards: int) -> None:
-            if not shown:
-                progress = Progress(title, total=num_shards, unit="shards", show=show)
-                shown.append(stack.enter_context(progress))
-            shown[0].advance(num_done - shown[0].done)
-
-        yield on_shard
 
 
 def _add_view(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -110,7 +93,7 @@ def _add_verify(commands: Commands[argparse.ArgumentParser]) -> None:
 def _verify(args: argparse.Namespace) -> int:
     from sharding.tools.verify import verify_paths
 
-    with _progress("verify", show=not args.json) as on_shard:
+    with shown_progress("verify", "shards", show=not args.json) as on_shard:
         faults = verify_paths(args.paths, full=not args.fast, on_shard=on_shard)
     if args.json:
         found = [{"tar": f.tar, "key": f.key, "cause": f.cause} for f in faults]
@@ -142,7 +125,7 @@ def _add_repair(commands: Commands[argparse.ArgumentParser]) -> None:
 def _repair(args: argparse.Namespace) -> int:
     from sharding.tools.repair import lines, repair
 
-    with _progress("repair") as on_shard:
+    with shown_progress("repair", "shards") as on_shard:
         report = repair(args.folder, dry_run=args.dry_run, on_shard=on_shard)
     print("\n".join(lines(report)))
     return 0
@@ -178,7 +161,7 @@ def _repack(args: argparse.Namespace) -> int:
         seed=args.shuffle,
         split=args.split,
     )
-    with _progress("repack") as on_shard:
+    with shown_progress("repack", "shards") as on_shard:
         catalog = repack(args.sources, args.out, config, on_shard=on_shard)
     num_samples = sum(shard.num_ok for shard in catalog.shards)
     num_failed = sum(shard.num_failed for shard in catalog.shards)
@@ -201,7 +184,7 @@ def _add_index(commands: Commands[argparse.ArgumentParser]) -> None:
 def _index(args: argparse.Namespace) -> int:
     from sharding.tools.index import catalog_lines, index_folder
 
-    with _progress("index") as on_shard:
+    with shown_progress("index", "shards") as on_shard:
         catalog = index_folder(args.folder, on_shard=on_shard)
     print("\n".join(catalog_lines(catalog)))
     return 0

@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.cli.arguments import user_path
+from pipeline.cli.arguments import MAX_PORT, positive_number, user_path, whole_number
+from pipeline.cli.shown_progress import shown_progress
 
 Commands = argparse._SubParsersAction
 DEFAULT_INDEX = ".boxless-index"
@@ -34,7 +35,11 @@ def add_use_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         help=f"folder of the index (default: {DEFAULT_INDEX} in the pictures' folder)",
     )
     search.add_argument(
-        "--num", type=int, default=10, metavar="N", help="number of results (default: 10)"
+        "--num",
+        type=whole_number(lowest=1),
+        default=10,
+        metavar="N",
+        help="number of results (default: 10)",
     )
     answer = _add(commands, "answer", "answer a question about a picture (task vqa)", _answer)
     answer.add_argument("picture", type=user_path, help="an image file")
@@ -64,23 +69,33 @@ def add_use_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     serve.add_argument("--pictures", type=user_path, metavar="DIR", help="a folder to search in")
     serve.add_argument("--index", type=user_path, metavar="DIR", help="as of search")
     serve.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
-    serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
+    serve.add_argument(
+        "--port",
+        type=whole_number(lowest=0, highest=MAX_PORT),
+        default=8000,
+        help="default: 8000; 0 takes a free one",
+    )
     plan = _add(
         commands,
         "retrieval-plan",
         "estimate the time of a full retrieval matrix, from a measured rate",
         _plan,
     )
-    plan.add_argument(
-        "--pictures", type=int, default=5000, metavar="N", help="pictures (default: 5000)"
-    )
-    plan.add_argument(
-        "--texts", type=int, default=25010, metavar="M", help="texts (default: 25010)"
-    )
-    plan.add_argument("--devices", type=int, default=8, metavar="W", help="devices (default: 8)")
+    for name, metavar, default, text in (
+        ("--pictures", "N", 5000, "pictures"),
+        ("--texts", "M", 25010, "texts"),
+        ("--devices", "W", 8, "devices"),
+    ):
+        plan.add_argument(
+            name,
+            type=whole_number(lowest=1),
+            default=default,
+            metavar=metavar,
+            help=f"{text} (default: {default})",
+        )
     plan.add_argument(
         "--rate",
-        type=float,
+        type=positive_number,
         metavar="PAIRS",
         help="pairs per second and device (default: measured here)",
     )
@@ -117,8 +132,21 @@ def _search(args: argparse.Namespace) -> int:
 
     _warn_of_unread(args.student, [args.text])
     index = args.index or args.pictures / DEFAULT_INDEX
-    for name, score in search(args.student, args.pictures, args.text, index)[: args.num]:
+    faults: list[str] = []
+    # In a file or a pipe the results stand alone.
+    with shown_progress("search", "pictures", show=sys.stdout.isatty()) as on_picture:
+        found = search(
+            args.student,
+            args.pictures,
+            args.text,
+            index,
+            on_fault=faults.append,
+            on_picture=on_picture,
+        )
+    for name, score in found[: args.num]:
         print(f"{score:.4f}  {name}")
+    for fault in faults:
+        print(f"left out: {fault}", file=sys.stderr)
     return 0
 
 

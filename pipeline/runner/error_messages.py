@@ -25,6 +25,9 @@ _REMEDIES = {
     errno.ENOMEM: "the memory is used up: take fewer workers or ranks, smaller batches or pictures, "
     "or raise the limit (ulimit -v, or that of the container)",
     errno.EEXIST: "a file is in the place of a folder: move it, or name another place",
+    errno.EISDIR: "a folder is in the place of a file: name a file",
+    errno.EADDRINUSE: "another program has the port: name another one",
+    errno.EADDRNOTAVAIL: "the address is none of this machine's: name one of them",
     errno.ENOTDIR: "a part of the path is a file: name another place",
     errno.ESTALE: "the network file system lost the file: check that the server is up",
 }
@@ -51,9 +54,19 @@ def error_message(error: BaseException) -> str:
     system = _refusal(error) or error
     if not isinstance(system, OSError) or system.strerror is None:
         return str(error) or type(error).__name__
-    place = f"{system.filename}: " if system.filename else ""
+    name = system.filename2 or system.filename  # of a renaming, the name that the user knows
+    place = f"{name}: " if name else ""
     remedy = _REMEDIES.get(system.errno or 0, "check the path and the machine")
+    if not name and system.errno == errno.ENOENT and _is_folder_gone():
+        remedy = "the folder where you are was removed: go to another one (cd)"
     return f"{place}{system.strerror}; {remedy}, then run the same command again."
+
+
+def _is_folder_gone() -> bool:
+    try:
+        return not os.getcwd()
+    except FileNotFoundError:
+        return True
 
 
 def _refusal(error: BaseException) -> OSError | None:

@@ -1,7 +1,7 @@
-"""The server of `boxless serve`: Python's own http.server, one request after the other.
+"""The server of `boxless serve`: Python's own http.server, one answer after the other.
 
 A page of one form needs no framework. Serves this machine alone unless another address is
-requested.
+requested. Each connection has a thread, as browsers open some that they use later or never.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import sys
 import tempfile
+import threading
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from boxless.errors import BoxlessError
 from pipeline.pages.thumbnails import thumbnail
+from pipeline.runner.error_messages import bug_report, error_message
 from pipeline.serve.page import NEEDED, page
 from stages.transfer import use
 from stages.transfer.task_folder import taught_tasks
@@ -25,6 +28,8 @@ MAX_BYTES = 64 << 20
 """Of a request: a picture as base64."""
 NUM_FOUND = 5
 LONGEST_PX = 320
+SILENT_SECONDS = 60
+"""After which a connection on which nothing comes is closed."""
 
 
 class StudentApp:
@@ -88,10 +93,14 @@ class StudentApp:
 
 
 def make_server(app: StudentApp, *, host: str, port: int) -> HTTPServer:
-    """A server of the app's page; port 0 takes a free one. `serve_forever` runs it."""
+    """A server of the app's page; port 0 takes a free one. `serve_forever` runs it. Raises OSError,
+    with the address, where it cannot be had."""
+    one_at_a_time = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         """GET / is the page, POST /ask a question."""
+
+        timeout = SILENT_SECONDS
 
         def do_GET(self) -> None:
             if self.path != "/":
@@ -101,12 +110,20 @@ def make_server(app: StudentApp, *, host: str, port: int) -> HTTPServer:
             self._reply(HTTPStatus.OK, text.encode(), "text/html; charset=utf-8")
 
         def do_POST(self) -> None:
-            status = HTTPStatus.OK
+            found: dict[str, Any]
             try:
-                found: dict[str, Any] = app.answer(json.loads(self._body()))
+                asked = json.loads(self._body())
+                with one_at_a_time:
+                    status, found = HTTPStatus.OK, app.answer(asked)
+            except TimeoutError:
+                self.close_connection = True
+                return
             except (ValueError, OSError, RecursionError) as error:
-                found = {"error": str(error)}
-                status = HTTPStatus.BAD_REQUEST
+                status, found = HTTPStatus.BAD_REQUEST, {"error": error_message(error)}
+            except Exception as error:
+                self.log_error("%s", bug_report(error))
+                found = {"error": f"{type(error).__name__}: {error} (the server's log has more)"}
+                status = HTTPStatus.INTERNAL_SERVER_ERROR
             self._reply(status, json.dumps(found).encode(), "application/json")
 
         def _body(self) -> bytes:
@@ -125,7 +142,18 @@ def make_server(app: StudentApp, *, host: str, port: int) -> HTTPServer:
             self.end_headers()
             self.wfile.write(body)
 
-    return HTTPServer((host, port), Handler)
+    try:
+        return _Server((host, port), Handler)
+    except OSError as error:
+        error.filename = f"{host}:{port}"
+        raise
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """As of the base, but that a browser which left before its answer is no fault."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _rows(found: Any) -> list[dict[str, Any]]:

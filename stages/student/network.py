@@ -5,6 +5,7 @@ Letters: N pictures, B picture-text pairs, T word pieces, C cells, D hidden size
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 from boxless.errors import BoxlessError
 from stages.student.auto_classes import NET_MAP, InstalledClass, write_module
 from stages.student.first_layer import run_first_layer
+from stages.student.folder_errors import check_loaded, loading, student_folder
 from stages.student.heads import (
     AlignHead,
     ContrastiveHead,
@@ -270,6 +272,24 @@ class Student(InstalledClass, PreTrainedModel):
         self.config.bert["vocab_size"] = words.num_embeddings
         return words
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in transformers, with ~ expanded. Raises ValueError for a folder that is not there, or
+        is no whole student's; weights may be missing only of parts that values of the config among
+        the arguments add."""
+        if kwargs.get("state_dict") is not None:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        folder = student_folder(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        gives_info = kwargs.pop("output_loading_info", False)
+        is_changed = bool(inspect.signature(StudentNetConfig.__init__).parameters.keys() & kwargs)
+        with loading(folder):
+            loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        student, info = loaded
+        check_loaded(folder, () if is_changed else info["missing_keys"])
+        return (student, info) if gives_info else student
+
     def save_pretrained(
         self, save_directory: str | os.PathLike[Any], *args: Any, **kwargs: Any
     ) -> None:
@@ -292,13 +312,9 @@ class Student(InstalledClass, PreTrainedModel):
         token_type_ids [B, T]. As many pictures as texts are pairs; one picture is looked at by all
         texts. Other pairings, and what pretraining needs, go by `encode_image` and `fuse`. With
         `return_dict` False a tuple: the output's values in order. Raises ValueError on other
-        numbers of pictures and texts.
+        numbers of pictures and texts, on none, and on tensors of other shapes.
         """
-        if len(pixel_values) not in (1, len(input_ids)):
-            raise BoxlessError(
-                f"got {len(pixel_values)} pictures and {len(input_ids)} texts, expected one picture, or one "
-                "for each text; `encode_image` and `fuse` take any pairing"
-            )
+        self._check_inputs(pixel_values, sizes_px, input_ids)
         cells = self.encode_image(pixel_values, sizes_px)
         numbers = torch.arange(len(input_ids), device=input_ids.device)
         picture = numbers.clamp(max=len(pixel_values) - 1)
@@ -312,6 +328,33 @@ class Student(InstalledClass, PreTrainedModel):
             inside=cells.inside[picture],
         )
         return output.to_tuple() if return_dict is False else output
+
+    def _check_inputs(
+        self, pixel_values: torch.Tensor, sizes_px: torch.Tensor, input_ids: torch.Tensor
+    ) -> None:
+        """What costs no waiting for a GPU."""
+        for name, value, shape in (
+            ("pixel_values", pixel_values, "[N, 3, H, W]"),
+            ("sizes_px", sizes_px, "[N, 2]"),
+            ("input_ids", input_ids, "[B, T]"),
+        ):
+            if not isinstance(value, torch.Tensor) or value.ndim != shape.count(",") + 1:
+                got = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+                raise BoxlessError(
+                    f"{name}: got {got}, expected a tensor {shape}, as StudentProcessor makes it"
+                )
+        num_pictures, num_texts = len(pixel_values), len(input_ids)
+        if num_texts == 0 or num_pictures not in (1, num_texts):
+            raise BoxlessError(
+                f"got {num_pictures} pictures and {num_texts} texts, expected one picture, or one "
+                "for each text; `encode_image` and `fuse` take any pairing"
+            )
+        longest = self.embeddings.position_ids.shape[1]
+        if input_ids.shape[1] > longest:
+            raise BoxlessError(
+                f"input_ids: got {input_ids.shape[1]} word pieces, expected at most {longest}; "
+                "StudentProcessor cuts texts to max_tokens"
+            )
 
     def encode_image(
         self,

@@ -5,7 +5,7 @@ Letters: N pictures, B texts, T word pieces.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,10 @@ from boxless.errors import BoxlessError
 from sharding.writing.atomic import write_json
 from stages.picture import upright_picture
 from stages.student.auto_classes import PROCESSOR_MAP, InstalledClass, write_module
+from stages.student.folder_errors import read_settings
 from stages.student.network import Student
 from stages.student.text.spans import Spans, encode_spans
-from stages.student.text.tokenizer import load_tokenizer
+from stages.student.text.tokenizer import encodable, load_tokenizer
 from stages.student.vision.image_transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -70,21 +71,21 @@ class StudentProcessor(InstalledClass):
     def from_pretrained(cls, folder: str | Path, **of_auto_classes: object) -> StudentProcessor:
         """From a student folder; what the Auto classes pass beside it changes nothing. Raises
         ValueError where that has no such file, or a broken one."""
-        path = Path(folder) / FILE
+        path = Path(os.path.expanduser(folder)) / FILE
         if not path.is_file():
             raise BoxlessError(
                 f"{path}: got no such file, expected a folder that a student is in; for one that "
                 "an earlier Boxless saved, StudentProcessor.of(student, load_tokenizer(FOLDER))"
                 ".save_pretrained(FOLDER) writes it"
             )
-        settings = json.loads(path.read_text())
-        missing = [name for name in SIZES if not isinstance(settings.get(name), int)]
-        if missing:
+        settings = read_settings(path)
+        wrong = [name for name in SIZES if not _is_size(settings.get(name))]
+        if wrong:
             raise BoxlessError(
-                f"{path}: got no whole number {', '.join(missing)}, expected one each"
+                f"{path}: got no whole number above 0 for {', '.join(wrong)}, expected one each"
             )
         sizes = {name: settings[name] for name in SIZES}
-        return cls(tokenizer=load_tokenizer(folder), **sizes)
+        return cls(tokenizer=load_tokenizer(path.parent), **sizes)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write preprocessor_config.json and the tokenizer's files into the folder."""
@@ -158,10 +159,11 @@ class StudentProcessor(InstalledClass):
 
     def _encode(self, text: str | Spans) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(text, str):
-            encoded = self.tokenizer(text, truncation=True, max_length=self.max_tokens)
+            encoded = self.tokenizer(encodable(text), truncation=True, max_length=self.max_tokens)
             tokens = torch.tensor(encoded["input_ids"])
             return tokens, torch.zeros_like(tokens)
-        pieces, types = encode_spans(self.tokenizer, text, max_tokens=self.max_tokens)
+        parts = [(kind, encodable(words)) for kind, words in text]
+        pieces, types = encode_spans(self.tokenizer, parts, max_tokens=self.max_tokens)
         if max(types) >= self.num_token_types:
             raise BoxlessError(
                 f"texts: got parts {[kind for kind, _ in text]}, expected parts of the "
@@ -169,6 +171,10 @@ class StudentProcessor(InstalledClass):
                 "in the recipe, or stages.student.extend_vocabulary, gives it more"
             )
         return torch.tensor(pieces), torch.tensor(types)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _one_of(value: Any, other: Any, name: str, other_name: str) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.student.text.spans import Spans
+from stages.student.text.tokenizer import encodable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,15 @@ class Example:
     texts: tuple[str | Spans, ...]
     label: Any = None
     info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        texts = tuple(
+            encodable(text)
+            if isinstance(text, str)
+            else [(kind, encodable(words)) for kind, words in text]
+            for text in self.texts
+        )
+        object.__setattr__(self, "texts", texts)
 
 
 def group_by_images(examples: Sequence[Example], *, max_texts: int) -> list[tuple[Example, ...]]:

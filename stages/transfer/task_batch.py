@@ -5,9 +5,10 @@ Letters: N pictures, R text rows (one an example, or one a choice), P pictures a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -124,9 +125,20 @@ def _phrase_pieces(
     for row, (example, text) in enumerate(rows):
         if "start" not in example.info:
             continue
-        encoded = processor.tokenizer(
-            text, truncation=True, max_length=processor.max_tokens, return_offsets_mapping=True
-        )
-        for place, (start, end) in enumerate(encoded["offset_mapping"]):
-            pieces[row, place] = start < example.info["end"] and end > example.info["start"]
+        pieces[row, places_of_phrase(text, example.info, processor)] = True
     return pieces
+
+
+def places_of_phrase(
+    text: str | Spans, info: Mapping[str, Any], processor: StudentProcessor
+) -> list[int]:
+    """The word pieces of a text, by number, that lie in the phrase from character `start` to `end`
+    of `info`: none of what the student does not read, beyond its `max_tokens`."""
+    encoded = processor.tokenizer(
+        text, truncation=True, max_length=processor.max_tokens, return_offsets_mapping=True
+    )
+    return [
+        place
+        for place, (start, end) in enumerate(encoded["offset_mapping"])
+        if start < info["end"] and end > info["start"]
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 
 from boxless.errors import BoxlessError
 from sharding.writing.atomic import write_json
+from stages.student.folder_errors import loading, read_settings
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor
 from stages.transfer.tasks import TASKS
@@ -49,14 +49,15 @@ class TaskStudent:
                 f"{folder}: got task {name}, expected one that this student knows: "
                 f"{', '.join(known) or 'none'}; boxless finetune teaches it one"
             )
-        task = TASKS[name](json.loads((folder / "tasks" / name / STATE).read_text()))
+        task = TASKS[name](read_settings(folder / "tasks" / name / STATE))
         student = Student.from_pretrained(str(folder)).eval()
         head = task.make_head(student.config.bert["hidden_size"])
-        weights = load_file(folder / "tasks" / name / HEAD)
-        if weights.keys() != head.state_dict().keys():
+        with loading(str(folder / "tasks" / name)):
+            weights = load_file(folder / "tasks" / name / HEAD)
+        if _shapes(weights) != _shapes(head.state_dict()):
             raise BoxlessError(
-                f"{folder / 'tasks' / name / HEAD}: got {', '.join(sorted(weights))}, expected "
-                f"{', '.join(head.state_dict())}; it is of an earlier version: boxless finetune "
+                f"{folder / 'tasks' / name / HEAD}: got {_shapes(weights)}, expected "
+                f"{_shapes(head.state_dict())}; it is of an earlier version: boxless finetune "
                 "teaches the task anew"
             )
         head.load_state_dict(weights)
@@ -66,6 +67,10 @@ class TaskStudent:
             head=head.eval(),
             processor=StudentProcessor.from_pretrained(folder),
         )
+
+
+def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+    return {name: list(weights[name].shape) for name in sorted(weights)}
 
 
 def save_head(folder: Path, task: Task, weights: Mapping[str, torch.Tensor]) -> None:

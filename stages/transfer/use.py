@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from PIL import ImageDraw
 
 from boxless.errors import BoxlessError
 from sharding.writing.atomic import replacing, sha256_file
-from stages.picture import open_picture, read_picture_file
+from stages.picture import PictureError, open_picture, read_picture_file
 from stages.student.network import Cells, Student
 from stages.student.processor import StudentProcessor
+from stages.student.text.tokenizer import encodable
 from stages.transfer.example import Example
+from stages.transfer.task_batch import places_of_phrase
 from stages.transfer.task_folder import TaskStudent, taught_tasks
 from stages.transfer.tasks import TASKS
 
@@ -51,8 +53,8 @@ class Matcher:
         )
 
     @torch.no_grad()
-    def cells(self, picture: Path) -> Cells:
-        """What the CNN makes of a picture."""
+    def cells(self, picture: Path | bytes) -> Cells:
+        """What the CNN makes of a picture, a file or its bytes."""
         inputs = self.processor([picture], [""])
         return self.student.encode_image(inputs["pixel_values"], inputs["sizes_px"])
 
@@ -62,7 +64,7 @@ class Matcher:
         longest = self.processor.max_tokens
         found = []
         for text in texts:  # alone: no text's score depends on the others
-            encoded = self.processor.tokenizer(text, truncation=True, max_length=longest)
+            encoded = self.processor.tokenizer(encodable(text), truncation=True, max_length=longest)
             tokens = torch.tensor([encoded["input_ids"]])
             picture = torch.zeros(1, dtype=torch.long)
             logits = self.student.match(cells, picture=picture, input_ids=tokens)
@@ -78,45 +80,79 @@ def match(student: Path, picture: Path, texts: Sequence[str]) -> list[tuple[str,
     return sorted(zip(texts, scores), key=lambda item: (-item[1], item[0]))
 
 
-def search(student: Path, pictures: Path, text: str, index: Path) -> list[tuple[str, float]]:
+def search(
+    student: Path,
+    pictures: Path,
+    text: str,
+    index: Path,
+    *,
+    on_fault: Callable[[str], None] = lambda fault: None,
+    on_picture: Callable[[int, int], None] = lambda num_done, num_files: None,
+) -> list[tuple[str, float]]:
     """The pictures in a folder with the probability that `text` belongs to each, best first.
 
     index: a folder that keeps what the CNN made of each picture; a picture that changed, or another
-    student, is seen anew. Raises ValueError where the folder holds no picture.
+    student, is seen anew. on_fault: called with name and reason of each file that is no picture,
+    which is left out. on_picture: called after each file with the number of those done and of all.
+    Raises ValueError where the folder holds no picture.
     """
     files = sorted(p for p in pictures.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
         raise BoxlessError(f"{pictures}: got no picture, expected {', '.join(SUFFIXES)} files")
     matcher = Matcher.load(student)
-    found = []
-    for path in files:
-        cells = _indexed(matcher, path, index)
-        found.append((str(path.relative_to(pictures)), matcher.score(cells, [text])[0]))
+    found, faults = [], []
+    for number, path in enumerate(files, start=1):
+        try:
+            cells = _indexed(matcher, _read(path), index)
+        except PictureError as error:
+            faults.append(f"{path}: {error}")
+            on_fault(faults[-1])
+        else:
+            found.append((str(path.relative_to(pictures)), matcher.score(cells, [text])[0]))
+        on_picture(number, len(files))
+    if not found:
+        raise BoxlessError(f"{pictures}: got no picture that can be read; the first: {faults[0]}")
     return sorted(found, key=lambda item: (-item[1], item[0]))
 
 
-def _indexed(matcher: Matcher, path: Path, index: Path) -> Cells:
+def _read(path: Path) -> bytes:
+    """The bytes of a picture; PictureError also where the file cannot be read."""
+    try:
+        return read_picture_file(path)
+    except OSError as error:
+        raise PictureError(f"not readable: {error.strerror}") from None
+
+
+def _indexed(matcher: Matcher, picture: bytes, index: Path) -> Cells:
     """The cells of a picture, from the index where they are there."""
-    digest = hashlib.sha256(read_picture_file(path)).hexdigest()
+    digest = hashlib.sha256(picture).hexdigest()
     kept = index / f"{matcher.fingerprint[:16]}-{digest}.npz"
-    if kept.exists():
-        with np.load(kept, allow_pickle=False) as arrays:
+    cells = _read_cells(kept)
+    if cells is None:
+        cells = matcher.cells(picture)
+        with replacing(kept) as out:
+            np.savez(
+                out,
+                features=cells.features.numpy(),
+                inside=cells.inside.numpy(),
+                rows=cells.rows,
+                columns=cells.columns,
+            )
+    return cells
+
+
+def _read_cells(path: Path) -> Cells | None:
+    """What a file of the index holds; None where there is none, or it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
             return Cells(
                 features=torch.tensor(arrays["features"]),
                 inside=torch.tensor(arrays["inside"]),
                 rows=int(arrays["rows"]),
                 columns=int(arrays["columns"]),
             )
-    cells = matcher.cells(path)
-    with replacing(kept) as out:
-        np.savez(
-            out,
-            features=cells.features.numpy(),
-            inside=cells.inside.numpy(),
-            rows=cells.rows,
-            columns=cells.columns,
-        )
-    return cells
+    except Exception:  # numpy and zipfile raise nearly everything on damaged bytes
+        return None
 
 
 def answer(student: Path, picture: Path, question: str) -> dict[str, Any]:
@@ -154,19 +190,28 @@ def unread_note(student: Path, texts: Sequence[str]) -> str | None:
 
 def point(student: Path, picture: Path, caption: str, phrase: str) -> dict[str, Any]:
     """{"point", "boxes"} of a phrase of a caption, as shares of width and height. Pretraining is
-    enough. Raises ValueError where the caption does not hold the phrase."""
+    enough. Raises ValueError where the caption does not hold the phrase, or only beyond what the
+    student reads."""
+    caption, phrase = encodable(caption), encodable(phrase)
     start = caption.find(phrase)
     if start < 0 or not phrase:
         raise BoxlessError(f"phrase: got {phrase!r}, expected a part of the caption {caption!r}")
+    processor = StudentProcessor.from_pretrained(student)
+    info = {"start": start, "end": start + len(phrase)}
+    if not places_of_phrase(caption, info, processor):
+        raise BoxlessError(
+            f"phrase: got {phrase!r}, of which the student reads nothing; expected words within the "
+            f"first {processor.max_tokens} word pieces of the caption"
+        )
     task = TASKS["grounding"]({})
     network = Student.from_pretrained(str(student)).eval()
     taught = TaskStudent(
         task=task,
         student=network,
         head=task.make_head(0),
-        processor=StudentProcessor.from_pretrained(student),
+        processor=processor,
     )
-    return _predict(taught, picture, caption, {"start": start, "end": start + len(phrase)})
+    return _predict(taught, picture, caption, info)
 
 
 def draw_point(picture: Path, found: dict[str, Any], out: Path) -> None:

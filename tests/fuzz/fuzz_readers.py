@@ -79,7 +79,7 @@ def fuzz(reader: str, corpus: Path, seconds: int) -> None:
         if reader in readers.JSONS and seed % 4:
             return readers.changed(data, Random(seed))[:max_num_bytes]
         data = atheris.Mutate(data, max_num_bytes)
-        return readers.mended(data) if reader in readers.TARS and seed % 8 else data
+        return readers.repaired(data) if reader in readers.TARS and seed % 8 else data
 
     atheris.Setup(
         [

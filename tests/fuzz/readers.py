@@ -209,15 +209,15 @@ ODD: tuple[Any, ...] = (
 )
 
 
-def mended(data: bytes) -> bytes:
+def repaired(data: bytes) -> bytes:
     """A tar with true checksums in all that look like headers, so that readers see further in."""
-    mended = bytearray(data)
+    repaired = bytearray(data)
     for start in range(0, len(data) - 511, 512):
-        header = mended[start : start + 512]
+        header = repaired[start : start + 512]
         if header[257:262] == b"ustar":
             header[148:156] = b" " * 8
-            mended[start + 148 : start + 156] = b"%06o\0 " % sum(header)
-    return bytes(mended)
+            repaired[start + 148 : start + 156] = b"%06o\0 " % sum(header)
+    return bytes(repaired)
 
 
 def changed(data: bytes, random: Random) -> bytes:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sharding.format.schema import ShardError
-from tests.fuzz.readers import JSONS, READERS, REFUSALS, TARS, mended, seeds
+from tests.fuzz.readers import JSONS, READERS, REFUSALS, TARS, repaired, seeds
 
 # Seeds have up to 31 kB; what a reader takes for them, and for what is made of them, stays below.
 MAX_MEMORY_BYTES = 12 << 20
@@ -124,7 +124,7 @@ def test_sound_bytes_are_read(folder: Path, sound: dict[str, list[bytes]], reade
     """Oracle: no reader refuses what the code has written, else the tests below test nothing."""
     for data in sound[reader]:
         READERS[reader](data, folder)
-        assert reader not in TARS or mended(data) == data
+        assert reader not in TARS or repaired(data) == data
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -135,7 +135,9 @@ def test_mutated_bytes_are_refused_or_sound(
 ) -> None:
     """Oracle: _check, on tars with true checksums as well as with wrong ones."""
     data = choice.draw(_mutated(choice.draw(st.sampled_from(sound[reader]))))
-    _check(reader, mended(data) if reader in TARS and choice.draw(st.booleans()) else data, folder)
+    _check(
+        reader, repaired(data) if reader in TARS and choice.draw(st.booleans()) else data, folder
+    )
 
 
 @pytest.mark.parametrize("reader", JSONS)

@@ -95,12 +95,12 @@ def _show_live(
 ) -> None:
     """Until the stage is done, or no worker was active for a while: workers take some seconds to
     come, and an orchestrator that is about to end leaves none."""
-    num_looks_in_vain = 0
+    num_idle_looks = 0
     with Live(work, console=console, auto_refresh=False) as live:
-        while _is_making_shards(run) and num_looks_in_vain < _MAX_LOOKS_IN_VAIN:
+        while _is_making_shards(run) and num_idle_looks < _MAX_LOOKS_IN_VAIN:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             work = _work(readers)
-            num_looks_in_vain = 0 if work.is_alive else num_looks_in_vain + 1
+            num_idle_looks = 0 if work.is_alive else num_idle_looks + 1
             live.update(work, refresh=True)
 
 

@@ -9,6 +9,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from boxless.errors import BoxlessError
+
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -69,12 +71,36 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
+def encodable(text: str) -> str:
+    """The text as a tokenizer takes it: with "?" for half a character, as JSON may hold one and as
+    a command line gives bytes that are not UTF-8. Its length stays."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
-    """A tokenizer by name or from a student folder. Raises OSError where it cannot be reached."""
-    if (Path(name_or_folder) / "tokenizer.json").exists():
-        return PreTrainedTokenizerFast.from_pretrained(str(name_or_folder))
+    """A tokenizer by name or from a student folder. Raises OSError where it cannot be reached,
+    ValueError where the folder has none, or a damaged one."""
+    folder = Path(name_or_folder)
+    if (folder / "tokenizer.json").exists():
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(str(folder))
+        except Exception as error:  # transformers and tokenizers raise nearly everything
+            raise BoxlessError(
+                f"{folder}: got tokenizer files that cannot be read ({error}), expected a whole "
+                "tokenizer.json and tokenizer_config.json; copy them again from where they came"
+            ) from None
+    if (folder / "preprocessor_config.json").exists():
+        raise BoxlessError(
+            f"{folder}: got no tokenizer.json, expected one as save_pretrained writes it; copy it "
+            "again from where it came"
+        )
     # A published name may need another class; AutoTokenizer knows, but warns at a student's
     # config.json, whose model type it does not.
     tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder))
-    assert isinstance(tokenizer, PreTrainedTokenizerFast), name_or_folder
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise BoxlessError(
+            f"{name_or_folder}: got a {type(tokenizer).__name__}, expected a tokenizer that has a "
+            "tokenizer.json; AutoTokenizer.from_pretrained(...).save_pretrained(...) of a version "
+            "that converts it writes one"
+        )
     return tokenizer

@@ -96,9 +96,15 @@ NeckConfig = Annotated[
 def neck_from_json(fields: dict[str, Any]) -> NeckConfig:
     """The config whose `dataclasses.asdict` is `fields`, as a student's config.json holds it.
 
-    Raises TypeError on fields of another version.
+    Raises ValueError on fields of another version.
     """
-    if fields["kind"] == "plain":
-        return PlainNeckConfig(**fields)
-    dictionary = DictionaryConfig(**fields["dictionary"])
-    return SohoNeckConfig(**{**fields, "dictionary": dictionary})
+    try:
+        if fields["kind"] == "plain":
+            return PlainNeckConfig(**fields)
+        dictionary = DictionaryConfig(**fields["dictionary"])
+        return SohoNeckConfig(**{**fields, "dictionary": dictionary})
+    except (KeyError, TypeError) as error:
+        raise BoxlessError(
+            f"neck in config.json: got {fields}, expected the fields of kind plain or soho "
+            f"({error!r}); a newer Boxless may have written it: install that version"
+        ) from None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
+import socket
 import subprocess
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ from browser import CHROMIUM, measure
 from PIL import Image
 
 import pipeline.serve.server as server_module
+from pipeline.cli.main import main
 from pipeline.serve.page import page
 from pipeline.serve.server import StudentApp, make_server
 from stages.transfer import use
@@ -101,6 +105,46 @@ def test_what_cannot_be_answered(address: str, asked: Any, kind: str, words: str
     """Oracle: words that say what is missing; the server goes on."""
     assert words in _ask(address, asked, kind)["error"]
     assert _ask(address, {"action": "search", "text": "red"})["rows"]
+
+
+def test_connections_without_a_question_keep_nobody_waiting(address: str) -> None:
+    """Browsers open connections ahead, and people close pages. Oracle: the answer of a server to
+    which others only connected, sent half a question, or left before the answer."""
+    place = urllib.parse.urlsplit(address)
+    assert place.hostname and place.port
+    half = b"POST /ask HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    with contextlib.ExitStack() as stack:
+        for sent in (b"", b"GET / HT", half):
+            opened = stack.enter_context(socket.create_connection((place.hostname, place.port)))
+            opened.sendall(sent)
+        assert _ask(address, {"action": "search", "text": "red"})["rows"]
+
+
+def test_an_error_that_nobody_foresaw_is_answered(
+    address: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: its name on the page, its traceback in the server's log; the server goes on."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(use, "match", fail)
+    asked = {"action": "match", "text": "a", "picture": _picture()}
+    assert _ask(address, asked)["error"].startswith("RuntimeError: unforeseen")
+    assert "Traceback" in capfd.readouterr().err
+    assert _ask(address, {"action": "search", "text": "red"})["rows"]
+
+
+def test_an_address_that_cannot_be_had_is_named(
+    app: StudentApp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A taken port, a host that is none. Oracle: by hand."""
+    with make_server(app, host="127.0.0.1", port=0) as server:
+        port = str(server.server_address[1])
+        assert main(["serve", str(app.student), "--port", port]) == 2
+    assert f"127.0.0.1:{port}: " in (said := capsys.readouterr().err) and "another program" in said
+    assert main(["serve", str(app.student), "--host", "256.0.0.1", "--port", "0"]) == 2
+    assert "256.0.0.1:0: " in capsys.readouterr().err
 
 
 def test_the_page_escapes_the_folder_and_offers_what_is_known(app: StudentApp) -> None:

@@ -98,6 +98,27 @@ def test_limits_of_a_process_are_named(error: Exception, expected: str) -> None:
     assert re.search(expected, error_message(error))
 
 
+def test_a_renaming_that_fails_names_the_users_file(tmp_path: Path) -> None:
+    """As `--out FOLDER`. Oracle: the folder's name, and not that of the temporary file."""
+    (tmp_path / "pages").mkdir()
+    with pytest.raises(OSError) as caught:
+        write_text(tmp_path / "pages", "page")
+    said = error_message(caught.value)
+    assert said.startswith(f"{tmp_path / 'pages'}: Is a directory; ") and "name a file" in said
+
+
+def test_a_folder_that_was_removed_under_the_user_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in another terminal, or when a job's folder is cleaned. Oracle: by hand."""
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        Path("run").absolute()
+    assert "the folder where you are was removed" in error_message(caught.value)
+
+
 def test_a_report_of_a_run_that_cannot_be_written_names_its_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,8 +142,8 @@ def shards(run: RunFolder) -> dict[str, bytes]:
 def test_what_was_mended_comes_in_and_the_rest_stays(
     launch: Launch, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two broken pictures of nine, one mended. Oracle: the folders of a run that never saw the
-    mended one broken; the teacher's calls."""
+    """Two broken pictures of nine, one repaired. Oracle: the folders of a run that never saw the
+    repaired one broken; the teacher's calls."""
     break_pictures(corpus, 2)
     expected = shards(run_of(corpus, "calm"))
     break_pictures(corpus, 5)

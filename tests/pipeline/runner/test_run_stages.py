@@ -282,7 +282,7 @@ def test_the_resolved_recipe_is_in_the_run_folder(go: Go, tmp_path: Path) -> Non
     assert load_recipe(tmp_path / "run/recipe.yaml").ingest.num_train == 99
 
 
-def test_one_conductor_at_a_time(go: Go, tmp_path: Path) -> None:
+def test_one_command_at_a_time(go: Go, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.make()
     assert not run.is_busy()

@@ -243,7 +243,7 @@ def test_workers_that_start_together_try_anew_what_an_earlier_run_set_aside(
     assert sum(wrote, []) == [bad]
 
 
-def test_the_device_and_the_disk_end_the_worker_and_blame_no_shard(tmp_path: Path) -> None:
+def test_the_device_and_the_disk_end_the_worker_and_fail_no_shard(tmp_path: Path) -> None:
     """Oracle: the error comes out at once, and no attempt is counted."""
     for error in (RuntimeError("CUDA error: an illegal memory access"), OSError(28, "full")):
         with pytest.raises(type(error)):

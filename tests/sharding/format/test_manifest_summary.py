@@ -115,7 +115,7 @@ def test_what_is_damaged_or_of_other_settings_is_not_there(tar: Path, make_sampl
     assert PreviousShard(tar, {}).sample(make_sample(0).key) is None
 
 
-def test_lost_doubled_and_strange_inputs_are_named(tar: Path, make_sample: Make) -> None:
+def test_lost_doubled_and_unknown_inputs_are_named(tar: Path, make_sample: Make) -> None:
     """Oracle: the inputs spelled out, and each way to miss them."""
     manifest = read_manifest(tar)
     inputs = [make_sample(i).key for i in range(3)] + ["bad"] * len(TRAPS)

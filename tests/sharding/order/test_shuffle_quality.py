@@ -24,7 +24,7 @@ from sharding.reading.sample_reader import iterate
 CONFIG = ShuffleConfig(micro_batch_size=8, num_ranks=2, num_workers=2, buffer_num_samples=50)
 
 
-def _passage(samples: list[int], size: int) -> SampleSequence:
+def _sequence(samples: list[int], size: int) -> SampleSequence:
     edges = np.arange(0, len(samples) + size, size).clip(max=len(samples))
     return SampleSequence(samples=np.array(samples), edges=edges)
 
@@ -44,7 +44,7 @@ def test_nothing_is_mixed() -> None:
     """Oracle: by hand. 2 shards of 16 read as they lie, twice: one shard a micro-batch of 16, both
     in a step of two, nobody moves, neighbours stay one place of 32 apart and meet again.
     """
-    sequence = _passage(list(range(32)), 16)
+    sequence = _sequence(list(range(32)), 16)
     got = quality([ShuffleMethod(name="still", first=sequence, second=sequence)], [[16, 16]], 2)[0]
     assert (got.num_shards, got.step_num_shards, got.entropy, got.drift) == (1, 2, 0, 0)
     assert (got.displacement, got.separation, got.retention) == (0, 1 / 32, 1)
@@ -55,7 +55,9 @@ def test_shards_take_turns() -> None:
     next epoch all comes the other way round, so sample at place i of 8 moves by |7 - 2 i|.
     """
     samples = [0, 1, 2, 4, 3, 5, 6, 7]
-    way = ShuffleMethod(name="turns", first=_passage(samples, 4), second=_passage(samples[::-1], 4))
+    way = ShuffleMethod(
+        name="turns", first=_sequence(samples, 4), second=_sequence(samples[::-1], 4)
+    )
     got = quality([way], [[4, 4]], 1)[0]
     assert got.num_shards == 2 and got.displacement == 4 / 8 and got.separation == 1 / 8
     assert got.entropy == pytest.approx(-(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25)))
@@ -68,7 +70,7 @@ def test_neighbours_part() -> None:
     first = np.arange(10_007)
     second = np.argsort(first * 1009 % 10_007)
     way = ShuffleMethod(
-        name="", first=_passage(first.tolist(), 10), second=_passage(second.tolist(), 10)
+        name="", first=_sequence(first.tolist(), 10), second=_sequence(second.tolist(), 10)
     )
     assert quality([way], [[10_007]], 1)[0].retention == 0
 
@@ -77,8 +79,8 @@ def test_a_set_drifts() -> None:
     """Oracle: by hand. Two sets of 8 samples, first all micro-batches of 2 of the one, then those
     of the other: in the middle each is 2 micro-batches off. By turns: half a micro-batch.
     """
-    halves = _passage(list(range(16)), 2)
-    turns = _passage(np.arange(16).reshape(2, 4, 2).transpose(1, 0, 2).ravel().tolist(), 2)
+    halves = _sequence(list(range(16)), 2)
+    turns = _sequence(np.arange(16).reshape(2, 4, 2).transpose(1, 0, 2).ravel().tolist(), 2)
     methods = [ShuffleMethod(name="", first=one, second=one) for one in (halves, turns)]
     assert [one.drift for one in quality(methods, [[8], [4, 4]], 1)] == [2, 0.5]
 

@@ -182,8 +182,8 @@ def test_several_processes_share_and_end_in_the_same_bytes(tmp_path: Path) -> No
 
 
 def test_only_what_failed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two pictures are broken and mended, byte for byte as long as before. Oracle: the inputs that
-    are read again, and the bytes of an ingest that saw no broken one."""
+    """Two pictures are broken and repaired, byte for byte as long as before. Oracle: the inputs
+    that are read again, and the bytes of an ingest that saw no broken one."""
     coco(tmp_path, 9)
     expected = digests(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")

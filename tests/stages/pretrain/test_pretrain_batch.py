@@ -201,7 +201,7 @@ def test_position_and_seed_decide_everything_random() -> None:
         )
 
 
-def test_what_is_masked_does_not_tell_strange_pairs_from_matched() -> None:
+def test_masks_do_not_show_which_pairs_are_negative() -> None:
     """Oracle: over 60 batches the shares of [MASK] among pieces and of masked cells are the same
     for mismatched and matched pairs within four standard errors (of pairs, as pieces of one are
     drawn together)."""

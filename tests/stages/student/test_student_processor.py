@@ -15,6 +15,7 @@ from PIL import Image
 from pretrain_fixtures import tiny_student, toy_tokenizer
 
 from stages.student.processor import StudentProcessor
+from stages.transfer.example import Example
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,9 @@ def test_the_arguments_of_transformers_processors_are_taken(
         (np.zeros((40, 40, 4), np.uint8), "x", "not pixels"),
         (b"GIF89a", "x", "not JPEG, PNG or WebP: it is GIF"),
         (Image.new("I;16", (40, 40)), "x", "16-bit greyscale"),
+        (Image.new("F", (40, 40)), "x", "greyscale of floating point"),
+        ("https://example.org/a.jpg", "x", "download a URL first"),
+        ("", "x", "got '', expected a file"),
     ],
 )
 def test_what_is_no_picture_or_text_is_refused(
@@ -98,6 +102,16 @@ def test_what_is_no_picture_or_text_is_refused(
     """As ingest refuses it, by a ValueError that says what was expected."""
     with pytest.raises(ValueError, match=reported):
         processor(pictures, texts)
+
+
+def test_half_a_character_is_read_as_a_question_mark(processor: StudentProcessor) -> None:
+    """As ingest writes it: JSON may hold a lone surrogate, and Python makes some of bytes that are
+    not UTF-8 on a command line. Oracle: the text with "?", alone and as a part."""
+    assert equal(processor(texts="red \ud83d a\udce9"), processor(texts="red ? a?"))
+    half, whole = ([[("question", text)]] for text in ("caf\udce9", "caf?"))
+    assert equal(processor(texts=half), processor(texts=whole))
+    [text, [(_, part)]] = Example(id="0", images=(), texts=("\ud83d", half[0])).texts
+    assert (text, part) == ("?", "caf?")
 
 
 def test_a_picture_that_is_open_is_turned_upright(processor: StudentProcessor) -> None:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 from pretrain_fixtures import TINY, tiny_student, toy_tokenizer
 
+from boxless.errors import BoxlessError
 from stages.student.network import Student, StudentNetConfig
 from stages.student.processor import FILE, StudentProcessor
 
@@ -82,6 +84,26 @@ def test_pairs_and_one_picture_for_all(folder: Path) -> None:
         student(**processor([large, large], [*TEXTS, "red"]))
 
 
+@pytest.mark.parametrize(
+    ("change", "reported"),
+    [
+        ({"input_ids": torch.zeros(0, 4, dtype=torch.long)}, "got 1 pictures and 0 texts"),
+        ({"pixel_values": torch.zeros(0, 3, 32, 32)}, "got 0 pictures and 2 texts"),
+        ({"input_ids": torch.zeros(600, dtype=torch.long)}, r"input_ids: got \[600\], expected a"),
+        ({"input_ids": [[1, 2]]}, r"input_ids: got list, expected a tensor \[B, T\]"),
+        ({"input_ids": torch.zeros(1, 600, dtype=torch.long)}, "got 600 word pieces, expected at"),
+        ({"pixel_values": torch.zeros(3, 32, 32)}, r"pixel_values: got \[3, 32, 32\], expected"),
+        ({"sizes_px": torch.tensor([32, 32])}, r"sizes_px: got \[2\], expected a tensor \[N, 2\]"),
+    ],
+)
+def test_tensors_of_other_shapes_are_refused(change: dict[str, Any], reported: str) -> None:
+    """Before PyTorch fails in some layer. Oracle: by hand, name, shape and what was expected."""
+    student = tiny_student()
+    inputs = StudentProcessor.of(student, toy_tokenizer())([_picture()], TEXTS)
+    with pytest.raises(BoxlessError, match=reported):
+        student(**{**inputs, **change})
+
+
 def test_the_processor_comes_back(folder: Path) -> None:
     """Oracle: the same tensors; its file names the sizes and ImageNet's mean; texts are cut to the
     student's length. A folder without the file is named."""
@@ -94,7 +116,7 @@ def test_the_processor_comes_back(folder: Path) -> None:
     assert said["image_mean"] == [0.485, 0.456, 0.406]
     assert processor([_picture()], ["red " * 99])["input_ids"].shape == (1, TINY.max_tokens)
     (folder / FILE).write_text("{}")
-    with pytest.raises(ValueError, match="got no whole number shorter_px"):
+    with pytest.raises(ValueError, match="got no whole number above 0 for shorter_px"):
         StudentProcessor.from_pretrained(folder)
     (folder / FILE).unlink()
     with pytest.raises(ValueError, match="preprocessor_config.json: got no such file"):

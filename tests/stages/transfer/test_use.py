@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from pretrain_fixtures import tiny_student, toy_samples, toy_tokenizer
 from safetensors.torch import load_file
 
+from boxless.errors import BoxlessError
 from pipeline.cli.main import main
 from stages.student.processor import StudentProcessor
 from stages.transfer import use
@@ -48,6 +50,48 @@ def test_a_student_saved_in_16_bits_is_scored_and_finetuned_in_float32(
     finetuned, _ = load_for_task(out, TASKS["vqa"]({"answers": ["red", "blue"]}))
     for network in (Predictor.load(out).student, finetuned):
         assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+
+
+def test_search_leaves_out_what_is_no_picture_and_says_so(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: the sound pictures as in a folder without the others, each of which is named; a
+    damaged file of the index is made anew."""
+    pictures = Path(shutil.copytree(folder / "pictures", tmp_path / "pictures"))
+    found = use.search(folder / "student", pictures, "a red circle", tmp_path / "index")
+    (pictures / "cut.jpg").write_bytes((pictures / "0.jpg").read_bytes()[:300])
+    (pictures / "empty.png").touch()
+    (pictures / "folder.jpg").mkdir()
+    (pictures / "nowhere.jpg").symlink_to("none")
+    first, *others = sorted((tmp_path / "index").iterdir())
+    first.write_bytes(b"")
+    others[0].write_bytes(others[0].read_bytes()[:100])
+    faults: list[str] = []
+    asked = (folder / "student", pictures, "a red circle", tmp_path / "index")
+    done: list[tuple[int, int]] = []
+    searched = use.search(*asked, on_fault=faults.append, on_picture=lambda *now: done.append(now))
+    assert searched == found and done == [(number, 7) for number in range(1, 8)]
+    assert [Path(fault.partition(": ")[0]).name for fault in faults] == [
+        "cut.jpg",
+        "empty.png",
+        "folder.jpg",
+        "nowhere.jpg",
+    ]
+    assert main(["search", str(asked[0]), str(pictures), "x", "--num", "1"]) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1 and "cut.jpg: broken picture" in said.err
+    for name in ("0.jpg", "1.jpg", "2.jpg"):
+        (pictures / name).unlink()
+    with pytest.raises(BoxlessError, match="no picture that can be read; the first: .*cut.jpg"):
+        use.search(*asked)
+
+
+def test_a_phrase_that_the_student_does_not_read_is_refused(folder: Path) -> None:
+    """Beyond its longest text, or blank. Oracle: by hand."""
+    picture = folder / "pictures" / "0.jpg"
+    for caption, phrase in (("red " * 300 + "circle", "circle"), ("a   circle", "  ")):
+        with pytest.raises(BoxlessError, match="of which the student reads nothing"):
+            use.point(folder / "student", picture, caption, phrase)
 
 
 def test_search_agrees_with_match_and_keeps_an_index(folder: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_card_of_an_older_version_is_read(tmp_path: Path) -> None:
     assert read_about(tmp_path).card == before
 
 
-def test_a_blind_teacher_keeps_no_card_of_another(tmp_path: Path) -> None:
+def test_a_null_teacher_keeps_no_card_of_another(tmp_path: Path) -> None:
     """Oracle: a null teacher has no CARD.md, whether it is written or copied over another's."""
     for name in ("written", "copied"):
         save(tmp_path / name)

@@ -77,7 +77,7 @@ def test_a_row_reports_the_proposal_it_came_from() -> None:
         assert row["attribute"] == attributes[source].argmax()
 
 
-def test_a_blind_teacher_gives_empty_arrays() -> None:
+def test_a_null_teacher_gives_empty_arrays() -> None:
     """Oracle: a threshold that no probability passes; and a net without attributes has no such
     fields."""
     net = replace_in(NET, "choice", score_threshold=1.0)

@@ -218,7 +218,7 @@ def test_a_checkpoint_that_is_none_is_not_overwritten(images: Path, tmp_path: Pa
         (LABELS, [{"boxes": [], "labels": [], "attributes": []}, None]),
     ],
 )
-def test_pictures_without_boxes_make_a_blind_teacher(
+def test_pictures_without_boxes_make_a_null_teacher(
     labels: list[str], truths: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Oracle: the screen says so and which sources have boxes; what is loaded sees nothing."""

@@ -173,7 +173,7 @@ def test_lexicon_by_choice_says_nothing() -> None:
     assert not said
 
 
-def test_parser_that_is_not_there_is_an_error_with_the_cure() -> None:
+def test_parser_that_is_not_there_is_an_error_with_the_fix() -> None:
     config = DistillConfig(phrases="parser", parser="xx_not_installed")
     with pytest.raises(ValueError, match="python -m spacy download xx_not_installed"):
         make_chunker(config, LABELS, [])

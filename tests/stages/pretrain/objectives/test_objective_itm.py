@@ -79,7 +79,7 @@ def test_gradients_are_those_of_finite_differences(head: Any) -> None:
     assert torch.autograd.gradcheck(loss, (text, student.itm_head.classify.weight))
 
 
-def test_a_strange_text_comes_from_another_picture_with_its_phrases() -> None:
+def test_a_mismatched_caption_comes_from_another_picture_with_its_phrases() -> None:
     """Oracle: piece 1 names the pair that a text was written for. Matched pairs keep theirs,
     mismatched ones have one of another picture; tokens, phrases and ordinary move together."""
     for seed in range(20):
@@ -96,7 +96,7 @@ def test_a_strange_text_comes_from_another_picture_with_its_phrases() -> None:
             assert torch.equal(getattr(batch, name), getattr(before, name)), name
 
 
-def test_the_share_of_strange_texts() -> None:
+def test_the_share_of_mismatched_captions() -> None:
     """Oracle: a binomial count, within four standard errors, for two shares; all and none."""
     for share in (0.0, 0.3, 0.5, 1.0):
         batch = random_batch(2, pictures=1000, captions=4, objects=1, grid=(1, 1))

@@ -145,7 +145,7 @@ def test_specials_are_never_chosen(matched_only: bool) -> None:
     assert torch.equal(batch.tokens[~batch.ordinary], before[~batch.ordinary])
 
 
-def test_masks_do_not_tell_which_texts_are_strange() -> None:
+def test_masks_do_not_show_which_captions_are_mismatched() -> None:
     """Oracle: with the same draws the student sees the same pieces, whatever is matched."""
     seen = []
     for matched in (True, False):

@@ -187,7 +187,7 @@ def test_pairs_that_are_not_drawn_see_everything() -> None:
 
 
 @pytest.mark.parametrize("rule", ["share", "released"])
-def test_masks_do_not_tell_which_texts_are_strange(rule: str) -> None:
+def test_masks_do_not_show_which_captions_are_mismatched(rule: str) -> None:
     """Oracle: with the same draws the student sees the same cells, whatever is matched."""
     seen = []
     for matched in (True, False):

@@ -231,7 +231,7 @@ def test_how_often_a_drawn_object_is_hidden() -> None:
     assert abs(hidden - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 3000)
 
 
-def test_masks_do_not_tell_which_texts_are_strange() -> None:
+def test_masks_do_not_show_which_captions_are_mismatched() -> None:
     """Oracle: with the same draws the student sees the same cells, whatever is matched; only
     matched pairs teach, unless all shall."""
     seen = []
