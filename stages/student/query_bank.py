@@ -36,6 +36,11 @@ class QueryBank(nn.Module):
         self.get_buffer("pictures").copy_(pictures)
         self.get_buffer("texts").copy_(texts)
 
+    @property
+    def num_filled(self) -> int:
+        """Rows that hold a pair."""
+        return int(self.get_buffer("texts").any(dim=1).sum())
+
     def clear(self) -> None:
         """Be empty again, as when the vectors of the student have changed."""
         self.fill(*(torch.zeros_like(self.get_buffer(name)) for name in ("pictures", "texts")))

@@ -90,6 +90,12 @@ def _score(
     if ranks.is_first:
         shown |= _looked_into(config, predictor, pictures)
         _note_untrained(objectives)
+        bank = predictor.student.query_bank
+        if texts and config.query_bank and bank and bank.num_filled:
+            print(
+                f"evaluate: retrieval is normalised by the student's bank of {bank.num_filled} "
+                "training pairs; evaluate.query_bank=false scores by the cosines alone"
+            )
     return scores, shown
 
 

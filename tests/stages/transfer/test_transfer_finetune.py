@@ -171,6 +171,21 @@ def test_every_score_stands_beside_chance(student: Path, tmp_path: Path) -> None
     assert len(shown["retrieval"]) == len(shown["grounding"]) == 2
 
 
+@pytest.mark.parametrize("num_pairs", [0, 2])
+def test_scores_by_a_bank_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], num_pairs: int
+) -> None:
+    """Oracle: the number of pairs that were put into the bank; an empty one is not named."""
+    net = tiny_student(replace(TINY, itc_size=6, itc_bank_size=3))
+    assert net.query_bank is not None
+    rows = torch.eye(3, 6) * (torch.arange(3) < num_pairs)[:, None]
+    net.query_bank.fill(rows, rows)
+    net.save_pretrained(tmp_path / "student")
+    StudentProcessor.of(net, toy_tokenizer()).save_pretrained(tmp_path / "student")
+    _evaluate(tmp_path, tmp_path / "student", list(toy_samples(4, 4)))
+    assert ("bank of 2 training pairs" in capsys.readouterr().out) == bool(num_pairs)
+
+
 def test_scores_without_truth_are_left_out(student: Path, tmp_path: Path) -> None:
     """Oracle: no phrases known: no grounding; false sentences do not enter retrieval; no teacher
     of ours: no AP50."""
