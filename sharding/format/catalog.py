@@ -81,7 +81,7 @@ class Catalog:
 
 
 def write_catalog(
-    folder: Path, *, kind: str, splits: Mapping[str, str], metadata: Mapping[str, Any]
+    folder: str | Path, *, kind: str, splits: Mapping[str, str], metadata: Mapping[str, Any]
 ) -> Catalog:
     """Writes catalog.json over the finished shards {tar name: split} of `folder`.
 
@@ -91,6 +91,7 @@ def write_catalog(
     """
     if kind not in KINDS:
         raise ShardError(f"kind: got {kind!r}, expected one of {KINDS}")
+    folder = Path(folder)
     shards, shapes, keys = [], [], KeyDigests[str]()
     for tar in sorted(splits):
         shard, manifest = _shard_entry(folder / tar, splits[tar])
@@ -143,9 +144,9 @@ def _shard_entry(tar: Path, split: str) -> tuple[ShardEntry, Manifest]:
     return entry, manifest
 
 
-def read_catalog(folder: Path) -> Catalog:
+def read_catalog(folder: str | Path) -> Catalog:
     """The catalog of `folder`; ShardError saying what was expected if it is missing or invalid."""
-    path = folder / NAME
+    path = Path(folder) / NAME
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -121,11 +121,12 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     )
 
 
-def read_manifest(tar: Path) -> Manifest:
+def read_manifest(tar: str | Path) -> Manifest:
     """The manifest of `tar`; ShardError if it is missing or invalid.
 
     The tar itself is not touched, so that manifests can be read where the tars are remote.
     """
+    tar = Path(tar)
     return parse_manifest(read_manifest_bytes(tar), tar)
 
 

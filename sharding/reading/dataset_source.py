@@ -33,6 +33,13 @@ class DatasetSource:
     split: str = "train"
     weight: int | None = None
 
+    def __post_init__(self) -> None:
+        is_whole = isinstance(self.weight, (int, np.integer)) and not isinstance(self.weight, bool)
+        if self.weight is not None and not (is_whole and self.weight >= 1):
+            raise ShardError(
+                f"weight: got {self.weight!r}, expected a whole number of at least 1, or None"
+            )
+
 
 @dataclass(frozen=True)
 class OpenSource:

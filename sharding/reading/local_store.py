@@ -30,7 +30,7 @@ class LocalStore:
 
     def __init__(self, folder: Path) -> None:
         self.where = str(folder)
-        self._folder = folder
+        self._folder = folder.absolute()  # tars are opened later, perhaps from another folder
         self._make_cache()
 
     def read_file(self, name: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def open_store(folder: str | Path, *, cache: Cache | None) -> Store:
             "shards themselves, as s3://bucket/folder"
         )
     if not separator:
-        return LocalStore(Path(folder))
+        return LocalStore(Path(os.path.expanduser(folder)))
     if protocol in ("file", "local"):
         return LocalStore(Path(path))
     return RemoteStore(str(folder), cache=cache)

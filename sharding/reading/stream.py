@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import operator
 import os
 import shutil
 import threading
@@ -94,11 +95,17 @@ class ShardStream(Dataset[list[Sample]]):
         waits_for_store: bool = False,
     ) -> None:
         settings = {
-            "seed": seed,
-            "micro_batch_size": micro_batch_size,
-            "window_num_shards": window_num_shards,
-            "shape_step_px": shape_step_px,
+            "seed": _whole("seed", seed),
+            "micro_batch_size": _whole("micro_batch_size", micro_batch_size),
+            "window_num_shards": _whole("window_num_shards", window_num_shards),
+            "shape_step_px": _whole("shape_step_px", shape_step_px),
         }
+        if not (isinstance(sources, (list, tuple)) and sources) or any(
+            not isinstance(source, DatasetSource) for source in sources
+        ):
+            raise BoxlessError(
+                f"sources: got {sources!r}, expected a list of them, as [DatasetSource('objects')]"
+            )
         self.board = StatusBoard() if board is None else board
         is_far = any("://" in str(source.folder) for source in sources)
         cache = Cache(cache_bytes) if cache_bytes and is_far else None
@@ -125,6 +132,14 @@ class ShardStream(Dataset[list[Sample]]):
         """Positions after which the plan comes round: an epoch, or a cycle of weighted sources."""
         return self.plan.num_micro_batches
 
+    def __len__(self) -> int:
+        """`num_micro_batches`."""
+        return self.num_micro_batches
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        """The micro-batches of the first epoch, or cycle of weighted sources."""
+        return (self[position] for position in range(len(self)))
+
     def __getitem__(self, position: int) -> list[Sample]:
         """The samples at `position`; ShardError on damage, IndexError below 0."""
         return [sound(result) for result in self.results(position, _as_sample)[1]]
@@ -144,6 +159,7 @@ class ShardStream(Dataset[list[Sample]]):
     ) -> tuple[MicroBatch, list[T | Fault]]:
         """The micro-batch at `position`, and what `make` gives for each of its samples, or its
         fault."""
+        position = _whole("position", position)
         self._leave_with_parent()
         self.board.begin(position)
         micro_batch = self.plan[position]
@@ -183,6 +199,14 @@ class ShardStream(Dataset[list[Sample]]):
         parent = parent_process()
         assert parent is not None and parent.pid is not None, "a worker has a parent"
         threading.Thread(target=_end_without, args=(parent.pid,), daemon=True).start()
+
+
+def _whole(name: str, value: object) -> int:
+    """A whole number of Python, numpy or PyTorch as Python's."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise BoxlessError(f"{name}: got {value!r}, expected a whole number") from None
 
 
 def _make_plan(

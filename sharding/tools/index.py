@@ -230,7 +230,7 @@ def split_of_name(tar: str) -> str:
 
 
 def index_folder(
-    folder: Path,
+    folder: str | Path,
     *,
     split_of: Callable[[str], str] = split_of_name,
     on_shard: Callable[[int, int], None] = lambda num_done, num_shards: None,
@@ -246,6 +246,7 @@ def index_folder(
     if there is no sample, if only some have objects, if a key is in two tars, or if the folder has
     a catalog that a stage wrote.
     """
+    folder = Path(folder)
     tars = sorted(folder.glob("*.tar"))
     if lost := [tar.name for tar in tars if not tar.is_file()]:
         raise ShardError(

@@ -86,7 +86,7 @@ class Report:
 
 
 def repair(
-    folder: Path,
+    folder: str | Path,
     *,
     dry_run: bool = False,
     on_shard: Callable[[int, int], None] = lambda num_done, num_shards: None,
@@ -97,6 +97,7 @@ def repair(
 
     Raises ShardError if there is nothing to repair or another repair is running.
     """
+    folder = Path(folder)
     descriptor = _hold(folder)
     try:
         catalog, trouble = _catalog_of(folder)

@@ -158,9 +158,9 @@ def check_entry(sample: Sample, entry: SampleEntry) -> None:
 
 
 def verify_paths(
-    paths: Iterable[Path],
+    paths: str | Path | Iterable[str | Path],
     *,
-    full: bool,
+    full: bool = True,
     on_shard: Callable[[int, int], None] = lambda num_done, num_shards: None,
 ) -> list[Fault]:
     """The faults of tars, of folders of shards, and of run folders that hold such folders.
@@ -168,12 +168,13 @@ def verify_paths(
     A folder of shards is held against its catalog.json and its file of shapes as well, and no key
     may be in two of its shards. Holds 8 bytes a sample of a folder.
 
+    paths: one, or several. full: read the tars, too, every byte.
     on_shard: called after each shard with the numbers checked and in all.
     """
     faults: list[Fault] = []
     folders: list[_Folder] = []
     by_folder: dict[Path, set[str]] = {}
-    for path in paths:
+    for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
         if not path.is_dir():
             by_folder.setdefault(path.parent, set()).add(path.name)
         elif inside := _folders_in(path):

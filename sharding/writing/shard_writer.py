@@ -71,7 +71,7 @@ _EMPTY_HEADER_SUM = sum(_EMPTY_HEADER[:148]) + 8 * ord(" ") + sum(_EMPTY_HEADER[
 
 
 def write_shard(
-    tar: Path,
+    tar: str | Path,
     results: Iterable[Sample | EncodedSample | Failure | Note],
     *,
     fingerprint: Mapping[str, str],
@@ -87,6 +87,7 @@ def write_shard(
     shard of this fingerprint that another writer finished meanwhile stays; its manifest is
     returned.
     """
+    tar = Path(tar)
     version = _version(manifest_path(tar))
     samples: dict[str, SampleEntry] = {}
     failures: list[Failure] = []

@@ -112,12 +112,13 @@ def _empty(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def load_teacher(folder: Path) -> Teacher | NullTeacher:
+def load_teacher(folder: str | Path) -> Teacher | NullTeacher:
     """The teacher of `folder`, on this process's GPU where there is one.
 
     Raises TeacherError naming the file, what was got and what to do when a file is missing, odd,
     or not of the same teacher as the others, or when weights do not fit or are not finite.
     """
+    folder = Path(folder)
     about = read_about(folder)
     if about.net is None:
         return NullTeacher(about.fingerprint)

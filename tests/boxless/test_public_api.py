@@ -47,6 +47,24 @@ def test_unknown_names_list_the_valid_ones() -> None:
         boxless.Studnet  # noqa: B018
 
 
+def test_paths_may_be_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every public function that takes a path. Oracle: what it gives of a Path, or its own error
+    about a folder that is not there."""
+    monkeypatch.chdir(tmp_path)
+    info = {"captions": ["a"], "width": 1, "height": 1, "image_id": 1, "source": "s"}
+    sample = boxless.Sample(key="a", image=b"x", extension="jpg", info=info)
+    manifest = boxless.write_shard("shards/train-000000.tar", [sample], fingerprint={"by": "test"})
+    tars = {"train-000000.tar": "train"}
+    catalog = boxless.write_catalog("shards", kind="images", splits=tars, metadata={})
+    assert boxless.read_manifest("shards/train-000000.tar") == manifest
+    assert boxless.read_catalog("shards") == catalog == boxless.read_catalog(tmp_path / "shards")
+    assert boxless.verify("shards") == boxless.verify(["shards", tmp_path / "shards"]) == []
+    assert boxless.repair("shards") == boxless.repair(Path("shards"))
+    for function in (boxless.index_folder, boxless.load_teacher, boxless.load_recipe):
+        with pytest.raises(boxless.BoxlessError, match="none"):
+            function("none")
+
+
 def test_python_m_boxless_is_the_command_line() -> None:
     command = [sys.executable, "-m", "boxless", "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
+from boxless.errors import BoxlessError
 from sharding.format.catalog import read_catalog
 from sharding.format.manifest import manifest_path, read_manifest
 from sharding.format.schema import Sample, ShardError
@@ -309,6 +311,60 @@ def test_an_unfinished_or_unknown_set_is_refused_at_once(
             window_num_shards=1,
             shape_step_px=1,
         )
+
+
+def test_a_stream_is_a_dataset_of_an_epoch(tmp_path: Path, make_folder: MakeFolder) -> None:
+    """Its length, a loop over it, a DataLoader without a sampler, whole numbers of numpy and of
+    PyTorch. Oracle: the micro-batches by their positions."""
+    stream = _stream(make_folder(tmp_path, COUNTS), seed=np.int64(3), micro_batch_size=np.int32(4))
+    keys = [[s.key for s in stream[position]] for position in range(stream.num_micro_batches)]
+    assert len(stream) == len(keys) and [[s.key for s in batch] for batch in stream] == keys
+    assert [[s.key for s in batch] for batch in DataLoader(stream, batch_size=None)] == keys
+    for number in (np.int64(1), torch.tensor(1)):
+        assert [s.key for s in stream[number]] == keys[1]  # type: ignore[index]
+
+
+def test_a_stream_of_a_relative_folder_is_read_from_everywhere(
+    tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As notebooks change folders. Oracle: the samples of the absolute one; ~ is expanded."""
+    folder = make_folder(tmp_path / "shards", COUNTS)
+    expected = [s.key for s in _stream(folder)[0]]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    streams = [_stream(Path(os.path.relpath(folder))), _stream(Path("~") / folder.name)]
+    monkeypatch.chdir("/")
+    assert [[s.key for s in stream[0]] for stream in streams] == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("sources", "changes", "reported"),
+    [
+        ([], {}, r"sources: got \[\], expected a list"),
+        ("objects", {}, "sources: got 'objects', expected a list"),
+        (["objects"], {}, r"sources: got \['objects'\], expected a list"),
+        (DatasetSource("objects"), {}, "sources: got DatasetSource"),
+        ([DatasetSource("objects")], {"seed": "1"}, "seed: got '1', expected a whole number"),
+        ([DatasetSource("objects")], {"micro_batch_size": 2.5}, "micro_batch_size: got 2.5, exp"),
+        ([DatasetSource("objects")], {"shape_step_px": None}, "shape_step_px: got None, expected"),
+    ],
+)
+def test_what_makes_no_stream_is_refused(sources: Any, changes: Any, reported: str) -> None:
+    """Oracle: by hand, the argument and what it should be."""
+    config = {"seed": 3, "micro_batch_size": 4, "window_num_shards": 2, "shape_step_px": 16}
+    with pytest.raises(BoxlessError, match=reported):
+        ShardStream(sources, **{**config, **changes})
+
+
+def test_what_is_no_position_or_weight_is_refused(tmp_path: Path, make_folder: MakeFolder) -> None:
+    """Oracle: by hand."""
+    stream = _stream(make_folder(tmp_path, COUNTS))
+    for position in (slice(0, 2), 1.5, "a"):
+        with pytest.raises(BoxlessError, match="position: got .*, expected a whole number"):
+            stream[position]  # type: ignore[index]
+    for weight in (0, -1, 1.5, float("nan"), True):
+        with pytest.raises(BoxlessError, match="weight: got .*, expected a whole number"):
+            DatasetSource(tmp_path, weight=weight)  # type: ignore[arg-type]
 
 
 def test_positions_deal_to_ranks_in_turn() -> None:
