@@ -21,6 +21,11 @@ def user_path(text: str) -> Path:
     return Path(os.path.expanduser(text))  # unlike Path.expanduser, no error for an unknown user
 
 
+def user_path_or_url(text: str) -> str:
+    """A URL as it is; else as `user_path`, as a text."""
+    return text if "://" in text else str(user_path(text))
+
+
 def whole_number(*, lowest: int, highest: int | None = None) -> Callable[[str], int]:
     """What argparse takes as a type: a whole number from `lowest`, and up to `highest`."""
     expected = f"{lowest} or more" if highest is None else f"{lowest} to {highest}"

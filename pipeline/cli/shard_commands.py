@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from pipeline.cli.arguments import user_path
+from pipeline.cli.arguments import user_path, user_path_or_url
 from pipeline.cli.shown_progress import shown_progress
 
 Commands = argparse._SubParsersAction
@@ -40,7 +40,11 @@ def _add_view(commands: Commands[argparse.ArgumentParser]) -> None:
         description="Draws boxes, labels, attributes, scores, soft labels and phrases on pictures "
         "of a shard: a page (.html, one file) or a contact sheet (.png).",
     )
-    view.add_argument("shard", help="a shard's tar, a folder of shards, or the URL of either")
+    view.add_argument(
+        "shard",
+        type=user_path_or_url,
+        help="a shard's tar, a folder of shards, or the URL of either",
+    )
     view.add_argument("--out", type=user_path, required=True, metavar="FILE", help=".html or .png")
     view.add_argument(
         "--key",

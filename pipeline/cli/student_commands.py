@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from pipeline.cli.arguments import user_path
+from pipeline.cli.arguments import user_path, user_path_or_url
 
 if TYPE_CHECKING:
     from pipeline.pages.student.inputs import ExampleInputs
@@ -40,6 +40,7 @@ def _add_examples(command: argparse._ActionsContainer) -> None:
     )
     command.add_argument(
         "--shards",
+        type=user_path_or_url,
         metavar="DIR",
         help="pictures and captions of shards instead: a tar, a folder, or the URL of either",
     )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from boxless.errors import BoxlessError
 from pipeline.cli.arguments import MAX_PORT, positive_number, user_path, whole_number
 from pipeline.cli.shown_progress import shown_progress
 
@@ -172,6 +173,8 @@ def _judge(args: argparse.Namespace) -> int:
 def _point(args: argparse.Namespace) -> int:
     from stages.transfer.use import draw_point, point
 
+    if args.out and args.out.suffix.lower() != ".png":
+        raise BoxlessError(f"--out: got {args.out}, expected a name that ends in .png")
     _warn_of_unread(args.student, [args.caption])
     found = point(args.student, args.picture, args.caption, args.phrase)
     if args.out:

@@ -247,6 +247,8 @@ def index_folder(
     a catalog that a stage wrote.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ShardError(f"{folder}: got no folder there, expected one of tars")
     tars = sorted(folder.glob("*.tar"))
     if lost := [tar.name for tar in tars if not tar.is_file()]:
         raise ShardError(

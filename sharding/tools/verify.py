@@ -175,7 +175,10 @@ def verify_paths(
     folders: list[_Folder] = []
     by_folder: dict[Path, set[str]] = {}
     for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
-        if not path.is_dir():
+        if not path.exists() and path.suffix != ".tar":
+            cause = "got no file or folder there, expected a tar, a folder of tars, or a run folder"
+            faults.append(Fault(str(path), None, cause))
+        elif not path.is_dir():
             by_folder.setdefault(path.parent, set()).add(path.name)
         elif inside := _folders_in(path):
             folders += inside

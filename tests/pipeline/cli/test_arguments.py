@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
 
-from pipeline.cli.arguments import user_path
+from pipeline.cli.arguments import user_path, user_path_or_url
 from pipeline.cli.main import main
 from pipeline.recipe.dataclass_values import RecipeError
 from pipeline.recipe.recipe import load_recipe
@@ -30,6 +31,37 @@ def test_the_home_of_an_unknown_user_is_a_name(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HOME", "/home/me")
     assert user_path("~/runs/x") == Path("/home/me/runs/x")
     assert user_path("~no-such-user-7f/x") == Path("~no-such-user-7f/x")
+
+
+def test_a_folder_of_shards_or_its_url() -> None:
+    """~ is expanded in what is no URL. Oracle: by hand."""
+    assert user_path_or_url("~no-such-user-7f") == "~no-such-user-7f"
+    assert user_path_or_url("~/x") == str(Path.home() / "x")
+    assert user_path_or_url("s3://a//b/~") == "s3://a//b/~"
+    with pytest.raises(argparse.ArgumentTypeError, match="empty path"):
+        user_path_or_url("")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reported"),
+    [
+        ("verify none", "none: got no file or folder there, expected a tar"),
+        ("index none", "none: got no folder there, expected one of tars"),
+        ("point S p.jpg caption caption --out x.jpg", "--out: got x.jpg, expected a name that"),
+    ],
+)
+def test_a_path_that_cannot_be_is_named(
+    arguments: str,
+    reported: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Not the manifest beside it, or what would be found in it."""
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) in (1, 2)
+    said = capsys.readouterr()
+    assert reported in said.out + said.err
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["status", "RUN"], "not a run folder"),
         (["pretrain", "toy", "--run", "RUN"], "not complete"),
         (["run", "toy", "--launcher", "magic"], "invalid choice: 'magic'"),
-        (["run", "toy", "--nodes", "0"], "got 0, expected 1 or more"),
+        (["run", "toy", "--nodes", "0"], "got '0', expected a whole number, 1 or more"),
         (["nothing"], "invalid choice"),
         ([], "required"),
     ],
