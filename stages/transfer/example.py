@@ -31,7 +31,7 @@ class Example:
         texts = tuple(
             encodable(text)
             if isinstance(text, str)
-            else [(kind, encodable(words)) for kind, words in text]
+            else tuple((kind, encodable(words)) for kind, words in text)
             for text in self.texts
         )
         object.__setattr__(self, "texts", texts)
