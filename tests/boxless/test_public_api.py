@@ -10,8 +10,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from pretrain_fixtures import tiny_student, toy_tokenizer
 
 import boxless
+from stages.detector.teacher_folder import save_null_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,12 +75,17 @@ def test_python_m_boxless_is_the_command_line() -> None:
 
 
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks of docs/python.md about shards and recipes, in order, in an empty folder."""
+    """The blocks of docs/python.md, in order, in a folder with a student, a teacher that finds
+    nothing, and a picture."""
     page = (ROOT / "docs/python.md").read_text("utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     monkeypatch.chdir(tmp_path)
+    student, folder = tiny_student(), tmp_path / "runs/toy"
+    student.save_pretrained(folder / "student")
+    boxless.StudentProcessor.of(student, toy_tokenizer()).save_pretrained(folder / "student")
+    save_null_teacher(folder / "teacher")
+    Image.new("RGB", (64, 48), "red").save("scene.jpg")
+    assert len(blocks) >= 5
     names: dict[str, object] = {}
-    runnable = [block for block in blocks if "runs/toy" not in block]
-    assert len(runnable) >= 3
-    for block in runnable:
+    for block in blocks:
         exec(block, names)
