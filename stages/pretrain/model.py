@@ -23,7 +23,7 @@ from stages.pretrain.objectives.mvm import Mvm
 from stages.pretrain.objectives.objective import Objective, output_mask_of
 from stages.pretrain.objectives.omvm import Omvm
 from stages.pretrain.objectives.pra import Pra
-from stages.student.last_layer import OutputPlaces
+from stages.student.fusion.last_layer import OutputPlaces
 from stages.student.network import Cells, Hidden, Student
 from stages.training.monitoring.metrics import ObjectiveOutput
 

@@ -30,8 +30,9 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
 from boxless.errors import BoxlessError
 from stages.student.auto_classes import NET_MAP, InstalledClass, write_module
-from stages.student.first_layer import run_first_layer
 from stages.student.folder_errors import check_loaded, loading, student_folder
+from stages.student.fusion.first_layer import run_first_layer
+from stages.student.fusion.last_layer import OutputPlaces, run_last_layer, run_last_layer_of_first
 from stages.student.heads import (
     AlignHead,
     ContrastiveHead,
@@ -42,7 +43,6 @@ from stages.student.heads import (
     TiedMlmHead,
     weighted_mean,
 )
-from stages.student.last_layer import OutputPlaces, run_last_layer, run_last_layer_of_first
 from stages.student.query_bank import QueryBank
 from stages.student.text.spans import IMAGE_TOKEN_TYPE
 from stages.student.vision.batch_norm import Policy

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from stages.student.last_layer import OutputPlaces
+from stages.student.fusion.last_layer import OutputPlaces
 from stages.student.network import Cells, Student
 from stages.student.processor import StudentProcessor
 from stages.student.text.spans import Spans

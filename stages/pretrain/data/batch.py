@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from stages.student.last_layer import OutputPlaces
+from stages.student.fusion.last_layer import OutputPlaces
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from stages.pretrain.data.augmentation import View, draw_view, view_picture, vie
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.data.caption_groups import caption_group
 from stages.pretrain.objectives.objective import Objective, output_mask_of
-from stages.student.last_layer import OutputPlaces
+from stages.student.fusion.last_layer import OutputPlaces
 from stages.student.text.word_numbers import number_words
 from stages.student.vision.grid import region_weights
 from stages.student.vision.image_transforms import load_picture, stack_bytes

@@ -20,7 +20,7 @@ from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm
 from stages.pretrain.objectives.mvm import Mvm
 from stages.pretrain.objectives.omvm import Omvm
-from stages.student.last_layer import OutputPlaces, run_last_layer
+from stages.student.fusion.last_layer import OutputPlaces, run_last_layer
 from stages.student.network import Cells, Hidden
 from stages.student.vision import grid
 
