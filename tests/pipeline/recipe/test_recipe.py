@@ -40,6 +40,20 @@ def test_built_in_recipes_are_sound_and_round_trip(name: str, tmp_path: Path) ->
     assert load_recipe(resolved) == recipe
 
 
+@pytest.mark.parametrize("name", ["kdvlp-base", "soho-res18", "soho-r101", "both-r101"])
+def test_recipes_of_the_papers_sizes_have_no_settings_of_the_toy(name: str) -> None:
+    """Oracle: threads left to PyTorch, bf16 wherever the recipe computes, finetuning of another
+    length than the toy's."""
+    given = ["ingest.root=/pictures", "ingest.captions=/captions.json"]
+    recipe, toy = load_recipe(name, given), load_recipe("toy")
+    threads = {part.num_threads for part in (recipe.distill, recipe.finetune, recipe.evaluate)}
+    assert threads == {0}
+    assert recipe.pretrain.precision == recipe.finetune.precision == "bf16"
+    assert recipe.finetune.num_steps != toy.finetune.num_steps
+    if recipe.pretrain.omvm.weight:
+        assert recipe.distill.precision == "bf16"
+
+
 def test_base_is_laid_under_and_overrides_over(tmp_path: Path) -> None:
     """Grandparent, parent, file and --set: the nearest wins, key by key."""
     (tmp_path / "old.yaml").write_text("base: toy\nseed: 3\ningest: {num_train: 7, num_heldout: 8}")
