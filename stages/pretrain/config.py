@@ -401,6 +401,11 @@ class PretrainConfig(TrainingConfig):
         if not any(objective.weight for objective in objectives):
             raise BoxlessError("every objective's weight is 0, expected at least one above 0")
 
+    @property
+    def solved_at_start(self) -> frozenset[str]:
+        """Contrast, where canonical correlation analysis has found its weights."""
+        return frozenset({"itc"} if self.itc.start == "cca" else ())
+
     def _check_whole_weights(self, field: str) -> None:
         """Raises ValueError, naming `field`, where no rank has whole float32 weights."""
         if self.precision not in WHOLE_WEIGHTS or self.zero_stage == 3:

@@ -119,6 +119,12 @@ class TrainingConfig:
         for name in ("warmup", "warmup_from"):
             check_share(name, getattr(self, name))
 
+    @property
+    def solved_at_start(self) -> frozenset[str]:
+        """Objectives that the first weights solve already: that their losses do not fall means
+        nothing."""
+        return frozenset()
+
 
 def check_share(name: str, value: float) -> None:
     """Raises ValueError unless 0 <= value <= 1."""

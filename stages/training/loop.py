@@ -387,5 +387,6 @@ class Loop:
         if self.log:
             self.log.write(dict(line))
             if passes_due_step(previous, step, self.config.num_steps):
-                for sentence in stuck_objectives(read_metrics(self.out / METRICS)):
+                lines = read_metrics(self.out / METRICS)
+                for sentence in stuck_objectives(lines, self.config.solved_at_start):
                     self._log(f"{sentence} of {self.config.num_steps}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 SHARE_OF_RUN = 0.1
 """How much of a run may pass before an objective should have moved."""
@@ -24,16 +24,21 @@ def passes_due_step(before: int, now: int, num_steps: int) -> bool:
     return before < SHARE_OF_RUN * num_steps <= now
 
 
-def stuck_objectives(lines: Sequence[Mapping[str, float]]) -> list[str]:
+def stuck_objectives(
+    lines: Sequence[Mapping[str, float]], solved_at_start: Collection[str] = ()
+) -> list[str]:
     """A sentence for each objective that has not learned; none of those with less than 3 reports.
 
     lines: the metrics so far, the newest last, with `step` and each objective's NAME/loss.
+    solved_at_start: objectives that are left out, as dropout and other pairs may raise the loss
+        that the first weights have.
     """
     sentences = []
     for name in sorted(lines[-1] if lines else ()):
         objective, _, figure = name.partition("/")
         values = [line[name] for line in lines if name in line]
-        if figure != "loss" or len(values) < 3 or values[0] <= 0:
+        is_asked = figure == "loss" and objective not in solved_at_start
+        if not is_asked or len(values) < 3 or values[0] <= 0:
             continue
         # Half of what there is, for single reports are noisy.
         recent = values[len(values) // 2 :]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from stages.pretrain.config import ItcConfig, PretrainConfig
 from stages.training.monitoring.stuck_objectives import passes_due_step, stuck_objectives
 
 
@@ -26,6 +29,14 @@ def test_a_matching_loss_at_ln_2_is_named_with_what_to_try() -> None:
     assert sentences[0].startswith("itm does not learn: its loss was 0.693 at first and is 0.693")
     assert "itm.negatives itc" in sentences[0] and "step 40" in sentences[0]
     assert sentences[1].startswith("mlm does not learn")
+
+
+def test_an_objective_that_its_start_has_solved_is_not_named() -> None:
+    """Oracle: contrast whose weights are those of canonical correlation analysis is left out."""
+    lines = _lines(itc=[1.34, 1.45, 1.44, 1.42], pra=[4.0, 3.0, 2.0, 1.5])
+    start = replace(PretrainConfig(), itc=ItcConfig(weight=1.0, start="cca"))
+    assert stuck_objectives(lines, start.solved_at_start) == []
+    assert len(stuck_objectives(lines, PretrainConfig().solved_at_start)) == 1
 
 
 def test_too_little_to_compare_names_nothing() -> None:
