@@ -102,18 +102,28 @@ def _header(run: RunFolder, recipe: Recipe) -> Element:
         h("p", {"class": "brand"}, "Boxless"),
         h("h1", recipe.name),
         h("p", {"class": "about"}, description) if description else None,
-        h("p", {"class": "lead"}, _lead(run)),
+        h("p", {"class": "lead"}, _lead(run, recipe)),
         _progress(run, recipe),
     )
 
 
-def _lead(run: RunFolder) -> str:
+_OBJECTS = {
+    "run": "A Faster R-CNN teacher detects the objects of {pictures} once, offline.",
+    "detectron2": "A detectron2 teacher detects the objects of {pictures} once, offline.",
+    "transformers": "A detector of transformers detects the objects of {pictures} once, offline.",
+    "features": "The objects of {pictures} come from files of detections.",
+    "truth": "The true boxes of {pictures} stand for those of a teacher.",
+}
+"""By `distill.teacher`, where objects come from."""
+
+
+def _lead(run: RunFolder, recipe: Recipe) -> str:
     """What the run is, in two sentences."""
     catalog = read_catalog_or_none(run.images)
     num_pictures = sum(shard.num_ok for shard in catalog.shards) if catalog else 0
     pictures = f"{count(num_pictures)} pictures" if num_pictures else "every picture"
     return (
-        f"A Faster R-CNN teacher detects the objects of {pictures} once, offline. "
+        f"{_OBJECTS[recipe.distill.teacher].format(pictures=pictures)} "
         "A student, a CNN and a Transformer, learns from whole pictures and captions, with these "
         "objects as supervision; at inference it needs no boxes."
     )

@@ -20,6 +20,7 @@ from pipeline.pages.html import h, html_text
 from pipeline.pages.report.page import write_report
 from pipeline.pages.report.training_curves import learning_section
 from pipeline.pages.thumbnails import Pictures, thumbnail
+from pipeline.recipe.recipe import dump_recipe, load_recipe
 from pipeline.runner.run_folder import RunError, RunFolder
 
 
@@ -69,6 +70,17 @@ def test_every_part_is_there_and_drawn(page: Page) -> None:
     assert "cannot be drawn" not in page.text
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert set(links) == {f"#{name}" for name in page.sections()}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"), [("run", "A Faster R-CNN teacher"), ("truth", "The true boxes of")]
+)
+def test_the_lead_says_where_objects_come_from(teacher: str, words: str, tmp_path: Path) -> None:
+    """Oracle: the recipe's distill.teacher."""
+    run = empty_run(tmp_path)
+    text = dump_recipe(load_recipe("toy", [f"distill.teacher={teacher}"]))
+    run.recipe.write_text(text, "utf-8")
+    assert words in Page(write_report(run)).text
 
 
 def test_page_stands_alone(page: Page, run: RunFolder) -> None:
