@@ -196,7 +196,7 @@ class EndToEnd:
         return [
             Part(self, "load", "decode, resize"),
             Part(self.student, "encode_image", "CNN and neck"),
-            Part(self.student, "fuse", "Transformer"),
+            Part(self.student, "match", "Transformer"),
         ]
 
 
