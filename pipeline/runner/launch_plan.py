@@ -93,7 +93,8 @@ def launch_config(
     if kind.name == "pretrain":
         return given
     launcher = overrides.launcher or ("slurm" if given.launcher == "slurm" else "local")
-    own = given.procs_per_node if kind.name in _SHARED_STAGES else 1
+    is_shared = kind.name in _SHARED_STAGES and overrides.launcher != "local"
+    own = given.procs_per_node if is_shared else 1
     nodes, procs_per_node = overrides.nodes or 1, overrides.procs_per_node or own
     if not alone and launcher == "torchrun":
         nodes = 1  # the other nodes wait for pretrain; they may come with --join

@@ -402,6 +402,17 @@ def test_how_a_stage_is_launched(
     assert (config.launcher, config.num_ranks) == (launcher, ranks)
 
 
+def test_local_is_one_process_whatever_the_recipe_says() -> None:
+    """Oracle: distill of toy, with its two processes, asked for with the launcher local only when
+    it is launched."""
+    from pipeline.runner.launch_plan import launch_config
+
+    recipe = load_recipe("toy")
+    (kind,) = (kind for kind in stages_of(recipe) if kind.name == "distill")
+    config = launch_config(kind, recipe, LaunchOverrides(launcher="local"), alone=True)
+    assert (config.launcher, config.num_ranks) == ("local", 1)
+
+
 def test_ranks_that_a_launcher_cannot_start_are_refused() -> None:
     """Oracle: the words of the error."""
     with pytest.raises(RecipeError, match="launch.launcher is local with 2 ranks"):
