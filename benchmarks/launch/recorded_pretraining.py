@@ -136,7 +136,8 @@ def _record_turns(root: Path) -> None:
                 "position": loaded.turn.position,
                 "keys": list(loaded.batch.keys),
             }
-            line = (json.dumps(of_all | own) + "\n").encode()
+            # The newline before it parts it from a line that a full disk cut off.
+            line = ("\n" + json.dumps(of_all | own) + "\n").encode()
             handle = os.open(root / TURNS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.write(handle, line)  # one write of one line: those of several ranks do not mix
             os.close(handle)

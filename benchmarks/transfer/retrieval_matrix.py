@@ -5,9 +5,9 @@
 
 Both score a sample of the same pairs, in turns, and have to agree: of the matrix some whole rows (a
 picture with all texts), of the loop some pairs of each; the time of the whole is scaled from them.
-The loop opens the picture, runs the CNN and reads the text for each pair, as evaluation code that
-knows one pair at a time does. Rates are of a CPU second of the process, so that other work on the
-machine does not count.
+The loop opens the picture and calls the student on it and the text for each pair, as evaluation code
+that knows one pair at a time does: the CNN, and all outputs of the fusion. Rates are of a CPU
+second of the process, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -77,10 +77,7 @@ def made_texts(num: int) -> list[str]:
 @torch.no_grad()
 def pair_score(matcher: Matcher, path: Path, text: str) -> float:
     """The matching head's log odds of one pair, by the whole model."""
-    inputs = matcher.processor([path], [text])
-    cells = matcher.student.encode_image(inputs["pixel_values"], inputs["sizes_px"])
-    picture = torch.zeros(1, dtype=torch.long)
-    logits = matcher.student.match(cells, picture=picture, input_ids=inputs["input_ids"])[0]
+    logits = matcher.student(**matcher.processor([path], [text])).logits[0]
     return float(logits[1] - logits[0])
 
 
