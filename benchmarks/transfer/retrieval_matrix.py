@@ -5,8 +5,8 @@
 
 Both score a sample of the same pairs, in turns, and have to agree: of the matrix some whole rows (a
 picture with all texts), of the loop some pairs of each; the time of the whole is scaled from them.
-The loop opens the picture and calls the student on it and the text for each pair, as evaluation code
-that knows one pair at a time does: the CNN, and all outputs of the fusion. Rates are of a CPU
+The loop opens the picture and calls the student on it and the text for each pair, as evaluation
+code that knows one pair at a time does: the CNN, and all outputs of the fusion. Rates are of a CPU
 second of the process, so that other work on the machine does not count.
 """
 
