@@ -177,6 +177,7 @@ def unread_note(student: Path, texts: Sequence[str]) -> str | None:
     """What to say of texts that are longer than the student reads; None where none is."""
     processor = StudentProcessor.from_pretrained(student)
     for text in texts:
+        text = encodable(text)
         encoded = processor.tokenizer(text, return_offsets_mapping=True, truncation=False)
         if len(encoded["input_ids"]) > processor.max_tokens:
             # The last word piece that is read is [SEP].

@@ -133,6 +133,7 @@ def test_what_is_not_read_of_a_long_text(folder: Path, capsys: pytest.CaptureFix
     longest = StudentProcessor.from_pretrained(folder / "student").max_tokens
     fits = " ".join(["red"] * (longest - 2))
     assert use.unread_note(folder / "student", ["a", fits]) is None
+    assert use.unread_note(folder / "student", ["half a character: \ud83d"]) is None
     note = use.unread_note(folder / "student", ["a", f"{fits} circle"])
     assert note and note.endswith('it did not read "circle".')
     picture = str(folder / "pictures" / "0.jpg")
