@@ -24,7 +24,7 @@ from stages.student.auto_classes import PROCESSOR_MAP, InstalledClass, write_mod
 from stages.student.folder_errors import read_settings
 from stages.student.network import Student
 from stages.student.text.spans import Spans, encode_spans
-from stages.student.text.tokenizer import encodable, load_tokenizer
+from stages.student.text.tokenizer import encodable, encodable_spans, load_tokenizer
 from stages.student.vision.image_transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -162,7 +162,7 @@ class StudentProcessor(InstalledClass):
             encoded = self.tokenizer(encodable(text), truncation=True, max_length=self.max_tokens)
             tokens = torch.tensor(encoded["input_ids"])
             return tokens, torch.zeros_like(tokens)
-        parts = [(kind, encodable(words)) for kind, words in text]
+        parts = encodable_spans(text)
         pieces, types = encode_spans(self.tokenizer, parts, max_tokens=self.max_tokens)
         if max(types) >= self.num_token_types:
             raise BoxlessError(

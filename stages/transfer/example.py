@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.student.text.spans import Spans
-from stages.student.text.tokenizer import encodable
+from stages.student.text.tokenizer import encodable, encodable_spans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,7 @@ class Example:
 
     def __post_init__(self) -> None:
         texts = tuple(
-            encodable(text)
-            if isinstance(text, str)
-            else tuple((kind, encodable(words)) for kind, words in text)
+            encodable(text) if isinstance(text, str) else encodable_spans(text)
             for text in self.texts
         )
         object.__setattr__(self, "texts", texts)

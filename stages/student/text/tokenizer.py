@@ -10,6 +10,7 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from boxless.errors import BoxlessError
+from stages.student.text.spans import Spans
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -75,6 +76,11 @@ def encodable(text: str) -> str:
     """The text as a tokenizer takes it: with "?" for half a character, as JSON may hold one and as
     a command line gives bytes that are not UTF-8. Its length stays."""
     return text.encode("utf-8", "replace").decode()
+
+
+def encodable_spans(spans: Spans) -> Spans:
+    """The parts of a text, each as `encodable` makes it."""
+    return tuple((kind, encodable(words)) for kind, words in spans)
 
 
 def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
