@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 READS = (
@@ -19,6 +20,23 @@ READS = (
     "repeat_interleave",
 )
 """Operators whose result, or whose result's size, the host has to know."""
+COPIES = ("tolist", "cpu")
+"""Copies to the host, which on a CPU call no operator."""
+
+
+class _HostCopies(TorchFunctionMode):
+    """Notes copies to the host among `reads`."""
+
+    def __init__(self, reads: list[str]) -> None:
+        super().__init__()
+        self._reads = reads
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in COPIES:
+            self._reads.append(func.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 class OperatorCounts(TorchDispatchMode):
@@ -29,6 +47,16 @@ class OperatorCounts(TorchDispatchMode):
         super().__init__()
         self.num_operators = 0
         self.reads: list[str] = []
+        self._copies = _HostCopies(self.reads)
+
+    def __enter__(self) -> OperatorCounts:
+        super().__enter__()
+        self._copies.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._copies.__exit__(*error)
+        super().__exit__(*error)
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None

@@ -38,7 +38,8 @@ from boxless.errors import BoxlessError
 from sharding.format.schema import object_dtype
 from stages.detector.model.faster_rcnn import Detections, FasterRCNN
 from stages.detector.model.views import View, find_in_views
-from stages.detector.ops.boxes import clip, is_nonempty
+from stages.detector.ops.boxes import clip_to, far_corners, is_nonempty
+from stages.detector.ops.pooler import picture_of_boxes
 from stages.detector.ops.resize import Prepared, enlarged, prepare, stack
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
@@ -125,7 +126,7 @@ class Teacher:
         for batch in batches:
             with in_precision(self.precision, self._device):
                 found = [self._find_in_views(*batch)] if has_views else self._find(batch)
-            arrays += [self._array(*pair) for pair in zip(found, batch)]
+            arrays += self._arrays(found, batch)
         return arrays
 
     def _find(self, batch: list[Prepared]) -> list[Detections]:
@@ -148,46 +149,56 @@ class Teacher:
                 views.append(View(pixels.flip(3), scale, is_mirrored=True))
         return find_in_views(self.model, views)
 
-    def _array(self, found: Detections, picture: Prepared) -> np.ndarray:
-        """What was found in the resized picture, as rows in pixels of the original one."""
-        scale = found.boxes.new_tensor([1 / factor for factor in picture.scale] * 2)
-        boxes = clip(found.boxes * scale, (picture.height, picture.width))
+    def _arrays(self, found: list[Detections], pictures: list[Prepared]) -> list[np.ndarray]:
+        """What was found in resized pictures, as rows in pixels of the original ones."""
+        boxes, scores, labels, features, probabilities = (
+            torch.cat(parts) for parts in list(zip(*found))[:5]
+        )
+        picture = picture_of_boxes([one.boxes for one in found])
+        scales = [[1 / factor for factor in one.scale] * 2 for one in pictures]
+        corners = far_corners(boxes, [(one.height, one.width) for one in pictures])
+        boxes = clip_to(boxes * boxes.new_tensor(scales)[picture], corners[picture])
         rows = torch.nonzero(is_nonempty(boxes)).flatten()
-        top_scores, top_labels = largest(found.probabilities[rows], self.num_top)
+        top_scores, top_labels = largest(probabilities[rows], self.num_top)
         fields = {
             "box": boxes[rows],
-            "score": found.scores[rows],
-            "label": found.labels[rows],
-            "feature": found.features[rows].clamp(max=LARGEST_HALF),
+            "score": scores[rows],
+            "label": labels[rows],
+            "feature": features[rows].clamp(max=LARGEST_HALF),
             "top_label": top_labels,
             "top_score": top_scores,
         }
-        if found.attributes is not None:
-            best = found.attributes[rows].max(1)
+        attributes = [one.attributes for one in found if one.attributes is not None]
+        if attributes:
+            best = torch.cat(attributes)[rows].max(1)
             fields |= {"attribute": best.indices, "attribute_score": best.values}
         dtype = object_dtype(
             feature_size=self.feature_size,
             num_top=self.num_top,
             attributes=bool(self.attribute_names),
         )
-        return _structured(fields, dtype)
+        return structured(fields, picture[rows], len(found), dtype)
 
 
-def _structured(fields: dict[str, Tensor], dtype: np.dtype) -> np.ndarray:
-    """Fields [O, ...] as an array of `dtype`, by one copy from the device: in single precision,
-    which is exact for numbers of labels."""
+def structured(
+    fields: dict[str, Tensor], picture: Tensor, num_pictures: int, dtype: np.dtype
+) -> list[np.ndarray]:
+    """Fields [O, ...] of the objects of all pictures as an array of `dtype` a picture; picture
+    [O] (int64), rising: which one an object is of. By one copy from the device: in single
+    precision, which is exact for numbers of labels."""
     columns = {
-        name: values.float().flatten(1) if values.ndim > 1 else values.float()[:, None]
+        name: values.flatten(1) if values.ndim > 1 else values[:, None]
         for name, values in fields.items()
     }
-    table = torch.cat(list(columns.values()), 1).cpu().numpy()
+    table = torch.cat([*columns.values(), picture[:, None]], 1).float().cpu().numpy()
     array = np.zeros(len(table), dtype)
     first = 0
     for name, column in columns.items():
         end = first + column.shape[1]
         array[name] = table[:, first:end].reshape(array[name].shape)
         first = end
-    return array
+    ends = np.searchsorted(table[:, -1], np.arange(1, num_pictures))
+    return [own.copy() for own in np.split(array, ends)]
 
 
 def largest(values: Tensor, num: int) -> tuple[Tensor, Tensor]:

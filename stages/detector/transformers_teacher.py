@@ -34,7 +34,7 @@ from stages.detector.checkpoints.names_file import read_names
 from stages.detector.ops.boxes import clip, is_nonempty
 from stages.detector.ops.nms import nms
 from stages.detector.ops.resize import Prepared
-from stages.detector.predictor import largest
+from stages.detector.predictor import largest, structured
 from stages.detector.transformers_config import TransformersConfig
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
@@ -219,17 +219,19 @@ class TransformersTeacher:
         )
         rows = rows[kept]
         top_scores, top_labels = largest(candidates.probabilities[rows], self.num_top)
-        more = [] if by_prompt is None else [("by_prompt", "<f4", (by_prompt.shape[1],))]
-        array = np.zeros(len(rows), self._dtype(more))
+        fields = {
+            "box": boxes[rows],
+            "score": scores[rows],
+            "label": labels[rows],
+            "feature": candidates.features[rows].clamp(-LARGEST_HALF, LARGEST_HALF),
+            "top_label": top_labels,
+            "top_score": top_scores,
+        }
+        more = []
         if by_prompt is not None:
-            array["by_prompt"] = by_prompt[rows].cpu().numpy()
-        features = candidates.features[rows].clamp(-LARGEST_HALF, LARGEST_HALF)
-        array["box"] = boxes[rows].cpu().numpy()
-        array["score"] = scores[rows].cpu().numpy()
-        array["label"] = labels[rows].cpu().numpy()
-        array["feature"] = features.cpu().numpy()
-        array["top_label"] = top_labels.cpu().numpy()
-        array["top_score"] = top_scores.cpu().numpy()
+            fields["by_prompt"] = by_prompt[rows]
+            more.append(("by_prompt", "<f4", (by_prompt.shape[1],)))
+        (array,) = structured(fields, torch.zeros_like(rows), 1, self._dtype(more))
         return array
 
 

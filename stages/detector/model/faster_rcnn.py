@@ -23,14 +23,14 @@ from stages.detector.model.plain_backbone import PlainBackbone
 from stages.detector.model.postprocess import (
     best_proposals,
     candidates,
-    detections,
+    detections_of_pictures,
     label_scores,
 )
 from stages.detector.model.resnet import RES5, ResNet
-from stages.detector.model.rpn import ProposalNetwork, Proposals
+from stages.detector.model.rpn import ProposalNetwork
 from stages.detector.net_config import PlainConfig, ResNetConfig, TeacherConfig
-from stages.detector.ops.boxes import clip, decode
-from stages.detector.ops.pooler import Level
+from stages.detector.ops.boxes import clip_to, decode, far_corners
+from stages.detector.ops.pooler import Level, picture_of_boxes
 
 
 class Detections(NamedTuple):
@@ -45,12 +45,12 @@ class Detections(NamedTuple):
 
 
 class _Chosen(NamedTuple):
-    """Which objects of one picture are reported, before their proposals are looked up."""
+    """Which objects are reported, picture after picture, before their proposals are looked up."""
 
     boxes: Tensor  # [O, 4], pixels of the network's input
-    scores: Tensor  # [O], falling
+    scores: Tensor  # [O], falling within a picture
     labels: Tensor  # [O], int64
-    source: Tensor  # [O], int64, row of the proposal among those of the picture
+    source: Tensor  # [O], int64, row of the proposal among those of all pictures
 
 
 class FasterRCNN(nn.Module):
@@ -104,62 +104,65 @@ class FasterRCNN(nn.Module):
         if self.attribute_predictor is not None:
             attributes = self.attribute_predictor.probabilities(features, logits.argmax(1))
         probabilities = logits.softmax(1)[:, :-1]
-        counts = [len(picture) for picture in boxes]
-        of_picture = zip(deltas.split(counts), probabilities.split(counts), features.split(counts))
-        attributes_of = None if attributes is None else attributes.split(counts)
-        found = []
-        for index, (own_deltas, own_probabilities, own_features) in enumerate(of_picture):
-            some = self._choose(
-                proposals[index],
-                own_deltas,
-                own_probabilities,
-                sizes[index],
-                None if scales is None else scales[index],
-            )
-            found.append(
-                Detections(
-                    some.boxes,
-                    some.scores,
-                    some.labels,
-                    own_features[some.source],
-                    own_probabilities[some.source],
-                    None if attributes_of is None else attributes_of[index][some.source],
-                )
-            )
-        return found
+        if self.config.choice.rule == "proposals":
+            assert scales is not None
+            chosen, counts = self._choose_proposals(boxes, probabilities, scales)
+        else:
+            objectness = torch.cat([picture.logits for picture in proposals])
+            chosen, counts = self._choose_boxes(boxes, objectness, deltas, probabilities, sizes)
+        fields = [*chosen[:3], features[chosen.source], probabilities[chosen.source]]
+        by_picture = [field.split(counts) for field in fields]
+        attributes_of = (
+            [None] * len(counts) if attributes is None else attributes[chosen.source].split(counts)
+        )
+        return [Detections._make(own) for own in zip(*by_picture, attributes_of)]
 
-    def _choose(
+    def _choose_proposals(
+        self, boxes: list[Tensor], probabilities: Tensor, scales: list[tuple[float, float]]
+    ) -> tuple[_Chosen, list[int]]:
+        """The proposals that are objects themselves, and how many are of each picture; `boxes`
+        are those of each picture, probabilities [R, L]."""
+        sources, first = [], 0
+        for proposed, scale in zip(boxes, scales):
+            own = probabilities[first : first + len(proposed)]
+            original = proposed / proposed.new_tensor(scale * 2)
+            source = best_proposals(original, own, self.config.choice)
+            best = own[source].amax(1)
+            order = torch.sort(best, descending=True, stable=True).indices
+            sources.append(first + source[order])
+            first += len(proposed)
+        source = torch.cat(sources)
+        best_scores, labels = probabilities[source].max(1)
+        chosen = _Chosen(torch.cat(boxes)[source], best_scores, labels, source)
+        return chosen, [len(some) for some in sources]
+
+    def _choose_boxes(
         self,
-        proposals: Proposals,
+        boxes: list[Tensor],
+        objectness: Tensor,
         deltas: Tensor,
         probabilities: Tensor,
-        size: tuple[int, int],
-        scale: tuple[float, float] | None,
-    ) -> _Chosen:
-        """The objects of one picture of `size` from its proposals, their deltas [P, L, 4] and
-        probabilities [P, L]."""
+        sizes: list[tuple[int, int]],
+    ) -> tuple[_Chosen, list[int]]:
+        """The objects among each proposal's boxes for each label, and how many are of each
+        picture; `boxes` are the proposals of each picture, deltas [R, L, 4]."""
         choice, inclusive = self.config.choice, self.config.inclusive_boxes
-        proposed = proposals.boxes
-        if choice.rule == "proposals":
-            assert scale is not None
-            original = proposed / proposed.new_tensor(scale * 2)
-            source = best_proposals(original, probabilities, choice)
-            best = probabilities[source].max(1)
-            order = torch.sort(best.values, descending=True, stable=True).indices
-            source = source[order]
-            return _Chosen(proposed[source], best.values[order], best.indices[order], source)
-        by_label = label_scores(probabilities, proposals.logits, choice)
+        by_label = label_scores(probabilities, objectness, choice)
         source, label = candidates(by_label, choice)
-        boxes = decode(
-            proposed[source],
+        picture = picture_of_boxes(boxes)[source]
+        ends = torch.arange(1, len(boxes), device=picture.device)
+        starts = [0, *torch.searchsorted(picture, ends).tolist(), len(picture)]
+        counts = [end - start for start, end in zip(starts, starts[1:])]
+        decoded = decode(
+            torch.cat(boxes)[source],
             deltas[source, label],
             self.config.boxes.delta_weights,
             inclusive=inclusive,
         )
-        boxes = clip(boxes, size, inclusive=inclusive)
+        decoded = clip_to(decoded, far_corners(decoded, sizes)[picture], inclusive=inclusive)
         scores = by_label[source, label]
-        kept = detections(boxes, scores, label, choice)
-        return _Chosen(boxes[kept], scores[kept], label[kept], source[kept])
+        kept, num_kept = detections_of_pictures(decoded, scores, label, counts, choice)
+        return _Chosen(decoded[kept], scores[kept], label[kept], source[kept]), num_kept
 
 
 def _build_backbone(config: PlainConfig | ResNetConfig) -> PlainBackbone | ResNet | Pyramid:

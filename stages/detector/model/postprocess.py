@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stages.detector.net_config import ChoiceConfig
-from stages.detector.ops.nms import nms, pushes_out
+from stages.detector.ops.nms import nms, nms_of_pictures, pushes_out
 
 
 def label_scores(probabilities: Tensor, objectness: Tensor, choice: ChoiceConfig) -> Tensor:
@@ -27,6 +27,16 @@ def candidates(scores: Tensor, choice: ChoiceConfig) -> tuple[Tensor, Tensor]:
     """
     proposal, label = torch.nonzero(scores > choice.score_threshold, as_tuple=True)
     return proposal, label
+
+
+def detections_of_pictures(
+    boxes: Tensor, scores: Tensor, labels: Tensor, counts: list[int], choice: ChoiceConfig
+) -> tuple[Tensor, list[int]]:
+    """`detections` of several pictures' candidates, picture after picture, and how many are of
+    each picture; counts: how many candidates are."""
+    return nms_of_pictures(
+        boxes, scores, labels, counts, threshold=choice.iou, max_kept=choice.max_objects
+    )
 
 
 def detections(boxes: Tensor, scores: Tensor, labels: Tensor, choice: ChoiceConfig) -> Tensor:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from boxless.errors import BoxlessError
 from stages.detector.model.anchors import cell_anchors, grid_anchors
 from stages.detector.net_config import ProposalConfig
-from stages.detector.ops.boxes import clip, decode, is_nonempty, sides
-from stages.detector.ops.nms import nms
+from stages.detector.ops.boxes import clip_to, decode, far_corners, is_nonempty, sides
+from stages.detector.ops.nms import nms_of_pictures
 from stages.detector.ops.pooler import Level
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -98,30 +98,30 @@ class ProposalNetwork(nn.Module):
         logits = torch.cat([level_logits for _, level_logits in best], 1)
         level_index = torch.cat(
             [
-                torch.full_like(level_logits[0], index, dtype=torch.long)
+                torch.full_like(level_logits, index, dtype=torch.long)
                 for index, (_, level_logits) in enumerate(best)
-            ]
+            ],
+            1,
         )
-        return [
-            self._choose(
-                clip(picture_boxes, size, inclusive=self.inclusive), picture_logits, level_index
-            )
-            for picture_boxes, picture_logits, size in zip(boxes, logits, sizes)
-        ]
+        corners = far_corners(boxes, sizes)[:, None]
+        return self._choose(clip_to(boxes, corners, inclusive=self.inclusive), logits, level_index)
 
     def _without_small(
         self, level: AnchorScores, sizes: list[tuple[int, int]], scales: list[tuple[float, float]]
     ) -> AnchorScores:
         """The level with a logit of minus infinity where the box is too small or empty."""
-        logits = []
-        for some_logits, deltas, size, scale in zip(level.logits, level.deltas, sizes, scales):
-            boxes = decode(level.anchors, deltas, DELTA_WEIGHTS, inclusive=self.inclusive)
-            boxes = clip(boxes, size, inclusive=self.inclusive)
-            least = boxes.new_tensor(scale) * self.config.min_side_px
-            is_large = (sides(boxes, inclusive=self.inclusive) > least).all(1)
-            is_kept = is_large & is_nonempty(boxes)
-            logits.append(some_logits.masked_fill(~is_kept, -math.inf))
-        return level._replace(logits=torch.stack(logits))
+        boxes = decode(
+            level.anchors.repeat(len(sizes), 1),
+            level.deltas.flatten(0, 1),
+            DELTA_WEIGHTS,
+            inclusive=self.inclusive,
+        ).view(level.deltas.shape)
+        corners = far_corners(boxes, sizes)[:, None]
+        boxes = clip_to(boxes, corners, inclusive=self.inclusive)
+        least = boxes.new_tensor(scales)[:, None] * self.config.min_side_px
+        is_large = (sides(boxes, inclusive=self.inclusive) > least).all(2)
+        is_kept = is_large & is_nonempty(boxes)
+        return level._replace(logits=level.logits.masked_fill(~is_kept, -math.inf))
 
     def _best_anchors(self, level: AnchorScores) -> tuple[Tensor, Tensor]:
         """Boxes [B, K, 4] and logits [B, K] of a level's best anchors."""
@@ -137,19 +137,23 @@ class ProposalNetwork(nn.Module):
         )
         return boxes.view(deltas.shape), logits
 
-    def _choose(self, boxes: Tensor, logits: Tensor, level_index: Tensor) -> Proposals:
-        """The proposals of one picture from its candidates."""
-        usable = torch.nonzero(is_nonempty(boxes) & (logits > -math.inf)).flatten()
-        boxes, logits, level_index = boxes[usable], logits[usable], level_index[usable]
+    def _choose(self, boxes: Tensor, logits: Tensor, level_index: Tensor) -> list[Proposals]:
+        """The proposals of every picture from its candidates [B, K, 4], their logits and levels
+        [B, K]."""
+        is_usable = is_nonempty(boxes) & (logits > -math.inf)
+        usable = torch.nonzero(is_usable.flatten()).flatten()
+        boxes, logits = boxes.flatten(0, 1)[usable], logits.flatten()[usable]
         num_proposals = self.config.num_proposals
         if not self.training and self.config.inference_proposals is not None:
             num_proposals = self.config.inference_proposals
-        kept = nms(
+        kept, counts = nms_of_pictures(
             boxes,
             logits,
-            level_index,
+            level_index.flatten()[usable],
+            is_usable.sum(1).tolist(),
             threshold=self.config.iou,
             max_kept=num_proposals,
             inclusive=self.inclusive,
         )
-        return Proposals(boxes[kept], logits[kept])
+        by_picture = zip(boxes[kept].split(counts), logits[kept].split(counts))
+        return [Proposals(*picture) for picture in by_picture]

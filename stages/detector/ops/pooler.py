@@ -39,8 +39,8 @@ def pick_levels(
 
 def picture_of_boxes(boxes: list[Tensor]) -> Tensor:
     """Which picture each box lies on [R] (int64), of `boxes`, one [R_i, 4] a picture."""
-    counts = torch.tensor([len(some) for some in boxes], device=boxes[0].device)
-    return torch.repeat_interleave(torch.arange(len(boxes), device=counts.device), counts)
+    counts = torch.tensor([len(some) for some in boxes])
+    return torch.arange(len(boxes)).repeat_interleave(counts).to(boxes[0].device)
 
 
 def pool(

@@ -45,7 +45,7 @@ def prepare(picture: Tensor, config: PictureConfig) -> Prepared:
     size, scale = resized_size((height, width), config), scales((height, width), config)
     if config.resize == "pillow":
         return Prepared(resize(picture, size), height, width, scale)
-    pixels = interpolate(_normalised(picture, config), size, scale)
+    pixels = interpolate(_normalised(picture, *_statistics(config, picture.device)), size, scale)
     return Prepared(pixels, height, width, scale)
 
 
@@ -121,10 +121,15 @@ def interpolate(picture: Tensor, size: tuple[int, int], scale: tuple[float, floa
     return picture
 
 
-def _normalised(picture: Tensor, config: PictureConfig) -> Tensor:
+def _statistics(config: PictureConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of pixels, each [3]."""
+    mean, deviation = torch.tensor([config.pixel_mean, config.pixel_std], device=device)
+    return mean, deviation
+
+
+def _normalised(picture: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     """picture [H, W, 3] uint8 -> float32, the mean taken off and divided by the deviation."""
-    mean = torch.tensor(config.pixel_mean, device=picture.device)
-    return (picture.float() - mean) / torch.tensor(config.pixel_std, device=picture.device)
+    return (picture.float() - mean) / deviation
 
 
 def stack(
@@ -142,10 +147,11 @@ def stack(
     height = max([canvas[0], *(picture.shape[0] for picture in pictures)])
     width = max([canvas[1], *(picture.shape[1] for picture in pictures)])
     batch = torch.zeros(len(pictures), height, width, 3, device=device)
+    statistics = _statistics(config, device)
     for row, picture in zip(batch, pictures):
         there = picture.to(device, non_blocking=True)
         row[: picture.shape[0], : picture.shape[1]] = (
-            _normalised(there, config) if picture.dtype == torch.uint8 else there
+            _normalised(there, *statistics) if picture.dtype == torch.uint8 else there
         )
     # The memory order of the pictures is kept: channels last, as the network's weights are.
     return batch.permute(0, 3, 1, 2)

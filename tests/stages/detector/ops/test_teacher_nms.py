@@ -7,7 +7,7 @@ import torch
 
 from stages.detector.ops import nms as nms_file
 from stages.detector.ops.boxes import iou
-from stages.detector.ops.nms import nms
+from stages.detector.ops.nms import nms, nms_of_pictures, pushes_out
 
 
 def slow_nms(
@@ -61,6 +61,33 @@ def test_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> N
     for most in (0, 1, 10, 1000):
         kept = nms(boxes, scores, groups, threshold=0.4, max_kept=most)
         assert kept.tolist() == expected[:most]
+
+
+@pytest.mark.parametrize("block", [7, 64, 256])
+@pytest.mark.parametrize("most", [None, 0, 5, 1000])
+def test_pictures_do_not_change_each_other(
+    block: int, most: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: `slow_nms` of each picture alone; pictures of many boxes, of few and of none."""
+    monkeypatch.setattr(nms_file, "BLOCK_BOXES_CPU", block)
+    pictures = [crowd(num, seed) for seed, num in enumerate((150, 0, 3, 40, 0))]
+    boxes, scores, groups = (torch.cat(parts) for parts in zip(*pictures))
+    counts = [len(picture[0]) for picture in pictures]
+    kept, num_kept = nms_of_pictures(boxes, scores, groups, counts, threshold=0.4, max_kept=most)
+    first = 0
+    for picture, count, own in zip(pictures, counts, kept.split(num_kept), strict=True):
+        expected = slow_nms(*picture, 0.4)[:most]
+        assert (own - first).tolist() == expected
+        first += count
+
+
+def test_a_threshold_is_compared_in_double() -> None:
+    """Oracle: numpy in double, at overlaps next to thresholds that single precision has not."""
+    for tenths in range(1, 10):
+        sides = torch.tensor([[0.0, 0, 10, 1]]), torch.tensor([[0.0, 0, tenths, 1]])
+        overlap = float(iou(*sides)[0, 0])
+        for threshold in (tenths / 10, overlap, overlap - 1e-9, overlap + 1e-9):
+            assert bool(pushes_out(*sides, threshold)[0, 0]) == (overlap > threshold)
 
 
 def test_a_long_chain_settles() -> None:
