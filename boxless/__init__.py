@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from sharding.tools.verify import verify_paths as verify
     from sharding.writing.shard_writer import write_shard
     from stages.detector.teacher_folder import load_teacher
-    from stages.student.network import Student, StudentNetConfig
+    from stages.student.network import Student
+    from stages.student.network_config import StudentNetConfig
     from stages.student.processor import StudentProcessor
 
 # Where each public name is: its module, and its name there.
@@ -37,7 +38,7 @@ _PLACES = {
     "ShardError": ("sharding.format.schema", "ShardError"),
     "ShardStream": ("sharding.reading.stream", "ShardStream"),
     "Student": ("stages.student.network", "Student"),
-    "StudentNetConfig": ("stages.student.network", "StudentNetConfig"),
+    "StudentNetConfig": ("stages.student.network_config", "StudentNetConfig"),
     "StudentProcessor": ("stages.student.processor", "StudentProcessor"),
     "WebdatasetAdapter": ("sharding.reading.webdataset_adapter", "WebdatasetAdapter"),
     "decode_objects": ("sharding.format.schema", "decode_objects"),

@@ -20,6 +20,7 @@ from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, Web
 
 from boxless.errors import BoxlessError
 from sharding.format.image_size import picture_orientation
+from sharding.user_paths import expand_user
 
 if TYPE_CHECKING:  # ingest needs no torch, whose import takes a worker seconds
     import torch
@@ -135,7 +136,7 @@ def upright_picture(
     if isinstance(picture, (str, Path)):
         if str(picture).startswith(("http:/", "https:/")) or picture == "":
             raise PictureError(f"got {str(picture)!r}, expected a file; download a URL first")
-        path = Path(os.path.expanduser(picture))
+        path = expand_user(picture)
         try:
             return open_picture(read_picture_file(path))
         except PictureError as error:

@@ -27,7 +27,8 @@ from sharding.format.schema import Sample
 from sharding.writing.atomic import write_json
 from stages.pretrain.caches.text_cache import TextCache
 from stages.pretrain.run import pretrain
-from stages.student.network import Cells, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells
 from stages.transfer.evaluation.evaluate import true_captions
 from stages.transfer.evaluation.grounding import ground
 from stages.transfer.evaluation.retrieval import score_matrix

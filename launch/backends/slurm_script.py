@@ -114,9 +114,9 @@ head=$(scontrol show node "$first_node" --oneliner | sed -n 's/.*NodeAddr=\\([^ 
 head=${{head:-$first_node}}
 port={port}
 near_limit=0; stopped=0; step=0
-tell_ranks() {{ scancel --signal=TERM "$SLURM_JOB_ID.$step"; }}
-trap '[ "$near_limit" -eq 1 ] || {{ near_limit=1; tell_ranks; }}' USR1
-trap '[ "$stopped" -eq 1 ] || {{ stopped=1; tell_ranks; }}' TERM
+signal_ranks() {{ scancel --signal=TERM "$SLURM_JOB_ID.$step"; }}
+trap '[ "$near_limit" -eq 1 ] || {{ near_limit=1; signal_ranks; }}' USR1
+trap '[ "$stopped" -eq 1 ] || {{ stopped=1; signal_ranks; }}' TERM
 while :; do
   srun {srun} &
   ranks=$!

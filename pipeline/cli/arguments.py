@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
+
+from sharding.user_paths import expand_user
 
 MAX_PORT = 65535
 
@@ -18,7 +19,7 @@ def user_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(
             "got an empty path, expected a name (. means the folder where you are)"
         )
-    return Path(os.path.expanduser(text))  # unlike Path.expanduser, no error for an unknown user
+    return expand_user(text)
 
 
 def user_path_or_url(text: str) -> str:

@@ -197,7 +197,7 @@ def command_line_parser() -> argparse.ArgumentParser:
         "--to",
         choices=list(STAGES),
         metavar="STAGE",
-        help="the last stage; `finetune` on a recipe of the toy world that names no task teaches all "
+        help="the last stage; `finetune` on a recipe of toy data that names no task trains all "
         "of them, beside the same network without pretraining",
     )
     _add_looking_commands(commands)

@@ -24,7 +24,7 @@ def add_recipe_command(commands: Commands[argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="KEY.PATH=VALUE",
-        help="lay a value over the recipe; as often as you like",
+        help="override a value of the recipe; may be repeated",
     )
     command.add_argument("--schema", action="store_true", help="print the JSON schema")
     command.set_defaults(command=_recipe)

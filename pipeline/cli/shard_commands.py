@@ -13,14 +13,14 @@ from pipeline.cli.arguments import user_path, user_path_or_url
 from pipeline.cli.shown_progress import shown_progress
 
 Commands = argparse._SubParsersAction
-_SHUFFLE_NUMBERS = (
-    "micro_batch_size",
-    "window_num_shards",
-    "shape_step_px",
-    "num_ranks",
-    "num_workers",
-    "seed",
-)
+_SHUFFLE_NUMBERS = {
+    "micro_batch_size": "samples of a micro-batch",
+    "window_num_shards": "shards that are shuffled together",
+    "shape_step_px": "pictures are grouped by sides rounded to this many pixels",
+    "num_ranks": "ranks",
+    "num_workers": "loader workers of a rank",
+    "seed": "seed of the order",
+}
 
 
 def add_shard_commands(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -202,12 +202,9 @@ def _add_shuffle_quality(commands: Commands[argparse.ArgumentParser]) -> None:
     quality.add_argument("folder", type=user_path, help="a folder of finished shards")
     # What is not given is not set: the defaults, and what each means, are ShuffleConfig's.
     quality.add_argument("--split", default=argparse.SUPPRESS, help="split (default: train)")
-    for name in _SHUFFLE_NUMBERS:
+    for name, meaning in _SHUFFLE_NUMBERS.items():
         option = f"--{name.replace('_', '-')}"
-        words = name.replace("_", " ").replace("num ", "number of ")
-        quality.add_argument(
-            option, type=int, default=argparse.SUPPRESS, metavar="N", help=f"{words} of the order"
-        )
+        quality.add_argument(option, type=int, default=argparse.SUPPRESS, metavar="N", help=meaning)
     quality.add_argument("--out", type=user_path, metavar="PNG", help="also plot the orders")
     quality.set_defaults(command=_shuffle_quality)
 

@@ -66,9 +66,13 @@ def add_use_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="PNG",
         help="write a copy of the picture with point and box",
     )
-    serve = _add(commands, "serve", "a page in the browser with all of these", _serve)
+    serve = _add(
+        commands, "serve", "serve a web page for match, search, answer, judge and point", _serve
+    )
     serve.add_argument("--pictures", type=user_path, metavar="DIR", help="a folder to search in")
-    serve.add_argument("--index", type=user_path, metavar="DIR", help="as of search")
+    serve.add_argument(
+        "--index", type=user_path, metavar="DIR", help="folder of the index, as for search"
+    )
     serve.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
     serve.add_argument(
         "--port",

@@ -31,6 +31,7 @@ from torch.export import Dim
 
 from pipeline.pages.student.inputs import InputError, open_student
 from stages.folders import replace_folder
+from stages.student.fusion.text_encoder import encode_together
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor
 
@@ -91,7 +92,13 @@ class TextNet(nn.Module):
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """input_ids [B, T] -> unit vectors [B, E]."""
         student = self.student
-        encoded = student._encode_together(input_ids)
+        encoded = encode_together(
+            student.embeddings,
+            student.fusion,
+            input_ids,
+            input_ids != student.pad_id,
+            student.config.itc_text_layers,
+        )
         return student.embed_texts(input_ids, encoded)
 
 

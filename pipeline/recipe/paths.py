@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipe.dataclass_values import RecipeError
+from sharding.user_paths import expand_user
 
 FILES = (
     "ingest.root",
@@ -107,7 +108,7 @@ def _absolute(path: str) -> str:
     """A path from the root; URLs stay, and so does what begins with the place of another."""
     if "://" in path or path.startswith("{root}"):
         return path
-    return os.path.abspath(os.path.expanduser(path))
+    return os.path.abspath(expand_user(path))
 
 
 def _absolute_if_path(name: str) -> str:

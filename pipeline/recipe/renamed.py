@@ -8,6 +8,7 @@ from typing import Any
 
 KEYS = {
     "finetune.batch_size": "finetune.micro_batch_size",
+    "student.mask_cell": "student.visual_mask_embedding",
     "pretrain.omvm.hide": "pretrain.omvm.mask_probability",
 }
 """Old dotted key -> new one, in the same mapping."""

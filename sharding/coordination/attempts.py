@@ -53,7 +53,7 @@ def read_failures(folder: Path, tar: str) -> list[FailedAttempt]:
 
 
 def is_exhausted(attempts: Sequence[FailedAttempt]) -> bool:
-    """Whether the shard is to be set aside: two errors or stalls, or five deaths of its workers."""
+    """Whether the shard is to be skipped: two errors or stalls, or five deaths of its workers."""
     num_deaths = sum(attempt.kind == "died" for attempt in attempts)
     return len(attempts) - num_deaths >= MAX_FAILURES or num_deaths >= MAX_DEATHS
 
@@ -65,7 +65,7 @@ def forget_failures(folder: Path, tar: str) -> None:
 
 
 def forget_exhausted(folder: Path) -> None:
-    """Give every shard that was set aside another chance."""
+    """Give every shard that was skipped another chance."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             tar = name.removesuffix(FAILURES)

@@ -18,7 +18,7 @@ stopped for longer than its lease), the one that lost its claim finds out after 
 file and before it renames it (Claim.check_owner, which write_shard calls); write_shard sees to the
 rest.
 
-A shard that fails twice is set aside: the workers continue with the others, and `claims` ends with
+A shard that fails twice is skipped: the workers continue with the others, and `claims` ends with
 an error that lists it.
 """
 
@@ -76,7 +76,7 @@ class ClaimLost(Exception):
 
 
 class ShardsFailed(ShardError):
-    """Shards were set aside after repeated failures; the text lists them with the reasons."""
+    """Shards were skipped after repeated failures; the text lists them with the reasons."""
 
 
 class CoordinationClosed(Exception):
@@ -168,7 +168,7 @@ class Worker:
 
         Before the first one is written the folder's catalog is removed, as it says that all is
         done. `on_completed_elsewhere` gets the number of inputs of each shard that others finished.
-        Raises ShardsFailed at the end if shards were set aside.
+        Raises ShardsFailed at the end if shards were skipped.
         """
         wait = _Backoff(self._lease_seconds)
         while self._queue.left:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from sharding.format.compression import compression_of
 from sharding.format.schema import ShardError
 
 BLOCK_BYTES = 512
@@ -33,12 +34,6 @@ FIRST_DOT = (
     "dots before the extension"
 )
 
-_COMPRESSED = {
-    "gzip": b"\x1f\x8b",
-    "bzip2": b"BZh",
-    "xz": b"\xfd7zXZ\0",
-    "zstd": b"\x28\xb5\x2f\xfd",
-}
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,6}) ")
 # Headers that say something of the next one, and the most bytes they may take.
@@ -162,11 +157,6 @@ def scan(
     raise _error(position, f"more than {MAX_MEMBERS} members", "fewer; split the tar into several")
 
 
-def compression_of(data: bytes) -> str | None:
-    """The program that compressed a file, by its first bytes; None for a plain file."""
-    return next((name for name, magic in _COMPRESSED.items() if data.startswith(magic)), None)
-
-
 def _error(position: int, got: str, expected: str) -> ShardError:
     return ShardError(f"byte {position}: got {got}, expected {expected}")
 
@@ -192,7 +182,9 @@ def _parse(block: bytes, position: int, before: str, *, links: bool) -> _Header:
     """What a header block says; ShardError unless its checksum holds and its type is served."""
     if position == 0 and (kind := compression_of(block)):
         raise _error(
-            0, f"a file compressed by {kind}", f"a plain tar: unpack it by {kind} -d first"
+            0,
+            f"a file compressed by {kind.name}",
+            f"a plain tar: unpack it by {kind.unpack_command} first",
         )
     # The sum of all bytes, the checksum's own eight counted as spaces.
     if _number(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * ord(" "):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from sharding.reading.local_store import LocalStore
 from sharding.reading.range_reader import Range, RangeReader, ShortRead, is_transient
 from sharding.reading.sample_reader import Members, check_crc32, span_of, split_span
 from sharding.reading.store import SampleRequest, Store, StoreOutage, StoreUnavailable
+from sharding.user_paths import expand_user
 
 # These read elsewhere than their URL says, run code, or leave files behind when they are killed.
 # Chains ("simplecache::s3://...") are made of them.
@@ -53,7 +53,7 @@ def open_store(folder: str | Path, *, cache: Cache | None) -> Store:
             "shards themselves, as s3://bucket/folder"
         )
     if not separator:
-        return LocalStore(Path(os.path.expanduser(folder)))
+        return LocalStore(expand_user(folder))
     if protocol in ("file", "local"):
         return LocalStore(Path(path))
     return RemoteStore(str(folder), cache=cache)

@@ -1,7 +1,7 @@
-"""Keeps what the teacher has seen before, where a shard is labelled again after its input changed.
+"""Reuses the teacher's objects of unchanged pictures, where a shard is labelled again.
 
-After a retry of ingest a shard has a few new pictures among hundreds that are as they were: only
-the new ones go to the teacher.
+After a retry of ingest a shard has a few new pictures among hundreds of unchanged ones: only the
+new ones go to the teacher.
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ from stages.distill.label import Labeller
 
 
 def label_or_reuse(
-    samples: Iterable[Sample], labeller: Labeller, earlier: PreviousShard
+    samples: Iterable[Sample], labeller: Labeller, previous: PreviousShard
 ) -> Generator[Sample | EncodedSample | Failure, None, None]:
-    """A result a sample, in order: the earlier one where picture and json are unchanged, else a
+    """A result a sample, in order: the previous one where picture and json are unchanged, else a
     new one. Raises as Labeller.label."""
-    # Keys of kept samples and, as None, the places of those that are with the labeller.
-    line: deque[str | None] = deque()
+    # Keys of reused samples, and None for each one that the labeller has.
+    queue: deque[str | None] = deque()
 
     def changed() -> Iterator[Sample]:
         for sample in samples:
-            if _is_unchanged(sample, earlier):
-                line.append(sample.key)
+            if _is_unchanged(sample, previous):
+                queue.append(sample.key)
             else:
-                line.append(None)
+                queue.append(None)
                 yield sample
 
     for result in labeller.label(changed()):
-        yield from _kept_before_the_next(line, earlier, labeller)
-        line.popleft()
+        yield from _reused_until_next(queue, previous, labeller)
+        queue.popleft()
         yield result
-    yield from _kept_before_the_next(line, earlier, labeller)
+    yield from _reused_until_next(queue, previous, labeller)
 
 
-def _kept_before_the_next(
-    line: deque[str | None], earlier: PreviousShard, labeller: Labeller
+def _reused_until_next(
+    queue: deque[str | None], previous: PreviousShard, labeller: Labeller
 ) -> Iterator[EncodedSample]:
-    """The kept samples at the head of the line. Read once more, as keeping the bytes of nearly a
-    whole shard would take its size in memory."""
-    while line and (key := line[0]) is not None:
-        kept = earlier.sample(key)
+    """The reused samples at the front of the queue. They are read again, as keeping the bytes of
+    nearly a whole shard would take its size in memory."""
+    while queue and (key := queue[0]) is not None:
+        kept = previous.sample(key)
         assert kept is not None, f"{key} was sound a moment ago"
-        line.popleft()
+        queue.popleft()
         labeller.note_reused()
         yield kept
 
 
-def _is_unchanged(sample: Sample, earlier: PreviousShard) -> bool:
-    """Whether an earlier sample has the same picture and, but for the phrases, the same json."""
-    kept = earlier.sample(sample.key)
+def _is_unchanged(sample: Sample, previous: PreviousShard) -> bool:
+    """Whether the previous sample has the same picture and, but for the phrases, the same json."""
+    kept = previous.sample(sample.key)
     if kept is None or kept.payloads.get(sample.extension) != sample.image:
         return False
     said = json.loads(kept.payloads[JSON])

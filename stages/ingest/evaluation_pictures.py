@@ -8,7 +8,6 @@ lists; a picture of the train split that stands in one is a failure with that re
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sharding.format.schema import Failure
+from sharding.user_paths import expand_user
 from stages.ingest.files import read_json_object
 from stages.ingest.sources.caption_files import whole_number
 from stages.ingest.sources.source import (
@@ -90,7 +90,7 @@ def _from_karpathy(path: str) -> Iterator[tuple[str, Iterable[Identity | str]]]:
 
 def _from_text(path: str) -> Iterator[tuple[str, Iterable[Identity | str]]]:
     try:
-        lines = Path(os.path.expanduser(path)).read_text("utf-8-sig").splitlines()
+        lines = expand_user(path).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{FIELD} ({path}): {error}; expected {EXPECTED}") from None
     for line in filter(None, map(str.strip, lines)):

@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from boxless.errors import BoxlessError
-from sharding.format.tar_scan import compression_of
+from sharding.format.compression import compression_of
+from sharding.user_paths import expand_user
 from stages.ingest.sources.source import Failure, Picture, SourceError, safe_key, shown
 from stages.picture import PictureError, read_picture_file
 
@@ -21,7 +22,7 @@ _LISTS = ("images", "annotations", "categories")
 
 def open_folder(path: str, *, field: str, expected: str) -> Path:
     """The folder at `path`; SourceError, naming the recipe's `field`, where there is none."""
-    folder = Path(os.path.expanduser(path))
+    folder = expand_user(path)
     if folder.is_dir():
         return folder
     got = "a file" if folder.exists() else "not there"
@@ -57,7 +58,7 @@ def read_json_object(
                     raise BoxlessError(f"key {name!r} comes twice: merge its lists")
         return object_hook(entry) if object_hook else entry
 
-    file = Path(os.path.expanduser(path))
+    file = expand_user(path)
     if not file.is_file():
         got = "a folder" if file.is_dir() else "not there"
         raise SourceError(
@@ -66,8 +67,8 @@ def read_json_object(
     data = file.read_bytes()
     if kind := compression_of(data):
         raise SourceError(
-            f"{field} ({path}) is compressed by {kind}; unpack it by {kind} -d first, expected "
-            f"{expected}"
+            f"{field} ({path}) is compressed by {kind.name}; unpack it by {kind.unpack_command} first, "
+            f"expected {expected}"
         )
     try:
         content = json.loads(data, object_pairs_hook=checked)

@@ -250,7 +250,7 @@ class MvmConfig:
     """What is hidden: codes of each pair's own until `share` of its cells is (ours), or `released`:
     the code of one cell for the whole batch."""
     share: float = 0.15
-    """Share of a picture's cells to hide, by rule `share` (ours, BERT's for words)."""
+    """Share of a picture's cells to mask, by rule `share` (ours, BERT's for words)."""
     probability: float = 0.25
     """Chance of a pair to be masked (ours; SOHO's code: 0.015). What is hidden from a pair all
     other objectives miss too, and hidden codes are whole objects."""

@@ -24,7 +24,8 @@ from stages.pretrain.objectives.objective import Objective, output_mask_of
 from stages.pretrain.objectives.omvm import Omvm
 from stages.pretrain.objectives.pra import Pra
 from stages.student.fusion.last_layer import OutputPlaces
-from stages.student.network import Cells, Hidden, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells, Hidden
 from stages.training.monitoring.metrics import ObjectiveOutput
 
 
@@ -71,7 +72,7 @@ class PretrainModel(nn.Module):
         """See every picture once, fuse every pair once, score every objective. A visual dictionary
         learns from a batch that is valid.
 
-        In training losses are sums over the mean number of labels that `begin_step` was told of.
+        In training losses are sums over the mean number of labels that `begin_step` was given.
         """
         if self.training:
             batch.mean_labels = self._mean_labels

@@ -228,7 +228,7 @@ def start_from_data(
     faults: FaultPolicy = FaultPolicy(),
 ) -> None:
     """One pass over the training pictures, with all of their captions, shared out to the ranks, for
-    `start_by_cca`. A collective. Raises Stopped, on every rank, where one was told to stop: it
+    `start_by_cca`. A collective. Raises Stopped, on every rank, where one was asked to stop: it
     leaves its pass, the others at the end of theirs. Raises ShardError for a sample that cannot be
     had where `faults` says stop; where it says skip, training names it."""
     skipped = SkippedSamples(faults, 0, lambda text: None, section=PretrainConfig.section)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from stages.student.network import Cells, Hidden, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells, Hidden
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from transformers import BertConfig
 from stages.student.checkpoints.pretrained import cnn_config, load_bert, load_cnn, text_config
 from stages.student.checkpoints.soho import load_soho
 from stages.student.config import StudentConfig
-from stages.student.network import Student, StudentNetConfig
+from stages.student.network import Student
+from stages.student.network_config import StudentNetConfig
 from stages.student.text.spans import IMAGE_TOKEN_TYPE
 
 
@@ -56,7 +57,7 @@ def make_student(
             feature_size=feature_size,
             pra_temperature=config.pra_temperature,
             phrase_pooling=config.phrase_pooling,
-            mask_cell=config.mask_cell,
+            visual_mask_embedding=config.visual_mask_embedding,
             neck=asdict(config.neck),
             mlm_head=config.mlm_head,
             itm_head=config.itm_head,

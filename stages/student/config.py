@@ -81,8 +81,8 @@ class StudentConfig:
     """`pooled`: BERT's pooler and two logits; `linear`: two logits of [CLS], no bias (SOHO)."""
     soho_checkpoint: str | None = None
     """A checkpoint of the released SOHO code (`soho_res18_*.pth`) to start from."""
-    mask_cell: Literal["learned", "zero"] = "learned"
-    """What stands in for hidden cells: a vector that is `learned` (SOHO), or `zero` as UNITER has
+    visual_mask_embedding: Literal["learned", "zero"] = "learned"
+    """What stands in for masked cells: a vector that is `learned` (SOHO), or `zero` as UNITER has
     it, of whose code KD-VLP's is."""
     pra_temperature: float = 0.1
     """Divides cosine similarities of phrase and region (ours: the paper's value is not known)."""

@@ -6,33 +6,29 @@ Letters: N pictures, B picture-text pairs, T word pieces, C cells, D hidden size
 from __future__ import annotations
 
 import inspect
-import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModel,
     BertConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     ResNetConfig,
     initialization,
 )
-from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
 from boxless.errors import BoxlessError
-from stages.student.auto_classes import NET_MAP, InstalledClass, write_module
-from stages.student.folder_errors import check_loaded, loading, student_folder
+from stages.student.folder.auto_classes import InstalledClass, write_module
+from stages.student.folder.errors import check_loaded, loading, student_folder
+from stages.student.folder.renamed import KEY_MAPPING
 from stages.student.fusion.first_layer import run_first_layer
 from stages.student.fusion.last_layer import OutputPlaces, run_last_layer, run_last_layer_of_first
+from stages.student.fusion.text_encoder import encode_texts
 from stages.student.heads import (
     AlignHead,
     ContrastiveHead,
@@ -43,121 +39,17 @@ from stages.student.heads import (
     TiedMlmHead,
     weighted_mean,
 )
+from stages.student.network_config import StudentNetConfig
+from stages.student.outputs import Cells, Hidden, StudentOutput
 from stages.student.query_bank import QueryBank
 from stages.student.text.spans import IMAGE_TOKEN_TYPE
-from stages.student.vision.batch_norm import Policy
 from stages.student.vision.grid import Grid, cells_inside, sine_positions
 from stages.student.vision.image_transforms import normalise
 from stages.student.vision.neck_config import neck_from_json
 from stages.student.vision.soho_neck import SohoNeck, cells_inside_released, padding_aware_positions
 from stages.student.vision.visual_dictionary import Dictionary
 
-BERT_BASE_WIDTH = 768
-TEXTS_TOGETHER = 32
-"""Texts that a CPU encodes at a time, padded to the longest of them."""
 SOHO_NORM_EPS = 1e-5
-
-
-class StudentNetConfig(InstalledClass, PreTrainedConfig):
-    """What `config.json` in a student folder holds: the two networks, picture sizes, heads.
-
-    `label_names` are the teacher's, in the order of the object head's logits. `neck`, the heads'
-    kinds, `mask_cell`, `phrase_pooling`, `frozen_stages`, `batch_norm`, `cell_*` and `itc_*` are as
-    in StudentConfig. `objectives`: what pretraining taught it, so which heads mean something; None
-    where that is not known.
-    """
-
-    model_type = "boxless-student"
-
-    def __init__(
-        self,
-        resnet: dict[str, Any] | None = None,
-        bert: dict[str, Any] | None = None,
-        shorter_px: int = 96,
-        longer_px: int = 160,
-        max_tokens: int = 32,
-        label_names: list[str] | None = None,
-        feature_size: int = 128,
-        pra_temperature: float = 0.1,
-        phrase_pooling: str = "mean",
-        mask_cell: str = "learned",
-        neck: dict[str, Any] | None = None,
-        mlm_head: str = "bert",
-        itm_head: str = "pooled",
-        frozen_stages: int = 0,
-        batch_norm: Policy = "local",
-        cell_pooling: int = 2,
-        cell_stages: Sequence[int] = (-1,),
-        pra_level: str = "fusion",
-        itc_size: int = 0,
-        itc_pooling: str = "attention",
-        itc_text_layers: Sequence[int] = (-1,),
-        itc_dropout: float = 0.0,
-        pra_size: int = 0,
-        itc_temperature: float = 0.07,
-        itc_bank_size: int = 0,
-        itc_bank_temperature: float = 0.08,
-        objectives: Sequence[str] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.resnet = resnet or {}
-        self.bert = bert or {}
-        self.shorter_px = shorter_px
-        self.longer_px = longer_px
-        self.max_tokens = max_tokens
-        self.label_names = label_names or []
-        self.feature_size = feature_size
-        self.pra_temperature, self.phrase_pooling = pra_temperature, phrase_pooling
-        self.mask_cell = mask_cell
-        self.neck = neck or {"kind": "plain"}
-        self.mlm_head, self.itm_head = mlm_head, itm_head
-        self.frozen_stages, self.batch_norm = frozen_stages, batch_norm
-        self.cell_pooling, self.cell_stages = cell_pooling, list(cell_stages)
-        self.pra_level = pra_level
-        self.itc_size, self.itc_temperature = itc_size, itc_temperature
-        self.itc_pooling, self.itc_text_layers = itc_pooling, list(itc_text_layers)
-        self.itc_dropout, self.pra_size = itc_dropout, pra_size
-        self.itc_bank_size, self.itc_bank_temperature = itc_bank_size, itc_bank_temperature
-        self.objectives = None if objectives is None else list(objectives)
-        # BERT's 0.02 suits its width of 768. A narrower network needs wider weights for the same
-        # activations, or its attention starts out flat and learns late.
-        width = self.bert.get("hidden_size", BERT_BASE_WIDTH)
-        self.initializer_range = 0.02 * math.sqrt(BERT_BASE_WIDTH / width)
-        kwargs["auto_map"] = NET_MAP
-        super().__init__(**kwargs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hidden:
-    """What the fusion makes of B pairs: `text` [B, T, D] and `cells` [B, C, D]."""
-
-    text: torch.Tensor
-    cells: torch.Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cells:
-    """What the CNN makes of N pictures: `features` [N, C, D] before masking and positions,
-    `inside` bool [N, C] (not padding), and the grid's `rows` and `columns`; `codes` [N, C], the
-    index of each cell's code (-1 while there are none), None without a dictionary."""
-
-    features: torch.Tensor
-    inside: torch.Tensor
-    rows: int
-    columns: int
-    codes: torch.Tensor | None = None
-
-
-@dataclass
-class StudentOutput(ModelOutput):
-    """What `Student.forward` gives, in transformers' manner: `logits` [B, 2], "the text does not
-    belong to the picture" and "it does"; `text` [B, T, D] and `cells` [B, C, D], what the fusion
-    makes of both; `inside` bool [B, C], which cells are not padding."""
-
-    logits: torch.Tensor | None = None
-    text: torch.Tensor | None = None
-    cells: torch.Tensor | None = None
-    inside: torch.Tensor | None = None
 
 
 class Student(InstalledClass, PreTrainedModel):
@@ -189,8 +81,8 @@ class Student(InstalledClass, PreTrainedModel):
         eps = SOHO_NORM_EPS if self.neck else bert.layer_norm_eps
         self.cell_norm = nn.LayerNorm(hidden, eps=eps)
         self.cell_dropout = nn.Dropout(bert.hidden_dropout_prob)
-        self.mask_cell = nn.Parameter(
-            torch.zeros(hidden), requires_grad=config.mask_cell == "learned"
+        self.visual_mask_embedding = nn.Parameter(
+            torch.zeros(hidden), requires_grad=config.visual_mask_embedding == "learned"
         )
         self.embeddings = BertEmbeddings(bert)
         self.fusion = BertEncoder(bert)
@@ -284,9 +176,12 @@ class Student(InstalledClass, PreTrainedModel):
         folder = student_folder(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         gives_info = kwargs.pop("output_loading_info", False)
         is_changed = bool(inspect.signature(StudentNetConfig.__init__).parameters.keys() & kwargs)
+        kwargs["key_mapping"] = {**KEY_MAPPING, **(kwargs.get("key_mapping") or {})}
         with loading(folder):
             loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
         student, info = loaded
+        # transformers would save under the old names again.
+        student._weight_conversions = []
         check_loaded(folder, () if is_changed else info["missing_keys"])
         return (student, info) if gives_info else student
 
@@ -294,7 +189,7 @@ class Student(InstalledClass, PreTrainedModel):
         self, save_directory: str | os.PathLike[Any], *args: Any, **kwargs: Any
     ) -> None:
         """As in transformers; the Auto classes can open the folder
-        (stages.student.auto_classes)."""
+        (stages.student.folder.auto_classes)."""
         super().save_pretrained(save_directory, *args, **kwargs)
         write_module(Path(save_directory))
 
@@ -427,7 +322,7 @@ class Student(InstalledClass, PreTrainedModel):
         """
         features = cells.features[picture]
         if masked_cells is not None:
-            features = torch.where(masked_cells[..., None], self.mask_cell, features)
+            features = torch.where(masked_cells[..., None], self.visual_mask_embedding, features)
         seen = self._placed(features, cells, picture)
         hidden = torch.cat([self.embeddings(input_ids, token_type_ids), seen], dim=1)
         attended = torch.cat([input_ids != self.pad_id, cells.inside[picture]], dim=1)
@@ -465,30 +360,10 @@ class Student(InstalledClass, PreTrainedModel):
     def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
         """Texts [B, T] through the Transformer alone, without cells: the outputs of the layers in
         `config.itc_text_layers` side by side, [B, T, L x D], zeros at padding. The last D are the
-        last layer's.
-
-        On a CPU texts of like length go together, so that little padding is computed.
-        """
-        real = tokens != self.pad_id
-        if tokens.is_cuda or len(tokens) <= TEXTS_TOGETHER:
-            return self._encode_together(tokens) * real[..., None]
-        order = real.sum(dim=1).argsort(stable=True)
-        encoded = []
-        for rows in order.split(TEXTS_TOGETHER):
-            longest = max(1, int(real[rows].sum(dim=1).max()))
-            part = self._encode_together(tokens[rows, :longest])
-            encoded.append(F.pad(part, (0, 0, 0, tokens.shape[1] - longest)))
-        return torch.cat(encoded)[order.argsort()] * real[..., None]
-
-    def _encode_together(self, tokens: torch.Tensor) -> torch.Tensor:
-        attended = (tokens != self.pad_id)[:, None, None, :]
-        embedded = self.embeddings(tokens)
-        if self.config.itc_text_layers == [-1]:
-            return self._through_layers(embedded, attended, None)
-        outputs = [embedded]
-        for layer in self.fusion.layer:
-            outputs.append(layer(outputs[-1], attended))
-        return torch.cat([outputs[number] for number in self.config.itc_text_layers], dim=-1)
+        last layer's."""
+        return encode_texts(
+            self.embeddings, self.fusion, tokens, tokens != self.pad_id, self.config.itc_text_layers
+        )
 
     def last_layer(self, encoded: torch.Tensor) -> torch.Tensor:
         """The last layer's part [B, T, D] of what `encode_texts` gives [B, T, L x D]."""

@@ -5,7 +5,6 @@ Letters: N pictures, B texts, T word pieces.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerFast
 
 from boxless.errors import BoxlessError
+from sharding.user_paths import expand_user
 from sharding.writing.atomic import write_json
 from stages.picture import upright_picture
-from stages.student.auto_classes import PROCESSOR_MAP, InstalledClass, write_module
-from stages.student.folder_errors import read_settings
+from stages.student.folder.auto_classes import PROCESSOR_MAP, InstalledClass, write_module
+from stages.student.folder.errors import read_settings
 from stages.student.network import Student
 from stages.student.text.spans import Spans, encode_spans
 from stages.student.text.tokenizer import encodable, encodable_spans, load_tokenizer
@@ -71,7 +71,7 @@ class StudentProcessor(InstalledClass):
     def from_pretrained(cls, folder: str | Path, **of_auto_classes: object) -> StudentProcessor:
         """From a student folder; what the Auto classes pass beside it changes nothing. Raises
         ValueError where that has no such file, or a broken one."""
-        path = Path(os.path.expanduser(folder)) / FILE
+        path = expand_user(folder) / FILE
         if not path.is_file():
             raise BoxlessError(
                 f"{path}: got no such file, expected a folder that a student is in; for one that "

@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from stages.folders import replace_folder
-from stages.student.network import Student, StudentNetConfig
+from stages.student.network import Student
+from stages.student.network_config import StudentNetConfig
 from stages.student.processor import StudentProcessor
 from stages.training.checkpoints.save_and_load import check_weights
 from stages.training.checkpoints.whole_weights import whole_weights

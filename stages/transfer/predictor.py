@@ -14,7 +14,8 @@ from boxless.errors import BoxlessError
 from sharding.format.catalog import read_catalog
 from sharding.format.schema import Sample
 from sharding.reading.sample_reader import iterate
-from stages.student.network import Cells, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells
 from stages.student.text.tokenizer import load_tokenizer
 from stages.student.vision.image_transforms import Pictures, load_picture, stack_bytes
 

@@ -13,7 +13,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
-from stages.student.network import Cells, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells
 from stages.student.processor import StudentProcessor
 from stages.transfer.example import Example
 from stages.transfer.fixed_blocks import fixed_blocks

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from stages.student.fusion.last_layer import OutputPlaces
-from stages.student.network import Cells, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells
 from stages.student.processor import StudentProcessor
 from stages.student.text.spans import Spans
 from stages.transfer.example import Example

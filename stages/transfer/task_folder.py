@@ -12,7 +12,7 @@ from torch import nn
 
 from boxless.errors import BoxlessError
 from sharding.writing.atomic import write_json
-from stages.student.folder_errors import loading, read_settings
+from stages.student.folder.errors import loading, read_settings
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor
 from stages.transfer.tasks import TASKS

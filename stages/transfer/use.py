@@ -15,7 +15,8 @@ from PIL import ImageDraw
 from boxless.errors import BoxlessError
 from sharding.writing.atomic import replacing, sha256_file
 from stages.picture import PictureError, open_picture, read_picture_file
-from stages.student.network import Cells, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells
 from stages.student.processor import StudentProcessor
 from stages.student.text.tokenizer import encodable
 from stages.transfer.example import Example

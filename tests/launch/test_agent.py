@@ -46,7 +46,7 @@ def wait_for(path: Path) -> None:
 @pytest.mark.parametrize("node", [0, 1])
 def test_a_signal_to_the_whole_job_goes_to_its_script(node: int, tmp_path: Path) -> None:
     """The first node's agent hands SIGUSR1 on, those of the others do nothing; all go on, and end
-    with 143 when they are told to stop."""
+    with 143 when they are asked to stop."""
     agent = start_agent(tmp_path, node)
     agent.send_signal(signal.SIGUSR1)
     if node == 0:

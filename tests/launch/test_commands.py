@@ -102,7 +102,7 @@ def test_deepspeed_on_one_node_meets_at_a_free_port_at_every_start(
 
 
 def test_slurm_script() -> None:
-    """One torchrun a node, told to stop before the limit; every path is quoted for bash."""
+    """One torchrun a node, asked to stop before the limit; every path is quoted for bash."""
     config = LaunchConfig(
         launcher="slurm",
         nodes=2,

@@ -147,7 +147,7 @@ def test_a_killed_rank_is_named_with_its_signal(launcher: str, tmp_path: Path) -
     assert f"err of rank {who}" in caught.value.tail
 
 
-def test_what_a_user_can_mend_is_reported_without_traceback(tmp_path: Path) -> None:
+def test_what_a_user_can_fix_is_reported_without_traceback(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^no such corpus$"):
         local.run(make_job(tmp_path, "fail"), ONE)
 
@@ -165,7 +165,7 @@ def test_a_module_that_cannot_be_imported_is_reported(tmp_path: Path) -> None:
         local.run(job, ONE)
 
 
-def test_a_command_that_is_not_here_is_reported(tmp_path: Path) -> None:
+def test_a_missing_command_is_reported(tmp_path: Path) -> None:
     job = Job(title="t", module="m", args=(), log_folder=tmp_path)
     with pytest.raises(UserError, match="no-such-command is not on this machine"):
         Supervisor(job, RestartPolicy()).run(lambda: ["no-such-command"])
@@ -209,7 +209,7 @@ def _wait_for_ranks(folder: Path, config: LaunchConfig) -> list[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a parent's end")
 @pytest.mark.parametrize("launcher", ["local", "torchrun"])
 def test_ranks_do_not_outlive_a_killed_parent(launcher: str, tmp_path: Path) -> None:
-    """kill -9 of the launching process: the ranks are told to stop, save, and are gone."""
+    """kill -9 of the launching process: the ranks are asked to stop, save, and are gone."""
     job = make_job(tmp_path, "wait")
     config = ONE if launcher == "local" else TWO
     parent = f"""
@@ -242,7 +242,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def test_deepspeeds_launcher_starts_every_rank(tmp_path: Path) -> None:
-    """The real one, on this machine's CPU; told to stop, it lets the ranks save."""
+    """The real one, on this machine's CPU; asked to stop, it lets the ranks save."""
     config = LaunchConfig(launcher="deepspeed", procs_per_node=2)
     deepspeed.run(make_job(tmp_path, "end"), config)
     for rank in (0, 1):

@@ -44,7 +44,7 @@ OPTIONS = {
 
 @pytest.fixture
 def job_of_a_run(cluster: Path, tmp_path: Path) -> RunFolder:
-    """A run whose pretraining is a running job: two ranks that wait to be told to stop."""
+    """A run whose pretraining is a running job: two ranks that wait to be asked to stop."""
     run = RunFolder(tmp_path / "run")
     run.make()
     run.recipe.write_text(dump_recipe(load_recipe("toy-tiny")))

@@ -16,7 +16,7 @@ from launch.config import LaunchConfig
 from launch.job import Job
 
 STAND_INS = {
-    # Ends as it is told; "wait" until the script has it told to stop.
+    # Ends as it is told; "wait" until the script has it asked to stop.
     "srun": """
         echo x >> "$HERE/sruns"
         touch "$HERE/runs"
@@ -94,7 +94,7 @@ def test_a_job_that_slurm_stopped_goes_on(job: Job) -> None:
 @pytest.mark.parametrize(
     ("number", "is_requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)]
 )
-def test_ranks_are_told_once_however_often_a_signal_comes(
+def test_ranks_are_signalled_once_however_often_a_signal_comes(
     number: signal.Signals, is_requeued: bool, job: Job
 ) -> None:
     """A second SIGTERM to torchrun would cut its ranks' checkpoint short. After USR1 the job is

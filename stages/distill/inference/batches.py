@@ -40,8 +40,8 @@ class Batches(Generic[Item]):
             due.append(self._pop(size))
         return due
 
-    def rest(self) -> list[list[Item]]:
-        """All that are left, at the end of the line."""
+    def remaining(self) -> list[list[Item]]:
+        """All that are left, at the end."""
         return [self._pop(size) for size in list(self._groups)]
 
     def _pop(self, size: tuple[int, int]) -> list[Item]:

@@ -171,7 +171,7 @@ class InferencePipeline:
             self._look(batch)
 
     def _look_at_rest(self, batches: Batches[tuple[_Passing, Prepared]]) -> None:
-        for batch in batches.rest():
+        for batch in batches.remaining():
             self._look(batch)
 
     def _look(self, batch: list[tuple[_Passing, Prepared]]) -> None:

@@ -10,13 +10,12 @@ several rows means several boxes; one without any is a scene, not visible or not
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from boxless.errors import BoxlessError
+from sharding.user_paths import expand_user
 from stages.ingest.sources.caption_files import id_of
 from stages.ingest.sources.source import DroppedRecords, SourceError
 
@@ -35,7 +34,7 @@ class PhraseFile:
 def read_phrases(path: str) -> PhraseFile:
     """The phrases of a file; broken lines are counted and named, SourceError where none is
     sound."""
-    file = Path(os.path.expanduser(path))
+    file = expand_user(path)
     if not file.is_file():
         got = "a folder" if file.is_dir() else "not there"
         raise SourceError(f"ingest.phrases is {path!r}, which is {got}; expected {EXPECTED}")

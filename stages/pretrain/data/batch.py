@@ -87,7 +87,7 @@ class Batch:
     hidden_objects: torch.Tensor
     """int [B, M]: rows of the objects that OMVM masked; -1 for none."""
     anchors: torch.Tensor
-    """int [B, A]: cells whose codes MVM hides, in the order of their draw; -1 for none."""
+    """int [B, A]: cells whose codes MVM masks, in the order of their draw; -1 for none."""
     mvm_labels: torch.Tensor
     """int [B, C]: the code that was hidden; -100 elsewhere."""
     places: dict[str, torch.Tensor] = field(default_factory=dict)

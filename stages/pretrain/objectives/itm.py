@@ -16,7 +16,8 @@ from stages.pretrain.objectives.objective import (
     mean_loss,
     text_and_cells,
 )
-from stages.student.network import Cells, Hidden, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells, Hidden
 
 
 class Itm(Objective):

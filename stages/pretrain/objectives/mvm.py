@@ -17,7 +17,8 @@ from stages.pretrain.objectives.objective import (
     text_and_cells,
 )
 from stages.student.heads import in_float32
-from stages.student.network import Cells, Hidden, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells, Hidden
 from stages.student.vision.visual_dictionary import Dictionary
 
 IGNORED = -100
@@ -26,7 +27,7 @@ IGNORED = -100
 class Mvm(Objective):
     """Mask all cells of a code together, so that no neighbour shows it; predict the code.
 
-    loss = mean over hidden cells of -log softmax_k(cos(h, code_k) / temperature)[code of the cell],
+    loss = mean over masked cells of -log softmax_k(cos(h, code_k) / temperature)[code of the cell],
     h [D] the fusion's output at the cell.
 
     A pair is drawn with `probability`; all others see their whole picture. `rule` "released" is
@@ -69,13 +70,13 @@ class Mvm(Objective):
         batch.mvm_labels = torch.where(learned, codes, IGNORED)
 
     def output_mask(self, batch: Batch) -> torch.Tensor:
-        """The hidden cells."""
+        """The masked cells."""
         return text_and_cells(batch, None, batch.mvm_labels != IGNORED)
 
     def score(
         self, student: Student, cells: Cells, hidden: Hidden, batch: Batch
     ) -> ObjectiveOutput:
-        """Cross-entropy and accuracy over hidden cells; how well the dictionary is used."""
+        """Cross-entropy and accuracy over masked cells; how well the dictionary is used."""
         assert student.dictionary is not None
         chosen = batch.mvm_labels != IGNORED
         labels = batch.mvm_labels[chosen]
@@ -96,7 +97,7 @@ class Mvm(Objective):
     def _taken_of_released(
         self, codes: torch.Tensor, seen: torch.Tensor, anchors: torch.Tensor
     ) -> torch.Tensor:
-        """codes, seen [B, C], anchors [B, 1] (-1: none) -> hidden cells, bool [B, C]."""
+        """codes, seen [B, C], anchors [B, 1] (-1: none) -> masked cells, bool [B, C]."""
         anchor = anchors.clamp(min=0)
         drawn = (anchors >= 0) & seen.gather(1, anchor)
         return drawn & seen & (codes == codes.gather(1, anchor))

@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from stages.pretrain.data.batch import Batch
-from stages.student.network import Cells, Hidden, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells, Hidden
 from stages.training.monitoring.metrics import ObjectiveOutput
 
 

@@ -18,7 +18,8 @@ from stages.pretrain.objectives.objective import (
     text_and_cells,
 )
 from stages.student.heads import single
-from stages.student.network import Cells, Hidden, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells, Hidden
 
 
 class Omvm(Objective):

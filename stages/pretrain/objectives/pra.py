@@ -10,7 +10,8 @@ from stages.pretrain.config import PraConfig
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.objective import Objective, at, hit_ratio, mean_loss
 from stages.student.heads import in_float32
-from stages.student.network import Cells, Hidden, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells, Hidden
 from stages.training.monitoring.metrics import ObjectiveOutput
 
 

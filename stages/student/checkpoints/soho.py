@@ -29,7 +29,7 @@ RENAMED = (
     (r"neck\.dictionary\.counts$", "neck.vq.cluster_size"),
     (r"neck\.dictionary\.num_seen$", "neck.vq.cluster_sum"),
     (r"cell_norm\.", "neck.ln."),
-    (r"mask_cell$", "neck.mask_emb.weight"),
+    (r"visual_mask_embedding$", "neck.mask_emb.weight"),
     (r"embeddings\.", "language.bert.embeddings."),
     (r"fusion\.", "language.bert.encoder."),
     (r"itm_head\.classify\.", "head.match_class."),

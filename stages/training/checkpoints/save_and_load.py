@@ -21,6 +21,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 
 from boxless.errors import BoxlessError
 from sharding.writing.atomic import disk_error, write_text
+from stages.student.folder.renamed import rename_weights
 from stages.training.checkpoints.zero_resharding import load_parts, load_whole_parts, num_parts
 from stages.training.monitoring.gradient_norms import are_weights_finite
 from stages.training.monitoring.stopping import DivergenceError, any_rank
@@ -59,9 +60,11 @@ class SafeCheckpointEngine(TorchCheckpointEngine):
         os.replace(beside, path)
 
     def load(self, path: str, map_location: Any = None) -> dict[str, Any]:
-        """Tensors, containers and DeepSpeed's `PLAIN_CLASSES`."""
+        """Tensors, containers and DeepSpeed's `PLAIN_CLASSES`; weights under today's names."""
         with torch.serialization.safe_globals(PLAIN_CLASSES):
-            return torch.load(path, map_location=map_location, weights_only=True)
+            loaded = torch.load(path, map_location=map_location, weights_only=True)
+        rename_weights(loaded)
+        return loaded
 
 
 def _is_sound(path: str) -> bool:

@@ -99,11 +99,11 @@ class Watch:
 
     @property
     def is_signalled(self) -> bool:
-        """Whether this rank was told to stop."""
+        """Whether this rank was asked to stop."""
         return self._signalled_at is not None
 
     def stop_before_training(self, stage: str, device: torch.device) -> None:
-        """Raises Stopped on every rank where any was told to stop. A collective."""
+        """Raises Stopped on every rank where any was asked to stop. A collective."""
         if any_rank(self.is_signalled, device):
             raise Stopped(f"stopped at {stage}, before the first step; nothing was to be saved")
 

@@ -12,7 +12,9 @@ import torch
 
 from boxless.errors import BoxlessError
 from stages.student.heads import weighted_mean
-from stages.student.network import Cells, Student, StudentNetConfig
+from stages.student.network import Student
+from stages.student.network_config import StudentNetConfig
+from stages.student.outputs import Cells
 
 NUM_FITS = 6
 """The cosine of text and picture; mean, least, largest and deviation of the pieces' fits;

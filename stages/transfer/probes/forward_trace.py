@@ -12,7 +12,7 @@ import torch
 
 from sharding.format.schema import Sample
 from stages.student.attention_trace import AttentionTrace, rollout, trace_attention
-from stages.student.network import Cells
+from stages.student.outputs import Cells
 from stages.transfer.evaluation.grounding import phrase_heat, pixels_per_cell
 from stages.transfer.predictor import Predictor
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from boxless.errors import BoxlessError
+from sharding.format.compression import compression_of
 from stages.picture import file_fault
 from stages.transfer.example import Example
 
 NUM_NAMED = 5
-COMPRESSED = {b"\x1f\x8b": "gunzip", b"PK\x03\x04": "unzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz"}
-"""How a compressed file begins, and what unpacks it."""
 _WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")
 _MAYBE_NO_TEXT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 _NO_TEXT = re.compile("[\ud800-\udfff\0]")
@@ -209,9 +208,11 @@ def read_text(path: Path) -> str:
     except (OSError, ValueError) as error:
         fault = getattr(error, "strerror", None) or error
         raise ReaderError(f"{path}: {fault}; expected an annotation file") from None
-    for start, command in COMPRESSED.items():
-        if data.startswith(start):
-            raise ReaderError(f"{path}: got a compressed file, expected its text ({command} it)")
+    if kind := compression_of(data):
+        raise ReaderError(
+            f"{path}: got a file compressed by {kind.name}, expected its text; unpack it by "
+            f"{kind.unpack_command} first"
+        )
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:

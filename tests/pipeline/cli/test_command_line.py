@@ -172,7 +172,7 @@ def test_a_wrong_path_in_a_stage_ends_in_words(tmp_path: Path) -> None:
 
 
 def test_sigterm_stops_the_stage_and_says_so(tmp_path: Path) -> None:
-    """A run told to stop while ingest works ends with 143, and the same command continues it."""
+    """A run asked to stop while ingest works ends with 143, and the same command continues it."""
     command = [sys.executable, "-m", "pipeline.cli.main", "ingest", "toy", "--run"]
     command += [str(tmp_path), "--set", "ingest.num_train=4000"]
     boxless = subprocess.Popen(

@@ -24,6 +24,9 @@ def test_old_names_are_read_with_a_warning() -> None:
     with pytest.warns(FutureWarning, match="hide is called pretrain.omvm.mask_probability now"):
         recipe = load_recipe("toy", ["pretrain.omvm.hide=0.25"])
     assert recipe.pretrain.omvm.mask_probability == 0.25
+    with pytest.warns(FutureWarning, match="mask_cell is called student.visual_mask_embedding now"):
+        recipe = load_recipe("toy", ["student.mask_cell=zero"])
+    assert recipe.student.visual_mask_embedding == "zero"
 
 
 def test_a_record_under_old_names_is_no_change() -> None:

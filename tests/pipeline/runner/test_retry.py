@@ -139,7 +139,7 @@ def shards(run: RunFolder) -> dict[str, bytes]:
     }
 
 
-def test_what_was_mended_comes_in_and_the_rest_stays(
+def test_what_was_fixed_comes_in_and_the_rest_stays(
     launch: Launch, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two broken pictures of nine, one repaired. Oracle: the folders of a run that never saw the

@@ -27,8 +27,7 @@ from claim_workers import (
     work,
 )
 
-from sharding.coordination import heartbeat
-from sharding.coordination import work_queue as pending
+from sharding.coordination import heartbeat, work_queue
 from sharding.coordination.claims import ShardsFailed, Worker
 from sharding.coordination.work_queue import FOLDER, request_rewrites, rewrite_requests
 from sharding.format.catalog import write_catalog
@@ -292,7 +291,7 @@ def test_a_shard_whose_tar_comes_into_sight_later_counts_as_done(tmp_path: Path)
     tar = min(TARS)
     write_shard(tmp_path / tar, samples(tar), fingerprint=SETTINGS)
     (tmp_path / tar).rename(tmp_path / "hidden")
-    queue = pending.WorkQueue(tmp_path, dict.fromkeys(TARS, SETTINGS))
+    queue = work_queue.WorkQueue(tmp_path, dict.fromkeys(TARS, SETTINGS))
     assert not queue.is_done(tar) and not queue.is_done(tar)
     (tmp_path / "hidden").rename(tmp_path / tar)
     assert queue.is_done(tar)
@@ -506,7 +505,7 @@ def test_each_manifest_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.Mon
             calls.append(tar.name)
         return is_done(tar, fingerprint)
 
-    monkeypatch.setattr(pending, "is_done", counted)
+    monkeypatch.setattr(work_queue, "is_done", counted)
     with make_worker(tmp_path) as other:
         with next(other.claims()) as claim:
             waiting.start()

@@ -17,7 +17,7 @@ from sharding.format.schema import Failure
 from sharding.writing.shard_writer import write_shard
 
 
-def test_no_work_is_no_survey(tmp_path: Path) -> None:
+def test_no_work_is_no_progress(tmp_path: Path) -> None:
     assert ProgressReader(tmp_path / "nothing").read() is None
     work(tmp_path)
     assert ProgressReader(tmp_path).read() is None

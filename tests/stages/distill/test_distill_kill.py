@@ -55,7 +55,7 @@ def test_killed_anywhere_and_started_again_ends_with_the_same_bytes(tmp_path: Pa
 
 def test_told_to_stop_it_gives_its_shard_back_at_once(tmp_path: Path) -> None:
     """Oracle: SIGTERM while the third picture is with the teacher: the status of a process that
-    was told to stop, no claim and no part of a shard left behind; the next run ends with the same
+    was asked to stop, no claim and no part of a shard left behind; the next run ends with the same
     bytes."""
     images, whole, out = tmp_path / "images", tmp_path / "whole", tmp_path / "stopped"
     write_images(images, plain_shards())
@@ -126,7 +126,7 @@ def main(images: Path, root: Path) -> None:
 
 
 def stop(images: Path, out: Path) -> None:
-    """One run, told to stop while the teacher looks at a picture."""
+    """One run, asked to stop while the teacher looks at a picture."""
     exit_at_sigterm()
     teacher, detect = FakeTeacher(), FakeTeacher().detect
 

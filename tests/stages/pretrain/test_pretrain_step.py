@@ -105,7 +105,7 @@ def test_micro_batches_share_their_labels() -> None:
             objective.mask(whole, toy_tokenizer(), random)
     parts = [part_of(whole, picture) for picture in range(4)]
     loss, gradients = _mean_of(model, [whole])
-    plain, _ = _mean_of(model, parts, is_told=False)
+    plain, _ = _mean_of(model, parts, gives_means=False)
     shared, of_parts = _mean_of(model, parts)
     torch.testing.assert_close(shared, loss, rtol=1e-5, atol=1e-6)
     assert (plain - loss).abs() > 1e-3
@@ -115,7 +115,7 @@ def test_micro_batches_share_their_labels() -> None:
 
 
 def _mean_of(
-    model: PretrainModel, batches: Sequence[Batch], *, is_told: bool = True
+    model: PretrainModel, batches: Sequence[Batch], *, gives_means: bool = True
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss and gradient as the loop has them, the mean over micro-batches."""
     model.zero_grad()
@@ -123,8 +123,8 @@ def _mean_of(
     total = torch.zeros(())
     for batch in batches:
         # In evaluation mode nothing is drawn and no statistic moves.
-        told = dict(model._mean_labels) if is_told else {}
-        loss, _ = model(replace(batch, mean_labels=told))
+        means = dict(model._mean_labels) if gives_means else {}
+        loss, _ = model(replace(batch, mean_labels=means))
         (loss / len(batches)).backward()
         total += loss.detach() / len(batches)
     found = {n: p.grad.to_dense() for n, p in model.named_parameters() if p.grad is not None}

@@ -1,4 +1,4 @@
-"""What KD-VLP leaves open of the student: what stands for a phrase, and for a hidden cell."""
+"""What KD-VLP leaves open of the student: what stands for a phrase, and for a masked cell."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_hidden_cell_is_a_learned_vector_or_zero(tmp_path: Path) -> None:
     """Oracle: a learned vector has a gradient where cells are hidden, `zero` has none (so
     that it stays as it starts, at zero); the choice is kept with the student."""
     for kind in ("learned", "zero"):
-        student = tiny_student(replace(TINY, mask_cell=kind))
+        student = tiny_student(replace(TINY, visual_mask_embedding=kind))
         cells = student.encode_image(torch.randn(1, 3, 32, 32), torch.tensor([[32, 32]]))
         hidden = student.fuse(
             cells,
@@ -37,9 +37,9 @@ def test_a_hidden_cell_is_a_learned_vector_or_zero(tmp_path: Path) -> None:
             masked_cells=torch.tensor([[True, False, False, False]]),
         )
         hidden.text.square().sum().backward()
-        assert (student.mask_cell.grad is not None) == (kind == "learned")
+        assert (student.visual_mask_embedding.grad is not None) == (kind == "learned")
         student.save_pretrained(tmp_path / kind)
-        assert Student.from_pretrained(tmp_path / kind).config.mask_cell == kind
+        assert Student.from_pretrained(tmp_path / kind).config.visual_mask_embedding == kind
 
 
 def test_cells_of_several_stages_are_the_stages_outputs(tmp_path: Path) -> None:

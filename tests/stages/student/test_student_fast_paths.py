@@ -21,7 +21,7 @@ from stages.pretrain.objectives.mlm import Mlm
 from stages.pretrain.objectives.mvm import Mvm
 from stages.pretrain.objectives.omvm import Omvm
 from stages.student.fusion.last_layer import OutputPlaces, run_last_layer
-from stages.student.network import Cells, Hidden
+from stages.student.outputs import Cells, Hidden
 from stages.student.vision import grid
 
 
@@ -116,7 +116,7 @@ def test_objectives_use_no_other_outputs() -> None:
 @pytest.mark.parametrize("num_pairs", [0, 1, 3])
 def test_pairs_that_no_objective_looks_at_are_not_fused(num_pairs: int) -> None:
     """Losses and gradients of a pass in which all pairs are fused; of four pairs so many have
-    hidden cells, and one is fused at least."""
+    masked cells, and one is fused at least."""
     results = []
     for fast in (False, True):
         torch.manual_seed(0)
@@ -147,7 +147,7 @@ def test_pairs_that_no_objective_looks_at_are_not_fused(num_pairs: int) -> None:
 
 @pytest.mark.parametrize("is_labelled", [True, False])
 def test_the_words_that_are_read(is_labelled: bool) -> None:
-    """The lookup's gradient as a matrix of all words, also where MLM has nothing to tell. What
+    """The lookup's gradient as a matrix of all words, also where MLM has nothing to predict. What
     comes to the optimizer is dense in both."""
     gradients = []
     for sparse in (False, True):

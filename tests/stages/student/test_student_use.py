@@ -19,7 +19,8 @@ from PIL import Image
 from pretrain_fixtures import TINY, tiny_student, toy_tokenizer
 
 from boxless.errors import BoxlessError
-from stages.student.network import Student, StudentNetConfig
+from stages.student.network import Student
+from stages.student.network_config import StudentNetConfig
 from stages.student.processor import FILE, StudentProcessor
 
 DOCS = Path(__file__).parents[3] / "docs/students.md"
@@ -182,7 +183,8 @@ assert set(AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)(pi
 print("logits", student(**processor(picture, "a red circle")).logits.tolist())
 student.save_pretrained(again)
 AutoModel.from_pretrained(again, trust_remote_code=True)
-from stages.student.network import Student, StudentNetConfig, register_auto
+from stages.student.network import Student, register_auto
+from stages.student.network_config import StudentNetConfig
 try:
     AutoConfig.from_pretrained(folder, trust_remote_code=False)
 except ValueError:

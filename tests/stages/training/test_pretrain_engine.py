@@ -114,7 +114,7 @@ def test_norms_without_zero_are_those_of_pytorch() -> None:
         "cnn": ("grid.resnet",),
         "transformer": ("embeddings", "fusion"),
         "heads": heads,
-        "cells": ("grid.project", "cell_norm", "mask_cell"),
+        "cells": ("grid.project", "cell_norm", "visual_mask_embedding"),
         "": ("",),
     }
     gradients = GradientNorms(engine, engine.module)
@@ -131,7 +131,12 @@ def test_every_parameter_has_its_part() -> None:
     parts = {name: part_of(name) for name, _ in tiny_student().named_parameters()}
     assert set(parts.values()) == set(PARTS)
     assert parts["grid.resnet.embedder.embedder.convolution.weight"] == "cnn"
-    assert parts["grid.project.weight"] == parts["mask_cell"] == parts["cell_norm.bias"] == "cells"
+    assert (
+        parts["grid.project.weight"]
+        == parts["visual_mask_embedding"]
+        == parts["cell_norm.bias"]
+        == "cells"
+    )
     assert parts["embeddings.word_embeddings.weight"] == "transformer"
     assert parts["mlm_head.bias"] == parts["object_head.label.weight"] == "heads"
 

@@ -119,7 +119,7 @@ def test_groups_hold_every_parameter_once_and_spare_norms_and_biases(decay_norms
     assert len(got) == len(list(student.parameters()))
     for name, p in student.named_parameters():
         is_cnn = name.startswith("grid.resnet.")
-        spared = name.endswith(".bias") or "norm" in name.lower() or name == "mask_cell"
+        spared = name.endswith(".bias") or "norm" in name.lower() or name == "visual_mask_embedding"
         decay = 0.0 if spared and not decay_norms else 0.2 if is_cnn else 0.3
         assert got[id(p)] == (("sgd", decay, 0.5) if is_cnn else ("adamw", decay, 0.1)), name
 

@@ -98,7 +98,7 @@ def test_attribute_accuracy_counts_found_boxes_of_known_attribute() -> None:
     assert _attribute_accuracy(detections[1:], truths[1:]) is None
 
 
-def test_scores_are_told_in_words() -> None:
+def test_scores_are_printed_in_words() -> None:
     """Oracle: by hand; a score that nothing counts for is a dash, and without true boxes there is
     nothing to tell."""
     coco = dict.fromkeys(SCORES, 0.25) | {"ap_small": None}

@@ -94,7 +94,7 @@ def test_batches_follow_from_the_line_alone() -> None:
     assert batches.add(4, c, "c4") == [["b1"]]
     assert batches.add(5, a, "a5") == []
     assert batches.add(6, b, "b6") == []
-    assert batches.rest() == [["c4"], ["a5"], ["b6"]] and batches.rest() == []
+    assert batches.remaining() == [["c4"], ["a5"], ["b6"]] and batches.remaining() == []
 
 
 def test_pictures_on_their_way_are_bounded() -> None:

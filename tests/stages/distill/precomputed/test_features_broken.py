@@ -17,7 +17,7 @@ import features_files as files
 import msgpack
 import numpy as np
 import pytest
-from features_files import LABELS, SIZE, Seen, look, look_at, sample_of
+from features_files import LABELS, SIZE, TeacherOutput, make_output, make_outputs, sample_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_features_formats import (
@@ -40,7 +40,7 @@ from stages.distill.precomputed.formats.uniter_lmdb import _corners, find_packag
 IDS = ("1", "2", "3")
 
 
-def reason_of(written: Written, seen: Seen, **fields: Any) -> str:
+def reason_of(written: Written, seen: TeacherOutput, **fields: Any) -> str:
     """Why the picture has no objects."""
     (failed,) = source_of(written, **fields).objects([sample_of(seen)])
     assert isinstance(failed, Failure) and failed.key == f"k-{seen.id}", failed
@@ -80,7 +80,7 @@ def test_a_broken_field_is_named(
     tmp_path: Path, column: str, change: Callable[[bytes], bytes], reason: str
 ) -> None:
     """The second row of three is broken; the others are as they would be without it."""
-    seen = look_at(IDS)
+    seen = make_outputs(IDS)
     written = write_lxmert(tmp_path, seen)
     sound = list(source_of(written).objects(map(sample_of, seen)))
     rows = [files.lxmert_row(each) for each in seen]
@@ -95,7 +95,7 @@ def test_a_broken_field_is_named(
         assert np.array_equal(results[at], sound[at])
 
 
-def changed(seen: Seen, **fields: Callable[[np.ndarray], np.ndarray]) -> Seen:
+def changed(seen: TeacherOutput, **fields: Callable[[np.ndarray], np.ndarray]) -> TeacherOutput:
     arrays = {name: change(getattr(seen, name).copy()) for name, change in fields.items()}
     return replace(seen, **arrays)  # type: ignore[arg-type]
 
@@ -125,11 +125,11 @@ def with_first(value: object) -> Callable[[np.ndarray], np.ndarray]:
 )
 def test_numbers_that_do_not_fit_are_refused(
     tmp_path: Path,
-    write: Callable[[Path, list[Seen]], Written],
+    write: Callable[[Path, list[TeacherOutput]], Written],
     fields: dict[str, Callable[[np.ndarray], np.ndarray]],
     reason: str,
 ) -> None:
-    seen = look_at(IDS)
+    seen = make_outputs(IDS)
     bad = changed(seen[1], **fields)
     written = write(tmp_path, [seen[0], bad, seen[2]])
     results = list(source_of(written).objects(map(sample_of, seen)))
@@ -139,7 +139,7 @@ def test_numbers_that_do_not_fit_are_refused(
 
 
 def test_numbers_beyond_half_precision_become_its_largest(tmp_path: Path) -> None:
-    seen = changed(look_at(["1"])[0], features=with_first(1e6))
+    seen = changed(make_outputs(["1"])[0], features=with_first(1e6))
     (objects,) = source_of(write_lxmert(tmp_path, [seen])).objects([sample_of(seen)])
     assert isinstance(objects, np.ndarray)
     check_objects(objects)
@@ -149,7 +149,7 @@ def test_numbers_beyond_half_precision_become_its_largest(tmp_path: Path) -> Non
 
 def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
     """A vocabulary of another detector: one class fewer than the files have."""
-    seen = look("1", np.random.default_rng(3), num=40)
+    seen = make_output("1", np.random.default_rng(3), num=40)
     assert seen.labels.max() == len(LABELS) - 1
     written = write_lxmert(tmp_path, [seen])
     Path(written["labels"]).write_text("\n".join(LABELS[:-1]))
@@ -171,7 +171,7 @@ def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_the_recipe_asks_for_and_the_file_lacks(tmp_path: Path) -> None:
-    (seen,) = look_at(["1"])
+    (seen,) = make_outputs(["1"])
     assert "class probabilities: none in it" in reason_of(
         write_lxmert(tmp_path, [seen]), seen, num_top=2
     )
@@ -186,7 +186,7 @@ def test_what_the_recipe_asks_for_and_the_file_lacks(tmp_path: Path) -> None:
 
 
 def test_boxes_are_as_many_as_said(tmp_path: Path) -> None:
-    (seen,) = look_at(["1"])
+    (seen,) = make_outputs(["1"])
     written = write_caffe(tmp_path, [seen])
     (path,) = tmp_path.glob("*.npz")
     num = len(seen.boxes)
@@ -216,7 +216,7 @@ def test_shares_have_to_span_the_sides_beside_them() -> None:
 
 def test_scores_that_are_one_half_keep_the_order_of_the_file(tmp_path: Path) -> None:
     """0.50001 and 0.50002 are the same number in half precision."""
-    seen = look("1", np.random.default_rng(0), num=3)
+    seen = make_output("1", np.random.default_rng(0), num=3)
     seen.probabilities[:] = 0
     seen.probabilities[:, 0] = (0.50001, 0.50002, 0.7)
     (objects,) = source_of(write_lxmert(tmp_path, [seen])).objects([sample_of(seen)])
@@ -226,7 +226,7 @@ def test_scores_that_are_one_half_keep_the_order_of_the_file(tmp_path: Path) -> 
 
 def test_boxes_of_a_resized_picture(tmp_path: Path) -> None:
     """Features of a picture of twice the size, and of one turned by a quarter; boxes by hand."""
-    (seen,) = look_at(["1"])
+    (seen,) = make_outputs(["1"])
     large = replace(seen, width=2 * seen.width + 1, height=2 * seen.height, boxes=seen.boxes * 2)
     (objects,) = source_of(write_lxmert(tmp_path, [large])).objects([sample_of(seen)])
     assert isinstance(objects, np.ndarray)
@@ -240,7 +240,7 @@ def test_boxes_of_a_resized_picture(tmp_path: Path) -> None:
 
 def test_boxes_just_over_the_border_are_cut_at_it(tmp_path: Path) -> None:
     """A hundredth of the longer side is the most."""
-    seen = replace(look("1", np.random.default_rng(0), num=1), width=50, height=40)
+    seen = replace(make_output("1", np.random.default_rng(0), num=1), width=50, height=40)
     for over_px, is_sound in ((0.49, True), (0.6, False)):
         box = np.array([[-over_px, 1, 50 + over_px, 39]], np.float32)
         written = write_lxmert(tmp_path, [replace(seen, boxes=box)])
@@ -251,9 +251,9 @@ def test_boxes_just_over_the_border_are_cut_at_it(tmp_path: Path) -> None:
 
 
 def test_rows_of_predictions_that_do_not_go_with_the_features(tmp_path: Path) -> None:
-    seen = look_at(IDS)
+    seen = make_outputs(IDS)
     written = write_oscar(tmp_path, seen)
-    more = look("2", np.random.default_rng(9), num=len(seen[1].boxes) + 1)
+    more = make_output("2", np.random.default_rng(9), num=len(seen[1].boxes) + 1)
     rows = [files.predictions_row(each) for each in (seen[0], replace(more, id="2"))]
     (tmp_path / "predictions.tsv").write_bytes(b"".join(rows))
     first, second, third = source_of(written).objects(map(sample_of, seen))
@@ -265,7 +265,7 @@ def test_rows_of_predictions_that_do_not_go_with_the_features(tmp_path: Path) ->
 
 @pytest.mark.parametrize("rows", [2, 3])
 def test_equal_rows_of_an_id_are_one(tmp_path: Path, rows: int) -> None:
-    seen = look_at(IDS)
+    seen = make_outputs(IDS)
     written = write_lxmert(tmp_path, seen + [seen[1]] * (rows - 1))
     results = list(source_of(written).objects(map(sample_of, seen)))
     once = list(source_of(write_lxmert(tmp_path, seen)).objects(map(sample_of, seen)))
@@ -277,7 +277,7 @@ def test_rows_of_an_id_that_differ_are_refused_or_the_first_counts(
 ) -> None:
     """As append-mode extractors leave them after a restart. Half a row beside a whole one is
     nobody's second opinion: the whole one counts."""
-    seen = look_at(IDS)
+    seen = make_outputs(IDS)
     other = replace(seen[1], features=seen[1].features + 1)
     written = write_lxmert(tmp_path, [*seen, other])
     assert "2 rows of '2' say different things" in reason_of(written, seen[1])
@@ -300,7 +300,7 @@ def test_rows_without_an_id_are_counted_and_shown(
     from stages.distill.precomputed.config import FeaturesConfig
     from stages.distill.precomputed.join import PrecomputedObjects
 
-    seen = look_at(IDS)
+    seen = make_outputs(IDS)
     written = write_lxmert(tmp_path, seen)
     sound = (tmp_path / "val.tsv").read_bytes()
     (tmp_path / "val.tsv").write_bytes(b"QUJD\r\n\r\n" + sound + b"1" * 30)
@@ -314,7 +314,7 @@ def test_rows_without_an_id_are_counted_and_shown(
 
 
 def test_detections_cut_short_are_read_up_to_the_cut(tmp_path: Path) -> None:
-    seen = look_at(IDS)
+    seen = make_outputs(IDS)
     written = write_coco(tmp_path, seen)
     entries = [entry for each in seen for entry in files.coco_entries(each)]
     text = json.dumps(entries)
@@ -352,7 +352,7 @@ def test_no_damage_gets_past(
 ) -> None:
     """Files cut anywhere and with bytes changed: what comes out is a Failure or objects that the
     schema takes, and nothing but FeaturesError is raised, when the file is opened."""
-    seen = look_at(IDS)
+    seen = make_outputs(IDS)
     written = FUZZED[name](tmp_path, seen)
     data = bytearray((tmp_path / name).read_bytes())
     del data[max(1, int(cut * len(data))) :]
@@ -429,7 +429,7 @@ def test_an_lmdb_cut_short_does_not_kill_the_process(tmp_path: Path) -> None:
         "id": "stem",
         "labels": files.write_names(tmp_path)["labels"],
     }
-    assert "neither .npz nor msgpack" in reason_of(written, look_at(["1"])[0])
+    assert "neither .npz nor msgpack" in reason_of(written, make_outputs(["1"])[0])
     data = (tmp_path / "all" / "data.mdb").read_bytes()
     for size, reason in ((50_000, "cut short"), (100, "no LMDB")):
         (tmp_path / "all" / "data.mdb").write_bytes(data[:size])

@@ -16,7 +16,7 @@ from typing import Any
 import features_files as files
 import numpy as np
 import pytest
-from features_files import ATTRIBUTES, LABELS, SIZE, Seen, look_at, sample_of
+from features_files import ATTRIBUTES, LABELS, SIZE, TeacherOutput, make_outputs, sample_of
 
 from sharding.format.schema import Failure, check_objects, object_dtype
 from stages.distill.precomputed.config import FeaturesConfig
@@ -28,33 +28,33 @@ IDS = ("42", "7", "1000012")
 Written = dict[str, Any]
 
 
-def write_lxmert(folder: Path, seen: list[Seen]) -> Written:
+def write_lxmert(folder: Path, seen: list[TeacherOutput]) -> Written:
     (folder / "val.tsv").write_bytes(b"".join(map(files.lxmert_row, seen)))
     return {"format": "butd-tsv", "path": str(folder / "val.tsv"), **files.write_names(folder)}
 
 
-def write_butd(folder: Path, seen: list[Seen]) -> Written:
+def write_butd(folder: Path, seen: list[TeacherOutput]) -> Written:
     """In two files, as several GPUs left them."""
     (folder / "t.tsv.0").write_bytes(files.butd_row(seen[0]))
     (folder / "t.tsv.1").write_bytes(b"".join(map(files.butd_row, seen[1:])))
     return {"format": "butd-tsv", "path": str(folder / "t.tsv.*")}
 
 
-def write_caffe(folder: Path, seen: list[Seen]) -> Written:
+def write_caffe(folder: Path, seen: list[TeacherOutput]) -> Written:
     for each in seen:
         data = files.butd_npz(each, files.caffe_info(each))
         (folder / f"COCO_val2014_{int(each.id):012}.npz").write_bytes(data)
     return {"format": "butd-npz", "path": str(folder), "id": "number", **files.write_names(folder)}
 
 
-def write_d2(folder: Path, seen: list[Seen]) -> Written:
+def write_d2(folder: Path, seen: list[TeacherOutput]) -> Written:
     for each in seen:
         (folder / f"{each.id}.npz").write_bytes(files.butd_npz(each, files.d2_info(each)))
     names = files.write_names(folder)
     return {"format": "butd-npz", "path": str(folder), "num_top": 3, **names}
 
 
-def write_scene_graph(folder: Path, seen: list[Seen]) -> Written:
+def write_scene_graph(folder: Path, seen: list[TeacherOutput]) -> Written:
     (folder / "predictions.tsv").write_bytes(b"".join(map(files.scene_graph_row, seen)))
     names = files.write_labelmap(folder / "labelmap.json")
     return {
@@ -66,7 +66,7 @@ def write_scene_graph(folder: Path, seen: list[Seen]) -> Written:
     }
 
 
-def write_oscar(folder: Path, seen: list[Seen]) -> Written:
+def write_oscar(folder: Path, seen: list[TeacherOutput]) -> Written:
     """Features and predictions in different orders; the features tell the box's place too."""
     (folder / "features.tsv").write_bytes(b"".join(map(files.oscar_row, seen)))
     (folder / "predictions.tsv").write_bytes(b"".join(map(files.predictions_row, seen[::-1])))
@@ -80,7 +80,7 @@ def write_oscar(folder: Path, seen: list[Seen]) -> Written:
     }
 
 
-def write_oscar_captions(folder: Path, seen: list[Seen]) -> Written:
+def write_oscar_captions(folder: Path, seen: list[TeacherOutput]) -> Written:
     (folder / "val.feature.tsv").write_bytes(b"".join(map(files.oscar_caption_row, seen)))
     (folder / "val.label.tsv").write_bytes(b"".join(map(files.label_row, seen)))
     return {
@@ -91,7 +91,7 @@ def write_oscar_captions(folder: Path, seen: list[Seen]) -> Written:
     }
 
 
-def write_coco(folder: Path, seen: list[Seen]) -> Written:
+def write_coco(folder: Path, seen: list[TeacherOutput]) -> Written:
     """The detections of the pictures mixed, as sorting by score would."""
     entries = [entry for each in seen for entry in files.coco_entries(each)]
     (folder / "bbox.json").write_text(json.dumps(entries[::2] + entries[1::2]))
@@ -102,7 +102,9 @@ def write_coco(folder: Path, seen: list[Seen]) -> Written:
     }
 
 
-def write_uniter(folder: Path, seen: list[Seen], encode: Callable[[Seen], bytes]) -> Written:
+def write_uniter(
+    folder: Path, seen: list[TeacherOutput], encode: Callable[[TeacherOutput], bytes]
+) -> Written:
     lmdb = pytest.importorskip("lmdb", reason="lmdb is not installed (boxless[features])")
     environment = lmdb.open(str(folder / "all"), map_size=1 << 24)
     with environment.begin(write=True) as transaction:
@@ -119,11 +121,11 @@ def write_uniter(folder: Path, seen: list[Seen], encode: Callable[[Seen], bytes]
     }
 
 
-def write_uniter_npz(folder: Path, seen: list[Seen]) -> Written:
+def write_uniter_npz(folder: Path, seen: list[TeacherOutput]) -> Written:
     return write_uniter(folder, seen, files.uniter_npz)
 
 
-def write_uniter_msgpack(folder: Path, seen: list[Seen]) -> Written:
+def write_uniter_msgpack(folder: Path, seen: list[TeacherOutput]) -> Written:
     return write_uniter(folder, seen, files.uniter_msgpack)
 
 
@@ -147,7 +149,7 @@ def source_of(written: Written, **fields: Any) -> PrecomputedObjects:
     )
 
 
-def expected_of(seen: Seen, written: Written) -> np.ndarray:
+def expected_of(seen: TeacherOutput, written: Written) -> np.ndarray:
     """What the layout can say of `seen`, as objects."""
     num_top, is_labelled = written.get("num_top", 1), written.get("labels") is not None
     dtype = object_dtype(feature_size=SIZE, num_top=num_top, attributes="attributes" in written)
@@ -169,10 +171,10 @@ def expected_of(seen: Seen, written: Written) -> np.ndarray:
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
 def test_a_layout_says_what_was_written(
-    tmp_path: Path, write: Callable[[Path, list[Seen]], Written]
+    tmp_path: Path, write: Callable[[Path, list[TeacherOutput]], Written]
 ) -> None:
     """Boxes of shares in half precision are off by up to 2^-11 of the picture's longer side."""
-    seen = look_at(IDS)
+    seen = make_outputs(IDS)
     written = write(tmp_path, seen)
     object_source = source_of(written)
     box_px = 60 / 2048 if written["format"] == "uniter-lmdb" else 1e-5
@@ -193,12 +195,12 @@ def test_a_layout_says_what_was_written(
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
 def test_pictures_and_features_alone_are_reported(
-    tmp_path: Path, write: Callable[[Path, list[Seen]], Written]
+    tmp_path: Path, write: Callable[[Path, list[TeacherOutput]], Written]
 ) -> None:
     """Two of three pictures are asked for, and one that nobody looked at."""
-    seen = look_at(IDS)
+    seen = make_outputs(IDS)
     object_source = source_of(write(tmp_path, seen))
-    samples = [sample_of(each) for each in (seen[0], *look_at(["43"]), seen[1])]
+    samples = [sample_of(each) for each in (seen[0], *make_outputs(["43"]), seen[1])]
     results = list(object_source.objects(samples))
     assert results[1] == Failure(key="k-43", reason="no features")
     assert [isinstance(result, Failure) for result in results] == [False, True, False]
@@ -211,7 +213,7 @@ def test_pictures_and_features_alone_are_reported(
 
 def test_rows_of_six_columns_have_no_classes(tmp_path: Path) -> None:
     """Labels that a file does not have cannot be joined, and classes are not thrown away."""
-    seen = look_at(IDS)
+    seen = make_outputs(IDS)
     names = files.write_names(tmp_path)
     with pytest.raises(FeaturesError, match="distill.features.labels is .* have no classes"):
         source_of({**write_butd(tmp_path, seen), **names})
@@ -221,7 +223,7 @@ def test_rows_of_six_columns_have_no_classes(tmp_path: Path) -> None:
 
 def test_a_broken_first_row_does_not_tell_the_layout(tmp_path: Path) -> None:
     """Six of LXMERT's ten columns, as a row that was cut off has."""
-    seen = look_at(IDS)
+    seen = make_outputs(IDS)
     written = write_lxmert(tmp_path, seen)
     sound = (tmp_path / "val.tsv").read_bytes()
     cut = b"\t".join(sound.split(b"\t")[:6]) + b"\r\n"
@@ -234,7 +236,7 @@ def test_a_broken_first_row_does_not_tell_the_layout(tmp_path: Path) -> None:
 
 def test_the_same_detection_twice_is_one(tmp_path: Path) -> None:
     """As two files that were merged have it."""
-    (seen,) = look_at(["7"])
+    (seen,) = make_outputs(["7"])
     written = write_coco(tmp_path, [seen])
     (tmp_path / "bbox.json").write_text(json.dumps(2 * files.coco_entries(seen)))
     (objects,) = source_of(written).objects([sample_of(seen)])
@@ -245,12 +247,12 @@ def test_the_same_detection_twice_is_one(tmp_path: Path) -> None:
 def test_features_without_predictions_are_not_enough(tmp_path: Path) -> None:
     for write in (write_oscar, write_oscar_captions):
         with pytest.raises(FeaturesError, match="predictions is null.*no boxes and classes"):
-            source_of({**write(tmp_path, look_at(IDS)), "predictions": None})
+            source_of({**write(tmp_path, make_outputs(IDS)), "predictions": None})
 
 
 def test_detections_without_features(tmp_path: Path) -> None:
     """A single 0 stands for each."""
-    (seen,) = look_at(["7"])
+    (seen,) = make_outputs(["7"])
     (tmp_path / "bbox.json").write_text(json.dumps(files.coco_entries(seen, features=False)))
     written = {
         "format": "coco-json",
@@ -266,7 +268,7 @@ def test_detections_without_features(tmp_path: Path) -> None:
 
 def test_python_3_in_a_script_of_python_2(tmp_path: Path) -> None:
     """Fields written as b'...' are read as what is in the quotes."""
-    (seen,) = look_at(["7"])
+    (seen,) = make_outputs(["7"])
     fields = files.lxmert_row(seen).rstrip().split(b"\t")
     quoted = [f if i in (0, 1, 2, 7) else b"b'" + f + b"'" for i, f in enumerate(fields)]
     (tmp_path / "val.tsv").write_bytes(b"\t".join(quoted) + b"\r\n")
@@ -279,7 +281,7 @@ def test_python_3_in_a_script_of_python_2(tmp_path: Path) -> None:
 
 def test_confidence_0_is_no_attribute(tmp_path: Path) -> None:
     """py-bottom-up-attention writes zeros for attributes that it does not know."""
-    (seen,) = look_at(["7"])
+    (seen,) = make_outputs(["7"])
     row = files.lxmert_row(seen).split(b"\t")
     row[6] = files.base64_of(np.zeros(len(seen.boxes)), "<f4")
     written = write_lxmert(tmp_path, [seen])
@@ -291,7 +293,7 @@ def test_confidence_0_is_no_attribute(tmp_path: Path) -> None:
 
 def test_background_of_given_boxes_goes_to_the_best_class(tmp_path: Path) -> None:
     """d2's bbox_feats takes the argmax over all logits; the background comes after the classes."""
-    (seen,) = look_at(["7"])
+    (seen,) = make_outputs(["7"])
     info = {**files.d2_info(seen), "objects": np.full(len(seen.boxes), len(LABELS))}
     written = write_d2(tmp_path, [seen])
     (tmp_path / "7.npz").write_bytes(files.butd_npz(seen, info))
@@ -312,7 +314,7 @@ class Hostile:
 
 def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     """As `info`, and as an array of objects where numbers belong."""
-    (seen,) = look_at(["7"])
+    (seen,) = make_outputs(["7"])
     written, trap = write_caffe(tmp_path, [seen]), tmp_path / "trapped"
     (path,) = tmp_path.glob("*.npz")
     hostile = np.array([Hostile(trap)], object)

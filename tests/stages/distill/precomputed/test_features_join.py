@@ -13,7 +13,7 @@ import features_files as files
 import numpy as np
 import pytest
 from distill_fakes import tree_of, write_images
-from features_files import LABELS, SIZE, Seen, look_at, sample_of
+from features_files import LABELS, SIZE, TeacherOutput, make_outputs, sample_of
 from test_features_formats import expected_of, source_of, write_lxmert, write_oscar
 
 from sharding.format.manifest import read_manifest
@@ -77,7 +77,7 @@ def test_rules_of_both_sides() -> None:
 
 def test_features_are_found_by_file_name(tmp_path: Path) -> None:
     """Ids as LXMERT's extraction has them: names without ending, where the samples have numbers."""
-    (seen,) = look_at(["7"])
+    (seen,) = make_outputs(["7"])
     named = replace(seen, id="COCO_val2014_000000000007")
     sample = sample_of(seen, file_name="val2014/COCO_val2014_000000000007.jpg")
     written = write_lxmert(tmp_path, [named])
@@ -99,9 +99,9 @@ def test_features_are_found_by_file_name(tmp_path: Path) -> None:
 def test_a_rule_that_finds_nothing_is_reported_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (seen,) = look_at(["COCO_7"])
+    (seen,) = make_outputs(["COCO_7"])
     object_source = PrecomputedObjects(config_of(write_lxmert(tmp_path, [seen])))
-    sample = sample_of(look_at(["7"])[0])
+    sample = sample_of(make_outputs(["7"])[0])
     assert all(isinstance(result, Failure) for result in object_source.objects([sample] * 600))
     reported = capsys.readouterr().out
     assert (
@@ -114,9 +114,9 @@ def test_a_rule_that_finds_nothing_is_reported_once(
 
 def test_a_rule_that_finds_nothing_at_all_is_refused_in_the_end(tmp_path: Path) -> None:
     """Oracle: one picture more or less among the features; the error names both sides' ids."""
-    looks = look_at(["COCO_7", "8"])
+    looks = make_outputs(["COCO_7", "8"])
     object_source = PrecomputedObjects(config_of(write_lxmert(tmp_path, looks)))
-    samples = [sample_of(look) for look in look_at(["7", "8"])]
+    samples = [sample_of(look) for look in make_outputs(["7", "8"])]
     infos = [(sample.key, sample.info) for sample in samples]
     assert object_source.account(infos).num_pictures_without_features == 1
     with pytest.raises(
@@ -132,7 +132,7 @@ def test_the_index_is_kept_and_taken_only_where_it_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: passes counted; results of an index in memory."""
-    seen = look_at(IDS)
+    seen = make_outputs(IDS)
     written, folder = write_oscar(tmp_path, seen), tmp_path / "index"
     passes: list[str] = []
     pass_over = index._pass_over
@@ -177,7 +177,7 @@ def test_the_index_is_kept_and_taken_only_where_it_fits(
 def test_workers_make_one_pass_between_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = write_lxmert(tmp_path, look_at(IDS))
+    written = write_lxmert(tmp_path, make_outputs(IDS))
     passes: list[Path] = []
     pass_over = index._pass_over
 
@@ -221,7 +221,7 @@ def test_lines_of_any_length_are_scanned(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_fingerprint_is_of_content_not_of_place(tmp_path: Path) -> None:
-    seen = look_at(IDS)
+    seen = make_outputs(IDS)
     folders = [tmp_path / name for name in ("a", "b")]
     for folder in folders:
         folder.mkdir()
@@ -318,7 +318,7 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
             source_of({**fields, **names})
 
 
-def shards_of(seen: Sequence[Seen]) -> dict[str, list[Sample]]:
+def shards_of(seen: Sequence[TeacherOutput]) -> dict[str, list[Sample]]:
     return {
         "heldout-000000.tar": [sample_of(each) for each in seen[:2]],
         "train-000000.tar": [sample_of(each) for each in seen[2:7]],
@@ -331,12 +331,12 @@ def test_a_whole_distillation_from_old_features(
 ) -> None:
     """12 pictures, of which one has no features, one a broken row and one two rows that differ;
     one row more has no picture. Oracle: the numbers written; counts by hand."""
-    seen = look_at(IDS)
+    seen = make_outputs(IDS)
     write_images(tmp_path / "images", shards_of(seen))
     rows = [files.lxmert_row(each) for each in seen[1:]]
     rows[3] = rows[3][:-20] + b"\r\n"
     rows.append(files.lxmert_row(replace(seen[9], features=-seen[9].features)))
-    rows.append(files.lxmert_row(look_at(["999"])[0]))
+    rows.append(files.lxmert_row(make_outputs(["999"])[0]))
     written = write_lxmert(tmp_path, seen)
     (tmp_path / "val.tsv").write_bytes(b"".join(rows))
     config = DistillConfig(teacher="features", features=config_of(written), phrases="lexicon")
@@ -381,7 +381,7 @@ def test_a_whole_distillation_from_old_features(
 
 def test_info_is_read_without_the_picture(tmp_path: Path) -> None:
     """Oracle: the sample as it is read whole."""
-    write_images(tmp_path, shards_of(look_at(IDS)))
+    write_images(tmp_path, shards_of(make_outputs(IDS)))
     tar = tmp_path / "train-000000.tar"
     for entry, sample in zip(read_manifest(tar).samples, iterate(tar), strict=True):
         assert read_info(OpenTar(tar), entry) == sample.info

@@ -20,7 +20,8 @@ from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm
 from stages.pretrain.objectives.objective import ObjectiveOutput
 from stages.student.heads import ContrastiveHead
-from stages.student.network import Cells, Hidden, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells, Hidden
 
 WITH_HEAD = replace(TINY, itc_size=6)
 

@@ -15,7 +15,8 @@ from pretrain_fixtures import TINY, random_batch, tiny_student, toy_tokenizer
 from stages.pretrain.config import ItmConfig
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.itm import Itm
-from stages.student.network import Cells, Hidden, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells, Hidden
 
 NO_CELLS = cast(Cells, None)
 

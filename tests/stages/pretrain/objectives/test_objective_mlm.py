@@ -16,7 +16,8 @@ from transformers import DataCollatorForLanguageModeling
 from stages.pretrain.config import MlmConfig
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.mlm import IGNORED, Mlm, spread_over_words
-from stages.student.network import Cells, Hidden, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells, Hidden
 from stages.student.text.word_numbers import number_words
 
 NO_CELLS = cast(Cells, None)

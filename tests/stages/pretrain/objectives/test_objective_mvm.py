@@ -14,7 +14,8 @@ from pretrain_fixtures import random_batch, toy_tokenizer
 from stages.pretrain.config import MvmConfig
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.mvm import IGNORED, Mvm
-from stages.student.network import Cells, Hidden, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells, Hidden
 from stages.student.vision.neck_config import DictionaryConfig
 from stages.student.vision.visual_dictionary import Dictionary
 from stages.training.monitoring.metrics import ObjectiveOutput
@@ -69,7 +70,7 @@ def test_the_loss_by_hand() -> None:
 
 
 def test_loss_and_gradient_are_those_of_a_loop() -> None:
-    """Oracle: a loop over hidden cells and codes."""
+    """Oracle: a loop over masked cells and codes."""
     batch = random_batch(1, pictures=4, grid=GRID)
     _hide(MvmConfig(probability=1.0), batch, _cells(batch, 1))
     hidden = torch.randn(8, 20, 7, requires_grad=True)
@@ -171,7 +172,7 @@ def test_the_released_rule() -> None:
 
 
 def test_pairs_that_are_not_drawn_see_everything() -> None:
-    """Oracle: what the rule hides from all pairs is hidden whole or not at all, about as often as
+    """Oracle: what the rule masks in all pairs is masked whole or not at all, about as often as
     the probability says."""
     num_masked = 0
     for seed in range(40):

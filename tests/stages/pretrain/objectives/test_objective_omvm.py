@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from stages.pretrain.config import OmvmConfig
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.omvm import Omvm
-from stages.student.network import Cells, Hidden, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells, Hidden
 from stages.training.monitoring.metrics import ObjectiveOutput
 
 NO_CELLS = cast(Cells, None)
@@ -187,7 +188,7 @@ def test_all_cells_of_a_hidden_object_are_masked_and_no_others(num_objects: int)
 
 
 def test_an_object_without_a_cell_is_not_drawn() -> None:
-    """Oracle: rows of objects that have cells; there is nothing to hide or to pool of the rest."""
+    """Oracle: rows of objects that have cells; the rest have nothing to mask or to pool."""
     batch = random_batch(8, pictures=6)
     batch.matched[:] = True
     batch.regions[:, 1] = 0
@@ -218,7 +219,7 @@ def test_which_objects_are_drawn(draw: Any, shares: tuple[float, float]) -> None
 
 
 def test_how_often_a_drawn_object_is_hidden() -> None:
-    """Oracle: a binomial count within four standard errors; told either way; every object is
+    """Oracle: a binomial count within four standard errors; predicted either way; every object is
     drawn about as often as any other."""
     batch = random_batch(4, pictures=1500, captions=2, objects=3)
     batch.label[:], batch.matched[:] = 0, True

@@ -18,7 +18,8 @@ from stages.pretrain.data.batch import Batch
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.objectives.pra import Pra, divergence
 from stages.student.heads import AlignHead, weighted_mean
-from stages.student.network import Cells, Hidden, Student
+from stages.student.network import Student
+from stages.student.outputs import Cells, Hidden
 from stages.training.monitoring.metrics import ObjectiveOutput
 
 REGIONS = ["object", "cell"]

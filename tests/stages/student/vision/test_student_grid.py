@@ -14,7 +14,7 @@ from pretrain_fixtures import TINY, tiny_student
 from transformers import ResNetConfig
 
 from sharding.format.resize import Resize
-from stages.student.network import Cells
+from stages.student.outputs import Cells
 from stages.student.vision.grid import (
     Grid,
     cell_size_px,

@@ -264,7 +264,7 @@ def test_a_file_that_is_no_text(name: str, tmp_path: Path) -> None:
     form, path, _ = _sound(name, tmp_path)
     data = path.read_bytes()
     path.write_bytes(gzip.compress(data))
-    with pytest.raises(ReaderError, match=r"rows\.json: got a compressed file, .* \(gunzip it\)"):
+    with pytest.raises(ReaderError, match=r"rows\.json: got a file compressed by gzip.* gzip -d"):
         form.read(path)
     path.write_bytes(data.decode().encode("utf-16"))
     with pytest.raises(ReaderError, match=r"rows\.json: not UTF-8"):
