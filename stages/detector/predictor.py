@@ -37,7 +37,7 @@ from torch import Tensor
 from boxless.errors import BoxlessError
 from sharding.format.schema import object_dtype
 from stages.detector.model.faster_rcnn import Detections, FasterRCNN
-from stages.detector.model.views import View, find_in_views
+from stages.detector.model.test_time_augmentation import View, find_in_views
 from stages.detector.ops.boxes import clip_to, far_corners, is_nonempty
 from stages.detector.ops.pooler import picture_of_boxes
 from stages.detector.ops.resize import Prepared, enlarged, prepare, stack

@@ -38,7 +38,7 @@ from stages.pretrain.data.batches import (
 )
 from stages.pretrain.data.caption_groups import count_captions, num_visits
 from stages.pretrain.data.collate import Collate
-from stages.pretrain.fill_bank import fill_query_bank, training_pairs
+from stages.pretrain.fill_query_bank import fill_query_bank, training_pairs
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.momentum_contrast import MomentumContrast
 from stages.pretrain.optimizer import freeze, make_optimizer

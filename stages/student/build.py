@@ -16,7 +16,7 @@ from stages.student.checkpoints.soho import load_soho
 from stages.student.config import StudentConfig
 from stages.student.network import Student
 from stages.student.network_config import StudentNetConfig
-from stages.student.text.spans import IMAGE_TOKEN_TYPE
+from stages.student.text.token_types import IMAGE_TOKEN_TYPE
 
 
 def make_student(

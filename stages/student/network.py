@@ -42,7 +42,7 @@ from stages.student.heads import (
 from stages.student.network_config import StudentNetConfig
 from stages.student.outputs import Cells, Hidden, StudentOutput
 from stages.student.query_bank import QueryBank
-from stages.student.text.spans import IMAGE_TOKEN_TYPE
+from stages.student.text.token_types import IMAGE_TOKEN_TYPE
 from stages.student.vision.grid import Grid, cells_inside, sine_positions
 from stages.student.vision.image_transforms import normalise
 from stages.student.vision.neck_config import neck_from_json
@@ -315,10 +315,10 @@ class Student(InstalledClass, PreTrainedModel):
 
         `picture` [B] says which picture each pair looks at (the CNN runs once a picture however
         many texts look at it); `input_ids` [B, T], padded with the tokenizer's pad id;
-        `token_type_ids` [B, T] as in `stages.student.text.spans`, all 0 if None; `masked_cells`
-        bool [B, C]: these cells are replaced by the mask vector; `output_mask` bool [B, T + C], or
-        its places: the outputs that matter, all others are zeros and cost nothing in the last layer
-        (None: all).
+        `token_type_ids` [B, T] as in `stages.student.text.token_types`, all 0 if None;
+        `masked_cells` bool [B, C]: these cells are replaced by the visual mask embedding;
+        `output_mask` bool [B, T + C], or its places: the outputs that are needed, all others are
+        zeros and cost nothing in the last layer (None: all).
         """
         features = cells.features[picture]
         if masked_cells is not None:

@@ -23,7 +23,7 @@ from stages.picture import upright_picture
 from stages.student.folder.auto_classes import PROCESSOR_MAP, InstalledClass, write_module
 from stages.student.folder.errors import read_settings
 from stages.student.network import Student
-from stages.student.text.spans import Spans, encode_spans
+from stages.student.text.token_types import Spans, encode_spans
 from stages.student.text.tokenizer import encodable, encodable_spans, load_tokenizer
 from stages.student.vision.image_transforms import (
     IMAGENET_MEAN,

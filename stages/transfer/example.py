@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.student.text.spans import Spans
+from stages.student.text.token_types import Spans
 from stages.student.text.tokenizer import encodable, encodable_spans
 
 

@@ -16,7 +16,7 @@ from stages.student.fusion.last_layer import OutputPlaces
 from stages.student.network import Student
 from stages.student.outputs import Cells
 from stages.student.processor import StudentProcessor
-from stages.student.text.spans import Spans
+from stages.student.text.token_types import Spans
 from stages.transfer.example import Example
 from stages.transfer.fixed_blocks import FixedBlock
 

@@ -1,6 +1,6 @@
 """Flickr30k Entities in its original files: captions, phrases and boxes of Flickr30k's pictures.
 
-A folder with `Annotations/ID.xml` and `Sentences/ID.txt` (`stages.entities_files`), and lists
+A folder with `Annotations/ID.xml` and `Sentences/ID.txt` (`stages.flickr30k_files`), and lists
 `train.txt`, `val.txt`, `test.txt` with an id a line. The pictures are `ID.jpg` in a folder of their
 own, of any size.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from boxless.errors import BoxlessError
-from stages.entities_files import MAX_FILE_BYTES, PictureBoxes, parse_boxes, parse_caption
+from stages.flickr30k_files import MAX_FILE_BYTES, PictureBoxes, parse_boxes, parse_caption
 from stages.ingest.files import (
     describe_folder,
     open_folder,

@@ -26,7 +26,7 @@ from stages.pretrain.data.collate import Collate, Decoded
 from stages.pretrain.data.every_sample import every_sample
 from stages.student.checkpoints.pretrained import published_tokenizer
 from stages.student.config import StudentConfig
-from stages.student.text.spans import add_person_tags
+from stages.student.text.token_types import add_person_tags
 from stages.student.text.tokenizer import load_tokenizer, train_tokenizer
 from stages.training.batches import LoadedBatch
 

@@ -26,7 +26,7 @@ from stages.pretrain.data.batch import Batch
 from stages.pretrain.data.caption_groups import caption_group
 from stages.pretrain.objectives.objective import Objective, output_mask_of
 from stages.student.fusion.last_layer import OutputPlaces
-from stages.student.text.word_numbers import number_words
+from stages.student.text.word_ids import word_ids_of
 from stages.student.vision.grid import region_weights
 from stages.student.vision.image_transforms import load_picture, stack_bytes
 from stages.student.vision.padding import canvas_px, fills_canvas
@@ -216,7 +216,7 @@ class Collate:
             texts=tokens,
             is_true=is_true,
             ordinary=encoded["special_tokens_mask"] == 0,
-            words=number_words(encoded["offset_mapping"], encoded["special_tokens_mask"]),
+            words=word_ids_of(encoded["offset_mapping"], encoded["special_tokens_mask"]),
             matched=is_true,
             swapped=torch.zeros(0, dtype=torch.long),
             masked_cells=masked_cells,

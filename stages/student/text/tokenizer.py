@@ -10,7 +10,7 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from boxless.errors import BoxlessError
-from stages.student.text.spans import Spans
+from stages.student.text.token_types import Spans
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

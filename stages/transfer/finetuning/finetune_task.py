@@ -22,7 +22,7 @@ from sharding.writing.atomic import write_json, write_text
 from stages.student.extend_vocabulary import extend
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor
-from stages.student.text.spans import add_person_tags
+from stages.student.text.token_types import add_person_tags
 from stages.student.text.tokenizer import load_tokenizer
 from stages.training.batches import ExampleBatches
 from stages.training.checkpoints.whole_weights import whole_weights
@@ -38,7 +38,7 @@ from stages.transfer.finetuning.predict import predict, read_partial
 from stages.transfer.finetuning.weights_digest import weights_digest
 from stages.transfer.fixed_blocks import fixed_threads
 from stages.transfer.heads.encoder_inputs import num_encoder_inputs
-from stages.transfer.heads.kept_inputs import KeptInputs
+from stages.transfer.heads.input_cache import InputCache
 from stages.transfer.outcomes import summarize
 from stages.transfer.readers.records import ReaderError, TaskData
 from stages.transfer.task_batch import TaskBatch, collate
@@ -61,7 +61,7 @@ class TaskModule(nn.Module):
     ) -> None:
         super().__init__()
         self.student, self.head, self.task = student, head, task
-        self._kept = None if train_student else KeptInputs(student.pad_id)
+        self._kept = None if train_student else InputCache(student.pad_id)
 
     def forward(
         self, batch: TaskBatch, is_valid: bool = True

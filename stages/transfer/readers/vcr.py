@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.student.text.spans import Spans
+from stages.student.text.token_types import Spans
 from stages.transfer.example import Example
 from stages.transfer.readers.records import (
     ExampleCollector,

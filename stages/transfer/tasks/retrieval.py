@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor
-from stages.student.text.spans import Spans
+from stages.student.text.token_types import Spans
 from stages.transfer.example import Example
 from stages.transfer.metrics.classification import first_best
 from stages.transfer.metrics.retrieval_recall import fold_recalls, recalls

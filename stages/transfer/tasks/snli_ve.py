@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.student.text.spans import NUM_VCR_TOKEN_TYPES
+from stages.student.text.token_types import NUM_VCR_TOKEN_TYPES
 from stages.transfer.example import Example
 from stages.transfer.metrics.classification import accuracy_score
 from stages.transfer.readers.records import TaskData

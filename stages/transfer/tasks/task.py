@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from stages.student.heads import ItmHead
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor
-from stages.student.text.spans import Spans
+from stages.student.text.token_types import Spans
 from stages.transfer.example import Example
 from stages.transfer.fixed_blocks import fixed_blocks
 from stages.transfer.heads.classifier import ClassifierHead, EncoderHead

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from stages.student.heads import ItmHead
 from stages.student.network import Student
-from stages.student.text.spans import NUM_VCR_TOKEN_TYPES, Spans
+from stages.student.text.token_types import NUM_VCR_TOKEN_TYPES, Spans
 from stages.transfer.example import Example
 from stages.transfer.metrics.classification import first_best
 from stages.transfer.metrics.vcr_accuracy import NUM_CHOICES, format_submission, vcr_score

@@ -1,4 +1,4 @@
-"""Objects found in several views of a picture (`stages.detector.model.views`)."""
+"""Objects found in several views of a picture (`stages.detector.model.test_time_augmentation`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from teacher_scenes import ATTRIBUTES, LABELS, NET, draw
 
 from stages.detector.model.faster_rcnn import FasterRCNN
 from stages.detector.model.postprocess import label_scores
-from stages.detector.model.views import View, find_in_views
+from stages.detector.model.test_time_augmentation import View, find_in_views
 from stages.detector.net_config import (
     ChoiceConfig,
     PictureConfig,

@@ -18,7 +18,7 @@ from stages.pretrain.data.batch import Batch
 from stages.pretrain.objectives.mlm import IGNORED, Mlm, spread_over_words
 from stages.student.network import Student
 from stages.student.outputs import Cells, Hidden
-from stages.student.text.word_numbers import number_words
+from stages.student.text.word_ids import word_ids_of
 
 NO_CELLS = cast(Cells, None)
 
@@ -171,7 +171,7 @@ def test_words_are_masked_as_transformers_masks_them() -> None:
         return_tensors="pt",
     )
     offsets, special = encoded["offset_mapping"], encoded["special_tokens_mask"]
-    words = number_words(offsets, special)
+    words = word_ids_of(offsets, special)
     theirs, not_first = DataCollatorForLanguageModeling._calc_word_ids_and_prob_mask(
         offsets.numpy(), special.numpy()
     )

@@ -20,7 +20,7 @@ from stages.student.build import make_student
 from stages.student.extend_vocabulary import extend
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor
-from stages.student.text.spans import add_person_tags, encode_spans
+from stages.student.text.token_types import add_person_tags, encode_spans
 
 QUESTION, ANSWER = ("question", "a red circle"), ("answer", "small")
 RATIONALE = ("rationale", "the [PERSON_1] is red")

@@ -1,4 +1,4 @@
-"""What a head reads of examples, kept in memory where the student below it does not learn."""
+"""A cache of the inputs of a task's head, for a student that is not trained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from stages.transfer.task_batch import TaskBatch
 
 
-class KeptInputs:
+class InputCache:
     """The head's inputs by picture and text; each is computed once. They are without dropout, so
     the student has to be in evaluation mode."""
 

@@ -1,4 +1,4 @@
-"""Texts of several parts, as VCR has them: a question, its answer, a rationale; and person tags.
+"""Token types of texts in several parts (VCR: question, answer, rationale), and person tags.
 
 Facts are those of KD-VLP's wrapper in VL-InterpreT (IntelLabs/VL-InterpreT,
 app/database/models/kdvlp.py): question and answer are [CLS] q [SEP] a [SEP], of the types 0 x (len

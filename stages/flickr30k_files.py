@@ -1,4 +1,4 @@
-"""What the files of Flickr30k Entities say: a line of Sentences, and a file of Annotations.
+"""Parsers of Flickr30k Entities: a line of a Sentences file, and a file of Annotations.
 
 Layout: Plummer et al., IJCV 2017; https://github.com/BryanPlummer/flickr30k_entities.
 Sentences/ID.txt has a caption a line, "[/EN#283585/people A young male] kneeling ...";

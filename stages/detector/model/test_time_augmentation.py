@@ -1,9 +1,9 @@
-"""A picture looked at more than once: in several sizes, and mirrored.
+"""Test-time augmentation: one picture in several sizes, and mirrored.
 
-How views are joined is ours: the proposals of all are one set, every view says of each proposal
-what it holds and where it ends, and the means of that are treated as what one view says.
-detectron2's GeneralizedRCNNWithTTA puts the objects of all views together instead and suppresses
-among them.
+How views are combined is ours: the proposals of all views are one set, each view classifies and
+regresses every proposal, and the mean over views is treated as the output of a single view.
+detectron2's GeneralizedRCNNWithTTA instead pools the objects of all views and suppresses among
+them.
 
 Letters: V views, P proposals of all views, O objects, D feature size, L labels.
 """

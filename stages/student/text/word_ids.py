@@ -1,11 +1,11 @@
-"""Which word of a text each of its word pieces is of."""
+"""The word that each word piece of a text belongs to, as transformers' `word_ids` has it."""
 
 from __future__ import annotations
 
 import torch
 
 
-def number_words(offsets: torch.Tensor, special: torch.Tensor) -> torch.Tensor:
+def word_ids_of(offsets: torch.Tensor, special: torch.Tensor) -> torch.Tensor:
     """The number of each piece's word within its text, -1 for special pieces and padding: [B, T].
 
     offsets [B, T, 2]: first character and end of each piece; special [B, T]: 1 for special pieces.
