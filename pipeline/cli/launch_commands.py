@@ -11,15 +11,26 @@ from pathlib import Path
 from pipeline.cli.arguments import positive_number, user_path, whole_number
 from pipeline.runner.run_folder import RunError, RunFolder
 
+Commands = argparse._SubParsersAction
 
-def add_launch_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+
+def add_launch_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add them to the command line."""
+    _add_attach(commands)
+    _add_cancel(commands)
+    _add_logs(commands)
+    _add_cluster_plan(commands)
+
+
+def _add_attach(commands: Commands[argparse.ArgumentParser]) -> None:
     attach = commands.add_parser(
         "attach", help="follow the output of a run's Slurm job; Ctrl-C leaves the job running"
     )
     attach.add_argument("run", type=user_path, help="a run folder")
     attach.set_defaults(command=_attach)
 
+
+def _add_cancel(commands: Commands[argparse.ArgumentParser]) -> None:
     cancel = commands.add_parser(
         "cancel", help="cancel a run's Slurm jobs; pretraining saves a checkpoint first"
     )
@@ -29,6 +40,8 @@ def add_launch_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     )
     cancel.set_defaults(command=_cancel)
 
+
+def _add_logs(commands: Commands[argparse.ArgumentParser]) -> None:
     logs = commands.add_parser("logs", help="show the log of a rank")
     logs.add_argument("run", type=user_path, help="a run folder")
     logs.add_argument("--stage", help="stage (default: the one that wrote last)")
@@ -48,6 +61,8 @@ def add_launch_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     logs.add_argument("--follow", action="store_true", help="follow until Ctrl-C")
     logs.set_defaults(command=_logs)
 
+
+def _add_cluster_plan(commands: Commands[argparse.ArgumentParser]) -> None:
     plan = commands.add_parser(
         "cluster-plan",
         help="estimate time, storage and network of a large run from the rates of a small one",

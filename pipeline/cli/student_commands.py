@@ -88,8 +88,9 @@ def _add_export(commands: Commands[argparse.ArgumentParser]) -> None:
     export = commands.add_parser(
         "export",
         help="write a student as ONNX files or SOHO checkpoint, or examples for VL-InterpreT",
-        description="onnx: its networks for ONNX Runtime (docs/students.md). soho: a checkpoint that the released SOHO code reads, of a student built as "
-        "SOHO's. vl-interpret: attention and hidden states of some examples, for Intel's viewer.",
+        description="onnx: the networks for ONNX Runtime (docs/students.md). soho: a checkpoint "
+        "that the released SOHO code reads, of a student built as SOHO's. vl-interpret: attention "
+        "and hidden states of some examples, for Intel's viewer.",
     )
     export.add_argument("student", type=user_path, help="a student's folder, as RUN/student")
     export.add_argument(

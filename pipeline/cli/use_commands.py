@@ -21,10 +21,23 @@ NUM_MEASURED = 256
 
 def add_use_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the commands to the command line's parser."""
-    match = _add(commands, "match", "rank texts by how well they match a picture", _match)
+    _add_match(commands)
+    _add_search(commands)
+    _add_answer(commands)
+    _add_judge(commands)
+    _add_point(commands)
+    _add_serve(commands)
+    _add_retrieval_plan(commands)
+
+
+def _add_match(commands: Commands[argparse.ArgumentParser]) -> None:
+    match = _add_command(commands, "match", "rank texts by how well they match a picture", _match)
     match.add_argument("picture", type=user_path, help="an image file")
     match.add_argument("text", nargs="+", help="texts to rank")
-    search = _add(
+
+
+def _add_search(commands: Commands[argparse.ArgumentParser]) -> None:
+    search = _add_command(
         commands, "search", "rank the pictures of a folder by how well they match a text", _search
     )
     search.add_argument("pictures", type=user_path, help="a folder of images")
@@ -42,10 +55,18 @@ def add_use_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="N",
         help="number of results (default: 10)",
     )
-    answer = _add(commands, "answer", "answer a question about a picture (task vqa)", _answer)
+
+
+def _add_answer(commands: Commands[argparse.ArgumentParser]) -> None:
+    answer = _add_command(
+        commands, "answer", "answer a question about a picture (task vqa)", _answer
+    )
     answer.add_argument("picture", type=user_path, help="an image file")
     answer.add_argument("question", help="the question")
-    judge = _add(
+
+
+def _add_judge(commands: Commands[argparse.ArgumentParser]) -> None:
+    judge = _add_command(
         commands,
         "judge",
         "judge whether a statement is true of a picture (tasks nlvr, snli_ve)",
@@ -56,7 +77,12 @@ def add_use_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     judge.add_argument(
         "--task", choices=["nlvr", "snli_ve"], help="default: the one that the student has"
     )
-    point = _add(commands, "point", "find the region of a phrase of a caption in a picture", _point)
+
+
+def _add_point(commands: Commands[argparse.ArgumentParser]) -> None:
+    point = _add_command(
+        commands, "point", "find the region of a phrase of a caption in a picture", _point
+    )
     point.add_argument("picture", type=user_path, help="an image file")
     point.add_argument("caption", help="a caption that has the phrase")
     point.add_argument("phrase", help="the phrase")
@@ -66,7 +92,10 @@ def add_use_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="PNG",
         help="write a copy of the picture with point and box",
     )
-    serve = _add(
+
+
+def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
+    serve = _add_command(
         commands, "serve", "serve a web page for match, search, answer, judge and point", _serve
     )
     serve.add_argument("--pictures", type=user_path, metavar="DIR", help="a folder to search in")
@@ -80,7 +109,10 @@ def add_use_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         default=8000,
         help="default: 8000; 0 takes a free one",
     )
-    plan = _add(
+
+
+def _add_retrieval_plan(commands: Commands[argparse.ArgumentParser]) -> None:
+    plan = _add_command(
         commands,
         "retrieval-plan",
         "estimate the time of a full retrieval matrix, from a measured rate",
@@ -106,7 +138,7 @@ def add_use_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     )
 
 
-def _add(
+def _add_command(
     commands: Commands[argparse.ArgumentParser], name: str, text: str, run: object
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text)

@@ -91,11 +91,10 @@ def pretrain(
         collate = _collate(config, student, net, tokenizer, seed)
         # Finer steps pad less, but leave more groups with a batch that is not full.
         shape_step_px = 2 * net.grid.cell_px // student.cell_pooling
-        groups_captions = config.visits == "caption_groups"
         stream = open_stream(
             sources,
             config,
-            num_visits=_num_visits(config, opened, out) if groups_captions else None,
+            num_visits=_num_visits(config, opened, out),
             seed=seed,
             resize=Resize(shorter_px=student.shorter_px, longer_px=student.longer_px),
             shape_step_px=shape_step_px,
@@ -104,11 +103,7 @@ def pretrain(
         texts = _text_cache(config, net)
         if cache and not config.num_workers:  # workers have no part in this process's cache
             collate = replace(collate, is_cached=cache.__contains__)
-        faults = FaultPolicy(
-            on_fault=config.data.on_fault,
-            max_skipped=config.data.max_skipped,
-            stall_seconds=config.data.stall_seconds,
-        )
+        faults = _fault_policy(config)
         if config.itc.weight and config.itc.start == "cca" and not has_checkpoint(out):
             start_from_data(
                 net,
@@ -134,10 +129,8 @@ def pretrain(
         engine = make_engine(model, make_optimizer(net, config), config, world_size)
 
         def save(folder: Path) -> None:
-            if student.itc_bank_size and config.itc.weight:
-                is_first = torch.distributed.get_rank() == 0
-                pairs = training_pairs(stream, collate, student.itc_bank_size, show=is_first)
-                fill_query_bank(model, pairs, current_device())
+            if config.itc.weight:
+                _fill_query_bank(model, stream, collate, student.itc_bank_size)
             averaged = average.state() if average else None
             save_student(engine, net, tokenizer, folder, config.save_precision, instead=averaged)
 
@@ -264,9 +257,29 @@ def _all_captions(collate: Collate) -> Collate:
 
 def _num_visits(
     config: PretrainConfig, opened: Sequence[OpenSource], out: Path
-) -> list[np.ndarray]:
+) -> list[np.ndarray] | None:
+    """How often an epoch visits each picture of each source; None for once each."""
+    if config.visits != "caption_groups":
+        return None
     counts = count_captions(opened, out)
     return [num_visits(captions, config.captions_per_picture) for captions in counts]
+
+
+def _fill_query_bank(
+    model: PretrainModel, stream: ShardStream, collate: Collate, bank_size: int
+) -> None:
+    if bank_size:
+        is_first = torch.distributed.get_rank() == 0
+        pairs = training_pairs(stream, collate, bank_size, show=is_first)
+        fill_query_bank(model, pairs, current_device())
+
+
+def _fault_policy(config: PretrainConfig) -> FaultPolicy:
+    return FaultPolicy(
+        on_fault=config.data.on_fault,
+        max_skipped=config.data.max_skipped,
+        stall_seconds=config.data.stall_seconds,
+    )
 
 
 def _validation(
