@@ -74,7 +74,8 @@ def free_port() -> int:
 
 def check_port(port: int, *, wait_seconds: float) -> None:
     """UserError where another program of this machine listens on ``port``, at which ranks of
-    several nodes are to meet, and goes on for ``wait_seconds``: an earlier start may still end."""
+    several nodes are to meet, and still does after ``wait_seconds``; an earlier start may be
+    ending."""
     deadline = time.monotonic() + wait_seconds
     while (words := _words_against(port)) is not None:
         if time.monotonic() > deadline:

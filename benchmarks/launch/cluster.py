@@ -40,7 +40,7 @@ class Cluster:
         return done.stdout
 
     def start(self, *words: str, log: Path) -> subprocess.Popen[bytes]:
-        """A command of the script that goes on."""
+        """A command of the script that continues."""
         env = os.environ | {"NSBASE": str(self._base)}
         with log.open("ab") as file:
             command = ["bash", str(self._script), *words]

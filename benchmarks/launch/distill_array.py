@@ -1,5 +1,5 @@
 """Distill as an array of Slurm tasks, some cancelled, requeued and added in the middle: are its
-shards those of a calm run, to the byte?
+shards those of an undisturbed run, to the byte?
 
     python -m benchmarks.launch.distill_array [--pictures 1200]
 

@@ -113,7 +113,7 @@ def three_two_three_slurm(training: Training) -> list[Recovery]:
 
 
 def slurm_job(fault: Callable[[Training], object], **launch: Any) -> Arm:
-    """A job of two nodes, which goes on by itself."""
+    """A job of two nodes, which continues by itself."""
 
     def run(training: Training) -> list[Recovery]:
         training.start(("ctl",), **SLURM | launch)

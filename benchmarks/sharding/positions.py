@@ -7,7 +7,7 @@ Worlds of so many ranks follow each other, over and over, each with another numb
 workers a rank. Every rank takes its turns as sharding.order.order deals them; its workers have the
 next ones in hand. After a random number of steps a world is stopped in the middle of one, some
 ranks further than others: that step has no effect, what the workers had in hand is lost, and the
-next world has nothing but the position of the last whole step, and an order made anew. A step is 48
+next world has only the position of the last whole step, and computes the order again. A step is 48
 micro-batches whatever the world. Printed are the worlds and, for each epoch, how many samples came
 more than once and not at all; exit status 1 unless both are 0.
 """
@@ -35,7 +35,7 @@ class Samples:
     shard_sizes: np.ndarray
 
     def order(self) -> Order:
-        """Its order, made anew, as a process that starts makes it."""
+        """Its order, made again, as a process that starts makes it."""
         return Order(
             self.shapes,
             self.shard_sizes,

@@ -10,7 +10,7 @@ the spread. What every reader gives is compared with what was written before it 
 - Writing, in each of the folders: ours makes checksums, manifests and a catalog, and syncs every
   file before it gets its name; a second thread hashes. Stock leaves its tars to the kernel, unless
   the line says "synced".
-- Reading, pictures still encoded: ours in the stream's shuffled order, opened anew each time, each
+- Reading, pictures still encoded: ours in the stream's shuffled order, opened again each time, each
   sample checked by CRC-32. Stock in the order of the tars, unchecked. Energon and mosaic shuffled,
   unchecked, opened beforehand.
 - The whole way to padded tensors, through Pillow and one collate for all, and our time's shares.

@@ -6,7 +6,7 @@ Each round two worker processes, which pretend to be two machines, make the same
 times that one of them leaves are minutes before or after the other's, as on a network file system
 that stamps with the client's clock. Each fills the pictures with bytes of its own, so that a tar of
 one beside a manifest of the other is seen. Either is stopped (SIGSTOP) one to three times, mostly
-for longer than a lease, and continued: it then goes on with a shard that the other has taken over.
+for longer than a lease, and then continues with a shard that the other has taken over.
 A round is right when both processes end well, and the shard is done and verifies to the last byte.
 Exit status 1 where one is not; its folder is then kept.
 """

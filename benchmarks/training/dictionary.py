@@ -6,7 +6,7 @@
 Recipe soho-toy, twice: with its own settings, and with those of the released code for dictionary
 and MVM (start, decay, index and value of two codebooks, padding, one mask for the whole batch, no
 temperature, weight 1). The shards are made once. Everything else is the same, seeds and steps too.
-Stopped and started again it goes on. A code is dead that no cell took in the last 50 updates.
+Stopped and started again it continues. A code is dead that no cell took in the last 50 updates.
 
 In the released code every code without a cell becomes zero in the first step; zeros tie, so that
 about one returns in a step. The 64 codes of the recipe are all back within 30 steps; by default

@@ -1,6 +1,6 @@
 """The released SOHO model's way of working, with its waste: what a step of ours is measured beside.
 
-Written anew from what researchmm/soho at 95824a8 does, part by part, under its names of weights;
+Written again from what researchmm/soho at 95824a8 does, part by part, under its names of weights;
 each waste can be left out to see what it costs. Collectives, metrics and the optimizer are no part
 of it.
 Letters: N pictures, S captions of each, B = N x S pairs, T word pieces, C = R x Q cells, M = B x

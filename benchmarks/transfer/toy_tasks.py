@@ -6,7 +6,7 @@ the same network without pretraining, and beside chance.
 
 `--student NAME=FOLDER` may stand several times, as for the students of `boxless ablation`. Settings
 are those of `finetune` in the recipe toy. A task, seed and student that is done is not done again,
-and one that was stopped goes on. The last lines are a table over the seeds.
+and one that was stopped continues. The last lines are a table over the seeds.
 """
 
 from __future__ import annotations

@@ -120,9 +120,9 @@ def check_hosts(config: LaunchConfig) -> None:
 
 
 def _check_answers(hosts: list[str]) -> None:
-    """UserError with the hosts that a command cannot be run on over ssh, and ssh's own words.
+    """UserError with the hosts that a command cannot be run on over ssh, and ssh's message.
 
-    DeepSpeed's launcher would wait for them without a word."""
+    DeepSpeed's launcher would wait for them silently."""
     command = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_SECONDS}"]
     started = {
         host: subprocess.Popen([*command, host, "true"], stderr=subprocess.PIPE, text=True)

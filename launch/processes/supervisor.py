@@ -74,7 +74,7 @@ class Supervisor:
         self._latest_step_at = time.monotonic()
 
     def run(self, command: Callable[[], list[str]]) -> None:
-        """Run the command that ``command`` gives, anew at every start, until its ranks ended well.
+        """Run the command that ``command`` gives, again at every start, until its ranks ended well.
 
         Raises Stopped, UserError, LaunchError or NoProgressError; see launch.job.
         """

@@ -56,7 +56,7 @@ def examine(*, as_json: bool) -> int:
     else:
         table = Table(title="boxless doctor", title_justify="left")
         for column in ("", "state", "found", "fix"):
-            table.add_column(column, overflow="fold")  # an address has to be whole to be of use
+            table.add_column(column, overflow="fold")  # an address is of use only if complete
         for finding in findings:
             state = f"[{_COLOURS[finding.state]}]{finding.state}[/]"
             table.add_row(finding.name, state, escape(finding.found), escape(finding.fix))

@@ -129,7 +129,7 @@ def _attach(args: argparse.Namespace) -> int:
         try:
             slurm.attach(JobPaths(run.logs(stage)), job_id)
         except KeyboardInterrupt:
-            print(f"\nThe job goes on; `boxless cancel {args.run}` ends it.", file=sys.stderr)
+            print(f"\nThe job continues; `boxless cancel {args.run}` ends it.", file=sys.stderr)
             return 0
         return 0
     print(f"No Slurm job of {args.run} waits or runs.")

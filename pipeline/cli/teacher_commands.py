@@ -168,11 +168,11 @@ def _show(folder: Path) -> None:
 
     about = read_about(folder)
     if about.card is None or about.sizes is None:
-        print(f"{folder}: a teacher that sees nothing; it stands for pictures without boxes.")
+        print(f"{folder}: a teacher that finds no objects, for pictures without boxes.")
         return
     table = Table.grid(padding=(0, 2))
     table.add_column()
-    table.add_column(overflow="fold")  # a fingerprint has to be whole to be of use
+    table.add_column(overflow="fold")  # a fingerprint is of use only if complete
     for name, text in rows(about.card, about.sizes, about.fingerprint).items():
         table.add_row(name, escape(text))
     print(f"{folder}:")

@@ -1,4 +1,4 @@
-"""What all parts of the page look like: a section, a figure with its name, numbers in words."""
+"""Building blocks of report pages: a section, a named figure, formatted numbers."""
 
 from __future__ import annotations
 

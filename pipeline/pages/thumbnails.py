@@ -151,7 +151,7 @@ def _opened(image: bytes) -> Image.Image:
 
 
 def _flat(picture: Image.Image) -> Image.Image:
-    """RGB on white: JPEG knows no transparency."""
+    """RGB on white: JPEG has no transparency."""
     if "A" not in picture.getbands() and "transparency" not in picture.info:
         return picture.convert("RGB")
     seen = picture.convert("RGBA")

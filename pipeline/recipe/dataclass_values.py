@@ -164,7 +164,7 @@ def _place_of(location: Iterable[int | str], place: _Place) -> _Place:
         if not _holds_dataclass(hint):
             break
         classes = _classes(hint)
-        if len(classes) > 1:  # pydantic names the kind before it goes on
+        if len(classes) > 1:  # pydantic names the kind before it continues
             place = dataclasses.replace(place, hint=_kinds(hint)[part])
         elif classes:
             hints = typing.get_type_hints(classes[0])

@@ -1,7 +1,7 @@
 """What the source code says about each field of a settings dataclass.
 
 A field is documented by the string below it, or by a line `name: text` in the docstring of its
-class, where several names may share a line and the text may go on in indented lines.
+class, where several names may share a line and the text may continue in indented lines.
 """
 
 from __future__ import annotations

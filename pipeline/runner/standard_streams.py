@@ -33,8 +33,8 @@ def open_closed_streams() -> None:
 
 
 def outlive_readers() -> None:
-    """Let stdout and stderr go on in silence once nobody can read them: training does not end with
-    the terminal, the `| head` or the log's disk that its progress goes to."""
+    """Discard what is written to stdout and stderr once nobody can read them: training does not end
+    with the terminal, the `| head` or the log's disk that its progress goes to."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):

@@ -59,7 +59,7 @@ def is_exhausted(attempts: Sequence[FailedAttempt]) -> bool:
 
 
 def forget_failures(folder: Path, tar: str) -> None:
-    """The shard is done, or is to be tried anew."""
+    """The shard is done, or is to be tried again."""
     with contextlib.suppress(OSError):
         (folder / (tar + FAILURES)).unlink()
 

@@ -231,7 +231,7 @@ class Worker:
             others = self._agree()
             remove_stale(self._out, _file_names(self._num_inputs))
             # Failures are of an earlier run when no worker is active yet: then each shard is tried
-            # anew, also where several workers start at once.
+            # again, also where several workers start at once.
             if all(state.record and state.record.is_starting for state in others):
                 forget_exhausted(self._folder)
             self._heartbeat.end_start()
@@ -398,7 +398,7 @@ class Worker:
     def _close(self) -> None:
         """All is done: remove the plan, and then all that killed workers and failed attempts left.
 
-        The plan goes first: who comes or claims later sees that it is gone and begins anew. So
+        The plan goes first: who comes or claims later sees that it is gone and starts over. So
         nothing that is removed here can be in use: not the temporary files of a worker that comes
         (it makes them once more), nor claims, as their shards are done."""
         with contextlib.suppress(OSError):

@@ -142,7 +142,7 @@ def this_machine() -> str:
 def read_worker_state(path: Path) -> WorkerState | None:
     """The worker whose file, or claim, is `path`; None if there is none.
 
-    Opened anew each time: over a network that asks the server for its present state.
+    Opened again each time: over a network that asks the server for its present state.
     """
     try:
         with open(path, "rb") as source:

@@ -66,7 +66,7 @@ class WorkQueue:
         }
 
     def in_order(self) -> Iterator[str]:
-        """Each that is left, once, those without a manifest first; the next call goes on behind
+        """Each that is left, once, those without a manifest first; the next call continues behind
         the last one that was taken."""
         with_manifest = []
         for _ in range(len(self._order)):

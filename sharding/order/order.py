@@ -5,10 +5,10 @@ workers: the ranks take turns at the positions of one common sequence. So the wh
 data is the next position, and it stays good for any other number of ranks.
 
 How an epoch is laid out
-1. The shards are permuted, all of them, anew each epoch.
+1. All shards are permuted, each epoch in another order.
 2. The permuted shards are cut into windows of (nearly) equal size, at most `window_num_shards`.
    The samples of a window are permuted: mixing reaches over a window, memory ends there.
-3. Samples of like shape (width and height, after `resize`, rounded up to `shape_step_px`) form a
+3. Samples of similar shape (width and height, after `resize`, rounded up to `shape_step_px`) form a
    group. Each group
    is a queue into which the windows pour their samples in turn, and whenever a queue holds
    `micro_batch_size` samples they leave as a micro-batch; it belongs to the window that filled it.

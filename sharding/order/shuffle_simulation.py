@@ -135,7 +135,7 @@ def _through_webdataset(
     """What webdataset's stages give, in micro-batches; `shares` are RandomMix's probabilities."""
     import webdataset
 
-    # RandomMix knows no seed of its own.
+    # RandomMix has no seed of its own.
     kept = random.getstate()
     random.seed(config.seed + epoch)
     # Several sets are gone through again and again, until a worker has had its part of the samples.

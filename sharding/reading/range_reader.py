@@ -39,7 +39,7 @@ class Range(NamedTuple):
     num_bytes: int | None = None
 
 
-NO_RANGES = "the server knows no ranges"
+NO_RANGES = "the server does not support ranges"
 """In the cause of every sample of such a server: its shards may be sound."""
 
 

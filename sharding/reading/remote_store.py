@@ -112,7 +112,7 @@ class RemoteStore:
         return members
 
     def _name(self, wanted: SampleRequest) -> str:
-        """A sample's name in the cache; with the CRC-32, so that a shard made anew has others."""
+        """A sample's name in the cache; with the CRC-32, so that a shard made again has others."""
         place = _range(wanted)
         return f"{self.where}/{place.name} {place.offset} {place.num_bytes} {wanted.entry.crc32}"
 

@@ -183,7 +183,7 @@ class ShardStream(Dataset[list[Sample]]):
                 f"state: got position {position} of order {state.get('order')}, expected one of "
                 f"{self._order_sha256}: shards, splits, weights, seed, micro_batch_size, "
                 "window_num_shards, shape_step_px, resize or visits are others than when it was "
-                "saved; go on with those, or begin at position 0"
+                "saved; continue with those, or begin at position 0"
             )
         return position
 

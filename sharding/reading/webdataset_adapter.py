@@ -27,7 +27,7 @@ class WebdatasetAdapter(DataPipeline, FluidInterface):
     """The samples of one rank's positions from `start` on, below `end` if given, else without end.
 
     Ranks take positions in turn, and a rank's workers take its positions in turn: no sample comes
-    twice, whatever their numbers. To go on later, start at the stream's position of its next step.
+    twice, whatever their numbers. To resume later, start at the stream's position of its next step.
     Iterating raises ShardError naming shard, key and cause where a sample is damaged.
     """
 

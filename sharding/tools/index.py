@@ -305,7 +305,7 @@ def _index_tars(tars: Sequence[Path], on_shard: Callable[[int, int], None]) -> t
         shown = "\n".join(refused[:NUM_REFUSED_SHOWN])
         raise ShardError(
             f"{len(refused)} of {len(tars)} tars cannot be indexed; move them away or bring sound "
-            f"ones, then run again (the others need not be read anew):\n{shown}"
+            f"ones, then run again (the others need not be read again):\n{shown}"
         )
     return num_samples, num_with_objects
 
@@ -318,7 +318,7 @@ def _counts(tar: Path) -> tuple[int, int] | ShardError:
             if SequentialReader(OpenTar(tar)).sha256() != manifest.sha256:
                 raise ShardError(
                     f"{tar}: got other bytes than its manifest says: damaged or replaced since; "
-                    f"bring the tar back, or remove {manifest_path(tar).name} to index it anew"
+                    f"bring the tar back, or remove {manifest_path(tar).name} to index it again"
                 )
         else:
             manifest = index_tar(tar)

@@ -12,7 +12,7 @@ A tar is sound in itself if its headers are consecutive up to the end mark and e
 whole. Where catalog.json counts it, size and number of samples must agree. A tar that has exactly
 the members of its manifest but other bytes is damaged: which of the two is right cannot be known.
 
-Then catalog.json and the file of shapes are written anew over what is left, if they say anything
+Then catalog.json and the file of shapes are written again over what is left, if they say anything
 else; the older catalog.json is kept in quarantine/. A rebuilt
 manifest carries a fingerprint that no stage has, so training reads the shard, and the stage that
 wrote it makes it again when it is run again.
@@ -361,7 +361,7 @@ def lines(report: Report) -> list[str]:
     if changed or report.catalog:
         num_lost = sum(finding.num_lost for finding in report.findings)
         text.append(
-            f"Next: run the stage that wrote the folder again. It makes {len(changed)} shards anew "
+            f"Next: run the stage that wrote the folder again. It writes {len(changed)} shards again "
             f"and leaves the others. Until then {num_lost} samples are out of reach. Tars that "
             "others wrote have to come from there again; then run boxless index."
         )

@@ -139,7 +139,7 @@ def _label_names(config: Detectron2Config, net: Detectron2Net) -> list[str]:
     names = catalog.get(net.dataset).get("thing_classes") if net.dataset else None
     if not names:
         raise Detectron2Error(
-            f"labels: got null, expected a text file with one class a line, as detectron2 knows no "
+            f"labels: got null, expected a text file with one class a line, as detectron2 has no "
             f"names of {config.config_file}'s test data set, {net.dataset}."
         )
     return list(names)

@@ -1,4 +1,4 @@
-"""Which device a process looks with."""
+"""The device that a process computes on."""
 
 from __future__ import annotations
 

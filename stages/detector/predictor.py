@@ -77,7 +77,8 @@ class Teacher:
         max_objects: int | None = None,
     ) -> Teacher:
         """The same teacher in `precision`, and where it chooses among its proposals, by these
-        bounds; None is its own. Its weights are shared. ValueError where bounds are at odds."""
+        bounds; None is its own. Its weights are shared. ValueError where the bounds contradict each
+        other."""
         model, choice = self.model, self.model.config.choice
         if choice.rule == "proposals":
             if score_threshold is not None:

@@ -117,7 +117,7 @@ class TransformersTeacher:
     def _of_captions(
         self, pixels: Tensor, picture: Prepared, label_of: Callable[[str], int]
     ) -> np.ndarray:
-        """The objects that the phrases of a picture's captions speak of; none without phrases."""
+        """The objects that the phrases of a picture's captions name; none without phrases."""
         dtype = self._dtype([("by_prompt", "<f4", (len(picture.prompts),))])
         if not picture.prompts:
             return np.zeros(0, dtype)

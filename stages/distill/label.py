@@ -33,7 +33,7 @@ NUM_SAMPLES_A_PARSE = 16
 
 
 class Labeller:
-    """Labels samples with what the teacher sees and what their captions speak of.
+    """Adds to samples the teacher's objects and the phrases of their captions.
 
     `clock` counts the parts "selection" and "phrases".
     """

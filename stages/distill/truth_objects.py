@@ -29,7 +29,7 @@ class TruthObjects:
         self.label_names: list[str] = list(read_catalog(images).metadata.get("label_names", []))
         if not self.label_names:
             raise BoxlessError(
-                f"distill.teacher: got truth, but the source of {images} knows no boxes; expected "
+                f"distill.teacher: got truth, but the source of {images} has no boxes; expected "
                 "ingest.instances, or another teacher"
             )
         self._rows = {name: row for row, name in enumerate(self.label_names)}

@@ -56,7 +56,7 @@ class IngestConfig:
         several words are joined by "+". With {split} in captions each word has files of its own.
         With Karpathy's JSON words are the file's own; {} takes train and restval to train on, val
         to hold out, test to test. Every key but train may be left out.
-    prefix_keys_by_tar: put the tar's name before each key, for tars whose keys begin anew in each
+    prefix_keys_by_tar: put the tar's name before each key, for tars whose keys start over in each
         (webdataset only).
     num_train: scenes to draw for training (toy only).
     num_heldout: scenes to draw that no stage trains on (toy only).

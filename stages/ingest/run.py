@@ -43,7 +43,7 @@ from stages.ingest.summary import print_summary
 from stages.progress import Progress
 from stages.versions import VERSIONS, accept_other_versions, library_versions
 
-# The number rises when the same inputs would give other samples; also when the toy is drawn anew.
+# The number rises when the same inputs would give other samples; also when the toy is drawn again.
 STAGE = "ingest/2"
 PATHS = ("root", "images", "captions", "instances", "phrases", "annotations", "exclude")
 _OUTSIDE_THE_FINGERPRINT = (*PATHS, "lease_seconds", "accept_versions")

@@ -8,7 +8,7 @@ from typing import Any
 
 Truth = dict[str, Any]
 
-# Corpora round: up to this far outside is cut off without a word, and a narrower box is no box.
+# Corpora round: up to this far outside is cut off silently, and a narrower box is no box.
 ROUNDING_PX = 1.0
 # How far a side may be from the other one, scaled: both were rounded, one perhaps twice.
 SCALE_TOLERANCE_PX = 1.5

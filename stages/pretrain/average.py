@@ -19,8 +19,8 @@ class AveragedWeights(WeightCopy):
     """The average of the learning weights of `network`.
 
     After each step average += (1 - d) x (weight - average), d = min(exp(-`samples_per_step` /
-    `horizon`), (1 + k) / (10 + k)) at update k = 0, 1 ...: the second lets go of the start soon
-    (TensorFlow's rule).
+    `horizon`), (1 + k) / (10 + k)) at update k = 0, 1 ...: the second soon gives the start little
+    weight (TensorFlow's rule).
     """
 
     def __init__(self, network: nn.Module, *, horizon: int, samples_per_step: int) -> None:

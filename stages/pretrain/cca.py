@@ -2,8 +2,9 @@
 
 Pictures and texts that belong together are correlated in some directions of the CNN's mean feature
 and of the text's mean vector. CCA (Hotelling 1936) finds them in closed form, in one pass over the
-training pictures and without a gradient; a head that starts there knows at step 0 what the two
-published networks know together, and training goes on from it.
+training pictures and without a gradient; a head that starts there has at step 0 what the two
+published networks have in common, and is trained from there.
+
 Letters: B pairs, X channels of the CNN, D hidden size, E size of the head's vectors, T word pieces.
 """
 

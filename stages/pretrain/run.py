@@ -1,7 +1,7 @@
 """The pretraining run: object shards in, a student folder out. One rank of it.
 
 The order of samples is arithmetic on a position (`sharding.order.order`), the position stands in
-the checkpoint, and everything random comes from (seed, position): a run that was stopped goes on
+the checkpoint, and everything random comes from (seed, position): a run that was stopped continues
 as if it had not been.
 """
 

@@ -2,7 +2,7 @@
 
 A turn (`sharding.order`) is a position in the order of all micro-batches. A source gives the same
 batch for a position on any rank, in any process, at any time: that is what makes a run that was
-stopped go on exactly as if it had not been.
+stopped continue exactly as if it had not been.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class ExampleBatches:
         if dict(state) != self.state(position):
             raise BoxlessError(
                 f"got a checkpoint of the order {dict(state)}, expected {self.state(position)}; go "
-                "on with the settings and examples that it was made with, or start anew"
+                "on with the settings and examples that it was made with, or start over"
             )
         return position
 

@@ -51,7 +51,7 @@ class TrainingConfig:
     """`fp32`; `autocast-bf16`, float32 weights and gradients with convolutions and matrix products
     in bf16 (for GPUs, and processors with AVX-512 BF16 or AMX: slower on others); `bf16`; or `fp16`
     with dynamic loss scaling (both with 16-bit weights, float32 ones in the optimizer). `auto` is
-    autocast-bf16 on GPUs that have bf16 and fp32 elsewhere; its checkpoints go on on either."""
+    autocast-bf16 on GPUs that have bf16 and fp32 elsewhere; its checkpoints continue on either."""
     accumulate_precision: str = "fp32"
     """Of gradients summed over micro-batches and ranks in bf16: `fp32`, or `training`, bf16
     itself."""

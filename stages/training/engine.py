@@ -29,7 +29,7 @@ SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 class Engine(DeepSpeedEngine):
     """DeepSpeed's engine, with checkpoints in folders of any name, and with gradients of bf16 added
-    up in float32 by the same optimizer as all others, whose checkpoints can be cut anew."""
+    up in float32 by the same optimizer as all others, whose checkpoints can be cut again."""
 
     def _do_optimizer_sanity_check(self, basic_optimizer: Any) -> Any:
         wrapper = super()._do_optimizer_sanity_check(basic_optimizer)

@@ -162,7 +162,7 @@ class Loop:
     def finish_step(self, progress: Progress) -> None:
         """Report, checkpoint and validation of the step that is done, where they are due.
 
-        The checkpoint comes first, so that a run that ends while it validates goes on with that.
+        The checkpoint comes first, so that a run that ends while it validates continues with that.
         Raises Stopped when a rank got a signal. A collective.
         """
         config, step = self.config, self.state.step
@@ -288,7 +288,7 @@ class Loop:
         return {f"validation/{name}": float(value) for name, value in values.items()}
 
     def _state(self, saved: dict[str, Any] | None) -> TrainingState:
-        """Where to go on, with what a checkpoint says."""
+        """Where to continue, with what a checkpoint says."""
         if saved is None:
             return TrainingState()
         return TrainingState(

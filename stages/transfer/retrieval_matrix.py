@@ -1,7 +1,9 @@
 """The matrix of a retrieval test set: every picture with every text, by the matching head.
 
-A picture goes through the CNN once, texts are tokenized once and those of like length go together,
-so that little is padding, and only the fusion runs a pair. Letters: M texts, P pairs of a pass.
+The CNN runs once for each picture. Texts are tokenized once, and those of similar length share a
+batch, so that there is little padding. Only the fusion runs for each pair.
+
+Letters: M texts, P pairs of a pass.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class TaskStudent:
             raise BoxlessError(
                 f"{folder / 'tasks' / name / HEAD}: got {_shapes(weights)}, expected "
                 f"{_shapes(head.state_dict())}; it is of an earlier version: boxless finetune "
-                "teaches the task anew"
+                "teaches the task again"
             )
         head.load_state_dict(weights)
         return cls(

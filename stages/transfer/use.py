@@ -93,7 +93,7 @@ def search(
     """The pictures in a folder with the probability that `text` belongs to each, best first.
 
     index: a folder that keeps what the CNN made of each picture; a picture that changed, or another
-    student, is seen anew. on_fault: called with name and reason of each file that is no picture,
+    student, is seen again. on_fault: called with name and reason of each file that is no picture,
     which is left out. on_picture: called after each file with the number of those done and of all.
     Raises ValueError where the folder holds no picture.
     """

@@ -18,7 +18,7 @@ class Below:
     """Both ways to document a field.
 
     first, second: of two, in a line
-        that goes on. third: after a full stop.
+        that continues. third: after a full stop.
     """
 
     first: int
@@ -39,7 +39,7 @@ class Above(Below):
 
 def test_fields_are_documented_by_docstring_or_by_the_string_below() -> None:
     """Oracle: written by hand, for the two classes above."""
-    both = "of two, in a line that goes on."
+    both = "of two, in a line that continues."
     expected = {
         "first": both,
         "second": both,

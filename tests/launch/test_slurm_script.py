@@ -68,7 +68,7 @@ def outcome(job: Job) -> str | None:
         ("1", 1, "failed: exit status 1"),
         ("93", 1, "failed: exit status 93"),
         ("137", 4, "failed: exit status 137"),  # an agent was killed: three more starts
-        ("143", 1, None),  # Slurm told the ranks to stop: a start after it goes on
+        ("143", 1, None),  # Slurm told the ranks to stop: a start after it continues
     ],
 )
 def test_how_a_step_ends(status: str, num_steps: int, end: str | None, job: Job) -> None:

@@ -1,6 +1,6 @@
-"""What the run reached: the main scores large and in plain words, then all of them in a table.
+"""What the run reached: cards of the main scores, then a table of all.
 
-Reads transfer/evaluate/scores.json and, where a student was taught a task,
+Reads transfer/evaluate/scores.json and, where a student was finetuned on a task,
 transfer/nlvr/scores.json.
 """
 
@@ -130,8 +130,8 @@ def scores_section(run: RunFolder) -> Section:
     head = ("Score", "Value", "Chance", "Times chance", "Queries")
     rows = [_row(score) for score in scores]
     note = (
-        "R@k, recall at k: the right answer is among the student's first k. Chance is what blind "
-        "guessing reaches. Every figure is of held-out pictures, which no stage learned from."
+        "R@k, recall at k: the right answer is among the student's first k. Chance is the score of "
+        "random guesses. All scores are on held-out pictures, which no stage was trained on."
     )
     return Section(
         name="scores",

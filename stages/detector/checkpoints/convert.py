@@ -83,7 +83,7 @@ def convert(
 
 
 def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
-    """The weights in `path` by their names, whichever kind of file it is; nothing of it is run.
+    """The weights in `path` by their names, whichever kind of file it is; no code in it is run.
 
     What the file starts with decides: a pickle of arrays (detectron2's .pkl), torch.save's two
     formats (.pth, .pt) or safetensors. The dict is taken out of "model" or "state_dict", what lies

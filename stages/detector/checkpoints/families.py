@@ -22,7 +22,7 @@ from stages.detector.net_config import (
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How checkpoints of one origin look at a picture and how their weights are to be read.
+    """How checkpoints of one origin process a picture, and how their weights are read.
 
     name: as on the command line. about: which checkpoints it fits, and where its values stand.
     picture, choice, inclusive_boxes: of the net. backbone, proposals, boxes: of the net, but for
@@ -31,9 +31,9 @@ class Family:
         the family has none.
     anchors: "config", those of `proposals`, which a checkpoint that holds anchors must agree with;
         or "checkpoint", those that the checkpoint holds and must hold.
-    background: where the class that is none stands in the checkpoint.
-    no_attribute: where the attribute that is none stands in it, or None where there is none. It is
-        kept, as the last, where `boxes.has_no_attribute`; else it never enters the softmax.
+    background: index of the background class in the checkpoint.
+    no_attribute: index of the class "no attribute", or None where there is none. It is kept, as
+        the last, where `boxes.has_no_attribute`; else it never enters the softmax.
     """
 
     name: str

@@ -34,7 +34,7 @@ MAX_DEPTH = 32
 MAX_PROTOCOL = 5
 _MAX_INTEGER_BYTES = 64
 _CURE = (
-    "nothing of it was run; take the file from whom you trust, or have the project that wrote "
+    "no code in it was run; take the file from a source you trust, or have the project that wrote "
     "it save the weights as .safetensors or as arrays alone"
 )
 _CODES = {opcode.name: ord(opcode.code) for opcode in pickletools.opcodes}

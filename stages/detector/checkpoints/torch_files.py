@@ -60,7 +60,7 @@ def read_torch(path: Path) -> Any:
             name = asked[1] or asked[2]
             raise CheckpointError(
                 f"{path}: got a file that asks for {name[:200]!r}, expected tensors, numbers, text "
-                "and plain containers only; nothing of it was run; take the file from whom you "
+                "and plain containers only; no code in it was run; take the file from a source you "
                 "trust, or have the project that wrote it save the state_dict alone"
             ) from error
         reason = _REASON.search(str(error)) or re.match("(.*)", str(error))

@@ -4,10 +4,10 @@ Names are detectron2's (GeneralizedRCNN with ResNet, FPN, Res5ROIHeads or Standa
 those of the two ports of bottom-up attention: MILVLG's and airsplay's. Widths, depths and counts
 are read off the shapes, all else is of the family.
 
-What differs between checkpoints is met here, so that the net knows one convention only: frozen
-normalisation is folded into the convolution before it (in double precision), stems that take blue
-green red take red green blue, the class that is none is the last, and so is the attribute that is
-none, and a proposal network with two logits an anchor, of a softmax, has their difference.
+Checkpoints are converted to one convention, that of the net: frozen normalisation is folded into
+the convolution before it (in double precision), BGR stems become RGB, the background class and the
+class "no attribute" are the last, and a proposal network with two logits an anchor, of a softmax,
+gets their difference.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def read_net(
     """The config and the state (of `FasterRCNN`, float32) that a checkpoint's `weights` hold.
 
     Raises CheckpointError naming keys that are missing, of the wrong shape or of no known part,
-    numbers that are not finite, and what is at odds with `family`.
+    numbers that are not finite, and what contradicts `family`.
     """
     arrays = _Arrays(weights, family)
     attributes = next(

@@ -83,7 +83,7 @@ METRICS, SCORES = "metrics.jsonl", "scores.json"
 
 
 class TeachError(BoxlessError):
-    """Training cannot start or go on; the text says what was got and what to do."""
+    """Training cannot start or continue; the text says what was got and what to do."""
 
 
 class Names(NamedTuple):
@@ -108,7 +108,7 @@ def teach(config: TeachConfig, *, seed: int, images: Path, out: Path) -> None:
     """Trains a teacher on the split "train" of `images` and writes it to `out`.
 
     A finished `out` of the same settings and pictures is left as it is; one of others is trained
-    anew. With `config.given`, that teacher is copied; where no picture has true boxes, it is a
+    again. With `config.given`, that teacher is copied; where no picture has true boxes, it is a
     null teacher, and a line on screen says so. Every rank that a launcher started calls it; they
     share the pictures of each step, and rank 0 writes. Raises TeachError where a loss is not
     finite, TeacherError where `given` is no teacher, ShardError where shards are missing or

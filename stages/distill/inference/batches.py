@@ -20,7 +20,7 @@ class Batches(Generic[Item]):
 
     def __init__(self, *, most: int, window: int) -> None:
         self._most, self._window = most, window
-        # By the age of a group's oldest item, as a group that left begins anew.
+        # By the age of a group's oldest item, as a group that left starts over.
         self._groups: dict[tuple[int, int], list[tuple[int, Item]]] = {}
 
     def add(self, number: int, size: tuple[int, int], item: Item) -> list[list[Item]]:

@@ -25,7 +25,7 @@ _DEVICE_ERRORS = (
 
 
 class DistillError(BoxlessError):
-    """Distillation cannot go on; the text says what was got, what was expected, what to do."""
+    """Distillation cannot continue; the text says what was got, what was expected, what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)

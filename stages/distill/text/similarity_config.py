@@ -1,6 +1,8 @@
-"""How near phrases and labels are in words, as the recipe's `distill.similarity` says it: one of
-four kinds. KD-VLP compares them "in the linguistic space"; by which model is not known, so the
-choice is ours. Made by `stages.distill.text.similarity`."""
+"""`distill.similarity` of a recipe: how phrases are compared with labels, one of four kinds.
+
+KD-VLP compares them "in the linguistic space"; by which model is not known, so the choice is ours.
+`stages.distill.text.similarity` computes it.
+"""
 
 from __future__ import annotations
 

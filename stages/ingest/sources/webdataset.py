@@ -146,12 +146,12 @@ class WebdatasetSource:
         )
 
     def _warn_of_repeated_keys(self) -> None:
-        """Tars whose keys begin anew in each are one picture a key to webdataset's readers."""
+        """Tars whose keys start over in each are one picture a key to webdataset's readers."""
         counts = Counter(i.key for i in self._inputs if isinstance(i, Picture))
         if num := sum(1 for count in counts.values() if count > 1):
             self.warnings.append(
                 f"{num} keys come several times, and only the first of each is taken; where keys "
-                "begin anew in each tar, set ingest.prefix_keys_by_tar to true"
+                "start over in each tar, set ingest.prefix_keys_by_tar to true"
             )
 
 

@@ -21,7 +21,7 @@ class MapCache:
     """The CNN's maps of pictures that were seen before, by view.
 
     For a CNN that does not learn, and views that come again. Maps are kept in 16 bits, each without
-    what lies beyond its picture, up to `limit_bytes` in this process; later ones are computed anew.
+    what lies beyond its picture, up to `limit_bytes` in this process; others are computed again.
     `stored`: a folder of them beside, from which views are read, and to which `store` adds new
     ones. After `keep_features` a view's maps give way to its cells in memory, which are fewer
     numbers and need no projection.
@@ -89,7 +89,7 @@ class MapCache:
         maps = torch.zeros(shape, device=batch.pixels.device, dtype=student.dtype)
         own = _num_cells(student, batch)
         if new:
-            new.sort(key=own.__getitem__)  # pictures of like size go together
+            new.sort(key=own.__getitem__)  # pictures of similar size go together
             rows = torch.tensor(new, device=batch.pixels.device)
             at_once = AT_ONCE_CPU if rows.device.type == "cpu" else len(rows)
             for some in rows.split(at_once):

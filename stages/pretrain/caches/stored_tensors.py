@@ -21,7 +21,7 @@ class StoredTensors:
     its inputs.
 
     Files are written whole, one a call of `write`, and never changed; several processes may write.
-    A file that cannot be read is left out: its tensors are computed anew.
+    A file that cannot be read is left out: its tensors are computed again.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -14,7 +14,7 @@ class TextCache:
     """What `Student.encode_texts` gives for texts that were read before, without dropout.
 
     For embeddings and layers that do not learn. Encodings are kept in 16 bits, without padding, up
-    to `limit_bytes` in this process; those of later texts are computed anew. `stored`: a folder of
+    to `limit_bytes` in this process; those of later texts are computed again. `stored`: a folder of
     them beside, from which encodings are read, and to which `store` adds new ones.
     """
 

@@ -2,7 +2,7 @@
 
 A picture with n captions comes ceil(n / size) times, each time with the next `size` captions. The
 last group is filled up with other captions of the picture, so that a visit is always of `size`
-pairs. (SOHO's released code fills it once and for all, here it is drawn anew each epoch.)
+pairs. (SOHO's released code fills it once and for all, here it is drawn again each epoch.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Errors in words where a student folder is not whole, or is none."""
+"""Error messages for student folders that are incomplete or damaged."""
 
 from __future__ import annotations
 
@@ -71,9 +71,7 @@ def loading(folder: str) -> Iterator[None]:
         yield
     except SafetensorError as error:
         damaged = ", ".join(_damaged_files(Path(folder))) or folder
-        raise BoxlessError(
-            f"{damaged}: got weights that are not whole ({error}); {_COPY}"
-        ) from None
+        raise BoxlessError(f"{damaged}: got incomplete weights ({error}); {_COPY}") from None
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise

@@ -57,7 +57,7 @@ class Grid(nn.Module):
         self.resnet = ResNetModel(resnet)
         replace_batch_norms(self.resnet, batch_norm)
         for block in self._blocks():
-            # What calls a block (hooks, activation checkpointing) goes on to call it.
+            # What calls a block (hooks, activation checkpointing) continues to call it.
             block.forward = functools.partial(_residual, block)
         self.pool = nn.MaxPool2d(pooling)
         self.stages = tuple(stages)

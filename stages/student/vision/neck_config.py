@@ -30,7 +30,7 @@ class DictionaryConfig:
     smoothing: float = 0.0
     """Laplace smoothing of a code's count (released: 1e-5). It shrinks unused codes towards 0."""
     revive_after_steps: int = 20
-    """Updates without a cell after which a code starts anew from a cell that is poorly predicted
+    """Updates without a cell after which a code starts over from a cell that is poorly predicted
     (ours); 0 for never (released)."""
     update: Literal["step", "forward"] = "step"
     """`step` (ours): once an optimizer step, from all its micro-batches on all ranks; index and

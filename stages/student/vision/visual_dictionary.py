@@ -215,7 +215,7 @@ class Dictionary(nn.Module):
         self.codes.copy_(torch.where(sizes[:, None] > 0, self.sums / sizes[:, None], self.codes))
 
     def _replace(self, rows: torch.Tensor, cells: torch.Tensor) -> None:
-        """Start the codes `rows` [n] anew from `cells` [n, D], as if each had one cell."""
+        """Start the codes `rows` [n] again from `cells` [n, D], as if each had one cell."""
         self.codes[rows], self.sums[rows] = cells, cells
         self.counts[rows], self.age[rows] = 1.0, 0
 

@@ -1,4 +1,4 @@
-"""Checkpoints that survive kill -9, and that other numbers of ranks can go on from.
+"""Checkpoints that survive kill -9, and that other numbers of ranks can continue from.
 
 DeepSpeed's own `latest` file is not used: it is written in place. Ours is written after every
 rank's files are on disk, by rename.
@@ -102,11 +102,15 @@ def save_checkpoint(engine: Any, folder: Path, state: dict[str, Any], keep: int)
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
         write_text(folder / LATEST, tag)
-        # A later one is half of a save that was killed: it must not count among the kept.
-        saved = sorted(path for path in folder.glob("step-*") if path.name <= tag)
-        for old in saved[:-keep]:
-            shutil.rmtree(old)
+        _remove_old_checkpoints(folder, tag, keep)
     torch.distributed.barrier()
+
+
+def _remove_old_checkpoints(folder: Path, newest: str, keep: int) -> None:
+    # A later one is half of a save that was killed: it must not count among the kept.
+    saved = sorted(path for path in folder.glob("step-*") if path.name <= newest)
+    for old in saved[:-keep]:
+        shutil.rmtree(old)
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -126,9 +130,9 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
     if bool(num_saved) != bool(engine.zero_optimization()):
         raise BoxlessError(
             f"{folder / tag}: got a checkpoint made {'with' if num_saved else 'without'} ZeRO, "
-            f"expected one made {'without' if num_saved else 'with'} it; go on with the zero_stage "
+            f"expected one made {'without' if num_saved else 'with'} it; continue with the zero_stage "
             "that it was made with (and accumulate_precision=training where that is bf16 of an "
-            f"earlier Boxless without ZeRO), or remove the {folder.name} folder to start anew"
+            f"earlier Boxless without ZeRO), or remove the {folder.name} folder to start over"
         )
     is_cut_otherwise = num_saved not in (0, torch.distributed.get_world_size())
     if is_cut_otherwise and engine.zero_optimization_partition_weights():
@@ -137,7 +141,7 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
     if path is None:
         raise BoxlessError(
             f"{folder / tag}: got no checkpoint that DeepSpeed can read, expected the one that "
-            f"{folder / LATEST} names; remove the {folder.name} folder to start anew"
+            f"{folder / LATEST} names; remove the {folder.name} folder to start over"
         )
     if is_cut_otherwise:
         load_parts(engine, folder / tag)
@@ -150,6 +154,6 @@ def _known(state: dict[str, Any], place: Path) -> dict[str, Any]:
     if "data" not in state:
         raise BoxlessError(
             f"{place}: got a checkpoint of an older Boxless, expected one that knows its data; "
-            f"remove the {place.parent.name} folder to start anew"
+            f"remove the {place.parent.name} folder to start over"
         )
     return state

@@ -1,4 +1,4 @@
-"""ZeRO's parts of a checkpoint, cut anew for another number of ranks.
+"""ZeRO's parts of a checkpoint, cut again for another number of ranks.
 
 ZeRO 1 and 2 lay the parameters of a group one after the
 other in one flat tensor, pad it, and give each rank an equal part; ZeRO 3 cuts each parameter so,
@@ -37,14 +37,14 @@ def num_parts(folder: Path) -> int:
 def load_parts(engine: Any, folder: Path) -> None:
     """Give this rank its part of weights and optimizer states, from all parts in `folder`.
 
-    Raises FileNotFoundError where a part is missing, ValueError where parts cannot be cut anew.
+    Raises FileNotFoundError where a part is missing, ValueError where parts cannot be cut again.
     """
     parts = [_read(engine, folder, rank) for rank in range(num_parts(folder))]
     optimizer, rank = engine.optimizer, torch.distributed.get_rank()
     if SINGLE_PARTITION_OF_FP32_GROUPS not in parts[0]:
         raise BoxlessError(
             f"{folder}: got a checkpoint of {len(parts)} ranks that sum gradients in fp32 "
-            "(data_types.grad_accum_dtype of a ds_config), expected to go on with as many; others "
+            "(data_types.grad_accum_dtype of a ds_config), expected to continue with as many; others "
             "cannot read it"
         )
     own = dict(parts[0])

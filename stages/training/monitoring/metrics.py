@@ -1,6 +1,6 @@
 """What training reports: `metrics.jsonl`, TensorBoard, Weights & Biases, and sums over ranks.
 
-A run that goes on from a checkpoint first drops the lines that
+A run that continues from a checkpoint first drops the lines that
 were written after it, so that no step stands twice.
 """
 

@@ -25,7 +25,7 @@ from stages.transfer.probes.codebook import code_gallery
 from stages.transfer.probes.forward_trace import attention_example
 
 BESIDE = ("chance", "center", "largest")
-"""What stands beside a score: blind guessing, the picture's center, the largest box."""
+"""Baselines printed beside a score: random guesses, the picture's center, the largest box."""
 
 
 @torch.no_grad()

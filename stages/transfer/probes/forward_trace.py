@@ -104,7 +104,7 @@ def trace_forward(predictor: Predictor, sample: Sample, text: str) -> ForwardTra
 
 
 def words_of(tokens: Sequence[str], offsets: Sequence[Sequence[int]], text: str) -> list[Word]:
-    """Word pieces put together again: one that begins with ## goes on where the last one ended."""
+    """Words put together from word pieces: one that begins with ## continues the last one."""
     words: list[Word] = []
     for number, (token, (start, end)) in enumerate(zip(tokens, offsets)):
         if token.startswith("##") and words and words[-1].end == start < end:

@@ -22,7 +22,7 @@ def is_of_nlvr(sample: Sample) -> bool:
 def write_nlvr_corpus(samples: Sequence[Sample], folder: Path, split: str) -> dict[str, Any]:
     """SPLIT.json and images/0/SPLIT-IDENTIFIER-ORDER.png.
 
-    Orders are numbered anew from 0, and examples of another of the corpus's splits are
+    Orders are numbered again from 0, and examples of another of the corpus's splits are
     distinguished by it ("dev.7-0"), as two splits number alike. Raises ValueError where examples
     differ in the number of their orders, or a sample is not of the corpus.
     """
@@ -47,7 +47,7 @@ def write_nlvr_corpus(samples: Sequence[Sample], folder: Path, split: str) -> di
     if len(set(orders.values())) > 1:
         raise BoxlessError(
             f"{folder}: got {min(orders.values())} to {max(orders.values())} orders of an example, "
-            "expected the same number of each; ingest anew those that failed (boxless retry)"
+            "expected the same number of each; ingest again those that failed (boxless retry)"
         )
     lines = write_lines(folder / f"{name}.json", list(rows.values()))
     return {split: lines, "nlvr_num_orders": max(orders.values())}

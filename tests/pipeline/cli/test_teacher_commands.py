@@ -141,5 +141,5 @@ def test_a_folder_that_is_no_teacher_is_reported(
     assert main(["teacher", str(tmp_path)]) == 2
     assert "config.json: got" in capsys.readouterr().err
     save_null_teacher(tmp_path)
-    assert "sees nothing" in _said(["teacher", str(tmp_path)], capsys)
+    assert "finds no objects" in _said(["teacher", str(tmp_path)], capsys)
     assert json.loads(_said(["teacher", str(tmp_path), "--json"], capsys))["net"] is None

@@ -1,4 +1,4 @@
-"""`boxless inspect`. Oracles: attention and heat worked out anew, slowly, from the student; the
+"""`boxless inspect`. Oracles: attention and heat worked out again, slowly, from the student; the
 standard library's HTML parser."""
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def test_answers(address: str) -> None:
     ],
 )
 def test_what_cannot_be_answered(address: str, asked: Any, kind: str, words: str) -> None:
-    """Oracle: words that say what is missing; the server goes on."""
+    """Oracle: words that say what is missing; the server continues."""
     assert words in _ask(address, asked, kind)["error"]
     assert _ask(address, {"action": "search", "text": "red"})["rows"]
 
@@ -123,7 +123,7 @@ def test_connections_without_a_question_keep_nobody_waiting(address: str) -> Non
 def test_an_error_that_nobody_foresaw_is_answered(
     address: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Oracle: its name on the page, its traceback in the server's log; the server goes on."""
+    """Oracle: its name on the page, its traceback in the server's log; the server continues."""
 
     def fail(*_: object) -> None:
         raise RuntimeError("unforeseen")

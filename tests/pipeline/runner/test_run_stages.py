@@ -198,7 +198,7 @@ def test_a_stopped_stage_continues_where_it_was(
 def test_a_half_done_dear_stage_of_another_recipe_is_set_aside(
     go: Go, stages: FakeStages, tmp_path: Path
 ) -> None:
-    """Else training would go on from a checkpoint of other settings."""
+    """Else training would continue from a checkpoint of other settings."""
     stages.fails["pretrain"] = Stopped(15)
     with pytest.raises(Stopped):
         go()

@@ -42,7 +42,7 @@ def test_shards_from_elsewhere_stand_in_for_distill(tmp_path: Path) -> None:
 
 def test_other_shards_are_a_reason_to_train_again(tmp_path: Path) -> None:
     """Oracle: the same bytes give the same plan, other bytes another one; another policy for
-    damaged samples none, for a run that stopped must go on with it."""
+    damaged samples none, for a run that stopped must continue with it."""
     folder, run = tmp_path / "shards", RunFolder(tmp_path / "run")
     _write(folder, "one")
     recipe = _recipe(folder)

@@ -54,7 +54,7 @@ def test_a_full_disk_loses_lines_only_while_it_is_full(
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_streams_that_are_closed_stay_free_of_files(closed: str, tmp_path: Path) -> None:
-    """Oracle: the file that is opened next is none of the three, and printing goes on."""
+    """Oracle: the file that is opened next is none of the three, and printing continues."""
     code = (
         "import os, sys; from pipeline.runner.standard_streams import open_closed_streams\n"
         "open_closed_streams(); file = open(sys.argv[1], 'w')\n"

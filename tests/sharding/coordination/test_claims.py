@@ -188,7 +188,7 @@ def test_an_error_of_the_disk_gives_the_shard_back(tmp_path: Path) -> None:
 
 def test_a_shard_that_fails_twice_is_set_aside_and_listed(tmp_path: Path) -> None:
     """Oracle: how often it was tried, by three workers one after the other and together; the others
-    are done; a later run tries it anew and, when it goes well, ends well."""
+    are done; a later run tries it again and, when it goes well, ends well."""
     bad, tried, lines = "train-000002.tar", list[str](), list[str]()
 
     def fail(tar: str) -> None:
@@ -212,7 +212,7 @@ def test_a_shard_that_fails_twice_is_set_aside_and_listed(tmp_path: Path) -> Non
     tried.clear()
     with ThreadPoolExecutor(3) as pool:
         assert all(bad in text for text in pool.map(fail_alike, range(3)))
-    assert 2 <= len(tried) <= 6  # one that comes when the others have gone begins anew
+    assert 2 <= len(tried) <= 6  # one that comes when the others have gone starts over
     assert work(tmp_path) == [bad]
     assert not list((tmp_path / FOLDER).glob("*.failures"))
 
@@ -259,7 +259,7 @@ def _raising(error: Exception) -> Callable[[str], None]:
 
 def test_a_worker_whose_work_stands_still_loses_its_claim(tmp_path: Path) -> None:
     """Its process lives and its heartbeat thread too. Oracle: another one writes the shard; the one
-    that hung gives it up and goes on; the attempt is counted."""
+    that hung gives it up and continues; the attempt is counted."""
     hung, go_on, lines = threading.Event(), threading.Event(), list[str]()
 
     def hang(tar: str) -> None:
@@ -314,7 +314,7 @@ def test_a_file_system_without_hard_links_is_named(
 def test_living_workers_of_other_settings_are_refused_and_dead_ones_replaced(
     tmp_path: Path,
 ) -> None:
-    """Oracle: the error names what differs; after the first has gone the second makes all anew."""
+    """Oracle: the error names what differs; after the first has gone the second makes all again."""
     other = {**SETTINGS, "weights": "2"}
     with make_worker(tmp_path):
         with pytest.raises(ShardError, match=r"other settings \(weights\) .*heartbeat"):

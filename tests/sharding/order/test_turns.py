@@ -119,7 +119,7 @@ def test_worlds_come_and_go_with_their_workers(
 ) -> None:
     """Oracle: every sample of two epochs exactly once. Worlds of any size with any number of
     workers follow each other; each is killed within a step, of which some ranks have had more than
-    others, and the next one starts at the position of the last whole step; the last goes on to the
+    others, and the next one starts at the position of the last whole step; the last runs to the
     end.
     """
     num_samples = sum(shard_sizes)

@@ -171,7 +171,7 @@ def test_a_server_without_ranges_is_asked_once(server: RangeServer) -> None:
     server.misbehave = lambda name, number: "no ranges"
     reading = _stream(server.url, micro_batch_size=11, shape_step_px=64).read(0)
     assert len(reading.faults) == 11
-    assert all("the server knows no ranges" in found.cause for found in reading.faults)
+    assert all("the server does not support ranges" in found.cause for found in reading.faults)
     assert server.num_requests[TAR] + server.num_requests["train-000001.tar"] == 1
 
 

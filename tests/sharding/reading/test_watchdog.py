@@ -63,7 +63,7 @@ def test_it_says_so_again_after_growing_times_and_not_without_a_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Oracle: a clock that the test sets: 10, 20 and 40 s into a wait; nothing while the rank is
-    busy with a batch, and a new wait begins anew."""
+    busy with a batch, and a new wait starts over."""
     now, said = [1000.0], list[str]()
     monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: now[0]))
     watch = StallWatch(StatusBoard(), after_seconds=10, log=said.append)

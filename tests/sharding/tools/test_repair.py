@@ -32,7 +32,7 @@ NAME = "train-000001.tar"
 
 
 def _with_picture(sample: Sample) -> Sample:
-    """The sample with a picture that is one: a manifest is made anew from its header."""
+    """The sample with a picture that is one: a manifest is made again from its header."""
     width, height = sample.info["width"], sample.info["height"]
     noise = np.random.default_rng(sample.info["image_id"]).integers(0, 255, (height, width, 3))
     out = io.BytesIO()
@@ -193,7 +193,7 @@ def test_every_damage_is_repaired(folder: Path, damage: str) -> None:
     (finding,) = [f for f in report.findings if f.tar == NAME]
     assert reason in finding.reason
     assert verify_paths([folder], full=True) == []
-    before.pop("catalog.shapes.npy")  # what every catalog makes anew
+    before.pop("catalog.shapes.npy")  # what every catalog makes again
     assert not Counter(before.values()) - Counter(_files(folder).values())
     splits = {shard.tar: shard.split for shard in read_catalog(folder).shards}
     assert splits.pop(NAME, None) == finding.split == ("train" if action == "rebuilt" else None)
@@ -262,7 +262,7 @@ def test_what_the_catalog_lists_and_nobody_has_is_missing(folder: Path) -> None:
         f"missing {NAME}: the tar is gone",
         "2 shards with 7 samples",
         "listed 3 with 12",
-        "1 shards anew",
+        "1 shards again",
         "5 samples are out of reach",
     ):
         assert part in text

@@ -348,7 +348,7 @@ def test_a_shard_that_another_finished_meanwhile_is_not_replaced(
     manifest = write_shard(tar, second(), fingerprint={"is": "same"})
     assert [entry.key for entry in manifest.samples] == [first[0].key]
     assert verify_shard(tar, full=True) == []
-    # A shard that was there before is written anew when somebody asks for it.
+    # A shard that was there before is written again when somebody asks for it.
     again = write_shard(tar, [make_sample(1)], fingerprint={"is": "same"})
     assert again.samples[0].key != first[0].key and verify_shard(tar, full=True) == []
 

@@ -67,7 +67,7 @@ def test_stored_tensors_serve_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: the CNN, which the second start does not run for known views. A file cut short is
-    left out, and its maps are computed anew."""
+    left out, and its maps are computed again."""
     student = tiny_student(FROZEN).eval()
     maps = student.encode_maps
     batches = [_batch([0, 1]), _batch([2, 3])]

@@ -214,7 +214,7 @@ def test_killed_while_saving_then_stopped_earlier(
     ranks: Ranks, undisturbed: Path, tmp_path: Path
 ) -> None:
     """Oracle: the undisturbed run, bit for bit. A checkpoint of step 4 that nothing names is left;
-    the next start goes on from 2, is stopped at 3, and must keep 3, not the orphan, though only
+    the next start continues from 2, is stopped at 3, and must keep 3, not the orphan, though only
     one is kept."""
     config = replace(RUN, keep_checkpoints=1)
     killed = ranks(config, tmp_path, world_size=2, spoil="kill-saving", step=4)
@@ -233,7 +233,7 @@ def test_a_loss_that_is_no_number_stops_all_ranks_before_the_optimizer(
     ranks: Ranks, undisturbed: Path, tmp_path: Path
 ) -> None:
     """Oracle: both ranks name step, rank, objective and keys of the one that has it; step 5 stands
-    nowhere, and without the fault the run goes on to the undisturbed end, bit for bit."""
+    nowhere, and without the fault the run continues to the undisturbed end, bit for bit."""
     first, last = ranks(RUN, tmp_path, world_size=2, spoil="nan", step=5)
     assert first == last
     reported = "DivergenceError: step 5: the loss is not finite. rank 1: itm nan, mlm "

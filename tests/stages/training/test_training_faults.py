@@ -248,7 +248,7 @@ def _unreadable(rows: Any) -> Numbers:
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_error_for_the_user_leaves_a_worker_as_it_is(num_workers: int) -> None:
     """Oracle: the class and the words of the source's own error, without a worker's traceback,
-    which PyTorch puts into the text of what it raises anew."""
+    which PyTorch puts into the text of what it raises again."""
     source = ExampleBatches(10, _unreadable, batch_size=4, seed=1)
     config = replace(CONFIG, num_workers=num_workers)
     loader = load_batches(source, config, 0, 0, 1)

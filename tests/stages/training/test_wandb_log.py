@@ -35,7 +35,7 @@ class StandIn(types.ModuleType):
 def test_lines_go_to_one_run_also_after_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Oracle: the lines that were written; a folder keeps its run's id and asks to go on."""
+    """Oracle: the lines that were written; a folder keeps its run's id and asks to continue."""
     wandb = StandIn()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     for step in (0, 1):

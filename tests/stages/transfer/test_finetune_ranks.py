@@ -44,7 +44,7 @@ def _torchrun(folder: Path, world_size: int, die_after: int | None, out: str = "
 @needs_time
 def test_killed_on_two_ranks_and_continued_on_three(tmp_path: Path) -> None:
     """Oracle: two ranks that nobody killed: the same predictions to the last digit, as the killed
-    run had trained, and only its scoring is shared out anew; and one process with the saved
+    run had trained, and only its scoring is shared out again; and one process with the saved
     student, group by group."""
     write_objects(tmp_path / "images", list(toy_samples(24, 6)))
     student = tiny_student()

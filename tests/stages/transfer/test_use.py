@@ -56,7 +56,7 @@ def test_search_leaves_out_what_is_no_picture_and_says_so(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Oracle: the sound pictures as in a folder without the others, each of which is named; a
-    damaged file of the index is made anew."""
+    damaged file of the index is made again."""
     pictures = Path(shutil.copytree(folder / "pictures", tmp_path / "pictures"))
     found = use.search(folder / "student", pictures, "a red circle", tmp_path / "index")
     (pictures / "cut.jpg").write_bytes((pictures / "0.jpg").read_bytes()[:300])
@@ -124,7 +124,7 @@ def test_answers_and_judgements_are_distributions(folder: Path) -> None:
 def test_a_student_that_was_taught_no_task_judges_nothing(tmp_path: Path) -> None:
     """Oracle: the tasks that it would need, in the message."""
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="knows no task, expected nlvr or snli_ve; boxless fine"):
+    with pytest.raises(ValueError, match="has no task, expected nlvr or snli_ve; boxless fine"):
         use.judge(tmp_path, tmp_path / "0.jpg", "x")
 
 

@@ -6,7 +6,7 @@ read `x` [N, D], `bbox` [N, 4] xyxy in pixels of the original picture, `num_bbox
 `image_w`, and `info`, a pickled dict: caffe's has objects_id, objects_conf and perhaps attrs_id,
 attrs_conf (classes and attributes are 0-based lines of the vocabularies, the background left out);
 d2's has objects, cls_prob [N, C] (background left out) and perhaps attrs_id, probabilities [N, A].
-The pickle is read by `stages.detector.checkpoints.pickles`, which runs nothing of it.
+The pickle is read by `stages.detector.checkpoints.pickles`, which runs no code in it.
 
 Boxes of caffe's mode are proposals of py-faster-rcnn: x1 and y1 are the last pixel inside.
 """

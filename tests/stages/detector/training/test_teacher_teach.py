@@ -1,4 +1,4 @@
-"""`stages.detector.training.train` from shards to a teacher: it learns, stops, goes on, refuses."""
+"""`stages.detector.training.train` from shards to a teacher: it learns, stops, resumes, refuses."""
 
 from __future__ import annotations
 

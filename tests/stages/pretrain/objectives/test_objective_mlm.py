@@ -107,7 +107,7 @@ def test_nothing_chosen_costs_nothing_and_keeps_the_graph() -> None:
 
 def test_what_becomes_of_chosen_pieces() -> None:
     """Oracle: BERT's shares. 15 % of ordinary pieces are chosen; of these 80 % become [MASK], a
-    tenth is drawn anew (of V pieces one is the same by chance and one is [MASK]), the rest stays.
+    tenth is drawn again (of V pieces one is the same by chance and one is [MASK]), the rest stays.
     Each within four standard errors of a binomial count."""
     tokenizer = toy_tokenizer()
     vocab = len(tokenizer)

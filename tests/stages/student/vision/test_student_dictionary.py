@@ -61,7 +61,7 @@ def test_the_nearest_code_and_its_value() -> None:
 def _released_step(
     state: dict[str, torch.Tensor], cells: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The released update with its dense one-hot matrix, written out anew."""
+    """The released update with its dense one-hot matrix, written out again."""
     distances = (cells[:, None] - state["embed"][None]).square().sum(-1)
     one_hot = torch.nn.functional.one_hot(distances.argmin(1), len(state["embed"])).float()
     state["size"] = 0.4 * state["size"] + 0.6 * one_hot.sum(0)

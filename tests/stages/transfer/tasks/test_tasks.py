@@ -140,7 +140,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     world: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """Oracle: weights and head of a run of four steps; the other is stopped after its second
-    validation and goes on."""
+    validation and continues."""
     from safetensors.torch import load_file
 
     import stages.transfer.finetuning.finetune_task as module
@@ -249,7 +249,7 @@ def test_all_tasks_beside_no_pretraining(
 
 
 def test_new_words_are_whole(world: tuple[Path, Path]) -> None:
-    """Oracle: the toy tokenizer knows no "question"; added it is one piece, whatever its case, and
+    """Oracle: the toy tokenizer has no "question"; added it is one piece, whatever its case, and
     the commonest words come first."""
     texts = ("Question one?", "a question two")
     examples = [Example(id=t, images=(), texts=(t,)) for t in texts]
