@@ -22,20 +22,26 @@ LONGEST_SECONDS = 900.0
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """Seconds from a fault until Slurm gave up a node (None where it had not to), until ranks
-    began, until their first batch, and until a step that was new."""
+    """Seconds from a fault until Slurm gave up a node, until a supervisor recorded the cause of a
+    restart, until ranks began, until their first batch, and until a step that was new; None for
+    what did not happen."""
 
-    verdict: float | None
-    began: float
-    batch: float
+    verdict: float | None = None
+    cause: float | None = None
+    began: float | None = None
+    batch: float | None = None
     step: float
 
     def __str__(self) -> str:
-        verdict = f"Slurm's verdict {self.verdict:.1f} s, " if self.verdict is not None else ""
-        return (
-            f"{verdict}ranks began {self.began:.1f} s, first batch {self.batch:.1f} s, "
-            f"next step {self.step:.1f} s after the fault"
-        )
+        parts = {
+            "Slurm's verdict": self.verdict,
+            "cause recorded": self.cause,
+            "ranks began": self.began,
+            "first batch": self.batch,
+            "next step": self.step,
+        }
+        known = [f"{name} {seconds:.1f} s" for name, seconds in parts.items() if seconds is not None]
+        return ", ".join(known) + " after the fault"
 
 
 @dataclass
@@ -98,8 +104,10 @@ class Training:
             time.sleep(0.2)
         step = self.wait_for_step(max(self.step, turns[0]["start"]))
         verdict = self.cluster.node_down_time(fault_time)
+        causes = [time for time, _ in self.restarts() if time > fault_time]
         return Recovery(
             verdict=None if verdict is None else verdict - fault_time,
+            cause=min(causes) - fault_time if causes else None,
             began=min(turn["began"] for turn in turns) - fault_time,
             batch=min(turn["time"] for turn in turns) - fault_time,
             step=step - fault_time,
@@ -112,10 +120,10 @@ class Training:
             if turn["began"] > fault_time and world in (None, turn["world"])
         ]
 
-    def restart_causes(self) -> list[str]:
-        """Causes that the supervisors recorded."""
+    def restarts(self) -> list[tuple[float, str]]:
+        """When (seconds since 1970) and why the supervisors started ranks again."""
         events = read_events(JobPaths(RunFolder(self.root).logs("pretrain")).events)
-        return [event["cause"] for event in events if event["event"] == "restart"]
+        return [(e["time_seconds"], e["cause"]) for e in events if e["event"] == "restart"]
 
     def job_id(self) -> str:
         """Its Slurm job."""
@@ -130,7 +138,9 @@ class Training:
         for job_id in self.cluster("ctl", "squeue", "-h", "-o", "%A").split():
             self.cluster("ctl", "scancel", job_id)
         for node in ("n1", "n2", "n3"):
+            self.cluster("heal", node)
             self.cluster.signal(node, "benchmarks.launch.recorded_pretraining", "KILL")
             self.cluster.signal_ranks(node, "KILL")
             self.cluster("start", node)  # only says so where it is up
+        self.cluster.resume()
         self.cluster.wait_until_idle()

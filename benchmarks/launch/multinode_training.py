@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.launch.cluster import SCRIPT, Cluster
+from benchmarks.launch.goodput import FAULTS
 from benchmarks.launch.multinode_run import LONGEST_SECONDS, Recovery, Training
 from benchmarks.launch.recorded_pretraining import count_samples, read_turns
 from pipeline.recipe.recipe import dump_recipe, load_recipe
@@ -127,6 +128,22 @@ def slurm_job(fault: Callable[[Training], object], **launch: Any) -> Arm:
     return run
 
 
+def slurm_waits(fault: Callable[[Training], object]) -> Arm:
+    """A job that waits until what the fault took away is back: nothing need start again."""
+
+    def run(training: Training) -> list[Recovery]:
+        training.start(("ctl",), **SLURM)
+        training.wait_for_step(FAULT_STEP)
+        began = time.time()
+        fault(training)
+        # Steps after the fault may still be on their way: the second one is none of those.
+        recovery = Recovery(step=training.wait_for_step(training.step + 1) - began)
+        training.wait()
+        return [recovery]
+
+    return run
+
+
 def slurm_again(fault: Callable[[Training], object], repair: Callable[[Training], object]) -> Arm:
     """A job that the fault ends, and the same command once more; seconds from that command on."""
 
@@ -144,6 +161,10 @@ def slurm_again(fault: Callable[[Training], object], repair: Callable[[Training]
         return [recovery]
 
     return run
+
+
+def _on_second_node(name: str) -> Callable[[Training], object]:
+    return lambda training: FAULTS[name](training.cluster, "n2")
 
 
 def _failure(training: Training) -> str:
@@ -182,8 +203,13 @@ Arm = Callable[[Training], list[Recovery]]
 ARMS: dict[str, tuple[int, Arm]] = {
     "torchrun by hand on 2 nodes": (2, torchrun_by_hand),
     "deepspeed over ssh on 2 nodes": (2, deepspeed_over_ssh),
-    "rank killed": (2, slurm_job(lambda t: t.cluster.signal_ranks("n2", "KILL"))),
-    "node without power": (2, slurm_job(lambda t: t.cluster("kill", "n2"))),
+    "rank killed": (2, slurm_job(_on_second_node("rank killed"))),
+    "torchrun killed": (2, slurm_job(_on_second_node("torchrun killed"))),
+    "agent killed": (2, slurm_job(_on_second_node("agent killed"))),
+    "rank stopped": (2, slurm_job(_on_second_node("rank stopped"))),
+    "link cut for 8 s": (2, slurm_waits(_on_second_node("link cut for 8 s"))),
+    "link cut for good": (2, slurm_job(_on_second_node("link cut for good"))),
+    "node without power": (2, slurm_job(_on_second_node("node without power"))),
     "preempted": (2, slurm_job(_preempt)),
     "scontrol requeue": (2, slurm_job(_requeue)),
     "scancel --signal=USR1": (2, slurm_job(_scancel("USR1"))),
@@ -254,7 +280,7 @@ def run_arms(
             print(f"{name}: {counts}, losses within {difference:.1e}", flush=True)
             for recovery in recoveries:
                 print(f"    {recovery}", flush=True)
-            for cause in training.restart_causes():
+            for _, cause in training.restarts():
                 print(f"    restart: {cause[:120]}", flush=True)
         training.clean_up()
     return num_wrong
