@@ -40,7 +40,9 @@ class Recovery:
             "first batch": self.batch,
             "next step": self.step,
         }
-        known = [f"{name} {seconds:.1f} s" for name, seconds in parts.items() if seconds is not None]
+        known = [
+            f"{name} {seconds:.1f} s" for name, seconds in parts.items() if seconds is not None
+        ]
         return ", ".join(known) + " after the fault"
 
 
