@@ -30,6 +30,11 @@ class JobPaths:
         return sorted(self.folder.glob("rank-*.failure.json"))
 
     @property
+    def flight_records(self) -> Path:
+        """Where NCCL's record of a rank's collectives goes; PyTorch appends the rank's number."""
+        return self.folder / "nccl-record-"
+
+    @property
     def events(self) -> Path:
         """Starts, restarts and ends: one JSON object a line."""
         return self.folder / "events.jsonl"

@@ -16,10 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.environment import HEARTBEAT_FOLDER_VARIABLE
+from launch.logs import write_stderr
+from launch.processes.collectives import last_collectives
 
 _STARTS = "starts"
 STACKS_SIGNAL = signal.SIGUSR2
 """A rank that gets it writes the Python stacks of all its threads to its log."""
+STALL_REPORT_SECONDS = 40.0
+"""Without a step for so long, a rank writes its last collectives to its log, and its supervisor
+asks it for its stacks."""
 _LINE_BYTES = 96
 _SECONDS_BETWEEN_CHECKS = 2.0
 
@@ -50,17 +55,32 @@ class Heartbeat:
     def __init__(self, rank: int) -> None:
         folder = os.environ.get(HEARTBEAT_FOLDER_VARIABLE)
         self._rank, self._file = rank, -1
+        self._step, self._since = -1, time.monotonic()
         if folder:
             flags = os.O_WRONLY | os.O_CREAT
             self._file = os.open(Path(folder) / f"rank-{rank}", flags, 0o600)
             faulthandler.register(STACKS_SIGNAL, file=sys.stderr, all_threads=True)
             self.beat(-1)
+            threading.Thread(target=self._watch, name="stalls", daemon=True).start()
 
     def beat(self, step: int) -> None:
         """Say that ``step`` steps are done."""
         if self._file >= 0:
-            line = f"{self._rank} {os.getpid()} {step} {time.monotonic():.3f}"
+            self._step, self._since = step, time.monotonic()
+            line = f"{self._rank} {os.getpid()} {step} {self._since:.3f}"
             os.pwrite(self._file, line.ljust(_LINE_BYTES).encode(), 0)
+
+    def _watch(self) -> None:
+        """Write the last collectives once for each step that does not end."""
+        reported = None
+        while True:
+            time.sleep(STALL_REPORT_SECONDS / 8)
+            since = self._since
+            if self._step > 0 and since != reported:
+                if time.monotonic() - since > STALL_REPORT_SECONDS:
+                    reported = since
+                    lines = last_collectives() or ["no collective is recorded"]
+                    write_stderr("\n".join([f"no step after step {self._step}:", *lines]))
 
 
 def note_start() -> None:

@@ -30,28 +30,27 @@ from launch.logs import (
     Failure,
     read_failures,
     tail,
-    write_stderr,
 )
 from launch.paths import JobPaths
-from launch.processes.heartbeat import STACKS_SIGNAL, Beat, num_starts, read_beats
+from launch.processes.collectives import flight_recorder_variables
+from launch.processes.heartbeat import Beat, num_starts, read_beats
 from launch.processes.marked_processes import end_with_parent, kill_marked
 from launch.processes.peers import Peers
 from launch.processes.process import forwarded_signals, missing_command, state_of
+from launch.processes.stalls import StallReports, log, stopped
 
-STALL_REPORT_SECONDS = 40.0
-"""Without a step for so long, every rank writes its Python stacks to its log."""
-STOPPED_SECONDS = 15.0
-"""A process that is stopped (SIGSTOP) for so long is ended."""
 _POLL_SECONDS = 0.25
 _SHUTDOWN_SECONDS = 30.0
 _SECONDS_BETWEEN_STARTS = 1.0
+_SECONDS_BETWEEN_STEP_EVENTS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestartPolicy:
     """When ranks are started again.
 
-    max_restarts: in a row without a new step; 0 never starts anything again.
+    max_restarts: in a row without a new step; 0 never starts anything again: ranks that are stopped
+        or hang are only named then.
     hang_seconds: without a step for so long, ranks are ended and started again.
     kills_at_second_signal: whether a second SIGTERM or SIGINT ends the ranks at once (a person who
         presses Ctrl-C twice), or is one too many from a scheduler, which has SIGKILL for that.
@@ -72,6 +71,7 @@ class Supervisor:
         self._num_lost = 0
         self._lost: tuple[str, float] | None = None
         self._latest_step_at = time.monotonic()
+        self._step_recorded_at: float | None = None
 
     def run(self, command: Callable[[], list[str]]) -> None:
         """Run the command that ``command`` gives, again at every start, until its ranks ended well.
@@ -119,6 +119,8 @@ class Supervisor:
             beats = read_beats(start.heartbeats)
             self._note_steps(beats)
             beats = [beat for beat in beats if beat.process_state not in "XZ"]
+            if self._job.can_restart and not received:
+                start.stalls.report(beats)
             if self._policy.max_restarts and not received:
                 permanent = [f for f in start.failures() if f.is_permanent]
                 if permanent:
@@ -127,19 +129,28 @@ class Supervisor:
                     num_counted += 1
                     self._count_restart(self._cause_of_restart(start))
                 self._check_peers(start, beats)
-                self._check_stopped(start, beats)
-                self._check_hang(start, beats)
+                self._end_stopped(start, beats)
+                self._end_hung(start, beats)
 
     def _note_steps(self, beats: list[Beat]) -> None:
         step = max((beat.step for beat in beats), default=-1)
         if step > self._best_step:
             self._best_step, self._num_in_a_row = step, 0
             self._latest_step_at = time.monotonic()
+            self._record_step(step)
             if self._lost is not None:
                 cause, since = self._lost
                 seconds = round(time.monotonic() - since, 1)
                 self._record("recovered", cause=cause, lost_seconds=seconds, step=step)
                 self._lost = None
+
+    def _record_step(self, step: int) -> None:
+        """The first step, and then one now and again: after the loss of this node they say when
+        that was."""
+        now, last = time.monotonic(), self._step_recorded_at
+        if step > 0 and (last is None or now - last > _SECONDS_BETWEEN_STEP_EVENTS):
+            self._record("first step" if last is None else "step", step=step)
+            self._step_recorded_at = now
 
     def _count_restart(self, error: LaunchError) -> None:
         """NoProgressError when this restart would be one too many."""
@@ -148,7 +159,7 @@ class Supervisor:
         self._cause = "the ranks ended"
         self._record("restart", cause=cause, step=self._best_step, in_a_row=self._num_in_a_row)
         self._lost = self._lost or (cause, self._latest_step_at)
-        _log(f"restart {self._num_in_a_row} after step {max(self._best_step, 0)}: {cause}")
+        log(f"restart {self._num_in_a_row} after step {max(self._best_step, 0)}: {cause}")
         if self._num_in_a_row > self._policy.max_restarts:
             raise NoProgressError(
                 f"{self._job.title}: {self._policy.max_restarts} restarts in a row without a new "
@@ -165,42 +176,25 @@ class Supervisor:
             return
         self._num_lost = self._peers.lost
         self._cause = "a node was lost"
-        _log("a node was lost: its ranks' peers here start again")
+        log("a node was lost: its ranks' peers here start again")
         start.kill_ranks(beats)
 
-    def _check_stopped(self, start: _Start, beats: list[Beat]) -> None:
-        now = time.monotonic()
-        for beat in beats:
-            if now - beat.since_seconds > STOPPED_SECONDS and beat.process_state == "T":
-                self._cause = f"rank {beat.rank} was stopped (SIGSTOP)"
-                _log(
-                    f"rank {beat.rank} on {socket.gethostname()} (process {beat.pid}) is stopped "
-                    f"(SIGSTOP) after step {beat.step}: it is ended"
-                )
-                start.kill_ranks([beat])
+    def _end_stopped(self, start: _Start, beats: list[Beat]) -> None:
+        for beat in stopped(beats):
+            self._cause = f"rank {beat.rank} was stopped (SIGSTOP)"
+            log(f"rank {beat.rank} is ended")
+            start.kill_ranks([beat])
 
-    def _check_hang(self, start: _Start, beats: list[Beat]) -> None:
-        """Report ranks that make no step, and end them after ``hang_seconds``. A start's first
-        steps (imports, compilation, the checkpoint) are only ended, and ten times later."""
+    def _end_hung(self, start: _Start, beats: list[Beat]) -> None:
+        """End ranks that make no step for ``hang_seconds``; a start's first steps (imports,
+        compilation, the checkpoint) may take ten times as long."""
         if not beats:
             return
-        latest = max(beat.since_seconds for beat in beats)
-        silent = time.monotonic() - latest
+        silent = time.monotonic() - max(beat.since_seconds for beat in beats)
         is_training = any(beat.step > 0 for beat in beats)
-        if is_training and silent > STALL_REPORT_SECONDS and start.reported_at != latest:
-            start.reported_at = latest
-            slowest = min(beats, key=lambda beat: beat.step)
-            _log(
-                f"no step for {silent:.0f} s on {socket.gethostname()}; rank {slowest.rank} stands "
-                f"at step {slowest.step}; Python stacks are in the ranks' logs"
-            )
-            for beat in beats:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(beat.pid, STACKS_SIGNAL)
-        limit = self._policy.hang_seconds * (1 if is_training else 10)
-        if silent > limit:
+        if silent > self._policy.hang_seconds * (1 if is_training else 10):
             self._cause = f"no step for {silent:.0f} s"
-            _log(f"no step for {silent:.0f} s: the ranks of this node are ended")
+            log(f"no step for {silent:.0f} s: the ranks of this node are ended")
             start.kill_ranks(beats)
 
     def _cause_of_restart(self, start: _Start) -> LaunchError:
@@ -231,18 +225,22 @@ class _Start:
         self._folder = tempfile.TemporaryDirectory(prefix="boxless-heartbeats-")
         self.heartbeats = Path(self._folder.name)
         self.id = f"{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}"
-        self.reported_at = -1.0
+        self.stalls = StallReports(job.title)
         self._at_the_end: list[Failure] | None = None
-        env = launch_environment(job.env) | {
-            LOG_FOLDER_VARIABLE: str(job.log_folder.resolve()),
-            HEARTBEAT_FOLDER_VARIABLE: self._folder.name,
-            START_VARIABLE: self.id,
-        }
+        env = (
+            flight_recorder_variables(job.paths)
+            | launch_environment(job.env)
+            | {
+                LOG_FOLDER_VARIABLE: str(job.log_folder.resolve()),
+                HEARTBEAT_FOLDER_VARIABLE: self._folder.name,
+                START_VARIABLE: self.id,
+            }
+        )
         sys.stdout.flush()
-        with job.paths.launcher_log(job.node_rank).open("wb") as log:
+        with job.paths.launcher_log(job.node_rank).open("wb") as file:
             try:
                 self.process = subprocess.Popen(
-                    command, env=env, stderr=log, start_new_session=True, preexec_fn=_in_child
+                    command, env=env, stderr=file, start_new_session=True, preexec_fn=_in_child
                 )
             except FileNotFoundError as error:
                 self._folder.cleanup()
@@ -303,7 +301,3 @@ def _ignore() -> None:
 
 def _ends(error: LaunchError | UserError) -> bool:
     return isinstance(error, LaunchError) and error.is_permanent
-
-
-def _log(text: str) -> None:
-    write_stderr(f"boxless: {time.strftime('%H:%M:%S')} {text}")

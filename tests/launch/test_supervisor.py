@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import textwrap
 import threading
 import time
@@ -69,6 +70,10 @@ RANK_SCRIPT = """
             time.sleep(0.05)
         (here / "saved").touch()
         sys.exit(143)
+    if action == "slow":
+        heartbeat.beat(1)
+        while not (here / "told").exists():
+            time.sleep(0.05)
     if action == "stopped" and number == 0:
         heartbeat.beat(1)
         time.sleep(600)
@@ -135,7 +140,7 @@ def test_what_no_restart_can_help_is_not_started_again(
 def test_a_stopped_rank_is_named_and_started_again(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.processes.supervisor.STOPPED_SECONDS", 1.0)
+    monkeypatch.setattr("launch.processes.stalls.STOPPED_SECONDS", 1.0)
 
     def stop() -> None:
         deadline = time.monotonic() + 300
@@ -156,13 +161,40 @@ def test_a_hung_rank_writes_its_stacks_and_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: the line of the rank's script at which it sleeps."""
-    monkeypatch.setattr("launch.processes.supervisor.STALL_REPORT_SECONDS", 0.5)
+    monkeypatch.setattr("launch.processes.stalls.STALL_REPORT_SECONDS", 0.5)
     job, policy = make_job(tmp_path, "stopped"), RestartPolicy(max_restarts=1, hang_seconds=4)
     prepare_logs(job)
     Supervisor(job, policy).run(lambda: worker_command(job))
     assert num_starts(tmp_path) == 2
     log = (tmp_path / "logs/rank-0.log").read_text()
     assert "most recent call first" in log and "rank_script.py" in log
+
+
+def test_a_slow_rank_is_named_where_nothing_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One node, no restarts: the rank ends well once its stacks are in its log. The line names the
+    job, which has the stage in its title, host, rank and step."""
+    monkeypatch.setattr("launch.processes.stalls.STALL_REPORT_SECONDS", 0.5)
+    log = tmp_path / "logs/rank-0.log"
+
+    def go_on() -> None:
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            if log.exists() and "most recent call first" in log.read_text():
+                break
+            time.sleep(0.05)
+        (tmp_path / "told").touch()
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    local.run(make_job(tmp_path, "slow"), LaunchConfig())
+    thread.join()
+    said = capfd.readouterr().err
+    assert (
+        f" s on {socket.gethostname()}; rank 0 stands at step 1" in said and "test: no st" in said
+    )
+    assert num_starts(tmp_path) == 1
 
 
 def test_no_process_of_a_start_is_left(tmp_path: Path) -> None:
