@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+from collections import Counter
+from collections.abc import Sequence
 
 FINAL_STATES = {
     "BOOT_FAIL",
@@ -41,6 +43,21 @@ def states(job_id: str) -> list[str]:
 def is_active(job_id: str) -> bool:
     """Whether the job, or a task of it, waits or runs."""
     return any(state not in FINAL_STATES for state in states(job_id))
+
+
+def summary(job_ids: Sequence[str]) -> dict[str, str]:
+    """{job: ``RUNNING`` or ``3 RUNNING, 2 PENDING (Priority)``} of those that the controller knows,
+    by one question."""
+    query = ["squeue", "--noheader", "--states=all", f"--jobs={','.join(job_ids)}"]
+    found: dict[str, Counter[str]] = {}
+    for line in _query([*query, "--array", "--format=%F|%T|%r"]).splitlines():
+        job_id, state, reason = line.split("|", 2)
+        waits = state == "PENDING" and reason not in ("None", "")
+        found.setdefault(job_id, Counter())[f"{state} ({reason})" if waits else state] += 1
+    return {
+        job_id: ", ".join(s if sum(counts.values()) == 1 else f"{n} {s}" for s, n in counts.items())
+        for job_id, counts in found.items()
+    }
 
 
 def state_of_job(job_id: str) -> str:

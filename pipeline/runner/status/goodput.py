@@ -6,6 +6,7 @@ import json
 import statistics
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from launch.events import read_events
 from launch.paths import JobPaths
@@ -38,24 +39,46 @@ def read_goodput(run: RunFolder) -> Goodput | None:
     until = events[-1]["time_seconds"] if ended else time.time()
     wall = max(until - events[0]["time_seconds"], 1e-9)
     step_seconds = statistics.median(line["step_seconds"] for line in lines)
-    lost: dict[str, float] = {}
-    stopped_at: float | None = None
-    for event in events:
-        if event["event"] == "recovered":
-            lost[event["cause"]] = lost.get(event["cause"], 0.0) + event["lost_seconds"]
-        elif event["event"] == "start" and stopped_at is not None:
-            seconds = event["time_seconds"] - stopped_at
-            lost["waiting for the next start"] = lost.get("waiting for the next start", 0) + seconds
-        stopped_at = (
-            event["time_seconds"] if event["event"] in ("stop", "failure", "end") else stopped_at
-        )
     return Goodput(
         share=min(1.0, lines[-1]["step"] * step_seconds / wall),
         wall_seconds=wall,
         starts=sum(event["event"] == "start" for event in events),
         restarts=sum(event["event"] == "restart" for event in events),
-        lost_seconds=lost,
+        lost_seconds=_lost_seconds(events),
     )
+
+
+def _lost_seconds(events: list[dict[str, Any]]) -> dict[str, float]:
+    """By cause: restarts in an allocation, the time between two starts, and each start's until its
+    first step."""
+    lost: dict[str, float] = {}
+    started_at, last = 0.0, None
+    for event in events:
+        kind, at = event["event"], event["time_seconds"]
+        cause, seconds = "", 0.0
+        if kind == "recovered":
+            cause, seconds = event["cause"], event["lost_seconds"]
+        elif kind == "first step":
+            cause, seconds = "starting, up to the first step", at - started_at
+        elif kind == "start":
+            started_at = at
+            if last is not None:
+                cause, seconds = _between_starts(last), at - last["time_seconds"]
+        if cause:
+            lost[cause] = lost.get(cause, 0.0) + seconds
+        last = event
+    return lost
+
+
+def _between_starts(last: dict[str, Any]) -> str:
+    """Why a start's last event was its last."""
+    if last["event"] == "stop":
+        return "between starts, after a signal: the time limit, preemption, a cancel, a lost node"
+    if last["event"] == "failure":
+        return f"between starts, after a failure: {last.get('cause', 'unknown')}"
+    if last["event"] == "end":
+        return "between starts, after an end"
+    return "between starts, after the loss of the first node or its agent"
 
 
 def goodput_lines(goodput: Goodput) -> list[str]:

@@ -15,7 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from launch.backends import slurm_queue
 from pipeline.recipe.recipe import Recipe, load_recipe
+from pipeline.runner.launch_plan import submitted_jobs
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import plan_stage
 from pipeline.runner.stages.figures import figures_of, in_words, seconds_in_words
@@ -73,11 +75,27 @@ def show_status(run: RunFolder) -> None:
     for name, of_stage in work.progress.items():
         if of_stage.workers:
             console.print(workers_table(name, of_stage))
-    for line in notices(run):
-        console.print(f"pretrain: {line}", markup=False, soft_wrap=True)
+    for line in [*slurm_jobs(run), *(f"pretrain: {line}" for line in notices(run))]:
+        console.print(line, markup=False, soft_wrap=True)
     goodput = read_goodput(run)
     for line in goodput_lines(goodput) if goodput else []:
         console.print(f"pretrain: {line}", markup=False, soft_wrap=True)
+
+
+def slurm_jobs(run: RunFolder) -> list[str]:
+    """A line for the Slurm job of each stage that is not done: what the controller says of it."""
+    kinds = {kind.name: kind for kind in stages_of(_recipe(run))}
+    jobs = {
+        stage: job_id
+        for stage, job_id in submitted_jobs(run).items()
+        if stage in kinds and read_done(run, kinds[stage]) is None
+    }
+    states = slurm_queue.summary(list(jobs.values())) if jobs else {}
+    unknown = "which this machine's Slurm does not know, or gives no answer about"
+    return [
+        f"{stage}: Slurm job {job_id}, {states.get(job_id, unknown)}"
+        for stage, job_id in jobs.items()
+    ]
 
 
 def notices(run: RunFolder) -> list[str]:
