@@ -107,10 +107,10 @@ def _run_stages(args: argparse.Namespace) -> int:
     if args.allow_code:
         os.environ["BOXLESS_ALLOW_CODE"] = "1"  # for the workers, which have this one's environment
     if args.join:
-        join_work(recipe, run, args.stages, launch_overrides)
+        join_work(recipe, run, args.stages, launch_overrides, dry_run=args.dry_run)
         return 0
     if recipe.launch.node_rank > 0:
-        join(recipe, run, args.stages, launch_overrides)
+        join(recipe, run, args.stages, launch_overrides, dry_run=args.dry_run)
         return 0
     run_stages(recipe, run, args.stages, launch_overrides, dry_run=args.dry_run)
     if args.reports and not args.dry_run:

@@ -123,15 +123,22 @@ def launch_stage(kind: StageKind, recipe: Recipe, run: RunFolder, config: Launch
 def launch_joined(kind: StageKind, recipe: Recipe, run: RunFolder, config: LaunchConfig) -> None:
     """Run ranks that no other command waits for: beside those of a stage under way,
     with logs of their own. Raises as launch.job says."""
-    job = _job(kind, recipe, run, config)
-    name = f"joined-{socket.gethostname()}-{os.getpid()}"
-    job = replace(job, args=(*job.args, JOINED), log_folder=job.log_folder / name)
+    job = _joined(_job(kind, recipe, run, config))
     LAUNCHERS[config.launcher].run(job, config)
 
 
-def command_text(kind: StageKind, recipe: Recipe, run: RunFolder, config: LaunchConfig) -> str:
-    """What ``launch_stage`` would run, as text for a shell; for Slurm, the script as well."""
+def command_text(
+    kind: StageKind,
+    recipe: Recipe,
+    run: RunFolder,
+    config: LaunchConfig,
+    *,
+    is_joined: bool = False,
+) -> str:
+    """What ``launch_stage``, or ``launch_joined``, would run, as text for a shell; for Slurm, the
+    script as well."""
     job = _job(kind, recipe, run, config)
+    job = _joined(job) if is_joined else job
     command = shlex.join(LAUNCHERS[config.launcher].command(job, config))
     if config.launcher == "slurm":
         place = shlex.quote(str(job.log_folder))
@@ -196,6 +203,11 @@ def _job(kind: StageKind, recipe: Recipe, run: RunFolder, config: LaunchConfig) 
         )
     except UserError as error:
         raise RecipeError(str(error)) from error
+
+
+def _joined(job: Job) -> Job:
+    name = f"joined-{socket.gethostname()}-{os.getpid()}"
+    return replace(job, args=(*job.args, JOINED), log_folder=job.log_folder / name)
 
 
 def _environment(config: LaunchConfig) -> dict[str, str]:

@@ -177,24 +177,40 @@ def _check_active_jobs(
 
 
 def join(
-    recipe: Recipe, run: RunFolder, names: Sequence[str], launch_overrides: LaunchOverrides
+    recipe: Recipe,
+    run: RunFolder,
+    names: Sequence[str],
+    launch_overrides: LaunchOverrides,
+    *,
+    dry_run: bool = False,
 ) -> None:
     """Add this node's ranks to the one stage of ``names``, which the first node runs (torchrun
-    on several nodes, which share the run folder). RecipeError for a whole run."""
+    on several nodes, which share the run folder), or print the command. RecipeError for a whole
+    run."""
     if len(names) > 1:
         raise RecipeError(
             f"launch.node_rank is {recipe.launch.node_rank}: only the first node runs all stages; "
             "start `boxless pretrain` here, for the stage that nodes share."
         )
     (kind,) = (kind for kind in stages_of(recipe) if kind.name == names[0])
-    launch_stage(kind, recipe, run, launch_config(kind, recipe, launch_overrides, alone=True))
+    config = launch_config(kind, recipe, launch_overrides, alone=True)
+    if dry_run:
+        print(command_text(kind, recipe, run, config), flush=True)
+        return
+    launch_stage(kind, recipe, run, config)
 
 
 def join_work(
-    recipe: Recipe, run: RunFolder, names: Sequence[str], launch_overrides: LaunchOverrides
+    recipe: Recipe,
+    run: RunFolder,
+    names: Sequence[str],
+    launch_overrides: LaunchOverrides,
+    *,
+    dry_run: bool = False,
 ) -> None:
     """Add workers to the one stage of ``names``, which another command runs, perhaps on another
-    machine that sees the same run folder. They share its shards until all are done.
+    machine that sees the same run folder. They share its shards until all are done. ``dry_run``
+    prints the command.
 
     RecipeError for a stage that is not made of shards, RunError unless it is under way there with
     just the settings of this recipe.
@@ -212,7 +228,11 @@ def join_work(
             f"{kind.name} is not under way in {run.root} as this recipe says: {plan.why}. Start "
             f"`boxless {kind.name}` there first, and join with the same recipe and settings."
         )
-    launch_joined(kind, recipe, run, launch_config(kind, recipe, launch_overrides, alone=True))
+    config = launch_config(kind, recipe, launch_overrides, alone=True)
+    if dry_run:
+        print(command_text(kind, recipe, run, config, is_joined=True), flush=True)
+        return
+    launch_joined(kind, recipe, run, config)
 
 
 def run_stage(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pipeline.cli.main import main
 from pipeline.recipe.dataclass_values import RecipeError
 from pipeline.recipe.recipe import Recipe, dump_recipe, load_recipe
 from pipeline.runner import run_stages as runner
@@ -139,6 +140,27 @@ def test_nothing_is_left_to_join_in_a_complete_stage(
     monkeypatch.delattr(runner, "launch_joined")
     join_work(recipe_of(), under_way, ["ingest"], LaunchOverrides())
     assert "nothing to join" in capsys.readouterr().out
+
+
+def test_a_dry_run_starts_nothing_on_the_second_node_or_beside_a_stage(
+    under_way: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: no function that launches is there; the node's own number, and the word that makes a
+    worker a joined one, stand in the commands."""
+    monkeypatch.delattr(runner, "launch_stage")
+    monkeypatch.delattr(runner, "launch_joined")
+    given = ["--run", str(under_way.root), "--dry-run", *(f"--set={value}" for value in SMALL)]
+    second = ["--launcher=torchrun", "--nodes=2", "--set=launch.node_rank=1"]
+    second += ["--set=launch.master_address=127.0.0.1"]
+    assert main(["pretrain", "toy", *given, *second]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "--nnodes=2" in said and "is_host=0" in said and "pipeline.runner.worker pretrain" in said
+    )
+    assert main(["ingest", "toy", *given, "--join", "--procs-per-node=2"]) == 0
+    said = capsys.readouterr().out.strip()
+    assert "--nproc-per-node=2" in said and said.endswith(f"ingest {under_way.root} joined")
+    assert not list(under_way.logs("ingest").glob("joined-*"))
 
 
 def test_status_counts_shards_and_names_workers(
