@@ -35,6 +35,10 @@ FIXED_VIEW = 1
 """Keeps the draws of views that come again apart from all others."""
 
 
+FIELDS = ("box", "score", "label", "top_label", "top_score", "feature")
+"""What a batch is made of, of each object."""
+
+
 class Decoded(NamedTuple):
     """A sample, or a view of it; its pixels, resized, uint8 [H, W, 3]; and the view's name."""
 
@@ -190,9 +194,12 @@ class Collate:
             max_length=self.max_tokens,
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
-            return_tensors="pt",
         )
-        tokens = encoded["input_ids"]
+        # transformers' own way to tensors takes longer than the tokenizer.
+        tokens, offsets, special = (
+            torch.from_numpy(np.array(encoded[name]))
+            for name in ("input_ids", "offset_mapping", "special_tokens_mask")
+        )
         own_cells_px = canvas_px(pictures.sizes_px, self.pad_px) // self.cell_px * self.cell_px
         seen_px = pictures.sizes_px.minimum(own_cells_px)
         objects: dict[str, Any] = _stack_objects(
@@ -200,7 +207,7 @@ class Collate:
         )
         phrases, similarity = _stack_phrases(
             [_phrases_of(samples[n], caption) for n, caption in pairs],
-            encoded["offset_mapping"],
+            offsets,
             objects["label"].shape[1],
         )
         is_true = torch.tensor([_is_true(samples[n], caption) for n, caption in pairs])
@@ -215,8 +222,8 @@ class Collate:
             tokens=tokens,
             texts=tokens,
             is_true=is_true,
-            ordinary=encoded["special_tokens_mask"] == 0,
-            words=word_ids_of(encoded["offset_mapping"], encoded["special_tokens_mask"]),
+            ordinary=special == 0,
+            words=word_ids_of(offsets, special),
             matched=is_true,
             swapped=torch.zeros(0, dtype=torch.long),
             masked_cells=masked_cells,
@@ -269,35 +276,39 @@ def _stack_objects(
     sizes_px, seen_px [N, 2]: height and width of each picture, and of what its own cells see.
     """
     arrays = [_objects_of(sample) for sample in samples]
-    most = max(1, max(len(array) for array in arrays))
-    dtype = arrays[0].dtype
-    num_top, feature_size = dtype["top_label"].shape[0], dtype["feature"].shape[0]
-    stacked = {
-        "regions": torch.zeros(len(samples), most, grid[0] * grid[1]),
-        "score": torch.zeros(len(samples), most),
-        "label": torch.full((len(samples), most), -1),
-        "top_label": torch.zeros(len(samples), most, num_top, dtype=torch.long),
-        "top_score": torch.zeros(len(samples), most, num_top),
-        "feature": torch.zeros(len(samples), most, feature_size),
+    counts = torch.tensor([len(array) for array in arrays])
+    most = max(1, int(counts.max()))
+    # Of each object: its picture, and its row there.
+    picture = torch.arange(len(samples)).repeat_interleave(counts)
+    row = torch.arange(len(picture)) - (counts.cumsum(0) - counts)[picture]
+    fields = {
+        name: torch.from_numpy(np.concatenate([array[name] for array in arrays])) for name in FIELDS
     }
-    for n, (sample, array) in enumerate(zip(samples, arrays)):
-        if not len(array):
-            continue
-        height, width = sizes_px[n].tolist()
-        scale = np.array([width / sample.info["width"], height / sample.info["height"]] * 2)
-        boxes = torch.from_numpy(array["box"] * scale.astype(np.float32))
-        # A foreign teacher's box may stick out, and pooling may drop an edge. PRA wants no cell
-        # that attention leaves out.
-        down, across = seen_px[n].tolist()
-        boxes = boxes.minimum(torch.tensor([across - 1, down - 1, across, down]))
-        stacked["regions"][n, : len(array)] = region_weights(
-            boxes, *grid, cell_px, min_overlap=config.min_overlap, pooling=config.pooling
-        )
-        for name in ("score", "label", "top_label", "top_score", "feature"):
-            # A copy has strides that PyTorch takes; those of a field of one row need not be.
-            values = torch.from_numpy(array[name].copy())
-            stacked[name][n, : len(array)] = values.to(stacked[name].dtype)
-    return stacked
+
+    def padded(values: torch.Tensor, filler: float) -> torch.Tensor:
+        """Values [objects, ...] as [N, O, ...]."""
+        stacked = values.new_full((len(samples), most, *values.shape[1:]), filler)
+        stacked[picture, row] = values
+        return stacked
+
+    said = np.array([[sample.info["height"], sample.info["width"]] for sample in samples])
+    scale = torch.from_numpy((sizes_px.numpy() / said).astype(np.float32)).flip(1).repeat(1, 2)
+    # A foreign teacher's box may stick out, and pooling may drop an edge. PRA wants no cell that
+    # attention leaves out.
+    seen = seen_px.flip(1)
+    limits = torch.cat([seen - 1, seen], 1)
+    boxes = (fields["box"] * scale[picture]).minimum(limits[picture])
+    regions = region_weights(
+        boxes, *grid, cell_px, min_overlap=config.min_overlap, pooling=config.pooling
+    )
+    return {
+        "regions": padded(regions, 0.0),
+        "score": padded(fields["score"].float(), 0.0),
+        "label": padded(fields["label"].long(), -1),
+        "top_label": padded(fields["top_label"].long(), 0),
+        "top_score": padded(fields["top_score"].float(), 0.0),
+        "feature": padded(fields["feature"].float(), 0.0),
+    }
 
 
 def _stack_phrases(
@@ -311,9 +322,18 @@ def _stack_phrases(
     most = max(1, max((len(rows) for rows in phrases), default=1))
     pieces = torch.zeros(len(phrases), most, offsets.shape[1], dtype=torch.bool)
     similarity = torch.zeros(len(phrases), most, num_objects)
-    start, end = offsets[..., 0], offsets[..., 1]
-    for b, rows in enumerate(phrases):
-        for p, phrase in enumerate(rows):
-            pieces[b, p] = (start[b] < phrase["end"]) & (end[b] > phrase["start"])
-            similarity[b, p, : len(phrase["similarity"])] = torch.tensor(phrase["similarity"])
+    # Of each phrase: its caption, its row there, its span, its similarities to all objects.
+    places = [(b, p) for b, rows in enumerate(phrases) for p in range(len(rows))]
+    if not places:
+        return pieces, similarity
+    b, p = torch.tensor(places).T
+    flat = [phrase for rows in phrases for phrase in rows]
+    start, end = torch.tensor([(phrase["start"], phrase["end"]) for phrase in flat]).T[:, :, None]
+    pieces[b, p] = (offsets[b, :, 0] < end) & (offsets[b, :, 1] > start)
+    similarity[b, p] = torch.tensor(
+        [
+            [*phrase["similarity"], *[0.0] * (num_objects - len(phrase["similarity"]))]
+            for phrase in flat
+        ]
+    )
     return pieces, similarity

@@ -30,6 +30,7 @@ from stages.pretrain.data.batch import Batch
 from stages.pretrain.data.batches import open_stream
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.objectives.objective import Objective
+from stages.student.vision.grid import region_weights
 
 SAMPLES = toy_samples(24, 6)
 
@@ -72,6 +73,44 @@ def test_a_single_object_comes_in_whole() -> None:
     assert batch.label.tolist() == [[2]]
     assert batch.top_label.tolist() == [[[2, 0, 1]]]
     assert batch.feature.tolist() == [[[0, 1, 2, 3, 4]]]
+
+
+def test_objects_and_phrases_are_those_of_each_picture_and_caption() -> None:
+    """Oracle: loops over pictures and phrases; among them a picture without objects, and captions
+    of other lengths."""
+    first, *others = toy_samples(4, 1)
+    samples = [with_boxes(first, []), *others]
+    collate = toy_collate(captions_per_picture=2)
+    batch = collate(3, samples)
+    texts = [sample.info["captions"] for sample in samples]
+    row = 0
+    for n, sample in enumerate(samples):
+        assert sample.objects is not None
+        num, objects = len(sample.objects), sample.objects
+        assert (batch.label[n, num:] == -1).all() and not batch.feature[n, num:].any()
+        scale = batch.sizes_px[n].numpy() / [sample.info["height"], sample.info["width"]]
+        boxes = torch.from_numpy(objects["box"] * np.float32([scale[1], scale[0]] * 2))
+        grid = [side // 16 for side in batch.pixels.shape[2:]]
+        assert torch.equal(batch.regions[n, :num], region_weights(boxes, *grid, 16))
+        for name in ("score", "label", "top_label", "top_score", "feature"):
+            expected = objects[name].astype(np.float64)
+            assert (getattr(batch, name)[n, :num].numpy() == expected).all()
+        for _ in range(2):
+            text = collate.tokenizer.decode(batch.tokens[row], skip_special_tokens=True)
+            (caption,) = {
+                c for c, one in enumerate(texts[n]) if one.lower().split() == text.split()
+            }
+            offsets = collate.tokenizer(texts[n][caption], return_offsets_mapping=True)
+            for p, phrase in enumerate(sample.info["phrases"][caption]):
+                spans = offsets["offset_mapping"]
+                pieces = [s < phrase["end"] and e > phrase["start"] for s, e in spans]
+                pieces += [False] * (batch.phrases.shape[2] - len(pieces))
+                assert batch.phrases[row, p].tolist() == pieces
+                similarity = torch.tensor(phrase["similarity"])
+                assert torch.equal(batch.similarity[row, p, :num], similarity)
+                assert not batch.similarity[row, p, num:].any()
+            row += 1
+    assert row == len(batch.tokens)
 
 
 def test_boxes_follow_the_resizing() -> None:
