@@ -26,7 +26,11 @@ LATER_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "picture": {"inference_scales": (1.0,), "inference_mirror": False},
     "backbone": {"block": "bottleneck", "fpn_finest": 2},
     "proposals": {"inference_proposals": None},
-    "boxes": {"canonical_box_px": 224.0, "class_agnostic": False},
+    "boxes": {
+        "canonical_box_px": 224.0,
+        "class_agnostic": False,
+        "second_classifier": 0.0,
+    },
     "choice": {"objectness_power": 0.0},
 }
 
@@ -50,7 +54,7 @@ class PictureConfig:
         normalised, as detectron2; or "floats", normalised first, then interpolated between four
         pixels, with one factor for both sides, as py-faster-rcnn and bottom-up attention.
     inference_scales: ours; objects are looked for in the picture at these times its size, beginning
-        with 1, and what is found is a mean over them (`views.py`).
+        with 1, and what is found is a mean over them (`test_time_augmentation.py`).
     inference_mirror: ours; the picture is looked at mirrored too, at each size. Each view costs as
         much as the first, and more, as each looks at the proposals of all.
     """
@@ -285,6 +289,9 @@ class BoxConfig:
     feature_size: length of an object's feature, which is what the classifier sees.
     delta_weights: dx, dy, dw and dh are predicted this many times as large.
     class_agnostic: one box a proposal for all classes, else one for each.
+    second_classifier: ours; above 0, a linear classifier on the ResNet's last two stages in the box
+        learns beside the head's (`second_classifier.py`), and this is its weight, below 1, in the
+        logarithm of the class probabilities. Only with a pyramid.
     attribute_embedding_size, attribute_hidden_size: widths of the attribute predictor.
     has_no_attribute: its softmax has one more column, the last, for a box without attribute.
     """
@@ -297,6 +304,7 @@ class BoxConfig:
     feature_size: int = 128
     delta_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
     class_agnostic: bool = False
+    second_classifier: float = 0.0
     attribute_embedding_size: int = 16
     attribute_hidden_size: int = 64
     has_no_attribute: bool = False
@@ -314,6 +322,7 @@ class BoxConfig:
                 "sampling_ratio": (self.sampling_ratio >= 0, "0 or more"),
                 "canonical_box_px": (self.canonical_box_px > 0, "above 0"),
                 "head": (self.head in ("fc", "conv", "res5"), "'fc', 'conv' or 'res5'"),
+                "second_classifier": (0.0 <= self.second_classifier < 1.0, "0 to below 1"),
                 "delta_weights": (
                     len(self.delta_weights) == 4 and min(self.delta_weights) > 0,
                     "four numbers above 0",
@@ -414,6 +423,12 @@ class TeacherConfig:
                 ),
             },
         )
+        has_pyramid = isinstance(self.backbone, ResNetConfig) and not is_c4
+        if self.boxes.second_classifier and not has_pyramid:
+            raise BoxlessError(
+                f"boxes.second_classifier: got {self.boxes.second_classifier}, expected 0, as the "
+                "backbone is no ResNet with a pyramid (backbone.fpn_width)"
+            )
 
 
 def net_to_json(net: TeacherConfig) -> dict[str, Any]:

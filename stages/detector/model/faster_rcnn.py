@@ -28,6 +28,7 @@ from stages.detector.model.postprocess import (
 )
 from stages.detector.model.resnet import RES5, ResNet
 from stages.detector.model.rpn import ProposalNetwork
+from stages.detector.model.second_classifier import SecondClassifier, joined
 from stages.detector.net_config import PlainConfig, ResNetConfig, TeacherConfig
 from stages.detector.ops.boxes import clip_to, decode, far_corners
 from stages.detector.ops.pooler import Level, picture_of_boxes
@@ -42,6 +43,22 @@ class Detections(NamedTuple):
     features: Tensor  # [O, D], of the proposal that an object comes from
     probabilities: Tensor  # [O, L], softmax of that proposal without the background's column
     attributes: Tensor | None  # [O, A], softmax of that proposal's attributes
+
+
+class Maps(NamedTuple):
+    """What the backbone gives of a batch."""
+
+    levels: list[Level]  # for proposals and boxes, fine to coarse
+    stages: list[Level]  # res4 and res5 as they are; none without a second classifier
+
+
+class Looked(NamedTuple):
+    """What the net says of boxes."""
+
+    features: Tensor  # [R, D], single precision
+    logits: Tensor  # [R, L + 1], of the box head, background last
+    deltas: Tensor  # [R, L, 4]
+    second: Tensor | None  # [R, L + 1], logits of the second classifier
 
 
 class _Chosen(NamedTuple):
@@ -67,6 +84,11 @@ class FasterRCNN(nn.Module):
         self.box_predictor = BoxPredictor(
             config.boxes.feature_size, num_labels, class_agnostic=config.boxes.class_agnostic
         )
+        self.second_classifier = (
+            SecondClassifier(config.backbone.stage_widths[2:], num_labels)
+            if config.boxes.second_classifier and isinstance(config.backbone, ResNetConfig)
+            else None
+        )
         self.attribute_predictor = (
             AttributePredictor(num_labels, num_attributes, config.boxes) if num_attributes else None
         )
@@ -76,6 +98,29 @@ class FasterRCNN(nn.Module):
         """Features [R, D] of boxes, one [R_i, 4] a picture, picture after picture."""
         # The coarsest level of a pyramid serves proposals alone.
         return self.box_head(levels[:-1] if len(levels) > 1 else levels, boxes)
+
+    def maps(self, pictures: Tensor) -> Maps:
+        """The backbone's maps of pictures [B, 3, H, W]."""
+        if self.second_classifier is None:
+            return Maps(self.backbone(pictures), [])
+        assert isinstance(self.backbone, Pyramid)
+        levels, stages = self.backbone.maps(pictures)
+        return Maps(levels, stages)
+
+    def look(self, maps: Maps, boxes: list[Tensor]) -> Looked:
+        """What the net says of boxes, one [R_i, 4] a picture, picture after picture."""
+        features = self.features(maps.levels, boxes).float()
+        second = None
+        if self.second_classifier is not None:
+            second = self.second_classifier(maps.stages, boxes)
+        logits, deltas = self.box_predictor(features)
+        return Looked(features, logits, deltas, second)
+
+    def class_logits(self, looked: Looked) -> Tensor:
+        """Logits [R, L + 1] of the classes, background last, by all classifiers together."""
+        if looked.second is None:
+            return looked.logits
+        return joined(looked.logits, looked.second, self.config.boxes.second_classifier)
 
     @torch.no_grad()
     def find(
@@ -94,12 +139,12 @@ class FasterRCNN(nn.Module):
                 "scales: got None, expected one a picture, as the rule 'proposals' "
                 "compares boxes in pixels of the original; pass Prepared.scale"
             )
-        levels = self.backbone(pictures)
-        scores = self.proposal_network(levels)
+        maps = self.maps(pictures)
+        scores = self.proposal_network(maps.levels)
         proposals = self.proposal_network.propose(scores, sizes, scales)
         boxes = [picture.boxes for picture in proposals]
-        features = self.features(levels, boxes).float()
-        logits, deltas = self.box_predictor(features)
+        looked = self.look(maps, boxes)
+        features, deltas, logits = looked.features, looked.deltas, self.class_logits(looked)
         attributes = None
         if self.attribute_predictor is not None:
             attributes = self.attribute_predictor.probabilities(features, logits.argmax(1))

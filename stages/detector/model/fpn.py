@@ -16,6 +16,7 @@ from stages.detector.net_config import ResNetConfig
 from stages.detector.ops.pooler import Level
 
 NUM_STAGES = 4
+RES4_STRIDE_PX = 16
 MULTIPLE_PX = 32  # the stride of res5: cells of all levels then lie on one another
 
 
@@ -47,6 +48,11 @@ class Pyramid(nn.Module):
         H' and W' are H and W rounded up to a multiple of 32 pixels; what is added at the right
         and bottom is 0, the mean of a normalised picture.
         """
+        return self.maps(pictures)[0]
+
+    def maps(self, pictures: Tensor) -> tuple[list[Level], list[Level]]:
+        """pictures [B, 3, H, W] -> what `forward` gives, and the outputs of res4 and res5 as they
+        are, [B, width of the stage, H' / 16, W' / 16] and [.., H' / 32, W' / 32]."""
         height, width = pictures.shape[2:]
         padded = functional.pad(pictures, (0, -width % MULTIPLE_PX, 0, -height % MULTIPLE_PX))
         stages = self.bottom_up.stages(padded)
@@ -57,7 +63,8 @@ class Pyramid(nn.Module):
             merged = self._convolve(f"fpn_lateral{place + 2}", stages[place]) + enlarged
             levels.insert(0, self._convolve(f"fpn_output{place + 2}", merged))
         levels.append(levels[-1][:, :, ::2, ::2])
-        return [Level(feature, stride) for feature, stride in zip(levels, self.strides_px)]
+        last = [Level(stages[-2], RES4_STRIDE_PX), Level(stages[-1], MULTIPLE_PX)]
+        return [Level(feature, stride) for feature, stride in zip(levels, self.strides_px)], last
 
     def _convolve(self, name: str, feature: Tensor) -> Tensor:
         return self.get_submodule(name)(feature)

@@ -80,18 +80,19 @@ def find_in_views(model: FasterRCNN, views: list[View]) -> Detections:
 def _ask(model: FasterRCNN, views: list[View]) -> tuple[list[_Said], Tensor]:
     """What every view says of the proposals of all, and their logits [P] of the proposal network
     of the view that each is from."""
-    levels = [model.backbone(view.picture) for view in views]
+    maps = [model.maps(view.picture) for view in views]
     proposals, logits = [], []
-    for view, own in zip(views, levels, strict=True):
-        (some,) = model.proposal_network.propose(model.proposal_network(own), [_size(view)])
+    for view, own in zip(views, maps, strict=True):
+        scores = model.proposal_network(own.levels)
+        (some,) = model.proposal_network.propose(scores, [_size(view)])
         proposals.append(_to_first(some.boxes, view))
         logits.append(some.logits)
     of_all = torch.cat(proposals)
     said = []
-    for view, own in zip(views, levels, strict=True):
+    for view, own in zip(views, maps, strict=True):
         boxes = _from_first(of_all, view)
-        features = model.features(own, [boxes]).float()
-        said.append(_Said(boxes, features, *model.box_predictor(features)))
+        looked = model.look(own, [boxes])
+        said.append(_Said(boxes, looked.features, model.class_logits(looked), looked.deltas))
     return said, torch.cat(logits)
 
 

@@ -34,6 +34,8 @@ class TeachConfig:
     new_layers_rate: factor of the learning rate for layers that `initial_weights` do not have.
     weight_decay: of weights, not of biases. clip_norm: gradients are scaled down to this L2 norm.
     scale_jitter: each step resizes its pictures to the size of `net.picture` times one of these.
+    late_steps, late_scale_jitter: the last so many steps take these sizes instead: small pictures
+        first, when most is to be learnt, then large ones.
     flip: mirror every other picture left to right; off where left and right carry meaning.
     anchor_iou_low, anchor_iou_high: anchors overlapping no object by the first are ground, those
         overlapping one by the second are objects; the loss passes over those between.
@@ -68,6 +70,8 @@ class TeachConfig:
     weight_decay: float = 1e-4
     clip_norm: float = 10.0
     scale_jitter: tuple[float, ...] = (1.0,)
+    late_steps: int = 0
+    late_scale_jitter: tuple[float, ...] = ()
     flip: bool = True
     anchor_iou_low: float = 0.3
     anchor_iou_high: float = 0.6
@@ -126,6 +130,12 @@ class TeachConfig:
                 "scale_jitter": (
                     bool(self.scale_jitter) and min(self.scale_jitter) > 0,
                     "factors above 0",
+                ),
+                "late_steps": (0 <= self.late_steps <= self.num_steps, "0 to num_steps"),
+                "late_scale_jitter": (
+                    bool(self.late_scale_jitter) == bool(self.late_steps)
+                    and all(factor > 0 for factor in self.late_scale_jitter),
+                    "factors above 0 with late_steps, none without",
                 ),
                 "learning_rate": (self.learning_rate > 0, "above 0"),
                 "momentum": (0.0 <= self.momentum < 1.0, "0 to below 1"),

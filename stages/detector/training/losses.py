@@ -51,34 +51,38 @@ def detection_losses(
     that several ranks share they are this rank's part: the loss is their sum over the ranks. A
     collective.
     """
-    levels = model.backbone(batch.pictures)
+    maps = model.maps(batch.pictures)
     if not batch.keys:
-        return _no_losses(model, levels, ranks)
-    scores = model.proposal_network(levels)
+        return _no_losses(model, maps.levels, ranks)
+    scores = model.proposal_network(maps.levels)
     objectness, anchor_box = _anchor_losses(scores, batch, config, randoms)
     proposals = model.proposal_network.propose(scores, batch.sizes)
     regions = [
         _pick_regions(some, truth, model.num_labels, config, random)
         for some, truth, random in zip(proposals, batch.truths, randoms, strict=True)
     ]
-    features = model.features(levels, [some.boxes for some in regions])
-    logits, deltas = model.box_predictor(features)
+    looked = model.look(maps, [some.boxes for some in regions])
+    deltas = looked.deltas
     boxes, labels, targets, attributes = (torch.cat(parts) for parts in zip(*regions))
     rows = torch.nonzero(labels < model.num_labels).flatten()
     # Chosen before encoding: a proposal on the ground has no object to have deltas to.
     wanted = encode(boxes[rows], targets[rows], model.config.boxes.delta_weights)
     with_attribute = torch.nonzero(attributes != NO_ATTRIBUTE).flatten()
-    own_counts = torch.tensor([len(labels), len(with_attribute)], device=logits.device)
+    own_counts = torch.tensor([len(labels), len(with_attribute)], device=deltas.device)
     num_regions, num_attributes = ranks.total(own_counts).clamp(min=1).unbind()
     losses = {
         "objectness": objectness,
         "anchor_box": anchor_box,
-        "label": functional.cross_entropy(logits, labels, reduction="sum") / num_regions,
+        "label": functional.cross_entropy(looked.logits, labels, reduction="sum") / num_regions,
         "box": (deltas[rows, labels[rows]] - wanted).abs().sum() / num_regions,
     }
+    if looked.second is not None:
+        losses["second_label"] = (
+            functional.cross_entropy(looked.second, labels, reduction="sum") / num_regions
+        )
     if model.attribute_predictor is not None:
         rows = with_attribute
-        guesses = model.attribute_predictor(features[rows], labels[rows])
+        guesses = model.attribute_predictor(looked.features[rows], labels[rows])
         losses["attribute"] = (
             functional.cross_entropy(guesses, attributes[rows], reduction="sum") / num_attributes
         )
@@ -91,6 +95,7 @@ def _no_losses(model: FasterRCNN, levels: list[Level], ranks: Ranks) -> dict[str
     weights = [parameter.sum() for parameter in model.parameters() if parameter.requires_grad]
     nothing = torch.stack([*weights, *(level.feature.float().sum() for level in levels)]).sum() * 0
     names = ["objectness", "anchor_box", "label", "box"]
+    names += ["second_label"] if model.second_classifier is not None else []
     names += ["attribute"] if model.attribute_predictor is not None else []
     return dict.fromkeys(names, nothing)
 

@@ -208,8 +208,11 @@ def take_step(
     config = training_set.config
     batch = training_set.batch(step, ranks)
     precision = AUTOCAST[config.precision]
-    with torch.autocast(
-        batch.pictures.device.type, precision, enabled=precision is not torch.float32
+    with (
+        torch.autocast(
+            batch.pictures.device.type, precision, enabled=precision is not torch.float32
+        ),
+        _dropout_of(training_set, step, ranks),
     ):
         randoms = [step_random(training_set.seed, step, f"sample {key}") for key in batch.keys]
         losses = detection_losses(model, batch, config, randoms, ranks)
@@ -238,6 +241,20 @@ def take_step(
     if config.precision == "fp16":
         scale.note(is_finite)
     return figures
+
+
+@contextlib.contextmanager
+def _dropout_of(training_set: TrainingSet, step: int, ranks: Ranks) -> Iterator[None]:
+    """What dropout draws inside the block is a function of (seed, step, rank), so that a training
+    that is gone on with draws the same; another number of ranks draws others."""
+    if not training_set.config.net.boxes.second_classifier:
+        yield
+        return
+    on_gpu = [training_set.device] if training_set.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=on_gpu):
+        random = step_random(training_set.seed, step, f"dropout {ranks.rank}")
+        torch.manual_seed(random.initial_seed())
+        yield
 
 
 @contextlib.contextmanager
@@ -354,7 +371,13 @@ def _lines_until(path: Path, num_steps: int) -> list[str]:
 
 def _fingerprint(config: TeachConfig, seed: int, images: Path) -> str:
     """SHA-256 over all that decides the teacher."""
-    parts = {"config": dataclasses.asdict(config), "seed": seed, "images": catalog_sha256(images)}
+    settings = dataclasses.asdict(config)
+    # Left out where they are off, so that what was trained before they came still counts.
+    if not config.late_steps:
+        del settings["late_steps"], settings["late_scale_jitter"]
+    if not config.net.boxes.second_classifier:
+        del settings["net"]["boxes"]["second_classifier"]
+    parts = {"config": settings, "seed": seed, "images": catalog_sha256(images)}
     if config.initial_weights is not None:
         weights = weights_file(Path(config.initial_weights))
         parts["initial_weights"] = sha256_file(weights) if weights.is_file() else None

@@ -98,6 +98,8 @@ class TrainingSet:
         """How the pictures of `step` are resized: one size for all, so that few cells are
         padding."""
         config, factors = self.config.net.picture, self.config.scale_jitter
+        if self.config.late_steps and step >= self.config.num_steps - self.config.late_steps:
+            factors = self.config.late_scale_jitter
         if len(factors) == 1 and factors[0] == 1.0:
             return config
         random = step_random(self.seed, step, "scale")
@@ -107,7 +109,7 @@ class TrainingSet:
     def _picture(self, index: int, config: PictureConfig) -> Tensor:
         """A picture, resized: [H, W, 3]. With one size for all steps the cache holds it so, else
         as it was decoded."""
-        if len(self.config.scale_jitter) == 1:
+        if len(self.config.scale_jitter) == 1 and not self.config.late_steps:
             return self._cached(
                 index, lambda: prepare(self._labelled.picture(index), config).pixels
             )

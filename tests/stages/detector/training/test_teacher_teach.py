@@ -26,7 +26,9 @@ from teacher_scenes import (
     write_scenes,
 )
 
+from sharding.format.catalog import catalog_sha256
 from sharding.format.schema import check_objects
+from sharding.writing.atomic import sha256_of
 from stages.detector.teacher_folder import TeacherError, load_teacher
 from stages.detector.training import train as teach_file
 from stages.detector.training.config import TeachConfig
@@ -376,3 +378,46 @@ def test_training_checks_its_fields(field: str, value: Any) -> None:
     """Oracle: a ValueError that begins with the field's name and tells what is expected."""
     with pytest.raises(ValueError, match=f"^{field}: got .*, expected "):
         dataclasses.replace(TEACH, **{field: value})
+
+
+def test_the_last_steps_take_sizes_of_their_own(images: Path) -> None:
+    """Oracle: `scale_jitter` by hand. Pictures of 48 pixels are 24 or 48 high at first, 96 in the
+    last two steps."""
+    config = dataclasses.replace(
+        TEACH,
+        num_steps=12,
+        scale_jitter=(0.5, 1.0),
+        late_steps=2,
+        late_scale_jitter=(2.0,),
+    )
+    training_set = TrainingSet(labelled_of(images), config, seed=0, device=CPU)
+    heights = [training_set.batch(step).sizes[0][0] for step in range(12)]
+    assert set(heights[:10]) == {24, 48} and heights[10:] == [96, 96]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"late_steps": 2},
+            "late_scale_jitter: got \\(\\), expected factors above 0 with late_steps",
+        ),
+        ({"late_scale_jitter": (1.0,)}, "late_scale_jitter: got \\(1.0,\\), expected"),
+        ({"late_steps": 800, "late_scale_jitter": (1.0,)}, "late_steps: got 800, expected 0 to"),
+    ],
+)
+def test_late_sizes_are_checked(settings: dict[str, Any], message: str) -> None:
+    """Oracle: the message, which names the field."""
+    with pytest.raises(ValueError, match=message):
+        TeachConfig(**settings)
+
+
+def test_settings_that_are_off_leave_what_was_trained_before(images: Path) -> None:
+    """Oracle: the fingerprint with the fields taken out by hand."""
+    of = teach_file._fingerprint(TEACH, 0, images)
+    settings = dataclasses.asdict(TEACH)
+    for name in ("late_steps", "late_scale_jitter"):
+        del settings[name]
+    del settings["net"]["boxes"]["second_classifier"]
+    parts = {"config": settings, "seed": 0, "images": catalog_sha256(images)}
+    assert of == sha256_of(parts)
