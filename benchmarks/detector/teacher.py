@@ -245,7 +245,7 @@ def our_parts(model: FasterRCNN) -> list[Part]:
         Part(res5, "roi_align", "RoIAlign"),
         Part(pooler, "roi_align", "RoIAlign"),
         Part(model.box_predictor, "forward", "predictor"),
-        Part(faster_rcnn, "detections", "objects, choice"),
+        Part(faster_rcnn, "detections_of_pictures", "objects, choice"),
     ]
 
 
