@@ -79,3 +79,31 @@ def test_where_none_fits_it_is_said_what_was_found(tmp_path: Path) -> None:
     assert found.returncode == 1 and found.stdout == ""
     assert "Python 3.10, 3.11 or 3.12" in found.stderr
     assert f"{old}: Python 3.9.1" in found.stderr
+
+
+@pytest.mark.parametrize("is_root", [True, False])
+def test_slurm_is_installed_by_root_and_else_it_is_said_what_is_missing(
+    is_root: bool, tmp_path: Path
+) -> None:
+    """No ssh, none of the commands of Slurm, and an apt-get that writes down its words."""
+    bash = shutil.which("bash")
+    assert bash is not None
+    (tmp_path / "bash").symlink_to(bash)
+    scripts = {"id": f"echo {0 if is_root else 1000}", "timeout": 'shift; "$@"'}
+    scripts["apt-get"] = f'echo "$@" >> {tmp_path}/words'
+    for name, script in scripts.items():
+        (tmp_path / name).write_text(f"#!{bash}\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": str(tmp_path)}
+    done = subprocess.run(
+        [bash, ROOT / ".ci/install_slurm"], env=env, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    if is_root:
+        update, install = (tmp_path / "words").read_text().splitlines()
+        assert "update" in update and install.startswith("install -y")
+        assert " slurm-client" in install and install.endswith(" pdsh")
+    else:
+        assert not (tmp_path / "words").exists()
+        assert "not installed, as this is not root on Debian" in done.stdout
+        assert " slurm-client" in done.stdout
