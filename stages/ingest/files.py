@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from boxless.errors import BoxlessError
 from sharding.format.compression import compression_of
 from sharding.user_paths import expand_user
 from stages.ingest.sources.source import Failure, Picture, SourceError, safe_key, shown
+from stages.json_text import RepeatedKeyError, parse_json
 from stages.picture import PictureError, read_picture_file
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 NUM_NAMES_SHOWN = 5
-_LISTS = ("images", "annotations", "categories")
-"""What files of COCO's layout hold, whichever of them a reader needs."""
 
 
 def open_folder(path: str, *, field: str, expected: str) -> Path:
@@ -47,17 +44,8 @@ def read_json_object(
     object_hook: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The JSON object in a file, with a list under each of `keys`; SourceError for all else, also
-    where one of `keys` comes twice in an object, of which JSON readers take the last."""
-
-    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entry = dict(pairs)
-        if len(entry) < len(pairs):
-            names = [name for name, _ in pairs]
-            for name in {*keys, *_LISTS}:
-                if names.count(name) > 1:
-                    raise BoxlessError(f"key {name!r} comes twice: merge its lists")
-        return object_hook(entry) if object_hook else entry
-
+    where a key comes twice in an object with different values, of which JSON readers take the
+    last."""
     file = expand_user(path)
     if not file.is_file():
         got = "a folder" if file.is_dir() else "not there"
@@ -71,7 +59,9 @@ def read_json_object(
             f"expected {expected}"
         )
     try:
-        content = json.loads(data, object_pairs_hook=checked)
+        content = parse_json(data, object_hook=object_hook)
+    except RepeatedKeyError as error:
+        raise SourceError(f"{field} ({path}), {error}; expected each key once") from None
     except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors
         raise SourceError(f"{field} ({path}) is not JSON ({error}); expected {expected}") from None
     if not isinstance(content, dict):

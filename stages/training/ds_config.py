@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from boxless.errors import BoxlessError
+from stages.json_text import parse_json
 from stages.training.config import TrainingConfig
 
 AUTO = "auto"
@@ -105,7 +106,7 @@ def zero_stage(config: TrainingConfig) -> int:
 def read_settings(path: Path, section: str) -> dict[str, Any]:
     """The file as it stands. Raises ValueError where it is not there or is no JSON object."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BoxlessError(
             f"{section}.ds_config: got {path} ({error}), expected DeepSpeed's settings as JSON"

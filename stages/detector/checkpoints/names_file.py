@@ -7,11 +7,11 @@ names. The place is the number; the background has none.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 from stages.detector.checkpoints.checkpoint_error import CheckpointError
+from stages.json_text import parse_json
 
 _BACKGROUNDS = {"__background__", "background", "__no_attribute__"}
 
@@ -54,7 +54,7 @@ def _entries(path: Path) -> list[str]:
     if path.suffix != ".json":
         return text.splitlines()
     try:
-        names = json.loads(text)
+        names = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: got {error}, expected JSON") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -7,7 +7,6 @@ labelmap, VG-SGG-dicts-vgoi6-clipped.json ("label_to_idx" and "attribute_to_idx"
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from boxless.errors import BoxlessError
 from stages.distill.precomputed.formats.record import FeaturesError
+from stages.json_text import parse_json
 
 BACKGROUND = ("__background__", "background", "__no_attribute__")
 UNLABELLED = "object"
@@ -50,7 +50,7 @@ def read_names(path: str, *, field: str, section: str) -> Names:
         if len(data) > _MAX_BYTES:
             raise BoxlessError(f"more than {_MAX_BYTES} bytes")
         text = data.decode("utf-8-sig")
-        pairs = _from_json(json.loads(text), section) if path.endswith(".json") else _from(text)
+        pairs = _from_json(parse_json(text), section) if path.endswith(".json") else _from(text)
     except (ValueError, RecursionError) as error:
         raise FeaturesError(f"{where}: {error}; expected one name a line, or JSON") from None
     names = tuple(name for _, name in pairs)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from stages.ingest.sources.source import (
 )
 from stages.ingest.splits import draw_split
 from stages.ingest.truth import finite_numbers
+from stages.json_text import parse_json
 
 SPLITS = ("train", "dev", "test")
 KEYS = ("sentence", "label", "identifier", "directory", "structured_rep")
@@ -151,7 +151,7 @@ def _read_examples(file: Path, dropped: DroppedRecords) -> Iterator[dict[str, An
             if not line.strip():
                 continue
             try:
-                example = _check_example(json.loads(line), f"{file}, line {number}")
+                example = _check_example(parse_json(line), f"{file}, line {number}")
             except SourceError as error:
                 fault = str(error)
             except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors

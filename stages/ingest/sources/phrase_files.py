@@ -9,7 +9,6 @@ several rows means several boxes; one without any is a scene, not visible or not
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from boxless.errors import BoxlessError
 from sharding.user_paths import expand_user
 from stages.ingest.sources.caption_files import id_of
 from stages.ingest.sources.source import DroppedRecords, SourceError
+from stages.json_text import parse_json
 
 EXPECTED = 'JSON lines, {"image_id": ..., "phrases": [[[start, end, chain, type, rows], ...], ...]}'
 _MAX_LINE_SHOWN = 60
@@ -51,7 +51,7 @@ def read_phrases(path: str) -> PhraseFile:
 
 def _read_line(line: bytes, number: int, found: PhraseFile) -> None:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         image_id = id_of(entry["image_id"])
         phrases = [[_phrase(phrase) for phrase in caption] for caption in entry["phrases"]]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from stages.ingest.sources.source import (
 )
 from stages.ingest.sources.tar_members import Member, list_members
 from stages.ingest.splits import draw_split
+from stages.json_text import parse_json
 from stages.picture import PictureError
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -202,7 +202,7 @@ def _captions_in(described: dict[str, Any]) -> list[Any]:
 
 
 def _read_json(member: Member) -> dict[str, Any]:
-    content = json.loads(_read_text(member), parse_constant=lambda _: None)  # NaN is not JSON
+    content = parse_json(_read_text(member), parse_constant=lambda _: None)  # NaN is not JSON
     if not isinstance(content, dict):
         raise BoxlessError(f"a JSON {type(content).__name__}, expected an object")
     canonical_json(content)  # ValueError for text that could not be written again

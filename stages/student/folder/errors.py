@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from boxless.errors import BoxlessError
+from stages.json_text import parse_json
 
 _COPY = "copy the folder again from where it came"
 
@@ -20,7 +20,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a student folder. BoxlessError where it holds none, OSError
     where it cannot be read."""
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(path.read_bytes())
     except ValueError as error:  # of JSON, or of its encoding
         raise BoxlessError(f"{path}: got no whole JSON ({error}); {_COPY}") from None
     if not isinstance(values, dict):

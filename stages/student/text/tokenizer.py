@@ -78,6 +78,12 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing to read: only spaces, line ends, and characters that are not
+    printed, which tokenizers leave out."""
+    return not any(letter.isprintable() and not letter.isspace() for letter in text)
+
+
 def encodable_spans(spans: Spans) -> Spans:
     """The parts of a text, each as `encodable` makes it."""
     return tuple((kind, encodable(words)) for kind, words in spans)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stages.karpathy_file import KarpathyError, KarpathyImage, parse_image
 from stages.picture import file_fault
+from stages.student.text.tokenizer import is_blank
 from stages.transfer.example import Example
 from stages.transfer.readers.records import (
     ExampleCollector,
@@ -45,9 +46,10 @@ def read_karpathy(
         if not captions:
             raise record.error("sentences", [], "at least one caption")
         for row, caption in enumerate(captions):
-            if caption is None:
+            if caption is None or is_blank(caption):
                 got = record.list("sentences")[row]
-                raise record.error(f"sentences[{row}]: raw", got, "an object with a text raw")
+                expected = "an object with a text raw that is not blank"
+                raise record.error(f"sentences[{row}]: raw", got, expected)
         for _ in captions[max_captions:] if max_captions else ():
             collector.drop(f"captions beyond {max_captions} of a picture")
         files = [images / name for name in image.file_names]

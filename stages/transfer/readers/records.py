@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from typing import Any
 
 from boxless.errors import BoxlessError
 from sharding.format.compression import compression_of
+from stages.json_text import RepeatedKeyError, parse_json
 from stages.picture import file_fault
+from stages.student.text.tokenizer import is_blank
 from stages.transfer.example import Example
 
 NUM_NAMED = 5
@@ -32,7 +33,15 @@ class Record:
     values: dict[str, Any]
 
     def text(self, *names: str) -> str:
-        """The field under the first of `names` that is there (spellings of one field)."""
+        """The field under the first of `names` that is there (spellings of one field); one that is
+        not blank."""
+        value = self.any_text(*names)
+        if is_blank(value):
+            raise self.error(" or ".join(names), value, "a text that is not blank")
+        return value
+
+    def any_text(self, *names: str) -> str:
+        """As `text`, also a blank or empty one."""
         return self._typed(names, str, "a text")
 
     def identifier(self, *names: str) -> str:
@@ -40,7 +49,7 @@ class Record:
         value = self._get(names)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        if isinstance(value, str) and not value.strip():
+        if isinstance(value, str) and is_blank(value):
             raise self.error(" or ".join(names), value, "a text or a number")
         return self._typed(names, str, "a text or a number")
 
@@ -99,7 +108,9 @@ def read_json_lines(path: Path) -> Iterator[Record]:
             continue
         where = f"{path}:{number}"
         try:
-            values = json.loads(line)
+            values = parse_json(line)
+        except RepeatedKeyError as error:
+            raise _repeated(where, error) from None
         except (ValueError, RecursionError) as error:
             raise ReaderError(
                 f"{where}: not whole JSON ({error}); expected one object a line, got {_short(line)}"
@@ -114,7 +125,9 @@ def read_json(path: Path) -> Record:
     """A file that holds one object."""
     text = read_text(path)
     try:
-        values = json.loads(text)
+        values = parse_json(text)
+    except RepeatedKeyError as error:
+        raise _repeated(f"{path}:{error.line}", error) from None
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise ReaderError(f"{path}:{line}: not whole JSON ({error})") from None
@@ -122,6 +135,12 @@ def read_json(path: Path) -> Record:
         raise ReaderError(f"{path}: got {_short(values)}, expected an object")
     _check_texts(text, Record(str(path), values))
     return Record(str(path), values)
+
+
+def _repeated(where: str, error: RepeatedKeyError) -> ReaderError:
+    return ReaderError(
+        f"{where}: {error.key}: comes twice in an object, with different values; expected it once"
+    )
 
 
 def parts(record: Record, name: str) -> Iterator[Record]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.student.text.token_types import Spans
+from stages.student.text.tokenizer import is_blank
 from stages.transfer.example import Example
 from stages.transfer.readers.records import (
     ExampleCollector,
@@ -73,7 +74,10 @@ def words(record: Record, name: str, tokens: Any, objects: Sequence[str]) -> str
             said.append(" and ".join(_tag(row, objects[row]) for row in token))
         else:
             raise record.error(name, token, "words and lists of object rows")
-    return " ".join(said)
+    text = " ".join(said)
+    if is_blank(text):
+        raise record.error(name, tokens, "words that are not blank")
+    return text
 
 
 def _tag(row: int, name: str) -> str:

@@ -75,6 +75,6 @@ def _checked(record: Record, question_id: int) -> dict:
         "image_id": record.integer("image_id"),
         "question_type": record.text("question_type"),
         "answer_type": record.text("answer_type"),
-        "multiple_choice_answer": record.text("multiple_choice_answer"),
-        "answers": [{**answer.values, "answer": answer.text("answer")} for answer in answers],
+        "multiple_choice_answer": record.any_text("multiple_choice_answer"),
+        "answers": [{**answer.values, "answer": answer.any_text("answer")} for answer in answers],
     }

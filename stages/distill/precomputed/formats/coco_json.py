@@ -24,6 +24,7 @@ from stages.distill.precomputed.formats.record import FeaturesError, Record, Row
 from stages.distill.precomputed.ids import rule_of
 from stages.distill.precomputed.index import Place, ScannedRow, index_files
 from stages.distill.precomputed.names import Names
+from stages.json_text import parse_json
 
 MAX_ENTRY_BYTES = 1 << 24
 _PIECE_BYTES = 1 << 22
@@ -77,7 +78,7 @@ class CocoJson:
     @staticmethod
     def _entry(row: bytes) -> dict[str, Any]:
         try:
-            entry = json.loads(row)
+            entry = parse_json(row)
         except (ValueError, RecursionError) as error:
             raise RowError(f"no JSON ({str(error)[:80]})") from None
         if not isinstance(entry, dict):

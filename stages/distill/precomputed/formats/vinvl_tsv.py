@@ -16,7 +16,6 @@ inside. A .lineidx beside a file is not needed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from stages.distill.precomputed.formats.tsv import TsvFiles, whole_number
 from stages.distill.precomputed.ids import rule_of
 from stages.distill.precomputed.index import Place
 from stages.distill.precomputed.names import BACKGROUND, Names
+from stages.json_text import parse_json
 
 NUM_PLACE_VALUES = 6
 
@@ -172,7 +172,7 @@ def _has_objects(fields: list[bytes]) -> bool:
 
 def _parse(field: bytes, name: str) -> Any:
     try:
-        return json.loads(field)
+        return parse_json(field)
     except (ValueError, RecursionError) as error:
         raise RowError(f"{name}: no JSON ({str(error)[:80]})") from None
 

@@ -217,6 +217,52 @@ def test_a_field_that_is_not_there_or_is_none(name: str, field: str, tmp_path: P
         assert form.place(0) in str(error.value) and field in str(error.value), fault
 
 
+READ = {
+    "vqa": "question",
+    "nlvr2": "sentence",
+    "nlvr": "sentence",
+    "snli_ve": "sentence2",
+    "vcr": "question",
+    "karpathy": "sentences",
+}
+"""What is read of each format's rows."""
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u00a0\u200b"])
+@pytest.mark.parametrize("name, field", [*READ.items()])
+def test_a_text_of_blanks(name: str, field: str, blank: str, tmp_path: Path) -> None:
+    """A text in which nothing can be read is no example. Oracle: the row's place and the field."""
+    form, path, rows = _sound(name, tmp_path)
+    value = {"vcr": [blank, blank], "karpathy": [{"raw": blank}]}.get(name, blank)
+    _again(form, path, [rows[0], {**rows[1], field: value}])
+    with pytest.raises(ReaderError) as error:
+        form.read(path)
+    assert form.place(1) in str(error.value) and field in str(error.value)
+    assert "blank" in str(error.value)
+
+
+@every_format
+def test_a_key_that_is_there_twice(name: str, tmp_path: Path) -> None:
+    """Python takes the last. Oracle: the key's line in the file, found by its mark, and its name;
+    the same value twice loses nothing and is read."""
+    form, path, _ = _sound(name, tmp_path)
+    sound, text = form.read(path), path.read_text()
+    field = READ[name]
+    start = text.rindex(f'"{field}"')
+    path.write_text(f'{text[:start]}"{field}": "mark", {text[start:]}')
+    line = path.read_text()[: path.read_text().rindex(f'"{field}"')].count("\n") + 1
+    with pytest.raises(ReaderError, match=rf"rows\.json:{line}: {field}: comes twice in an object"):
+        form.read(path)
+    for key in ("pairID", "split", "identifier", "annot_id", "image_id"):
+        if f'"{key}"' not in text:
+            continue
+        value = json.loads(text if form.inside else text.splitlines()[-1])
+        row = value[form.inside][-1] if form.inside else value
+        start = text.rindex(f'"{key}"')
+        path.write_text(f'{text[:start]}"{key}": {json.dumps(row[key])}, {text[start:]}')
+        assert form.read(path) == sound
+
+
 LABELS = {"nlvr2": "label", "nlvr": "label", "snli_ve": "gold_label", "vcr": "answer_label"}
 
 
