@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 
 from stages.transfer.example import Example
+from stages.transfer.loaded_student import LoadedStudent
 from stages.transfer.retrieval_matrix import row_scorer
-from stages.transfer.use import SUFFIXES, Matcher
+from stages.transfer.use import SUFFIXES
 
 WORDS = "a the dog man woman red blue green circle square runs sits beside under left right of and".split()
 
@@ -38,10 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    matcher = Matcher.load(args.student)
+    loaded = LoadedStudent(args.student)
     files = sorted(p for p in args.pictures.rglob("*") if p.suffix.lower() in SUFFIXES)
     texts = made_texts(args.texts)
-    row = row_scorer(matcher.student, matcher.processor, texts)
+    row = row_scorer(loaded.network, loaded.processor, texts)
     fast, slow, largest = [], [], 0.0
     for number in range(args.rows):
         path = files[number % len(files)]
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         fast.append(len(texts) / (time.process_time() - start))
         chosen = range(number, len(texts), max(1, len(texts) // args.pairs))[: args.pairs]
         start = time.process_time()
-        found = [pair_score(matcher, path, texts[m]) for m in chosen]
+        found = [pair_score(loaded, path, texts[m]) for m in chosen]
         slow.append(len(found) / (time.process_time() - start))
         largest = max(largest, max(abs(a - scores[m]) for m, a in zip(chosen, found)))
     rate, loop = max(fast), max(slow)
@@ -75,9 +76,9 @@ def made_texts(num: int) -> list[str]:
 
 
 @torch.no_grad()
-def pair_score(matcher: Matcher, path: Path, text: str) -> float:
+def pair_score(loaded: LoadedStudent, path: Path, text: str) -> float:
     """The matching head's log odds of one pair, by the whole model."""
-    logits = matcher.student(**matcher.processor([path], [text])).logits[0]
+    logits = loaded.network(**loaded.processor([path], [text])).logits[0]
     return float(logits[1] - logits[0])
 
 

@@ -224,6 +224,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     app = StudentApp(args.student, args.pictures, args.index)
     with make_server(app, host=args.host, port=args.port) as server:
+        app.load()
         host, port = server.server_address[:2]
         print(f"Open http://{host!s}:{port}/ in a browser; Ctrl-C ends this.", flush=True)
         server.serve_forever()
@@ -248,13 +249,13 @@ def _measured(student: Path) -> float:
     from PIL import Image
 
     from stages.transfer.example import Example
+    from stages.transfer.loaded_student import LoadedStudent
     from stages.transfer.retrieval_matrix import row_scorer
-    from stages.transfer.use import Matcher
 
-    matcher = Matcher.load(student)
+    loaded = LoadedStudent(student)
     texts = ["a picture of two people who walk beside a dog"] * NUM_MEASURED
-    row = row_scorer(matcher.student, matcher.processor, texts)
-    gray = Image.new("RGB", (matcher.processor.longer_px, matcher.processor.shorter_px))
+    row = row_scorer(loaded.network, loaded.processor, texts)
+    gray = Image.new("RGB", (loaded.processor.longer_px, loaded.processor.shorter_px))
     example = Example(id="0", images=(gray,), texts=())  # type: ignore[arg-type]
     row((example,))
     start = time.perf_counter()

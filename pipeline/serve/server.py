@@ -21,7 +21,9 @@ from boxless.errors import BoxlessError
 from pipeline.pages.thumbnails import thumbnail
 from pipeline.runner.error_messages import bug_report, error_message
 from pipeline.serve.page import NEEDED, page
+from stages.student.text.tokenizer import is_blank
 from stages.transfer import use
+from stages.transfer.loaded_student import LoadedStudent
 from stages.transfer.task_folder import taught_tasks
 
 MAX_BYTES = 64 << 20
@@ -38,12 +40,17 @@ class StudentApp:
 
     def __init__(self, student: Path, pictures: Path | None, index: Path | None) -> None:
         taught = set(taught_tasks(student))
-        self.student, self.pictures = student, pictures
+        self.student, self.pictures = LoadedStudent(student), pictures
         self.index = index or (pictures / ".boxless-index" if pictures else None)
         self.actions = ["match", "point"]
         self.actions += ["answer"] if "vqa" in taught else []
         self.actions += ["judge"] if taught & {*use.JUDGING} else []
         self.actions += ["search"] if pictures else []
+
+    def load(self) -> None:
+        """Read the network now instead of with the first request. Raises ValueError where the
+        folder's files are damaged."""
+        _ = self.student.network, self.student.processor
 
     def answer(self, request: Any) -> dict[str, Any]:
         """{"rows": [{"score", "text"}], "picture"?, "note"?} to {"action", "text", "phrase",
@@ -55,7 +62,7 @@ class StudentApp:
                 f"action: got {str(asked)[:80]}{needed}, expected one of {', '.join(self.actions)}"
             )
         action, text = request["action"], str(request.get("text") or "").strip()
-        if not text:
+        if is_blank(text):
             raise BoxlessError("text: got none, expected some words")
         if action == "search":
             found = self._search(text)
@@ -65,12 +72,13 @@ class StudentApp:
                 picture.write_bytes(_decoded(request.get("picture")))
                 phrase = str(request.get("phrase") or "")
                 found = self._of_picture(action, picture, text, phrase)
-        note = use.unread_note(self.student, text.splitlines() if action == "match" else [text])
+        unread = use.unread_note(self.student, text.splitlines() if action == "match" else [text])
+        note = " ".join(filter(None, (unread, found.get("note"))))
         return {**found, "note": note} if note else found
 
     def _of_picture(self, action: str, picture: Path, text: str, phrase: str) -> dict[str, Any]:
         if action == "match":
-            texts = [line.strip() for line in text.splitlines() if line.strip()]
+            texts = [line.strip() for line in text.splitlines() if not is_blank(line)]
             return {"rows": _rows(use.match(self.student, picture, texts))}
         if action == "answer":
             return {"rows": _rows(use.answer(self.student, picture, text)["best"])}
@@ -84,12 +92,15 @@ class StudentApp:
 
     def _search(self, text: str) -> dict[str, Any]:
         assert self.pictures and self.index, "search is among the actions"
-        found = use.search(self.student, self.pictures, text, self.index)[:NUM_FOUND]
-        rows = _rows(found)
+        faults: list[str] = []
+        found = use.search(self.student, self.pictures, text, self.index, on_fault=faults.append)
+        rows = _rows(found[:NUM_FOUND])
         for row in rows:
             small = thumbnail((self.pictures / row["text"]).read_bytes(), longest_px=LONGEST_PX)
             row["picture"] = small.uri if small else None
-        return {"rows": rows}
+        if not faults:
+            return {"rows": rows}
+        return {"rows": rows, "note": f"{len(faults)} files were left out, first {faults[0]}"}
 
 
 def make_server(app: StudentApp, *, host: str, port: int) -> HTTPServer:
@@ -106,7 +117,7 @@ def make_server(app: StudentApp, *, host: str, port: int) -> HTTPServer:
             if self.path != "/":
                 self._reply(HTTPStatus.NOT_FOUND, b"not here", "text/plain")
                 return
-            text = page(str(app.student), app.actions)
+            text = page(str(app.student.folder), app.actions)
             self._reply(HTTPStatus.OK, text.encode(), "text/html; charset=utf-8")
 
         def do_POST(self) -> None:

@@ -28,6 +28,17 @@ def taught_tasks(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob(f"tasks/*/{STATE}"))
 
 
+def check_taught(folder: Path, name: str | None) -> str:
+    """The name of a task that a student folder knows. Raises ValueError for any other."""
+    known = taught_tasks(folder)
+    if name not in known:
+        raise BoxlessError(
+            f"{folder}: got task {name}, expected one that this student knows: "
+            f"{', '.join(known) or 'none'}; boxless finetune teaches it one"
+        )
+    return name
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskStudent:
     """A student that knows a task: network, head and processor, ready to predict."""
@@ -42,15 +53,21 @@ class TaskStudent:
         """From a student folder. `name`: the task, where the folder knows several. Raises
         ValueError where it does not know it."""
         known = taught_tasks(folder)
-        if name is None and len(known) == 1:
-            name = known[0]
-        if name not in known:
-            raise BoxlessError(
-                f"{folder}: got task {name}, expected one that this student knows: "
-                f"{', '.join(known) or 'none'}; boxless finetune teaches it one"
-            )
+        name = known[0] if name is None and len(known) == 1 else check_taught(folder, name)
+        return cls.with_head(
+            folder,
+            name,
+            student=Student.from_pretrained(str(folder)).eval(),
+            processor=StudentProcessor.from_pretrained(folder),
+        )
+
+    @classmethod
+    def with_head(
+        cls, folder: Path, name: str, *, student: Student, processor: StudentProcessor
+    ) -> TaskStudent:
+        """The folder's student and processor, read before, with the head of a task that it knows.
+        Raises ValueError where the head's files are damaged or do not fit."""
         task = TASKS[name](read_settings(folder / "tasks" / name / STATE))
-        student = Student.from_pretrained(str(folder)).eval()
         head = task.make_head(student.config.bert["hidden_size"])
         with loading(str(folder / "tasks" / name)):
             weights = load_file(folder / "tasks" / name / HEAD)
@@ -61,12 +78,7 @@ class TaskStudent:
                 "teaches the task again"
             )
         head.load_state_dict(weights)
-        return cls(
-            task=task,
-            student=student,
-            head=head.eval(),
-            processor=StudentProcessor.from_pretrained(folder),
-        )
+        return cls(task=task, student=student, head=head.eval(), processor=processor)
 
 
 def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:

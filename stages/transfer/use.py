@@ -1,10 +1,10 @@
-"""Using a student: match, find, answer, judge, point. One call each, on pictures as files."""
+"""Using a student: match, find, answer, judge, point. One call each, on pictures as files; for
+several, give a `LoadedStudent` instead of the folder."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,12 @@ import torch
 from PIL import ImageDraw
 
 from boxless.errors import BoxlessError
-from sharding.writing.atomic import replacing, sha256_file
+from sharding.writing.atomic import replacing
 from stages.picture import PictureError, open_picture, read_picture_file
-from stages.student.network import Student
 from stages.student.outputs import Cells
-from stages.student.processor import StudentProcessor
-from stages.student.text.tokenizer import encodable
+from stages.student.text.tokenizer import encodable, is_blank
 from stages.transfer.example import Example
+from stages.transfer.loaded_student import LoadedStudent
 from stages.transfer.task_batch import places_of_phrase
 from stages.transfer.task_folder import TaskStudent, taught_tasks
 from stages.transfer.tasks import TASKS
@@ -29,60 +28,22 @@ JUDGING = ("nlvr", "snli_ve")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Matcher:
-    """A student that says how well texts fit pictures."""
-
-    student: Student
-    processor: StudentProcessor
-    fingerprint: str
-    """Of the weights; what an index was made with."""
-
-    @classmethod
-    def load(cls, folder: Path) -> Matcher:
-        """From a student folder. Raises ValueError where there is none."""
-        weights = sorted(folder.glob("*.safetensors"))
-        if not weights:
-            raise BoxlessError(f"{folder}: got no *.safetensors, expected a student's folder")
-        digest = hashlib.sha256()
-        for path in weights:
-            digest.update(bytes.fromhex(sha256_file(path)))
-        return cls(
-            student=Student.from_pretrained(str(folder)).eval(),
-            processor=StudentProcessor.from_pretrained(folder),
-            fingerprint=digest.hexdigest(),
-        )
-
-    @torch.no_grad()
-    def cells(self, picture: Path | bytes) -> Cells:
-        """What the CNN makes of a picture, a file or its bytes."""
-        inputs = self.processor([picture], [""])
-        return self.student.encode_image(inputs["pixel_values"], inputs["sizes_px"])
-
-    @torch.no_grad()
-    def score(self, cells: Cells, texts: Sequence[str]) -> list[float]:
-        """The probability that each text belongs to a picture, by the matching head."""
-        longest = self.processor.max_tokens
-        found = []
-        for text in texts:  # alone: no text's score depends on the others
-            encoded = self.processor.tokenizer(encodable(text), truncation=True, max_length=longest)
-            tokens = torch.tensor([encoded["input_ids"]])
-            picture = torch.zeros(1, dtype=torch.long)
-            logits = self.student.match(cells, picture=picture, input_ids=tokens)
-            found.append(float(logits.double().softmax(dim=-1)[0, 1]))
-        return found
+AnyStudent = Path | LoadedStudent
+"""A student's folder, which is then read anew in each call, or what keeps what was read of it."""
 
 
-def match(student: Path, picture: Path, texts: Sequence[str]) -> list[tuple[str, float]]:
+def match(student: AnyStudent, picture: Path, texts: Sequence[str]) -> list[tuple[str, float]]:
     """Texts with the probability that each belongs to the picture, best first: one text scores a
-    pair, several find the captions of a picture."""
-    matcher = Matcher.load(student)
-    scores = matcher.score(matcher.cells(picture), texts)
+    pair, several find the captions of a picture. Raises ValueError for a blank one."""
+    for text in texts:
+        _check_words("text", text)
+    loaded = _loaded(student)
+    scores = loaded.score(loaded.cells(picture), texts)
     return sorted(zip(texts, scores), key=lambda item: (-item[1], item[0]))
 
 
 def search(
-    student: Path,
+    student: AnyStudent,
     pictures: Path,
     text: str,
     index: Path,
@@ -95,21 +56,22 @@ def search(
     index: a folder that keeps what the CNN made of each picture; a picture that changed, or another
     student, is seen again. on_fault: called with name and reason of each file that is no picture,
     which is left out. on_picture: called after each file with the number of those done and of all.
-    Raises ValueError where the folder holds no picture.
+    Raises ValueError where the folder holds no picture, and for a blank text.
     """
+    _check_words("text", text)
     files = sorted(p for p in pictures.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
         raise BoxlessError(f"{pictures}: got no picture, expected {', '.join(SUFFIXES)} files")
-    matcher = Matcher.load(student)
+    loaded = _loaded(student)
     found, faults = [], []
     for number, path in enumerate(files, start=1):
         try:
-            cells = _indexed(matcher, _read(path), index)
+            cells = _indexed(loaded, _read(path), index)
         except PictureError as error:
             faults.append(f"{path}: {error}")
             on_fault(faults[-1])
         else:
-            found.append((str(path.relative_to(pictures)), matcher.score(cells, [text])[0]))
+            found.append((str(path.relative_to(pictures)), loaded.score(cells, [text])[0]))
         on_picture(number, len(files))
     if not found:
         raise BoxlessError(f"{pictures}: got no picture that can be read; the first: {faults[0]}")
@@ -124,13 +86,13 @@ def _read(path: Path) -> bytes:
         raise PictureError(f"not readable: {error.strerror}") from None
 
 
-def _indexed(matcher: Matcher, picture: bytes, index: Path) -> Cells:
+def _indexed(loaded: LoadedStudent, picture: bytes, index: Path) -> Cells:
     """The cells of a picture, from the index where they are there."""
     digest = hashlib.sha256(picture).hexdigest()
-    kept = index / f"{matcher.fingerprint[:16]}-{digest}.npz"
+    kept = index / f"{loaded.fingerprint[:16]}-{digest}.npz"
     cells = _read_cells(kept)
     if cells is None:
-        cells = matcher.cells(picture)
+        cells = loaded.cells(picture)
         with replacing(kept) as out:
             np.savez(
                 out,
@@ -156,27 +118,34 @@ def _read_cells(path: Path) -> Cells | None:
         return None
 
 
-def answer(student: Path, picture: Path, question: str) -> dict[str, Any]:
-    """{"answer", "best"} of a student that VQA was taught."""
-    return _predict(TaskStudent.load(student, "vqa"), picture, question)
+def answer(student: AnyStudent, picture: Path, question: str) -> dict[str, Any]:
+    """{"answer", "best"} of a student that VQA was taught. Raises ValueError for another student,
+    and for a blank question."""
+    _check_words("question", question)
+    return _predict(_loaded(student).taught("vqa"), picture, question)
 
 
-def judge(student: Path, picture: Path, statement: str, task: str | None = None) -> dict[str, Any]:
+def judge(
+    student: AnyStudent, picture: Path, statement: str, task: str | None = None
+) -> dict[str, Any]:
     """{"label", "probabilities"} of a student that SNLI-VE or NLVR was taught. `task`: which of
-    them; None for the first of `JUDGING` that it knows. Raises ValueError where it knows none."""
-    known = taught_tasks(student)
+    them; None for the first of `JUDGING` that it knows. Raises ValueError where it knows none, and
+    for a blank statement."""
+    _check_words("statement", statement)
+    loaded = _loaded(student)
+    known = taught_tasks(loaded.folder)
     task = task or next((name for name in JUDGING if name in known), None)
     if task is None:
         raise BoxlessError(
-            f"{student}: got a student that knows {', '.join(known) or 'no task'}, expected "
+            f"{loaded.folder}: got a student that knows {', '.join(known) or 'no task'}, expected "
             f"{' or '.join(JUDGING)}; boxless finetune teaches it one"
         )
-    return _predict(TaskStudent.load(student, task), picture, statement)
+    return _predict(loaded.taught(task), picture, statement)
 
 
-def unread_note(student: Path, texts: Sequence[str]) -> str | None:
+def unread_note(student: AnyStudent, texts: Sequence[str]) -> str | None:
     """What to say of texts that are longer than the student reads; None where none is."""
-    processor = StudentProcessor.from_pretrained(student)
+    processor = _loaded(student).processor
     for text in texts:
         text = encodable(text)
         encoded = processor.tokenizer(text, return_offsets_mapping=True, truncation=False)
@@ -190,7 +159,7 @@ def unread_note(student: Path, texts: Sequence[str]) -> str | None:
     return None
 
 
-def point(student: Path, picture: Path, caption: str, phrase: str) -> dict[str, Any]:
+def point(student: AnyStudent, picture: Path, caption: str, phrase: str) -> dict[str, Any]:
     """{"point", "boxes"} of a phrase of a caption, as shares of width and height. Pretraining is
     enough. Raises ValueError where the caption does not hold the phrase, or only beyond what the
     student reads."""
@@ -198,7 +167,8 @@ def point(student: Path, picture: Path, caption: str, phrase: str) -> dict[str, 
     start = caption.find(phrase)
     if start < 0 or not phrase:
         raise BoxlessError(f"phrase: got {phrase!r}, expected a part of the caption {caption!r}")
-    processor = StudentProcessor.from_pretrained(student)
+    loaded = _loaded(student)
+    processor = loaded.processor
     info = {"start": start, "end": start + len(phrase)}
     if not places_of_phrase(caption, info, processor):
         raise BoxlessError(
@@ -206,12 +176,8 @@ def point(student: Path, picture: Path, caption: str, phrase: str) -> dict[str, 
             f"first {processor.max_tokens} word pieces of the caption"
         )
     task = TASKS["grounding"]({})
-    network = Student.from_pretrained(str(student)).eval()
     taught = TaskStudent(
-        task=task,
-        student=network,
-        head=task.make_head(0),
-        processor=processor,
+        task=task, student=loaded.network, head=task.make_head(0), processor=processor
     )
     return _predict(taught, picture, caption, info)
 
@@ -228,6 +194,15 @@ def draw_point(picture: Path, found: dict[str, Any], out: Path) -> None:
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill="red", outline="white")
     with replacing(out) as target:
         image.save(target, "PNG")
+
+
+def _loaded(student: AnyStudent) -> LoadedStudent:
+    return student if isinstance(student, LoadedStudent) else LoadedStudent(student)
+
+
+def _check_words(name: str, text: str) -> None:
+    if is_blank(text):
+        raise BoxlessError(f"{name}: got {text!r}, expected some words")
 
 
 def _predict(

@@ -12,19 +12,25 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import CHROMIUM, measure
 from PIL import Image
+from pretrain_fixtures import tiny_student, toy_tokenizer
 
 import pipeline.serve.server as server_module
 from pipeline.cli.main import main
 from pipeline.serve.page import page
 from pipeline.serve.server import StudentApp, make_server
+from stages.student.network import Student
+from stages.student.processor import StudentProcessor
 from stages.transfer import use
+from stages.transfer.task_folder import save_head
+from stages.transfer.tasks import TASKS
 
 NAME = "<b>student</b>"
 
@@ -41,16 +47,42 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudentApp:
     monkeypatch.setattr(use, "unread_note", lambda s, texts: "cut" if "long" in texts else None)
     monkeypatch.setattr(use, "match", lambda s, p, texts: [(t, len(t) / 10) for t in texts])
     monkeypatch.setattr(use, "answer", lambda s, p, t: {"best": [("red", 0.9), ("blue", 0.1)]})
-    monkeypatch.setattr(use, "search", lambda s, folder, t, i: [("red.png", 0.75)])
+    monkeypatch.setattr(use, "search", _search)
     monkeypatch.setattr(
         use, "point", lambda s, p, t, f: {"point": [0.5, 0.5], "boxes": [[0, 0, 1, 1]]}
     )
     return StudentApp(folder, tmp_path, None)
 
 
+def _search(
+    student: Any, folder: Path, text: str, index: Path, on_fault: Callable[[str], None]
+) -> list[tuple[str, float]]:
+    if "cut" in text:
+        on_fault("cut.png: not readable")
+    return [("red.png", 0.75)]
+
+
+@pytest.fixture()
+def folder(tmp_path: Path) -> Path:
+    """A tiny student that knows vqa, and a picture beside it."""
+    student, place = tiny_student(), tmp_path / "student"
+    student.save_pretrained(str(place))
+    StudentProcessor.of(student, toy_tokenizer()).save_pretrained(place)
+    task = TASKS["vqa"]({"answers": ["red", "blue"]})
+    save_head(place, task, task.make_head(32).state_dict())
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "red.png")
+    return place
+
+
 @pytest.fixture()
 def address(app: StudentApp) -> Iterator[str]:
     """Of a running server."""
+    with _running(app) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def _running(app: StudentApp) -> Iterator[str]:
     with make_server(app, host="127.0.0.1", port=0) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -85,6 +117,8 @@ def test_answers(address: str) -> None:
     assert _ask(address, asked)["note"] == "cut" and len(_ask(address, asked)["rows"]) == 2
     [row] = _ask(address, {"action": "search", "text": "red"})["rows"]
     assert row["text"] == "red.png" and row["picture"].startswith("data:image/png;base64,")
+    note = _ask(address, {"action": "search", "text": "cut"})["note"]
+    assert note == "1 files were left out, first cut.png: not readable"
     found = _ask(address, {"action": "point", "text": "a b", "phrase": "b", "picture": _picture()})
     drawn = base64.b64decode(found["picture"].partition(",")[2])
     assert Image.open(io.BytesIO(drawn)).size == (8, 6)
@@ -96,6 +130,7 @@ def test_answers(address: str) -> None:
         ({"action": "match", "text": "a"}, "application/json", "picture: got none"),
         ({"action": "match", "text": "a", "picture": "!"}, "application/json", "picture: got none"),
         ({"action": "answer", "text": " "}, "application/json", "text: got none"),
+        ({"action": "search", "text": "\u200b"}, "application/json", "text: got none"),
         ({"action": "judge", "text": "a"}, "application/json", "it needs a student taught nlvr"),
         ([], "application/json", r"action: got [], expected one of"),
         ({"action": "match"}, "text/plain", "application/json"),
@@ -105,6 +140,36 @@ def test_what_cannot_be_answered(address: str, asked: Any, kind: str, words: str
     """Oracle: words that say what is missing; the server continues."""
     assert words in _ask(address, asked, kind)["error"]
     assert _ask(address, {"action": "search", "text": "red"})["rows"]
+
+
+def test_the_student_is_read_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Oracle: the calls that read the network, of six requests of four kinds, three at a time, by
+    threads; and the scores that a call of its own on the folder gives."""
+    loads: list[str] = []
+    read = Student.from_pretrained
+
+    def counted(path: str, **options: Any) -> Any:
+        loads.append(path)
+        return read(path, **options)
+
+    expected = use.match(folder, tmp_path / "red.png", ["a", "red"])
+    monkeypatch.setattr(Student, "from_pretrained", counted)
+    student = StudentApp(folder, tmp_path, tmp_path / "index")
+    student.load()
+    picture = _picture()
+    asked = [
+        {"action": "match", "text": "a\nred", "picture": picture},
+        {"action": "answer", "text": "what", "picture": picture},
+        {"action": "point", "text": "a red", "phrase": "red", "picture": picture},
+        {"action": "search", "text": "red"},
+    ]
+    with _running(student) as address, ThreadPoolExecutor(3) as threads:
+        found = [*threads.map(lambda one: _ask(address, one), [*asked, *asked[:2]])]
+    assert not [one["error"] for one in found if "error" in one]
+    assert loads == [str(folder)]
+    assert [(row["text"], row["score"]) for row in found[0]["rows"]] == expected
 
 
 def test_connections_without_a_question_keep_nobody_waiting(address: str) -> None:
@@ -141,9 +206,9 @@ def test_an_address_that_cannot_be_had_is_named(
     """A taken port, a host that is none. Oracle: by hand."""
     with make_server(app, host="127.0.0.1", port=0) as server:
         port = str(server.server_address[1])
-        assert main(["serve", str(app.student), "--port", port]) == 2
+        assert main(["serve", str(app.student.folder), "--port", port]) == 2
     assert f"127.0.0.1:{port}: " in (said := capsys.readouterr().err) and "another program" in said
-    assert main(["serve", str(app.student), "--host", "256.0.0.1", "--port", "0"]) == 2
+    assert main(["serve", str(app.student.folder), "--host", "256.0.0.1", "--port", "0"]) == 2
     assert "256.0.0.1:0: " in capsys.readouterr().err
 
 

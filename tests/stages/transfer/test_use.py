@@ -17,6 +17,7 @@ from pipeline.cli.main import main
 from stages.student.processor import StudentProcessor
 from stages.transfer import use
 from stages.transfer.finetuning.finetune_task import load_for_task
+from stages.transfer.loaded_student import LoadedStudent
 from stages.transfer.predictor import Predictor
 from stages.transfer.task_folder import save_head
 from stages.transfer.tasks import TASKS
@@ -92,6 +93,37 @@ def test_a_phrase_that_the_student_does_not_read_is_refused(folder: Path) -> Non
     for caption, phrase in (("red " * 300 + "circle", "circle"), ("a   circle", "  ")):
         with pytest.raises(BoxlessError, match="of which the student reads nothing"):
             use.point(folder / "student", picture, caption, phrase)
+
+
+@pytest.mark.parametrize("blank", ["", " \n", "\u00a0\u200b"])
+def test_a_text_of_blanks_is_refused(folder: Path, tmp_path: Path, blank: str) -> None:
+    """What is scored for it would say nothing. Oracle: the name of the text in the error, of each
+    use, and of the command."""
+    student, picture = folder / "student", folder / "pictures" / "0.jpg"
+    for name, ask in (
+        ("text", lambda: use.match(student, picture, ["a", blank])),
+        ("text", lambda: use.search(student, folder / "pictures", blank, tmp_path)),
+        ("question", lambda: use.answer(student, picture, blank)),
+        ("statement", lambda: use.judge(student, picture, blank)),
+        ("phrase", lambda: use.point(student, picture, f"a{blank}b", blank)),
+    ):
+        with pytest.raises(BoxlessError, match=f"{name}: got "):
+            ask()
+    assert main(["match", str(student), str(picture), blank]) != 0
+
+
+def test_a_student_that_was_read_once_gives_the_same(folder: Path, tmp_path: Path) -> None:
+    """Oracle: each call on the folder."""
+    student, picture = folder / "student", folder / "pictures" / "0.jpg"
+    loaded = LoadedStudent(student)
+    for ask in (
+        lambda one: use.match(one, picture, ["a", "a red circle"]),
+        lambda one: use.search(one, folder / "pictures", "a", tmp_path / "index"),
+        lambda one: use.answer(one, picture, "what color?"),
+        lambda one: use.judge(one, picture, "there is a circle"),
+        lambda one: use.point(one, picture, "a red circle", "red"),
+    ):
+        assert ask(loaded) == ask(student)
 
 
 def test_search_agrees_with_match_and_keeps_an_index(folder: Path, tmp_path: Path) -> None:
