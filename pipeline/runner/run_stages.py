@@ -6,7 +6,6 @@ The decision is ``plan_stage``, which only looks; ``run_stages`` acts on it.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from rich.markup import escape
 from launch.job import LaunchError, Stopped, UserError
 from pipeline import OUTPUT_VERSION
 from pipeline.recipe.recipe import Recipe, RecipeError, dump_recipe
+from pipeline.runner.backups import back_up
 from pipeline.runner.launch_plan import (
     LaunchOverrides,
     command_text,
@@ -248,8 +248,8 @@ def run_stage(
     kind = plan.kind
     config = launch_config(kind, recipe, launch_overrides, alone=alone)
     if plan.backs_up:
-        for old, new in _back_up(run, kind):
-            console.print(f"  kept the earlier {old} as {new}")
+        for line in back_up(run, kind):
+            console.print(f"  {line}")
     before = read_started(run, kind) if plan.action == "continue" else None
     started = StageRecord(
         stage=kind.name, shaped_by=plan.shaped_by, seconds=before.seconds if before else 0.0
@@ -352,16 +352,3 @@ def _leaves(values: dict[str, Any], above: str = "") -> dict[str, Any]:
         path = f"{above}{key}"
         leaves |= _leaves(value, f"{path}.") if isinstance(value, dict) else {path: value}
     return leaves
-
-
-def _back_up(run: RunFolder, kind: StageKind) -> list[tuple[str, str]]:
-    """Rename the stage's folders to NAME.1, or the first number that none of them has yet."""
-    number = 1
-    while any((run.root / f"{name}.{number}").exists() for name in kind.folders):
-        number += 1
-    moved = []
-    for name in kind.folders:
-        if (run.root / name).exists():
-            shutil.move(run.root / name, run.root / f"{name}.{number}")
-            moved.append((name, f"{name}.{number}"))
-    return moved

@@ -43,7 +43,7 @@ class FakeStages:
     ) -> None:
         self.ran.append(kind.name)
         if kind.name in self.fails:
-            (kind.folder(run) / "half-done").write_text("")
+            (kind.folder(run) / "half-done.pt").write_text("")
             raise self.fails.pop(kind.name)
         getattr(self, kind.name)(run, str(recipe.seed))
 
@@ -179,6 +179,24 @@ def test_dear_output_is_set_aside_under_one_number(
     assert "seed was 0, is 1" in capsys.readouterr().out
     go("seed=2", names=["ingest", "teach", "distill", "pretrain"])
     assert (run / "student.2/model.safetensors").read_text() == "1"
+    said = capsys.readouterr().out
+    assert "kept the earlier student as student.2" in said
+    assert "kept from before: pretrain.1 to .1, student.1 to .1, 0 MB; nothing reads them" in said
+
+
+def test_an_attempt_that_saved_nothing_leaves_no_backup(
+    go: Go, stages: FakeStages, tmp_path: Path
+) -> None:
+    """Files that are refused, mended and refused again would leave a folder each time. Oracle: the
+    folders of the run."""
+    for number in range(3):
+        stages.fails["pretrain"] = LaunchError("refused", Path("log"), "tail")
+        with pytest.raises(LaunchError):
+            go(f"pretrain.num_steps={70 + number}")
+        (tmp_path / "run/pretrain/half-done.pt").unlink()
+    go("pretrain.num_steps=77")
+    assert not [*(tmp_path / "run").glob("pretrain.*")]
+    assert not [*(tmp_path / "run").glob("student.*")]
 
 
 @pytest.mark.parametrize("error", [Stopped(15), LaunchError("broke", Path("log"), "tail")])
@@ -189,10 +207,10 @@ def test_a_stopped_stage_continues_where_it_was(
     stages.fails["pretrain"] = error
     with pytest.raises(type(error)):
         go()
-    assert (tmp_path / "run/pretrain/half-done").exists()
+    assert (tmp_path / "run/pretrain/half-done.pt").exists()
     assert not (tmp_path / "run/pretrain/stage.json").exists()
     assert go() == ["pretrain", "evaluate"]
-    assert (tmp_path / "run/pretrain/half-done").exists()
+    assert (tmp_path / "run/pretrain/half-done.pt").exists()
 
 
 def test_a_half_done_dear_stage_of_another_recipe_is_set_aside(
@@ -203,8 +221,8 @@ def test_a_half_done_dear_stage_of_another_recipe_is_set_aside(
     with pytest.raises(Stopped):
         go()
     go("pretrain.num_steps=77")
-    assert (tmp_path / "run/pretrain.1/half-done").exists()
-    assert not (tmp_path / "run/pretrain/half-done").exists()
+    assert (tmp_path / "run/pretrain.1/half-done.pt").exists()
+    assert not (tmp_path / "run/pretrain/half-done.pt").exists()
 
 
 def test_shards_half_redone_are_not_taken_for_those_before(go: Go, stages: FakeStages) -> None:
