@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +18,8 @@ from stages.student.network import Student
 from stages.student.outputs import Cells
 from stages.student.text.tokenizer import load_tokenizer
 from stages.student.vision.image_transforms import Pictures, load_picture, stack_bytes
+
+KEPT_BYTES = 1 << 29
 
 
 def read_split(folder: Path, split: str, most: int | None = None) -> list[Sample]:
@@ -42,6 +44,7 @@ class Predictor:
 
     student: Student
     tokenizer: PreTrainedTokenizerFast
+    _kept: dict[bytes, Cells] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def load(cls, folder: Path) -> Predictor:
@@ -64,6 +67,17 @@ class Predictor:
         """The cells of some samples' pictures, padded to one grid."""
         pictures = self.pictures(samples)
         return self.student.encode_image(pictures.pixels, pictures.sizes_px)
+
+    def cells(self, sample: Sample) -> Cells:
+        """The cells of one sample's picture, alone. They are kept by its bytes, up to `KEPT_BYTES`
+        of all: the CNN runs once a picture, whatever is scored of it."""
+        kept = self._kept.get(sample.image)
+        if kept is not None:
+            return kept
+        cells = self.encode_image([sample])
+        if sum(one.features.nbytes for one in [*self._kept.values()]) < KEPT_BYTES:
+            self._kept[sample.image] = cells
+        return cells
 
     def read(self, texts: Iterable[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Word pieces [B, T], padded, and the characters each covers [B, T, 2]."""

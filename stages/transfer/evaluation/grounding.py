@@ -155,7 +155,7 @@ def _point(predictor: Predictor, sample: Sample) -> list[dict]:
     """Every true phrase of a sample: text, box, point (original pixels), hit, heat, chance."""
     captions, truth = sample.info["captions"], sample.info["truth"]
     tokens, offsets = predictor.read(captions)
-    cells = predictor.encode_image([sample])
+    cells = predictor.cells(sample)
     picture = torch.zeros(len(captions), dtype=torch.long)
     hidden = predictor.student.align(cells, picture=picture, input_ids=tokens)
     size_px = torch.tensor([sample.info["width"], sample.info["height"]])
@@ -244,7 +244,7 @@ def label_objects(
         if not len(boxes):
             continue
         tokens, _ = predictor.read(sample.info["captions"][:1] or [""])
-        cells = predictor.encode_image([sample])
+        cells = predictor.cells(sample)
         hidden = predictor.student.fuse(
             cells, picture=torch.zeros(1, dtype=torch.long), input_ids=tokens
         )

@@ -36,7 +36,7 @@ def code_gallery(predictor: Predictor, samples: Sequence[Sample]) -> dict | None
     places: dict[int, dict[int, list[int]]] = {}
     columns = []
     for row, sample in enumerate(samples):
-        cells = predictor.encode_image([sample])
+        cells = predictor.cells(sample)
         assert cells.codes is not None
         columns.append(cells.columns)
         inside = cells.inside[0].nonzero()[:, 0].tolist()

@@ -86,7 +86,7 @@ class ForwardTrace:
 def trace_forward(predictor: Predictor, sample: Sample, text: str) -> ForwardTrace:
     """Run the student on a sample's picture and a text; a text that is too long is cut."""
     ids, offsets = predictor.read([text])
-    cells = predictor.encode_image([sample])
+    cells = predictor.cells(sample)
     watched = trace_attention(
         predictor.student, cells, picture=torch.zeros(1, dtype=torch.long), tokens=ids
     )

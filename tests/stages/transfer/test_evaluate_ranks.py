@@ -15,7 +15,7 @@ from pretrain_fixtures import TINY, tiny_student, toy_samples, toy_tokenizer, wr
 from stages.ranks import Ranks
 from stages.transfer.config import EvaluateConfig
 from stages.transfer.evaluation.evaluate import _score, scores_in_words
-from stages.transfer.predictor import Predictor
+from stages.transfer.predictor import Predictor, read_split
 
 
 class Thread(Ranks):
@@ -70,6 +70,31 @@ def test_two_ranks_score_what_one_does(tmp_path: Path, itc_size: int) -> None:
     assert [one["key"] for one in found[1][1]["grounding"]] == [
         one["key"] for one in shown["grounding"]
     ]
+
+
+@pytest.mark.parametrize("itc_size", [0, 8])
+def test_the_cnn_runs_once_a_picture(
+    tmp_path: Path, itc_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of retrieval with a shortlist, grounding, labels, codes and attention. Oracle: the number of
+    pictures that went into the CNN; and scores as with a memory that holds nothing."""
+    objects = write_objects(tmp_path / "objects", toy_samples(6, 5))
+    student = tiny_student(replace(TINY, itc_size=itc_size))
+    config = EvaluateConfig(num_shown=4, shortlist=2)
+    num_seen: list[int] = []
+    hook = student.grid.register_forward_hook(lambda *call: num_seen.append(len(call[1][0])))
+    with torch.no_grad():
+        first = _score(
+            config, Predictor(student=student, tokenizer=toy_tokenizer()), objects, Ranks()
+        )
+        pictures = read_split(objects, "heldout")
+        assert sum(num_seen) == len(pictures) == len(num_seen)
+        hook.remove()
+        monkeypatch.setattr("stages.transfer.predictor.KEPT_BYTES", 0)
+        again = _score(
+            config, Predictor(student=student, tokenizer=toy_tokenizer()), objects, Ranks()
+        )
+    assert first[0] == again[0]
 
 
 def test_a_head_that_was_not_trained_is_not_scored(
