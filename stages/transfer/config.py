@@ -12,8 +12,18 @@ from boxless.errors import BoxlessError
 from stages.training.config import TrainingConfig
 from stages.transfer.task_config import TaskDataConfig
 
-TASK_NAMES = ("retrieval", "vqa", "nlvr2", "nlvr", "snli_ve", "vcr", "grounding")
-"""Those of `stages.transfer.tasks`, which is heavier to import than a recipe should be."""
+TASK_CLASSES = {
+    "retrieval": "retrieval.RetrievalTask",
+    "vqa": "vqa.VqaTask",
+    "nlvr2": "nlvr.Nlvr2Task",
+    "nlvr": "nlvr.NlvrTask",
+    "snli_ve": "snli_ve.SnliVeTask",
+    "vcr": "vcr.VcrTask",
+    "grounding": "grounding.GroundingTask",
+}
+"""The file and class of each task in `stages.transfer.tasks`, which is heavier to import than a
+recipe should be. Adding a task is a file there and a line here."""
+TASK_NAMES = tuple(TASK_CLASSES)
 INPUTS = ("fusion", "encoders")
 OF_ENCODERS = ("vqa", "snli_ve")
 HEADLESS = ("retrieval", "grounding")

@@ -65,7 +65,7 @@ def _files(name: str, images: Path, out: Path) -> TaskDataConfig:
 
 
 def test_the_table_and_the_recipe_agree() -> None:
-    """Oracle: the same names in the same order."""
+    """Oracle: each class's own name, in the same order."""
     assert tuple(TASKS) == TASK_NAMES and all(TASKS[n].name == n for n in TASKS)
 
 
