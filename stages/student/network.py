@@ -26,8 +26,8 @@ from boxless.errors import BoxlessError
 from stages.student.folder.auto_classes import InstalledClass, write_module
 from stages.student.folder.errors import check_loaded, loading, student_folder
 from stages.student.folder.renamed import KEY_MAPPING
-from stages.student.fusion.first_layer import run_first_layer
-from stages.student.fusion.last_layer import OutputPlaces, run_last_layer, run_last_layer_of_first
+from stages.student.fusion.last_layer import OutputPlaces, run_last_layer
+from stages.student.fusion.one_picture import FirstInputs, first_outputs
 from stages.student.fusion.text_encoder import encode_texts
 from stages.student.heads import (
     AlignHead,
@@ -334,24 +334,32 @@ class Student(InstalledClass, PreTrainedModel):
     ) -> torch.Tensor:
         """The matching head's logits [B, 2] of texts [B, T], each on its picture [B], as in `fuse`.
         The last layer gives [CLS] alone."""
-        if len(cells.features) == 1 and len(self.fusion.layer) > 1 and not self.training:
-            return self.itm_head(self._first_output_with_one(cells, input_ids))
+        if len(cells.features) == 1 and self.can_match_inputs:
+            return self.match_inputs(self.inputs_of_texts(input_ids), self.inputs_of_picture(cells))
         first = OutputPlaces.of_first(len(input_ids), input_ids.device)
         hidden = self.fuse(cells, picture=picture, input_ids=input_ids, output_mask=first)
         return self.itm_head(hidden.text[:, 0])
 
-    def _first_output_with_one(self, cells: Cells, input_ids: torch.Tensor) -> torch.Tensor:
-        """[CLS] [B, D] as `fuse` gives it, of all texts with the only picture there is: what the
-        first layer makes of its cells alone is computed once."""
-        only = torch.zeros(1, dtype=torch.long, device=input_ids.device)
-        seen = self._placed(cells.features, cells, only)
-        inside = cells.inside.expand(len(input_ids), -1)
-        attended = torch.cat([input_ids != self.pad_id, inside], dim=1)[:, None, None, :]
-        first, *layers, last = self.fusion.layer
-        hidden = run_first_layer(first, self.embeddings(input_ids), seen, attended)
-        for layer in layers:
-            hidden = layer(hidden, attended)
-        return run_last_layer_of_first(last, hidden, attended)
+    @property
+    def can_match_inputs(self) -> bool:
+        """Whether `match_inputs` is for this network: in evaluation mode, with several layers."""
+        return len(self.fusion.layer) > 1 and not self.training
+
+    def match_inputs(self, texts: FirstInputs, picture: FirstInputs) -> torch.Tensor:
+        """`match` of texts with one picture, each prepared once by `inputs_of_texts` and
+        `inputs_of_picture`: [B, 2]."""
+        return self.itm_head(first_outputs(self.fusion.layer, texts, picture))
+
+    def inputs_of_texts(self, input_ids: torch.Tensor) -> FirstInputs:
+        """What the fusion makes of texts [B, T] before it sees a picture."""
+        embedded = self.embeddings(input_ids)
+        return FirstInputs.of(self.fusion.layer[0], embedded, input_ids != self.pad_id)
+
+    def inputs_of_picture(self, cells: Cells) -> FirstInputs:
+        """What the fusion makes of one picture's cells before it sees a text."""
+        only = torch.zeros(1, dtype=torch.long)
+        seen = self._placed(cells.features, cells, only.to(cells.inside.device))
+        return FirstInputs.of(self.fusion.layer[0], seen, cells.inside)
 
     def embed_pictures(self, cells: Cells) -> torch.Tensor:
         """The contrastive head's unit vectors of pictures: [N, E]. Raises ValueError without it."""

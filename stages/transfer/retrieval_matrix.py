@@ -1,7 +1,7 @@
 """The matrix of a retrieval test set: every picture with every text, by the matching head.
 
-The CNN runs once for each picture. Texts are tokenized once, and those of similar length share a
-batch, so that there is little padding. Only the fusion runs for each pair.
+The CNN runs once for each picture. Texts are tokenized and embedded once, and those of similar
+length share a batch, so that there is little padding. Only the fusion runs for each pair.
 
 Letters: M texts, P pairs of a pass.
 """
@@ -15,16 +15,20 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
+from stages.student.fusion.one_picture import FirstInputs
 from stages.student.network import Student
 from stages.student.outputs import Cells
 from stages.student.processor import StudentProcessor
 from stages.transfer.example import Example
 from stages.transfer.fixed_blocks import fixed_blocks
 
-PAIRS_PER_PASS = 32
+PAIRS_PER_PASS = 16
 """Pairs of one pass, always as many, so that no score depends on what was asked beside it."""
 LENGTH_STEP = 4
 """Texts of a pass are padded to a multiple of so many word pieces."""
+KEPT_BYTES = 1 << 29
+"""Of memory at most, for what the fusion makes of texts before it sees a picture; of those beyond
+it is computed anew for each picture."""
 BEHIND = -1e4
 """Added to the score of what is on no shortlist."""
 RowScorer = Callable[[tuple[Example, ...]], dict[str, list[float]]]
@@ -64,20 +68,46 @@ class TextPasses:
         return [(list(b.members), b.cut(self._tokens, self._pad_id)) for b in blocks]
 
 
+class AllTexts:
+    """All texts of a matrix, to be scored with one picture after the other by the matching head.
+    The student has to stay as it is, in evaluation mode."""
+
+    def __init__(self, student: Student, passes: TextPasses) -> None:
+        self._student = student
+        self._num = passes.num
+        self._passes = passes.of()
+        self._kept: dict[int, FirstInputs] = {}
+
+    @torch.no_grad()
+    def log_odds(self, cells: Cells) -> torch.Tensor:
+        """Of all texts on one picture: [M], on the CPU."""
+        found = torch.empty(self._num)
+        if self._student.can_match_inputs:
+            picture = self._student.inputs_of_picture(cells)
+        for number, (places, tokens) in enumerate(self._passes):
+            if self._student.can_match_inputs:
+                odds = _log_odds(self._student.match_inputs(self._inputs(number), picture))
+            else:
+                odds = log_odds(self._student, cells, tokens)
+            found[places] = odds[: len(places)].cpu()
+        return found
+
+    def _inputs(self, number: int) -> FirstInputs:
+        if number in self._kept:
+            return self._kept[number]
+        inputs = self._student.inputs_of_texts(self._passes[number][1])
+        if sum(kept.num_bytes for kept in self._kept.values()) < KEPT_BYTES:
+            self._kept[number] = inputs
+        return inputs
+
+
 def row_scorer(student: Student, processor: StudentProcessor, texts: Sequence[str]) -> RowScorer:
     """A function from a picture's example to its row: the log odds of all texts [M], by its id."""
-    passes = TextPasses(student, processor.tokenizer, texts).of()
+    known = AllTexts(student, TextPasses(student, processor.tokenizer, texts))
 
     @torch.no_grad()
     def row(group: tuple[Example, ...]) -> dict[str, list[float]]:
-        found = {}
-        for example in group:
-            scores = torch.empty(len(texts))
-            cells = _cells(student, processor, example)
-            for places, padded in passes:
-                scores[places] = log_odds(student, cells, padded)[: len(places)].cpu()
-            found[example.id] = scores.tolist()
-        return found
+        return {e.id: known.log_odds(_cells(student, processor, e)).tolist() for e in group}
 
     return row
 
@@ -144,7 +174,11 @@ def _cells(student: Student, processor: StudentProcessor, example: Example) -> C
 def log_odds(student: Student, cells: Cells, tokens: torch.Tensor) -> torch.Tensor:
     """The matching head's, of texts [P, T] on one picture: [P]."""
     picture = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
-    logits = student.match(cells, picture=picture, input_ids=tokens).float()
+    return _log_odds(student.match(cells, picture=picture, input_ids=tokens))
+
+
+def _log_odds(logits: torch.Tensor) -> torch.Tensor:
+    logits = logits.float()
     return logits[:, 1] - logits[:, 0]
 
 

@@ -1,1 +1,1 @@
-"""The fusion's first and last layer where only a part of them is needed."""
+"""The fusion's layers where only a part of what they compute is needed."""

@@ -17,7 +17,7 @@ from sharding.format.schema import Sample
 from stages.progress import Progress
 from stages.ranks import Ranks
 from stages.transfer.predictor import Predictor
-from stages.transfer.retrieval_matrix import BEHIND, TextPasses, log_odds, shortlisted
+from stages.transfer.retrieval_matrix import BEHIND, AllTexts, TextPasses, log_odds, shortlisted
 
 
 def score_matrix(
@@ -50,14 +50,10 @@ def score_matrix(
             query_bank=query_bank,
             ranks=ranks,
         )
-    rows, own, passes = [], ranks.own(samples), known.of()
+    rows, own, every = [], ranks.own(samples), AllTexts(predictor.student, known)
     with _progress("retrieval", own, ranks) as progress:
         for sample in own:
-            cells = predictor.encode_image([sample])
-            row = torch.empty(len(texts))
-            for places, tokens in passes:
-                row[places] = log_odds(predictor.student, cells, tokens)[: len(places)]
-            rows.append(row)
+            rows.append(every.log_odds(predictor.cells(sample)))
             progress.advance()
     return torch.stack(ranks.interleaved(rows))
 
@@ -86,7 +82,7 @@ def _contrast_matrix(
     seen, own = [], ranks.own(samples)
     with _progress("retrieval", own, ranks) as progress:
         for sample in own:
-            seen.append(predictor.encode_image([sample]))
+            seen.append(predictor.cells(sample))
             progress.advance()
     own_pictures = [student.embed_pictures(cells)[0] for cells in seen]
     compare = student.compare_without_hubs if query_bank else student.compare
