@@ -342,8 +342,13 @@ class Student(InstalledClass, PreTrainedModel):
 
     @property
     def can_match_inputs(self) -> bool:
-        """Whether `match_inputs` is for this network: in evaluation mode, with several layers."""
-        return len(self.fusion.layer) > 1 and not self.training
+        """Whether `match_inputs` is for this network: in evaluation mode, with several layers,
+        whose weights are whole (under ZeRO 3 they are empty until a layer is called)."""
+        return (
+            len(self.fusion.layer) > 1
+            and not self.training
+            and all(weight.numel() for weight in self.fusion.layer.parameters())
+        )
 
     def match_inputs(self, texts: FirstInputs, picture: FirstInputs) -> torch.Tensor:
         """`match` of texts with one picture, each prepared once by `inputs_of_texts` and

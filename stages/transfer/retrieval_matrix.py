@@ -82,10 +82,11 @@ class AllTexts:
     def log_odds(self, cells: Cells) -> torch.Tensor:
         """Of all texts on one picture: [M], on the CPU."""
         found = torch.empty(self._num)
-        if self._student.can_match_inputs:
+        has_inputs = self._student.can_match_inputs
+        if has_inputs:
             picture = self._student.inputs_of_picture(cells)
         for number, (places, tokens) in enumerate(self._passes):
-            if self._student.can_match_inputs:
+            if has_inputs:
                 odds = _log_odds(self._student.match_inputs(self._inputs(number), picture))
             else:
                 odds = log_odds(self._student, cells, tokens)

@@ -84,3 +84,17 @@ def _chance(num_all: int, num_right: int, k: int) -> float:
     """Probability that k drawn of `num_all` hold at least one of `num_right`."""
     k = min(k, num_all)
     return 1 - math.comb(num_all - num_right, k) / math.comb(num_all, k)
+
+
+def shortlist_shares(is_listed: torch.Tensor, picture_of: torch.Tensor) -> Recalls:
+    """The share of queries whose answer is on the shortlist, bool [N, M]: no recall can be above
+    it. Nothing where all pairs are on it."""
+    if is_listed.all():
+        return {}
+    own = picture_of[None, :] == torch.arange(len(is_listed))[:, None]
+    share = is_listed.double().mean().item()
+    texts, pictures = (is_listed & own).any(dim=0), (is_listed & own).any(dim=1)
+    return {
+        f"{name}_listed": {"value": kept.double().mean().item(), "chance": share, "num": len(kept)}
+        for name, kept in (("text_to_image", texts), ("image_to_text", pictures))
+    }

@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor
 from stages.student.text.token_types import Spans
 from stages.transfer.example import Example
 from stages.transfer.metrics.classification import first_best
-from stages.transfer.metrics.retrieval_recall import fold_recalls, recalls
+from stages.transfer.metrics.retrieval_recall import fold_recalls, recalls, shortlist_shares
 from stages.transfer.outcomes import Outcome
 from stages.transfer.readers.karpathy import read_karpathy
 from stages.transfer.readers.records import TaskData
+from stages.transfer.retrieval_losses import contrastive_loss, matching_loss
 from stages.transfer.retrieval_matrix import BEHIND, row_scorer, shortlist_scorer
 from stages.transfer.task_batch import TaskBatch
 from stages.transfer.task_config import TaskDataConfig
@@ -89,8 +89,8 @@ class RetrievalTask(Task):
             (num_candidates, logits.shape[1] - num_candidates), dim=1
         )
         if contrast.shape[1]:
-            return _matching_loss(logits) + _contrastive_loss(contrast, batch.picture[:, 0])
-        return _matching_loss(logits)
+            return matching_loss(logits) + contrastive_loss(contrast, batch.picture[:, 0])
+        return matching_loss(logits)
 
     def predictor(
         self,
@@ -121,7 +121,7 @@ class RetrievalTask(Task):
             if num_folds > 1
             else recalls(matrix, picture_of)
         )
-        return found | _kept_by_shortlist(matrix, picture_of)
+        return found | shortlist_shares(matrix > BEHIND / 2, picture_of)
 
     def outcomes(
         self, examples: Sequence[Example], predictions: Mapping[str, Any]
@@ -148,38 +148,3 @@ class RetrievalTask(Task):
             best = torch.tensor(predictions[example.id]).argsort(descending=True, stable=True)[:10]
             lines.append(json.dumps({"id": example.id, "texts": [texts[m] for m in best.tolist()]}))
         return "retrieval.jsonl", "\n".join(lines) + "\n"
-
-
-def _matching_loss(log_odds: torch.Tensor) -> torch.Tensor:
-    """Of log odds [R, K], the first of each row the right pair's."""
-    first = torch.zeros(len(log_odds), dtype=torch.long, device=log_odds.device)
-    matched = torch.zeros_like(log_odds)
-    matched[:, 0] = 1
-    alone = F.binary_cross_entropy_with_logits(log_odds, matched)
-    return F.cross_entropy(log_odds, first) + alone
-
-
-def _contrastive_loss(contrast: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Of logits [R, N] and each text's picture [R]: the mean of both ways, a picture's texts
-    sharing its target."""
-    is_own = F.one_hot(own, contrast.shape[1]).to(contrast)
-    to_texts = contrast.log_softmax(dim=0)[:, own.unique()]
-    shares = is_own[:, own.unique()]
-    return (
-        F.cross_entropy(contrast, own) - (shares / shares.sum(dim=0) * to_texts).sum(dim=0).mean()
-    ) / 2
-
-
-def _kept_by_shortlist(matrix: torch.Tensor, picture_of: torch.Tensor) -> Scores:
-    """The share of queries whose answer is on the shortlist: no recall can be above it. Nothing
-    where all pairs were scored."""
-    is_listed = matrix > BEHIND / 2
-    if is_listed.all():
-        return {}
-    own = picture_of[None, :] == torch.arange(len(matrix))[:, None]
-    share = is_listed.double().mean().item()
-    texts, pictures = (is_listed & own).any(dim=0), (is_listed & own).any(dim=1)
-    return {
-        f"{name}_listed": {"value": kept.double().mean().item(), "chance": share, "num": len(kept)}
-        for name, kept in (("text_to_image", texts), ("image_to_text", pictures))
-    }

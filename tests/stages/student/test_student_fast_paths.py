@@ -73,6 +73,9 @@ def test_many_texts_on_one_picture() -> None:
     found = student.match(cells, picture=picture, input_ids=texts)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert student.match(cells, picture=picture[:0], input_ids=texts[:0]).shape == (0, 2)
+    assert student.can_match_inputs and not student.train().can_match_inputs
+    student.eval().fusion.layer[0].attention.self.key.weight.data = torch.empty(0)
+    assert not student.can_match_inputs  # as a weight that ZeRO 3 has shared out
 
 
 def _model(batch: Any) -> PretrainModel:
