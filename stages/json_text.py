@@ -35,7 +35,8 @@ def parse_json(
     def as_object(pairs: list[tuple[str, Any]]) -> Any:
         entry = dict(pairs)
         if len(entry) < len(pairs):
-            repeated.extend(key for key, value in pairs if entry[key] != value)
+            # "is" first: NaN is not equal to itself.
+            repeated.extend(k for k, v in pairs if entry[k] is not v and entry[k] != v)
         return object_hook(entry) if object_hook else entry
 
     value = json.loads(text, object_pairs_hook=as_object, parse_constant=parse_constant)

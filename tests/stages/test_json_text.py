@@ -33,6 +33,8 @@ def test_all_else_is_as_python_reads_it() -> None:
     """Oracle: `json.loads`; a key that has the same value twice loses nothing."""
     for text in ('{"a": 1, "a": 1}', '[{"a": {}}, {"a": {}}]', "3", '"x"'):
         assert parse_json(text) == json.loads(text)
+    text = '{"a": 1, "a": 1, "b": NaN}'
+    assert repr(parse_json(text)) == repr(json.loads(text))
     hooks = {"object_hook": len, "parse_constant": str.lower}
     assert parse_json('[{"a": 1}, NaN]', **hooks) == [1, "nan"]  # type: ignore[arg-type]
     for text in ("", "{", '{"a": 1,}', "[" * 100_000):
