@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from boxless.errors import BoxlessError
+
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[][{},:\n]', re.DOTALL)
 
 
-class RepeatedKeyError(ValueError):
+class RepeatedKeyError(BoxlessError):
     """A key that stands twice in an object, with different values. `line`, from 1, is that of the
     second one."""
 
