@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 from pathlib import Path
 
 from sharding.user_paths import expand_user
 
 MAX_PORT = 65535
+LARGEST_WHOLE = 2**63 - 1
+"""What arrays and files count with: 64 bits, of which one is the sign."""
+LARGEST = 1e18
+"""Products of two such numbers are far from overflowing; so is 1 over one of them."""
 
 
 def user_path(text: str) -> Path:
@@ -27,28 +30,42 @@ def user_path_or_url(text: str) -> str:
     return text if "://" in text else str(user_path(text))
 
 
-def whole_number(*, lowest: int, highest: int | None = None) -> Callable[[str], int]:
+def whole_number(*, lowest: int, highest: int = LARGEST_WHOLE) -> Callable[[str], int]:
     """What argparse takes as a type: a whole number from `lowest`, and up to `highest`."""
-    expected = f"{lowest} or more" if highest is None else f"{lowest} to {highest}"
+    expected = f"{lowest} or more"
+    if highest != LARGEST_WHOLE:
+        expected = f"{lowest} to {highest}"
 
     def read(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
             number = lowest - 1
-        if number < lowest or (highest is not None and number > highest):
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number, {expected}")
+        if number > highest == LARGEST_WHOLE:
+            raise argparse.ArgumentTypeError(
+                f"got {_shown(text)}, expected a whole number of 64 bits, at most {highest}"
+            )
+        if not lowest <= number <= highest:
+            raise argparse.ArgumentTypeError(
+                f"got {_shown(text)}, expected a whole number, {expected}"
+            )
         return number
 
     return read
 
 
 def positive_number(text: str) -> float:
-    """What argparse takes as a type: a finite number above 0."""
+    """What argparse takes as a type: a number above 0, from 1 over LARGEST to LARGEST."""
     try:
         number = float(text)
     except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and number > 0):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0")
+        number = float("nan")
+    if not 1 / LARGEST <= number <= LARGEST:
+        raise argparse.ArgumentTypeError(
+            f"got {_shown(text)}, expected a number above 0, at most {LARGEST:g}"
+        )
     return number
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from pipeline.cli.arguments import user_path, user_path_or_url
+from pipeline.cli.arguments import user_path, user_path_or_url, whole_number
 from pipeline.cli.shown_progress import shown_progress
 
 Commands = argparse._SubParsersAction
@@ -56,7 +56,7 @@ def _add_view(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     view.add_argument(
         "--num",
-        type=int,
+        type=whole_number(lowest=0),
         default=argparse.SUPPRESS,
         metavar="N",
         help="maximum number of pictures (default: 24)",
@@ -142,13 +142,18 @@ def _add_repack(commands: Commands[argparse.ArgumentParser]) -> None:
     repack.add_argument("sources", type=user_path, nargs="+", help="folders of finished shards")
     repack.add_argument("--out", type=user_path, required=True, metavar="DIR", help="a new folder")
     size = repack.add_mutually_exclusive_group(required=True)
-    size.add_argument("--samples-per-shard", type=int, metavar="N", help="samples in a tar")
     size.add_argument(
-        "--shard-bytes", type=int, metavar="N", help="maximum size of a tar, in bytes"
+        "--samples-per-shard", type=whole_number(lowest=1), metavar="N", help="samples in a tar"
+    )
+    size.add_argument(
+        "--shard-bytes",
+        type=whole_number(lowest=1),
+        metavar="N",
+        help="maximum size of a tar, in bytes",
     )
     repack.add_argument(
         "--shuffle",
-        type=int,
+        type=whole_number(lowest=0),
         metavar="SEED",
         help="shuffle each split with this seed (default: keep the order)",
     )
@@ -204,7 +209,13 @@ def _add_shuffle_quality(commands: Commands[argparse.ArgumentParser]) -> None:
     quality.add_argument("--split", default=argparse.SUPPRESS, help="split (default: train)")
     for name, meaning in _SHUFFLE_NUMBERS.items():
         option = f"--{name.replace('_', '-')}"
-        quality.add_argument(option, type=int, default=argparse.SUPPRESS, metavar="N", help=meaning)
+        quality.add_argument(
+            option,
+            type=whole_number(lowest=0 if name == "seed" else 1),
+            default=argparse.SUPPRESS,
+            metavar="N",
+            help=meaning,
+        )
     quality.add_argument("--out", type=user_path, metavar="PNG", help="also plot the orders")
     quality.set_defaults(command=_shuffle_quality)
 

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from boxless.errors import BoxlessError
+from pipeline.cli.arguments import whole_number
 
 Commands = argparse._SubParsersAction
 _TAR_BLOCK = 512
@@ -16,6 +17,7 @@ _ORDER_BYTES, _MAPPED_BYTES = 3, 6
 _MANIFEST_BYTES = 170
 _JSON_BYTES, _CAPTION_BYTES, _PHRASE_BYTES = 120, 60, 90
 _SIMILARITY_BYTES = 8  # a number with its comma
+_LONGEST_ROW = 1_000_000  # numpy counts the bytes of a row with 32 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,11 @@ class Sizing:
         for name, value in vars(self).items():
             if not value > 0:
                 raise BoxlessError(f"{name}: got {value}, expected more than 0")
+        for name in ("feature_size", "num_top"):
+            if getattr(self, name) > _LONGEST_ROW:
+                raise BoxlessError(
+                    f"{name}: got {getattr(self, name)}, expected at most {_LONGEST_ROW}"
+                )
 
     def sample_bytes(self, *, with_objects: bool) -> int:
         """Bytes of a sample in a tar: headers, payloads and padding of its members."""
@@ -81,7 +88,8 @@ def add_sizing_command(commands: Commands[argparse.ArgumentParser]) -> None:
         description="Sizes follow from the file formats. `boxless cluster-plan` estimates times from a "
         "small run.",
     )
-    sizing.add_argument("--pictures", type=int, required=True, metavar="N", help="pictures")
+    number = whole_number(lowest=0)
+    sizing.add_argument("--pictures", type=number, required=True, metavar="N", help="pictures")
     for option, text in (
         ("picture-bytes", "mean size of an encoded picture"),
         ("captions", "captions of a picture"),
@@ -92,7 +100,7 @@ def add_sizing_command(commands: Commands[argparse.ArgumentParser]) -> None:
         default = getattr(Sizing, option.replace("-", "_"))
         sizing.add_argument(
             f"--{option}",
-            type=int,
+            type=number,
             default=default,
             metavar="N",
             help=f"{text} (default: {default})",

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from pipeline.cli.arguments import user_path, user_path_or_url
+from pipeline.cli.arguments import user_path, user_path_or_url, whole_number
 
 if TYPE_CHECKING:
     from pipeline.pages.student.inputs import ExampleInputs
@@ -53,7 +53,7 @@ def _add_examples(command: argparse._ActionsContainer) -> None:
     )
     command.add_argument(
         "--num",
-        type=int,
+        type=whole_number(lowest=0),
         default=argparse.SUPPRESS,
         metavar="N",
         help="with --shards: maximum number of samples (default: 8)",

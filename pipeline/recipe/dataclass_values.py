@@ -13,7 +13,7 @@ import functools
 import json
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def build(hint: Any, value: Any, path: str = "") -> Any:
     is where the value stands in the recipe, for messages. Raises RecipeError.
     """
     text = json.dumps(value, default=repr)
+    _refuse_long_integers(value, path)
     try:
         return adapter(hint).validate_json(text, strict=True)
     except ValidationError as error:
@@ -41,6 +42,19 @@ def build(hint: Any, value: Any, path: str = "") -> Any:
         faults = error.errors(include_url=False, include_input=False)
         lines = dict.fromkeys(_message(fault, hint, value, path) for fault in faults)
         raise RecipeError("\n".join(lines)) from error
+
+
+def _refuse_long_integers(value: Any, path: str) -> None:
+    """Python's integers have no end; those of arrays, files and C have 64 bits."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_long_integers(inner, _join(path, str(key)))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            _refuse_long_integers(inner, f"{path}[{index}]")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        where = path or "the recipe"
+        raise RecipeError(f"{where} is {_show(value)}; expected a whole number of 64 bits at most.")
 
 
 @functools.cache

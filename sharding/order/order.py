@@ -180,6 +180,8 @@ class Order:
         for name, value in got.items():
             if value < least[name]:
                 raise BoxlessError(f"{name}: got {value}, expected at least {least[name]}")
+            if value >= 2**63 and name != "seed":
+                raise BoxlessError(f"{name}: got {value}, expected 64 bits at most")
         self._shapes = np.asarray(shapes)
         # Where each shard's samples start among the shapes, [S + 1].
         self._starts = np.concatenate([[0], np.cumsum(np.asarray(shard_sizes, np.int64))])
@@ -280,7 +282,7 @@ class Order:
         given = np.zeros(num_windows + 1, np.int64)
         for queue in received:
             np.cumsum(queue, out=queue)
-            given += queue // self._micro_batch_size
+            given += queue.astype(np.int64) // self._micro_batch_size
         given[-1] = self.num_micro_batches
         return _Epoch(shards=shards, edges=edges, received=received, given=given)
 

@@ -143,8 +143,9 @@ def _through_webdataset(
     most = num_samples if len(sizes) == 1 else num_samples // num_streams
     streams = []
     # In step t every rank has a micro-batch of its worker t % num_workers.
-    for worker in range(config.num_workers):
-        for rank in range(config.num_ranks):
+    most_shards = max(map(len, sizes))  # later ranks and workers have none
+    for worker in range(min(config.num_workers, most_shards)):
+        for rank in range(min(config.num_ranks, most_shards)):
             sets = [_pipeline(sizes, one, rank, worker, epoch, config) for one in range(len(sizes))]
             mixed = (
                 sets[0]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.cli.arguments import user_path, user_path_or_url
-from pipeline.cli.main import main
+from pipeline.cli.main import command_line_parser, main
 from pipeline.recipe.dataclass_values import RecipeError
 from pipeline.recipe.recipe import load_recipe
 
@@ -82,6 +83,17 @@ def test_a_path_that_cannot_be_is_named(
         "cluster-plan RUN --recovery-seconds inf",
         "run toy --nodes x",
         "ablation toy --seeds 0",
+        "ablation toy --seeds 1180591620717411303424",
+        "sizing --pictures 1180591620717411303424",
+        "sizing --pictures nan",
+        "shuffle-quality D --micro-batch-size 1180591620717411303424",
+        "shuffle-quality D --num-ranks -1",
+        "shuffle-quality D --seed -1",
+        "repack D --out E --samples-per-shard 1180591620717411303424",
+        "cluster-plan RUN --pictures 1180591620717411303424",
+        "cluster-plan RUN --epochs 1e300",
+        "cluster-plan RUN --recovery-seconds 1e-300",
+        "view D --out x.html --num 1180591620717411303424",
     ],
 )
 def test_a_number_that_cannot_be_is_refused(
@@ -93,3 +105,25 @@ def test_a_number_that_cannot_be_is_refused(
     option, value = arguments.split()[-2:]
     assert ended.value.code == 2
     assert f"argument {option}: got {value!r}, expected a " in capsys.readouterr().err
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _options(command)
+        yield action
+
+
+def test_no_whole_number_is_without_bounds() -> None:
+    """int() takes 2 to the power of 70, which ends in an OverflowError of numpy or C. Oracle: every
+    option of every command that takes a whole number."""
+    options = list(_options(command_line_parser()))
+    assert not [action.option_strings for action in options if action.type is int]
+    numbers = [action for action in options if "whole_number" in repr(action.type)]
+    assert len(numbers) > 15
+    for action in numbers:
+        assert callable(action.type)
+        for text in (str(2**70), "-1", "9" * 5000):
+            with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number"):
+                action.type(text)

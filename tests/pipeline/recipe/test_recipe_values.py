@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipe.dataclass_values import RecipeError, build, plain
+from pipeline.recipe.recipe import load_recipe
 from pipeline.recipe.yaml_format import read_yaml, write_yaml
 
 
@@ -173,3 +174,12 @@ def test_a_key_that_is_a_list_is_refused() -> None:
 def test_a_key_given_twice_is_refused() -> None:
     with pytest.raises(Exception, match="'a' is given twice"):
         read_yaml("a: 1\nb: 2\na: 3\n")
+
+
+@pytest.mark.parametrize(
+    "setting", ["seed", "ingest.shard_size", "pretrain.micro_batch_size", "pretrain.lr_cnn"]
+)
+def test_an_integer_of_more_than_64_bits_is_refused(setting: str) -> None:
+    """Arrays, files and C count with 64 bits; later it would be an OverflowError."""
+    with pytest.raises(RecipeError, match=f"{setting} is 1180591620717411303424; expected a whole"):
+        load_recipe("toy", [f"{setting}={2**70}"])

@@ -218,6 +218,19 @@ def test_the_sequence_is_frozen(
     assert digest.hexdigest() == expected
 
 
+@pytest.mark.parametrize("num_samples", [10, 255, 256, 1000])
+@pytest.mark.parametrize("micro_batch_size", [256, 70_000, 2**63 - 1])
+def test_a_micro_batch_larger_than_the_data_set(num_samples: int, micro_batch_size: int) -> None:
+    """Counts of few samples have 8 bits, for which 256 is too large a number. Oracle: all samples,
+    each once, in as many micro-batches as they fill."""
+    shapes = [[(640, 480)] * (num_samples // 2), [(640, 480)] * -(-num_samples // 2)]
+    config = {"micro_batch_size": micro_batch_size, "window_num_shards": 1, "shape_step_px": 64}
+    batches = _epoch(_order(shapes, seed=0, **config), 1)
+    assert len(batches) == -(-num_samples // micro_batch_size)
+    given_out = sorted(sample for batch in batches for sample in batch)
+    assert given_out == [(i, j) for i, one in enumerate(shapes) for j in range(len(one))]
+
+
 def test_epochs_and_seeds_differ_and_windows_mix() -> None:
     """Oracle: 40 shards of 50: epochs share no order, a window's batches mix its 8 shards only."""
     shapes, sizes = np.full((2000, 2), 64), [50] * 40
