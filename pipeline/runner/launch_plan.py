@@ -41,13 +41,11 @@ LAUNCHERS: dict[LauncherName, ModuleType] = {
 PRETRAIN_MODULES = (
     "torch",
     "deepspeed",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
     "pipeline.recipe.recipe",
     "pipeline.runner.stages.entrypoints",
     "stages.pretrain.run",
 )
-"""What a rank of pretrain imports: all that takes long. For its own Muon optimizer DeepSpeed
-imports PyTorch's compiler, at the first step of any other."""
+"""What a rank of pretrain imports: all that takes long."""
 
 _SHARED_STAGES = ("distill", "evaluate")
 

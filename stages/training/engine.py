@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import importlib
 import logging
 import os
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime import compiler
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.engine import BFLOAT16, ZERO_OPTIMIZATION, DeepSpeedEngine
 from torch import nn
@@ -38,6 +40,18 @@ class Engine(DeepSpeedEngine):
     def _get_all_ckpt_names(self, checkpoints_path: str, tag: str) -> list[str]:
         """It looks for files by a pattern; a run folder may have `[`, `*` or `?` in its name."""
         return super()._get_all_ckpt_names(glob.escape(checkpoints_path), tag)
+
+
+def _import_muon_uncompiled() -> None:
+    """Under ZeRO DeepSpeed imports its Muon to see that our optimizer is another, and Muon's
+    decorators import PyTorch's compiler: seconds of every rank's start, for functions that are
+    never called. So they are imported here, as they stand."""
+    compiled = compiler.compile
+    compiler.compile = lambda *_, **__: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compiled
 
 
 def join_ranks() -> None:
@@ -101,6 +115,7 @@ def make_engine(
     assert isinstance(module.student, Student)
     checkpoint_activations(module.student, config.checkpoint_activations)
     settings = engine_settings(config, world_size)
+    _import_muon_uncompiled()
     engine = Engine(
         args=None,
         model=module,
