@@ -86,6 +86,15 @@ def test_the_student_folder_and_the_metrics(undisturbed: Path) -> None:
     assert list((undisturbed / "pretrain" / "tensorboard").iterdir())
 
 
+def test_ranks_start_without_the_compiler(undisturbed: Path) -> None:
+    """Oracle: the modules of a rank at its end; PyTorch's compiler, which DeepSpeed would import
+    with its own optimizer, takes seconds."""
+    for rank in range(2):
+        modules = (undisturbed / f"modules-{rank}").read_text().split()
+        assert "deepspeed.runtime.zero.muon.original_muon" in modules
+        assert "torch._inductor.compile_fx" not in modules
+
+
 def test_every_sample_once_an_epoch(undisturbed: Path) -> None:
     """Oracle: the keys of the split; positions 0 to 11 once, epochs of 5 hold each key once."""
     trace = _trace(undisturbed, 2)
