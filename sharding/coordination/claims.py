@@ -141,9 +141,8 @@ class Worker:
 
     def __enter__(self) -> Worker:
         while True:
-            with contextlib.suppress(
-                CoordinationClosed
-            ):  # others tidied up at this moment: once more
+            # Another worker may remove the folder at this moment; then try again.
+            with contextlib.suppress(CoordinationClosed):
                 self._enter()
                 return self
 

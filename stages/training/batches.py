@@ -137,7 +137,7 @@ def load_batches(
     `received`.
 
     Raises ValueError where PyTorch's workers could not hand a tensor over: they would drop it
-    without a word, and the rank would wait for ever.
+    silently, and the rank would wait forever.
     """
     if config.num_workers and len(tempfile.gettempdir()) > LONGEST_TMPDIR:
         raise BoxlessError(
