@@ -9,6 +9,9 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+# Python keeps what it has compiled, also where the environment forbids it: installed packages come
+# uncompiled, and a start that compiles PyTorch again takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
 
 STAGES := ingest teach distill pretrain finetune evaluate
 RECIPE ?= toy
@@ -38,10 +41,10 @@ demo-tasks: .venv/ready ## every downstream task on generated pictures, compared
 	@echo "Done. Open in a browser: file://$(CURDIR)/runs/toy/report/index.html"
 
 test: .venv/ready ## all tests
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist worksteal
 
 test-fast: .venv/ready ## the tests that take under a second or so each, for daily work
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 check: lint types imports ## lint, types and the import rule
 
