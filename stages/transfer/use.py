@@ -137,7 +137,7 @@ def judge(
     task = task or next((name for name in JUDGING if name in known), None)
     if task is None:
         raise BoxlessError(
-            f"{loaded.folder}: got a student that knows {', '.join(known) or 'no task'}, expected "
+            f"{loaded.folder}: got a student with {', '.join(known) or 'no task'}, expected "
             f"{' or '.join(JUDGING)}; boxless finetune teaches it one"
         )
     return _predict(loaded.taught(task), picture, statement)
