@@ -20,7 +20,7 @@ WEIGHTS = (".safetensors", ".pt")
 def back_up(run: RunFolder, kind: StageKind) -> Iterator[str]:
     """Move the stage's folders away; what was done, in words, once it is done."""
     there = [name for name in kind.folders if (run.root / name).exists()]
-    if not any(_holds_weights(run.root / name) for name in there):
+    if not any(_may_hold_weights(run.root / name) for name in there):
         for name in there:
             shutil.rmtree(run.root / name)
         return
@@ -38,8 +38,9 @@ def back_up(run: RunFolder, kind: StageKind) -> Iterator[str]:
         )
 
 
-def _holds_weights(folder: Path) -> bool:
-    return any(path.suffix in WEIGHTS for path in folder.rglob("*"))
+def _may_hold_weights(folder: Path) -> bool:
+    """Links lead to other disks, where weights may be."""
+    return any(path.is_symlink() or path.suffix in WEIGHTS for path in (folder, *folder.rglob("*")))
 
 
 def _num_bytes(folder: Path) -> int:

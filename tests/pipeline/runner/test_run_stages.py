@@ -199,6 +199,28 @@ def test_an_attempt_that_saved_nothing_leaves_no_backup(
     assert not [*(tmp_path / "run").glob("student.*")]
 
 
+@pytest.mark.parametrize("linked", ["pretrain", "pretrain/checkpoints"])
+def test_what_a_link_leads_to_is_backed_up(
+    go: Go, stages: FakeStages, tmp_path: Path, linked: str
+) -> None:
+    """Checkpoints on another disk are seen only behind the link, and a link to a folder cannot be
+    removed as one. Oracle: the link, under the backup's name, still leads to the weights."""
+    stages.fails["pretrain"] = LaunchError("broke", Path("log"), "tail")
+    with pytest.raises(LaunchError):
+        go("pretrain.num_steps=70")
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    (run / "pretrain/half-done.pt").unlink()
+    if linked == "pretrain":
+        (run / "pretrain").rename(disk)
+    else:
+        disk.mkdir()
+        (disk / "weights.pt").touch()
+    (run / linked).symlink_to(disk)
+    go("pretrain.num_steps=77")
+    moved = run / linked.replace("pretrain", "pretrain.1")
+    assert moved.is_symlink() and moved.resolve() == disk.resolve()
+
+
 @pytest.mark.parametrize("error", [Stopped(15), LaunchError("broke", Path("log"), "tail")])
 def test_a_stopped_stage_continues_where_it_was(
     go: Go, stages: FakeStages, tmp_path: Path, error: Exception
