@@ -34,7 +34,7 @@ class LoadedStudent:
     @cached_property
     def network(self) -> Student:
         """In evaluation mode. Raises ValueError where the folder has no weights."""
-        self._weights()
+        _ = self.fingerprint  # of the weights that are read here, not of later ones
         return Student.from_pretrained(str(self.folder)).eval()
 
     @cached_property

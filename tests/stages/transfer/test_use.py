@@ -87,6 +87,18 @@ def test_search_leaves_out_what_is_no_picture_and_says_so(
         use.search(*asked)
 
 
+def test_an_index_names_the_weights_that_were_read(folder: Path, tmp_path: Path) -> None:
+    """A server goes on with the weights that it read, and what it indexes must not count as that of
+    others that came into the folder since. Oracle: the fingerprint before they came."""
+    student = Path(shutil.copytree(folder / "student", tmp_path / "student"))
+    before, loaded = LoadedStudent(student).fingerprint, LoadedStudent(student)
+    _ = loaded.network
+    with (student / "model.safetensors").open("ab") as weights:
+        weights.write(b" ")
+    assert LoadedStudent(student).fingerprint != before
+    assert loaded.fingerprint == before
+
+
 def test_a_phrase_that_the_student_does_not_read_is_refused(folder: Path) -> None:
     """Beyond its longest text, or blank. Oracle: by hand."""
     picture = folder / "pictures" / "0.jpg"
