@@ -137,12 +137,12 @@ class Supervisor:
         if step > self._best_step:
             self._best_step, self._num_in_a_row = step, 0
             self._latest_step_at = time.monotonic()
-            self._record_step(step)
             if self._lost is not None:
                 cause, since = self._lost
                 seconds = round(time.monotonic() - since, 1)
                 self._record("recovered", cause=cause, lost_seconds=seconds, step=step)
                 self._lost = None
+            self._record_step(step)
 
     def _record_step(self, step: int) -> None:
         """The first step, and then one now and again: after the loss of this node they say when

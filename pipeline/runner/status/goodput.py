@@ -58,6 +58,7 @@ def _lost_seconds(events: list[dict[str, Any]]) -> dict[str, float]:
         cause, seconds = "", 0.0
         if kind == "recovered":
             cause, seconds = event["cause"], event["lost_seconds"]
+            started_at += seconds  # of restarts before the first step: counted once
         elif kind == "first step":
             cause, seconds = "starting, up to the first step", at - started_at
         elif kind == "start":

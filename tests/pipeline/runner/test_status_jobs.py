@@ -27,13 +27,14 @@ def run(tmp_path: Path) -> RunFolder:
 
 def test_time_is_lost_to_restarts_between_starts_and_in_starts(run: RunFolder) -> None:
     """Four starts of 1,000 s: one ends by a signal, one by the loss of its node, the third restarts
-    in its allocation and fails. 400 steps of a second are useful."""
+    in its allocation and fails, the fourth restarts before its first step, and no second
+    counts twice. 400 steps of a second are useful."""
     events = [
         (0, "start"), (20, "first step"), (100, "stop"),
         (160, "start"), (190, "first step"), (300, "step"),
         (450, "start"), (460, "first step"), (500, "restart"),
         (507, "recovered"), (600, "failure"),
-        (700, "start"), (730, "first step"), (1000, "end"),
+        (700, "start"), (725, "restart"), (730, "recovered"), (730, "first step"), (1000, "end"),
     ]  # fmt: skip
     details = {"restart": {"cause": "killed"}, "failure": {"cause": "disk full"}}
     details["recovered"] = {"cause": "killed", "lost_seconds": 7.0}  # type: ignore[dict-item]
@@ -47,12 +48,12 @@ def test_time_is_lost_to_restarts_between_starts_and_in_starts(run: RunFolder) -
     (run.pretrain / "metrics.jsonl").write_text("\n".join(lines))
     goodput = read_goodput(run)
     assert goodput is not None
-    assert (goodput.share, goodput.starts, goodput.restarts) == (0.4, 4, 1)
+    assert (goodput.share, goodput.starts, goodput.restarts) == (0.4, 4, 2)
     assert goodput.lost_seconds == {
-        "starting, up to the first step": 20 + 30 + 10 + 30,
+        "starting, up to the first step": 20 + 30 + 10 + (30 - 7),
         "between starts, after a signal: the time limit, preemption, a cancel, a lost node": 60,
         "between starts, after the loss of the first node or its agent": 150,
-        "killed": 7.0,
+        "killed": 7.0 + 7.0,
         "between starts, after a failure: disk full": 100,
     }
     assert goodput_lines(goodput)[1].startswith("  lost 150 s: between starts, after the loss of")
