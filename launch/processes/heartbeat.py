@@ -25,6 +25,7 @@ STACKS_SIGNAL = signal.SIGUSR2
 STALL_REPORT_SECONDS = 40.0
 """Without a step for so long, a rank writes its last collectives to its log, and its supervisor
 asks it for its stacks."""
+_STALL_STEPS = 3.0
 _LINE_BYTES = 96
 _SECONDS_BETWEEN_CHECKS = 2.0
 
@@ -49,6 +50,26 @@ class Beat:
         return text.rpartition(")")[2].split()[0]
 
 
+class StallLimit:
+    """How long a step may take until it counts as a stall: STALL_REPORT_SECONDS, and by far longer
+    than any before it, as steps of a large batch on a CPU take minutes."""
+
+    def __init__(self) -> None:
+        self._longest_seconds = 0.0
+        self._latest: float | None = None
+
+    def note(self, at: float) -> None:
+        """A step was done at this time, in seconds of any clock; the same again is no step."""
+        if self._latest is not None:
+            self._longest_seconds = max(self._longest_seconds, at - self._latest)
+        self._latest = at
+
+    @property
+    def seconds(self) -> float:
+        """Of the step that is under way."""
+        return max(STALL_REPORT_SECONDS, _STALL_STEPS * self._longest_seconds)
+
+
 class Heartbeat:
     """A rank's side; without HEARTBEAT_FOLDER_VARIABLE in the environment it does nothing."""
 
@@ -56,6 +77,7 @@ class Heartbeat:
         folder = os.environ.get(HEARTBEAT_FOLDER_VARIABLE)
         self._rank, self._file = rank, -1
         self._step, self._since = -1, time.monotonic()
+        self._limit = StallLimit()
         if folder:
             flags = os.O_WRONLY | os.O_CREAT
             self._file = os.open(Path(folder) / f"rank-{rank}", flags, 0o600)
@@ -67,6 +89,8 @@ class Heartbeat:
         """Say that ``step`` steps are done."""
         if self._file >= 0:
             self._step, self._since = step, time.monotonic()
+            if step > 0:
+                self._limit.note(self._since)
             line = f"{self._rank} {os.getpid()} {step} {self._since:.3f}"
             os.pwrite(self._file, line.ljust(_LINE_BYTES).encode(), 0)
 
@@ -77,7 +101,7 @@ class Heartbeat:
             time.sleep(STALL_REPORT_SECONDS / 8)
             since = self._since
             if self._step > 0 and since != reported:
-                if time.monotonic() - since > STALL_REPORT_SECONDS:
+                if time.monotonic() - since > self._limit.seconds:
                     reported = since
                     lines = last_collectives() or ["no collective is recorded"]
                     write_stderr("\n".join([f"no step after step {self._step}:", *lines]))

@@ -8,11 +8,10 @@ import socket
 import time
 
 from launch.logs import write_stderr
-from launch.processes.heartbeat import STACKS_SIGNAL, STALL_REPORT_SECONDS, Beat
+from launch.processes.heartbeat import STACKS_SIGNAL, Beat, StallLimit
 
 STOPPED_SECONDS = 15.0
 """A process that is stopped (SIGSTOP) for so long is named, and ended where it may start again."""
-_STEPS = 3.0
 
 
 class StallReports:
@@ -20,8 +19,7 @@ class StallReports:
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._longest_step_seconds = 0.0
-        self._latest: float | None = None
+        self._limit = StallLimit()
         self._reported: set[float] = set()
 
     def report(self, beats: list[Beat]) -> None:
@@ -37,15 +35,11 @@ class StallReports:
             self._report_step(beats)
 
     def _report_step(self, beats: list[Beat]) -> None:
-        """A step that takes longer than STALL_REPORT_SECONDS, and than any before it by far: steps
-        of a large batch on a CPU take minutes."""
+        """A step that takes longer than it may (StallLimit)."""
         latest = max(beat.since_seconds for beat in beats)
-        if self._latest is not None:
-            self._longest_step_seconds = max(self._longest_step_seconds, latest - self._latest)
-        self._latest = latest
+        self._limit.note(latest)
         silent = time.monotonic() - latest
-        limit = max(STALL_REPORT_SECONDS, _STEPS * self._longest_step_seconds)
-        if silent < limit or -latest in self._reported:
+        if silent < self._limit.seconds or -latest in self._reported:
             return
         self._reported.add(-latest)
         slowest = min(beats, key=lambda beat: beat.step)

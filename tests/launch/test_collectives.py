@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch.paths import JobPaths
 from launch.processes.collectives import flight_recorder_variables, last_collectives
+from launch.processes.heartbeat import StallLimit
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = """
@@ -46,6 +47,15 @@ def test_a_rank_without_a_step_writes_its_last_collectives(tmp_path: Path) -> No
         assert line.startswith(
             f"collective {size} of default_pg: gloo:all_reduce of [[{size}]], begun"
         )
+
+
+def test_long_steps_are_no_stalls() -> None:
+    """A rank whose steps take minutes would write to its log at each of them. Oracle: limits for
+    times that were written down by hand; asked again between steps, as the supervisor does."""
+    limit = StallLimit()
+    for at, seconds in ((1000, 40), (1010, 40), (1010, 40), (1130, 360), (1140, 360)):
+        limit.note(at)
+        assert limit.seconds == seconds
 
 
 def test_a_process_in_no_group_has_none() -> None:

@@ -161,7 +161,7 @@ def test_a_hung_rank_writes_its_stacks_and_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: the line of the rank's script at which it sleeps."""
-    monkeypatch.setattr("launch.processes.stalls.STALL_REPORT_SECONDS", 0.5)
+    monkeypatch.setattr("launch.processes.heartbeat.STALL_REPORT_SECONDS", 0.5)
     job, policy = make_job(tmp_path, "stopped"), RestartPolicy(max_restarts=1, hang_seconds=4)
     prepare_logs(job)
     Supervisor(job, policy).run(lambda: worker_command(job))
@@ -175,7 +175,7 @@ def test_a_slow_rank_is_named_where_nothing_is_started_again(
 ) -> None:
     """One node, no restarts: the rank ends well once its stacks are in its log. The line names the
     job, which has the stage in its title, host, rank and step."""
-    monkeypatch.setattr("launch.processes.stalls.STALL_REPORT_SECONDS", 0.5)
+    monkeypatch.setattr("launch.processes.heartbeat.STALL_REPORT_SECONDS", 0.5)
     log = tmp_path / "logs/rank-0.log"
 
     def go_on() -> None:
