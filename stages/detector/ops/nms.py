@@ -17,6 +17,7 @@ Letters: N boxes of all pictures, B pictures, M boxes of a picture, at most.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -71,8 +72,8 @@ def nms_of_pictures(
     Those of a picture are by falling score, of equal scores the lower index first. boxes [N, 4] in
     pixels, scores [N], groups [N] (int; only boxes of one picture and group compete); counts: how
     many of the N are of each picture, one after the other. A box goes when `pushes_out` says so of
-    a better one that stays. `max_kept` ends the work once that many of every picture are found:
-    the first ones, unchanged.
+    a better one that stays. `max_kept` ends the work once that many of every picture are found,
+    or it has no more boxes: the first ones, unchanged.
     """
     on_cpu = boxes.device.type == "cpu"
     rows, is_box = _fill_up(_by_falling_score(scores, counts), counts)
@@ -85,8 +86,12 @@ def nms_of_pictures(
     kept, is_kept, num_kept = rows[:, :0], is_box[:, :0], [0] * len(counts)
     size = BLOCK_BOXES_CPU if on_cpu else BLOCK_BOXES
     with torch.autocast(boxes.device.type, enabled=False):
-        for block, is_left in zip(rows.split(size, 1), is_box.split(size, 1)):
-            if max_kept is not None and min(num_kept) >= max_kept:
+        blocks = zip(rows.split(size, 1), is_box.split(size, 1))
+        for num_seen, (block, is_left) in zip(itertools.count(0, size), blocks):
+            if max_kept is not None and all(
+                kept_here >= max_kept or count <= num_seen
+                for kept_here, count in zip(num_kept, counts)
+            ):
                 break
             if max(num_kept) > 0:
                 goes = suppresses(kept, block) & is_kept[:, :, None]

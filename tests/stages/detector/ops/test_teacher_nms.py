@@ -118,3 +118,18 @@ def test_inclusive_boxes_count_their_last_pixel_and_go_at_the_threshold() -> Non
     assert nms(boxes, scores, same, threshold=third, **how).tolist() == [0, 2]
     assert nms(boxes, scores, same, threshold=above, **how).tolist() == [0, 1, 2]
     assert nms(boxes, scores, same, threshold=0.3).tolist() == [0, 1, 2, 3]
+
+
+def test_a_picture_of_few_boxes_keeps_no_other_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of its boxes are looked at, though fewer stay than are wanted. Oracle: the number of
+    blocks, and each picture alone."""
+    x = torch.arange(2000.0) * 20
+    apart = torch.stack([x, x * 0, x + 10, x * 0 + 10], 1)
+    boxes, counts = torch.cat([apart[:1].repeat(7, 1), apart]), [7, 2000]
+    scores, groups = torch.arange(2007.0).flip(0), torch.zeros(2007, dtype=torch.long)
+    blocks: list[int] = []
+    settle = nms_file._settle
+    monkeypatch.setattr(nms_file, "_settle", lambda *given: (blocks.append(1), settle(*given))[1])
+    kept, num_kept = nms_of_pictures(boxes, scores, groups, counts, threshold=0.5, max_kept=5)
+    assert (kept.tolist(), num_kept) == ([0, 7, 8, 9, 10, 11], [1, 5])
+    assert len(blocks) == 1
