@@ -58,16 +58,16 @@ def is_exhausted(attempts: Sequence[FailedAttempt]) -> bool:
     return len(attempts) - num_deaths >= MAX_FAILURES or num_deaths >= MAX_DEATHS
 
 
-def forget_failures(folder: Path, tar: str) -> None:
+def clear_failures(folder: Path, tar: str) -> None:
     """The shard is done, or is to be tried again."""
     with contextlib.suppress(OSError):
         (folder / (tar + FAILURES)).unlink()
 
 
-def forget_exhausted(folder: Path) -> None:
+def clear_exhausted(folder: Path) -> None:
     """Give every shard that was skipped another chance."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             tar = name.removesuffix(FAILURES)
             if tar != name and is_exhausted(read_failures(folder, tar)):
-                forget_failures(folder, tar)
+                clear_failures(folder, tar)

@@ -1,22 +1,20 @@
-"""Any number of workers share the shards of a folder by claims.
+"""Distributes the shards of a folder over any number of workers, by claims.
 
 There is no coordinator process and no assignment in advance. A shard without a manifest is to be
-written, and the worker that claims it first writes it. The state is in the folder OUT/.claims,
+written, and the first worker that claims it writes it. The state is in the folder OUT/.claims,
 which the last worker removes:
 
-    plan.json       what the shards are to become; workers of other settings are refused. It is
-                    removed when all is done
+    plan.json       what is to be written; workers of other settings are refused, and it is removed
+                    when all is done (sharding.coordination.plan)
     worker-TOKEN    one a worker, with its heartbeat (sharding.coordination.heartbeat)
     TAR.claim       a hard link to the file of the worker that writes TAR
+                    (sharding.coordination.claim_folder)
     TAR.failures    failed attempts at TAR (sharding.coordination.attempts)
     TAR.again       asks for a done shard to be written again (sharding.coordination.work_queue)
 
-A claim is made by link(2), which is atomic on network file systems too, and complete from its first
-moment; it lives by its worker's heartbeat. The claim of a dead worker is renamed away, read once
-more, and only then replaced. Should two workers all the same write one shard (one of them was
-stopped for longer than its lease), the one that lost its claim finds out after it has synced its
-file and before it renames it (Claim.check_owner, which write_shard calls); write_shard sees to the
-rest.
+Two workers can write one shard when one of them was stopped for longer than its lease. The one that
+lost its claim finds out after it has synced its file and before it renames it (Claim.check_owner,
+which write_shard calls).
 
 A shard that fails twice is skipped: the workers continue with the others, and `claims` ends with
 an error that lists it.
@@ -25,46 +23,32 @@ an error that lists it.
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import os
-import secrets
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 from boxless.errors import BoxlessError
 from sharding.coordination.attempts import (
-    FAILURES,
     FailedAttempt,
-    forget_exhausted,
-    forget_failures,
+    clear_exhausted,
+    clear_failures,
     is_exhausted,
     read_failures,
     record_failure,
 )
-from sharding.coordination.heartbeat import (
-    LEASE_SECONDS,
-    PREFIX,
-    STALL_SECONDS,
-    Heartbeat,
-    LivenessMonitor,
-    WorkerState,
-    read_worker_state,
-    workers_in,
-)
+from sharding.coordination.claim_folder import ClaimFolder, CoordinationClosed
+from sharding.coordination.heartbeat import LEASE_SECONDS, STALL_SECONDS
+from sharding.coordination.plan import make_plan
 from sharding.coordination.work_queue import AGAIN, FOLDER, WorkQueue
 from sharding.format.catalog import NAME as CATALOG
 from sharding.format.manifest import manifest_path
 from sharding.format.schema import Note, ShardError
-from sharding.writing.atomic import TempFileRemoved, canonical_json, remove_stale, sha256_of
+from sharding.writing.atomic import TempFileRemoved, remove_stale
 
-PLAN = "plan.json"
-CLAIM = ".claim"
-SCHEMA = "boxless/claims/2"
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.02, 2.0
 _LOG_WAIT_AFTER_SECONDS = 3.0
 
@@ -77,10 +61,6 @@ class ClaimLost(Exception):
 
 class ShardsFailed(ShardError):
     """Shards were skipped after repeated failures; the text lists them with the reasons."""
-
-
-class CoordinationClosed(Exception):
-    """This worker's file was removed: other workers finished and cleaned up."""
 
 
 class Worker:
@@ -124,19 +104,17 @@ class Worker:
         for name, value in (("lease_seconds", lease_seconds), ("stall_seconds", stall_seconds)):
             if not value > 0:
                 raise BoxlessError(f"{name}: got {value}, expected more than 0")
-        self._out, self._folder, self._log = out, out / FOLDER, log
+        self._out, self._log = out, log
         self._num_inputs, self._counted = num_inputs, set[str]()
-        self._plan: dict[str, Any] = {
-            "schema": SCHEMA,
-            "settings": sha256_of({tar: dict(one) for tar, one in fingerprints.items()}),
-            "fingerprint": _shared(fingerprints.values()),
-            "num_shards": len(num_inputs),
-            "num_inputs": sum(num_inputs.values()),
-        }
-        self._lease_seconds, self._stall_seconds = lease_seconds, stall_seconds
-        self._fatal = fatal
-        self._monitor = LivenessMonitor()
-        self._set_aside: dict[str, list[FailedAttempt]] = {}
+        self._lease_seconds, self._fatal = lease_seconds, fatal
+        self._claims = ClaimFolder(
+            out,
+            make_plan(num_inputs, fingerprints),
+            log=log,
+            lease_seconds=lease_seconds,
+            stall_seconds=stall_seconds,
+        )
+        self._skipped: dict[str, list[FailedAttempt]] = {}
         self._queue = WorkQueue(out, fingerprints)
 
     def __enter__(self) -> Worker:
@@ -152,7 +130,7 @@ class Worker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._leave()
+        self._claims.leave()
 
     def count_done(self) -> tuple[int, int]:
         """Shards, and inputs in them, that were done when this worker came; to be asked before
@@ -185,8 +163,8 @@ class Worker:
             elif self._queue.left:
                 if wait():
                     self._log(f"Waiting for {_describe_shards(self._queue.left)} of other workers.")
-        if self._set_aside:
-            raise ShardsFailed(_describe_set_aside(self._out, self._set_aside))
+        if self._skipped:
+            raise ShardsFailed(_describe_skipped(self._out, self._skipped))
 
     @contextlib.contextmanager
     def finalize(self) -> Iterator[bool]:
@@ -199,7 +177,7 @@ class Worker:
         wait = _Backoff(self._lease_seconds)
         while True:
             try:
-                if self._claim(CATALOG):
+                if self._claims.claim(CATALOG):
                     break
             except CoordinationClosed:
                 yield False
@@ -207,56 +185,44 @@ class Worker:
             wait()
         try:
             yield True
-            if self._is_held(CATALOG):
-                self._close()
+            if self._claims.is_held(CATALOG):
+                self._claims.close()
         finally:
-            self._release(CATALOG)
+            self._claims.release(CATALOG)
 
     def _enter(self) -> None:
-        """Come in among the others; CoordinationClosed if they tidy up at this moment."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Come in among the others; CoordinationClosed if they clean up at this moment."""
+        others = self._claims.enter()
         try:
-            self._heartbeat = Heartbeat(
-                self._folder,
-                settings=self._plan["settings"],
-                lease_seconds=self._lease_seconds,
-                stall_seconds=self._stall_seconds,
-            )
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ESTALE):
-                raise CoordinationClosed from error
-            raise
-        try:
-            others = self._agree()
             remove_stale(self._out, _file_names(self._num_inputs))
             # Failures are of an earlier run when no worker is active yet: then each shard is tried
             # again, also where several workers start at once.
             if all(state.record and state.record.is_starting for state in others):
-                forget_exhausted(self._folder)
-            self._heartbeat.end_start()
+                clear_exhausted(self._claims.path)
+            self._claims.heartbeat.end_start()
             # Workers that begin at different places seldom meet.
-            self._queue.begin(int(self._token, 16) if others else 0)
+            self._queue.begin(int(self._claims.token, 16) if others else 0)
         except BaseException:
-            self._leave()
+            self._claims.leave()
             raise
 
     def _next(self, on_completed_elsewhere: Callable[[int], object]) -> Claim | None:
         """Claims the next unclaimed shard; None if others have claimed all that are left."""
         for tar in self._queue.in_order():
-            if self._is_done(tar, on_completed_elsewhere) or not self._claim(tar):
+            if self._is_done(tar, on_completed_elsewhere) or not self._claims.claim(tar):
                 continue
             # Opened, the folder shows its present state over a network too.
             os.close(os.open(self._out, os.O_RDONLY | os.O_DIRECTORY))
             if self._is_done(tar, on_completed_elsewhere):  # finished and released since we looked
-                self._release(tar)
+                self._claims.release(tar)
                 continue
-            if is_exhausted(attempts := read_failures(self._folder, tar)):
-                self._set_aside[tar] = attempts
+            if is_exhausted(attempts := read_failures(self._claims.path, tar)):
+                self._skipped[tar] = attempts
                 self._queue.left.discard(tar)
-                self._release(tar)
+                self._claims.release(tar)
                 continue
             (self._out / CATALOG).unlink(missing_ok=True)
-            self._heartbeat.begin(tar, self._num_inputs[tar])
+            self._claims.heartbeat.begin(tar, self._num_inputs[tar])
             return Claim(self, tar)
         return None
 
@@ -266,126 +232,26 @@ class Worker:
             on_completed_elsewhere(self._num_inputs[tar])
         return done
 
-    def _claim(self, name: str) -> bool:
-        """Whether the claim of that name is this worker's now; CoordinationClosed if its own file
-        is not there."""
-        claim = self._folder / (name + CLAIM)
-        try:
-            os.link(self._heartbeat.path, claim)
-        except FileExistsError:
-            if not self._is_held(name) and not self._take_over(claim):
-                return False
-        except FileNotFoundError as error:
-            raise CoordinationClosed from error
-        except OSError as error:
-            raise ShardError(
-                f"{claim}: got {error.strerror} for a hard link, by which workers claim shards; "
-                "expected a file system that has them, with room: write the folder to another one"
-            ) from error
-        there = read_plan(self._out)
-        if there is None or there["settings"] != self._plan["settings"]:
-            self._release(name)
-            if there is None:
-                raise CoordinationClosed
-            raise self._other_settings(there, "others that came after it")
-        return True
-
-    def _take_over(self, claim: Path) -> bool:
-        """Whether a dead worker held the claim and this one has it now."""
-        holder = read_worker_state(claim)
-        if holder is None or not self._monitor.is_dead(holder):
-            return False
-        aside = self._folder / f".{claim.name}.{secrets.token_hex(8)}"
-        try:
-            os.rename(claim, aside)
-        except FileNotFoundError:  # another one was quicker
-            return False
-        moved = read_worker_state(aside)
-        if moved is None or moved.token != holder.token:
-            # Another one was quicker and claimed it: give it back, unless a third has it by now.
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
-                os.link(aside, claim)
-            aside.unlink(missing_ok=True)
-            return False
-        aside.unlink(missing_ok=True)
-        try:
-            os.link(self._heartbeat.path, claim)
-        except FileExistsError:
-            return False
-        except FileNotFoundError as error:
-            raise CoordinationClosed from error
-        tar = claim.name.removesuffix(CLAIM)
-        description = _describe_worker(holder, self._monitor)
-        self._log(f"Took over {tar} from {description}.")
-        if tar != CATALOG and holder.record is not None and holder.record.tar == tar:
-            kind: Literal["stalled", "died"] = "stalled" if holder.record.is_stalled else "died"
-            attempt = FailedAttempt(kind=kind, worker=holder.record.name, reason=description)
-            record_failure(self._folder, tar, attempt)
-        return True
-
-    def _is_held(self, name: str) -> bool:
-        """Whether the claim of that name is there and this worker's."""
-        seen = read_worker_state(self._folder / (name + CLAIM))
-        return seen is not None and seen.token == self._token
-
-    def _release(self, name: str) -> None:
-        if self._is_held(name):
-            (self._folder / (name + CLAIM)).unlink(missing_ok=True)
-
-    def _ended(self, tar: str, error: BaseException | None) -> None:
+    def _finish(self, tar: str, error: BaseException | None) -> None:
         """A claimed shard is done (no error), or given up."""
         with contextlib.suppress(OSError):  # the shard itself is safe; others clean up
             if error is None:
-                (self._folder / (tar + AGAIN)).unlink(missing_ok=True)
-                forget_failures(self._folder, tar)
+                (self._claims.path / (tar + AGAIN)).unlink(missing_ok=True)
+                clear_failures(self._claims.path, tar)
                 self._queue.left.discard(tar)
-            self._release(tar)
-            self._heartbeat.end()
+            self._claims.release(tar)
+            self._claims.heartbeat.end()
 
     def _note_failure(self, tar: str, error: Exception) -> None:
         """Count an attempt that ended with an error, while the claim is still held."""
         reason = f"{type(error).__name__}: {error}"
-        name = self._heartbeat.record.name
-        record_failure(self._folder, tar, FailedAttempt(kind="error", worker=name, reason=reason))
-        num = len(read_failures(self._folder, tar))
+        name = self._claims.heartbeat.record.name
+        record_failure(
+            self._claims.path, tar, FailedAttempt(kind="error", worker=name, reason=reason)
+        )
+        num = len(read_failures(self._claims.path, tar))
         lines = [] if isinstance(error, ShardError) else traceback.format_exception(error)
         self._log("".join([*lines, f"Failed at {tar} (attempt {num}): {reason}"]))
-
-    def _agree(self) -> list[WorkerState]:
-        """Make sure that all who work here make the same; the other living workers.
-
-        Its own file is there already, so of two that come at once at least one sees the other.
-        Whether a worker of other settings on another machine lives shows within its lease."""
-        while True:
-            states = [state for state in workers_in(self._folder) if state.token != self._token]
-            others = [state for state in states if not self._monitor.is_dead(state)]
-            settings = self._plan["settings"]
-            foreign = [one for one in others if one.record and one.record.settings != settings]
-            for state in foreign:
-                if self._monitor.is_known_alive(state):
-                    who = _describe_worker(state, self._monitor)
-                    raise self._other_settings(read_plan(self._out), who)
-            if not foreign:
-                break
-            time.sleep(min(_LONGEST_WAIT_SECONDS, self._lease_seconds / 4))
-        if read_plan(self._out) != self._plan:
-            hidden = self._folder / f".{PLAN}.{self._token}"
-            try:
-                hidden.write_bytes(canonical_json(self._plan) + b"\n")
-                os.replace(hidden, self._folder / PLAN)
-            except FileNotFoundError as error:
-                raise CoordinationClosed from error
-        return others
-
-    def _other_settings(self, there: Mapping[str, Any] | None, who: str) -> ShardError:
-        ours = self._plan["fingerprint"]
-        theirs = there["fingerprint"] if there else ours
-        differ = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
-        return ShardError(
-            f"{self._out}: got other settings ({', '.join(differ) or 'inputs'}) than those of {who}"
-            "; expected all workers of a folder to have the same. Wait until the others have ended "
-            "or stop them, or take another folder"
-        )
 
     def _cleared(self) -> ShardError:
         return ShardError(
@@ -393,49 +259,6 @@ class Worker:
             "as this worker makes them, expected it to stay until all are: others ended the work, "
             "with other settings, or removed it. Start again if these settings are the right ones"
         )
-
-    def _close(self) -> None:
-        """All is done: remove the plan, and then all that killed workers and failed attempts left.
-
-        The plan goes first: who comes or claims later sees that it is gone and starts over. So
-        nothing that is removed here can be in use: not the temporary files of a worker that comes
-        (it makes them once more), nor claims, as their shards are done."""
-        with contextlib.suppress(OSError):
-            (self._folder / PLAN).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            for name in sorted(os.listdir(self._folder)):
-                if self._is_left_over(name):
-                    (self._folder / name).unlink(missing_ok=True)
-
-    def _is_left_over(self, name: str) -> bool:
-        """Whether nobody needs the file of that name once all shards are done."""
-        if name.startswith(".") or name.endswith(FAILURES):
-            return True
-        state = read_worker_state(self._folder / name)
-        if state is None or state.token == self._token:
-            return False
-        if name.startswith(PREFIX):
-            return state.has_ended
-        tar = name.removesuffix(CLAIM)
-        if tar == name or tar == CATALOG:
-            return False
-        is_of_these_settings = state.record is None or (
-            state.record.settings == self._plan["settings"]
-        )
-        is_requested = (self._folder / (tar + AGAIN)).exists()
-        return state.has_ended or (is_of_these_settings and not is_requested)
-
-    def _leave(self) -> None:
-        """Take away this worker's file; the hidden folder too when nothing is left in it, which
-        means that no worker uses it: each worker has a file there from its first moment to its
-        last."""
-        self._heartbeat.stop()
-        with contextlib.suppress(OSError):
-            os.rmdir(self._folder)
-
-    @property
-    def _token(self) -> str:
-        return self._heartbeat.record.token
 
 
 class Claim:
@@ -454,7 +277,7 @@ class Claim:
 
         A Note is no input of its own.
         """
-        heartbeat = self._worker._heartbeat
+        heartbeat = self._worker._claims.heartbeat
         num_beats = heartbeat.num_beats
         for result in results:
             if heartbeat.num_beats != num_beats:
@@ -467,7 +290,7 @@ class Claim:
 
     def check_owner(self) -> None:
         """ClaimLost unless the shard is still this worker's."""
-        if not self._worker._is_held(self.tar):
+        if not self._worker._claims.is_held(self.tar):
             raise ClaimLost(self.tar)
 
     def __enter__(self) -> Claim:
@@ -492,7 +315,7 @@ class Claim:
         if is_counted:
             assert isinstance(error, Exception)
             worker._note_failure(self.tar, error)
-        worker._ended(self.tar, error)
+        worker._finish(self.tar, error)
         return is_lost or is_counted
 
 
@@ -523,45 +346,17 @@ class _Backoff:
         return is_long
 
 
-def read_plan(out: Path) -> dict[str, Any] | None:
-    """What the workers in `out` agreed on: settings (a digest), fingerprint, num_shards and
-    num_inputs; None where no worker is or was active."""
-    try:
-        plan = json.loads((out / FOLDER / PLAN).read_bytes())
-        return plan if plan["schema"] == SCHEMA else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _file_names(tars: Iterable[str]) -> set[str]:
     return {name for tar in tars for name in (tar, manifest_path(Path(tar)).name)}
 
 
-def _shared(fingerprints: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """The entries that all fingerprints have in common."""
-    shared: set[tuple[str, str]] | None = None
-    for fingerprint in fingerprints:
-        shared = set(fingerprint.items()) & (fingerprint.items() if shared is None else shared)
-    return dict(shared or ())
-
-
-def _describe_worker(state: WorkerState, monitor: LivenessMonitor) -> str:
-    name = state.record.name if state.record else "an unknown worker"
-    if state.has_ended:
-        return f"{name}, whose process has ended"
-    silent = f"{monitor.silent_seconds(state):.0f} s"
-    if state.record is not None and state.record.is_stalled:
-        return f"{name}, which stopped its heartbeat because its work stood still, {silent} ago"
-    return f"{name}, whose last new heartbeat was {silent} ago"
-
-
-def _describe_set_aside(out: Path, shards: Mapping[str, Sequence[FailedAttempt]]) -> str:
+def _describe_skipped(out: Path, shards: Mapping[str, Sequence[FailedAttempt]]) -> str:
     listed = "\n".join(
         f"  {tar}: {len(attempts)} attempts, the last: {attempts[-1].worker}: {attempts[-1].reason}"
         for tar, attempts in sorted(shards.items())
     )
     return (
-        f"{out}: got {len(shards)} shards that failed again and again, expected all to be written; "
+        f"{out}: got {len(shards)} shards that failed repeatedly, expected all to be written; "
         f"the others are done. Fix what the reasons name and run the stage again:\n{listed}"
     )
 

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sharding.coordination.claims import read_plan
 from sharding.coordination.heartbeat import BEAT_SECONDS, LivenessMonitor, workers_in
+from sharding.coordination.plan import read_plan
 from sharding.coordination.work_queue import FOLDER, rewrite_requests
 from sharding.format.manifest_summary import ManifestSummary, read_manifest_summary
 from sharding.format.schema import ShardError

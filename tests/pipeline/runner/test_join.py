@@ -54,7 +54,7 @@ def lone_worker(under_way: RunFolder) -> Iterator[Worker]:
     with Worker(under_way.images, tars, dict.fromkeys(tars, {"a": "b"})) as worker:
         with next(worker.claims()) as claim:
             next(claim.track(range(4)))
-            worker._heartbeat.beat()
+            worker._claims.heartbeat.beat()
             yield worker
 
 
@@ -187,7 +187,7 @@ def test_status_of_a_stopped_stage(
 ) -> None:
     """The worker is on another machine, dead by its file's time. Oracle: words spelled out."""
     monkeypatch.setattr(heartbeat, "this_machine", lambda: "another machine")
-    os.utime(lone_worker._heartbeat.path, (0, 0))
+    os.utime(lone_worker._claims.heartbeat.path, (0, 0))
     console = Console(width=200, file=open(os.devnull, "w"), record=True)
     console.print(status_table(under_way))
     said = console.export_text()

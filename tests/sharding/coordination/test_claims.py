@@ -28,6 +28,7 @@ from claim_workers import (
 )
 
 from sharding.coordination import heartbeat, work_queue
+from sharding.coordination.claim_folder import ClaimFolder
 from sharding.coordination.claims import ShardsFailed, Worker
 from sharding.coordination.work_queue import FOLDER, request_rewrites, rewrite_requests
 from sharding.format.catalog import write_catalog
@@ -96,13 +97,13 @@ def test_of_another_machine_only_the_counter_counts(
             with open(claim, "r+b") as beating:
                 beating.write(json.dumps(content).encode().ljust(1024))
             os.utime(claim, (when, when))
-            assert not worker._claim(tar)
+            assert not worker._claims.claim(tar)
             now[0] += 0.4
-        assert not worker._claim(tar)
+        assert not worker._claims.claim(tar)
         now[0] += 0.2
         os.utime(claim, (time.time() + 60, time.time() + 60))
-        assert worker._claim(tar)
-        worker._release(tar)
+        assert worker._claims.claim(tar)
+        worker._claims.release(tar)
     monkeypatch.undo()
     assert len(work(out)) == len(TARS)
     assert tree(out) == whole
@@ -120,12 +121,12 @@ def test_a_claim_that_changed_hands_while_it_was_judged_is_given_back(
         def change_hands(source: Any, target: Any) -> None:
             monkeypatch.setattr(os, "rename", real)
             claim.unlink()
-            os.link(other._heartbeat.path, claim)
+            os.link(other._claims.heartbeat.path, claim)
             real(source, target)
 
         monkeypatch.setattr(os, "rename", change_hands)
-        assert not slow._claim(tar)
-        assert other._is_held(tar)
+        assert not slow._claims.claim(tar)
+        assert other._claims.is_held(tar)
         assert not list((tmp_path / FOLDER).glob(f".{tar}*"))
 
 
@@ -140,10 +141,10 @@ def test_a_worker_that_was_taken_for_dead_gives_up_and_goes_on(
         def lose(tar: str) -> None:
             if tar == min(TARS):
                 claim = out / FOLDER / f"{tar}.claim"
-                if not other._is_held(tar) and not said:
+                if not other._claims.is_held(tar) and not said:
                     claim.unlink()
-                    assert other._claim(tar)
-                    threading.Timer(0.2, other._release, [tar]).start()
+                    assert other._claims.claim(tar)
+                    threading.Timer(0.2, other._claims.release, [tar]).start()
 
         wrote = work(out, before_each=lose, log=said.append)
     assert said == [
@@ -229,14 +230,14 @@ def test_workers_that_start_together_try_anew_what_an_earlier_run_set_aside(
 
     with pytest.raises(ShardsFailed):
         work(tmp_path, before_each=fail)
-    agree = Worker._agree
+    agree = ClaimFolder._agree
 
-    def agree_together(self: Worker) -> object:
+    def agree_together(self: ClaimFolder) -> object:
         others = agree(self)
         both.wait(60)
         return others
 
-    monkeypatch.setattr(Worker, "_agree", agree_together)
+    monkeypatch.setattr(ClaimFolder, "_agree", agree_together)
     with ThreadPoolExecutor(2) as pool:
         wrote = list(pool.map(lambda _: work(tmp_path), range(2)))
     assert sum(wrote, []) == [bad]
@@ -350,8 +351,8 @@ def asleep(out: Path) -> Iterator[Worker]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heartbeat, "this_machine", lambda: "elsewhere")
         with make_worker(out, lease_seconds=0.3) as worker:
-            worker._heartbeat._stopped.set()
-            worker._heartbeat._thread.join()
+            worker._claims.heartbeat._stopped.set()
+            worker._claims.heartbeat._thread.join()
             patch.undo()
             yield worker
 
@@ -399,18 +400,18 @@ def test_a_shard_finished_while_it_was_being_claimed_is_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look at a shard and its claim another one finishes it. Oracle: what is taken."""
-    tars, real, found = sorted(TARS), Worker._claim, list[int]()
+    tars, real, found = sorted(TARS), ClaimFolder.claim, list[int]()
 
-    def late(self: Worker, name: str) -> bool:
+    def late(self: ClaimFolder, name: str) -> bool:
         if name == tars[0]:
             write_shard(tmp_path / name, samples(name), fingerprint=SETTINGS)
         return real(self, name)
 
-    monkeypatch.setattr(Worker, "_claim", late)
+    monkeypatch.setattr(ClaimFolder, "claim", late)
     with make_worker(tmp_path) as worker:
         assert next(worker.claims(found.append)).tar == tars[1]
         assert found == [2]
-        assert not worker._is_held(tars[0])
+        assert not worker._claims.is_held(tars[0])
 
 
 def test_one_that_was_killed_while_it_closed_is_replaced(tmp_path: Path) -> None:
@@ -484,8 +485,8 @@ def test_one_that_closes_leaves_the_files_of_those_that_still_work(tmp_path: Pat
     work(tmp_path)
     with make_worker(tmp_path) as other:
         assert work(tmp_path) == []
-        assert other._heartbeat.path.exists()
-        other._heartbeat.beat()
+        assert other._claims.heartbeat.path.exists()
+        other._claims.heartbeat.beat()
         assert list(other.claims()) == []
         with other.finalize() as is_last:
             assert not is_last

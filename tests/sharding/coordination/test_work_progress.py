@@ -36,7 +36,7 @@ def test_done_running_failed_and_progress_are_counted(tmp_path: Path) -> None:
         with next(worker.claims()) as claim:
             results = claim.track(samples(claim.tar))
             next(results)
-            worker._heartbeat.beat()
+            worker._claims.heartbeat.beat()
             progress = reader.read()
             assert progress is not None
             assert (progress.num_shards, progress.num_inputs) == (6, 12)
@@ -65,17 +65,17 @@ def test_workers_of_other_machines_are_judged_by_what_they_do_while_watched(
     """Two workers of a machine whose clock is two hours off, of which one beats and one does not.
     Oracle: which one beats; by the files' times both would be dead, or both alive."""
     with make_worker(tmp_path) as beating, make_worker(tmp_path) as silent:
-        files = {worker: worker._heartbeat.path for worker in (beating, silent)}
+        files = {worker: worker._claims.heartbeat.path for worker in (beating, silent)}
         there = f"{heartbeat.this_machine()} elsewhere"
         monkeypatch.setattr(heartbeat, "this_machine", lambda: there)
         for worker in files:
-            worker._heartbeat._stopped.set()  # the thread's own beats
+            worker._claims.heartbeat._stopped.set()  # the thread's own beats
         ended = threading.Event()
         seen = (time.time() + hours_off * 3600,) * 2
 
         def beat() -> None:
             while not ended.wait(0.05):
-                beating._heartbeat.beat()
+                beating._claims.heartbeat.beat()
                 os.utime(files[beating], seen)
 
         os.utime(files[silent], seen)
