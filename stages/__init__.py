@@ -1,5 +1,5 @@
-"""What each stage does, in running order: ingest, distill, pretrain, transfer; `student` is shared.
+"""What each stage does: ingest, teach (detector), distill, pretrain, transfer.
 
-A stage imports `sharding`, `stages.progress` and `stages.student`, and no other stage. What joins
-them lives in `pipeline`.
+Parts that stages share are the folders annotations, detector, student and training, and the files
+beside this one. No stage imports another; `pipeline` joins them.
 """

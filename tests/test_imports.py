@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 BASE_ERROR = "boxless.errors"  # the class that all errors derive from; it imports nothing
 # Parts that every stage may import; they import no stage.
-SHARED_PARTS = {"student", "training", "detector"}
+SHARED_PARTS = {"annotations", "student", "training", "detector"}
 FORBIDDEN_NAMES = {"utils", "util", "common", "core", "helpers", "helper", "misc"}
 OPTIONAL = {"torchvision", "detectron2", "apex", "wandb", "lmdb", "lz4", "msgpack"}
 MOST_FILES = 13  # Python files of a folder, beside its __init__.py

@@ -40,8 +40,8 @@ from stages.distill.reuse import label_or_reuse
 from stages.distill.text.caption_prompts import PromptSimilarity
 from stages.distill.text.phrases import Chunker, make_chunker
 from stages.distill.text.similarity import Similarity, make_similarity
+from stages.library_versions import VERSIONS, accept_other_versions, library_versions
 from stages.progress import Progress
-from stages.versions import VERSIONS, accept_other_versions, library_versions
 
 VERSION = "distill/2"
 """Names the rules of this stage in fingerprints; a change that moves any output raises it."""

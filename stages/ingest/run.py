@@ -40,8 +40,8 @@ from stages.ingest.sources.visual_genome import VisualGenomeSource
 from stages.ingest.sources.webdataset import WebdatasetSource
 from stages.ingest.splits import SplitRule
 from stages.ingest.summary import print_summary
+from stages.library_versions import VERSIONS, accept_other_versions, library_versions
 from stages.progress import Progress
-from stages.versions import VERSIONS, accept_other_versions, library_versions
 
 # The number rises when the same inputs would give other samples; also when the toy is drawn again.
 STAGE = "ingest/2"

@@ -17,7 +17,7 @@ from pipeline.pages.object_names import Names
 from pipeline.pages.shards.shard_browser import Whole
 from pipeline.pages.thumbnails import Reduced, reduced
 from sharding.format.schema import Sample, ShardError, check_objects
-from stages.true_phrases import object_rows
+from stages.annotations.true_phrases import object_rows
 
 Box = tuple[float, float, float, float]
 

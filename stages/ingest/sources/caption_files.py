@@ -1,7 +1,7 @@
 """Captions files: COCO's layout and Karpathy's.
 
 COCO (https://cocodataset.org/#format-data): `images` (`id`, `file_name`) and `annotations`
-(`image_id`, `caption`). Karpathy's: `stages.karpathy_file`.
+(`image_id`, `caption`). Karpathy's: `stages.annotations.karpathy`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, TypeGuard
 
+from stages.annotations.karpathy import KarpathyError, parse_image
 from stages.ingest.files import read_json_object
 from stages.ingest.sources.source import DroppedRecords, SourceError, clean_caption, shown
-from stages.karpathy_file import KarpathyError, parse_image
 
 EXPECTED = "a captions file in COCO's layout, as captions_val2017.json, or in Karpathy's"
 

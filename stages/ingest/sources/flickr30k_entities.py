@@ -1,8 +1,8 @@
 """Flickr30k Entities in its original files: captions, phrases and boxes of Flickr30k's pictures.
 
-A folder with `Annotations/ID.xml` and `Sentences/ID.txt` (`stages.flickr30k_files`), and lists
-`train.txt`, `val.txt`, `test.txt` with an id a line. The pictures are `ID.jpg` in a folder of their
-own, of any size.
+A folder with `Annotations/ID.xml` and `Sentences/ID.txt`
+(`stages.annotations.flickr30k_entities`), and lists `train.txt`, `val.txt`, `test.txt` with an id a
+line. The pictures are `ID.jpg` in a folder of their own, of any size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from boxless.errors import BoxlessError
-from stages.flickr30k_files import MAX_FILE_BYTES, PictureBoxes, parse_boxes, parse_caption
+from stages.annotations.flickr30k_entities import (
+    MAX_FILE_BYTES,
+    PictureBoxes,
+    parse_boxes,
+    parse_caption,
+)
 from stages.ingest.files import (
     describe_folder,
     open_folder,

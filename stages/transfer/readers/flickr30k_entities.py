@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from boxless.errors import BoxlessError
-from stages.flickr30k_files import MAX_FILE_BYTES, parse_boxes, parse_caption
+from stages.annotations.flickr30k_entities import MAX_FILE_BYTES, parse_boxes, parse_caption
 from stages.transfer.example import Example
 from stages.transfer.readers.records import ExampleCollector, ReaderError, TaskData, read_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from stages.karpathy_file import KarpathyError, KarpathyImage, parse_image
+from stages.annotations.karpathy import KarpathyError, KarpathyImage, parse_image
 from stages.picture import file_fault
 from stages.student.text.tokenizer import is_blank
 from stages.transfer.example import Example

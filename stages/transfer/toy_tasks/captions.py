@@ -9,8 +9,8 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from sharding.writing.atomic import write_text
+from stages.annotations.true_phrases import object_rows
 from stages.transfer.toy_tasks.scene import IMAGES, Scene, write_picture
-from stages.true_phrases import object_rows
 
 NUM_TEST_PICTURES = 50
 

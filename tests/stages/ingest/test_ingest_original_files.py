@@ -11,7 +11,7 @@ import pytest
 from ingest_corpora import encoded, notes, reasons, samples, write_json
 
 from sharding.format.catalog import Catalog
-from stages.flickr30k_files import parse_boxes
+from stages.annotations.flickr30k_entities import parse_boxes
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest, open_source
 from stages.ingest.sources.flickr30k_entities import parse_sentences

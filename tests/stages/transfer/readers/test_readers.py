@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transfer_golden import GOLDEN, golden_json
 
-from stages.flickr30k_files import parse_caption
+from stages.annotations.flickr30k_entities import parse_caption
 from stages.transfer.example import group_by_images
 from stages.transfer.readers.flickr30k_entities import read_flickr30k_entities
 from stages.transfer.readers.karpathy import read_karpathy
