@@ -1,4 +1,4 @@
-"""Where processes run, as a recipe says it."""
+"""Options of launching: the recipe's ``launch``."""
 
 from __future__ import annotations
 

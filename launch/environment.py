@@ -1,4 +1,4 @@
-"""The environment that ranks are started in."""
+"""The environment variables of the ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a launcher is given and what it gives back: the one interface of this folder.
+"""The interface between launchers and the rest: a job, and its result.
 
 Each back end is a module of ``launch.backends`` with two functions:
 

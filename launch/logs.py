@@ -1,4 +1,4 @@
-"""Logs of ranks, and how each of them failed.
+"""Logs of ranks, and a summary of how each failed.
 
 A rank calls ``open_log`` first. Its stderr then goes to ``rank-N.log``, and so does stdout on every
 rank but the first, whose stdout stays the screen (a progress bar needs the terminal itself). A rank

@@ -1,5 +1,5 @@
-"""``python -m launch.node_check FOLDER RECIPE``: one rank of a check before a job. RECIPE is a
-digest of the recipe that the node was started with.
+"""Checks a node before a job: ``python -m launch.node_check FOLDER RECIPE`` runs one rank of it.
+RECIPE is a digest of the recipe that the node was started with.
 
 All ranks meet, sum a number, and compare what they see: code, recipe, torch, the shared folder,
 the clock, free disk and their GPUs. All fail where there is a fault; the first rank of each node

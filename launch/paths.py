@@ -1,4 +1,4 @@
-"""Every path of a job, in one class."""
+"""All paths of a job."""
 
 from __future__ import annotations
 

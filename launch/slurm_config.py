@@ -1,4 +1,4 @@
-"""What a cluster asks of a Slurm job: the recipe's ``launch.slurm``."""
+"""Options of Slurm jobs: the recipe's ``launch.slurm``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths as users write them."""
+"""Expands paths as users write them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder that is complete or not there at all."""
+"""Replaces a folder atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON that other programs wrote, parsed so that nothing in it is lost without a word."""
+"""Parses JSON of other programs strictly: repeated keys and trailing text are errors."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Versions of the libraries that move a shard's bytes, and finished shards that other versions
-made.
+"""Versions of libraries in fingerprints, and finished shards made with other versions.
 
 Versions stand in a shard's fingerprint under `VERSIONS`, apart from everything that a recipe or an
 input decides, so that a shard that differs in nothing else can be detected and, where the recipe

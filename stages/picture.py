@@ -1,4 +1,4 @@
-"""What a picture is, for every stage: which bytes are one, and how they are decoded.
+"""Decodes and validates pictures, by one rule for every stage.
 
 A picture is a whole JPEG, PNG or WebP of a fitting size. It is upright: the EXIF orientation that a
 camera noted is applied, so that width, height and boxes are those of the picture that people see.

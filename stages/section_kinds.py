@@ -1,4 +1,4 @@
-"""How a section of a recipe that comes in several kinds is selected: by its key ``kind``."""
+"""Selects the kind of a recipe's section by its key ``kind``."""
 
 from __future__ import annotations
 

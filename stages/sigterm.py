@@ -1,4 +1,4 @@
-"""SIGTERM ends a stage as an exception does, so that claims are given back and files closed."""
+"""Turns SIGTERM into SystemExit, so that claims are released and files closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of full-size detectors without training, for nets that are to be compared or timed.
+"""Weights of full-size detectors without training, for models that are compared or timed.
 
 Trained weights are other people's and large; with random ones activations blow up or fade, and a
 detector sees nothing. Here a photograph runs through the layers while they are made: each

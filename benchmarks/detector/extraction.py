@@ -1,4 +1,4 @@
-"""How busy an extraction keeps its device: the flow beside the plain way, one step after the other.
+"""How busy extraction keeps the device: the pipeline beside a plain sequential loop.
 
     python -m benchmarks.detector.extraction [--pictures 240] [--device-ms 20] [--decoders 2]
         [--rounds 3]

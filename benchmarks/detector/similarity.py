@@ -1,4 +1,4 @@
-"""What the kinds of `distill.similarity` say of phrases and Visual Genome's labels, side by side.
+"""Compares the kinds of `distill.similarity` on phrases and Visual Genome's labels.
 
     python -m benchmarks.detector.similarity [--sentence MODEL] [--bert MODEL] [--spacy MODEL]
 

@@ -1,4 +1,4 @@
-"""Teachers side by side, by what they left in object shards: a perfect, a trained, another one.
+"""Compares teachers by their object shards: true boxes, a trained teacher, another one.
 
     python -m benchmarks.detector.teacher_kinds NAME=OBJECTS [NAME=OBJECTS ...] [--split heldout]
 

@@ -1,4 +1,4 @@
-"""The parts of the full-size teacher beside plain ways to do the same: ratios of one run.
+"""Parts of the full-size teacher beside plain implementations: ratios within one run.
 
     python -m benchmarks.detector.teacher_parts [--device cpu] [--threads 0] [--repeats 5]
         [--seed 0]

@@ -1,4 +1,4 @@
-"""A finished teacher scored again, as it looks at pictures by other settings.
+"""Scores a trained teacher again with other inference settings.
 
     python -m benchmarks.detector.teacher_settings RUN/teacher RUN/images
         [--set picture.inference_mirror=true] [--set choice.iou=0.3] ...

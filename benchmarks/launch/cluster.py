@@ -1,4 +1,4 @@
-"""Three nodes in namespaces of this machine, by a script that is kept outside this repository.
+"""A cluster of three nodes, made of namespaces on this machine by a script outside the repository.
 
 The script has the commands ``up N``, ``down``, ``ctl CMD``, ``node nK CMD``, ``kill``, ``start``,
 ``cut`` and ``heal nK``; it keeps its state in the folder NSBASE, and stands beside the

@@ -1,4 +1,4 @@
-"""Small sets of shards, and everything that may happen to them."""
+"""Small sets of shards, and the damages to apply to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stock webdataset does with damaged shards, and what ours does: a table, by running both.
+"""What stock webdataset and Boxless do with damaged shards: a table, made by running both.
 
     python -m benchmarks.sharding.damages [--markdown]
 

@@ -1,4 +1,4 @@
-"""Workers that make shards, killed with SIGKILL at random moments until the work is done.
+"""Workers that write shards, killed with SIGKILL at random moments until the work is done.
 
     python -m benchmarks.sharding.kill_drill [--stage ingest|distill] [--runs 100] [--seed 0]
 

@@ -1,4 +1,4 @@
-"""Worlds that come and go over the same epochs: was every sample trained on exactly once?
+"""Changing numbers of ranks over the same epochs: was every sample trained on exactly once?
 
     python -m benchmarks.sharding.positions [--worlds 24 16 7 48] [--epochs 4] [--shards 300]
         [--seed 0]

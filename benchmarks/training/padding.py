@@ -1,4 +1,4 @@
-"""What it costs that padding changes no score: the CNN on a padded batch, both ways in one run.
+"""The cost of padding that changes no score: the CNN on a padded batch, both ways in one run.
 
     python -m benchmarks.training.padding [--cnn resnet-18] [--rounds 5]
 

@@ -1,4 +1,4 @@
-"""The released SOHO model's way of working, with its waste: what a step of ours is measured beside.
+"""A pretraining step as the released SOHO code does it: the baseline for steps of Boxless.
 
 Written again from what researchmm/soho at 95824a8 does, part by part, under its names of weights;
 each waste can be left out to see what it costs. Collectives, metrics and the optimizer are no part

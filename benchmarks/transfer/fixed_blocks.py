@@ -1,5 +1,4 @@
-"""What it costs that no prediction depends on what is computed beside it: predictions in blocks of
-fixed shape, beside the same examples with all texts of their pictures in one pass.
+"""The cost of predictions that do not depend on the batch: fixed blocks beside plain batches.
 
     python -m benchmarks.transfer.fixed_blocks --student TASK_RUN/student --images RUN/images
 

@@ -1,4 +1,4 @@
-"""One picture and one text to a match score: by regions of a detector, and end to end.
+"""Time from one picture and one text to a match score: by a detector's regions, and end to end.
 
     python -m benchmarks.transfer.inference [--rounds 3] [--threads 2] [--proposals 1000 300]
         [--regions 36] [--photograph FILE] [--size full|tiny]

@@ -1,5 +1,4 @@
-"""mkdocs hook: adds the pages that are made from the code and from files in the root of the
-project."""
+"""mkdocs hooks that add the generated pages and the Markdown files of the project's root."""
 
 from __future__ import annotations
 

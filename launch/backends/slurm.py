@@ -1,4 +1,4 @@
-"""Ranks in a Slurm job: submitted, followed, and found again by a later command.
+"""Submits a Slurm job, follows it, and finds it again when the command is repeated.
 
 Before its time limit the job lets its ranks save, and queues itself again; the next start
 continues. ``--requeue`` does the same after a node fails. The job's number is stored: a command

@@ -1,4 +1,4 @@
-"""What Slurm's controller says about a job, asked at a polite rate."""
+"""Queries the state of a job from Slurm's controller, at a limited rate."""
 
 from __future__ import annotations
 

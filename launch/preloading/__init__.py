@@ -1,1 +1,1 @@
-"""Ranks that are forks of a process with their modules in it, so that a restart imports nothing."""
+"""Forks ranks from a process that has imported their modules, so that a restart is fast."""

@@ -1,5 +1,5 @@
-"""What a rank that waits has in common with the others: its last collectives, by PyTorch's flight
-recorder, which gloo and NCCL fill. The rank whose numbers are behind is the one that is waited for.
+"""Compares the last collectives of the ranks, from PyTorch's flight recorder. The rank whose
+numbers are behind is the one that is waited for.
 
 https://docs.pytorch.org/tutorials/unstable/flight_recorder_tutorial.html
 """

@@ -1,4 +1,4 @@
-"""How far each rank of a node is, for the process that started them.
+"""The progress of each rank of a node, reported to the process that started it.
 
 A rank writes a line of fixed length into a file of its own on every step; the supervisor of the
 node reads it. The folder is the node's own, not the run's: nothing goes over the network.

@@ -1,4 +1,4 @@
-"""Processes of one start, found by a variable in their environment (Linux).
+"""Finds the processes of one start by a variable in their environment (Linux).
 
 Ranks have sessions of their own and may lose their parent, so neither a process group nor a tree
 finds all of them.

@@ -1,4 +1,4 @@
-"""Whether the other nodes of a job are there: a connection from each to the first node.
+"""Detects lost nodes of a job, by a connection from each node to the first.
 
 torchrun notices a lost node only after its ranks failed, and a rank that waits for a node without
 power waits until a time-out of many minutes. Here every node sends a byte a second to the first

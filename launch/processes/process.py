@@ -1,4 +1,4 @@
-"""Processes on this machine: how they are started and ended, and how their end is described."""
+"""Starts and ends processes on this machine, and describes how they ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names the rank that stands still: a process that is stopped, and a step that does not end."""
+"""Names the rank that is stalled: its process is stopped, or its step does not end."""
 
 from __future__ import annotations
 

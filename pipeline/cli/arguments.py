@@ -1,4 +1,4 @@
-"""Values of command-line arguments: what is no such value is refused with the usage."""
+"""Types of command-line arguments, which refuse invalid values with the usage."""
 
 from __future__ import annotations
 

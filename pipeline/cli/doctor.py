@@ -1,5 +1,4 @@
-"""``boxless doctor``: checks the environment: what is installed, what is missing, and how to fix
-it.
+"""``boxless doctor``: checks the environment and says how to fix what is missing.
 
 Each check looks and returns findings; none changes anything, and a broken package is a finding,
 not a crash.

@@ -1,4 +1,4 @@
-"""Commands and options that have another name now: the old ones work for one more release."""
+"""Renamed commands and options: the old ones work for one more release, with a warning."""
 
 from __future__ import annotations
 

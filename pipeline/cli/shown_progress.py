@@ -1,4 +1,4 @@
-"""Progress of what calls back with the numbers of things done and of all."""
+"""A progress bar for functions that call back with the numbers done and in all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`boxless sizing`: disk and memory that a data set will take, from its numbers."""
+"""`boxless sizing`: estimates the disk and memory of a data set from its numbers."""
 
 from __future__ import annotations
 

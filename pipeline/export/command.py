@@ -1,4 +1,4 @@
-"""`boxless export STUDENT --to FORMAT`: a student, or what it does inside, for other tools.
+"""`boxless export STUDENT --to FORMAT`: writes a student, or its internals, for other tools.
 
 Formats: `soho`, a checkpoint that the released SOHO code reads (the inverse of
 `student.soho_checkpoint` in a recipe); `vl-interpret`, a database of examples for Intel's

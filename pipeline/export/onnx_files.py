@@ -1,4 +1,4 @@
-"""A student as ONNX files, for ONNX Runtime and whatever else reads ONNX.
+"""Exports a student to ONNX.
 
     picture.onnx   pixel_values float [N, 3, H, W], sizes_px int64 [N, 2]
                    -> cells float [N, C, D], inside bool [N, C]; vectors [N, E] where the student

@@ -1,4 +1,4 @@
-"""Pickles for a tool that reads nothing else: plain values and arrays, written and never read."""
+"""Writes pickles of plain values and arrays, for a tool that reads nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Examples for VL-InterpreT (arXiv 2203.17247), Intel's viewer of attention and hidden states.
+"""Exports examples for VL-InterpreT (arXiv 2203.17247), a viewer of attention and hidden states.
 
 Its format is documented in IntelLabs/VL-InterpreT, 0f9d0bb: `app/database/db_example.py` (the
 fields) and `app/database/database.py` (the store: an LMDB whose values are lz4 frames of msgpack,

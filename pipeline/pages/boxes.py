@@ -1,4 +1,4 @@
-"""A picture with the teacher's objects drawn on it: numbered boxes, and what each is below.
+"""Draws the teacher's objects on a picture: numbered boxes, and a legend below.
 
 Letters: O objects, T true boxes.
 """

@@ -1,4 +1,4 @@
-"""Line charts and bars, in colours of the style sheet, so that they turn dark with the page.
+"""Line charts and bars in the colours of the style sheet, for light and dark pages.
 
 No script: the values of a step show as the browser's own tooltip. Axes begin at zero.
 """

@@ -1,4 +1,4 @@
-"""A page that stands alone: nothing is loaded, and no script runs but one of our own."""
+"""A self-contained HTML document: it loads nothing and runs no script but its own."""
 
 from __future__ import annotations
 

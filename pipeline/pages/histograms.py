@@ -1,4 +1,4 @@
-"""Histograms and ranked bars of the page, in the style sheet's colours, which turn with the page.
+"""Histograms and ranked bars in the colours of the style sheet.
 
 No script: what a column stands for shows as the browser's own tooltip.
 """

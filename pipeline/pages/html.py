@@ -1,4 +1,4 @@
-"""HTML as a tree of elements, so that no text of a corpus can ever become markup.
+"""HTML as a tree of elements, so that text of a corpus can never become markup.
 
 The tree is the standard library's; its serialiser escapes whatever is text or an attribute's
 value.

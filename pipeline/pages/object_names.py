@@ -1,5 +1,4 @@
-"""What an object is called: names of labels and attributes, as the catalog of the shards gives
-them.
+"""Names of objects' labels and attributes, from the catalog of the shards.
 
 A catalog may be of any origin, or missing: a class whose name is not known goes by its number.
 """

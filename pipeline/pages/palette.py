@@ -1,4 +1,4 @@
-"""Colours of the objects drawn on pictures, distinguishable with all kinds of colour vision.
+"""Colours of objects, distinguishable with all kinds of colour vision.
 
 They were found by search: any two are at least 0.11 apart in OKLab (Ottosson 2020) to normal eyes
 and to those without red, green or blue cones, as Machado, Oliveira and Fernandes simulate these

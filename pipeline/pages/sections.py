@@ -1,4 +1,4 @@
-"""Building blocks of report pages: a section, a named figure, formatted numbers."""
+"""Building blocks of pages: sections, captioned figures, formatted numbers."""
 
 from __future__ import annotations
 

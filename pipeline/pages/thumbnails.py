@@ -1,4 +1,4 @@
-"""Pictures of the held-out split, found by key and made small enough for a page."""
+"""Held-out pictures by key, made small enough for a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From plain values (dict, list, number, text) to checked dataclasses, and back.
+"""Converts plain values (dict, list, number, text) to checked dataclasses, and back.
 
 One pydantic ``TypeAdapter`` reads the whole tree, strictly: ``"3"`` is not ``3``, ``true`` is not
 ``1``; only a whole number is taken where a number is expected. Its faults become one

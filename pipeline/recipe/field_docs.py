@@ -1,4 +1,4 @@
-"""What the source code says about each field of a settings dataclass.
+"""Reads the documentation of settings' fields from the source code.
 
 A field is documented by the string below it, or by a line `name: text` in the docstring of its
 class, where several names may share a line and the text may continue in indented lines.

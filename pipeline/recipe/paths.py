@@ -1,4 +1,4 @@
-"""The paths in a recipe: which values they are, and how they become absolute.
+"""Finds the paths in a recipe and makes them absolute.
 
 A relative path means a place below the folder where the command was given. The run folder keeps the
 recipe, so a path that stayed relative would mean another place for a later command, given

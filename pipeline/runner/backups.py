@@ -1,4 +1,4 @@
-"""Backups of what a training stage left, made before it starts anew with other settings.
+"""Backs up the output of a training stage before it starts again with other settings.
 
 A result is never deleted: it is renamed to NAME.1, or the next number that is free. What an attempt
 left that ended before its first checkpoint (as of files that were refused) is none, and goes.

@@ -1,4 +1,4 @@
-"""What the user is shown about an error: a message, or a traceback with how to report it."""
+"""Shows errors to the user: as a message, or as a traceback with how to report it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a stage is started: which launcher with how many ranks, and the job that it is given.
+"""Decides how a stage is started: which launcher, how many ranks, and the job.
 
 Pretrain has the ranks of the recipe's ``launch``. The other stages are one process by default, here
 or, where the recipe says slurm, in a job of their own; ingest and distill share their shards among

@@ -1,4 +1,4 @@
-"""``boxless retry RUN``: makes again what failed in the stages that make shards, and only that.
+"""``boxless retry RUN``: runs again only what failed in the stages that write shards.
 
 A shard with failures is requested again; its writer takes over what was sound, byte for byte
 (``sharding.writing.previous_shard``), so the result is what a run without the failures would have

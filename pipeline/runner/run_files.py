@@ -1,4 +1,4 @@
-"""What a run left in its folder, read so that a file cut short or not there yet does no harm."""
+"""Reads files of a run folder that may be missing or truncated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run folder: where everything of a run is, and which commands are working in it.
+"""The layout of a run folder, and the lock that commands hold while they work in it.
 
 One class owns every path of it. Two locks keep two commands, and the ranks that a killed
 orchestrator left, from writing side by side; the kernel drops them when their process ends.

@@ -1,1 +1,1 @@
-"""`boxless serve`: a page in the browser that uses a student."""
+"""`boxless serve`: a page in the browser for trying a student."""

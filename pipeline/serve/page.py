@@ -1,4 +1,4 @@
-"""The page of `boxless serve`: a form for each thing a student can do, and a script that asks."""
+"""The page of `boxless serve`: a form for each use of a student, and the script behind it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server of `boxless serve`: Python's own http.server, one answer after the other.
+"""The HTTP server of `boxless serve`, on Python's http.server; requests are answered in turn.
 
 A page of one form needs no framework. Serves this machine alone unless another address is
 requested. Each connection has a thread, as browsers open some that they use later or never.

@@ -1,4 +1,4 @@
-"""Which keys stand in more than one shard: the one search for them, 16 bytes a key.
+"""Finds keys that are in more than one shard, with 16 bytes a key.
 
 A key is known by 128 bits of its SHA-256: nobody can make keys that are taken for each other.
 """

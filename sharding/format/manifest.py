@@ -1,4 +1,5 @@
-"""The manifest NAME.tar.json beside a tar: what is in it, byte for byte, and what shaped it.
+"""The manifest NAME.tar.json of a tar: its samples byte for byte, and the fingerprint of its
+inputs.
 
 Written last by sharding.writing.shard_writer: a shard is done when its manifest says so and for no
 other reason. Readers take the place of every member from here, never from the tar's own headers. A

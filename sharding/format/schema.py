@@ -1,4 +1,4 @@
-"""What a sample is: its key, its picture, its json and the teacher's objects array.
+"""The sample: its key, its picture, its json and the teacher's objects array.
 
 The objects array is one structured numpy array, a row an object (design: little-endian, rows by
 falling score):

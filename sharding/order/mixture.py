@@ -1,4 +1,4 @@
-"""Several sets in exact ratios, as one sequence: which set has which position is arithmetic too.
+"""Mixes several sets in exact ratios: which set has which position is arithmetic.
 
 Mixture is to sets what sharding.order.order is to shards: a pure function from a position to a
 micro-batch, reached by sharding.reading.stream when its sources have weights. Sets without weights

@@ -1,4 +1,4 @@
-"""Three methods of going twice through the same samples, followed sample by sample.
+"""Simulates three methods of shuffling over two epochs, sample by sample.
 
 - ours: the positions of a plan (sharding.order.order, sharding.order.mixture), in their order.
 - webdataset: its own stages on sample numbers in place of tars. Shards go to ranks and workers as

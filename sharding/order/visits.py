@@ -1,4 +1,4 @@
-"""An order in which a sample comes as often an epoch as its source says.
+"""An order in which a sample comes a given number of times an epoch.
 
 A visit is to this order what a sample is to `sharding.order.order`: it is permuted, grouped by
 shape and put into micro-batches on its own, so that the visits of a sample lie anywhere in the

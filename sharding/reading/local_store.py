@@ -1,4 +1,4 @@
-"""Shards in a folder of a file system."""
+"""A store of shards in a local folder."""
 
 from __future__ import annotations
 

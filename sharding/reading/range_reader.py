@@ -1,4 +1,4 @@
-"""Ranges of bytes of files behind a URL, by fsspec, with timeouts and retries."""
+"""Reads byte ranges of files behind a URL, by fsspec, with timeouts and retries."""
 
 from __future__ import annotations
 

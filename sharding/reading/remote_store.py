@@ -1,4 +1,4 @@
-"""Shards behind a URL that fsspec reads by ranges; which URLs are refused."""
+"""A store of shards behind a URL, read by byte ranges."""
 
 from __future__ import annotations
 

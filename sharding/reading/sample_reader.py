@@ -1,4 +1,4 @@
-"""Reads samples out of a tar by the offsets of its manifest, checked by CRC-32.
+"""Reads samples of a tar by the offsets of its manifest, and checks their CRC-32.
 
 The tar's own headers are not read.
 """

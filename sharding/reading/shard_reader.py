@@ -1,4 +1,4 @@
-"""Samples by number of shard and sample, out of any mix of stores, or what is wrong with them.
+"""Reads samples by number of shard and sample from any mix of stores, or reports their faults.
 
 Manifests are read when a sample of their shard is first asked for, and must be those that the
 catalog saw.

@@ -1,4 +1,4 @@
-"""The training data as a map from positions to micro-batches, for PyTorch's DataLoader.
+"""The training data as a map-style dataset of micro-batches, for PyTorch's DataLoader.
 
 Use:
 

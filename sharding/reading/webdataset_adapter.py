@@ -1,4 +1,4 @@
-"""Shards in the training order as samples of stock webdataset, whose stages continue from here.
+"""The training order as an iterable of webdataset samples, for webdataset's own stages.
 
     samples = Samples(stream, start=0, rank=rank, world_size=world_size)
     loader = DataLoader(samples.decode("pil").map(augment).to_tuple("jpg;png", "json"), ...)

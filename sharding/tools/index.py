@@ -1,4 +1,4 @@
-"""Makes manifests for tars that others wrote, webdataset's and img2dataset's, and their catalog.
+"""Writes manifests and a catalog for existing tars, such as webdataset's and img2dataset's.
 
 The members KEY.EXT with the same KEY that are consecutive are one input
 (sharding.format.tar_scan.Member says how a name is parted). It becomes a sample with a picture

@@ -1,4 +1,4 @@
-"""Rewrites finished shards: small tails merged, large shards split, another order.
+"""Rewrites finished shards: merges small ones, splits large ones, changes the order.
 
 Payloads go over as they are, each sample's CRC-32 checked on the way and written again, so a
 sample keeps its bytes; failures and notes go over as well, so input = ok + failed holds for the

@@ -1,4 +1,4 @@
-"""Brings a folder of shards back to what can be trusted, and deletes nothing.
+"""Repairs a folder of shards without deleting anything.
 
 Every byte is read. What becomes of a shard:
 

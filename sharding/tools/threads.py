@@ -1,4 +1,4 @@
-"""Several shards looked at at a time, for what mostly reads and hashes.
+"""Maps a function over shards in several threads, for reading and hashing.
 
 Threads serve, as reading, SHA-256 and CRC-32 leave Python's lock to the others.
 """

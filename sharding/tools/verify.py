@@ -1,4 +1,4 @@
-"""Says what is wrong with shards: fast by manifests and sizes, full by every byte.
+"""Verifies shards: fast by manifests and sizes, or in full by every byte.
 
 Faults are returned, not raised, so that one look names them all. The tars may be ours or those of
 others with manifests by sharding.tools.index. Every byte is read once.

@@ -1,1 +1,1 @@
-"""Writes shards: tar first, manifest last, atomically."""
+"""Writes shards: the tar first, the manifest last, atomically."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: temporary name, fsync, rename, fsync of the folder.
+"""Writes files atomically: temporary name, fsync, rename, fsync of the folder.
 
 A temporary file is called `.NAME.PID-RANDOM.tmp`, lies in
 the folder of the file it will become, and is locked (flock) by its writer for as long as that

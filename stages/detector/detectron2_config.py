@@ -1,4 +1,4 @@
-"""The recipe's `distill.detectron2` part: which config and weights detectron2 is to run.
+"""The recipe's `distill.detectron2` part: detectron2's configuration and weights.
 
 Used with `distill.teacher: detectron2`, where detectron2 itself is installed.
 """

@@ -1,4 +1,4 @@
-"""detectron2's own net from a config of its own and a file of weights.
+"""Builds detectron2's own net from its configuration and a file of weights.
 
 detectron2 is looked for at run time. Of its ways of loading two are not taken: its checkpointer
 unpickles whatever a .pkl holds, so weights come through `convert.read_checkpoint`, which builds

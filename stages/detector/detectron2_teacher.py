@@ -1,4 +1,4 @@
-"""detectron2 itself as the teacher: its net finds the objects, this file writes them as ours.
+"""A teacher that runs detectron2: its net detects objects, this file converts them.
 
 Any Faster, Mask, Keypoint or Cascade R-CNN of detectron2 goes: only the parts that lead to boxes
 run, by the steps of its `GeneralizedRCNN.inference` and the `forward` of its heads

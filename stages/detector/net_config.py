@@ -1,4 +1,4 @@
-"""The sizes and rules of a teacher's net, in the order in which a picture meets them.
+"""The settings of a teacher's net, in the order in which they apply to a picture.
 
 The values that stand here are those of the toy world.
 """

@@ -1,4 +1,4 @@
-"""A teacher that sees nothing, for pictures that have no boxes to train one from.
+"""A teacher that finds no objects, for pictures without boxes to train one from.
 
 A run goes through with it: its object arrays have no rows, so OMVM and PRA have nothing to go by,
 and the student learns from pictures and captions alone.

@@ -1,4 +1,4 @@
-"""A teacher at work: decoded pictures in, one array of objects a picture out.
+"""Runs a teacher: decoded pictures in, one array of objects a picture out.
 
 What is found in a picture does not hang on its neighbours. Nothing is padded, which moves features
 even far from the border. In "fp32" each picture runs through the net alone: the kernels that
@@ -11,10 +11,10 @@ largest and probabilities within 0.1, against single precision and between sizes
 (tests/stages/distill/inference/test_batch_invariance.py, which also prints what "fp32" differs by:
 nothing).
 
-The net's weights and pictures lie in memory channels last, which convolutions are faster with on
-CPUs as on NVIDIA's tensor cores. It is not compiled by torch.compile, which gains a few percent on
-a CPU and takes seconds for each size of picture (benchmarks/detector/teacher_ways.py); on a GPU it
-was not tried.
+The net's weights and pictures are in channels-last memory format, in which convolutions are faster
+on CPUs and on NVIDIA's tensor cores. It is not compiled by torch.compile, which gains a few percent
+on a CPU and takes seconds for each size of picture (benchmarks/detector/convolution_variants.py);
+on a GPU it was not tried.
 
 What a row says: `box`, `label` and `score` are those of the class that won its place; `feature`,
 `top_label`, `top_score`, `attribute` are of the proposal that the object came from, as detectron2

@@ -1,4 +1,4 @@
-"""A teacher on disk.
+"""Reads and writes a teacher's folder.
 
 A folder holds `model.safetensors` (weights), `names.json` (labels and attributes by number),
 `CARD.md` (for people) and, written last, `config.json` (the net's sizes, the card, and the

@@ -1,4 +1,4 @@
-"""The recipe's `distill.transformers` part: which detector of transformers is to look.
+"""The recipe's `distill.transformers` part: the detector and its settings.
 
 Used with `distill.teacher: transformers`.
 """

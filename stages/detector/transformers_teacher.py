@@ -1,4 +1,4 @@
-"""A teacher that transformers can load: `distill.teacher: transformers`.
+"""A teacher that runs a detector of transformers: `distill.teacher: transformers`.
 
 Each query of the decoder is a candidate: its box, its class probabilities (softmax without the
 last, where the head has one class more than names, else sigmoid) and, as its feature, the

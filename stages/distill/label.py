@@ -1,4 +1,4 @@
-"""One shard's way: samples of an image shard in, the same samples with objects and phrases out.
+"""Labels one shard: adds objects and phrases to the samples of an image shard.
 
 The objects come from an `ObjectSource`; here they are checked, chosen from, and compared with the
 phrases of the captions.

@@ -1,4 +1,4 @@
-"""What distillation asks of a teacher.
+"""The interface of a source of objects, such as a teacher.
 
 An `ObjectSource` gives the objects of samples, however it comes by them: by files that others left
 (`precomputed/`), or by a detector: `inference/pipeline.py` makes an ObjectSource of a `Detector`.

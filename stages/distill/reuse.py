@@ -1,4 +1,4 @@
-"""Reuses the teacher's objects of unchanged pictures, where a shard is labelled again.
+"""Reuses the teacher's objects of unchanged pictures when a shard is labelled again.
 
 After a retry of ingest a shard has a few new pictures among hundreds of unchanged ones: only the
 new ones go to the teacher.

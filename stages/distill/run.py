@@ -1,4 +1,4 @@
-"""`boxless distill`: a teacher looks at every picture once and writes what it sees into shards.
+"""`boxless distill`: runs a teacher over every picture once and writes object shards.
 
 Every image shard becomes the object shard of the same name, whole or not at all. The workers share
 the shards by claims (`sharding.coordination.claims`); killed at any moment and started again, the

@@ -1,4 +1,4 @@
-"""What the recipe says about ingest: its `ingest` part."""
+"""The recipe's `ingest` part."""
 
 from __future__ import annotations
 

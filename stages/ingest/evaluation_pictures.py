@@ -1,4 +1,4 @@
-"""Keeps pictures that others evaluate on out of training.
+"""Excludes pictures of public evaluation sets from training.
 
 COCO's Karpathy val and test, and Flickr30k's val and test, are what retrieval is scored on; half of
 Visual Genome's pictures are COCO's, some of them from those splits (`coco_id` in its image_data

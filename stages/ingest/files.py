@@ -1,4 +1,4 @@
-"""Files of a corpus: finding, sizing and reading them, with errors that say what was expected."""
+"""Finds and reads files of a corpus, with errors that say what was expected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entries of a JSON list that is too large to be parsed at once, one after the other."""
+"""Parses a JSON list too large for memory, entry by entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One input becomes one sample, or the reason why not."""
+"""Converts one input to a sample, or to a failure with its reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which split a picture goes to: fixed by the recipe or by the corpus, else drawn by a hash.
+"""The split of a picture: fixed by the recipe or the corpus, else drawn by a hash.
 
 Ours are "train" (learned from), "heldout" (scored while and after learning) and "test" (scored only
 when asked for). Corpora say dev, val, validation for the second.

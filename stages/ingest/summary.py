@@ -1,4 +1,4 @@
-"""Summary of an ingest on screen: samples, failures and notes, by reason."""
+"""Prints the summary of an ingest: samples, failures and notes, by reason."""
 
 from __future__ import annotations
 

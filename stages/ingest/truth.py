@@ -1,4 +1,4 @@
-"""Ground truth, fitted to the picture it came with."""
+"""Checks ground truth and converts it to the upright picture."""
 
 from __future__ import annotations
 

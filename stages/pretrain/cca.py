@@ -1,4 +1,4 @@
-"""The contrastive head's start by canonical correlation analysis (ours).
+"""Initialises the contrastive head by canonical correlation analysis (ours).
 
 Pictures and texts that belong together are correlated in some directions of the CNN's mean feature
 and of the text's mean vector. CCA (Hotelling 1936) finds them in closed form, in one pass over the

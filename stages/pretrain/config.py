@@ -1,4 +1,4 @@
-"""Pretraining as the recipe gives it. The formulas stand with the objectives."""
+"""The recipe's `pretrain` part. The formulas are in the objectives' files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pretraining reads, as the recipe gives it."""
+"""The recipe's settings of pretraining's data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The student's bank of training pairs (stages.student.query_bank), filled when it is saved."""
+"""Fills the student's query bank (stages.student.query_bank) with training pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The student with its objectives, as the one module that DeepSpeed drives.
+"""The student with its objectives, as one module for DeepSpeed.
 
 The forward pass is the whole way from a batch to the loss.
 """

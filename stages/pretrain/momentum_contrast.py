@@ -1,4 +1,4 @@
-"""Contrast with vectors that a momentum copy of the student makes, of this and of earlier steps.
+"""Contrastive learning with a momentum copy and a queue of earlier steps (MoCo, ALBEF).
 
 ALBEF's queue and soft targets (arXiv 2107.07651, section 3.2; models/model_pretrain.py of
 salesforce/ALBEF; a picture's own vectors in the queue count as its own, as in its

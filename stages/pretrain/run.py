@@ -1,4 +1,4 @@
-"""The pretraining run: object shards in, a student folder out. One rank of it.
+"""`boxless pretrain`: trains a student on object shards. One rank of it.
 
 The order of samples is arithmetic on a position (`sharding.order.order`), the position stands in
 the checkpoint, and everything random comes from (seed, position): a run that was stopped continues

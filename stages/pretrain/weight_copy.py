@@ -1,4 +1,4 @@
-"""A copy of what learns in a network that follows its weights slowly."""
+"""A copy of trainable weights that follows them slowly."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The student: the CNN + Transformer that pretraining teaches and transfer uses."""
+"""The student, a CNN and a Transformer, shared by pretraining and transfer."""

@@ -1,4 +1,4 @@
-"""Activation checkpointing: forget what a layer computed, run it again in the backward pass.
+"""Activation checkpointing: recomputes a layer's activations in the backward pass.
 
 It saves memory and costs a second forward pass. Outputs, gradients, dropout and BatchNorm's
 statistics are those of a run without it, bit for bit.

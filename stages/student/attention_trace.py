@@ -1,4 +1,4 @@
-"""What happens inside the fusion: who attends to what, and the hidden states between layers.
+"""Records the fusion's attention maps and hidden states.
 
 The student runs as it always does, on its fast attention, which keeps no weights; hooks look on
 and work the weights out again.

@@ -1,4 +1,4 @@
-"""A new student, as a recipe describes it: random, or from weights that others published.
+"""Builds a new student from a recipe: random, or from published weights.
 
 An existing one is read by `Student.from_pretrained`.
 """

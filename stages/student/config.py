@@ -1,4 +1,4 @@
-"""Sizes of the student, as the recipe gives them."""
+"""The recipe's `student` part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A student with more words or token types than it was trained with."""
+"""Extends a student's vocabulary or token types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The student's heads, one an objective, kept with the network so that transfer has them too.
+"""The student's heads, one for each objective.
 
 Letters: B pairs, M rows picked by an objective, D hidden size, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""What `config.json` of a student folder holds."""
+"""The configuration of a student network (`config.json`)."""
 
 from __future__ import annotations
 

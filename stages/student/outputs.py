@@ -1,4 +1,4 @@
-"""What the student's networks give.
+"""Output classes of the student's networks.
 
 Letters: N pictures, B picture-text pairs, T word pieces, C cells, D hidden size.
 """

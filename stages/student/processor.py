@@ -1,4 +1,4 @@
-"""Pictures and texts, as people have them, into the tensors that the student takes.
+"""Converts pictures and texts to the student's input tensors.
 
 Letters: N pictures, B texts, T word pieces.
 """

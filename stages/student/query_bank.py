@@ -1,4 +1,4 @@
-"""Querybank normalisation of retrieval scores (arXiv 2112.12777, there the inverted softmax).
+"""Querybank normalisation of retrieval scores (arXiv 2112.12777, inverted softmax).
 
 Some texts are near to nearly every picture, and some pictures to nearly every text (hubs): they
 come first where they do not belong. How near a text is to a bank of other pictures tells which.

@@ -1,4 +1,4 @@
-"""Whether the package called apex is NVIDIA's. The public index has another of that name.
+"""Detects NVIDIA's apex. The public index has another package of that name.
 
 NVIDIA's is only built from its source and holds ``apex/amp`` or ``apex/normalization``; the other
 is a web toolkit. Nothing is imported to find out, since importing the wrong one runs its code.

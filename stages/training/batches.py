@@ -1,4 +1,4 @@
-"""Where a run's batches come from: a pure function of a turn, read ahead by worker processes.
+"""Loads batches by position, with worker processes that read ahead.
 
 A turn (`sharding.order`) is a position in the order of all micro-batches. A source gives the same
 batch for a position on any rank, in any process, at any time: that is what makes a run that was

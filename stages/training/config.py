@@ -1,4 +1,4 @@
-"""What every training run has in a recipe: length, batch, schedule, engine, checkpoints."""
+"""Settings of every training: length, batch, schedule, engine, checkpoints."""
 
 from __future__ import annotations
 

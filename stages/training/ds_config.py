@@ -1,4 +1,4 @@
-"""DeepSpeed's settings: from the recipe, and from a `ds_config.json` of the user's own.
+"""DeepSpeed's configuration: from the recipe, and from the user's own `ds_config.json`.
 
 What the recipe says is the recipe's to say: a file that says
 otherwise is an error, one that says "auto" gets the recipe's value. What the recipe does not speak

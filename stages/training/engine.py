@@ -1,4 +1,4 @@
-"""DeepSpeed around a module: process group, device checks, the engine."""
+"""Initialises DeepSpeed: process group, device checks, the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learning rate at a step, as a factor of the peak."""
+"""Learning rate schedules, as factors of the peak."""
 
 from __future__ import annotations
 

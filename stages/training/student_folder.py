@@ -1,4 +1,4 @@
-"""A student in training, saved as a student folder."""
+"""Saves a student folder during training."""
 
 from __future__ import annotations
 

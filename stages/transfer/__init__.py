@@ -1,1 +1,1 @@
-"""Transfer: what a student can do, on tasks and on pictures it never saw."""
+"""Transfer: finetunes and evaluates students on downstream tasks."""

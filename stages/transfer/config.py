@@ -1,4 +1,4 @@
-"""Transfer as the recipe gives it: `recipe.finetune` and `recipe.evaluate`."""
+"""The recipe's `finetune` and `evaluate` parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One example of a downstream task, whichever: pictures, texts, and what is known of the answer."""
+"""An example of a downstream task: pictures, texts, and the answer where it is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A student folder whose parts are read when they are first needed, and kept."""
+"""A student folder whose parts are loaded on first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a task's predictions turned out, for its page: calibration, and examples right and wrong."""
+"""Outcomes of a task's predictions for its page: calibration, and right and wrong examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out samples and the student that looks at them."""
+"""Runs a student on held-out samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The losses of finetuning on retrieval. Letters: R captions, K candidates, N pictures."""
+"""Losses of finetuning on retrieval. Letters: R captions, K candidates, N pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The matrix of a retrieval test set: every picture with every text, by the matching head.
+"""The score matrix of retrieval: every picture with every text, by the matching head.
 
 The CNN runs once for each picture. Texts are tokenized and embedded once, and those of similar
 length share a batch, so that there is little padding. Only the fusion runs for each pair.

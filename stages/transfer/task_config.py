@@ -1,4 +1,4 @@
-"""Where a downstream task's files are, as the recipe gives it: `finetune.data`."""
+"""The recipe's `finetune.data` part: paths of a downstream task's files."""
 
 from __future__ import annotations
 

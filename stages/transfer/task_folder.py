@@ -1,4 +1,4 @@
-"""A task's head in a student folder: `tasks/NAME/head.safetensors` and `task.json`, its state."""
+"""The head of a task in a student folder: `tasks/NAME/head.safetensors` and `task.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dictionary, objects, or both? Every seed of every variant, each score on an axis to 100 %.
+"""The report's ablation: scores of every seed and variant, each on an axis to 100 %.
 
 Reads ablation.json of the run; without it there is no section.
 """

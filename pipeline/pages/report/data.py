@@ -1,4 +1,4 @@
-"""The data: how many pictures went in, how many did not, and why.
+"""The report's data section: how many pictures were read, how many failed, and why.
 
 Reads the catalogs and manifests of both kinds of shards.
 """

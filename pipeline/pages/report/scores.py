@@ -1,4 +1,4 @@
-"""What the run reached: cards of the main scores, then a table of all.
+"""The report's scores: cards of the main ones, then a table of all.
 
 Reads transfer/evaluate/scores.json and, where a student was finetuned on a task,
 transfer/nlvr/scores.json.

@@ -1,4 +1,4 @@
-"""The teacher at work: how it learned, and its boxes on held-out pictures.
+"""The report's teacher section: its training, and its boxes on held-out pictures.
 
 Reads teacher/metrics.jsonl, teacher/scores.json and the object shards.
 """

@@ -1,4 +1,4 @@
-"""What ran and how long: a bar a stage, one after the other.
+"""The report's timeline: the duration of each stage.
 
 Reads the record that each stage leaves.
 """

@@ -1,4 +1,4 @@
-"""How the student learned: its losses and accuracies step by step, and how fast it went.
+"""The report's training curves: losses, accuracies and speed over the steps.
 
 Reads pretrain/metrics.jsonl, where an objective's figures are called OBJECTIVE/FIGURE.
 """

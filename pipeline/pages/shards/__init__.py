@@ -1,1 +1,1 @@
-"""`boxless view`: what is in a shard, drawn on its pictures, as a page or as a contact sheet."""
+"""`boxless view`: draws shards' objects on their pictures, as a page or a contact sheet."""

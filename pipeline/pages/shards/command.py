@@ -1,4 +1,4 @@
-"""`boxless view SHARD --out FILE`: draws what is in shards, as a page or as a contact sheet."""
+"""`boxless view SHARD --out FILE`: chooses samples and writes the page or the contact sheet."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The contact sheet of `boxless view`: a PNG of small pictures with boxes, and in short what the
-page says of each. Drawn by matplotlib.
+"""The contact sheet of `boxless view`: a PNG of small pictures with boxes and a summary. Drawn by
+matplotlib.
 """
 
 from __future__ import annotations

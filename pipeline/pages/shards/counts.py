@@ -1,4 +1,4 @@
-"""What is in the shards on the whole: objects a picture, scores, commonest labels, failures.
+"""Statistics of shards: objects a picture, scores, commonest labels, failures.
 
 Counted over the samples that it is given, which need not be all.
 """

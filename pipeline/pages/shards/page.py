@@ -1,4 +1,4 @@
-"""The page of `boxless view`: one file that needs no network; without scripts it says as much.
+"""The HTML page of `boxless view`: one file that needs no network, and works without scripts.
 
 Each picture stands with its objects beside it and its captions; pointing at an object anywhere
 shows it everywhere (page.js).

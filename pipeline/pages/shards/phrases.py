@@ -1,6 +1,4 @@
-"""Captions with their phrases in the colours of the objects that they mean, and how like each other
-phrases and objects are.
-"""
+"""Captions with their phrases in the colours of the most similar objects."""
 
 from __future__ import annotations
 

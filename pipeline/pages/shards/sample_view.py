@@ -1,5 +1,4 @@
-"""What is to be drawn of one sample, on page and contact sheet alike: its objects, what they are
-called and how sure the teacher is, and its captions with the objects that their phrases mean.
+"""What the page and the contact sheet show of one sample: its objects, their names and phrases.
 
 What a sample says is checked here, once: the json may be of any origin. Letters: O objects.
 """

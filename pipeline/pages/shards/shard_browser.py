@@ -1,4 +1,4 @@
-"""What is looked at: the shards behind a path or URL, and single samples out of them.
+"""Opens the shards behind a path or URL, and reads single samples.
 
 A tar, a folder of shards or a URL of either is read through sharding.reading.store, checked by
 CRC-32. Only manifests that are needed are opened.

@@ -1,4 +1,4 @@
-"""What is said of the shards as a whole: the lines at the top of page and contact sheet."""
+"""The summary at the top of the page and the contact sheet."""
 
 from __future__ import annotations
 

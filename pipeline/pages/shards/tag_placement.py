@@ -1,4 +1,4 @@
-"""Where the tags of many boxes go, so that none lies over another.
+"""Places the tags of many boxes so that none overlap.
 
 Greedy, the first box first: each tag takes the first place around or along its box that is free, a
 long one if it fits, else a short one.

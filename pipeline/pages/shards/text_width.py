@@ -1,4 +1,4 @@
-"""How wide a browser draws a text, for the tags on pictures."""
+"""Estimates how wide a browser draws a text, for the tags on pictures."""
 
 from __future__ import annotations
 

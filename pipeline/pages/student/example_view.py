@@ -1,4 +1,4 @@
-"""One example as the page shows it: its words and phrases, and a map of cells for each.
+"""What the page of `boxless inspect` shows of one example: words, phrases, and their maps.
 
 Letters: L layers, A heads, E entries (words, then phrases), C cells, S tokens, M maps an entry:
 through all layers, then of each layer the mean and its heads.

@@ -1,4 +1,4 @@
-"""What commands about a student are given: its folder, and pairs of a picture and a text."""
+"""Inputs of commands about a student: its folder, and pairs of a picture and a text."""
 
 from __future__ import annotations
 

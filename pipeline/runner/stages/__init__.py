@@ -1,1 +1,1 @@
-"""The stages of a run: their graph, how each is called, its inputs, its state and its figures."""
+"""The stages of a run: graph, entry points, external inputs, state and figures."""

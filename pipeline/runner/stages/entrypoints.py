@@ -1,4 +1,4 @@
-"""How each stage is called, with its part of the recipe and its folders."""
+"""Calls each stage with its part of the recipe and its folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's own files that a stage reads, from outside the run folder."""
+"""The user's own files outside the run folder that a stage reads."""
 
 from __future__ import annotations
 

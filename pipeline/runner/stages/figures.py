@@ -1,4 +1,4 @@
-"""A few figures of each stage, read from what it left: for the screen and for ``boxless status``.
+"""A few figures of each stage, read from its output, for the screen and ``boxless status``.
 
 They also serve for a stage that is under way: what it has written so far is counted.
 """

@@ -1,4 +1,4 @@
-"""The stages in running order: what shapes each, what it reads, what it leaves. One table."""
+"""The stages in running order, in one table: settings, inputs and outputs of each."""
 
 from __future__ import annotations
 

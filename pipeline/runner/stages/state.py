@@ -1,4 +1,4 @@
-"""What a stage leaves about itself: that it began, and, written last, that it is complete.
+"""The state of a stage in its folder: begun, and, written last, complete.
 
 ``started.json`` says what shapes the output that is under way, ``stage.json`` what shaped the one
 that is there. Both hold it readably (``shaped_by``), so that a later start can say what changed,

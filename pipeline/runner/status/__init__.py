@@ -1,1 +1,1 @@
-"""How far a run is, and how much of its time was useful."""
+"""The progress of a run, and how much of its time was useful."""

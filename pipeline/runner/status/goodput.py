@@ -1,4 +1,4 @@
-"""How much of pretraining's time was useful, from what its launcher and its ranks recorded."""
+"""The share of pretraining's time that was useful, from records of launcher and ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``boxless status RUN``: how far each stage of a run is, in a table; live while shards are made.
+"""``boxless status RUN``: a table of the progress of each stage; live while shards are written.
 
 Below the table stands who is making shards: every worker, on whatever machine, with its shard.
 """

@@ -1,4 +1,4 @@
-"""What every reader of other people's weights and features raises."""
+"""The error of every reader of other projects' weights and features."""
 
 from __future__ import annotations
 

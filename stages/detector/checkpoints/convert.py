@@ -1,4 +1,4 @@
-"""A checkpoint from elsewhere becomes a teacher's folder.
+"""Converts a checkpoint of another project to a teacher's folder.
 
 `read_checkpoint` opens the file, whichever of detectron2's and torch's kinds it is, `weights.py`
 makes a net of ours of it, and `folder.py` writes it down with the names of its labels, which the

@@ -1,4 +1,4 @@
-"""Families of checkpoints: what a Faster R-CNN needs to know that does not follow from its weights.
+"""Families of checkpoints: settings of a Faster R-CNN that do not follow from its weights.
 
 A family is named where a checkpoint is converted; afterwards a teacher's folder holds all of it in
 its config.json. Values are those of the public configs that each family's `about` names.

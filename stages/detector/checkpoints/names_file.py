@@ -1,4 +1,4 @@
-"""The names of a checkpoint's labels or attributes, which its weights do not hold.
+"""Names of labels or attributes from a file, which checkpoints do not hold.
 
 A text file has a name a line, synonyms with commas between and the leading one first, as Visual
 Genome's objects_vocab.txt and attributes_vocab.txt have them; a .json file has a list of such

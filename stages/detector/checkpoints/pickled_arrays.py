@@ -1,4 +1,4 @@
-"""All that a pickle may call here: our own stand-ins for how numpy and torch pickle arrays.
+"""Stand-ins for the functions of numpy and torch that a pickle of arrays calls.
 
 No function of numpy's or torch's own unpickling is ever called: each stand-in checks what it was
 given and builds a plain array out of bytes that the file really has.

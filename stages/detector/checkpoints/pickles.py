@@ -1,4 +1,4 @@
-"""Other people's pickles, read without running anything of theirs.
+"""Reads pickles of other projects without running any of their code.
 
 A pickle is a program for a small machine with a stack; Python's own machine calls whatever the
 program names. This one is ours: it knows containers, numbers, text and bytes, and of all names

@@ -1,4 +1,4 @@
-"""Files of torch.save and of safetensors, read onto the CPU without running anything of theirs.
+"""Reads files of torch.save and of safetensors without running any pickled code.
 
 torch's own restricted reader (weights_only) does the reading, with our stand-ins of
 `pickled_arrays.py` for numpy's arrays and numbers, which training code leaves among weights;

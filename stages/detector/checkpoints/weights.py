@@ -1,4 +1,4 @@
-"""From a checkpoint's arrays to a net of ours: its config and its weights.
+"""Converts a checkpoint's arrays to a net's configuration and weights.
 
 Names are detectron2's (GeneralizedRCNN with ResNet, FPN, Res5ROIHeads or StandardROIHeads), and
 those of the two ports of bottom-up attention: MILVLG's and airsplay's. Widths, depths and counts

@@ -1,4 +1,4 @@
-"""What looks at one box: its feature, class, better box and attribute.
+"""Box heads: feature, class, box deltas and attribute of a box.
 
 The predictors work in single precision also where the rest runs in bfloat16, as what they say
 decides which objects there are.

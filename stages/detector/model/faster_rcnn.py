@@ -1,4 +1,4 @@
-"""Faster R-CNN: the parts joined.
+"""The Faster R-CNN: backbone, proposals and box heads joined.
 
 Ren et al., 2015 (https://arxiv.org/abs/1506.01497), in detectron2's reading, or where the config
 says so in that of bottom-up attention (Anderson et al., https://arxiv.org/abs/1707.07998). A batch

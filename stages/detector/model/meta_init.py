@@ -1,4 +1,4 @@
-"""Nets whose weights come from a file right after: made without random ones.
+"""Builds nets without initialising weights that a file will replace.
 
 Seventy million random numbers take seconds. On torch's "meta" device nothing takes time, but to
 fill a tensor there, or to give it memory afterwards, torch imports its compiler first, which takes

@@ -1,4 +1,4 @@
-"""Which objects of a picture are reported, by the rule of detectron2 or of bottom-up attention.
+"""Chooses the objects of a picture, by the rule of detectron2 or of bottom-up attention.
 
 Letters: P proposals, L labels (background not counted), N candidates, K objects chosen.
 """

@@ -1,4 +1,4 @@
-"""The region proposal network: where objects may be, whatever they are.
+"""The region proposal network (RPN).
 
 Ren et al., 2015 (https://arxiv.org/abs/1506.01497), with detectron2's rules: the best anchors of
 every level, boxes clipped to the picture, empty ones dropped, suppression within a level, then all

@@ -1,4 +1,4 @@
-"""A second opinion on what a box holds: a linear classifier on the ResNet's last two stages.
+"""A second, linear classifier of boxes on the ResNet's last two stages.
 
 Ours. A pyramid's levels and its box head begin at random and see few pictures; the outputs of res4
 and res5 are those of published weights, or near. Both classifiers err on other boxes, so that the

@@ -1,4 +1,4 @@
-"""Takes each box's features from the level of the pyramid that suits its size.
+"""Pools each box's features from the pyramid level that suits its size.
 
 Rule of Feature Pyramid Networks, Lin et al., 2017, equation 1 (https://arxiv.org/abs/1612.03144):
 a box of 224 pixels a side reads the map of stride 16, one half as wide that of stride 8, and so

@@ -1,4 +1,4 @@
-"""From decoded pictures of any size to the tensor that the network takes.
+"""Resizes decoded pictures and stacks them into the network's input.
 
 There are two rules, and a net sees well only by the one it was trained with. "pillow": Pillow's
 bilinear filter on bytes, which averages where it shrinks, as detectron2 does it. "floats":

@@ -1,4 +1,4 @@
-"""RoIAlign: a fixed grid of features out of each box of a feature map.
+"""RoIAlign: a fixed grid of features for each box, by bilinear interpolation.
 
 He et al., Mask R-CNN, 2017 (https://arxiv.org/abs/1703.06870), in the aligned form of
 detectron2's ROIAlignV2: half a cell is taken off, because a cell's value sits at its middle.

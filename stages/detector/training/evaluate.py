@@ -1,4 +1,4 @@
-"""How good a teacher is: AP50 and attributes on pictures with true boxes.
+"""Scores a teacher: AP50 and attribute accuracy on pictures with true boxes.
 
 AP50 is PASCAL VOC's of 2010 and later (Everingham et al., 2015, section 4.2): detections of a
 class over all pictures by falling score; one is right when the true box of its class that it

@@ -1,4 +1,4 @@
-"""Published weights as the start of a training, whichever of four layouts they are in.
+"""Initial weights of a training from published ones, in any of four layouts.
 
 - a folder of a transformers ResNet (`ResNetModel`, `ResNetForImageClassification`);
 - a file of torchvision's ResNets (.pth, .safetensors);

@@ -1,4 +1,4 @@
-"""Image shards whose pictures have true boxes: what a teacher learns from and is scored on.
+"""Image shards whose pictures have true boxes, for training and scoring a teacher.
 
 The truth is the `truth` of a sample's json: boxes, labels and perhaps attributes, by name. It is
 read once, at the start, by the offsets of the manifests, and kept as small arrays; pictures are

@@ -1,4 +1,4 @@
-"""The factor of the loss in fp16, whose small gradients would be zeros without it.
+"""Loss scaling for fp16, so that small gradients do not become zero.
 
 The rule is that of torch.amp.GradScaler: halved by a step whose gradients are not finite, which
 leaves the weights, and doubled after so many sound ones.

@@ -1,4 +1,4 @@
-"""Which anchors and proposals answer for which object, and which of them enter the loss.
+"""Matches anchors and proposals with true boxes, and samples those of the loss.
 
 Rules of Faster R-CNN as detectron2 has them.
 

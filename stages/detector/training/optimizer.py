@@ -1,4 +1,4 @@
-"""The optimizer of a teacher's training and its learning rate, step by step."""
+"""A teacher's optimizer and learning rate schedule."""
 
 from __future__ import annotations
 

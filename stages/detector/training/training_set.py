@@ -1,4 +1,4 @@
-"""From labelled pictures to the batches of training, each a pure function of (seed, step).
+"""Makes training batches of labelled pictures, each a pure function of (seed, step).
 
 Which pictures share a step is `sharding.order.order`: like shapes together, every picture once an
 epoch. Decoded and resized pictures stay in memory up to a bound; those beyond it are read and

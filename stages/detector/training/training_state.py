@@ -1,4 +1,4 @@
-"""The state of a training that was stopped: one file, whole or absent.
+"""Saves and loads the state of an interrupted training, in one file.
 
 The file is a safetensors file of the weights (`model/NAME`) and of what the optimizer keeps for
 each (`optimizer/KEY/NAME`); its header carries the rest as JSON: the steps done, the seconds they

@@ -1,4 +1,4 @@
-"""Pictures of one size brought together, out of a line of pictures of all sizes.
+"""Groups a stream of pictures of all sizes into batches of one size.
 
 Which pictures share a batch follows from their sizes and places in the line alone, never from how
 fast anything was.

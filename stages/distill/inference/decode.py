@@ -1,4 +1,4 @@
-"""From a sample's bytes to its pixels, on several threads at a time."""
+"""Decodes the pictures of samples, in several threads."""
 
 from __future__ import annotations
 

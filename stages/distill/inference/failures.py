@@ -1,4 +1,4 @@
-"""Why a picture has no objects, said alike in every run."""
+"""Reasons of failed pictures, worded the same in every run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch of pictures through a detector, whatever goes wrong with it.
+"""Runs a detector on a batch, in smaller parts where it runs out of memory or fails.
 
 Where a batch fails its pictures go one by one, so that one bad picture takes no other with it;
 where memory runs out they go by halves.

@@ -1,4 +1,4 @@
-"""A detector put to work on samples: its device is kept busy, its results come in order.
+"""Runs a detector over a stream of samples: keeps the device busy, and yields results in order.
 
 Three kinds of threads share the work, and bounded numbers of pictures lie between them:
 

@@ -1,4 +1,4 @@
-"""Times of the stages of an extraction."""
+"""Times the steps of an extraction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe's `distill.features` part: which old features, and how they find their pictures."""
+"""The recipe's `distill.features` part: the files, and how features are joined to pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that a recipe names by path or pattern, read by offset."""
+"""Files named by path or pattern, read by offset."""
 
 from __future__ import annotations
 

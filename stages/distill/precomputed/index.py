@@ -1,4 +1,4 @@
-"""Where in files of hundreds of gigabytes the rows of an id are: found in one pass, then kept.
+"""An index of rows by id in files of hundreds of gigabytes, made in one pass and kept.
 
 26 bytes a row in memory, whatever its length. Where there is a folder for it, what was found in a
 file is kept there, written whole or not at all, so a pass that was stopped continues with the file

@@ -1,4 +1,4 @@
-"""Old features joined to the pictures of image shards: the teacher of `distill.teacher: features`.
+"""Joins precomputed features to the pictures of image shards (`distill.teacher: features`).
 
 Pictures are asked for in the order of the image shards and their rows read where they lie, so
 memory holds one picture's row and the index, whatever the size of the files.

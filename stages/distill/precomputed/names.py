@@ -1,4 +1,4 @@
-"""The names of the features' classes and attributes, and the numbers the files give them.
+"""Names of the features' classes and attributes, by the numbers that the files give them.
 
 Three layouts: bottom-up attention's objects_vocab.txt and attributes_vocab.txt (a class a line,
 synonyms parted by commas, background left out), COCO's "categories" (`id`, `name`), and VinVL's

@@ -1,4 +1,4 @@
-"""A record becomes the objects array of a picture, or the reason why it does not fit it.
+"""Converts a record to the objects array of a picture, or says why it does not fit.
 
 O: objects, D: values of a feature, K: classes of the soft label.
 """

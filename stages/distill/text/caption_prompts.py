@@ -1,4 +1,4 @@
-"""A picture's own captions as what a zero-shot detector is asked for.
+"""Prompts for a zero-shot detector, from a picture's own captions.
 
 Phrases are those of the chunker, found a caption at a time, so that a phrase hangs on its caption
 alone. The labels of such a teacher are content words of all captions: of the phrase "a brown dog",

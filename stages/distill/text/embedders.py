@@ -1,4 +1,4 @@
-"""Texts to vectors, by the models that a recipe may name for `distill.similarity`.
+"""Text embedding models that a recipe may name for `distill.similarity`.
 
 Models are read from a folder or from where transformers and spaCy keep what they downloaded;
 nothing is read by pickle.

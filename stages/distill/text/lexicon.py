@@ -1,4 +1,4 @@
-"""A teacher's labels and attributes as a lexicon that finds noun phrases without any parser.
+"""Finds noun phrases without a parser, by a lexicon of the teacher's labels and attributes.
 
 spaCy's English tokenizer and phrase matcher find the names in a caption, and a few rules the words
 that belong to them.

@@ -1,4 +1,4 @@
-"""How near a phrase is to each object in words: the target of phrase-region alignment.
+"""Similarity of a phrase to each object's label: the target of phrase-region alignment.
 
 KD-VLP compares noun phrases with object labels "in the linguistic space" (abstract); which
 embedding it used is not known, so the recipe chooses: word sets (`LexicalSimilarity`) or vectors

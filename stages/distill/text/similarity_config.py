@@ -1,4 +1,4 @@
-"""`distill.similarity` of a recipe: how phrases are compared with labels, one of four kinds.
+"""The recipe's `distill.similarity` part: one of four ways to compare phrases with labels.
 
 KD-VLP compares them "in the linguistic space"; by which model is not known, so the choice is ours.
 `stages.distill.text.similarity` computes it.

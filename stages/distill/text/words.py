@@ -1,4 +1,4 @@
-"""Words of captions and labels, folded until the spellings of one thing are equal."""
+"""Normalises words of captions and labels, so that spellings of one thing are equal."""
 
 from __future__ import annotations
 

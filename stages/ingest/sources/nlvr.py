@@ -1,4 +1,4 @@
-"""The NLVR corpus: sentences people wrote about small pictures, true or false of each.
+"""The NLVR corpus: sentences about small generated pictures, true or false of each.
 
 Corpus and layout: Suhr, Lewis, Yeh and Artzi, ACL 2017; https://github.com/lil-lab/nlvr, folder
 `nlvr`. SPLIT/SPLIT.json has an example a line, SPLIT/images/DIRECTORY/SPLIT-IDENTIFIER-K.png is its

@@ -1,4 +1,4 @@
-"""Phrases of captions with the boxes they mean: JSON lines, a line a picture.
+"""Files of phrases with the boxes they refer to: JSON lines, one a picture.
 
 A line is `{"image_id": ..., "phrases": [[[start, end, chain, type, rows], ...], ...]}`: a list a
 caption, in the order of the captions file. start and end are characters of the caption, end

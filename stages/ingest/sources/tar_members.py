@@ -1,4 +1,4 @@
-"""What is in a tar, and where it is damaged.
+"""Lists the members of a tar, and where it is damaged.
 
 Only headers are read, by `sharding.format.tar_scan`, which trusts none of them and bounds what they
 may ask for.

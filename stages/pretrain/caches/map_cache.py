@@ -1,4 +1,4 @@
-"""Outputs of a frozen CNN, kept from one epoch to the next (ours)."""
+"""A cache of a frozen CNN's outputs over epochs (ours)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outputs of frozen networks in a folder, for the next start of a run and for other runs (ours)."""
+"""Outputs of frozen networks in a folder, for later starts and other runs (ours)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encodings by a frozen text encoder, kept from one epoch to the next (ours)."""
+"""A cache of a frozen text encoder's outputs over epochs (ours)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random views of a picture, with its boxes, phrases and captions carried along.
+"""Random views of a picture, applied to its boxes, phrases and captions too.
 
 A view is a crop that is stretched to the size of the whole picture (the random resized crop of
 Inception, arXiv 1409.4842), perhaps mirrored, with other colours. In the captions of a mirrored

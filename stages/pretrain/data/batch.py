@@ -1,4 +1,4 @@
-"""The tensors of a micro-batch, and what each means.
+"""The tensors of a micro-batch.
 
 Letters: N pictures, B picture-text pairs, T word pieces, C cells, O objects a picture (padded), P
 phrases a caption (padded), K classes of a soft label.

@@ -1,4 +1,4 @@
-"""How often a picture comes an epoch where each visit takes a group of its captions (SOHO's code).
+"""Visits a picture once for each group of its captions an epoch (as SOHO's code does).
 
 A picture with n captions comes ceil(n / size) times, each time with the next `size` captions. The
 last group is filled up with other captions of the picture, so that a visit is always of `size`

@@ -1,4 +1,4 @@
-"""From samples to the tensors of a micro-batch.
+"""Collates samples into the tensors of a micro-batch.
 
 Letters: N pictures, B picture-text pairs, T word pieces, C cells, O objects a picture (padded), P
 phrases a caption (padded), K classes of a soft label.

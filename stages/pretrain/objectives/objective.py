@@ -1,4 +1,4 @@
-"""What every objective is: it masks a batch, and it scores what the student made of it."""
+"""The interface of an objective: masks a batch, and computes a loss from the outputs."""
 
 from __future__ import annotations
 

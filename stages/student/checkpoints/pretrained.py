@@ -1,4 +1,4 @@
-"""Published weights: a ResNet and a BERT by name, by folder, or (the ResNet) by file.
+"""Loads published weights: a ResNet and a BERT, by name, folder or (the ResNet) file.
 
 A name is looked for here first, then in the Hugging Face cache, then on the hub.
 """

@@ -1,4 +1,4 @@
-"""Other people's PyTorch checkpoints, read as tensors by name.
+"""Reads PyTorch checkpoints of other projects as tensors by name.
 
 Nothing in the file is run: `torch.load(weights_only=True)` refuses what is more than tensors and
 plain values.

@@ -1,1 +1,1 @@
-"""The layout of a student folder: what opens it, older names in it, errors where it is broken."""
+"""The layout of a student folder: Auto classes, renamed weights, errors."""

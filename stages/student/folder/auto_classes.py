@@ -1,4 +1,4 @@
-"""What lets transformers' Auto classes open a student folder with `trust_remote_code=True`.
+"""Lets transformers' Auto classes open a student folder with `trust_remote_code=True`.
 
 A folder names, in `auto_map`, classes of a Python file that lies in it. Ours only imports Boxless's
 own classes, so the folder needs Boxless installed, and gets the fixes of what is installed.

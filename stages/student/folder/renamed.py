@@ -1,4 +1,4 @@
-"""Names of weights and settings of students that older versions wrote, under today's."""
+"""Renamed weights and settings of students: old name -> new name."""
 
 from __future__ import annotations
 

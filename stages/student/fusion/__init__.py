@@ -1,1 +1,1 @@
-"""The fusion's layers where only a part of what they compute is needed."""
+"""Parts of the fusion that compute only what is needed."""

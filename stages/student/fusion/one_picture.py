@@ -1,4 +1,4 @@
-"""The fusion's [CLS] for many texts on one picture, or on several one after the other.
+"""Computes the fusion's [CLS] output for many texts on one picture.
 
 A layer's queries, keys and values are of a token alone. Those of the first layer are computed once
 for a picture, and once for a text; the last layer is computed for [CLS] alone. For a network in

@@ -1,4 +1,4 @@
-"""Texts through the fusion's Transformer alone, without a picture's cells.
+"""Encodes texts with the fusion's Transformer alone, without a picture.
 
 Letters: B texts, T word pieces, D hidden size, L layers whose outputs are taken.
 """

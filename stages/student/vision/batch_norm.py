@@ -1,4 +1,4 @@
-"""BatchNorm of the CNN and the neck: whose pictures it is over, and statistics that stay float32.
+"""BatchNorm of the CNN and the neck, with float32 statistics and optional sync over ranks.
 
 PyTorch's layers mix a 16-bit input with float32 statistics only where the affine weights are
 float32 too, which DeepSpeed casts.

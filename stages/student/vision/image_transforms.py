@@ -1,4 +1,4 @@
-"""Pictures as the student takes them: decoded, resized, normalised, padded into one tensor.
+"""Decodes, resizes, normalises and pads pictures for the student.
 
 Letters: N pictures, H and W pixels.
 """

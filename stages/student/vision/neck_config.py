@@ -1,4 +1,4 @@
-"""How cells are made of the CNN's output, as the recipe gives it.
+"""Settings of the neck, which makes cells of the CNN's output.
 
 The `soho` neck has two ways to be set. Its defaults are what we hold to be right; the released code
 of SOHO (researchmm/soho, 95824a8), with its faults, is the other value of every field.

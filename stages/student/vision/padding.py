@@ -1,4 +1,4 @@
-"""What belongs to each picture of a padded batch, at any resolution of the CNN.
+"""Masks of padding in a batch of pictures, at any resolution of the CNN.
 
 A picture that is seen alone is padded to multiples of `pad_px`: that is its canvas, and beyond it
 convolutions read zeros. In a batch the tensor may be larger. Its layers would turn the padding

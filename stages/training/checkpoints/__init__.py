@@ -1,1 +1,1 @@
-"""Saving and loading a run, whole weights out of it, and ZeRO's parts for other ranks."""
+"""Saves and loads training checkpoints, gathers whole weights, and reshards ZeRO."""

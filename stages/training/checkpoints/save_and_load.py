@@ -1,4 +1,4 @@
-"""Checkpoints that survive kill -9, and that other numbers of ranks can continue from.
+"""Checkpoints that survive kill -9 and can be continued on another number of ranks.
 
 DeepSpeed's own `latest` file is not used: it is written in place. Ours is written after every
 rank's files are on disk, by rename.

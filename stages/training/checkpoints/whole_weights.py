@@ -1,4 +1,4 @@
-"""A network's weights in one piece.
+"""Gathers a network's whole weights from an engine.
 
 ZeRO 3 leaves each rank a piece of every weight, and training in 16 bits keeps float32 weights in
 the optimizer, cut by ZeRO as well.

@@ -1,4 +1,4 @@
-"""ZeRO's parts of a checkpoint, cut again for another number of ranks.
+"""Reshards a ZeRO checkpoint for another number of ranks.
 
 ZeRO 1 and 2 lay the parameters of a group one after the
 other in one flat tensor, pad it, and give each rank an equal part; ZeRO 3 cuts each parameter so,

@@ -1,1 +1,1 @@
-"""What training reports of itself, and when it must stop."""
+"""Metrics, profiles and health checks of a training."""

@@ -1,4 +1,4 @@
-"""The norm of the gradient, in all and of each part of the network, before it is clipped.
+"""Gradient norms, in all and of each part of the network, before clipping.
 
 Read between the last backward pass of a step and the optimizer's step. DeepSpeed then holds the
 mean gradient over ranks and micro-batches, whole or cut by ZeRO.

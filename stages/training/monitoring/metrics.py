@@ -1,4 +1,4 @@
-"""What training reports: `metrics.jsonl`, TensorBoard, Weights & Biases, and sums over ranks.
+"""Logs metrics: `metrics.jsonl`, TensorBoard, Weights & Biases, and sums over ranks.
 
 A run that continues from a checkpoint first drops the lines that
 were written after it, so that no step stands twice.

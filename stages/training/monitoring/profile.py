@@ -1,4 +1,4 @@
-"""A profile of some training steps, by PyTorch's profiler."""
+"""Profiles some training steps with PyTorch's profiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples that could not be had: stop, or skip and count, as the recipe says."""
+"""Skips and counts samples that cannot be read, or stops, as the recipe says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When training must stop: a signal on any rank, a loss or gradients that are not finite.
+"""Decides when training must stop: a signal on any rank, or values that are not finite.
 
 All ranks agree before they act, or the others would wait for ever in the next collective. Only a
 rank that was signalled and gets no data stops alone, after `DATA_PATIENCE_SECONDS`.

@@ -1,4 +1,4 @@
-"""Objectives whose loss stays where it started."""
+"""Detects objectives whose loss does not fall."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Scores of a pretrained student on pictures it never saw: retrieval, grounding, labels."""
+"""Evaluates a pretrained student on held-out pictures: retrieval, grounding, labels."""

@@ -1,4 +1,4 @@
-"""What the student understands of pictures it never saw: retrieval, grounding, labels.
+"""`boxless evaluate`: retrieval, grounding and labels on held-out pictures.
 
 Writes `scores.json` (each score beside chance) and `examples.json` (what the report shows).
 """

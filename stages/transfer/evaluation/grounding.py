@@ -1,4 +1,4 @@
-"""Phrase grounding and object labels, scored against the truth that the source knows.
+"""Phrase grounding and object labels, scored against ground truth.
 
 Grounding is a pointing game (Zhang et al., arXiv 1608.00507): the student is given a picture and a
 caption, no boxes; it points to the cell most similar to a phrase; a hit is a point inside one of

@@ -1,4 +1,4 @@
-"""Teach a student a downstream task from its original files, and score it.
+"""Finetunes a student on a downstream task from its original files, and scores it.
 
 Writes into `out`: `student/` (the best step, with the task's head), `last/`, `predictions.jsonl`,
 the official submission, and `scores.json`, last. Goes on where it was stopped.

@@ -1,4 +1,4 @@
-"""A task's predictions of a set of examples, on any number of ranks, going on where it stopped.
+"""Predicts a set of examples of a task, on any number of ranks, resumable.
 
 The unit of work is a group: the examples of one set of pictures, for which the CNN runs once. What
 is predicted of an example is the same to the last digit whatever examples are beside it in its

@@ -1,1 +1,1 @@
-"""The heads of downstream tasks, and what they read."""
+"""Heads of downstream tasks, and their inputs."""

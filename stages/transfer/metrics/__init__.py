@@ -1,1 +1,1 @@
-"""Scores of the downstream tasks, equal to those of the official scripts. No model, no files."""
+"""Metrics of the downstream tasks, equal to the official scripts. No model, no files."""

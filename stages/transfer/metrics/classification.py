@@ -1,4 +1,4 @@
-"""Accuracy of one label an example, as SNLI-VE is scored."""
+"""Accuracy of one label an example (SNLI-VE)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How VQA's official script rewrites answers before it compares them, quirks included.
+"""Normalises answers as VQA's official script does.
 
 Source: GT-Vision-Lab/VQA, `vqaEval.py`, on Python 3. The quirks are part of every published score.
 """

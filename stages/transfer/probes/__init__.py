@@ -1,1 +1,1 @@
-"""Looks inside a trained student: attention, guesses, codes of the dictionary."""
+"""Probes of a trained student: attention, predictions, codes of the dictionary."""

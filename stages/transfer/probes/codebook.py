@@ -1,4 +1,4 @@
-"""What the codes of the visual dictionary stand for, on held-out pictures.
+"""Labels the codes of the visual dictionary by the held-out pictures that use them.
 
 Letters: K codes, C cells.
 """

@@ -1,4 +1,4 @@
-"""A student's inside for one picture and one text: match, attention, meaning, what it would guess.
+"""Traces one forward pass: match score, attention, and predictions of masked parts.
 
 Letters: L layers, A heads, T word pieces, W words, C cells, S = T + C tokens, D hidden size.
 """

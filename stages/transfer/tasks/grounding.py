@@ -1,4 +1,4 @@
-"""Phrase grounding on Flickr30k Entities: which part of a picture does a phrase mean?
+"""Phrase grounding on Flickr30k Entities: localises the box of a phrase.
 
 The student reads a caption, no boxes, and its phrases' vectors are compared with the cells (the
 alignment head of pretraining). Tuned by the cells that lie in a phrase's boxes. Letters: E phrases,

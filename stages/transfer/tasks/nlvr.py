@@ -1,4 +1,4 @@
-"""NLVR2: is a sentence true of two photographs? NLVR: is it true of a generated picture?
+"""NLVR2 and NLVR: whether a sentence is true of two photographs, or of a generated picture.
 
 Suhr et al., ACL 2019 and ACL 2017. Two pictures are read one after the other with the sentence, and
 the head sees both [CLS] (as ViLT and METER do).

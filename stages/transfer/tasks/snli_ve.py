@@ -1,4 +1,4 @@
-"""SNLI-VE: does the picture entail a sentence, contradict it, or neither? (Xie et al., 2019)"""
+"""SNLI-VE: whether a picture entails or contradicts a sentence, or neither (Xie et al., 2019)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a downstream task is: everything about it that the shared loop does not know."""
+"""The interface of a downstream task."""
 
 from __future__ import annotations
 

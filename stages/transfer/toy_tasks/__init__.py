@@ -1,1 +1,1 @@
-"""Files of the downstream tasks made from image shards, in the layouts of the originals."""
+"""Writes files of downstream tasks in their original layouts, from image shards."""

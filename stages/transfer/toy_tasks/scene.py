@@ -1,4 +1,4 @@
-"""A toy scene as its task files see it, and how their rows and pictures are written.
+"""Scenes of the toy data set, and how rows and pictures of task files are written.
 
 A scene's statements are a pure function of its key.
 """

@@ -1,4 +1,4 @@
-"""Makes the files of a task from image shards, so that the readers of the originals read them."""
+"""Writes the files of a task from image shards."""
 
 from __future__ import annotations
 

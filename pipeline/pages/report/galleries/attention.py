@@ -1,4 +1,4 @@
-"""What a word looks at: the attention of a caption's words over the picture, a map each.
+"""Gallery of attention: maps of a caption's words over the picture.
 
 Reads `attention` of transfer/evaluate/examples.json. Letters: R, C rows and columns of the grid.
 """

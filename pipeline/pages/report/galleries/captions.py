@@ -1,4 +1,4 @@
-"""What the student says of a picture: its five best captions, right and wrong.
+"""Gallery of image-to-text retrieval: the five captions ranked first, right and wrong.
 
 Reads `captions` of transfer/evaluate/examples.json. The other way round, pictures of a caption, is
 `pipeline.pages.report.galleries.retrieval`.

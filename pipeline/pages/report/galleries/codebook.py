@@ -1,4 +1,4 @@
-"""The visual dictionary: how its codes are used, and picture patches of those used most.
+"""Gallery of the visual dictionary: how often codes are used, and patches of the commonest.
 
 Reads `codes` of transfer/evaluate/examples.json; a student without a dictionary has no section.
 Letters: K codes.

@@ -1,4 +1,4 @@
-"""Where the student looks for a phrase: its heat over the picture, its point, the true box.
+"""Gallery of grounding: a phrase's heat map, its predicted point and the true box.
 
 Reads `grounding` of transfer/evaluate/examples.json. Letters: R, C rows and columns of the grid.
 """

@@ -1,4 +1,4 @@
-"""What the student finds for a text: its five best pictures, right and wrong.
+"""Gallery of text-to-image retrieval: the five pictures ranked first, right and wrong.
 
 Reads `retrieval` of transfer/evaluate/examples.json.
 """

@@ -1,1 +1,1 @@
-"""Normalisation while a teacher is trained."""
+"""Normalisation layers for training a teacher."""

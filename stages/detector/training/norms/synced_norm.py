@@ -1,4 +1,4 @@
-"""BatchNorm over the pictures of all ranks, as if one rank saw them.
+"""BatchNorm over the pictures of all ranks.
 
 torch.nn.SyncBatchNorm does so on GPUs only, and wants a picture on every rank.
 Letters: B pictures of this rank, C channels.

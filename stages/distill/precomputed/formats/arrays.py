@@ -1,4 +1,4 @@
-"""Arrays out of base64, lists of JSON and .npz files that anybody may have written.
+"""Decodes arrays from base64, JSON lists and .npz files that are not trusted.
 
 Nothing is unpickled by numpy; an array takes no more memory than its bytes in the file account for.
 """

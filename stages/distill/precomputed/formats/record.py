@@ -1,4 +1,4 @@
-"""What every format has to say of a picture, and the two ways in which it cannot.
+"""The interface of the formats: a picture's record, and the errors of broken ones.
 
 N: objects of a picture, D: values of a feature, C: classes, background left out.
 """

@@ -1,4 +1,4 @@
-"""Rows of tab-separated files by their place: found in one pass, then read alone.
+"""Rows of tab-separated files by offset: indexed in one pass, then read one at a time.
 
 A row is a line, its first field the id. The csv module is not used: it keeps no offsets, and its
 fields may hold line ends, which base64 and JSON do not.

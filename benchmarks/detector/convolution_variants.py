@@ -1,6 +1,6 @@
-"""The full-size teacher's convolutions in other ways: memory layout, bfloat16, compiling.
+"""Variants of the full-size teacher's convolutions: memory layout, bfloat16, compilation.
 
-    python -m benchmarks.detector.teacher_ways [--device cpu] [--depth 101] [--repeats 3]
+    python -m benchmarks.detector.convolution_variants [--device cpu] [--depth 101] [--repeats 3]
         [--threads 0]
         [--clock wall]
 

@@ -1,6 +1,6 @@
-"""What simple methods reach on a folder of photographs, beside a student's scores.
+"""Simple baselines on a folder of photographs, beside a student's scores.
 
-    python -m benchmarks.transfer.yardsticks FOLDER --cnn THIN50 --text MINILM \\
+    python -m benchmarks.transfer.baselines FOLDER --cnn THIN50 --text MINILM \\
         [--scores RUN/transfer/evaluate/scores.json] [--minutes 5] [--train 2800] [--dev 400]
 
 FOLDER is as the recipe `photos` wants it. On the dev pictures with all their captions, R@1, 5 and

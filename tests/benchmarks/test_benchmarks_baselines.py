@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
 
-from benchmarks.transfer import yardsticks
+from benchmarks.transfer import baselines
 from stages.student.text.tokenizer import train_tokenizer
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
@@ -42,7 +42,7 @@ def _folder(root: Path) -> Path:
 def test_pointing_by_hand(tmp_path: Path) -> None:
     """Oracle: a box of 48 x 32 in 64 x 32 is three quarters of the picture and holds its centre;
     the phrase without a box does not count."""
-    found = yardsticks.pointing(_folder(tmp_path), "dev", 4)
+    found = baselines.pointing(_folder(tmp_path), "dev", 4)
     assert found == {"random": 0.75, "center": 1.0, "num": 4}
 
 
@@ -75,9 +75,9 @@ def test_the_table_has_a_row_for_each(
     (tmp_path / "scores.json").write_text(
         json.dumps({**scores, "phrase_grounding": {"value": 0.5}})
     )
-    monkeypatch.setattr(yardsticks, "RIDGE", 1e-6)
-    monkeypatch.setattr(yardsticks, "HEAD_STEPS", 3)
-    yardsticks.main(
+    monkeypatch.setattr(baselines, "RIDGE", 1e-6)
+    monkeypatch.setattr(baselines, "HEAD_STEPS", 3)
+    baselines.main(
         [
             str(_folder(tmp_path / "photos")),
             f"--cnn={tmp_path / 'cnn'}",
