@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
+from launch.processes.freed_memory import keep_freed_memory
 from launch.processes.heartbeat import Heartbeat, exit_after_parent
 from launch.processes.marked_processes import end_with_parent
 from pipeline.runner.error_messages import error_message, is_for_the_user
@@ -40,6 +41,7 @@ def main() -> int:
     open_log(logs, rank)
     replace_unencodable()
     outlive_readers()
+    keep_freed_memory()
     # Below torchrun that was killed, a rank would train on beside its successor: it ends at once.
     # Below a command that was killed, it may save.
     end_with_parent(signal.SIGKILL if "TORCHELASTIC_RUN_ID" in os.environ else signal.SIGTERM)
