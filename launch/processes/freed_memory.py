@@ -14,8 +14,8 @@ def keep_freed_memory() -> None:
 
     By default malloc gives large blocks back to the kernel as soon as they are freed. A step on
     the CPU allocates and frees the same large tensors every time, and the kernel then clears every
-    page of them again: 15 % of the time of training a detector on small pictures, against a tenth
-    more memory.
+    page of them again, which takes longer than many an operator. The price is that memory which
+    is needed only for a moment stays with the process.
     """
     if platform.libc_ver()[0] != "glibc":
         return
