@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 PATIENCE = datetime.timedelta(hours=6)
-"""How long a rank waits for the others: rank 0 scores a teacher alone, for one."""
+"""How long a rank waits for the others, one of which may have far more pictures to score."""
 T = TypeVar("T")
 
 
@@ -44,10 +44,11 @@ class Ranks:
             return
         learning = [parameter for parameter in parameters if parameter.requires_grad]
         own = [torch.zeros_like(p) if p.grad is None else p.grad for p in learning]
-        summed = self.total(torch.cat([gradient.flatten() for gradient in own]))
+        summed = torch.cat([gradient.flatten() for gradient in own])
+        torch.distributed.all_reduce(summed)
         parts = summed.split([gradient.numel() for gradient in own])
         for parameter, part in zip(learning, parts, strict=True):
-            parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))
+            parameter.grad = part.view_as(parameter)  # no copy: the gradients share one block
 
     def gathered(self, value: Any) -> list[Any]:
         """Every rank's value, by rank. A collective."""

@@ -18,6 +18,8 @@ from stages.detector.ops.boxes import iou
 from stages.detector.predictor import Teacher
 from stages.detector.training.coco_metrics import coco_scores
 from stages.detector.training.labeled_pictures import NO_ATTRIBUTE, LabeledPictures, Truth
+from stages.progress import Progress
+from stages.ranks import Ranks
 
 LEAST_IOU = 0.5
 NUM_COMMONEST = 20  # labels of the score over the commonest
@@ -69,16 +71,27 @@ def _area_under_precision(hits: np.ndarray, num_true: int) -> float:
     return float(falling[hits].sum() / num_true)
 
 
-def score_teacher(teacher: Teacher, labelled: LabeledPictures) -> dict[str, Any]:
+def score_teacher(
+    teacher: Teacher,
+    labelled: LabeledPictures,
+    ranks: Ranks = Ranks(),
+    *,
+    show_progress: bool = True,
+) -> dict[str, Any]:
     """AP50 and attribute accuracy as scores.json has them; values are None without true boxes.
 
     Attribute accuracy: of the true boxes that are found and whose attribute is known, the share
-    with the right attribute.
+    with the right attribute. The pictures are shared out to the ranks, which all get the scores.
+    A collective.
     """
-    found = [
-        teacher.detect([teacher.prepare(labelled.picture(index))])[0]
-        for index in range(len(labelled))
-    ]
+    own = ranks.own(range(len(labelled)))
+    detected = []
+    is_shown = show_progress and ranks.is_first
+    with Progress("score", total=len(own), unit="pictures", show=is_shown) as progress:
+        for index in own:
+            detected += teacher.detect([teacher.prepare(labelled.picture(index))])
+            progress.advance()
+    found = ranks.interleaved(detected)
     truths = [labelled.truth(index) for index in range(len(labelled))]
     by_label = average_precision(found, truths, len(teacher.label_names))
     commonest = _commonest(truths, len(by_label))

@@ -155,7 +155,9 @@ def _train_and_score(training_set: TrainingSet, job: Job) -> None:
         if best is not None and best.fingerprint == job.fingerprint:
             load_checkpoint(out / BEST, model, None)
         save_teacher(out, folded(model), label_names=names.labels, attribute_names=names.attributes)
-        scores = _score(load_teacher(out), job.heldout)
+    job.ranks.agreed(True)  # the teacher is written
+    scores = _score(load_teacher(out), job, show_progress=True)
+    if job.ranks.is_first:
         for line in scores_in_words(scores):
             print(f"teach: {line}", flush=True)
         write_json(
@@ -298,12 +300,12 @@ def _train(
                 }
                 metrics.write(json.dumps(line) + "\n")
                 metrics.flush()
-            if not is_first:
-                continue
             if config.evaluate_every_steps and (
                 num_steps % config.evaluate_every_steps == 0 or is_last
             ):
                 _keep_best(model, num_steps, seconds, job)
+            if not is_first:
+                continue
             if num_steps % config.checkpoint_every_steps == 0 or is_last:
                 os.fsync(metrics.fileno())
                 state = State(
@@ -318,7 +320,8 @@ def _train(
 
 
 def _keep_best(model: FasterRCNN, num_steps: int, seconds: float, job: Job) -> None:
-    """Scores the weights on the held-out pictures and keeps them where none were better.
+    """Scores the weights on the held-out pictures and keeps them where none were better. A
+    collective.
 
     After a stop the same steps give the same scores, so the best of a run that was stopped is that
     of one that was not.
@@ -329,8 +332,10 @@ def _keep_best(model: FasterRCNN, num_steps: int, seconds: float, job: Job) -> N
         attribute_names=job.names.attributes,
         fingerprint=job.fingerprint,
     )
-    score = _score(teacher, job.heldout)["ap50"]["value"]
+    score = _score(teacher, job, show_progress=False)["ap50"]["value"]
     model.train()
+    if not job.ranks.is_first:
+        return
     best = read_state(job.out / BEST)
     if best is not None and best.fingerprint == job.fingerprint and best.score is not None:
         if score is None or score < best.score:
@@ -398,7 +403,7 @@ def _read_names(images: Path) -> Names:
     return Names(list(about.get("label_names", [])), list(about.get("attribute_names", [])))
 
 
-def _score(teacher: Teacher | NullTeacher, heldout: LabeledPictures) -> dict[str, Any]:
-    """Scores of a teacher on the held-out pictures."""
+def _score(teacher: Teacher | NullTeacher, job: Job, *, show_progress: bool) -> dict[str, Any]:
+    """Scores of a teacher on the held-out pictures. A collective."""
     assert isinstance(teacher, Teacher)
-    return score_teacher(teacher, heldout)
+    return score_teacher(teacher, job.heldout, job.ranks, show_progress=show_progress)
