@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,11 @@ from stages.detector.training.coco_metrics import SCORES
 from stages.detector.training.evaluate import (
     _attribute_accuracy,
     average_precision,
+    score_teacher,
     scores_in_words,
 )
 from stages.detector.training.labeled_pictures import NO_ATTRIBUTE, Truth
+from stages.ranks import Ranks
 
 Row = tuple[list[float], float, int]
 LEFT, RIGHT = [0.0, 0, 10, 10], [20.0, 0, 30, 10]
@@ -111,3 +115,45 @@ def test_scores_are_printed_in_words() -> None:
     assert scores_in_words({**scores, "coco": None})[-1].endswith("pip install pycocotools")
     nothing = {"coco": None, "ap50": {"value": None}, "ap50_commonest": {}}
     assert scores_in_words(nothing) == []
+
+
+class Pictures:
+    """Seven pictures that are their own numbers; each has one object more than the one before."""
+
+    def __len__(self) -> int:
+        return 7
+
+    def picture(self, index: int) -> int:
+        return index
+
+    def truth(self, index: int) -> Truth:
+        return truth(*[([40.0 * i, 0, 40 * i + 20, 20 + index], i % 2) for i in range(index)])
+
+
+class Right:
+    """A teacher that finds every object of a picture."""
+
+    label_names, attribute_names = ["dog", "cat"], []
+
+    def prepare(self, picture: int) -> int:
+        return picture
+
+    def detect(self, pictures: list[int]) -> list[np.ndarray]:
+        rows = zip(*Pictures().truth(pictures[0])[:2], strict=True)
+        return [found(*[(box.tolist(), 0.9, int(label)) for box, label in rows])]
+
+
+class SecondOfTwo(Ranks):
+    """Rank 1 of two, which knows what rank 0 would have found in the pictures 0, 2, 4 and 6."""
+
+    def gathered(self, value: Any) -> list[Any]:
+        return [[Right().detect([index])[0] for index in range(0, 7, 2)], value]
+
+
+def test_the_objects_of_two_ranks_are_those_of_their_pictures() -> None:
+    """Oracle: a teacher that is right everywhere; objects beside another picture's would be wrong,
+    and those of its own pictures alone would leave true boxes unfound."""
+    teacher, pictures = cast(Any, Right()), cast(Any, Pictures())
+    one = score_teacher(teacher, pictures)
+    two = score_teacher(teacher, pictures, SecondOfTwo(rank=1, size=2))
+    assert two["ap50"]["value"] == 1.0 and two == one
