@@ -48,7 +48,11 @@ class Ranks:
         torch.distributed.all_reduce(summed)
         parts = summed.split([gradient.numel() for gradient in own])
         for parameter, part in zip(learning, parts, strict=True):
-            parameter.grad = part.view_as(parameter)  # no copy: the gradients share one block
+            gradient = part.view_as(parameter)
+            # Optimizers of torch that are fused take gradients to have the parameter's strides.
+            if not parameter.is_contiguous():
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            parameter.grad = gradient
 
     def gathered(self, value: Any) -> list[Any]:
         """Every rank's value, by rank. A collective."""

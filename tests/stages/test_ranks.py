@@ -78,6 +78,21 @@ def test_what_two_ranks_do_together(tmp_path: Path) -> None:
     )
 
 
+def _strides(ranks: Ranks) -> list[Any]:
+    layer = nn.Conv2d(2, 3, 2, bias=False).to(memory_format=torch.channels_last)
+    numbers = torch.arange(24.0).view(3, 2, 2, 2)
+    layer.weight.grad = torch.empty_like(layer.weight).copy_(numbers * (1 + ranks.rank))
+    ranks.add_gradients(layer.parameters())
+    grad = layer.weight.grad
+    return [grad.stride() == layer.weight.stride(), torch.equal(grad, numbers * 3)]
+
+
+def test_summed_gradients_have_the_strides_of_their_parameters(tmp_path: Path) -> None:
+    """Oracle: what autograd promises. torch's fused AdamW reads both in the order of memory, and
+    with other strides would pair weights with gradients of others."""
+    assert on_two_ranks(_strides, tmp_path) == [[True, True]] * 2
+
+
 def test_one_rank_is_alone(tmp_path: Path) -> None:
     """Oracle: what a single process has of its own."""
     with joined_ranks(on_gpus=False) as ranks:
