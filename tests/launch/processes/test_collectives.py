@@ -12,7 +12,7 @@ from launch.paths import JobPaths
 from launch.processes.collectives import flight_recorder_variables, last_collectives
 from launch.processes.heartbeat import StallLimit
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RANK = """
     import sys, time
     import torch
