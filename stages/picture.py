@@ -21,6 +21,7 @@ from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, Web
 from boxless.errors import BoxlessError
 from sharding.format.image_size import picture_orientation
 from sharding.user_paths import expand_user
+from stages.packed_files import find_packed
 
 if TYPE_CHECKING:  # ingest needs no torch, whose import takes a worker seconds
     import torch
@@ -154,12 +155,19 @@ def upright_picture(
 
 
 def read_picture_file(path: Path) -> bytes:
-    """The bytes of a file. PictureError for a pipe or a device, from which reading would wait or
-    never end; OSError for a file that cannot be read."""
-    with open(path, "rb", opener=_open_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise PictureError("not a file: it is a pipe or a device")
-        return file.read()
+    """The bytes of a file, or of one in a tar or in shards (stages.packed_files). PictureError
+    for a pipe or a device, from which reading would wait or never end; OSError for a file that
+    cannot be read."""
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise PictureError("not a file: it is a pipe or a device")
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        packed = find_packed(path)
+        if packed is None:
+            raise
+    return packed.read()
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
@@ -172,15 +180,25 @@ def file_fault(path: Path) -> str | None:
     JPEG, PNG or WebP, whatever its name ends in. That all of it is sound shows only when it is
     decoded."""
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            kind = _format_of(file.read(_LONGEST_SIGNATURE))
-    except FileNotFoundError:
+        kind = _format_of(_first_bytes(path))
+    except (FileNotFoundError, NotADirectoryError):
         return "not there"
     except OSError as error:
         return f"not readable ({error.strerror})"
-    except ValueError as error:  # a name that no file can have
+    except ValueError as error:  # a name that no file can have, or a damaged tar
         return f"not readable ({error})"
     return None if kind in _EXTENSIONS else f"not JPEG, PNG or WebP: it is {kind}"
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            return file.read(_LONGEST_SIGNATURE)
+    except (FileNotFoundError, NotADirectoryError):
+        packed = find_packed(path)
+        if packed is None:
+            raise
+    return packed.read(_LONGEST_SIGNATURE)
 
 
 def _of_pixels(pixels: np.ndarray | torch.Tensor) -> Image.Image:

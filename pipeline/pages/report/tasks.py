@@ -17,6 +17,7 @@ from pipeline.pages.sections import Section, count, figure_list, percent, short,
 from pipeline.pages.thumbnails import thumbnail
 from pipeline.runner.run_files import number, points, read_lines, read_object
 from pipeline.runner.run_folder import RunFolder
+from stages.picture import read_picture_file
 
 ALL = "all"
 PRETRAINED, NOT_PRETRAINED = "pretrained", "not_pretrained"
@@ -90,6 +91,11 @@ def _figures(folder: Path, outcomes: dict[str, Any]) -> list[tuple[str, str]]:
     ):
         if (value := number(data.get(key))) is not None:
             figures.append((said, count(int(value))))
+    left_out = data.get("left_out")
+    for split, said in (("train", "training"), ("heldout", "scoring")):
+        reasons = left_out.get(split) if isinstance(left_out, dict) else None
+        for reason, value in reasons.items() if isinstance(reasons, dict) else ():
+            figures.append((f"left out of {said}: {reason}", count(int(number(value) or 0))))
     if (error := number(outcomes.get("expected_calibration_error"))) is not None:
         figures.append(("calibration error", percent(error)))
     return figures
@@ -137,8 +143,8 @@ def _example(entry: dict[str, Any]) -> Element:
 
 def _image(path: str) -> Element:
     try:
-        small = thumbnail(Path(path).read_bytes(), longest_px=LONGEST_PX)
-    except OSError:
+        small = thumbnail(read_picture_file(Path(path)), longest_px=LONGEST_PX)
+    except (OSError, ValueError):
         small = None
     if small is None:
         return h("span", {"class": "lost"}, "not readable")

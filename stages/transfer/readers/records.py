@@ -11,6 +11,7 @@ from typing import Any
 from boxless.errors import BoxlessError
 from sharding.format.compression import compression_of
 from stages.json_text import RepeatedKeyError, parse_json
+from stages.packed_files import find_packed
 from stages.picture import file_fault
 from stages.student.text.tokenizer import is_blank
 from stages.transfer.example import Example
@@ -85,13 +86,15 @@ class Record:
         return Record(f"{self.where}, {name}[{row}]", value)
 
     def _get(self, names: Sequence[str]) -> Any:
-        for name in names:
-            if name in self.values:
-                return self.values[name]
-        raise ReaderError(
-            f"{self.where}: {' or '.join(names)}: missing; the fields are "
-            f"{', '.join(map(str, self.values)) or 'none'}"
-        )
+        found = [self.values[name] for name in names if name in self.values]
+        if not found:
+            raise ReaderError(
+                f"{self.where}: {' or '.join(names)}: missing; the fields are "
+                f"{', '.join(map(str, self.values)) or 'none'}"
+            )
+        if len(set(map(str, found))) > 1:
+            raise self.error(" and ".join(names), found, "the same value in both")
+        return found[0]
 
     def _typed(self, names: Sequence[str], kind: type, expected: str) -> Any:
         value = self._get(names)
@@ -166,7 +169,9 @@ class ExampleCollector:
 
     def add(self, example: Example, where: str) -> bool:
         """Take an example; False where it lacks a picture. ReaderError where its id was there
-        before."""
+        before, or differs from another at most in blanks around it."""
+        if example.id != example.id.strip():
+            raise ReaderError(f"{where}: got the id {example.id!r}, expected one without blanks")
         if example.id in self._seen:
             raise ReaderError(
                 f"{where}: the id {example.id!r} is that of {self._seen[example.id]}, expected "
@@ -223,7 +228,7 @@ def read_text(path: Path) -> str:
     """The text of an annotation file. ReaderError where it cannot be read, is compressed, or is not
     UTF-8."""
     try:
-        data = path.read_bytes()
+        data = _read_bytes(path)
     except (OSError, ValueError) as error:
         fault = getattr(error, "strerror", None) or error
         raise ReaderError(f"{path}: {fault}; expected an annotation file") from None
@@ -236,6 +241,16 @@ def read_text(path: Path) -> str:
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ReaderError(f"{path}: not UTF-8 ({error})") from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        packed = find_packed(path)
+        if packed is None:
+            raise
+    return packed.read()
 
 
 def _check_texts(source: str, record: Record) -> None:
