@@ -23,12 +23,16 @@ def read_flickr30k_entities(
     boxes (scenes, what is not visible) are counted and left out. ReaderError for a mark or a box
     that cannot be read.
     """
+    collector = ExampleCollector(max_missing=max_missing)
     if ids is None:
         ids = sorted(path.stem for path in (folder / "Sentences").glob("*.txt"))
-    collector = ExampleCollector(max_missing=max_missing)
+        for _ in {path.stem for path in (folder / "Annotations").glob("*.xml")} - set(ids):
+            collector.drop("annotations without sentences")
     for name in ids:
         picture_id = name.removesuffix(".jpg")
-        boxes = _read_boxes(folder / "Annotations" / f"{picture_id}.xml")
+        boxes, num_cut = _read_boxes(folder / "Annotations" / f"{picture_id}.xml")
+        for _ in range(num_cut):
+            collector.drop("part of a box beyond its picture")
         sentences = folder / "Sentences" / f"{picture_id}.txt"
         for number, line in enumerate(_read(sentences).split("\n"), start=1):
             caption = parse_caption(line)
@@ -61,8 +65,9 @@ def read_flickr30k_entities(
     return collector.done(folder)
 
 
-def _read_boxes(path: Path) -> dict[str, list[list[float]]]:
-    """The boxes of each chain as shares of the picture."""
+def _read_boxes(path: Path) -> tuple[dict[str, list[list[float]]], int]:
+    """The boxes of each chain as shares of the picture, and how many of them were cut at its
+    edges."""
 
     def refuse(fault: str) -> None:
         raise ReaderError(f"{path}: {fault}; expected xmin, ymin, xmax, ymax")
@@ -73,15 +78,22 @@ def _read_boxes(path: Path) -> dict[str, list[list[float]]]:
         raise
     except BoxlessError as error:
         raise ReaderError(f"{path}: {error}") from None
+    width, height = found.width, found.height
+    shares: dict[str, list[list[float]]] = {}
+    num_cut = 0
     for chain, own in found.boxes_of.items():
         for x1, y1, x2, y2 in own:
-            if not (x1 <= x2 and y1 <= y2):
-                refuse(f"box of chain {chain}: got {x1:g}, {y1:g}, {x2:g}, {y2:g}")
-    width, height = found.width, found.height
-    return {
-        chain: [[(x1 - 1) / width, (y1 - 1) / height, x2 / width, y2 / height] for x1, y1, x2, y2 in own]
-        for chain, own in found.boxes_of.items()
-    }  # fmt: skip
+            is_inside = x1 <= width and y1 <= height and x2 >= 1 and y2 >= 1
+            if not (x1 <= x2 and y1 <= y2 and is_inside):
+                refuse(
+                    f"box of chain {chain}: got {x1:g}, {y1:g}, {x2:g}, {y2:g} in a picture of "
+                    f"{width} x {height}"
+                )
+            # Within a pixel it is rounding.
+            num_cut += x1 < 0 or y1 < 0 or x2 > width + 1 or y2 > height + 1
+            box = [(x1 - 1) / width, (y1 - 1) / height, x2 / width, y2 / height]
+            shares.setdefault(chain, []).append([min(max(share, 0.0), 1.0) for share in box])
+    return shares, num_cut
 
 
 def _read(path: Path) -> str:

@@ -40,6 +40,7 @@ def read_karpathy(
         image = _image(record)
         if image.split not in splits:
             others.add(image.split)
+            collector.drop(f"picture of split {image.split}")
             continue
         num_own += 1
         captions = tuple(image.sentences)

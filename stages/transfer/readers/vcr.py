@@ -98,7 +98,7 @@ def _texts(question: str, answers: Sequence[str], rationales: Sequence[str]) -> 
 
 
 def _label(record: Record) -> tuple[int, int] | None:
-    if "answer_label" not in record.values:
+    if not {"answer_label", "rationale_label"} & record.values.keys():
         return None
     labels = record.integer("answer_label"), record.integer("rationale_label")
     for name, label in zip(("answer_label", "rationale_label"), labels):

@@ -30,7 +30,10 @@ def test_scores_stand_beside_chance(tmp_path: Path) -> None:
     folder.mkdir()
     entry = {"value": 0.625, "chance": 0.39, "num": 726, "text_premise": True}
     (folder / "scores.json").write_text(json.dumps({"snli_ve_accuracy": entry}))
-    assert all(shown in _text(run) for shown in ("62.5", "39.0", "726", "yes"))
+    left_out = {"train": {"picture missing": 1234}, "heldout": {}}
+    (folder / "data.json").write_text(json.dumps({"left_out": left_out}))
+    shown = ("62.5", "39.0", "726", "yes", "left out of training: picture missing", "1,234")
+    assert all(words in _text(run) for words in shown)
 
 
 def test_all_tasks_stand_beside_no_pretraining(tmp_path: Path) -> None:

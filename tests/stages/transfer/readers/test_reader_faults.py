@@ -276,7 +276,8 @@ def test_a_label_that_is_none_of_the_task_s(name: str, field: str, tmp_path: Pat
         with pytest.raises(ReaderError) as error:
             form.read(path)
         assert f"{form.place(1)}: {field}: got {label!r}" in str(error.value)
-    without = [{k: v for k, v in row.items() if k != field} for row in rows]
+    labels = {field, "rationale_label"}
+    without = [{k: v for k, v in row.items() if k not in labels} for row in rows]
     _again(form, path, [rows[0], without[1]])
     with pytest.raises(ReaderError, match=rf"{form.place(1)}( \(order 0\))?: got no label here"):
         form.read(path)
@@ -394,6 +395,8 @@ SENTENCE = "[/EN#1/people A man] sees it ."
         (SENTENCE[:15], XML.format(1), ["9"], r"Sentences/9\.txt:1: phrase: got"),
         (SENTENCE, XML.format(1)[:60], ["9"], r"Annotations/9\.xml: no XML"),
         (SENTENCE, XML.format(60), ["9"], r"Annotations/9\.xml: box of chain 1: got 60, 11, 50, 50"),
+        (SENTENCE, XML.format(49).replace("100<", "40<"), ["9"],
+         r"9\.xml: box of chain 1: got 49, 11, 50, 50 in a picture of 40 x 50"),
         (SENTENCE, XML.format("a"), ["9"], r"Annotations/9\.xml: box is not four numbers"),
         (SENTENCE, XML.format(1), ["9", "9"], r"Sentences/9\.txt:1, phrase 0: the id '9-1-0'"),
         (SENTENCE, XML.format(1), ["8"], r"Annotations/8\.xml: No such file"),
@@ -426,3 +429,67 @@ def test_entities_lines_and_ids(tmp_path: Path) -> None:
     ids.unlink()
     with pytest.raises(ReaderError, match=r"ids\.txt: No such file"):
         GroundingTask.read(data, "heldout")
+
+
+def test_pictures_that_are_no_examples_are_counted(tmp_path: Path) -> None:
+    """Oracle: by hand: annotations of Entities without sentences, and pictures of splits that are
+    not asked for, one of them misspelt."""
+    for name, text in (
+        ("Sentences/9.txt", SENTENCE),
+        ("Annotations/9.xml", XML.format(1)),
+        ("Annotations/8.xml", XML.format(1)),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "9.jpg").write_bytes(PNG)
+    found = read_flickr30k_entities(tmp_path, tmp_path)
+    assert len(found.examples) == 1 and found.dropped == {"annotations without sentences": 1}
+    form, path, rows = _sound("karpathy", tmp_path)
+    _again(form, path, [*rows, *({**rows[0], "split": word} for word in ("val", "tset"))])
+    found = form.read(path)
+    assert len(found.examples) == 2
+    assert found.dropped == {"picture of split val": 1, "picture of split tset": 1}
+
+
+def test_two_spellings_of_a_field_that_disagree(tmp_path: Path) -> None:
+    """Oracle: the row's place, both names and both values; the same value twice is read."""
+    form, path, rows = _sound("snli_ve", tmp_path)
+    _again(form, path, [{**rows[0], "Flikr30kID": "2"}, rows[1]])
+    message = r"rows\.json:1: Flickr30K_ID and Flikr30kID: got \['1', '2'\], expected the same"
+    with pytest.raises(ReaderError, match=message):
+        form.read(path)
+    _again(form, path, [{**rows[0], "Flikr30kID": 1}, rows[1]])
+    assert len(form.read(path).examples) == 2
+
+
+def test_a_box_beyond_its_picture_is_cut_and_counted(tmp_path: Path) -> None:
+    """Oracle: by hand: of a picture of 40 x 50 a box that ends at 50."""
+    for name, text in (
+        ("Sentences/9.txt", SENTENCE),
+        ("Annotations/9.xml", XML.format(21).replace("100<", "40<")),
+    ):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    (tmp_path / "9.jpg").write_bytes(PNG)
+    found = read_flickr30k_entities(tmp_path, tmp_path)
+    assert [example.label for example in found.examples] == [[[0.5, 0.2, 1.0, 1.0]]]
+    assert found.dropped == {"part of a box beyond its picture": 1}
+
+
+@pytest.mark.parametrize("name, field", [("nlvr2", "identifier"), ("snli_ve", "pairID")])
+def test_an_id_with_blanks_around_it(name: str, field: str, tmp_path: Path) -> None:
+    """It would be another one than the same without. Oracle: the row's place and the id."""
+    form, path, rows = _sound(name, tmp_path)
+    _again(form, path, [*rows, {**rows[0], field: f"{rows[0][field]} "}])
+    with pytest.raises(ReaderError, match=rf"rows\.json:3: got the id '{rows[0][field]} '"):
+        form.read(path)
+
+
+def test_one_of_vcr_s_labels_without_the_other(tmp_path: Path) -> None:
+    """Oracle: the row's place and the label that is missing, as one of two is no test file."""
+    form, path, rows = _sound("vcr", tmp_path)
+    for field in ("answer_label", "rationale_label"):
+        without = [{k: v for k, v in row.items() if k != field} for row in rows]
+        _again(form, path, without)
+        with pytest.raises(ReaderError, match=rf"rows\.json:1: {field}: missing"):
+            form.read(path)
