@@ -23,7 +23,8 @@ class TaskDataConfig:
     """VQA: the answers to `heldout`; null for test files, whose predictions are written,
     unscored."""
     train_images: str | None = None
-    """The folder of the training pictures."""
+    """The folder of the training pictures; or a tar of such a folder, or a folder of image shards
+    whose keys are the pictures' names without their ending."""
     heldout_images: str | None = None
     """The folder of the pictures that are scored."""
     train_ids: str | None = None
@@ -38,6 +39,9 @@ class TaskDataConfig:
     """SNLI-VE: read the caption (sentence1) before the hypothesis. The task leaves it out."""
     nlvr_num_orders: int = 6
     """NLVR: how many of the six orders of each picture's boxes are read."""
+    nlvr_num_statements: int = 0
+    """NLVR: statements that are generated about each training picture from its `structured_rep`
+    (ours), beside its own sentence."""
     num_folds: int = 1
     """Retrieval: folds whose recalls are averaged (COCO 1k: 5)."""
     shortlist: int = 0
@@ -56,7 +60,7 @@ class TaskDataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BoxlessError(f"{name}: got {value}, expected at least 1")
-        for name in ("max_missing", "shortlist"):
+        for name in ("max_missing", "shortlist", "nlvr_num_statements"):
             if getattr(self, name) < 0:
                 raise BoxlessError(f"{name}: got {getattr(self, name)}, expected 0 or more")
 

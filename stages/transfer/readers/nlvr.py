@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from pathlib import Path
 
 from stages.transfer.example import Example
+from stages.transfer.readers.nlvr_statements import Statement, scene_of, statements
 from stages.transfer.readers.records import ExampleCollector, Record, TaskData, read_json_lines
 
 LABELS = ("True", "False")
@@ -34,24 +37,50 @@ def read_nlvr2(path: Path, images: Path, *, max_missing: int = 0) -> TaskData:
 
 
 def read_nlvr(
-    path: Path, images: Path, *, split: str, num_orders: int = 6, max_missing: int = 0
+    path: Path,
+    images: Path,
+    *,
+    split: str,
+    num_orders: int = 6,
+    num_statements: int = 0,
+    max_missing: int = 0,
 ) -> TaskData:
     """lil-lab/nlvr/nlvr's train.json, dev.json and test.json, an example a picture: the first
-    `num_orders` orders of its three boxes, images/DIRECTORY/SPLIT-IDENTIFIER-ORDER.png."""
+    `num_orders` orders of its three boxes, images/DIRECTORY/SPLIT-IDENTIFIER-ORDER.png.
+
+    `num_statements`: generated statements of each picture beside its sentence (nlvr_statements).
+    """
     collector = ExampleCollector(max_missing=max_missing)
     for record in read_json_lines(path):
         identifier, folder = record.text("identifier"), images / record.identifier("directory")
         for order in range(num_orders):
-            collector.add(
-                Example(
-                    id=f"{identifier}-{order}",
-                    images=(folder / f"{split}-{identifier}-{order}.png",),
-                    texts=(record.text("sentence"),),
-                    label=_label(record),
-                ),
-                f"{record.where} (order {order})",
+            example = Example(
+                id=f"{identifier}-{order}",
+                images=(folder / f"{split}-{identifier}-{order}.png",),
+                texts=(record.text("sentence"),),
+                label=_label(record),
             )
+            where = f"{record.where} (order {order})"
+            if not collector.add(example, where):
+                continue
+            for number, (text, truth) in enumerate(_statements(record, example, num_statements)):
+                collector.add(
+                    replace(example, id=f"{example.id}-s{number}", texts=(text,), label=str(truth)),
+                    where,
+                )
     return collector.done(path)
+
+
+def _statements(record: Record, example: Example, number: int) -> list[Statement]:
+    """So many statements about a record's scene, for one of its orders."""
+    if not number:
+        return []
+    boxes = record.list("structured_rep")
+    try:
+        scene = scene_of(boxes)
+    except ValueError:
+        raise record.error("structured_rep", boxes, "three lists of objects") from None
+    return statements(scene, number, random.Random(example.id))
 
 
 def _folder(record: Record, images: Path) -> Path:

@@ -93,6 +93,7 @@ class NlvrTask(Nlvr2Task):
             Path(data.path("images", split)),
             split=path.stem,
             num_orders=data.nlvr_num_orders,
+            num_statements=data.nlvr_num_statements if split == "train" else 0,
             max_missing=data.max_missing,
         )
 
