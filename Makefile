@@ -26,7 +26,7 @@ launching = $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(NODES),--nodes $(NOD
 .PHONY: help demo demo-tasks test test-fast check lint types imports run report status attach cancel logs \
 	slurm-test multinode-test multinode-training distill-array ranks-test goodput ledger ablation doctor clean $(STAGES) \
 	drill two-writers elastic positions damages scale bench detector parts extraction counts fuzz dictionary step inference \
-	curves docs
+	retrieval curves docs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -150,6 +150,9 @@ step: .venv/ready ## time of a pretraining step, compared with the released SOHO
 
 inference: .venv/ready ## one picture to a score: by a detector's regions, and end to end
 	.venv/bin/python -m benchmarks.transfer.inference
+
+retrieval: .venv/ready ## pairs a second of the retrieval matrix of RUN's student, beside the model on each pair
+	.venv/bin/python -m benchmarks.transfer.retrieval_matrix --student $(run_folder)/student
 
 curves: .venv/ready ## loss curves under ZeRO 0 to 3, bf16, accumulation and 1, 2, 4 ranks: the same?
 	.venv/bin/python -m benchmarks.training.loss_curves

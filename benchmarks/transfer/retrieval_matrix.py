@@ -1,7 +1,10 @@
 """Full retrieval, every picture with every text by the matching head: pairs a second of
 `stages.transfer.retrieval_matrix`, beside a loop that runs the whole model a pair.
 
-    python -m benchmarks.transfer.retrieval_matrix --student DIR --pictures FOLDER [--texts 5000]
+    python -m benchmarks.transfer.retrieval_matrix --student DIR [--pictures FOLDER]
+        [--texts 5000]
+
+Without a folder the pictures are squares of noise, of the side that the student sees.
 
 Both score a sample of the same pairs, in turns, and have to agree: of the matrix some whole rows (a
 picture with all texts), of the loop some pairs of each; the time of the whole is scaled from them.
@@ -14,10 +17,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from stages.transfer.example import Example
 from stages.transfer.loaded_student import LoadedStudent
@@ -31,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--student", type=Path, required=True)
-    parser.add_argument("--pictures", type=Path, required=True, help="a folder of pictures")
+    parser.add_argument("--pictures", type=Path, help="a folder of pictures")
     parser.add_argument("--num-pictures", type=int, default=1000, help="of the whole matrix")
     parser.add_argument("--texts", type=int, default=5000)
     parser.add_argument("--rows", type=int, default=2, help="pictures measured, all texts each")
@@ -40,7 +47,15 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     loaded = LoadedStudent(args.student)
-    files = sorted(p for p in args.pictures.rglob("*") if p.suffix.lower() in SUFFIXES)
+    with tempfile.TemporaryDirectory() as made:
+        folder = args.pictures or made_pictures(Path(made), loaded.processor.shorter_px)
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        _measure(loaded, files, args)
+    return 0
+
+
+def _measure(loaded: LoadedStudent, files: Sequence[Path], args: argparse.Namespace) -> None:
+    """Print the rates of both, and what they differ by."""
     texts = made_texts(args.texts)
     row = row_scorer(loaded.network, loaded.processor, texts)
     fast, slow, largest = [], [], 0.0
@@ -63,7 +78,15 @@ def main(arguments: list[str] | None = None) -> int:
         )
     print(f"{'ratio':10} {rate / loop:9.1f}")
     print(f"{'difference':10} {largest:9.1e} in log odds at most")
-    return 0
+
+
+def made_pictures(folder: Path, side_px: int, num: int = 4) -> Path:
+    """Square JPEGs of noise in `folder`."""
+    random = np.random.default_rng(0)
+    for number in range(num):
+        pixels = random.integers(0, 256, size=(side_px, side_px, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    return folder
 
 
 def made_texts(num: int) -> list[str]:
