@@ -41,6 +41,7 @@ from sharding.coordination.attempts import (
     record_failure,
 )
 from sharding.coordination.claim_folder import ClaimFolder, CoordinationClosed
+from sharding.coordination.fatal_errors import ends_worker
 from sharding.coordination.heartbeat import LEASE_SECONDS, STALL_SECONDS
 from sharding.coordination.plan import make_plan
 from sharding.coordination.work_queue import AGAIN, FOLDER, WorkQueue
@@ -317,16 +318,6 @@ class Claim:
             worker._note_failure(self.tar, error)
         worker._finish(self.tar, error)
         return is_lost or is_counted
-
-
-def ends_worker(error: Exception) -> bool:
-    """Whether an error is no fault of the shard: the disk, the memory or the device fails, and the
-    next shard would fail alike."""
-    if isinstance(error, (OSError, MemoryError)):
-        return True
-    return type(error).__name__ in ("AcceleratorError", "OutOfMemoryError") or any(
-        words in str(error) for words in ("CUDA error", "CUDNN_STATUS", "device-side assert")
-    )
 
 
 class _Backoff:

@@ -33,6 +33,7 @@ from stages.detector.detectron2_net import (
     find_detectron2,
     load_net,
 )
+from stages.detector.ops.boxes import NOT_FINITE
 from stages.detector.ops.resize import Prepared
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
@@ -179,7 +180,7 @@ def _look(heads: Any, levels: dict[str, Tensor], proposals: Any) -> tuple[Tensor
     probabilities = total * (1.0 / len(stages))
     if not (torch.isfinite(boxes).all() and torch.isfinite(probabilities).all()):
         # detectron2 drops such rows before it counts them, and they would be another's.
-        raise BoxlessError("got boxes or scores that are not finite, expected finite numbers")
+        raise BoxlessError(NOT_FINITE)
     (instances,), (rows,) = fast_rcnn.fast_rcnn_inference(
         [boxes],
         [probabilities],

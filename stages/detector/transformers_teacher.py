@@ -31,7 +31,7 @@ from sharding.format.schema import object_dtype
 from sharding.writing.atomic import sha256_file, sha256_of
 from stages.detector.checkpoints.checkpoint_error import CheckpointError
 from stages.detector.checkpoints.names_file import read_names
-from stages.detector.ops.boxes import clip, is_nonempty
+from stages.detector.ops.boxes import NOT_FINITE, clip, is_nonempty
 from stages.detector.ops.nms import nms
 from stages.detector.ops.resize import Prepared
 from stages.detector.predictor import largest, structured
@@ -202,6 +202,8 @@ class TransformersTeacher:
     ) -> np.ndarray:
         """The objects among the candidates; by_prompt [Q, phrases] goes into the field of that
         name."""
+        if candidates.probabilities.isnan().any() or not candidates.boxes.isfinite().all():
+            raise BoxlessError(NOT_FINITE)
         scores, labels = candidates.probabilities.max(1)
         middle, sides = candidates.boxes[:, :2], candidates.boxes[:, 2:]
         boxes = torch.cat([middle - sides / 2, middle + sides / 2], 1)

@@ -7,6 +7,7 @@ phrases of the captions.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -112,11 +113,7 @@ class Labeller:
         return [
             seen
             if isinstance(seen, Failure)
-            else replace(
-                sample,
-                info={**sample.info, "phrases": phrases[sample.key]},
-                objects=objects[sample.key],
-            )
+            else _labelled(sample, objects[sample.key], phrases[sample.key])
             for sample, seen in batch
         ]
 
@@ -204,6 +201,18 @@ class Labeller:
                     ]
                 )
             yield rows
+
+
+def _labelled(
+    sample: Sample, objects: np.ndarray, phrases: list[list[dict[str, Any]]]
+) -> Sample | Failure:
+    """The sample with its objects and phrases, or its failure where a similarity is not finite:
+    json has no such number, and the shard would fail for this one picture."""
+    for phrase in itertools.chain(*phrases):
+        if not math.isfinite(sum(phrase["similarity"])):
+            reason = "phrases: got a similarity that is not finite, expected finite numbers"
+            return Failure(key=sample.key, reason=reason)
+    return replace(sample, info={**sample.info, "phrases": phrases}, objects=objects)
 
 
 def finite_or_failure(key: str, seen: np.ndarray | Failure) -> np.ndarray | Failure:

@@ -30,7 +30,7 @@ from stages.detector.model.resnet import RES5, ResNet
 from stages.detector.model.rpn import ProposalNetwork
 from stages.detector.model.second_classifier import SecondClassifier, joined
 from stages.detector.net_config import PlainConfig, ResNetConfig, TeacherConfig
-from stages.detector.ops.boxes import clip_to, decode, far_corners
+from stages.detector.ops.boxes import NOT_FINITE, clip_to, decode, far_corners
 from stages.detector.ops.pooler import Level, picture_of_boxes
 
 
@@ -132,7 +132,8 @@ class FasterRCNN(nn.Module):
         """Objects in pictures [B, 3, H, W] of `sizes` (height, width) without padding.
 
         scales: by what each picture was enlarged, along x and y (`Prepared.scale`). Caffe's models
-        need it, as they measure in pixels of the original. Raises ValueError where they miss it.
+        need it, as they measure in pixels of the original. Raises ValueError where they miss it,
+        and where boxes or scores are not finite.
         """
         if scales is None and self.config.choice.rule == "proposals":
             raise BoxlessError(
@@ -196,14 +197,19 @@ class FasterRCNN(nn.Module):
         source, label = candidates(by_label, choice)
         picture = picture_of_boxes(boxes)[source]
         ends = torch.arange(1, len(boxes), device=picture.device)
-        starts = [0, *torch.searchsorted(picture, ends).tolist(), len(picture)]
-        counts = [end - start for start, end in zip(starts, starts[1:])]
         decoded = decode(
             torch.cat(boxes)[source],
             deltas[source, label],
             self.config.boxes.delta_weights,
             inclusive=inclusive,
         )
+        # All by one read from the device.
+        num_nan = probabilities.isnan().sum() + decoded.isnan().sum()
+        *starts, broken = torch.cat([torch.searchsorted(picture, ends), num_nan[None]]).tolist()
+        if broken:
+            raise BoxlessError(NOT_FINITE)
+        starts = [0, *starts, len(picture)]
+        counts = [end - start for start, end in zip(starts, starts[1:])]
         decoded = clip_to(decoded, far_corners(decoded, sizes)[picture], inclusive=inclusive)
         scores = by_label[source, label]
         kept, num_kept = detections_of_pictures(decoded, scores, label, counts, choice)

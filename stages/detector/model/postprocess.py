@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boxless.errors import BoxlessError
 from stages.detector.net_config import ChoiceConfig
+from stages.detector.ops.boxes import NOT_FINITE
 from stages.detector.ops.nms import nms, nms_of_pictures, pushes_out
 
 
@@ -84,10 +86,13 @@ def best_surviving_scores(
 
     boxes [P, 4] in pixels, the last one counting; probabilities [P, L]; `iou`: overlap with a
     better box of a label from which a box goes. Probabilities below `floor` count as 0, which
-    changes no others, since what pushes a box out has a higher one.
+    changes no others, since what pushes a box out has a higher one. ValueError for NaN.
     """
     is_used = probabilities >= floor
-    if not is_used.any():
+    any_used, any_nan = torch.stack([is_used.any(), probabilities.isnan().any()]).tolist()
+    if any_nan:
+        raise BoxlessError(NOT_FINITE)
+    if not any_used:
         return probabilities.new_zeros(len(boxes))
     labels = torch.nonzero(is_used.any(0)).flatten()
     scores = probabilities[:, labels].T.contiguous()  # [labels, P]

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from boxless.errors import BoxlessError
 from stages.detector.model.anchors import cell_anchors, grid_anchors
 from stages.detector.net_config import ProposalConfig
-from stages.detector.ops.boxes import clip_to, decode, far_corners, is_nonempty, sides
+from stages.detector.ops.boxes import (
+    NOT_FINITE,
+    clip_to,
+    decode,
+    far_corners,
+    is_nonempty,
+    sides,
+)
 from stages.detector.ops.nms import nms_of_pictures
 from stages.detector.ops.pooler import Level
 
@@ -83,7 +90,8 @@ class ProposalNetwork(nn.Module):
         """Proposals of every picture, of `sizes` (height, width) without padding, in pixels.
 
         scales: by what each picture was enlarged, along x and y; needed with `min_side_px`.
-        Raises ValueError without them.
+        Raises ValueError without them, and in evaluation mode where a picture's scores or boxes
+        are not finite: they would be dropped as if nothing had been found.
         """
         if self.config.min_side_px > 0:
             if scales is None:
@@ -141,6 +149,11 @@ class ProposalNetwork(nn.Module):
         """The proposals of every picture from its candidates [B, K, 4], their logits and levels
         [B, K]."""
         is_usable = is_nonempty(boxes) & (logits > -math.inf)
+        # NaNs are sorted to the best, so here are all that matter. By one read from the device.
+        is_broken = logits.isnan() | boxes.isnan().any(-1)
+        counts, broken = torch.stack([is_usable.sum(1), is_broken.sum(1)]).tolist()
+        if not self.training and any(broken):
+            raise BoxlessError(NOT_FINITE)
         usable = torch.nonzero(is_usable.flatten()).flatten()
         boxes, logits = boxes.flatten(0, 1)[usable], logits.flatten()[usable]
         num_proposals = self.config.num_proposals
@@ -150,7 +163,7 @@ class ProposalNetwork(nn.Module):
             boxes,
             logits,
             level_index.flatten()[usable],
-            is_usable.sum(1).tolist(),
+            counts,
             threshold=self.config.iou,
             max_kept=num_proposals,
             inclusive=self.inclusive,

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from boxless.errors import BoxlessError
 from stages.detector.model.faster_rcnn import Detections, FasterRCNN
 from stages.detector.model.postprocess import candidates, detections, label_scores
-from stages.detector.ops.boxes import clip, decode
+from stages.detector.ops.boxes import NOT_FINITE, clip, decode
 
 
 class View(NamedTuple):
@@ -58,6 +59,8 @@ def find_in_views(model: FasterRCNN, views: list[View]) -> Detections:
         for view, one in zip(views, said, strict=True)
     ]
     mean_boxes, scores = torch.stack(boxes).mean(0), by_label[source, labels]
+    if probabilities.isnan().any() or mean_boxes.isnan().any():
+        raise BoxlessError(NOT_FINITE)
     kept = detections(mean_boxes, scores, labels, choice)
     source = source[kept]
     attributes = None

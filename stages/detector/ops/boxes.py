@@ -19,6 +19,9 @@ from torch import Tensor
 # A box may grow by at most this factor (1000 px from a 16 px anchor), so that a wild prediction
 # early in training does not overflow exp(). detectron2's number, above only.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
+NOT_FINITE = "got boxes or scores that are not finite, expected finite numbers"
+"""Of one picture, or one of a batch. Comparisons with NaN are false, so such candidates would pass
+for objects that are not there."""
 
 
 def sides(boxes: Tensor, *, inclusive: bool = False) -> Tensor:

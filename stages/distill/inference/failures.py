@@ -9,19 +9,10 @@ from dataclasses import dataclass, field
 import torch
 
 from boxless.errors import BoxlessError
+from sharding.coordination.fatal_errors import is_device_error
 from sharding.format.schema import Failure
 
 _RAN_OUT = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-
-
-_DEVICE_ERRORS = (
-    "CUDA error",
-    "HIP error",
-    "device-side assert",
-    "cudaError",
-    "CUBLAS_STATUS",
-    "CUDNN_STATUS",
-)
 
 
 class DistillError(BoxlessError):
@@ -63,17 +54,6 @@ def ran_out(error: Exception) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _RAN_OUT)
-
-
-def is_device_error(error: Exception) -> bool:
-    """Whether the device is broken for this process: such an error of CUDA stays, and every picture
-    after it would fail alike."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return False
-    if isinstance(error, getattr(torch, "AcceleratorError", ())):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(one in text for one in _DEVICE_ERRORS)
 
 
 def check_device(key: str, error: Exception) -> None:

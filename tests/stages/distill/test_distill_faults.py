@@ -4,39 +4,95 @@ not finite, and labels that belong to other names."""
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from distill_fakes import FakeTeacher
+from distill_fakes import FakeTeacher, plain_shards, source_of, tree_of, write_images
 
+from sharding.coordination.work_queue import FOLDER
+from sharding.format.schema import Failure, Sample
 from stages.detector.ops.resize import Prepared
+from stages.distill.config import DistillConfig
 from stages.distill.inference.failures import DistillError, TeacherFailure
 from stages.distill.inference.oom_fallback import Keyed, OomFallback
-from stages.distill.label import finite_or_failure
+from stages.distill.inference.stage_timer import Clock
+from stages.distill.label import Labeller, finite_or_failure
 from stages.distill.precomputed.config import FeaturesConfig
 from stages.distill.precomputed.formats.coco_json import CocoJson
 from stages.distill.precomputed.formats.record import FeaturesError
 from stages.distill.precomputed.names import read_names
+from stages.distill.run import distill
+from stages.distill.text.phrases import make_chunker
+from stages.distill.text.similarity import LexicalSimilarity
+
+CONFIG = DistillConfig(batch_size=1, phrases="lexicon", score_threshold=0.4, min_objects=1)
 
 
 class BrokenDevice(FakeTeacher):
-    """Its device failed, as CUDA says it."""
+    """Its device fails with `error` at picture number `at` and, as CUDA's do, ever after."""
+
+    def __init__(self, error: Exception, *, step: str, at: int) -> None:
+        super().__init__()
+        self._error, self._step, self._left = error, step, at
+
+    def _meet(self, step: str) -> None:
+        if step == self._step:
+            self._left -= 1
+            if self._left < 0:
+                raise self._error
+
+    def prepare(self, picture: torch.Tensor) -> Prepared:
+        self._meet("prepare")
+        return super().prepare(picture)
 
     def detect(self, prepared: list[Prepared]) -> list[np.ndarray]:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        self._meet("detect")
+        return super().detect(prepared)
 
 
-def test_an_error_of_the_device_ends_the_worker() -> None:
-    """Oracle: a DistillError for one picture and for several, not a failure of each: the error
-    stays, so whatever follows would be recorded as failed although it is sound."""
-    teacher = BrokenDevice()
-    picture = teacher.prepare(torch.zeros(8, 8, 3, dtype=torch.uint8))
-    for num in (1, 2):
-        batch = [Keyed(f"p{i}", picture) for i in range(num)]
-        with pytest.raises(DistillError, match="device failed on picture p0.*illegal memory"):
-            OomFallback(teacher, log=print).detect(batch)
+@pytest.mark.parametrize("step", ["prepare", "detect"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError(
+            "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"
+        ),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    ],
+    ids=["AcceleratorError", "RuntimeError", "cuDNN"],
+)
+def test_an_error_of_the_device_ends_the_worker_before_anything_is_committed(
+    error: Exception, step: str, tmp_path: Path
+) -> None:
+    """Oracle: the shard at hand has no file and no failed attempt, those before it stay; the same
+    stage with a sound device ends with the bytes of an undisturbed run. An error of CUDA stays, so
+    whatever follows would be recorded as failed although it is sound."""
+    write_images(tmp_path / "images", plain_shards())
+
+    def run(detector: FakeTeacher, out: Path) -> None:
+        distill(CONFIG, images=tmp_path / "images", object_source=source_of(detector), out=out)
+
+    with pytest.raises(DistillError, match="the device failed on picture .*CUD"):
+        run(BrokenDevice(error, step=step, at=5), tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 1
+    assert not list((tmp_path / "out" / FOLDER).glob("*.failures"))
+    run(FakeTeacher(), tmp_path / "out")
+    run(FakeTeacher(), tmp_path / "undisturbed")
+    assert tree_of(tmp_path / "out") == tree_of(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_an_error_of_the_device_is_no_failure_of_its_batch(num: int) -> None:
+    """Oracle: a DistillError for one picture and for several, which go one by one after others."""
+    teacher = BrokenDevice(RuntimeError("CUDA error: unknown error"), step="detect", at=0)
+    picture = FakeTeacher().prepare(torch.zeros(8, 8, 3, dtype=torch.uint8))
+    with pytest.raises(DistillError, match="device failed on picture p0.*unknown error"):
+        OomFallback(teacher, log=print).detect([Keyed(f"p{i}", picture) for i in range(num)])
 
 
 def test_numbers_that_are_not_finite_fail_their_picture() -> None:
@@ -46,6 +102,40 @@ def test_numbers_that_are_not_finite_fail_their_picture() -> None:
     objects["feature"][1, 2] = np.inf
     failed = finite_or_failure("p", objects)
     assert isinstance(failed, TeacherFailure) and "feature that is not finite" in failed.reason
+
+
+def test_a_similarity_that_is_not_finite_fails_its_picture(tmp_path: Path) -> None:
+    """Oracle: one failure with its reason, and every other picture, in a finished stage; the shard
+    was set aside for it."""
+
+    class Odd(LexicalSimilarity):
+        """A model of vectors that overflows on one word."""
+
+        def compare(self, phrases: Sequence[str], objects: np.ndarray) -> list[list[float]]:
+            rows = super().compare(phrases, objects)
+            return [[math.nan] * len(row) if "big" in p else row for p, row in zip(phrases, rows)]
+
+    labels = FakeTeacher.label_names
+    similarity = Odd(labels, [], object_text="label")
+    chunker = make_chunker(CONFIG, labels, FakeTeacher.attribute_names)
+    samples = [s for shard in plain_shards().values() for s in shard]
+    labeller = Labeller(CONFIG, source_of(FakeTeacher()), chunker, similarity, clock=Clock())
+    results = dict(zip([s.key for s in samples], labeller.label(samples)))
+    failed = {key for key, result in results.items() if isinstance(result, Failure)}
+    is_odd = {
+        key
+        for key, result in results.items()
+        if any("big" in caption for caption in _of(samples, key).info["captions"])
+        and (isinstance(result, Failure) or result.objects is not None and len(result.objects))
+    }
+    assert failed == is_odd and failed
+    assert {r.reason for r in results.values() if isinstance(r, Failure)} == {
+        "phrases: got a similarity that is not finite, expected finite numbers"
+    }
+
+
+def _of(samples: Sequence[Sample], key: str) -> Sample:
+    return next(sample for sample in samples if sample.key == key)
 
 
 def open_coco(folder: Path, names: list[str], ids: list[int]) -> CocoJson:

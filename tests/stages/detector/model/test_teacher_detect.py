@@ -87,6 +87,31 @@ def test_a_null_teacher_gives_empty_arrays() -> None:
     check_objects(array)
 
 
+@pytest.mark.parametrize(
+    ("part", "rule"),
+    [
+        ("proposal_network.objectness_logits", "detections"),
+        ("proposal_network.anchor_deltas", "proposals"),
+        ("box_predictor.cls_score", "detections"),
+        ("box_predictor.cls_score", "proposals"),
+        ("box_predictor.bbox_pred", "detections"),
+    ],
+)
+def test_boxes_or_scores_that_are_not_finite_are_an_error(part: str, rule: str) -> None:
+    """As of a net that overflows on a picture: comparisons with NaN are false, so it would pass for
+    one without objects. Oracle: the layer's outputs are NaN, and the error says so."""
+    model = random_model(net=replace_in(NET, "choice", rule=rule))
+    teacher = teacher_of(model)
+    prepared = teacher.prepare(pictures_of([(48, 96)])[0])
+    assert len(teacher.detect([prepared])[0]) > 0
+    layer = model.get_submodule(part)
+    assert isinstance(layer.bias, torch.Tensor)
+    with torch.no_grad():
+        layer.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        teacher.detect([prepared])
+
+
 @pytest.mark.parametrize("box_head", ["fc", "conv"])
 def test_a_picture_without_proposals_gives_an_empty_array(
     box_head: str, monkeypatch: pytest.MonkeyPatch

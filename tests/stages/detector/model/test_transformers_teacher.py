@@ -126,6 +126,17 @@ def test_objects_are_of_the_schema_and_depend_on_no_other_picture(
     assert not np.array_equal(together[0]["box"], together[1]["box"])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_boxes_or_scores_that_are_not_finite_are_an_error(tmp_path: Path, kind: str) -> None:
+    """Comparisons with NaN are false, so they would pass for a picture without objects."""
+    teacher = make(tmp_path, kind)
+    with torch.no_grad():
+        for weight in teacher._model.parameters():
+            weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        teacher.detect([teacher.prepare(pictures(1)[0])])
+
+
 def test_boxes_and_scores_are_those_of_transformers_own_reading(tmp_path: Path) -> None:
     """Oracle: DETR's image processor's post_process_object_detection; features are the rows of the
     model's last_hidden_state."""
