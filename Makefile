@@ -139,8 +139,9 @@ parts: .venv/ready ## RoIAlign, NMS and the choice of boxes, beside plain ways
 extraction: .venv/ready ## how busy distill keeps its device, beside one step after the other
 	.venv/bin/python -m benchmarks.detector.extraction
 
-counts: .venv/ready ## operators of an extraction, and how often its host waits for a GPU
+counts: .venv/ready ## an extraction's operators, how often its host waits for a GPU, its mean batch
 	.venv/bin/python -m benchmarks.detector.counts
+	.venv/bin/python -m benchmarks.detector.planned_batches
 
 dictionary: .venv/ready ## the visual dictionary as SOHO released it, and ours: dead codes, scores
 	.venv/bin/python -m benchmarks.training.dictionary $(foreach setting,$(SET),--set $(setting))

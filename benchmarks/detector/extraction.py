@@ -22,7 +22,7 @@ import io
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from sharding.writing.atomic import sha256_file
 from sharding.writing.shard_writer import write_shard
 from stages.detector.model.faster_rcnn import FasterRCNN
 from stages.detector.net_config import PictureConfig, TeacherConfig
-from stages.detector.ops.resize import Prepared, prepare
+from stages.detector.ops.resize import Prepared, prepare, resized_size
 from stages.detector.predictor import Teacher
 from stages.distill.config import DistillConfig
 from stages.distill.inference.decode import decode
@@ -43,6 +43,7 @@ from stages.distill.inference.pipeline import InferencePipeline
 from stages.distill.inference.stage_timer import DEVICE
 from stages.distill.object_source import Detector
 from stages.distill.run import distill
+from stages.distill.shard_samples import ShardSamples
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest
 
@@ -79,6 +80,10 @@ class SleepingDetector:
         self._objects["label"] = random.integers(0, len(LABELS), NUM_OBJECTS)
         self._objects["attribute"] = random.integers(0, len(ATTRIBUTES), NUM_OBJECTS)
 
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """As our own teachers do."""
+        return resized_size((height, width), PICTURE)
+
     def prepare(self, picture: torch.Tensor) -> Prepared:
         """As our own teachers do."""
         return prepare(picture, PICTURE)
@@ -92,9 +97,10 @@ class SleepingDetector:
 class OneAfterTheOther(InferencePipeline):
     """The plain way: every step of a picture in the caller's thread."""
 
-    def objects(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
+    def objects(self, samples: ShardSamples) -> Iterator[np.ndarray | Failure]:
         """As ObjectSource.objects."""
-        for sample in samples:
+        for place in range(len(samples)):
+            sample = samples[place]
             picture = self._detector.prepare(decode(sample))
             with self.clock.during(DEVICE):
                 (objects,) = self._detector.detect([picture])

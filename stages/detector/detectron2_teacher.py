@@ -56,6 +56,10 @@ class Detectron2Teacher:
         self.num_top = min(num_top, len(label_names))
         self.feature_size = int(_stages(net.model.roi_heads)[-1][1].cls_score.in_features)
 
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """That of the picture itself, as each one runs alone."""
+        return height, width
+
     def prepare(self, picture: Tensor) -> Prepared:
         """A picture, uint8 RGB [H, W, 3], resized by detectron2."""
         pixels = picture.numpy()

@@ -24,6 +24,10 @@ class NullTeacher:
     def __init__(self, fingerprint: str) -> None:
         self.fingerprint = fingerprint
 
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """That of the picture as it is."""
+        return height, width
+
     def prepare(self, picture: torch.Tensor) -> Prepared:
         """A picture [H, W, 3] as it is."""
         height, width = picture.shape[:2]

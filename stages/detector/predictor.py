@@ -1,13 +1,15 @@
 """Runs a teacher: decoded pictures in, one array of objects a picture out.
 
 What is found in a picture does not hang on its neighbours. Nothing is padded, which moves features
-even far from the border. In "fp32" each picture runs through the net alone: the kernels that
-convolve and multiply take other ways for other sizes, so that a picture among others, even of its
-own size, comes out with other last digits, and now and then with another box. That costs speed
-where a device is too wide for one picture; "bf16" is there for it. In "bf16" pictures of one size
-run together, with convolutions and linear layers in bfloat16 and all that decides (logits, softmax,
-boxes, suppression) in single precision. Of the same boxes, features then stay within 3 % of the
-largest and probabilities within 0.1, against single precision and between sizes of batches alike
+even far from the border, unless `bucket_px` asks for it.
+
+In "fp32" each picture runs through the net alone: the kernels that convolve and multiply take other
+ways for other sizes, so that a picture among others, even of its own size, comes out with other
+last digits, and now and then with another box. That costs speed where a device is too wide for one
+picture; "bf16" is there for it. In "bf16" pictures of one size run together, with convolutions and
+linear layers in bfloat16 and all that decides (logits, softmax, boxes, suppression) in single
+precision. Of the same boxes, features then stay within 3 % of the largest and probabilities within
+0.1, against single precision and between sizes of batches alike
 (tests/stages/distill/inference/test_batch_invariance.py, which also prints what "fp32" differs by:
 nothing).
 
@@ -40,7 +42,7 @@ from stages.detector.model.faster_rcnn import Detections, FasterRCNN
 from stages.detector.model.test_time_augmentation import View, find_in_views
 from stages.detector.ops.boxes import clip_to, far_corners, is_nonempty
 from stages.detector.ops.pooler import picture_of_boxes
-from stages.detector.ops.resize import Prepared, enlarged, prepare, stack
+from stages.detector.ops.resize import Prepared, enlarged, prepare, resized_size, stack
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
@@ -49,7 +51,9 @@ class Teacher:
     """A trained net with the names of what it knows.
 
     label_names, attribute_names: by number. feature_size: D of the arrays. fingerprint: names
-    weights and settings. precision: "fp32" or "bf16". Batch normalisation is frozen.
+    weights and settings. precision: "fp32" or "bf16". bucket_px: in "bf16" the sides of a picture
+    are padded with zeros, at the right and bottom, to multiples of it, alone as in a batch; 1: not
+    at all. Batch normalisation is frozen.
     """
 
     def __init__(
@@ -60,10 +64,14 @@ class Teacher:
         attribute_names: list[str],
         fingerprint: str,
         precision: str = "fp32",
+        bucket_px: int = 1,
     ) -> None:
         self.model = model.eval()
         self.label_names, self.attribute_names = label_names, attribute_names
         self.fingerprint, self.precision = fingerprint, precision
+        has_views = model.config.picture.num_views > 1
+        self._is_alone = precision == "fp32" or has_views
+        self._bucket_px = 1 if self._is_alone else bucket_px
         self.feature_size = model.config.boxes.feature_size
         self.num_top = min(model.config.choice.num_top, len(label_names))
         self._device = next(model.parameters()).device
@@ -75,10 +83,11 @@ class Teacher:
         score_threshold: float | None = None,
         min_objects: int | None = None,
         max_objects: int | None = None,
+        bucket_px: int = 1,
     ) -> Teacher:
-        """The same teacher in `precision`, and where it chooses among its proposals, by these
-        bounds; None is its own. Its weights are shared. ValueError where the bounds contradict each
-        other."""
+        """The same teacher in `precision` with `bucket_px`, and where it chooses among its
+        proposals, by these bounds; None is its own. Its weights are shared. ValueError where the
+        bounds contradict each other."""
         model, choice = self.model, self.model.config.choice
         if choice.rule == "proposals":
             if score_threshold is not None:
@@ -96,7 +105,14 @@ class Teacher:
             attribute_names=self.attribute_names,
             fingerprint=self.fingerprint,
             precision=precision,
+            bucket_px=bucket_px,
         )
+
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the tensor of a picture of that size, in pixels."""
+        size = resized_size((height, width), self.model.config.picture)
+        bucket = self._bucket_px
+        return -(-size[0] // bucket) * bucket, -(-size[1] // bucket) * bucket
 
     def prepare(self, picture: Tensor) -> Prepared:
         """A picture uint8 RGB [H, W, 3], resized. ValueError for a tensor that is no picture."""
@@ -116,13 +132,12 @@ class Teacher:
             return prepared._replace(pixels=prepared.pixels.pin_memory())
 
     def detect(self, prepared: list[Prepared]) -> list[np.ndarray]:
-        """Objects of prepared pictures of one size, boxes in pixels of the original ones.
+        """Objects of prepared pictures of one canvas, boxes in pixels of the original ones.
 
         An array of `sharding.format.schema.object_dtype` each, rows by falling score, perhaps none.
         """
         has_views = self.model.config.picture.num_views > 1
-        is_alone = self.precision == "fp32" or has_views
-        batches = [[picture] for picture in prepared] if is_alone else [prepared]
+        batches = [[picture] for picture in prepared] if self._is_alone else [prepared]
         arrays = []
         for batch in batches:
             with in_precision(self.precision, self._device):
@@ -131,10 +146,11 @@ class Teacher:
         return arrays
 
     def _find(self, batch: list[Prepared]) -> list[Detections]:
-        """Objects of pictures of one size, in pixels of the resized ones."""
+        """Objects of pictures of one canvas, in pixels of the resized ones."""
         pixels = [picture.pixels for picture in batch]
+        canvas = self.canvas(batch[0].height, batch[0].width)
         return self.model.find(
-            stack(pixels, self.model.config.picture, self._device),
+            stack(pixels, self.model.config.picture, self._device, canvas=canvas),
             [picture.size for picture in batch],
             [picture.scale for picture in batch],
         )

@@ -91,6 +91,10 @@ class TransformersTeacher:
         self.num_top = min(config.num_top, len(label_names))
         self.feature_size = _feature_size(model.config)
 
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """That of the picture itself, as each one runs alone."""
+        return height, width
+
     def prepare(self, picture: Tensor) -> Prepared:
         """A picture uint8 RGB [H, W, 3] as the model's own image processor makes it; `pixels` is
         float32 [h, w, 3]."""

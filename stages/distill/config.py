@@ -31,7 +31,12 @@ class DistillConfig:
     precision: of the net's convolutions and linear layers. In "fp32" each picture runs alone, so
         that its objects are the same to the bit in any company; in "bf16" pictures of one size run
         together, and the last digits of what is found depend on how many.
-    batch_size: the most pictures, all of one size, that run together in "bf16".
+    batch_size: the most pictures, all of one size after resizing, that run together in "bf16".
+        Batches are planned over a whole shard.
+    bucket_px: for "bf16" with pictures of so many shapes that batches stay small: each picture is
+        padded with zeros until its sides are multiples of so many pixels (64, say), and those of
+        one padded size run together. Padding moves features near the right and lower border, in a
+        batch as alone. 1: nothing is padded.
     num_decoders: threads that decode and resize pictures, ahead of the net.
     score_threshold: objects below this score (0 to 1) are dropped; null: no more of them than the
         teacher itself drops. A teacher of full size from bottom-up attention chooses among its
@@ -43,6 +48,9 @@ class DistillConfig:
     phrases: who finds noun phrases: "parser" (a spaCy pipeline), "lexicon" (the teacher's own
         labels and attributes), or "auto", the parser where it is installed.
     parser: the pipeline's package name, or the path of its folder.
+    num_parsers: processes that parse captions beside the one that labels and writes, some 300 MB
+        each; the phrases are the same. 0: it parses itself. null: 2 where the teacher is on a GPU,
+        which then does not wait for a parser, else 0. The lexicon needs none.
     similarity: how near a phrase is to an object in words: kind lexical, spacy, bert or sentence.
         The default, the cosine of their word sets, is ours: the embedding behind KD-VLP's
         similarity is not known.
@@ -61,12 +69,14 @@ class DistillConfig:
     transformers: TransformersConfig | None = None
     precision: str = "fp32"
     batch_size: int = 8
+    bucket_px: int = 1
     num_decoders: int = 4
     score_threshold: float | None = None
     min_objects: int | None = None
     max_objects: int | None = None
     phrases: str = "auto"
     parser: str = "en_core_web_sm"
+    num_parsers: int | None = None
     similarity: SimilarityConfig = field(default_factory=LexicalConfig)
     object_text: str = "attribute label"
     num_threads: int = 0
@@ -78,10 +88,12 @@ class DistillConfig:
             raise BoxlessError(f"lease_seconds is {self.lease_seconds}; expected more than 0.")
         for name, lowest in (
             ("batch_size", 1),
+            ("bucket_px", 1),
             ("num_decoders", 1),
             ("max_objects", 1),
             ("min_objects", 0),
             ("num_threads", 0),
+            ("num_parsers", 0),
         ):
             value = getattr(self, name)
             if value is not None and value < lowest:
@@ -111,6 +123,11 @@ class DistillConfig:
             raise BoxlessError(
                 f"precision is {self.precision!r}; expected 'fp32' with teacher {self.teacher!r}, "
                 "which has its own."
+            )
+        if self.bucket_px > 1 and self.precision == "fp32":
+            raise BoxlessError(
+                f"bucket_px is {self.bucket_px} while precision is 'fp32', in which each picture "
+                "runs alone at its own size; expected 1, or precision 'bf16'."
             )
         if not self.parser:
             raise BoxlessError(

@@ -6,11 +6,12 @@ phrases of the captions.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ from stages.distill.config import DistillConfig
 from stages.distill.inference.failures import DistillError, TeacherFailure
 from stages.distill.inference.stage_timer import Clock
 from stages.distill.object_source import ObjectSource
+from stages.distill.shard_samples import ShardSamples
 from stages.distill.text.caption_prompts import BY_PROMPT, prompts_of, similarity_by_prompt
-from stages.distill.text.phrases import Chunker
+from stages.distill.text.parser_pool import ParserPool
+from stages.distill.text.phrases import Chunker, Phrase
 from stages.distill.text.similarity import Similarity
 
 MAX_FAILURES_IN_A_ROW = 32
@@ -33,9 +36,25 @@ NUM_SAMPLES_A_PARSE = 16
 """Samples whose captions a parser gets at once, as it is faster so."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Parsing:
+    """Samples whose captions are parsed together, with what the teacher has for each.
+
+    objects: those chosen, by key; none of a sample that failed. scores: by key, of the samples
+    whose teacher was asked for the phrases. phrases: gives, once it is called, those of all
+    captions.
+    """
+
+    batch: list[tuple[Sample, np.ndarray | Failure]]
+    objects: dict[str, np.ndarray]
+    scores: dict[str, np.ndarray]
+    phrases: Callable[[], list[list[Phrase]]]
+
+
 class Labeller:
     """Adds to samples the teacher's objects and the phrases of their captions.
 
+    chunker: with a ParserPool captions are parsed while later pictures are with the teacher.
     `clock` counts the parts "selection" and "phrases".
     """
 
@@ -43,7 +62,7 @@ class Labeller:
         self,
         config: DistillConfig,
         object_source: ObjectSource,
-        chunker: Chunker,
+        chunker: Chunker | ParserPool,
         similarity: Similarity,
         *,
         clock: Clock,
@@ -52,51 +71,46 @@ class Labeller:
         self._chunker, self._similarity = chunker, similarity
         self._failures: list[TeacherFailure] = []
 
-    def label(self, samples: Iterable[Sample]) -> Iterator[Sample | Failure]:
+    def label(self, samples: ShardSamples) -> Iterator[Sample | Failure]:
         """A result a sample, in order. What captions are parsed together follows from `samples`
         alone, so that a shard's bytes do not depend on where an earlier run stopped.
 
         Raises DistillError where the teacher is at fault, ShardError where it breaks the schema.
         """
         pairs = self._pairs(samples)
+        most = self._chunker.most_pending if isinstance(self._chunker, ParserPool) else 0
+        pending: deque[_Parsing] = deque()
         while batch := list(itertools.islice(pairs, NUM_SAMPLES_A_PARSE)):
-            for result in self._label_batch(batch):
-                self._count(result)
-                if isinstance(result, TeacherFailure):
-                    result = Failure(key=result.key, reason=result.reason)
-                yield result
+            pending.append(self._parsing(batch))
+            if len(pending) > most:
+                yield from self._with_phrases(pending.popleft())
+        while pending:
+            yield from self._with_phrases(pending.popleft())
 
     def note_reused(self) -> None:
         """Count a sample whose earlier objects were reused."""
         self._failures.clear()
 
-    def _pairs(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, np.ndarray | Failure]]:
-        """Each sample with what the object source has for it."""
-        line: deque[Sample] = deque()
-
-        def handed_over() -> Iterator[Sample]:
-            for sample in samples:
-                line.append(sample)
-                yield sample
-
+    def _pairs(self, samples: ShardSamples) -> Iterator[tuple[Sample, np.ndarray | Failure]]:
+        """Each sample with what the object source has for it. The teacher may be far ahead, so the
+        sample is read once more."""
         num_results = 0
-        for result in self._object_source.objects(handed_over()):
-            num_results += 1
-            if not line:
+        for result in self._object_source.objects(samples):
+            if num_results == len(samples):
                 raise DistillError(
-                    f"the teacher gave a result for {num_results} samples and had one less; "
-                    "expected one each. Fix its see method."
+                    f"the teacher gave a result for {num_results + 1} samples and had one less; "
+                    "expected one each. Fix its objects method."
                 )
-            yield line.popleft(), result
-        if line:
+            yield samples[num_results], result
+            num_results += 1
+        if num_results < len(samples):
             raise DistillError(
-                f"the teacher gave {num_results} results for {num_results + len(line)} samples; "
-                "expected one each. Fix its see method."
+                f"the teacher gave {num_results} results for {len(samples)} samples; expected one "
+                "each. Fix its objects method."
             )
 
-    def _label_batch(
-        self, batch: list[tuple[Sample, np.ndarray | Failure]]
-    ) -> list[Sample | Failure]:
+    def _parsing(self, batch: list[tuple[Sample, np.ndarray | Failure]]) -> _Parsing:
+        """The objects chosen of some samples, their captions on the way to the parser."""
         objects: dict[str, np.ndarray] = {}
         scores: dict[str, np.ndarray] = {}
         batch = [(sample, finite_or_failure(sample.key, seen)) for sample, seen in batch]
@@ -107,15 +121,33 @@ class Labeller:
                     objects[sample.key] = select(self._checked(sample.key, seen), self._config)
                     if by_prompt is not None:  # rows are by falling score, and the best stay
                         scores[sample.key] = by_prompt[: len(objects[sample.key])]
-        with self._clock.during("phrases"):
-            seen_samples = [sample for sample, _ in batch if sample.key in objects]
-            phrases = dict(zip(objects, self._phrases(seen_samples, objects, scores)))
-        return [
-            seen
-            if isinstance(seen, Failure)
-            else _labelled(sample, objects[sample.key], phrases[sample.key])
-            for sample, seen in batch
+        captions = [
+            caption
+            for sample, _ in batch
+            if sample.key in objects
+            for caption in sample.info["captions"]
         ]
+        if isinstance(self._chunker, ParserPool):
+            phrases = self._chunker.submit(captions).result
+        else:
+            phrases = functools.partial(self._chunker.chunk, captions)
+        return _Parsing(batch=batch, objects=objects, scores=scores, phrases=phrases)
+
+    def _with_phrases(self, parsing: _Parsing) -> Iterator[Sample | Failure]:
+        """The results of some samples, counted."""
+        with self._clock.during("phrases"):
+            seen_samples = [sample for sample, _ in parsing.batch if sample.key in parsing.objects]
+            phrases = dict(zip(parsing.objects, self._phrases(seen_samples, parsing)))
+        for sample, seen in parsing.batch:
+            result: Sample | Failure
+            if isinstance(seen, Failure):
+                result = seen
+            else:
+                result = _labelled(sample, parsing.objects[sample.key], phrases[sample.key])
+            self._count(result)
+            if isinstance(result, TeacherFailure):
+                result = Failure(key=result.key, reason=result.reason)
+            yield result
 
     def _count(self, result: Sample | Failure) -> None:
         """DistillError after too many failures of the teacher in a row. A picture that could not
@@ -173,15 +205,11 @@ class Labeller:
         return objects
 
     def _phrases(
-        self,
-        samples: list[Sample],
-        objects: dict[str, np.ndarray],
-        scores: dict[str, np.ndarray],
+        self, samples: list[Sample], parsing: _Parsing
     ) -> Iterator[list[list[dict[str, Any]]]]:
-        """For each sample, for each caption: its phrases as an object shard's json has them.
-        scores: of the samples whose teacher was asked for the phrases, by object and phrase."""
-        captions = [caption for sample in samples for caption in sample.info["captions"]]
-        found = iter(self._chunker.chunk(captions))
+        """For each sample, for each caption: its phrases as an object shard's json has them."""
+        objects, scores = parsing.objects, parsing.scores
+        found = iter(parsing.phrases())
         for sample in samples:
             rows = []
             of_sample = list(itertools.islice(found, len(sample.info["captions"])))

@@ -88,4 +88,5 @@ def _make_detector(config: DistillConfig, folder: Path) -> Detector:
         score_threshold=config.score_threshold,
         min_objects=config.min_objects,
         max_objects=config.max_objects,
+        bucket_px=config.bucket_px,
     )

@@ -24,12 +24,13 @@ from sharding.format.completeness import check_completeness
 from sharding.format.manifest import is_done, manifest_path, read_manifest
 from sharding.format.manifest_summary import read_manifest_summary
 from sharding.format.schema import EncodedSample, Failure, Sample
-from sharding.reading.sample_reader import OpenTar, iterate, read_info
+from sharding.reading.sample_reader import OpenTar, read_info
 from sharding.writing.atomic import remove_temporary, sha256_of, write_json
 from sharding.writing.previous_shard import PreviousShard
 from sharding.writing.shard_writer import write_shard
 from stages.detector.device import pick_device
 from stages.distill.config import DistillConfig
+from stages.distill.inference.batches import RULES as BATCH_RULES
 from stages.distill.inference.failures import DistillError
 from stages.distill.inference.pipeline import InferencePipeline
 from stages.distill.inference.stage_timer import DEVICE, Clock
@@ -37,8 +38,10 @@ from stages.distill.label import Labeller
 from stages.distill.object_source import ObjectSource
 from stages.distill.precomputed.join import PrecomputedObjects
 from stages.distill.reuse import label_or_reuse
+from stages.distill.shard_samples import ShardSamples
 from stages.distill.text.caption_prompts import PromptSimilarity
-from stages.distill.text.phrases import Chunker, make_chunker
+from stages.distill.text.parser_pool import ParserPool
+from stages.distill.text.phrases import Chunker, ParserChunker, make_chunker
 from stages.distill.text.similarity import Similarity, make_similarity
 from stages.library_versions import VERSIONS, accept_other_versions, library_versions
 from stages.progress import Progress
@@ -53,7 +56,7 @@ NO_PHRASES = (
 ABOUT = "about.json"
 """What `finish` has to know of teacher and settings; each worker would write the same bytes."""
 # Their effect is in the fingerprints of teacher, chunker or similarity, or they belong to the
-# machine; batch_size, which moves last digits in half precision alone, is in _arithmetic.
+# machine; what moves last digits in half precision alone is in _arithmetic.
 _OUTSIDE_THE_FINGERPRINT = (
     "lease_seconds",
     "accept_versions",
@@ -61,13 +64,17 @@ _OUTSIDE_THE_FINGERPRINT = (
     "detectron2",
     "features",
     "batch_size",
+    "bucket_px",
     "num_decoders",
     "phrases",
     "parser",
     "similarity",
     "num_threads",
+    "num_parsers",
 )
 _NUM_REASONS_SHOWN = 8
+NUM_PARSERS_ON_GPUS = 2
+"""Processes that parse beside a teacher on a GPU, where the recipe does not say how many."""
 _LABEL = "label"
 """All that the thread that writes does for a result before, or waits for."""
 _PARTS = ("decode wait", DEVICE, "selection", "phrases", "write")
@@ -109,19 +116,24 @@ def distill(
         )
     fingerprint = _fingerprint(config, object_source, chunker, similarity)
     shards = {shard.tar: shard for shard in _image_catalog(images).shards}
-    with Worker(
-        out,
-        {tar: shard.num_ok for tar, shard in shards.items()},
-        _fingerprints(config, fingerprint, list(shards.values()), out, log),
-        log=log,
-        lease_seconds=config.lease_seconds,
-        fatal=(DistillError,),
-    ) as worker:
+    with (
+        _with_parsers(config, chunker) as chunker,
+        Worker(
+            out,
+            {tar: shard.num_ok for tar, shard in shards.items()},
+            _fingerprints(config, fingerprint, list(shards.values()), out, log),
+            log=log,
+            lease_seconds=config.lease_seconds,
+            fatal=(DistillError,),
+        ) as worker,
+    ):
         clock = object_source.clock if isinstance(object_source, InferencePipeline) else Clock()
         labeller = Labeller(config, object_source, chunker, similarity, clock=clock)
-        _label_shards(
+        num_pictures = _label_shards(
             worker, shards, labeller, fingerprint, images=images, out=out, clock=clock, show=show
         )
+        if show and num_pictures and isinstance(object_source, InferencePipeline):
+            log(f"distill: {object_source.about_batches()}")
         with worker.finalize() as is_last:
             if is_last:
                 about = _about(object_source, chunker, similarity)
@@ -135,6 +147,19 @@ def distill(
     if show:
         _say_counts(catalog, out)
     return catalog
+
+
+@contextlib.contextmanager
+def _with_parsers(config: DistillConfig, chunker: Chunker) -> Iterator[Chunker | ParserPool]:
+    """The chunker, where it is a parser with the processes that the recipe asks for."""
+    num = config.num_parsers
+    if num is None:
+        num = NUM_PARSERS_ON_GPUS if pick_device().type == "cuda" else 0
+    if num == 0 or not isinstance(chunker, ParserChunker):
+        yield chunker
+        return
+    with ParserPool(chunker, config.parser, num) as pool:
+        yield pool
 
 
 def _fingerprints(
@@ -159,8 +184,9 @@ def _label_shards(
     out: Path,
     clock: Clock,
     show: bool,
-) -> None:
-    """Write object shards until all are done, by this worker or by others."""
+) -> int:
+    """Write object shards until all are done, by this worker or by others; pictures labelled
+    here."""
     total = sum(shard.num_ok for shard in shards.values())
     (num_before, start), tally = worker.count_done(), Counts()
     with Progress("distill", total=total, unit="pictures", start=start, show=show) as progress:
@@ -169,7 +195,7 @@ def _label_shards(
             with claim:
                 load_manifest(images / claim.tar, shards[claim.tar])  # ShardError where it changed
                 labelled = label_or_reuse(
-                    iterate(images / claim.tar),
+                    ShardSamples.of(images / claim.tar),
                     labeller,
                     PreviousShard(out / claim.tar, fingerprint),
                 )
@@ -186,6 +212,7 @@ def _label_shards(
             progress.log(NO_PHRASES)
         if tally.num_pictures:
             progress.log(f"distill: {_times(tally.num_pictures, clock)}")
+    return tally.num_pictures
 
 
 def finish(images: Path, out: Path) -> Catalog:
@@ -322,11 +349,15 @@ def _libraries(config: DistillConfig) -> list[str]:
 
 def _arithmetic(config: DistillConfig) -> dict[str, str]:
     """What moves the last digits of a detector's objects, and so the bytes of a shard: a GPU, and
-    in bf16 how many pictures run together. Nothing on the CPU in fp32, or where others' features
-    are joined."""
+    in bf16 how many pictures run together, which ones, and what they are padded to. Nothing on the
+    CPU in fp32, or where others' features are joined."""
     if config.teacher == "features":
         return {}
-    moving = {"batch_size": str(config.batch_size)} if config.precision == "bf16" else {}
+    moving: dict[str, str] = {}
+    if config.precision == "bf16":
+        moving = {"batch_size": str(config.batch_size), "batches": BATCH_RULES}
+    if config.bucket_px > 1:
+        moving["bucket_px"] = str(config.bucket_px)
     device = pick_device()
     return (
         moving if device.type == "cpu" else {**moving, "device": torch.cuda.get_device_name(device)}

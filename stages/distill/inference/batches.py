@@ -1,48 +1,36 @@
-"""Groups a stream of pictures of all sizes into batches of one size.
+"""Plans batches of pictures of one size over a whole shard, before any of them is read.
 
-Which pictures share a batch follows from their sizes and places in the line alone, never from how
+Which pictures share a batch follows from the sizes in the shard's manifest alone, never from how
 fast anything was.
 """
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from collections.abc import Sequence
 
-Item = TypeVar("Item")
+RULES = "planned/1"
+"""Names the rule of this file in fingerprints of what batches move; a change of it raises it."""
+MOST_PLANNED = 1024
+"""Pictures that are planned together at most, which bounds the results that wait for their turn."""
 
 
-class Batches(Generic[Item]):
-    """Collects items by size; a batch leaves when it is full, or when its oldest item has waited
-    for `window` items, itself among them.
+def plan_batches(sizes: Sequence[tuple[int, int]], *, most: int) -> list[list[int]]:
+    """Places in `sizes` of the pictures of each batch, at most `most`, all of one size.
 
-    most: items of a full batch.
+    Pictures of a size keep their order, and every batch of a size but its last is full. Batches are
+    in the order of their first pictures, so that results can be given out in the order of the
+    shard with as few of them waiting as there can be. Longer shards are planned in pieces of
+    `MOST_PLANNED`.
     """
-
-    def __init__(self, *, most: int, window: int) -> None:
-        self._most, self._window = most, window
-        # By the age of a group's oldest item, as a group that left starts over.
-        self._groups: dict[tuple[int, int], list[tuple[int, Item]]] = {}
-
-    def add(self, number: int, size: tuple[int, int], item: Item) -> list[list[Item]]:
-        """The batches that leave when the item of `size` and place `number` has come."""
-        group = self._groups.setdefault(size, [])
-        group.append((number, item))
-        full = [self._pop(size)] if len(group) >= self._most else []
-        return full + self.passed(number)
-
-    def passed(self, number: int) -> list[list[Item]]:
-        """The batches that leave when the line has come to place `number`."""
-        due = []
-        for size, group in list(self._groups.items()):
-            oldest, _ = group[0]
-            if number - oldest + 1 < self._window:
-                break
-            due.append(self._pop(size))
-        return due
-
-    def remaining(self) -> list[list[Item]]:
-        """All that are left, at the end."""
-        return [self._pop(size) for size in list(self._groups)]
-
-    def _pop(self, size: tuple[int, int]) -> list[Item]:
-        return [item for _, item in self._groups.pop(size)]
+    planned: list[list[int]] = []
+    for start in range(0, len(sizes), MOST_PLANNED):
+        of_size: dict[tuple[int, int], list[int]] = {}
+        batches: list[list[int]] = []
+        for place, size in enumerate(sizes[start : start + MOST_PLANNED], start):
+            batch = of_size.get(size)
+            if batch is None or len(batch) == most:
+                batch = of_size[size] = []
+                batches.append(batch)
+            batch.append(place)
+        planned += batches
+    return planned

@@ -43,13 +43,13 @@ class OomFallback:
         self._most_pixels: int | None = None
 
     def detect(self, batch: Sequence[Keyed]) -> list[np.ndarray | TeacherFailure]:
-        """The objects of some pictures of one size, or why a picture has none, in their order.
+        """The objects of some pictures of one canvas, or why a picture has none, in their order.
 
         Raises DistillError where the device is broken and where the detector does not give one
         array a picture.
         """
         results: list[np.ndarray | TeacherFailure] = []
-        height, width = batch[0].picture.size
+        height, width = (max(sides) for sides in zip(*(one.picture.size for one in batch)))
         while len(results) < len(batch):
             most = len(batch)
             if self._most_pixels is not None:

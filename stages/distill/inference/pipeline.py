@@ -1,18 +1,19 @@
-"""Runs a detector over a stream of samples: keeps the device busy, and yields results in order.
+"""Runs a detector over the samples of a shard: keeps the device busy, yields results in order.
 
 Three kinds of threads share the work, and bounded numbers of pictures lie between them:
 
-    the caller's    reads samples, well ahead of the results; labels and writes what comes out
+    the caller's    reads samples, batch by planned batch; labels and writes what comes out
     decoders        decode and resize, as Pillow leaves Python's lock to the others over both
     one detector's  transfers, runs the net, selects, makes arrays
 
-What comes out depends on none of their speeds.
+What comes out depends on none of their speeds. Objects of a picture whose batch ran early wait for
+their turn; pixels do not.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from sharding.format.schema import Failure, Sample
 from stages.detector.ops.resize import Prepared
-from stages.distill.inference.batches import Batches
+from stages.distill.inference.batches import plan_batches
 from stages.distill.inference.decode import decode
 from stages.distill.inference.failures import (
     check_device,
@@ -32,17 +33,14 @@ from stages.distill.inference.failures import (
 from stages.distill.inference.oom_fallback import Keyed, OomFallback
 from stages.distill.inference.stage_timer import DEVICE, Clock
 from stages.distill.object_source import Detector
+from stages.distill.shard_samples import ShardSamples
 from stages.distill.text.caption_prompts import CaptionPrompts
-
-NUM_BATCHES_SEARCHED = 4
-"""A picture waits for others of its size while so many batches of pictures go by."""
 
 
 @dataclass
 class _Passing:
-    """A picture on its way; `number` is its place in the line."""
+    """A picture on its way."""
 
-    number: int
     key: str
     prepared: Future[Prepared | Failure]
     seen: Future[np.ndarray | Failure] = field(default_factory=Future)
@@ -51,7 +49,7 @@ class _Passing:
 class InferencePipeline:
     """An ObjectSource made of a Detector, whose names and sizes it takes on.
 
-    batch_size: the most pictures, of one size, that go into the detector at once. num_decoders:
+    batch_size: the most pictures, of one canvas, that go into the detector at once. num_decoders:
     threads. log: gets a line when memory ran out. prompts: finds the phrases of captions that the
     detector is asked for, in the caller's thread; None where it is not asked. clock: its parts are
     "decode wait" (of the detector's thread) and "device".
@@ -70,7 +68,7 @@ class InferencePipeline:
         self._detector = detector
         self._detector_with_fallback = OomFallback(detector, log=log)
         self._batch_size, self._num_decoders = batch_size, num_decoders
-        self._window = 1 if batch_size == 1 else NUM_BATCHES_SEARCHED * batch_size
+        self._num_batches = self._num_pictures = 0
         self.clock = Clock()
 
     @property
@@ -94,46 +92,48 @@ class InferencePipeline:
         return self._detector.fingerprint
 
     @property
-    def most_passing(self) -> int:
-        """Pictures that are on their way at most: those that wait for others of their size, a
-        batch in the detector's hands, and two for each decoder."""
-        return self._window + self._batch_size + 2 * self._num_decoders
+    def most_ahead(self) -> int:
+        """Pictures that are on their way at most, those apart whose batch has to run for a result
+        that is due: two batches, and two for each decoder."""
+        return 2 * (self._batch_size + self._num_decoders)
 
-    def objects(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
-        """As ObjectSource.see. Its threads end with it, after the batch that is in the
+    def about_batches(self) -> str:
+        """How full the batches were, for people."""
+        mean = self._num_pictures / max(self._num_batches, 1)
+        return f"{self._num_batches} batches of {mean:.2f} pictures, {self._batch_size} at most."
+
+    def objects(self, samples: ShardSamples) -> Iterator[np.ndarray | Failure]:
+        """As ObjectSource.objects. Its threads end with it, after the batch that is in the
         detector's hands."""
-        rest = iter(samples)
-        line: deque[_Passing] = deque()
-        batches: Batches[tuple[_Passing, Prepared]] = Batches(
-            most=self._batch_size, window=self._window
-        )
-        number, has_more = 0, True
+        sizes = [self._detector.canvas(entry.height, entry.width) for entry in samples.entries]
+        planned = deque(plan_batches(sizes, most=self._batch_size))
+        ahead: deque[list[int]] = deque()  # batches on their way that no result was due of yet
+        line: dict[int, _Passing] = {}
         with (
             ThreadPoolExecutor(self._num_decoders, "boxless-decode") as decoders,
             ThreadPoolExecutor(1, "boxless-detect") as device,
         ):
             try:
-                while True:
-                    while has_more and len(line) < self.most_passing:
-                        sample = next(rest, None)
-                        if sample is None:
-                            has_more = False
-                            device.submit(self._look_at_rest, batches)
-                            break
-                        passing = _Passing(
-                            number,
-                            sample.key,
-                            decoders.submit(self._prepare, sample, self._prompts_of(sample)),
-                        )
-                        line.append(passing)
-                        device.submit(self._take, passing, batches)
-                        number += 1
-                    if not line:
-                        return
-                    yield line.popleft().seen.result()
+                for place in range(len(samples)):
+                    while planned and (
+                        planned[0][0] == place
+                        or sum(map(len, ahead)) + len(planned[0]) <= self.most_ahead
+                    ):
+                        ahead.append(planned.popleft())
+                        batch = [self._start(samples[each], decoders) for each in ahead[-1]]
+                        line.update(zip(ahead[-1], batch))
+                        device.submit(self._look_at, batch)
+                    if ahead and ahead[0][0] == place:
+                        ahead.popleft()
+                    yield line.pop(place).seen.result()
             finally:
                 device.shutdown(wait=False, cancel_futures=True)
                 decoders.shutdown(wait=False, cancel_futures=True)
+
+    def _start(self, sample: Sample, decoders: ThreadPoolExecutor) -> _Passing:
+        return _Passing(
+            sample.key, decoders.submit(self._prepare, sample, self._prompts_of(sample))
+        )
 
     def _prompts_of(self, sample: Sample) -> tuple[str, ...]:
         return () if self.prompts is None else self.prompts.of(sample.info["captions"])
@@ -154,28 +154,30 @@ class InferencePipeline:
             check_device(sample.key, error)
             return teacher_failure(sample.key, "prepare", error)
 
-    def _take(self, passing: _Passing, batches: Batches[tuple[_Passing, Prepared]]) -> None:
-        """In the detector's thread: the next picture of the line, and the batches due with it."""
-        try:
-            with self.clock.during("decode wait"):
-                prepared = passing.prepared.result()
+    def _look_at(self, batch: Sequence[_Passing]) -> None:
+        """In the detector's thread: the objects of a planned batch, without pictures that could not
+        be prepared. Where a decoded picture has another canvas than its manifest says, it goes with
+        others of its own."""
+        of_canvas: dict[tuple[int, int], list[tuple[_Passing, Prepared]]] = {}
+        for passing in batch:
+            try:
+                with self.clock.during("decode wait"):
+                    prepared = passing.prepared.result()
+            except BaseException as error:  # for the caller, who waits for this picture
+                passing.seen.set_exception(error)
+                continue
             if isinstance(prepared, Failure):
                 passing.seen.set_result(prepared)
-                due = batches.passed(passing.number)
-            else:
-                due = batches.add(passing.number, prepared.size, (passing, prepared))
-        except BaseException as error:  # for the caller, who waits for this picture
-            passing.seen.set_exception(error)
-            return
-        for batch in due:
-            self._look(batch)
-
-    def _look_at_rest(self, batches: Batches[tuple[_Passing, Prepared]]) -> None:
-        for batch in batches.remaining():
-            self._look(batch)
+                continue
+            canvas = self._detector.canvas(prepared.height, prepared.width)
+            of_canvas.setdefault(canvas, []).append((passing, prepared))
+        for part in of_canvas.values():
+            self._look(part)
 
     def _look(self, batch: list[tuple[_Passing, Prepared]]) -> None:
         """In the detector's thread: the objects of a batch, or what the caller is to raise."""
+        self._num_batches += 1
+        self._num_pictures += len(batch)
         try:
             with self.clock.during(DEVICE):
                 results = self._detector_with_fallback.detect(

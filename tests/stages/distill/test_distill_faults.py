@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from distill_fakes import FakeTeacher, plain_shards, source_of, tree_of, write_images
+from distill_fakes import FakeTeacher, plain_shards, shard_of, source_of, tree_of, write_images
 
 from sharding.coordination.work_queue import FOLDER
 from sharding.format.schema import Failure, Sample
@@ -120,7 +120,7 @@ def test_a_similarity_that_is_not_finite_fails_its_picture(tmp_path: Path) -> No
     chunker = make_chunker(CONFIG, labels, FakeTeacher.attribute_names)
     samples = [s for shard in plain_shards().values() for s in shard]
     labeller = Labeller(CONFIG, source_of(FakeTeacher()), chunker, similarity, clock=Clock())
-    results = dict(zip([s.key for s in samples], labeller.label(samples)))
+    results = dict(zip([s.key for s in samples], labeller.label(shard_of(samples))))
     failed = {key for key, result in results.items() if isinstance(result, Failure)}
     is_odd = {
         key

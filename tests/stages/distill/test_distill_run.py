@@ -219,11 +219,16 @@ def test_the_fingerprint_has_what_moves_last_digits(
     in single precision there is nothing that moves any."""
     in_bf16 = replace(CONFIG, precision="bf16")
     assert run._arithmetic(CONFIG) == {}
-    assert run._arithmetic(in_bf16) == {"batch_size": "2"}
+    assert run._arithmetic(in_bf16) == {"batch_size": "2", "batches": "planned/1"}
     monkeypatch.setattr(run, "pick_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     assert run._arithmetic(CONFIG) == {"device": "NVIDIA A100"}
-    assert run._arithmetic(in_bf16) == {"batch_size": "2", "device": "NVIDIA A100"}
+    assert run._arithmetic(replace(in_bf16, bucket_px=64)) == {
+        "batch_size": "2",
+        "batches": "planned/1",
+        "bucket_px": "64",
+        "device": "NVIDIA A100",
+    }
 
 
 def test_finished_shards_of_other_versions_are_accepted_where_the_recipe_says_so(

@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from distill_fakes import POISON, FakeTeacher, picture_bytes, source_of
+from distill_fakes import POISON, FakeTeacher, picture_bytes, shard_of, source_of
 
+from sharding.format.manifest import SampleEntry
 from sharding.format.schema import Failure, Sample
 from stages.detector.device import pick_device
 from stages.detector.ops.resize import Prepared
 from stages.distill.inference import pipeline as flow_file
-from stages.distill.inference.batches import Batches
+from stages.distill.inference.batches import plan_batches
 from stages.distill.inference.decode import decode
 from stages.distill.inference.failures import TeacherFailure, ran_out
 from stages.distill.inference.stage_timer import Clock
@@ -75,44 +76,68 @@ def test_results_are_those_of_each_alone_in_order(batch_size: int, num_decoders:
 
     teacher = Watching()
     object_source = source_of(teacher, batch_size=batch_size, num_decoders=num_decoders)
-    assert bytes_of(list(object_source.objects(samples))) == alone(samples)
+    assert bytes_of(list(object_source.objects(shard_of(samples)))) == alone(samples)
     assert max(teacher.batch_sizes) <= batch_size and sum(teacher.batch_sizes) == 60
     assert max(map(len, sizes)) == 1
     assert batch_size == 1 or max(teacher.batch_sizes) > 1
-    assert list(object_source.objects([])) == []
+    assert list(object_source.objects(shard_of([]))) == []
 
 
-def test_batches_follow_from_the_line_alone() -> None:
-    """Oracle: by hand, a batch is 2 and the window 4. b's first waits for places 1 to 4; a's pairs
-    are full at once; what is left leaves at the end, oldest first."""
-    batches: Batches[str] = Batches(most=2, window=4)
-    a, b, c = (1, 1), (2, 2), (3, 3)
-    assert batches.add(0, a, "a0") == []
-    assert batches.add(1, b, "b1") == []
-    assert batches.add(2, a, "a2") == [["a0", "a2"]]
-    assert batches.passed(3) == []
-    assert batches.add(4, c, "c4") == [["b1"]]
-    assert batches.add(5, a, "a5") == []
-    assert batches.add(6, b, "b6") == []
-    assert batches.remaining() == [["c4"], ["a5"], ["b6"]] and batches.remaining() == []
+def test_batches_are_planned_over_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: by hand, a batch is 2: each size's pictures in pairs, however far apart they are;
+    batches in the order of their first. In pieces of 5 no batch reaches over a border."""
+    sizes = [(height, 1) for height in (1, 2, 1, 3, 1, 2, 2, 1)]
+    assert plan_batches(sizes, most=2) == [[0, 2], [1, 5], [3], [4, 7], [6]]
+    assert plan_batches(sizes, most=1) == [[place] for place in range(8)]
+    assert plan_batches(sizes, most=8) == [[0, 2, 4, 7], [1, 5, 6], [3]]
+    assert plan_batches([], most=2) == []
+    monkeypatch.setattr("stages.distill.inference.batches.MOST_PLANNED", 5)
+    assert plan_batches(sizes, most=2) == [[0, 2], [1], [3], [4], [5, 6], [7]]
 
 
-def test_pictures_on_their_way_are_bounded() -> None:
-    """Oracle: a count of the samples read and not yet given out, while a slow consumer and a slow
-    teacher each hold the others up; the most is what the flow says of itself, and it is reached."""
-    num_read, most = 0, 0
+def test_far_pictures_of_a_size_run_together() -> None:
+    """Oracle: of 60 pictures of 9 sizes, batches of 4, each size leaves at most one batch that is
+    not full, and results come in the order of the shard."""
+    samples, teacher = samples_of(60), FakeTeacher()
+    assert bytes_of(list(source_of(teacher, batch_size=4).objects(shard_of(samples)))) == alone(
+        samples
+    )
+    sizes = Counter((one.info["height"], one.info["width"]) for one in samples)
+    assert len(teacher.batch_sizes) == sum(-(-num // 4) for num in sizes.values())
 
-    def reading() -> Iterator[Sample]:
-        nonlocal num_read
-        for sample in samples_of(80):
-            num_read += 1
-            yield sample
 
-    flow = source_of(FakeTeacher(), batch_size=4, num_decoders=2)
-    for number, _ in enumerate(flow.objects(reading())):
-        most = max(most, num_read - number)
+def test_a_picture_of_another_size_than_its_manifest_says_runs_apart() -> None:
+    """Oracle: by hand: of three said to be of one size, the one that is not goes alone."""
+    samples = samples_of(1) * 3
+    samples[1] = sample_of("other", np.ones((5, 5, 3), np.uint8))
+    samples = [replace(sample, key=f"s{i}") for i, sample in enumerate(samples)]
+    shard = shard_of(samples)
+    shard = replace(shard, entries=[replace(one, width=8, height=8) for one in shard.entries])
+    teacher = FakeTeacher()
+    assert bytes_of(list(source_of(teacher, batch_size=4).objects(shard))) == alone(samples)
+    assert sorted(teacher.batch_sizes) == [1, 2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_pictures_on_their_way_are_bounded(batch_size: int) -> None:
+    """Oracle: a count of the samples read and not yet given out, without those of batches that had
+    to run for a result, while a slow consumer and a slow teacher each hold the others up; the most
+    is what the flow says of itself, and it is reached."""
+    samples, read = samples_of(80), set[str]()
+    shard = shard_of(samples)
+    places = {sample.key: place for place, sample in enumerate(samples)}
+    sizes = [(one.height, one.width) for one in shard.entries]
+    batch_of = {p: batch for batch in plan_batches(sizes, most=batch_size) for p in batch}
+
+    def reading(entry: SampleEntry) -> Sample:
+        read.add(entry.key)
+        return shard.read(entry)
+
+    flow, most = source_of(FakeTeacher(), batch_size=batch_size, num_decoders=2), 0
+    for number, _ in enumerate(flow.objects(replace(shard, read=reading))):
+        most = max(most, sum(batch_of[places[key]][0] > number for key in read))
         time.sleep(0.001)
-    assert most == flow.most_passing == 4 * 4 + 4 + 2 * 2
+    assert flow.most_ahead - batch_size <= most <= flow.most_ahead == 2 * (batch_size + 2)
 
 
 def test_a_picture_among_broken_ones_waits_for_no_other() -> None:
@@ -122,7 +147,7 @@ def test_a_picture_among_broken_ones_waits_for_no_other() -> None:
     results: list[np.ndarray | Failure] = []
     flow = source_of(FakeTeacher(), batch_size=4)
     seeing = threading.Thread(
-        target=lambda: results.extend(flow.objects([good, *broken])), daemon=True
+        target=lambda: results.extend(flow.objects(shard_of([good, *broken]))), daemon=True
     )
     seeing.start()
     seeing.join(30)
@@ -149,7 +174,7 @@ def test_stages_overlap() -> None:
             return super().detect(prepared)
 
     for number, _ in enumerate(
-        source_of(Meeting(), batch_size=1, num_decoders=1).objects(samples_of(8))
+        source_of(Meeting(), batch_size=1, num_decoders=1).objects(shard_of(samples_of(8)))
     ):
         if number == 1:
             barrier.wait()
@@ -163,7 +188,9 @@ def test_memory_that_ran_out_halves_the_batch(capsys: pytest.CaptureFixture[str]
         sample_of(f"s{i}", random.integers(0, 256, (8, 8, 3)).astype(np.uint8)) for i in range(24)
     ]
     teacher = NarrowTeacher(3 * 64)
-    assert bytes_of(list(source_of(teacher, batch_size=8).objects(samples))) == alone(samples)
+    assert bytes_of(list(source_of(teacher, batch_size=8).objects(shard_of(samples)))) == alone(
+        samples
+    )
     assert teacher.batch_sizes == [2] * 12
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("Memory ran out with 8 pictures of 8 x 8 pixels at once")
@@ -188,7 +215,7 @@ def test_a_picture_too_large_is_recorded_and_leaves_the_batches_as_they_are(
     samples = [*small[:5], large, *small[5:]]
     teacher = NarrowTeacher(8 * 64, error)
     assert ran_out(error)
-    results = list(source_of(teacher, batch_size=8).objects(samples))
+    results = list(source_of(teacher, batch_size=8).objects(shard_of(samples)))
     reason = "detect: memory ran out on this picture alone"
     assert results.pop(5) == TeacherFailure(key="large", reason=reason, ran_out=True)
     assert bytes_of(results) == alone(small)
@@ -208,7 +235,7 @@ def test_a_bad_picture_takes_no_other_of_its_batch_along() -> None:
     samples = same_size(6)
     samples[2] = sample_of("bad", np.full((8, 8, 3), POISON, np.uint8))
     teacher = FakeTeacher()
-    results = list(source_of(teacher, batch_size=6).objects(samples))
+    results = list(source_of(teacher, batch_size=6).objects(shard_of(samples)))
     bad = results.pop(2)
     assert bad == TeacherFailure(key="bad", reason="detect: RuntimeError: cannot look at")
     assert isinstance(bad, TeacherFailure) and isinstance(bad.error, RuntimeError)
@@ -223,7 +250,7 @@ def test_what_cannot_be_prepared_is_the_teachers_failure() -> None:
 
     samples = samples_of(2)
     samples[0] = replace(samples[0], image=b"no picture")
-    undecoded, unprepared = source_of(Clumsy()).objects(samples)
+    undecoded, unprepared = source_of(Clumsy()).objects(shard_of(samples))
     assert isinstance(undecoded, Failure) and not isinstance(undecoded, TeacherFailure)
     assert unprepared == TeacherFailure(key="s1", reason="prepare: KeyError: 'scale'")
 
@@ -245,17 +272,20 @@ def test_what_is_raised_in_a_thread_is_raised_here(
     else:
         monkeypatch.setattr(teacher, raises, broken)
     with pytest.raises(Interrupted):
-        list(source_of(teacher, batch_size=2).objects(samples_of(30)))
+        list(source_of(teacher, batch_size=2).objects(shard_of(samples_of(30))))
     assert_no_threads()
 
 
 def test_what_reading_raises_is_raised_and_ends_the_threads() -> None:
-    def reading() -> Iterator[Sample]:
-        yield from samples_of(9)
-        raise OSError("disk")
+    shard = shard_of(samples_of(30))
+
+    def reading(entry: SampleEntry) -> Sample:
+        if entry.key == "s9":
+            raise OSError("disk")
+        return shard.read(entry)
 
     with pytest.raises(OSError, match="disk"):
-        list(source_of(FakeTeacher()).objects(reading()))
+        list(source_of(FakeTeacher()).objects(replace(shard, read=reading)))
     assert_no_threads()
 
 
@@ -270,7 +300,7 @@ def test_closed_early_it_leaves_no_threads_and_no_work() -> None:
             return super().detect(prepared)
 
     teacher = Slow()
-    results = source_of(teacher, batch_size=1).objects(samples_of(50))
+    results = source_of(teacher, batch_size=1).objects(shard_of(samples_of(50)))
     next(results)
     threading.Timer(0.2, may_end.set).start()
     results.close()  # type: ignore[attr-defined]

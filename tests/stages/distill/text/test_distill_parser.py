@@ -3,8 +3,14 @@ captions whose tags, heads and dependencies a few rules write down."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +18,19 @@ import numpy as np
 import pytest
 import spacy
 import thinc.api
-from distill_fakes import FakeTeacher, make_sample, source_of, write_images
+import torch
+from distill_fakes import FakeTeacher, make_sample, source_of, tree_of, write_images
 from spacy.training import Example
 
 from sharding.reading.sample_reader import iterate
+from stages.distill import run
 from stages.distill.config import DistillConfig
+from stages.distill.inference.failures import DistillError
 from stages.distill.run import distill
-from stages.distill.text.phrases import LexiconChunker, ParserChunker, make_chunker
+from stages.distill.text import parser_pool
+from stages.distill.text.parser_pool import ParseError, ParserPool
+from stages.distill.text.parser_process import serve
+from stages.distill.text.phrases import LexiconChunker, ParserChunker, Phrase, make_chunker
 
 NOUNS = "circle square triangle star dog man woman horse table box car house circles dogs".split()
 ADJECTIVES = "small large red blue green yellow old big black white".split()
@@ -270,3 +282,116 @@ def test_object_shards_from_the_parser(parser_folder: Path, tmp_path: Path) -> N
     (seen,) = iterate(tmp_path / "objects" / "train-000000.tar")
     (phrases,) = seen.info["phrases"]
     assert [phrase["text"] for phrase in phrases] == ["the small dog", "a red square"]
+
+
+@pytest.fixture(scope="module")
+def pool(parser_folder: Path, chunker: ParserChunker) -> Iterator[ParserPool]:
+    with ParserPool(chunker, str(parser_folder), 1) as pool:
+        yield pool
+
+
+def test_a_process_finds_the_same_phrases_in_order(
+    pool: ParserPool, chunker: ParserChunker
+) -> None:
+    """Oracle: the chunker in this process, on the same captions together; requests wait for one
+    another, and each future has its own. Odd characters survive the pipe."""
+    texts = [text_of(caption) for caption in make_captions()[1]]
+    requests = [texts[:16], ["the dog\n is caf\u00e9 \u5706\u5f62", ""], [], texts[16:]]
+    futures = [pool.submit(request) for request in requests]
+    assert [future.result(300) for future in futures] == [chunker.chunk(one) for one in requests]
+    assert (pool.name, pool.fingerprint) == (chunker.name, chunker.fingerprint)
+
+
+def test_shards_are_the_same_with_processes(
+    parser_folder: Path, pool: ParserPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the folder written without, file by file, of so many samples that parses wait in
+    line, two of which are broken."""
+    random, texts = np.random.default_rng(0), [text_of(one) for one in make_captions()[1]]
+    samples = [make_sample(f"s{i}", [texts[i % 40], texts[-i % 40]], random) for i in range(70)]
+    samples[3] = replace(samples[3], image=b"no picture")
+    samples[69] = replace(samples[69], image=b"no picture")
+    write_images(tmp_path / "images", {"train-000000.tar": samples})
+    for name in ("without", "with"):
+        distill(
+            DistillConfig(phrases="parser", parser=str(parser_folder)),
+            images=tmp_path / "images",
+            object_source=source_of(FakeTeacher()),
+            out=tmp_path / name,
+            show=False,
+        )
+        monkeypatch.setattr(run, "_with_parsers", lambda *args: contextlib.nullcontext(pool))
+    assert tree_of(tmp_path / "with") == tree_of(tmp_path / "without")
+
+
+def test_a_process_that_ends_stops_the_stage(
+    chunker: ParserChunker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: a module that is not there ends with status 1 before it answers."""
+    monkeypatch.setattr(parser_pool, "MODULE", "stages.distill.text.not_there")
+    with (
+        ParserPool(chunker, "small", 2) as pool,
+        pytest.raises(DistillError, match="ended with status 1, .* distill.num_parsers=0"),
+    ):
+        pool.chunk(["a dog"])
+
+
+def test_what_the_parser_raises_is_said(
+    chunker: ParserChunker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the line that the process answers with, and the error that the pool makes of one;
+    the process goes on with the next line."""
+
+    class Failing:
+        name = fingerprint = "failing"
+
+        def chunk(self, captions: Sequence[str]) -> list[list[Phrase]]:
+            if captions == ["bad"]:
+                raise ValueError("too long")
+            return [[Phrase("a", 0, 1)] for _ in captions]
+
+    answers = io.BytesIO()
+    serve(Failing(), io.BytesIO(b'["bad"]\n["a", "b"]\n'), answers)
+    error, sound = map(json.loads, answers.getvalue().splitlines())
+    assert error == {"error": "ValueError: too long"} and sound == [[[0, 1]], [[0, 1]]]
+    monkeypatch.setattr(parser_pool, "MODULE", "stages.distill.text.not_there")
+    monkeypatch.setattr(parser_pool, "_exchange", lambda process, captions: error)
+    with ParserPool(chunker, "small", 1) as pool, pytest.raises(ParseError, match="too long"):
+        pool.chunk(["bad"])
+
+
+def test_processes_end_with_one_that_is_killed(parser_folder: Path, chunker: ParserChunker) -> None:
+    """Oracle: a pipe that they inherit as their standard error closes when the last of them has
+    ended."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.dup2(writing, 2)
+        os.close(writing)
+        with ParserPool(chunker, str(parser_folder), 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.close(writing)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    with open(reading, "rb") as stream:
+        assert b"Traceback" not in stream.read()
+
+
+def test_processes_where_the_recipe_or_a_gpu_asks_for_them(
+    chunker: ParserChunker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: by hand, of the setting and the device; a lexicon has none."""
+    monkeypatch.setattr(parser_pool, "MODULE", "stages.distill.text.not_there")
+    lexicon = LexiconChunker(["dog"], [])
+    for device, num, expected in (
+        ("cpu", None, 0),
+        ("cuda", None, 2),
+        ("cuda", 0, 0),
+        ("cpu", 1, 1),
+    ):
+        monkeypatch.setattr(run, "pick_device", lambda device=device: torch.device(device))
+        config = DistillConfig(num_parsers=num)
+        with run._with_parsers(config, chunker) as found:
+            got = len(found._processes) if isinstance(found, ParserPool) else 0
+        assert got == expected
+        with run._with_parsers(config, lexicon) as found:
+            assert found is lexicon
