@@ -5,11 +5,10 @@ The values that stand here are those of the toy world.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Tag
 
@@ -19,20 +18,6 @@ from stages.section_kinds import by_kind
 FPN_STRIDES_PX = (4, 8, 16, 32, 64)  # of p2 to p6
 FINEST_LEVELS = (2, 3, 4)  # the first of p2 to p4 that a pyramid may begin with
 C4_STRIDE_PX = 16
-
-
-# Fields that earlier versions did not have, and what they did.
-LATER_FIELDS: Mapping[str, Mapping[str, Any]] = {
-    "picture": {"inference_scales": (1.0,), "inference_mirror": False},
-    "backbone": {"block": "bottleneck", "fpn_finest": 2},
-    "proposals": {"inference_proposals": None},
-    "boxes": {
-        "canonical_box_px": 224.0,
-        "class_agnostic": False,
-        "second_classifier": 0.0,
-    },
-    "choice": {"objectness_power": 0.0},
-}
 
 
 def check(config: object, valid: Mapping[str, tuple[bool, str]]) -> None:
@@ -100,7 +85,7 @@ class PictureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlainConfig:
-    """The small backbone of `backbone.py`, one level.
+    """The small backbone of `model/plain_backbone.py`, one level.
 
     stem_width: channels after the first convolution, which halves the picture.
     stage_widths, stage_strides: channels and stride (1 or 2) of each stage after it; together the
@@ -138,7 +123,7 @@ class PlainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig:
-    """A ResNet (`resnet.py`), with or without a pyramid (`fpn.py`).
+    """A ResNet (`model/resnet.py`), with or without a pyramid (`model/fpn.py`).
 
     block: "bottleneck" (ResNet 50, 101, 152) or "basic" (ResNet 18, 34: two 3x3 convolutions;
         bottleneck_widths, groups and stride_in_1x1 do not apply).
@@ -333,7 +318,7 @@ class BoxConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceConfig:
-    """Which objects of a picture are reported (`choose.py`).
+    """Which objects of a picture are reported (`model/postprocess.py`).
 
     rule: "detections", boxes regressed for a class, suppressed within the class, as detectron2;
         or "proposals", the proposals themselves whose best class counts, as bottom-up attention.
@@ -429,52 +414,3 @@ class TeacherConfig:
                 f"boxes.second_classifier: got {self.boxes.second_classifier}, expected 0, as the "
                 "backbone is no ResNet with a pyramid (backbone.fpn_width)"
             )
-
-
-def net_to_json(net: TeacherConfig) -> dict[str, Any]:
-    """The config as `net_from_json` reads it.
-
-    Fields that came later are left out where they have the value that held before, so that the
-    fingerprints of older teachers, which are taken over this, stay.
-    """
-    parts = dataclasses.asdict(net)
-    for part, fields in LATER_FIELDS.items():
-        for name, value in fields.items():
-            if parts[part].get(name) == value:
-                del parts[part][name]
-    return parts
-
-
-def net_from_json(net: Mapping[str, Any]) -> TeacherConfig:
-    """The config that `net_to_json` and JSON made `net` from.
-
-    Raises ValueError for a part that is missing, odd or of no known kind.
-    """
-    kinds: dict[str, type[PlainConfig] | type[ResNetConfig]] = {
-        "plain": PlainConfig,
-        "resnet": ResNetConfig,
-    }
-    try:
-        parts = {name: _tuples(value) for name, value in net.items()}
-        return TeacherConfig(
-            **{
-                **parts,
-                "picture": PictureConfig(**parts["picture"]),
-                "backbone": kinds[parts["backbone"]["kind"]](**parts["backbone"]),
-                "proposals": ProposalConfig(**parts["proposals"]),
-                "boxes": BoxConfig(**parts["boxes"]),
-                "choice": ChoiceConfig(**parts["choice"]),
-            }
-        )
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BoxlessError(
-            f"net: got {type(error).__name__}: {error}, expected the parts picture, backbone, "
-            "proposals, boxes and choice of a teacher's net"
-        ) from error
-
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists as tuples, however deep."""
-    if isinstance(value, Mapping):
-        return {name: _tuples(inner) for name, inner in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

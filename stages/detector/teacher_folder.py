@@ -25,7 +25,8 @@ from stages.detector.device import pick_device
 from stages.detector.model.faster_rcnn import FasterRCNN
 from stages.detector.model.meta_init import put_weights, shapes_only
 from stages.detector.model_card import Card, Sizes, page
-from stages.detector.net_config import TeacherConfig, net_from_json, net_to_json
+from stages.detector.net_config import TeacherConfig
+from stages.detector.net_json import net_from_json, net_to_json
 from stages.detector.null_teacher import NullTeacher
 from stages.detector.predictor import Teacher
 

@@ -298,10 +298,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "a number of gigabytes": (b"\x8b\xff\xff\xff\x7f.", "cut off"),
     "a number of many digits": (b"L" + b"9" * 100_000 + b"L\n.", "100001 digits|100000 digits"),
     "a negative length": (b"T\xff\xff\xff\xff.", "-1 bytes"),
-    "bytes again and again": (
+    "bytes repeatedly": (
         b"X\x00\x40\x00\x00" + b"a" * (1 << 14) + b"q\x00X\x06\x00\x00\x00"
         b"latin1q\x01" + b"c_codecs\nencode\nh\x00h\x01\x86R" * 100 + b".",
-        "again and again",
+        "repeatedly",
     ),
     "nothing": (b"", "cut off"),
     "no stack": (b".", "no sound pickle"),

@@ -15,7 +15,8 @@ from test_teacher_caffe import make_weights as caffe_weights
 from stages.detector.checkpoints.checkpoint_error import CheckpointError
 from stages.detector.checkpoints.families import FAMILIES, Family
 from stages.detector.checkpoints.weights import num_names, read_net
-from stages.detector.net_config import ResNetConfig, net_from_json
+from stages.detector.net_config import ResNetConfig
+from stages.detector.net_json import net_from_json
 
 Arrays = dict[str, np.ndarray]
 PREDICTOR = "roi_heads.box_predictor"

@@ -18,9 +18,8 @@ from stages.detector.net_config import (
     ProposalConfig,
     ResNetConfig,
     TeacherConfig,
-    net_from_json,
-    net_to_json,
 )
+from stages.detector.net_json import net_from_json, net_to_json
 from stages.detector.training.config import TeachConfig
 
 FPN = TeacherConfig(

@@ -11,14 +11,8 @@ from teacher_scenes import NET, draw
 from stages.detector.model.faster_rcnn import FasterRCNN
 from stages.detector.model.second_classifier import joined
 from stages.detector.model.test_time_augmentation import View, find_in_views
-from stages.detector.net_config import (
-    ChoiceConfig,
-    ProposalConfig,
-    ResNetConfig,
-    TeacherConfig,
-    net_from_json,
-    net_to_json,
-)
+from stages.detector.net_config import ChoiceConfig, ProposalConfig, ResNetConfig, TeacherConfig
+from stages.detector.net_json import net_from_json, net_to_json
 from stages.detector.training.config import TeachConfig
 from stages.detector.training.labeled_pictures import Truth
 from stages.detector.training.losses import detection_losses

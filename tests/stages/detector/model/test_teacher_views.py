@@ -13,14 +13,8 @@ from teacher_scenes import ATTRIBUTES, LABELS, NET, draw
 from stages.detector.model.faster_rcnn import FasterRCNN
 from stages.detector.model.postprocess import label_scores
 from stages.detector.model.test_time_augmentation import View, find_in_views
-from stages.detector.net_config import (
-    ChoiceConfig,
-    PictureConfig,
-    ProposalConfig,
-    TeacherConfig,
-    net_from_json,
-    net_to_json,
-)
+from stages.detector.net_config import ChoiceConfig, PictureConfig, ProposalConfig, TeacherConfig
+from stages.detector.net_json import net_from_json, net_to_json
 from stages.detector.predictor import Teacher
 
 CHOICE = ChoiceConfig(score_threshold=0.2, max_objects=20, num_top=2)
