@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.training.elastic_training import STUDENT, make_objects, train
-from stages.pretrain.config import MvmConfig, PretrainConfig
+from stages.pretrain.config import PretrainConfig
+from stages.pretrain.objectives.config import MvmConfig
 from stages.student.vision.neck_config import DictionaryConfig, PlainNeckConfig, SohoNeckConfig
 from stages.training.monitoring.metrics import read_metrics
 

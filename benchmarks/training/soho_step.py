@@ -31,9 +31,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.training.soho_released import ReleasedSoho, Waste
-from stages.pretrain.config import MlmConfig, MvmConfig, OmvmConfig, PraConfig, PretrainConfig
+from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.model import PretrainModel, make_objectives
+from stages.pretrain.objectives.config import MlmConfig, MvmConfig, OmvmConfig, PraConfig
 from stages.student.build import make_student
 from stages.student.checkpoints.soho import official_name
 from stages.student.config import StudentConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from boxless.errors import BoxlessError
+from stages.training.config import check_share
 
 ON_FAULT = ("stop", "skip")
 
@@ -55,3 +56,50 @@ class DataConfig:
             raise BoxlessError(
                 "sources: got some with a weight and some without, expected all alike"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random views of the training pictures, with boxes, phrases and captions carried along (ours;
+    neither paper has any). The defaults change nothing."""
+
+    min_area: float = 1.0
+    """Least share of the picture that a random crop keeps, above 0; 1 for no crop. A crop is
+    stretched to the size of the whole picture."""
+    max_stretch: float = 4 / 3
+    """Most that a crop changes the picture's proportions, at least 1."""
+    mirror: float = 0.0
+    """Share of pictures that are mirrored; in their captions left and right change places. Writing
+    in a picture is mirrored with it."""
+    colour: float = 0.0
+    """Brightness, contrast and saturation each change by a factor within this of 1, below 1."""
+    min_visible: float = 0.3
+    """An object of which a crop leaves a smaller share of its box is dropped."""
+    num_views: int | None = None
+    """Views that a picture has in all, one of them drawn each time; null draws a new one. A few
+    views are what `pretrain.cnn_cache_mib` can keep. A share of `mirror` of each picture's views is
+    mirrored."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_area", "mirror", "colour", "min_visible"):
+            check_share(f"augment.{name}", getattr(self, name))
+        if not self.min_area:
+            raise BoxlessError("augment.min_area: got 0, expected above 0, 1 for no crop")
+        if self.colour >= 1:
+            raise BoxlessError(f"augment.colour: got {self.colour}, expected below 1")
+        if self.num_views is not None and self.num_views < 1:
+            raise BoxlessError(
+                f"augment.num_views: got {self.num_views}, expected at least 1, or null"
+            )
+        if self.max_stretch < 1:
+            raise BoxlessError(f"augment.max_stretch: got {self.max_stretch}, expected at least 1")
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether every picture is seen as it is."""
+        return self.min_area == 1 and not self.mirror and not self.colour
+
+    @property
+    def comes_again(self) -> bool:
+        """Whether a later epoch sees the same views."""
+        return self.changes_nothing or self.num_views is not None

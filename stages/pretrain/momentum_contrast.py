@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stages.pretrain.config import ItcConfig
 from stages.pretrain.data.batch import Batch, Comparison
+from stages.pretrain.objectives.config import ItcConfig
 from stages.pretrain.weight_copy import WeightCopy
 from stages.student.network import Student
 

@@ -14,10 +14,11 @@ from sharding.format.resize import Resize
 from sharding.format.schema import ShardError
 from sharding.order.order import Turn
 from sharding.reading.dataset_source import DatasetSource
-from stages.pretrain.config import AugmentConfig, PretrainConfig
+from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.data.batches import Batches, open_stream
 from stages.pretrain.data.collate import Collate
+from stages.pretrain.data_config import AugmentConfig
 from stages.pretrain.model import PretrainModel
 from stages.training.monitoring.metrics import MetricAccumulator
 

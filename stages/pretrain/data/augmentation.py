@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from sharding.format.schema import Sample
-from stages.pretrain.config import AugmentConfig
+from stages.pretrain.data_config import AugmentConfig
 
 NUM_TRIES = 10
 SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)

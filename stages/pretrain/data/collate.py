@@ -20,10 +20,11 @@ from sharding.format.image_size import picture_size
 from sharding.format.resize import Resize
 from sharding.format.schema import Sample
 from stages.picture import open_picture
-from stages.pretrain.config import AugmentConfig, RegionConfig
 from stages.pretrain.data.augmentation import View, draw_view, view_picture, view_sample
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.data.caption_groups import caption_group
+from stages.pretrain.data_config import AugmentConfig
+from stages.pretrain.objectives.config import RegionConfig
 from stages.pretrain.objectives.objective import Objective, output_mask_of
 from stages.student.fusion.last_layer import OutputPlaces
 from stages.student.text.word_ids import word_ids_of

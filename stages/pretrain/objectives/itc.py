@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from stages.pretrain.config import ItcConfig
 from stages.pretrain.data.batch import Batch, Comparison
+from stages.pretrain.objectives.config import ItcConfig
 from stages.pretrain.objectives.objective import (
     Objective,
     ObjectiveOutput,

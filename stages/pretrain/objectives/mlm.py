@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-from stages.pretrain.config import MlmConfig
 from stages.pretrain.data.batch import Batch
+from stages.pretrain.objectives.config import MlmConfig
 from stages.pretrain.objectives.objective import (
     Objective,
     ObjectiveOutput,

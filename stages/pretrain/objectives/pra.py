@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from stages.pretrain.config import PraConfig
 from stages.pretrain.data.batch import Batch
+from stages.pretrain.objectives.config import PraConfig
 from stages.pretrain.objectives.objective import Objective, at, hit_ratio, mean_loss
 from stages.student.heads import in_float32
 from stages.student.network import Student

@@ -14,9 +14,10 @@ from sharding.format.resize import Resize
 from sharding.format.schema import Sample
 from sharding.order.order import Turn
 from sharding.reading.dataset_source import DatasetSource, open_source
-from stages.pretrain.config import ItmConfig, PretrainConfig
+from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batches import Batches, open_stream
 from stages.pretrain.data.caption_groups import caption_group, count_captions, num_visits
+from stages.pretrain.objectives.config import ItmConfig
 from stages.pretrain.objectives.itm import Itm
 from stages.training.engine import join_ranks
 

@@ -9,10 +9,11 @@ import torch
 from pretrain_fixtures import TINY, random_batch, tiny_student
 from torch.nn import functional as F
 
-from stages.pretrain.config import ItcConfig, PretrainConfig
+from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.momentum_contrast import MomentumContrast, picture_ids
+from stages.pretrain.objectives.config import ItcConfig
 from stages.student.network import Student
 
 WITH_HEAD = replace(TINY, itc_size=6, dropout=0.0)

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from pretrain_fixtures import toy_collate, toy_samples
 
-from stages.pretrain.config import AugmentConfig, RegionConfig
 from stages.pretrain.data.augmentation import (
     View,
     draw_view,
@@ -21,6 +20,8 @@ from stages.pretrain.data.augmentation import (
     view_sample,
 )
 from stages.pretrain.data.collate import Collate
+from stages.pretrain.data_config import AugmentConfig
+from stages.pretrain.objectives.config import RegionConfig
 
 PLAIN: dict[str, Any] = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0}
 

@@ -25,10 +25,11 @@ from pretrain_fixtures import (
 from sharding.format.resize import Resize
 from sharding.format.schema import Sample, object_dtype
 from sharding.reading.dataset_source import DatasetSource
-from stages.pretrain.config import ItmConfig, PraConfig, PretrainConfig, RegionConfig
+from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.data.batches import open_stream
 from stages.pretrain.model import PretrainModel, make_objectives
+from stages.pretrain.objectives.config import ItmConfig, PraConfig, RegionConfig
 from stages.pretrain.objectives.objective import Objective
 from stages.student.vision.grid import region_weights
 

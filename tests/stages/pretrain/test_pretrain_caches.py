@@ -12,8 +12,10 @@ from pretrain_fixtures import TINY, random_batch, tiny_student
 from stages.pretrain.caches.map_cache import MapCache
 from stages.pretrain.caches.stored_tensors import StoredTensors, maps_name, texts_name
 from stages.pretrain.caches.text_cache import TextCache
-from stages.pretrain.config import AugmentConfig, ItcConfig, PretrainConfig
+from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batch import Batch
+from stages.pretrain.data_config import AugmentConfig
+from stages.pretrain.objectives.config import ItcConfig
 from stages.pretrain.run import check_cache
 from stages.student.network import Student
 

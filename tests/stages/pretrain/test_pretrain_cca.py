@@ -17,8 +17,9 @@ from sharding.format.schema import ShardError
 from sharding.order.order import Turn
 from sharding.tools.verify import Fault
 from stages.pretrain.cca import PairStatistics, start_by_cca
-from stages.pretrain.config import ItcConfig, PretrainConfig
+from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.collate import Collate
+from stages.pretrain.objectives.config import ItcConfig
 from stages.pretrain.run import check_start, start_from_data
 from stages.student.config import StudentConfig
 from stages.student.vision.neck_config import SohoNeckConfig

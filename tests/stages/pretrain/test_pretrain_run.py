@@ -19,8 +19,8 @@ from pretrain_ranks import SHORT_RUN, Ranks, toy_ranks
 from safetensors.torch import load_file
 
 from sharding.format.manifest import read_manifest
-from stages.pretrain.config import ItcConfig
 from stages.pretrain.data_config import DataConfig, SourceConfig
+from stages.pretrain.objectives.config import ItcConfig
 from stages.student.network import Student
 from stages.student.text.tokenizer import load_tokenizer
 from stages.training.batches import LONGEST_TMPDIR, load_batches

@@ -20,15 +20,10 @@ from pretrain_fixtures import (
 )
 
 from benchmarks.operator_counts import OperatorCounts
-from stages.pretrain.config import (
-    ItcConfig,
-    ItmConfig,
-    OmvmConfig,
-    PraConfig,
-    PretrainConfig,
-)
+from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.model import PretrainModel, make_objectives
+from stages.pretrain.objectives.config import ItcConfig, ItmConfig, OmvmConfig, PraConfig
 
 CONFIG = PretrainConfig(
     itc=ItcConfig(weight=0.5),

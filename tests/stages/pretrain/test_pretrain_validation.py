@@ -12,7 +12,8 @@ import torch
 from pretrain_fixtures import SHARD_SIZE, TINY, read_lines, toy_samples, write_objects
 
 from sharding.format.schema import Sample
-from stages.pretrain.config import ItcConfig, PretrainConfig
+from stages.pretrain.config import PretrainConfig
+from stages.pretrain.objectives.config import ItcConfig
 from stages.pretrain.run import pretrain
 from stages.pretrain.validation import recall_at_1
 from stages.transfer.predictor import Predictor

@@ -14,7 +14,7 @@ from pretrain_ranks import SHORT_RUN, Ranks, toy_ranks
 from safetensors.torch import load_file
 from soho_golden import released_neck
 
-from stages.pretrain.config import MvmConfig, OmvmConfig, PraConfig
+from stages.pretrain.objectives.config import MvmConfig, OmvmConfig, PraConfig
 from stages.student.network import Student
 from stages.student.vision.neck_config import DictionaryConfig, SohoNeckConfig
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from soho_golden import ITM, MLM, MVM, golden_batch, new_student
 
-from stages.pretrain.config import OmvmConfig
 from stages.pretrain.model import PretrainModel
+from stages.pretrain.objectives.config import OmvmConfig
 from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm
 from stages.pretrain.objectives.mvm import Mvm

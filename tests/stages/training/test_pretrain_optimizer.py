@@ -10,8 +10,9 @@ import pytest
 import torch
 from pretrain_fixtures import TINY, tiny_student
 
-from stages.pretrain.config import ItmConfig, MlmConfig, OmvmConfig, PraConfig, PretrainConfig
+from stages.pretrain.config import PretrainConfig
 from stages.pretrain.model import make_objectives
+from stages.pretrain.objectives.config import ItmConfig, MlmConfig, OmvmConfig, PraConfig
 from stages.pretrain.optimizer import freeze, make_optimizer
 from stages.training import optimizer as optimizer_file
 from stages.training.optimizer import AdamwSgd

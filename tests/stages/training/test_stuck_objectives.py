@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stages.pretrain.config import ItcConfig, PretrainConfig
+from stages.pretrain.config import PretrainConfig
+from stages.pretrain.objectives.config import ItcConfig
 from stages.training.monitoring.stuck_objectives import passes_due_step, stuck_objectives
 
 

@@ -10,8 +10,9 @@ import torch
 from pretrain_fixtures import TINY, random_batch, tiny_student, toy_tokenizer
 from torch.nn import functional as F
 
-from stages.pretrain.config import ItcConfig, OmvmConfig, PraConfig, PretrainConfig
+from stages.pretrain.config import PretrainConfig
 from stages.pretrain.model import PretrainModel, make_objectives
+from stages.pretrain.objectives.config import ItcConfig, OmvmConfig, PraConfig
 from stages.pretrain.objectives.mvm import code_logits
 from stages.student.heads import AlignHead
 from stages.student.vision.neck_config import SohoNeckConfig

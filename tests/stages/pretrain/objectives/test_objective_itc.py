@@ -12,9 +12,10 @@ import torch
 from pretrain_fixtures import TINY, random_batch, tiny_student, toy_tokenizer
 from torch.nn import functional as F
 
-from stages.pretrain.config import ItcConfig, ItmConfig, MlmConfig, PretrainConfig
+from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.model import PretrainModel, make_objectives
+from stages.pretrain.objectives.config import ItcConfig, ItmConfig, MlmConfig
 from stages.pretrain.objectives.itc import Itc
 from stages.pretrain.objectives.itm import Itm
 from stages.pretrain.objectives.mlm import Mlm

@@ -12,8 +12,8 @@ import pytest
 import torch
 from pretrain_fixtures import TINY, random_batch, tiny_student, toy_tokenizer
 
-from stages.pretrain.config import ItmConfig
 from stages.pretrain.data.batch import Batch
+from stages.pretrain.objectives.config import ItmConfig
 from stages.pretrain.objectives.itm import Itm
 from stages.student.network import Student
 from stages.student.outputs import Cells, Hidden

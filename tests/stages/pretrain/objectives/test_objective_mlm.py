@@ -13,8 +13,8 @@ import torch
 from pretrain_fixtures import TINY, random_batch, tiny_student, toy_tokenizer
 from transformers import DataCollatorForLanguageModeling
 
-from stages.pretrain.config import MlmConfig
 from stages.pretrain.data.batch import Batch
+from stages.pretrain.objectives.config import MlmConfig
 from stages.pretrain.objectives.mlm import IGNORED, Mlm, spread_over_words
 from stages.student.network import Student
 from stages.student.outputs import Cells, Hidden

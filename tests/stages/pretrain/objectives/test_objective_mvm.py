@@ -11,8 +11,8 @@ import pytest
 import torch
 from pretrain_fixtures import random_batch, toy_tokenizer
 
-from stages.pretrain.config import MvmConfig
 from stages.pretrain.data.batch import Batch
+from stages.pretrain.objectives.config import MvmConfig
 from stages.pretrain.objectives.mvm import IGNORED, Mvm
 from stages.student.network import Student
 from stages.student.outputs import Cells, Hidden

@@ -12,8 +12,8 @@ import torch
 from pretrain_fixtures import in_double, random_batch, tiny_student, toy_tokenizer
 from torch.nn import functional as F
 
-from stages.pretrain.config import OmvmConfig
 from stages.pretrain.data.batch import Batch
+from stages.pretrain.objectives.config import OmvmConfig
 from stages.pretrain.objectives.omvm import Omvm
 from stages.student.network import Student
 from stages.student.outputs import Cells, Hidden

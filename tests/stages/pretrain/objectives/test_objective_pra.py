@@ -13,9 +13,10 @@ import pytest
 import torch
 from pretrain_fixtures import TINY, in_double, random_batch, tiny_student, toy_tokenizer
 
-from stages.pretrain.config import ItmConfig, MlmConfig, OmvmConfig, PraConfig, PretrainConfig
+from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.model import PretrainModel, make_objectives
+from stages.pretrain.objectives.config import ItmConfig, MlmConfig, OmvmConfig, PraConfig
 from stages.pretrain.objectives.pra import Pra, divergence
 from stages.student.heads import AlignHead, weighted_mean
 from stages.student.network import Student
