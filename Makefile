@@ -88,7 +88,7 @@ slurm-test: .venv/ready ## launchers under a real Slurm on this machine (root, s
 multinode-test: .venv/ready ## launchers on three nodes in namespaces (root, Slurm, iproute2, sshd)
 	MULTINODE_TESTS=1 .venv/bin/python -m pytest -q -rs tests/launch/test_three_nodes.py
 
-ranks-test: .venv/ready ## finetuning under torchrun, killed on 2 ranks and continued on 3
+ranks-test: .venv/ready ## each task finetuned under torchrun, killed on 2 or 3 ranks, continued on 3 or 2
 	RANKS_TESTS=1 .venv/bin/python -m pytest -q -rs tests/stages/transfer/test_finetune_ranks.py
 
 goodput: .venv/ready ## a fault every two minutes on three nodes for half an hour: what was useful?
