@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from boxless.errors import BoxlessError
-from sharding.format.image_size import picture_orientation
+from sharding.format.image_size import exif_orientation, picture_orientation
 from sharding.user_paths import expand_user
 from stages.packed_files import find_packed
 
@@ -60,6 +60,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_OTHER_ORIENTATIONS = ("xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+"""Where else Pillow looks for an orientation."""
 _REST = b"rest"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", _REST)
 
@@ -148,10 +150,24 @@ def upright_picture(
         _check_size(*picture.size, max_megapixels=MAX_MEGAPIXELS, min_side_px=1)
         _check_mode(picture)
         try:
-            return ImageOps.exif_transpose(picture).convert("RGB")
+            turn = _TURNS.get(_orientation_of(picture))
+            rgb = picture.convert("RGB")
+            return rgb if turn is None else rgb.transpose(turn)
         except Exception as error:  # as in open_picture
             raise PictureError(f"broken picture: {str(error) or type(error).__name__}") from None
     return _of_pixels(picture)
+
+
+def _orientation_of(picture: Image.Image) -> int:
+    """That of the EXIF, as `picture_orientation` reads it from bytes, so that a file and what is
+    opened from it are the same. Pillow would also turn by XMP and by ImageMagick's texts, as
+    browsers do not."""
+    exif = picture.info.get("exif")
+    if isinstance(exif, bytes):
+        return exif_orientation(exif)
+    if any(name in picture.info for name in _OTHER_ORIENTATIONS):
+        return 1
+    return picture.getexif().get(0x0112, 1)
 
 
 def read_picture_file(path: Path) -> bytes:

@@ -101,8 +101,17 @@ def picture_orientation(data: bytes) -> int:
     Layouts: Exif 2.32, 4.7.2 (JPEG's APP1); PNG, 3rd edition, 11.3.2.6 (eXIf); RFC 9649 (WebP).
     """
     try:
-        return _tiff_orientation(_exif(data))
+        return exif_orientation(_exif(data))
     except (struct.error, IndexError, ShardError):
+        return 1
+
+
+def exif_orientation(block: bytes) -> int:
+    """The orientation, 1 to 8, that EXIF notes, with or without the mark that JPEGs begin it with;
+    1 where it notes none or is damaged."""
+    try:
+        return _tiff_orientation(block.removeprefix(b"Exif\0\0"))
+    except (struct.error, IndexError):
         return 1
 
 

@@ -6,6 +6,7 @@ import io
 import struct
 import tracemalloc
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,20 @@ from pipeline.pages.thumbnails import thumbnail
 from sharding.format.image_size import picture_size
 from sharding.format.schema import Sample
 from stages.distill.inference.decode import decode
-from stages.picture import PictureError, PictureFacts, inspect_picture, open_picture
+from stages.picture import (
+    PictureError,
+    PictureFacts,
+    inspect_picture,
+    open_picture,
+    upright_picture,
+)
 from stages.student.vision.image_transforms import load_picture
 
 JPEG, PNG = encoded("JPEG"), encoded("PNG")
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description '
+    'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></x:xmpmeta>'
+)
 
 
 def inspect(data: bytes) -> PictureFacts:
@@ -137,6 +148,42 @@ def test_an_orientation_that_cannot_be_read_is_none() -> None:
         damaged = bytearray(data)
         damaged[place] ^= 0xFF
         assert open_picture(bytes(damaged)).size in ((40, 30), (30, 40))
+
+
+def _noted_elsewhere(kind: str, place: str) -> bytes:
+    """A picture of 40 x 24 whose orientation, 6, stands in XMP or in ImageMagick's text."""
+    exif, text, options = Image.Exif(), PngImagePlugin.PngInfo(), dict[str, Any]()
+    exif[0x0112] = 6
+    if place == "raw profile":
+        raw = exif.tobytes()
+        text.add_text("Raw profile type exif", f"\nexif\n{len(raw):8d}\n{raw.hex()}\n", zip=True)
+        options = {"pnginfo": text}
+    elif place == "exif":
+        options = {"exif": exif.tobytes()}
+    elif kind == "PNG":
+        text.add_itxt("XML:com.adobe.xmp", XMP)
+        options = {"pnginfo": text}
+    else:
+        options = {"xmp": XMP.encode()}
+    out = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out, kind, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [(kind, place) for kind in ("JPEG", "PNG", "WEBP") for place in ("exif", "xmp")]
+    + [("PNG", "raw profile")],
+)
+def test_a_file_and_the_picture_opened_from_it_are_turned_alike(kind: str, place: str) -> None:
+    """Only EXIF turns a picture, as in browsers. Pillow would turn an open one by XMP and by
+    ImageMagick's text, too. Oracle: the pixels of the file's bytes."""
+    data = _noted_elsewhere(kind, place)
+    of_bytes = upright_picture(data)
+    of_open = upright_picture(Image.open(io.BytesIO(data)))
+    assert of_open.size == of_bytes.size == ((24, 40) if place == "exif" else (40, 24))
+    assert of_open.tobytes() == of_bytes.tobytes()
 
 
 def test_long_text_in_a_png_is_no_fault() -> None:
