@@ -8,6 +8,7 @@ go to the split that Karpathy's JSON says, or that is drawn.
 from __future__ import annotations
 
 import functools
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -121,6 +122,7 @@ class _Part:
             found.append(Failure(key=key_of(name), reason=reason))
         named = {str(PurePosixPath(n)) for i in self._captions.images for n in i.file_names}
         named |= {str(PurePosixPath(name)) for name, _ in self._captions.failed}
+        named |= {str(PurePosixPath(i.origin)) for i in found if isinstance(i, Picture)}
         for name in list_pictures(self._root):
             if name not in named:
                 reason = f"no caption names this picture: {shown(name)}"
@@ -179,7 +181,7 @@ class _Part:
 
     def _find(self, image: CaptionedImage) -> tuple[str, int]:
         """(file name, bytes) of a picture; its first name and -1 where there is none."""
-        for name in image.file_names:
+        for name in (*image.file_names, *_other_spellings(image.file_names)):
             if (num_bytes := size_bytes(self._root, name)) >= 0:
                 return name, num_bytes
         return image.file_names[0], -1
@@ -215,6 +217,18 @@ class _Part:
         for image_id in sorted(found.of_image.keys() - known):
             self._source.dropped.add("line of phrases whose picture has no captions", image_id)
         return found
+
+
+def _other_spellings(names: Sequence[str]) -> list[str]:
+    """The names as other systems write them: accents as letters of their own (macOS) or not, and
+    folders parted by backslashes (Windows)."""
+    spelled = [
+        unicodedata.normalize(form, name.replace("\\", "/") if slashes else name)
+        for name in names
+        for slashes in (False, True)
+        for form in ("NFC", "NFD")
+    ]
+    return [name for name in dict.fromkeys(spelled) if name not in names]
 
 
 def _with_unique_keys(

@@ -15,6 +15,8 @@ from stages.ingest.sources.caption_files import CaptionedImage, id_of
 from stages.ingest.sources.source import DroppedRecords, SourceError, shown
 from stages.ingest.truth import finite_numbers, stated_size
 
+_NO_CROWD = ("0", "false", "False")
+"""Texts for 0, as exporters of labelling tools write it."""
 EXPECTED = "an instances file in COCO's layout, as instances_val2017.json"
 
 
@@ -116,7 +118,7 @@ def _category_names(categories: list[Any], dropped: DroppedRecords, path: str) -
     for i, category in enumerate(categories):
         number = id_of(category.get("id")) if isinstance(category, dict) else None
         sound = number is not None and (number.isdigit() or isinstance(category["id"], int))
-        if not sound or not isinstance(category.get("name"), str):
+        if not sound or not isinstance(category.get("name"), str) or not category["name"].strip():
             faults.append(f"categories[{i}] is {str(category)[:80]}")
             dropped.add("broken category", faults[-1])
         elif pairs.setdefault(int(number or 0), shown(category["name"])) != category["name"]:
@@ -221,7 +223,7 @@ def _add_box(boxes: ImageBoxes, annotation: dict[str, Any], names: dict[str, str
     category = id_of(annotation.get("category_id"))
     numbers = finite_numbers(annotation.get("bbox"), count=4)
     boxes.row_of.append(None)
-    if annotation.get("iscrowd"):
+    if annotation.get("iscrowd") and id_of(annotation["iscrowd"]) not in _NO_CROWD:
         boxes.notes.append("crowd box: left out")
     elif category not in names:
         category_text = shown(str(annotation.get("category_id")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -456,6 +457,27 @@ def test_ids_are_matched_by_value_whatever_their_type(tmp_path: Path, written: A
         [[i, 2, i + 5, 7]] for i in range(3)
     ]
     for one in boxes["annotations"]:
-        one["iscrowd"] = 1
+        one["iscrowd"] = written(0)
+    catalog = run(tmp_path, str(captions), instances=write_json(instances, boxes))
+    assert len(samples(tmp_path / "out", catalog)["0"].info["truth"]["boxes"]) == 1
+    for one in boxes["annotations"]:
+        one["iscrowd"] = written(1)
     with pytest.raises(SourceError, match=r"none of its 3 boxes can be used \(3 x crowd box\)"):
         run(tmp_path, str(captions), instances=write_json(instances, boxes))
+
+
+@pytest.mark.parametrize(
+    ("said", "there"),
+    [
+        (unicodedata.normalize("NFC", "café.jpg"), unicodedata.normalize("NFD", "café.jpg")),
+        (unicodedata.normalize("NFD", "café.jpg"), unicodedata.normalize("NFC", "café.jpg")),
+        ("a\\b.jpg", "a/b.jpg"),
+    ],
+)
+def test_names_are_found_as_other_systems_spell_them(said: str, there: str, tmp_path: Path) -> None:
+    """macOS writes accents as letters of their own, Windows parts folders by backslashes. Oracle:
+    one sample, and no file that no caption names."""
+    write_pictures(tmp_path, {there: encoded()})
+    catalog = run(tmp_path, write_json(tmp_path / "c.json", captions_of({said: ["a"]})))
+    assert len(samples(tmp_path / "out", catalog)) == 1
+    assert not [f for manifest in manifests(tmp_path / "out", catalog) for f in manifest.failures]
