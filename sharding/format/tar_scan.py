@@ -39,7 +39,7 @@ _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,6}) ")
 # Headers that say something of the next one, and the most bytes they may take.
 EXTENDED_TYPES = {b"L": MAX_NAME_BYTES, b"x": MAX_PAX_BYTES, b"g": MAX_PAX_BYTES}
 SERVED_TYPES = {b"0", b"\0", b"7", b"5", *EXTENDED_TYPES}  # 7: a contiguous file; 5: a folder
-LINK_TYPES = (b"1", b"2")
+NO_FILE_TYPES = (b"1", b"2", b"3", b"4", b"6")  # links, devices and fifos
 LONG_LINK = b"K"  # the target of the link that follows
 REFUSED_TYPES = {
     b"1": "a hard link",
@@ -103,7 +103,7 @@ def scan(
     num_bytes: int,
     *,
     start: int = 0,
-    on_link: Callable[[str], None] | None = None,
+    on_no_file: Callable[[str, str], None] | None = None,
     on_bad_name: Callable[[str], None] | None = None,
 ) -> Iterator[Member]:
     """The regular files of a tar of `num_bytes`, in their order, from the header at `start` on.
@@ -111,9 +111,10 @@ def scan(
     read: (offset, length) -> exactly so many bytes; it is called for headers alone, by growing
     offsets, so one that reads ahead does well. Folders are left out. Memory does not grow.
 
-    on_link: takes the name of each symbolic or hard link, which is then passed over, as stock
-    webdataset does; without it a link is an error. on_bad_name: takes what is wrong with each name
-    that is refused, whose member is then passed over; without it such a name is an error.
+    on_no_file: takes name and kind ("a hard link") of each link, device and fifo, which is then
+    passed over, as stock webdataset does; without it they are errors. on_bad_name: takes what is
+    wrong with each name that is refused, whose member is then passed over; without it such a name
+    is an error.
 
     Raises ShardError naming the byte, after the members before it: for a tar that is cut or has a
     damaged header, for anything that is neither file nor folder (links, devices, sparse files),
@@ -125,10 +126,10 @@ def scan(
         block = _block(read, position, num_bytes, before)
         if block == ZEROS:
             return _check_end(read, position, num_bytes)
-        header = _parse(block, position, before, links=on_link is not None)
-        if header.type in LINK_TYPES and on_link is not None:
+        header = _parse(block, position, before, pass_over=on_no_file is not None)
+        if header.type in NO_FILE_TYPES and on_no_file is not None:
             # The size of a link is its target's; nothing follows the header.
-            on_link(long_name or header.name)
+            on_no_file(long_name or header.name, REFUSED_TYPES[header.type])
             long_name, before = "", repr(header.name)
             position += BLOCK_BYTES
             continue
@@ -178,7 +179,7 @@ def _block(read: Callable[[int, int], bytes], position: int, num_bytes: int, bef
     return read(position, BLOCK_BYTES)
 
 
-def _parse(block: bytes, position: int, before: str, *, links: bool) -> _Header:
+def _parse(block: bytes, position: int, before: str, *, pass_over: bool) -> _Header:
     """What a header block says; ShardError unless its checksum holds and its type is served."""
     if position == 0 and (kind := compression_of(block)):
         raise _error(
@@ -198,8 +199,8 @@ def _parse(block: bytes, position: int, before: str, *, links: bool) -> _Header:
     if block[257:263] == b"ustar\0" and (prefix := _text(block[345:500])):
         name = f"{prefix}/{name}"
     header_type = block[156:157]
-    is_link = header_type in (*LINK_TYPES, LONG_LINK)
-    if header_type not in SERVED_TYPES and not (links and is_link):
+    is_passed_over = pass_over and header_type in (*NO_FILE_TYPES, LONG_LINK)
+    if header_type not in SERVED_TYPES and not is_passed_over:
         what = REFUSED_TYPES.get(header_type, f"a member of type {header_type!r}")
         raise _error(position, f"{what}, {name!r}", "regular files and folders only")
     num_bytes = _number(block[124:136])

@@ -87,10 +87,13 @@ def _results(source: SequentialReader) -> Iterator[SampleEntry | Failure | Note]
     keys, stems = set[str](), set[str]()
     # Members of no sample, as macOS' "._0.jpg", may stand between those of one.
     of_no_sample: list[str] = []
-    links: list[str] = []
-    named = _with_stem(
-        scan(source.read, source.num_bytes, on_link=links.append), of_no_sample.append
+    no_files: list[tuple[str, str]] = []
+    headers = scan(
+        source.read,
+        source.num_bytes,
+        on_no_file=lambda name, kind: no_files.append((name, kind)),
     )
+    named = _with_stem(headers, of_no_sample.append)
     for stem, members in itertools.groupby(named, key=lambda member: member.stem):
         first = next(members)
         draft = _Draft(first.key)
@@ -106,8 +109,8 @@ def _results(source: SequentialReader) -> Iterator[SampleEntry | Failure | Note]
         yield from draft.finish()
     for name in of_no_sample:
         yield Note(key=name, reason="left out: of no sample")
-    for name in links:
-        yield Note(key=name, reason="left out: a link")
+    for name, kind in no_files:
+        yield Note(key=name, reason=f"left out: {kind}")
 
 
 def _with_stem(members: Iterator[Member], on_other: Callable[[str], None]) -> Iterator[Member]:
@@ -267,11 +270,27 @@ def index_folder(
     if num_with_objects not in (0, num_samples) or not num_samples:
         raise ShardError(
             f"{folder}: got {num_samples} samples, {num_with_objects} with {OBJECTS}, expected "
-            "some, and objects in all or in none; what is wrong with each input is in its manifest"
+            f"some, and objects in all or in none ({_first_reasons(tars)}); what is wrong with each "
+            "input is in its manifest"
         )
     kind = "objects" if num_with_objects else "images"
     splits = {tar.name: split_of(tar.name) for tar in tars}
     return write_catalog(folder, kind=kind, splits=splits, metadata=ABOUT)
+
+
+def _first_reasons(tars: Sequence[Path]) -> str:
+    """Why the first inputs of the tars are no samples, or were left out."""
+    every = (
+        f"{tar.name}: {key}: {reason}"
+        for tar in tars
+        for key, reason in _reasons(read_manifest(tar))
+    )
+    return "; ".join(itertools.islice(every, NUM_REFUSED_SHOWN)) or "the tars hold no inputs"
+
+
+def _reasons(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield from ((failure.key, failure.reason) for failure in manifest.failures)
+    yield from ((note.key, note.reason) for note in manifest.notes)
 
 
 def catalog_lines(catalog: Catalog) -> Iterator[str]:

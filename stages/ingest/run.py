@@ -34,7 +34,14 @@ from stages.ingest.sample import make_sample
 from stages.ingest.sources.coco import CocoSource, coco_files
 from stages.ingest.sources.flickr30k_entities import Flickr30kEntitiesSource
 from stages.ingest.sources.nlvr import NlvrSource
-from stages.ingest.sources.source import Picture, Source, SourceError, inputs_fingerprint, shown
+from stages.ingest.sources.source import (
+    DroppedRecords,
+    Picture,
+    Source,
+    SourceError,
+    inputs_fingerprint,
+    shown,
+)
 from stages.ingest.sources.toy import ToySource
 from stages.ingest.sources.visual_genome import VisualGenomeSource
 from stages.ingest.sources.webdataset import WebdatasetSource
@@ -80,7 +87,7 @@ def ingest(
         for warning in source.warnings:
             print(f"ingest: warning: {warning}", flush=True)
     plan = plan_shards(source.pictures(), samples_per_shard=config.samples_per_shard)
-    _check_something_to_train_on(plan, config)
+    _check_something_to_train_on(plan, config, source.dropped)
     fingerprints = {shard.tar: fingerprint_of(config, shard, seed=seed) for shard in plan}
     log = functools.partial(print, flush=True)
     with Worker(
@@ -359,12 +366,19 @@ def _count_lost_truths(shard: PlannedShard, manifest: Manifest) -> tuple[int, in
     return len(with_boxes), len(with_boxes & lost)
 
 
-def _check_something_to_train_on(plan: Sequence[PlannedShard], config: IngestConfig) -> None:
+def _check_something_to_train_on(
+    plan: Sequence[PlannedShard], config: IngestConfig, dropped: DroppedRecords
+) -> None:
     trained_on = [i for shard in plan if shard.split == "train" for i in shard.inputs]
     if not any(isinstance(i, Picture) for i in trained_on):
+        left_out = "".join(
+            f"; {count} x {reason} ({', '.join(dropped.examples[reason][:1])})"
+            for reason, count in sorted(dropped.items())
+        )
         raise SourceError(
-            f"source {config.source!r} gives no picture to train on ({_first_reasons(trained_on)})"
-            f"; expected some that ingest.heldout_fraction = {config.heldout_fraction:g} leaves"
+            f"source {config.source!r} gives no picture to train on ({_first_reasons(trained_on)}"
+            f"{left_out}); expected some that ingest.heldout_fraction = "
+            f"{config.heldout_fraction:g} leaves"
         )
 
 

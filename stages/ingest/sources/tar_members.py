@@ -33,25 +33,31 @@ class Member:
 @dataclass(frozen=True, kw_only=True)
 class Members:
     """What a tar holds: the files that are whole; what was passed over: names of links, symbolic
-    and hard, as stock webdataset does, and what is wrong with names that are refused (absolute
-    paths, names that cannot be printed); damage, "" or what is wrong from which byte on."""
+    and hard, and of devices and fifos, as stock webdataset does, and what is wrong with names that
+    are refused (absolute paths, names that cannot be printed); damage, "" or what is wrong from
+    which byte on."""
 
     files: list[Member]
     links: list[str]
+    devices: list[str]
     bad_names: list[str]
     damage: str = ""
 
+    def of_kind(self, kind: str) -> list[str]:
+        """The list for what a tar has in the place of a file, in `tar_scan`'s words."""
+        return self.links if kind.endswith("link") else self.devices
+
 
 def list_members(tar: Path) -> Members:
-    """What is in `tar`. What is no damage but refused all the same (devices, too many members) ends
-    the list as damage does."""
-    found = Members(files=[], links=[], bad_names=[])
+    """What is in `tar`. What is no damage but refused all the same (sparse files, too many
+    members) ends the list as damage does."""
+    found = Members(files=[], links=[], devices=[], bad_names=[])
     try:
         source = OpenTar(tar)
         headers = scan(
             source.read,
             source.num_bytes,
-            on_link=found.links.append,
+            on_no_file=lambda name, kind: found.of_kind(kind).append(name),
             on_bad_name=found.bad_names.append,
         )
         for member in headers:

@@ -8,6 +8,7 @@ https://github.com/webdataset/webdataset and https://github.com/rom1504/img2data
 
 from __future__ import annotations
 
+import codecs
 import functools
 import itertools
 from collections import Counter
@@ -92,6 +93,9 @@ class WebdatasetSource:
                 f"{tar.name} has {len(links)} links (the first: {shown(links[0])}), which are left "
                 "out as webdataset does; tar --hard-dereference --dereference packs the files"
             )
+        if found.devices:
+            example = f"{tar.name}: {found.devices[0]}"
+            self.dropped.add("devices and fifos in tars", example, count=len(found.devices))
         # As in webdataset, a name without a key, such as macOS' "._0.jpg", belongs to no sample.
         named = [member for member in members if split_name(member.name)[0]]
         if len(named) < len(members):
@@ -118,6 +122,7 @@ class WebdatasetSource:
         """The members of one key, which is `name` in its tar; is_apart: it has others elsewhere."""
         key = safe_key(f"{tar.stem}/{name}" if self._prefix_keys else name)
         by_extension = {split_name(member.name)[1]: member for member in group}
+        twice = [e for e, n in Counter(split_name(m.name)[1] for m in group).items() if n > 1]
         images = [by_extension[e] for e in EXTENSIONS if e in by_extension]
         if not images:
             got = ", ".join(by_extension)
@@ -129,6 +134,7 @@ class WebdatasetSource:
         if not captions and is_apart:
             notes.append(f"members apart: {APART}")
         notes += [f"another picture: {shown(other.name)} left out" for other in images[1:]]
+        notes += [f"member several times: {shown(e)}, of which the last is taken" for e in twice]
         return Picture(
             key=key,
             split=self._split(f"{tar.stem}/{name}" if self._prefix_keys else name),
@@ -202,7 +208,7 @@ def _captions_in(described: dict[str, Any]) -> list[Any]:
 
 
 def _read_json(member: Member) -> dict[str, Any]:
-    content = parse_json(_read_text(member), parse_constant=lambda _: None)  # NaN is not JSON
+    content = parse_json(_read_bytes(member), parse_constant=lambda _: None)  # NaN is not JSON
     if not isinstance(content, dict):
         raise BoxlessError(f"a JSON {type(content).__name__}, expected an object")
     canonical_json(content)  # ValueError for text that could not be written again
@@ -210,9 +216,15 @@ def _read_json(member: Member) -> dict[str, Any]:
 
 
 def _read_text(member: Member) -> str:
+    data = _read_bytes(member)
+    is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if is_utf_16 else "utf-8-sig")
+
+
+def _read_bytes(member: Member) -> bytes:
     if member.num_bytes > MAX_TEXT_BYTES:
         raise BoxlessError(f"{member.num_bytes} bytes; at most {MAX_TEXT_BYTES} are read")
-    return member.read().decode("utf-8-sig")
+    return member.read()
 
 
 def _read_image(member: Member) -> bytes:

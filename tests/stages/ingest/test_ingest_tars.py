@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import webdataset
-from ingest_corpora import encoded, reasons, samples
+from ingest_corpora import encoded, notes, reasons, samples
 
 from sharding.format.catalog import Catalog
 from sharding.format.schema import ShardError
@@ -126,3 +126,51 @@ def test_members_apart_and_dotted_keys_say_the_fix(tmp_path: Path) -> None:
     write(tmp_path / "in/a.tar", pair("img_0.5_1") + pair("img_0.5_2"))
     with pytest.raises(SourceError, match="a key ends at the first dot"):
         run(tmp_path)
+
+
+def test_devices_and_fifos_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Oracle: stock webdataset, which reads all that follows."""
+    tar = tmp_path / "in/a.tar"
+    others = {"0.dev": (tarfile.CHRTYPE, ""), "0.pipe": (tarfile.FIFOTYPE, "")}
+    write(tar, pair("0") + pair("1"), others)
+    catalog = run(tmp_path)
+    assert sorted(samples(tmp_path / "out", catalog)) == stock_keys(tar) == ["0", "1"]
+    assert catalog.metadata["dropped"] == {"devices and fifos in tars": 2}
+    manifest = index_tar(tar)
+    assert [entry.key for entry in manifest.samples] == ["0", "1"]
+    assert [note.reason for note in manifest.notes] == [
+        "left out: a character device",
+        "left out: a fifo",
+    ]
+
+
+def test_a_member_that_comes_twice_is_noted(tmp_path: Path) -> None:
+    """Oracle: the last one, as tar unpacks it, and a note of its sample."""
+    first, text = pair("0")
+    write(tmp_path / "in/a.tar", [first, text, ("0.txt", b"a dog")])
+    catalog = run(tmp_path)
+    (sample,) = samples(tmp_path / "out", catalog).values()
+    assert sample.info["captions"] == ["a dog"]
+    reason = "member several times: txt, of which the last is taken"
+    assert notes(tmp_path / "out", catalog) == [("0", reason)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-8-sig"])
+def test_text_of_other_encodings_is_read_as_in_files(encoding: str, tmp_path: Path) -> None:
+    """As Windows writes it; JSON also without a byte order mark. Oracle: the text."""
+    (first, _), (second, _) = pair("0"), pair("1")
+    described = '{"caption": "a caf\u00e9"}'.encode(encoding)
+    text = "a caf\u00e9".encode("utf-16" if encoding == "utf-16-le" else encoding)
+    write(tmp_path / "in/a.tar", [first, ("0.json", described), second, ("1.txt", text)])
+    found = samples(tmp_path / "out", run(tmp_path))
+    assert [one.info["captions"] for one in found.values()] == [["a caf\u00e9"]] * 2
+
+
+def test_where_nothing_is_left_the_reasons_are_named(tmp_path: Path) -> None:
+    """Names that are refused, and inputs that are no samples."""
+    write(tmp_path / "in/a.tar", pair("/data/0"))
+    with pytest.raises(SourceError, match="2 x members of tars whose names are refused.*/data/0"):
+        run(tmp_path)
+    write(tmp_path / "in/a.tar", pair("0")[:1])
+    with pytest.raises(ShardError, match="got 0 samples.*a.tar: 0: no caption: got jpg"):
+        index_folder(tmp_path / "in")

@@ -9,6 +9,8 @@ import signal
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -88,6 +90,43 @@ def test_a_process_that_ends_with_an_iterator_ends_its_workers() -> None:
     code = process.exitcode
     process.kill()
     assert code == 0
+
+
+def _waits_for_data(write: Connection) -> None:
+    """A rank whose worker reads for ever, as from a store that does not answer."""
+
+    def make(rows: Any) -> Numbers:
+        write.send(os.getpid())
+        time.sleep(600)
+        raise AssertionError
+
+    source = ExampleBatches(10, make, batch_size=4, seed=1)
+    next(received(load_batches(source, CONFIG, 0, 0, 1), "pretrain"))
+
+
+def test_a_worker_that_reads_ends_with_its_killed_rank() -> None:
+    """Its rank got SIGKILL. Oracle: the kernel's process of the worker, which would read on."""
+    read, write = multiprocessing.Pipe(duplex=False)
+    rank = multiprocessing.get_context("fork").Process(target=_waits_for_data, args=(write,))
+    rank.start()
+    assert read.poll(60)
+    worker = read.recv()
+    rank.kill()
+    rank.join(60)
+    end = time.monotonic() + 20
+    while is_left := _is_running(worker):
+        if time.monotonic() > end:
+            os.kill(worker, signal.SIGKILL)
+            break
+        time.sleep(0.05)
+    assert not is_left
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.mark.parametrize(
