@@ -72,6 +72,13 @@ def outline(box: Sequence[float], name: str) -> Element:
     return h("rect", {"class": name, "x": x0, "y": y0, **size})
 
 
+def cross(point: Sequence[float], arm: float) -> list[Element]:
+    """A cross at x, y with arms of that length."""
+    x, y = (float(v) for v in point)
+    path = f"M{x - arm:.1f} {y:.1f}h{2 * arm:.1f}M{x:.1f} {y - arm:.1f}v{2 * arm:.1f}"
+    return [h("path", {"class": name, "d": path}) for name in ("cross-under", "cross")]
+
+
 def drawn_rows(objects: np.ndarray) -> list[int]:
     """Rows worth drawing: the strongest of each place, if it is likely at all; at most eight."""
     rows: list[int] = []

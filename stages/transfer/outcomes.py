@@ -17,12 +17,15 @@ NUM_EACH = 6
 class Outcome:
     """One prediction beside the truth. said, truth: in words; right: 0 to 1 (VQA's accuracy has
     values between); confidence: the probability that the student gives what it said, None where the
-    task has no such number."""
+    task has no such number. Where the answer is a place: the point x, y and the true boxes xyxy, as
+    shares of the picture."""
 
     said: str
     truth: str
     right: float
     confidence: float | None = None
+    point: Sequence[float] | None = None
+    boxes: Sequence[Sequence[float]] = ()
 
 
 def summarize(examples: Sequence[Example], outcomes: Sequence[Outcome]) -> dict[str, Any]:

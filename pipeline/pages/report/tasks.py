@@ -7,10 +7,12 @@ Reads transfer/TASK/ or, of a run of all tasks, transfer/all/TASK/ (`scores.json
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from pipeline.pages.boxes import cross, outline, picture_in_drawing
 from pipeline.pages.charts import Series, line_chart
 from pipeline.pages.html import h, shortened
 from pipeline.pages.sections import Section, count, figure_list, percent, short, table
@@ -62,8 +64,19 @@ def _task(run: RunFolder, name: str, folder: Path) -> list[Element]:
         table(f"Scores of {name}", HEAD, rows),
         figure_list(_figures(folder, outcomes)),
         *([h("div", {"class": "columns"}, *charts)] if charts else []),
-        *([h("div", {"class": "answers"}, *shown)] if shown else []),
+        *([h("div", {"class": _grid_class(shown)}, *shown)] if shown else []),
     ]
+
+
+def _grid_class(figures: Sequence[Element]) -> str:
+    """The style sheet's class of a grid of pictures: fewer a row where one is very wide."""
+    sizes = [
+        (image.get("width", ""), image.get("height", ""))
+        for f in figures
+        for image in f.iter("img")
+    ]
+    is_wide = any(int(width) > 2 * int(height) for width, height in sizes)
+    return "pictures wide" if is_wide else "pictures"
 
 
 def _row(name: str, entry: Any) -> tuple[str, ...] | None:
@@ -106,7 +119,7 @@ def _charts(folder: Path, outcomes: dict[str, Any]) -> list[Element]:
     sure."""
     lines = read_lines(folder / "training" / "metrics.jsonl")
     found = []
-    if loss := points(lines, "loss"):
+    if len(loss := points(lines, "loss")) > 1:
         series = [Series(name="loss", points=loss)]
         found.append(line_chart("Training loss", series, y_label="nats"))
     names = sorted({key for line in lines for key in line if key.startswith("validation/")})
@@ -137,16 +150,37 @@ def _example(entry: dict[str, Any]) -> Element:
     elif right < 1:
         said += f" (worth {short(right)})"
     text = h("bdi", shortened(str(entry.get("text"))), " ")
-    images = [_image(str(path)) for path in entry.get("images", [])]
+    images = [_image(str(path), entry) for path in entry.get("images", [])]
     return h("figure", *images, h("figcaption", text, verdict, said))
 
 
-def _image(path: str) -> Element:
+def _image(path: str, entry: dict[str, Any]) -> Element:
+    """The picture; with a cross and outlines where the answer was a place."""
     try:
         small = thumbnail(read_picture_file(Path(path)), longest_px=LONGEST_PX)
     except (OSError, ValueError):
         small = None
     if small is None:
         return h("span", {"class": "lost"}, "not readable")
-    size = {"width": small.width, "height": small.height, "loading": "lazy"}
-    return h("img", {"src": small.uri, "alt": "The picture that is asked about", **size})
+    size = {"width": small.width, "height": small.height}
+    point, boxes = entry.get("point"), entry.get("boxes")
+    if not point or not boxes:
+        about = {"src": small.uri, "alt": "The picture that is asked about", "loading": "lazy"}
+        return h("img", {**about, **size})
+    places = [_in_pixels(box, small.width, small.height) for box in boxes]
+    return h(
+        "svg",
+        {
+            "viewBox": f"0 0 {small.width} {small.height}",
+            "role": "img",
+            "aria-label": "The point that was given, a cross, and the true boxes, dashed",
+        },
+        picture_in_drawing(small.uri, small.width, small.height),
+        *(outline(place, name) for name in ("true-under", "true") for place in places),
+        *cross(_in_pixels(point, small.width, small.height), max(small.width, small.height) / 30),
+    )
+
+
+def _in_pixels(shares: Sequence[float], width: int, height: int) -> list[float]:
+    """x, y, ... as shares of a picture, in its pixels."""
+    return [share * (height if n % 2 else width) for n, share in enumerate(shares)]

@@ -130,6 +130,8 @@ def _outcome(example: Example, prediction: Any) -> Outcome:
         said=f"({x:.2f} {y:.2f})",
         truth=boxes,
         right=float(is_hit(prediction["point"], example.label)),
+        point=prediction["point"],
+        boxes=example.label,
     )
 
 

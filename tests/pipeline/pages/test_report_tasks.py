@@ -61,6 +61,21 @@ def test_all_tasks_stand_beside_no_pretraining(tmp_path: Path) -> None:
         assert shown in text, shown
 
 
+def test_a_place_is_drawn_on_its_picture(tmp_path: Path) -> None:
+    """Oracle: by hand: of a picture of 80 x 60 the cross at a quarter and a half, and the box."""
+    run = RunFolder(tmp_path)
+    folder = run.transfer / "grounding"
+    folder.mkdir(parents=True)
+    (folder / "scores.json").write_text(json.dumps({"pointing": {"value": 1.0, "num": 1}}))
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "a.png")
+    example = {"images": [str(tmp_path / "a.png")], "text": "a dog", "said": "(0.25 0.50)",
+               "truth": "", "right": 1.0, "point": [0.25, 0.5], "boxes": [[0, 0.5, 0.5, 1]]}  # fmt: skip
+    (folder / "outcomes.json").write_text(json.dumps({"examples": [example]}))
+    text = _text(run)
+    assert 'class="true" x="0.0" y="30.0" width="40.0" height="30.0"' in text
+    assert 'class="cross" d="M17.3 30.0h5.3M20.0 27.3v5.3"' in text
+
+
 def test_a_score_stands_beside_the_constant_answer(tmp_path: Path) -> None:
     """Oracle: by hand: pointing beside chance and the picture's center, the best box beside the
     largest one."""

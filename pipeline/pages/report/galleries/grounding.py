@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from PIL import Image
 
-from pipeline.pages.boxes import outline, picture_in_drawing
+from pipeline.pages.boxes import cross, outline, picture_in_drawing
 from pipeline.pages.html import h, shortened
 from pipeline.pages.sections import Section, missing
 from pipeline.pages.thumbnails import Pictures, data_uri, grid_class, thumbnail
@@ -113,17 +113,11 @@ def _figure(key: str, phrase: dict[str, Any], pictures: Pictures) -> Element | N
         picture_in_drawing(small.uri, small.width, small.height),
         heat_in_drawing(phrase),
         *(outline(box, name) for name in ("true-under", "true") for box in boxes),
-        *_cross(phrase["point"], max(small.width, small.height) / 30),
+        *cross(phrase["point"], max(small.width, small.height) / 30),
     )
     verdict = h("b", {"class": "good" if hit else "bad"}, "✓ hit" if hit else "✗ miss")
     caption = _marked(phrase["caption"], phrase["text"])
     return h("figure", drawing, h("figcaption", caption, " ", verdict))
-
-
-def _cross(point: Sequence[float], arm: float) -> list[Element]:
-    x, y = (float(v) for v in point)
-    path = f"M{x - arm:.1f} {y:.1f}h{2 * arm:.1f}M{x:.1f} {y - arm:.1f}v{2 * arm:.1f}"
-    return [h("path", {"class": name, "d": path}) for name in ("cross-under", "cross")]
 
 
 def _marked(caption: str, text: str) -> Element:
