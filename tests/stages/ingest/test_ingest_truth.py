@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from PIL import Image, ImageOps
 
 from stages.ingest.truth import finite_numbers, fit_truth, keep_captions
 
@@ -71,6 +72,32 @@ def test_boxes_for_another_size_are_not_used() -> None:
         "truth dropped: made for 50 x 100 pixels, the picture has 100 x 50: another shape"
     ]
     assert fit_truth(truth, width=100, height=50, size_px=(100, 50)) == (truth, [])
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_boxes_made_for_the_stored_orientation_are_turned_and_noted(
+    orientation: int, scale: int
+) -> None:
+    """They are known by the sizes in the file. Oracle: where Pillow turns the pixels of a painted
+    box; an annotation at twice the size is scaled, too."""
+    stored = Image.new("L", (40, 30))
+    stored.paste(255, (4, 6, 15, 28))
+    stored.getexif()[0x0112] = orientation
+    upright = ImageOps.exif_transpose(stored)
+    assert upright.size == (30, 40)
+    truth = {
+        "boxes": [[scale * v for v in (4.0, 6.0, 15.0, 28.0)]],
+        "labels": ["cat"],
+        "attributes": [None],
+    }
+    fitted, notes = fit_truth(
+        truth, width=30, height=40, size_px=(40 * scale, 30 * scale), orientation=orientation
+    )
+    assert fitted is not None and fitted["boxes"] == [list(upright.getbbox() or ())]
+    assert [note.partition(":")[0] for note in notes] == ["boxes turned"]
+    # Without such an orientation they are of another picture.
+    assert fit_truth(truth, width=30, height=40, size_px=(40 * scale, 30 * scale))[0] is None
 
 
 def test_truth_of_captions_follows_the_captions_kept() -> None:
