@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from pipeline.cli.use_commands import add_use_commands
 from pipeline.runner.error_messages import bug_report, error_message, is_for_the_user
 from pipeline.runner.run_folder import RunFolder
 from pipeline.runner.standard_streams import open_closed_streams, replace_unencodable
+from sharding.coordination.fatal_errors import is_device_error
 
 if TYPE_CHECKING:
     from pipeline.recipe.recipe import Recipe
@@ -71,6 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
         if is_for_the_user(error):
             _show_error(error_message(error))
             return 2
+        if is_device_error(error):
+            _show_error(error_message(error), "".join(traceback.format_exception(error)))
+            return 1
         print(bug_report(error), file=sys.stderr)
         return 1
 

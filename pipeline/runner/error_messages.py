@@ -8,6 +8,7 @@ import re
 import traceback
 
 from boxless.errors import BoxlessError
+from sharding.coordination.fatal_errors import is_device_error
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space",
@@ -51,6 +52,8 @@ def is_for_the_user(error: BaseException) -> bool:
 
 def error_message(error: BaseException) -> str:
     """The error in words: for one of the system's, which file, what happened and what to do."""
+    if is_device_error(error):
+        return _of_device(error)
     system = _refusal(error) or error
     if not isinstance(system, OSError) or system.strerror is None:
         return str(error) or type(error).__name__
@@ -60,6 +63,15 @@ def error_message(error: BaseException) -> str:
     if not name and system.errno == errno.ENOENT and _is_folder_gone():
         remedy = "the folder where you are was removed: go to another one (cd)"
     return f"{place}{system.strerror}; {remedy}, then run the same command again."
+
+
+def _of_device(error: BaseException) -> str:
+    first = (str(error).splitlines() or [""])[0][:200]
+    return (
+        f"the device failed: {first}; such an error stays until the process ends, so run the same "
+        "command again. If it comes back, check the device (nvidia-smi, dmesg); with "
+        "CUDA_LAUNCH_BLOCKING=1 the traceback shows the step that failed."
+    )
 
 
 def _is_folder_gone() -> bool:

@@ -21,6 +21,7 @@ from boxless.errors import BoxlessError
 from pipeline.pages.thumbnails import thumbnail
 from pipeline.runner.error_messages import bug_report, error_message
 from pipeline.serve.page import NEEDED, page
+from sharding.coordination.fatal_errors import is_device_error
 from stages.student.text.tokenizer import is_blank
 from stages.transfer import use
 from stages.transfer.loaded_student import LoadedStudent
@@ -104,8 +105,8 @@ class StudentApp:
 
 
 def make_server(app: StudentApp, *, host: str, port: int) -> HTTPServer:
-    """A server of the app's page; port 0 takes a free one. `serve_forever` runs it. Raises OSError,
-    with the address, where it cannot be had."""
+    """A server of the app's page; port 0 takes a free one. `serve_forever` runs it, until the
+    device fails. Raises OSError, with the address, where it cannot be had."""
     one_at_a_time = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -133,6 +134,8 @@ def make_server(app: StudentApp, *, host: str, port: int) -> HTTPServer:
                 status, found = HTTPStatus.BAD_REQUEST, {"error": error_message(error)}
             except Exception as error:
                 self.log_error("%s", bug_report(error))
+                if is_device_error(error):
+                    server.end_with(error)
                 found = {"error": f"{type(error).__name__}: {error} (the server's log has more)"}
                 status = HTTPStatus.INTERNAL_SERVER_ERROR
             self._reply(status, json.dumps(found).encode(), "application/json")
@@ -154,13 +157,27 @@ def make_server(app: StudentApp, *, host: str, port: int) -> HTTPServer:
             self.wfile.write(body)
 
     try:
-        return _Server((host, port), Handler)
+        server = _Server((host, port), Handler)
+        return server
     except OSError as error:
         error.filename = f"{host}:{port}"
         raise
 
 
 class _Server(ThreadingHTTPServer):
+    fatal: Exception | None = None
+
+    def end_with(self, error: Exception) -> None:
+        """End `serve_forever` with an error that every later answer would meet again."""
+        self.fatal = error
+        threading.Thread(target=self.shutdown, daemon=True).start()
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """As of the base. Raises an error of the device, which stays until the process ends."""
+        super().serve_forever(poll_interval)
+        if self.fatal is not None:
+            raise self.fatal
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """As of the base, but that a browser which left before its answer is no fault."""
         if not isinstance(sys.exc_info()[1], ConnectionError):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from browser import CHROMIUM, measure
 from PIL import Image
 from pretrain_fixtures import tiny_student, toy_tokenizer
@@ -105,6 +106,25 @@ def _picture() -> str:
     out = io.BytesIO()
     Image.new("RGB", (8, 6), "red").save(out, "PNG")
     return base64.b64encode(out.getvalue()).decode()
+
+
+def test_an_error_of_the_device_ends_the_server(
+    app: StudentApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays, so that every later answer would be the same error. Oracle: an answer, and then
+    that `serve_forever` raises it."""
+
+    def fail(*_: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(use, "match", fail)
+    with make_server(app, host="127.0.0.1", port=0) as server, ThreadPoolExecutor(1) as pool:
+        served = pool.submit(server.serve_forever)
+        address = f"http://127.0.0.1:{server.server_address[1]}/"
+        asked = {"action": "match", "text": "a", "picture": _picture()}
+        assert "illegal memory access" in _ask(address, asked)["error"]
+        with pytest.raises(torch.AcceleratorError):
+            served.result(timeout=60)
 
 
 def test_answers(address: str) -> None:

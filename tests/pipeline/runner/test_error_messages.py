@@ -22,6 +22,24 @@ from pipeline.runner.standard_streams import replace_unencodable
 from sharding.writing.atomic import write_text
 
 
+@pytest.mark.parametrize("kind", [torch.AcceleratorError, RuntimeError])
+def test_an_error_of_the_device_is_reported_in_words(
+    kind: type[RuntimeError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: the exit status of a stage that failed; the words, and the traceback before them, but
+    no bug of Boxless. A rank may be started again: the next process may have a sound device."""
+    error = kind("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might")
+
+    def fail(path: str) -> None:
+        raise error
+
+    monkeypatch.setattr("pipeline.runner.status.status.show_status", fail)
+    assert main(["status", "x"]) == 1 and not is_for_the_user(error)
+    shown = capsys.readouterr().err
+    assert "This is a bug" not in shown and shown.index("Traceback") < shown.index("boxless: error")
+    assert "the device failed: CUDA error: an illegal memory access was encountered; such" in shown
+
+
 def test_errors_of_the_system_say_what_to_do() -> None:
     """A full disk and a read-only one end a rank for good; a missing file or a connection may be
     there at the next start."""
