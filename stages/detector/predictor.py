@@ -8,8 +8,9 @@ ways for other sizes, so that a picture among others, even of its own size, come
 last digits, and now and then with another box. That costs speed where a device is too wide for one
 picture; "bf16" is there for it. In "bf16" pictures of one size run together, with convolutions and
 linear layers in bfloat16 and all that decides (logits, softmax, boxes, suppression) in single
-precision. Of the same boxes, features then stay within 3 % of the largest and probabilities within
-0.1, against single precision and between sizes of batches alike
+precision; "tf32" is the same with all products in TF32, on NVIDIA's GPUs. Of the same boxes,
+features in "bf16" stay within 3 % of the largest and probabilities within 0.1, against single
+precision and between sizes of batches alike
 (tests/stages/distill/inference/test_batch_invariance.py, which also prints what "fp32" differs by:
 nothing).
 
@@ -43,6 +44,7 @@ from stages.detector.model.test_time_augmentation import View, find_in_views
 from stages.detector.ops.boxes import clip_to, far_corners, is_nonempty
 from stages.detector.ops.pooler import picture_of_boxes
 from stages.detector.ops.resize import Prepared, enlarged, prepare, resized_size, stack
+from stages.float32_products import TF32, float32_products
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
@@ -51,9 +53,9 @@ class Teacher:
     """A trained net with the names of what it knows.
 
     label_names, attribute_names: by number. feature_size: D of the arrays. fingerprint: names
-    weights and settings. precision: "fp32" or "bf16". bucket_px: in "bf16" the sides of a picture
-    are padded with zeros, at the right and bottom, to multiples of it, alone as in a batch; 1: not
-    at all. Batch normalisation is frozen.
+    weights and settings. precision: "fp32", "tf32" or "bf16". bucket_px: other than in "fp32" the
+    sides of a picture are padded with zeros, at the right and bottom, to multiples of it, alone as
+    in a batch; 1: not at all. Batch normalisation is frozen.
     """
 
     def __init__(
@@ -235,15 +237,20 @@ def largest(values: Tensor, num: int) -> tuple[Tensor, Tensor]:
 
 @contextlib.contextmanager
 def in_precision(precision: str, device: torch.device) -> Iterator[None]:
-    """ "fp32" is single precision in earnest, without NVIDIA's TF32, by kernels that give the same
-    each time; "bf16" leaves convolutions and linear layers to autocast."""
-    if precision == "bf16":
-        with torch.autocast(device.type, torch.bfloat16):
-            yield
-        return
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    ):
+    """ "fp32" is single precision in earnest, without NVIDIA's TF32; "tf32" is with it; both by
+    kernels that give the same each time. "bf16" leaves convolutions and linear layers to
+    autocast, and the others to single precision."""
+    is_tf32 = precision == TF32
+    with contextlib.ExitStack() as inside:
+        if precision == "bf16":
+            inside.enter_context(torch.autocast(device.type, torch.bfloat16))
+        else:
+            inside.enter_context(
+                torch.backends.cudnn.flags(
+                    enabled=True, benchmark=False, deterministic=True, allow_tf32=is_tf32
+                )
+            )
+        inside.enter_context(float32_products(tf32=is_tf32))
         yield
 
 

@@ -12,7 +12,7 @@ from stages.distill.precomputed.config import FeaturesConfig
 from stages.distill.text.similarity_config import LexicalConfig, SimilarityConfig
 
 TEACHERS = ("run", "detectron2", "features", "transformers", "truth")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
 PHRASES = ("auto", "parser", "lexicon")
 OBJECT_TEXTS = ("label", "attribute label")
 
@@ -29,12 +29,13 @@ class DistillConfig:
     features: which files; for teacher "features" and no other.
     transformers: which model; for teacher "transformers" and no other.
     precision: of the net's convolutions and linear layers. In "fp32" each picture runs alone, so
-        that its objects are the same to the bit in any company; in "bf16" pictures of one size run
-        together, and the last digits of what is found depend on how many.
-    batch_size: the most pictures, all of one size after resizing, that run together in "bf16".
-        Batches are planned over a whole shard.
-    bucket_px: for "bf16" with pictures of so many shapes that batches stay small: each picture is
-        padded with zeros until its sides are multiples of so many pixels (64, say), and those of
+        that its objects are the same to the bit in any company; in "bf16", and in "tf32" (for
+        NVIDIA's GPUs since Ampere), pictures of one size run together, and the last digits of what
+        is found depend on how many.
+    batch_size: the most pictures, all of one size after resizing, that run together in "bf16" and
+        "tf32". Batches are planned over a whole shard.
+    bucket_px: for these two with pictures of so many shapes that batches stay small: each picture
+        is padded with zeros until its sides are multiples of so many pixels (64, say), and those of
         one padded size run together. Padding moves features near the right and lower border, in a
         batch as alone. 1: nothing is padded.
     num_decoders: threads that decode and resize pictures, ahead of the net.

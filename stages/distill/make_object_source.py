@@ -12,6 +12,7 @@ from stages.detector.transformers_config import TransformersConfig
 from stages.distill.config import DistillConfig
 from stages.distill.inference.pipeline import InferencePipeline
 from stages.distill.object_source import Detector, ObjectSource
+from stages.float32_products import check_tf32
 
 
 def make_object_source(
@@ -80,6 +81,7 @@ def _make_detector(config: DistillConfig, folder: Path) -> Detector:
     from stages.detector.predictor import Teacher
     from stages.detector.teacher_folder import load_teacher
 
+    check_tf32("distill.precision", config.precision)
     teacher = load_teacher(folder)
     if not isinstance(teacher, Teacher):
         return teacher

@@ -56,7 +56,7 @@ NO_PHRASES = (
 ABOUT = "about.json"
 """What `finish` has to know of teacher and settings; each worker would write the same bytes."""
 # Their effect is in the fingerprints of teacher, chunker or similarity, or they belong to the
-# machine; what moves last digits in half precision alone is in _arithmetic.
+# machine; what moves no last digits in fp32 is in _arithmetic.
 _OUTSIDE_THE_FINGERPRINT = (
     "lease_seconds",
     "accept_versions",
@@ -348,13 +348,13 @@ def _libraries(config: DistillConfig) -> list[str]:
 
 
 def _arithmetic(config: DistillConfig) -> dict[str, str]:
-    """What moves the last digits of a detector's objects, and so the bytes of a shard: a GPU, and
-    in bf16 how many pictures run together, which ones, and what they are padded to. Nothing on the
-    CPU in fp32, or where others' features are joined."""
+    """What moves the last digits of a detector's objects, and so the bytes of a shard: a GPU, and,
+    other than in fp32, how many pictures run together, which ones, and what they are padded to.
+    Nothing on the CPU in fp32, or where others' features are joined."""
     if config.teacher == "features":
         return {}
     moving: dict[str, str] = {}
-    if config.precision == "bf16":
+    if config.precision != "fp32":
         moving = {"batch_size": str(config.batch_size), "batches": BATCH_RULES}
     if config.bucket_px > 1:
         moving["bucket_px"] = str(config.bucket_px)

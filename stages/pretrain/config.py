@@ -18,7 +18,7 @@ from stages.pretrain.objectives.config import (
 )
 from stages.training.config import TrainingConfig, check_choice, check_weight
 
-WHOLE_WEIGHTS = ("fp32", "autocast-bf16")
+WHOLE_WEIGHTS = ("fp32", "tf32", "autocast-bf16", "autocast-fp16")
 """Precisions in which the weights themselves are float32."""
 
 
@@ -98,8 +98,8 @@ class PretrainConfig(TrainingConfig):
     without that head) is kept in the folder `best` beside the checkpoints."""
     average_samples: int | None = None
     """Horizon, in pictures, of an exponential moving average of the weights, which is then what is
-    validated and saved (ours); null for the last weights. With precision fp32 or autocast-bf16, and
-    ZeRO 0, 1, 2."""
+    validated and saved (ours); null for the last weights. With precision fp32, tf32, autocast-bf16
+    or autocast-fp16, and ZeRO 0, 1, 2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,10 +7,14 @@ from typing import ClassVar
 
 from boxless.errors import BoxlessError
 
-PRECISIONS = ("fp32", "auto", "autocast-bf16", "bf16", "fp16")
-APEX_O1 = (
-    "precision: got apex-o1, expected one of {choices}. apex removed its amp in May 2025 and "
-    "DeepSpeed 0.19.8 takes it no longer; autocast-bf16 is what it did, without loss scaling"
+PRECISIONS = ("fp32", "tf32", "auto", "autocast-bf16", "autocast-fp16", "bf16", "fp16")
+SCALED = ("autocast-fp16", "fp16")
+"""Precisions whose losses are scaled."""
+APEX_NAMES = ("apex-o1", "apex", "o1", "amp")
+APEX = (
+    "precision: got {got}, expected one of {choices}. apex removed its amp in May 2025 and "
+    "DeepSpeed 0.19.8 takes it no longer. autocast-fp16 is what O1 meant: float32 weights, fp16 by "
+    "operator, loss scaling; autocast-bf16 needs no scaling, on GPUs that have bf16"
 )
 
 
@@ -48,10 +52,12 @@ class TrainingConfig:
     """DeepSpeed ZeRO: what ranks share out; 0 nothing, 1 optimizer states, 2 gradients too, 3
     weights too."""
     precision: str = "fp32"
-    """`fp32`; `autocast-bf16`, float32 weights and gradients with convolutions and matrix products
-    in bf16 (for GPUs, and processors with AVX-512 BF16 or AMX: slower on others); `bf16`; or `fp16`
-    with dynamic loss scaling (both with 16-bit weights, float32 ones in the optimizer). `auto` is
-    autocast-bf16 on GPUs that have bf16 and fp32 elsewhere; its checkpoints continue on either."""
+    """`fp32`; `tf32`, float32 with products in TF32 (NVIDIA's GPUs since Ampere); `autocast-bf16`,
+    float32 weights and gradients with convolutions and matrix products in bf16 (for GPUs, and
+    processors with AVX-512 BF16 or AMX: slower on others); `autocast-fp16`, the same in fp16 with
+    dynamic loss scaling, for GPUs without bf16 (V100, T4); `bf16`; or `fp16` with dynamic loss
+    scaling (both with 16-bit weights, float32 ones in the optimizer). `auto` is autocast-bf16 on
+    GPUs that have bf16 and fp32 elsewhere; its checkpoints continue on either."""
     accumulate_precision: str = "fp32"
     """Of gradients summed over micro-batches and ranks in bf16: `fp32`, or `training`, bf16
     itself."""
@@ -101,8 +107,8 @@ class TrainingConfig:
             )
         if self.num_workers < 0:
             raise BoxlessError(f"num_workers: got {self.num_workers}, expected 0 or more")
-        if self.precision == "apex-o1":
-            raise BoxlessError(APEX_O1.format(choices=", ".join(PRECISIONS)))
+        if self.precision.lower() in APEX_NAMES:
+            raise BoxlessError(APEX.format(got=self.precision, choices=", ".join(PRECISIONS)))
         check_choice("schedule", self.schedule, ("cosine", "linear", "steps"))
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("accumulate_precision", self.accumulate_precision, ("fp32", "training"))
@@ -110,11 +116,12 @@ class TrainingConfig:
         check_choice("zero_stage", self.zero_stage, (0, 1, 2, 3))
         for part in self.checkpoint_activations:
             check_choice("checkpoint_activations", part, ("cnn", "transformer"))
-        if self.precision == "fp16" and not self.zero_stage:
-            # DeepSpeed 0.19.8 then divides gradients by a scale that it has not put on the loss.
+        if self.precision in SCALED and not self.zero_stage:
+            # DeepSpeed 0.19.8 then divides gradients by a scale that it has not put on the loss
+            # (fp16), or keeps no scale in its checkpoints (autocast).
             raise BoxlessError(
-                "precision: got fp16 with zero_stage 0, expected zero_stage 1, 2 or 3: DeepSpeed "
-                "scales the loss under ZeRO only"
+                f"precision: got {self.precision} with zero_stage 0, expected zero_stage 1, 2 or 3: "
+                "DeepSpeed scales the loss under ZeRO only"
             )
         for name in ("warmup", "warmup_from"):
             check_share(name, getattr(self, name))

@@ -15,9 +15,11 @@ from typing import Any
 
 from boxless.errors import BoxlessError
 from stages.json_text import parse_json
-from stages.training.config import TrainingConfig
+from stages.training.config import SCALED, TrainingConfig
 
 AUTO = "auto"
+AUTOCAST = {"autocast-bf16": "bfloat16", "autocast-fp16": "float16"}
+"""What convolutions and matrix products compute in, by precision."""
 OURS_ALONE = {
     "optimizer": "AdamwSgd with the rates, decays and betas of {section}",
     "scheduler": "{section}.schedule, {section}.warmup and {section}.num_steps",
@@ -77,14 +79,14 @@ def recipe_settings(config: TrainingConfig, world_size: int) -> dict[str, Any]:
         "bf16": {"enabled": config.precision == "bf16"},
         "fp16": {"enabled": config.precision == "fp16"},
     }
-    if config.precision == "autocast-bf16":
+    if config.precision in AUTOCAST:
         # By default DeepSpeed would also add up gradients of these modules over ranks in bf16.
         settings["torch_autocast"] = {
             "enabled": True,
-            "dtype": "bfloat16",
+            "dtype": AUTOCAST[config.precision],
             "lower_precision_safe_modules": [],
         }
-    if config.precision == "fp16":
+    if config.precision in SCALED:
         # 0: the scale is found while training.
         settings["fp16"]["loss_scale"] = 0
     if sums_in_fp32(config):

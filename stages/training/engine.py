@@ -18,11 +18,13 @@ from deepspeed.runtime.engine import BFLOAT16, ZERO_OPTIMIZATION, DeepSpeedEngin
 from torch import nn
 
 from boxless.errors import BoxlessError
+from stages.float32_products import check_tf32
 from stages.student.activation_checkpointing import checkpoint_activations
 from stages.student.network import Student
 from stages.training.checkpoints.save_and_load import SafeCheckpointEngine
 from stages.training.config import TrainingConfig
 from stages.training.ds_config import engine_settings
+from stages.training.loss_scaling import set_loss_scaler
 from stages.training.optimizer import AdamwSgd
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -86,12 +88,12 @@ def current_device() -> torch.device:
 def choose_precision(config: Config) -> Config:
     """The config with the precision that this rank's device gets where the recipe says `auto`.
 
-    Raises ValueError where the recipe asks for fp16 on a device that has none.
+    Raises ValueError where the recipe asks for fp16 or tf32 on a device that has none.
     """
     accelerator = get_accelerator()
+    check_tf32(f"{config.section}.precision", config.precision)
     if config.precision == "auto":
-        has_bf16 = accelerator.device_name() != "cpu" and accelerator.is_bf16_supported()
-        chosen = "autocast-bf16" if has_bf16 else "fp32"
+        chosen = "autocast-bf16" if _has_bf16(accelerator) else "fp32"
         if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
             name = accelerator.device_name()
             print(f"{config.section}.precision: auto is {chosen} on this {name}", flush=True)
@@ -102,6 +104,14 @@ def choose_precision(config: Config) -> Config:
             "expected bf16 or fp32"
         )
     return config
+
+
+def _has_bf16(accelerator: Any) -> bool:
+    """Whether a GPU computes in bf16. PyTorch emulates it on older ones (V100, T4), slowly, and by
+    default counts that too."""
+    if accelerator.device_name() == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return accelerator.device_name() != "cpu" and accelerator.is_bf16_supported()
 
 
 def make_engine(
@@ -124,4 +134,5 @@ def make_engine(
         config_class=DeepSpeedConfig(settings),
     )
     engine.checkpoint_engine = SafeCheckpointEngine()
+    set_loss_scaler(engine)
     return engine

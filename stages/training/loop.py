@@ -13,6 +13,7 @@ import torch
 
 from sharding.format.schema import ShardError
 from sharding.reading.watchdog import StallWatch
+from stages.float32_products import TF32, float32_products
 from stages.progress import Progress
 from stages.student.vision.batch_norm import average_statistics
 from stages.training.batches import (
@@ -24,7 +25,8 @@ from stages.training.batches import (
 )
 from stages.training.checkpoints.save_and_load import load_checkpoint, save_checkpoint
 from stages.training.config import TrainingConfig
-from stages.training.monitoring.gradient_norms import GradientNorms, loss_scale
+from stages.training.loss_scaling import is_lowest, loss_scale, scales_losses
+from stages.training.monitoring.gradient_norms import GradientNorms
 from stages.training.monitoring.metrics import METRICS, MetricAccumulator, MetricsLog, read_metrics
 from stages.training.monitoring.profile import StepProfile
 from stages.training.monitoring.skipped_samples import FaultPolicy, SkippedSamples
@@ -136,6 +138,7 @@ class Loop:
         with (
             named_killed_workers(config.section),
             self.stalls,
+            float32_products(tf32=config.precision == TF32),
             Progress(
                 self.title,
                 total=config.num_steps,
@@ -181,7 +184,7 @@ class Loop:
     def step(self) -> None:
         """One optimizer step, over as many micro-batches as are this rank's share of it.
 
-        A step whose gradients are not finite leaves the weights, on all ranks (in fp16 DeepSpeed
+        A step whose gradients are not finite leaves the weights, on all ranks (in float16 DeepSpeed
         sees to that, and halves the scale). It counts: its samples are seen, and the schedule is of
         samples.
         """
@@ -192,6 +195,7 @@ class Loop:
             self.engine.gradient_accumulation_steps(),
             self.engine.skipped_steps,
         )
+        is_scale_lowest = is_lowest(self.engine)
         keys: list[str] = []
         # All of them first: their numbers of labels are needed for the first one's loss.
         all_loaded = [self._next_batch() for _ in range(num_turns)]
@@ -211,7 +215,8 @@ class Loop:
         # At every step, so that a checkpoint, which holds one rank's, holds what all ranks have.
         average_statistics(self.engine.module)
         is_skipped = self.engine.skipped_steps > num_skipped
-        if self.engine.basic_optimizer.is_held or (is_skipped and not self.engine.fp16_enabled()):
+        is_overflow = scales_losses(self.engine) and not is_scale_lowest
+        if self.engine.basic_optimizer.is_held or (is_skipped and not is_overflow):
             self._note_nonfinite(self.state.step + 1, keys)
         else:
             self.nonfinite_in_a_row = 0
@@ -233,10 +238,10 @@ class Loop:
         finite on any."""
         step = self.state.step + 1
         squares = self.gradients.squares()
-        # Overflow is how fp16 finds its scale; DeepSpeed sees to it.
-        is_scaled = squares is None or self.engine.fp16_enabled()
+        # Overflow is how a scale is found; DeepSpeed sees to it.
+        is_left_to_it = squares is None or scales_losses(self.engine)
         agreement, keys = self.watch.agree(
-            step, None if squares is None or is_scaled else squares.sum()
+            step, None if squares is None or is_left_to_it else squares.sum()
         )
         self.is_signalled |= agreement.is_signalled
         self.engine.basic_optimizer.is_held = not agreement.is_finite
@@ -372,7 +377,7 @@ class Loop:
             **self.norms,
             **self.metrics.take(),
         }
-        if self.engine.fp16_enabled():
+        if scales_losses(self.engine):
             line["loss_scale"] = loss_scale(self.engine)
             line["overflow_steps"] = self.engine.skipped_steps
         figures = {"pictures/s": line["pictures_per_second"], "loss": line["loss"]}

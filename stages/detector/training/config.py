@@ -11,7 +11,7 @@ from typing import Literal
 from boxless.errors import BoxlessError
 from stages.detector.net_config import TeacherConfig, check
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,9 @@ class TeachConfig:
         transformers ResNet or of a teacher, a file of torchvision or detectron2; null is random.
     freeze_at: the ResNet's stem (1), res2 (2) ... res5 (5) and all before it stay as they are;
         0 trains everything. detectron2's BACKBONE.FREEZE_AT, whose default is 2.
-    precision: "fp32", or "bf16" or "fp16" for convolutions and linear layers under autocast, fp16
-        with a loss scale that finds itself.
+    precision: "fp32"; "tf32", its products in TF32 (NVIDIA's GPUs since Ampere); or "bf16" or
+        "fp16" for convolutions and linear layers under autocast, fp16 with a loss scale that finds
+        itself.
     num_steps: optimizer steps. micro_batch_size: pictures a step, shared out to the ranks.
     optimizer: "sgd" or "adamw". momentum: of sgd.
     learning_rate: peak learning rate. warmup_steps: steps in which it rises to the peak.
@@ -57,7 +58,7 @@ class TeachConfig:
     net: TeacherConfig = field(default_factory=TeacherConfig)
     initial_weights: str | None = None
     freeze_at: int = 0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     num_steps: int = 700
     micro_batch_size: int = 8
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -116,7 +117,7 @@ class TeachConfig:
             self,
             {
                 "freeze_at": (0 <= self.freeze_at <= 5, "0 to 5"),
-                "precision": (self.precision in PRECISIONS, "'fp32', 'bf16' or 'fp16'"),
+                "precision": (self.precision in PRECISIONS, "'fp32', 'tf32', 'bf16' or 'fp16'"),
                 "optimizer": (self.optimizer in ("sgd", "adamw"), "'sgd' or 'adamw'"),
                 "schedule": (self.schedule in ("cosine", "steps"), "'cosine' or 'steps'"),
                 "decay_steps": (

@@ -68,6 +68,7 @@ from stages.detector.training.training_state import (
     read_state,
     save_checkpoint,
 )
+from stages.float32_products import TF32, check_tf32, float32_products
 from stages.progress import Progress
 from stages.ranks import Ranks, joined_ranks
 
@@ -76,7 +77,12 @@ NO_BOXES = (
     "alone: OMVM and PRA have nothing to go by. A source with boxes (toy, nlvr, or coco with "
     "ingest.instances) or a teacher from elsewhere (teach.given) changes that."
 )
-AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 """What convolutions and linear layers compute in, by `teach.precision`."""
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 METRICS, SCORES = "metrics.jsonl", "scores.json"
@@ -136,6 +142,7 @@ def teach(config: TeachConfig, *, seed: int, images: Path, out: Path) -> None:
         heldout = LabeledPictures(
             images, "heldout", label_names=names.labels, attribute_names=names.attributes
         )
+        check_tf32("teach.precision", config.precision)
         job = Job(config, names, heldout, out, fingerprint, ranks)
         with _cpu_threads(config.num_threads):
             _train_and_score(TrainingSet(labelled, config, seed=seed, device=pick_device()), job)
@@ -285,6 +292,7 @@ def _train(
             "teach", total=config.num_steps, unit="steps", start=state.num_steps, show=is_first
         ) as progress,
         open(out / METRICS if is_first else os.devnull, "a", encoding="utf-8") as metrics,
+        float32_products(tf32=config.precision == TF32),
     ):
         for step in range(state.num_steps, config.num_steps):
             figures = take_step(model, optimizer, training_set, job.ranks, scale, step)

@@ -23,6 +23,7 @@ from boxless.errors import BoxlessError
 from sharding.writing.atomic import disk_error, write_text
 from stages.student.folder.renamed import rename_weights
 from stages.training.checkpoints.zero_resharding import load_parts, load_whole_parts, num_parts
+from stages.training.loss_scaling import set_loss_scaler
 from stages.training.monitoring.gradient_norms import are_weights_finite
 from stages.training.monitoring.stopping import DivergenceError, any_rank
 
@@ -136,7 +137,9 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
         )
     is_cut_otherwise = num_saved not in (0, torch.distributed.get_world_size())
     if is_cut_otherwise and engine.zero_optimization_partition_weights():
-        return _known(load_whole_parts(engine, folder / tag), folder / tag)
+        state = load_whole_parts(engine, folder / tag)
+        set_loss_scaler(engine)
+        return _known(state, folder / tag)
     path, state = engine.load_checkpoint(str(folder), tag=tag, load_module_only=is_cut_otherwise)
     if path is None:
         raise BoxlessError(
@@ -146,6 +149,7 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
     if is_cut_otherwise:
         load_parts(engine, folder / tag)
         engine.global_steps, engine.skipped_steps = state["global_steps"], state["skipped_steps"]
+    set_loss_scaler(engine)
     return _known(state, folder / tag)
 
 

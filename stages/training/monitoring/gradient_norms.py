@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stages.training.loss_scaling import loss_scale
+
 PARTS = ("cnn", "cells", "transformer", "heads")
 """ResNet; what makes cells of its map (projection, neck, norm, mask vector); embeddings and fusion;
 the heads of objectives and tasks."""
@@ -56,7 +58,7 @@ class GradientNorms:
     @torch.no_grad()
     def norms(self, squares: torch.Tensor | None) -> dict[str, float]:
         """`grad_norm` and `grad_norm/PART` from what `squares` gave. A collective. {} where there
-        is none, or where they overflow in fp16."""
+        is none, or where they overflow in float16."""
         if squares is None:
             return {}
         if self._engine.zero_optimization():
@@ -83,11 +85,6 @@ class GradientNorms:
                 (piece for piece in pieces if not getattr(piece, "_zero_padding", False)),
                 parameters,
             )
-
-
-def loss_scale(engine: Any) -> float:
-    """What the engine multiplies losses by, 1 but for fp16."""
-    return float(getattr(engine.optimizer, "loss_scale", 1.0)) if engine.fp16_enabled() else 1.0
 
 
 @torch.no_grad()

@@ -220,6 +220,8 @@ def test_the_fingerprint_has_what_moves_last_digits(
     in_bf16 = replace(CONFIG, precision="bf16")
     assert run._arithmetic(CONFIG) == {}
     assert run._arithmetic(in_bf16) == {"batch_size": "2", "batches": "planned/1"}
+    in_tf32 = replace(in_bf16, precision="tf32")
+    assert run._arithmetic(in_tf32) == {"batch_size": "2", "batches": "planned/1"}
     monkeypatch.setattr(run, "pick_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     assert run._arithmetic(CONFIG) == {"device": "NVIDIA A100"}
@@ -529,7 +531,7 @@ def test_select(threshold: float | None, least: int | None, most: int | None, ke
             {"precision": "bf16", "teacher": "detectron2", "detectron2": DETECTRON2},
             "precision is 'bf16'; expected 'fp32' with teacher 'detectron2'",
         ),
-        ({"precision": "fp16"}, "precision is 'fp16'; expected 'fp32', 'bf16'"),
+        ({"precision": "fp16"}, "precision is 'fp16'; expected 'fp32', 'tf32', 'bf16'"),
         ({"phrases": "magic"}, "phrases is 'magic'; expected 'auto', 'parser', 'lexicon'"),
         ({"object_text": "name"}, "object_text is 'name'"),
         ({"parser": ""}, "parser is empty"),

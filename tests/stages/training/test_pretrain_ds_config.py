@@ -179,8 +179,9 @@ def test_what_a_device_has_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     for student, name in ((sync, "student.batch_norm"), (neck, "student.neck.batch_norm")):
         with pytest.raises(ValueError, match=f"{name}: got sync on 2 ranks"):
             check_batch_norm(student, 2, cpu)
-    with pytest.raises(ValueError, match="pretrain.precision: got fp16 on a cpu"):
-        engine.choose_precision(PretrainConfig(precision="fp16"))
+    for precision in ("fp16", "tf32"):
+        with pytest.raises(ValueError, match=f"pretrain.precision: got {precision} on a cpu"):
+            engine.choose_precision(PretrainConfig(precision=precision))
 
 
 @pytest.mark.parametrize(
@@ -190,10 +191,16 @@ def test_what_a_device_has_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_precision_auto_is_what_the_device_has(
     device: str, has_bf16: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Oracle: the three cases by hand; other settings stay, and a named precision does."""
+    """Oracle: the three cases by hand, a GPU that only emulates bf16 (V100) among them; other
+    settings stay, and a named precision does."""
     accelerator = engine.get_accelerator()
     monkeypatch.setattr(accelerator, "device_name", lambda *_: device)
-    monkeypatch.setattr(accelerator, "is_bf16_supported", lambda: has_bf16)
+    emulated = {True: True, False: has_bf16}
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: emulated[including_emulation],
+    )
     config = PretrainConfig(precision="auto", num_steps=7)
     assert engine.choose_precision(config) == PretrainConfig(precision=wanted, num_steps=7)
     named = PretrainConfig(precision="bf16")
@@ -202,7 +209,9 @@ def test_precision_auto_is_what_the_device_has(
 
 def test_precisions_that_a_stage_has_not() -> None:
     """Oracle: ValueError naming both fields."""
-    with pytest.raises(ValueError, match="precision: got fp16 with zero_stage 0"):
-        PretrainConfig(precision="fp16", zero_stage=0)
-    with pytest.raises(ValueError, match="got apex-o1, expected one of .* apex removed its amp"):
-        PretrainConfig(precision="apex-o1")
+    for precision in ("fp16", "autocast-fp16"):
+        with pytest.raises(ValueError, match=f"precision: got {precision} with zero_stage 0"):
+            PretrainConfig(precision=precision, zero_stage=0)
+    for name in ("apex-o1", "apex-O1", "O1", "amp"):
+        with pytest.raises(ValueError, match=f"got {name}, expected .* apex .* autocast-fp16 is"):
+            PretrainConfig(precision=name)

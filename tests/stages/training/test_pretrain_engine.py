@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,7 @@ def test_norms_without_zero_are_those_of_pytorch() -> None:
         optimizer=None,
         device="cpu",
         fp16_enabled=lambda: False,
+        torch_autocast_enabled=lambda: False,
         zero_offload_optimizer=lambda: None,
         zero_optimization=lambda: False,
         zero_optimization_stage=lambda: 0,
@@ -216,10 +218,23 @@ def test_bf16_keeps_statistics_and_can_be_saved_whole(
         assert line["loss"] == pytest.approx(other_line["loss"], rel=0.01)
 
 
-def test_autocast_trains_float32_weights(ranks: Ranks, undisturbed: Path, tmp_path: Path) -> None:
-    """Oracle: the losses of fp32 within 1 %, none of them equal to the last digit; float32
-    weights."""
-    config = replace(RUN, zero_stage=1, precision="autocast-bf16")
+@pytest.mark.parametrize(
+    ("precision", "stage"), [("autocast-bf16", 1), ("autocast-fp16", 1), ("autocast-fp16", 3)]
+)
+def test_autocast_trains_float32_weights(
+    ranks: Ranks,
+    zero_3: PretrainConfig,
+    undisturbed: Path,
+    tmp_path: Path,
+    precision: str,
+    stage: int,
+) -> None:
+    """Oracle: the losses and the gradient's norms of fp32 within 1 % and 5 %, no loss equal to the
+    last digit; float32 weights."""
+    config = replace(zero_3 if stage == 3 else RUN, zero_stage=stage, precision=precision)
+    if precision == "autocast-fp16":  # from a scale that nothing overflows at
+        cut = CUT_ALL if stage == 3 else {}
+        config = replace(config, ds_config=_scale_of(tmp_path, 8, **cut))
     assert ranks(config, tmp_path, world_size=2) == DONE
     assert {w.dtype for w in _weights(tmp_path).values() if w.is_floating_point()} == {
         torch.float32
@@ -227,18 +242,29 @@ def test_autocast_trains_float32_weights(ranks: Ranks, undisturbed: Path, tmp_pa
     lines, others = (read_lines(r / "pretrain" / "metrics.jsonl") for r in (tmp_path, undisturbed))
     for line, other_line in zip(lines, others):
         assert line["loss"] == pytest.approx(other_line["loss"], rel=0.01)
+        assert line["grad_norm"] == pytest.approx(other_line["grad_norm"], rel=0.05)
         assert line["loss"] != other_line["loss"]
 
 
-@pytest.mark.skipif(not get_accelerator().is_fp16_supported(), reason="this processor has no fp16")
-def test_steps_that_overflow_count_and_change_nothing(ranks: Ranks, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "autocast-fp16",
+        pytest.param(
+            "fp16",
+            marks=pytest.mark.skipif(
+                not get_accelerator().is_fp16_supported(), reason="this processor has no fp16"
+            ),
+        ),
+    ],
+)
+def test_steps_that_overflow_count_and_change_nothing(
+    ranks: Ranks, tmp_path: Path, precision: str
+) -> None:
     """Oracle: DeepSpeed's rule. From a scale of 2^32 every gradient overflows: no step is taken,
     none counts as a loss that is not finite, each halves the scale; the samples count as seen and
     the rate is that of the step, on all lines; weights are those of the start."""
-    path = tmp_path / "ds_config.json"
-    fp16 = {"initial_scale_power": 32, "hysteresis": 1}
-    path.write_text(json.dumps({"fp16": fp16}))
-    config = replace(RUN, precision="fp16", ds_config=str(path), num_steps=2)
+    config = replace(RUN, precision=precision, ds_config=_scale_of(tmp_path, 32), num_steps=2)
     assert ranks(config, tmp_path / "two", world_size=2) == DONE
     lines = read_lines(tmp_path / "two" / "pretrain" / "metrics.jsonl")
     assert [line["overflow_steps"] for line in lines] == [1, 2]
@@ -250,3 +276,37 @@ def test_steps_that_overflow_count_and_change_nothing(ranks: Ranks, tmp_path: Pa
     for name in one:
         if "running_" not in name and not name.endswith("num_batches_tracked"):
             assert torch.equal(one[name], two[name]), name
+
+
+def test_a_scale_outlives_a_stop_on_another_number_of_ranks(ranks: Ranks, tmp_path: Path) -> None:
+    """Every step overflows from a scale of 2^40. Oracle: it is halved once a step over all of
+    them, whatever ranks take them."""
+    config = replace(RUN, precision="autocast-fp16", ds_config=_scale_of(tmp_path, 40))
+    assert ranks(config, tmp_path, world_size=2, spoil="kill", step=4)[1] == "signal 9"
+    assert ranks(config, tmp_path, world_size=1) == ["done"]
+    lines = read_lines(tmp_path / "pretrain" / "metrics.jsonl")
+    assert [line["loss_scale"] for line in lines] == [2.0**power for power in (39, 38, 37, 36)]
+
+
+def test_gradients_that_no_scale_makes_finite_stop_the_run(ranks: Ranks, tmp_path: Path) -> None:
+    """Every gradient from step 2 on is not a number. Oracle: from a scale of 4 two steps lower it
+    to 1 and count as overflows; the next ones count as those of any precision do, and the third in
+    a row stops all ranks, with the keys."""
+    config = replace(RUN, precision="autocast-fp16", num_steps=20, ds_config=_scale_of(tmp_path, 2))
+    outcomes = ranks(config, tmp_path, world_size=2, spoil="gradients", step=2)
+    for outcome in outcomes:
+        assert outcome.startswith("DivergenceError: step 6: for 3 steps in a row"), outcome
+    lines = read_lines(tmp_path / "pretrain" / "metrics.jsonl")
+    assert [line["loss_scale"] for line in lines] == [4, 2, 1, 1, 1]
+    assert [line["overflow_steps"] for line in lines] == [0, 1, 2, 3, 4]
+    assert [line["nonfinite_steps"] for line in lines] == [0, 0, 0, 1, 2]
+    assert "step 4: a gradient is not finite" in (tmp_path / "pretrain/notices.log").read_text()
+
+
+def _scale_of(folder: Path, power: int, **others: Any) -> str:
+    """A ds_config.json whose losses are at first multiplied by 2 ** `power`, and by half as much
+    after each step that overflows, and with `others` of DeepSpeed's settings."""
+    path = folder / "ds_config.json"
+    fp16 = {"initial_scale_power": power, "hysteresis": 1}
+    path.write_text(json.dumps({"fp16": fp16, **others}))
+    return str(path)
