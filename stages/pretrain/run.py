@@ -154,6 +154,7 @@ def pretrain(
             on_step=on_step,
             validation=_validation(model, heldout, save_best),
             faults=faults,
+            counts_flops=cache is None and texts is None,
         ).run()
         save(student_out)
         _store(cache, texts)

@@ -79,6 +79,9 @@ class TrainingConfig:
     installed (its WANDB_MODE=offline keeps them here); null for none."""
     profile_steps: tuple[int, ...] = ()
     """First and last step that PyTorch's profiler records, say `[20, 22]`; none for no profile."""
+    peak_tflops: float | None = None
+    """What a device computes at most in `precision`, in 10^12 operations a second, for `mfu` in the
+    metrics; null: known by a GPU's name, or not at all."""
     validate_steps: int | None = None
     """Steps from one validation to the next; null validates after each epoch."""
 
@@ -105,6 +108,8 @@ class TrainingConfig:
                 f"profile_steps: got {list(self.profile_steps)}, expected the first and the last "
                 "step, counted from 1, or none"
             )
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise BoxlessError(f"peak_tflops: got {self.peak_tflops}, expected above 0, or null")
         if self.num_workers < 0:
             raise BoxlessError(f"num_workers: got {self.num_workers}, expected 0 or more")
         if self.precision.lower() in APEX_NAMES:

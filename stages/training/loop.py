@@ -3,6 +3,7 @@ on the way. `stages.training` describes what it is given."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from stages.training.monitoring.gradient_norms import GradientNorms
 from stages.training.monitoring.metrics import METRICS, MetricAccumulator, MetricsLog, read_metrics
 from stages.training.monitoring.profile import StepProfile
 from stages.training.monitoring.skipped_samples import FaultPolicy, SkippedSamples
+from stages.training.monitoring.step_flops import StepFlops
 from stages.training.monitoring.stopping import DivergenceError, Stopped, Watch, of_all_ranks
 from stages.training.monitoring.stuck_objectives import passes_due_step, stuck_objectives
 from stages.training.schedule import rate_factor
@@ -76,8 +78,9 @@ class Loop:
 
     engine: of `stages.training.engine.make_engine`, around the module to train. title: of the
     progress bar and of log lines. seed: each micro-batch's random draws come from it and from the
-    position. on_step: called after each step with the number of steps done. Raises ValueError where
-    the checkpoint is of another order of samples.
+    position. on_step: called after each step with the number of steps done. counts_flops: False
+    where a cache spares some micro-batches parts of the network. Raises ValueError where the
+    checkpoint is of another order of samples.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Loop:
         faults: FaultPolicy = FaultPolicy(),
         validation: Validation | None = None,
         on_step: Callable[[int], None] | None = None,
+        counts_flops: bool = True,
     ) -> None:
         self.engine, self.source, self.config = engine, source, config
         self.title, self.seed, self.device = title, seed, device
@@ -124,6 +128,8 @@ class Loop:
         self.nonfinite_in_a_row = 0
         self.is_signalled = False
         self.reported_step, self.reported_at = self.state.step, time.monotonic()
+        cell_px = engine.module.student.grid.cell_px
+        self.flops = StepFlops(config, cell_px=cell_px, device=device) if counts_flops else None
         self.profile = StepProfile(out, config.profile_steps, self.rank)
 
     def run(self) -> None:
@@ -205,9 +211,10 @@ class Loop:
         )
         for turn, (loaded, (batch, is_valid)) in enumerate(zip(all_loaded, batches)):
             torch.manual_seed(self.seed * 1_000_003 + loaded.turn.position)
-            loss, outputs = self.engine(batch.to(self.device), is_valid)
-            self.watch.note(loss, outputs, batch.keys)
-            self.engine.backward(loss * self._weight if is_valid else loss * 0.0)
+            with self._counted(batch, is_valid):
+                loss, outputs = self.engine(batch.to(self.device), is_valid)
+                self.watch.note(loss, outputs, batch.keys)
+                self.engine.backward(loss * self._weight if is_valid else loss * 0.0)
             if turn == num_turns - 1:
                 keys = self._before_step()
             self.engine.step()
@@ -223,6 +230,12 @@ class Loop:
         self.engine.module.end_step()
         self.state.step += 1
         self.state.position += self.config.micro_batches_per_step
+
+    def _counted(self, batch: Any, is_valid: bool) -> contextlib.AbstractContextManager[None]:
+        """Around both passes of a micro-batch."""
+        if self.flops is None:
+            return contextlib.nullcontext()
+        return self.flops.of_micro_batch(batch, is_valid=is_valid)
 
     def _next_batch(self) -> LoadedBatch:
         asked = time.monotonic()
@@ -374,6 +387,7 @@ class Loop:
             "lr_factor": rate_factor(state.step - 1, config),
             "skipped": state.skipped_samples,
             "nonfinite_steps": state.nonfinite_steps,
+            **(self.flops.take(seconds) if self.flops else {}),
             **self.norms,
             **self.metrics.take(),
         }

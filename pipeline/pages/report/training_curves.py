@@ -95,6 +95,10 @@ def _speed(lines: list[dict[str, Any]]) -> list[tuple[str, str]]:
         found.append(("a step takes", f"{short(value)} s"))
     if (value := median("pictures_per_second")) is not None:
         found.append(("pictures a second", short(value)))
+    if (value := median("model_tflops")) is not None:
+        found.append(("TFLOP a second", short(value)))
+    if (value := median("mfu")) is not None:
+        found.append(("share of the devices' peak (MFU)", percent(value)))
     if (value := median("data_wait_share")) is not None:
         found.append(("of it waiting for data", percent(value)))
     return found

@@ -16,6 +16,7 @@ from sharding.format.catalog import read_catalog
 from sharding.format.schema import ShardError
 
 _NUM_SHOWN = 6
+_METRICS = ("step", "loss", "pictures_per_second", "model_tflops", "mfu")
 
 
 def figures_of(run: RunFolder, kind: StageKind) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def _last_metrics(path: Path) -> dict[str, Any]:
     except OSError:
         return {}
     last = next(filter(None, (_numbers(_read_json(line)) for line in reversed(lines))), {})
-    return {name: last[name] for name in ("step", "loss", "pictures_per_second") if name in last}
+    return {name: last[name] for name in _METRICS if name in last}
 
 
 def _read_json(text: str) -> Any:

@@ -73,6 +73,7 @@ _SHAPES_NOTHING = {
     "num_threads",
     "num_workers",
     "on_fault",
+    "peak_tflops",
     "stall_seconds",
     "validate_steps",
     "wandb_project",
