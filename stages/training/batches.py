@@ -45,6 +45,9 @@ class Batch(Protocol):
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
 
+    def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The batch of what `function` gives for each of its tensors."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedBatch:

@@ -26,6 +26,7 @@ from stages.training.batches import (
 )
 from stages.training.checkpoints.save_and_load import load_checkpoint, save_checkpoint
 from stages.training.config import TrainingConfig
+from stages.training.device_copies import DeviceCopies
 from stages.training.loss_scaling import is_lowest, loss_scale, scales_losses
 from stages.training.monitoring.gradient_norms import GradientNorms
 from stages.training.monitoring.metrics import METRICS, MetricAccumulator, MetricsLog, read_metrics
@@ -112,6 +113,7 @@ class Loop:
             faults, self.state.skipped_samples, self._log, section=config.section
         )
         self.last_batch: Any = None
+        self.copies = DeviceCopies(device)
         self.log = (
             MetricsLog(
                 out,
@@ -206,13 +208,16 @@ class Loop:
         # All of them first: their numbers of labels are needed for the first one's loss.
         all_loaded = [self._next_batch() for _ in range(num_turns)]
         batches = [self._batch_of(loaded) for loaded in all_loaded]
+        self.copies.start(batches[0][0])
         self.engine.module.begin_step(
             [batch for batch, is_valid in batches if is_valid], self.config.micro_batches_per_step
         )
         for turn, (loaded, (batch, is_valid)) in enumerate(zip(all_loaded, batches)):
             torch.manual_seed(self.seed * 1_000_003 + loaded.turn.position)
             with self._counted(batch, is_valid):
-                loss, outputs = self.engine(batch.to(self.device), is_valid)
+                loss, outputs = self.engine(self.copies.take(batch), is_valid)
+                if turn + 1 < num_turns:
+                    self.copies.start(batches[turn + 1][0])
                 self.watch.note(loss, outputs, batch.keys)
                 self.engine.backward(loss * self._weight if is_valid else loss * 0.0)
             if turn == num_turns - 1:

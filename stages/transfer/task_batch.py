@@ -47,8 +47,13 @@ class TaskBatch:
 
     def to(self, device: torch.device) -> TaskBatch:
         """The same batch on another device."""
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> TaskBatch:
+        """The batch of what `function` gives for each tensor that collate made."""
         names = ("pixels", "sizes_px", "tokens", "token_types", "picture", "phrase_pieces")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        mapped: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
+        return replace(self, **mapped)
 
     def with_pictures(self, picture: torch.Tensor) -> TaskBatch:
         """The same rows beside other pictures of the batch [R, P]."""

@@ -6,6 +6,7 @@ phrases a caption (padded), K classes of a soft label.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -116,13 +117,18 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        tensors = {one.name: getattr(self, one.name) for one in fields(self)}
-        moved: dict[str, Any] = {
-            name: tensor.to(device, non_blocking=True)
-            for name, tensor in tensors.items()
-            if isinstance(tensor, (torch.Tensor, OutputPlaces))
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The batch of what `function` gives for each tensor that collate made."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        mapped: dict[str, Any] = {
+            name: function(value)
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor)
         }
-        moved["places"] = {
-            name: places.to(device, non_blocking=True) for name, places in self.places.items()
-        }
-        return replace(self, **moved)
+        mapped["places"] = {name: function(places) for name, places in self.places.items()}
+        if self.output_places is not None:
+            index = function(self.output_places.index)
+            mapped["output_places"] = replace(self.output_places, index=index)
+        return replace(self, **mapped)

@@ -8,7 +8,7 @@ Letters: B pairs, S = T + C tokens of a pair, M tokens with a used output, D hid
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -37,10 +37,6 @@ class OutputPlaces:
         """The first output of each pair, [CLS]."""
         pair = torch.arange(num_pairs, device=device)
         return cls(torch.stack([pair, torch.zeros_like(pair), torch.zeros_like(pair)]), 1)
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> OutputPlaces:
-        """The same on another device."""
-        return replace(self, index=self.index.to(device, non_blocking=non_blocking))
 
 
 def run_last_layer(

@@ -48,6 +48,9 @@ class Numbers:
     def to(self, device: torch.device) -> Numbers:
         return self
 
+    def map_tensors(self, function: Any) -> Numbers:
+        return replace(self, values=function(self.values))
+
 
 def _numbers(rows: Any) -> Numbers:
     return Numbers(keys=[str(row) for row in rows], values=torch.tensor(rows))
