@@ -80,7 +80,7 @@ def check_port(port: int, *, wait_seconds: float) -> None:
     while (words := _words_against(port)) is not None:
         if time.monotonic() > deadline:
             raise UserError(
-                f"port {port} of {socket.gethostname()} cannot be had ({words}); expected it to be "
+                f"port {port} of {socket.gethostname()} cannot be bound ({words}); expected it to be "
                 "free, for the nodes to meet there: end what listens on it (`ss -ltnp` names it), "
                 "or set launch.master_port to another one on every node."
             )

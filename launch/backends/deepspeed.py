@@ -115,7 +115,7 @@ def check_hosts(config: LaunchConfig) -> None:
     if unsafe:
         raise UserError(
             f"DeepSpeed passes {unsafe[0]!r} to a shell on every host without quotes; expected a "
-            "path of letters, digits and ./@+-_ only: move the checkout, or take torchrun or slurm."
+            "path of letters, digits and ./@+-_ only: move the checkout, or use torchrun or slurm."
         )
 
 

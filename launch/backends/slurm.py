@@ -2,7 +2,7 @@
 
 Before its time limit the job lets its ranks save, and queues itself again; the next start
 continues. ``--requeue`` does the same after a node fails. The job's number is stored: a command
-that is started while the job waits or runs follows it and submits no second one.
+that is started while the job is pending or running follows it and submits no second one.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def command(job: Job, config: LaunchConfig) -> list[str]:
 
 
 def run(job: Job, config: LaunchConfig) -> None:
-    """Submit the job, unless it waits or runs already, and follow it to its end, however long it
-    queues; see launch.job.
+    """Submit the job, unless it is pending or running already, and follow it to its end, however
+    long it queues; see launch.job.
 
     What its first rank prints appears here as it comes. SIGTERM or SIGINT here ends the job.
     """
     job_id = submitted_job(job.paths)
     if job_id is not None and slurm_queue.is_active(job_id):
-        print(f"Slurm job {job_id} ({job.title}) was submitted before: followed", flush=True)
+        print(f"Slurm job {job_id} ({job.title}) was submitted before; following it", flush=True)
     else:
         prepare_logs(job)
         job.paths.script.write_text(script(job, config), "utf-8")
@@ -77,7 +77,7 @@ def submitted_job(paths: JobPaths) -> str | None:
 
 
 def has_active_job(paths: JobPaths) -> bool:
-    """Whether the job that was submitted last waits or runs."""
+    """Whether the job that was submitted last is pending or running."""
     job_id = submitted_job(paths)
     return job_id is not None and slurm_queue.is_active(job_id)
 

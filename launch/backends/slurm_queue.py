@@ -41,7 +41,7 @@ def states(job_id: str) -> list[str]:
 
 
 def is_active(job_id: str) -> bool:
-    """Whether the job, or a task of it, waits or runs."""
+    """Whether the job, or a task of it, is pending or running."""
     return any(state not in FINAL_STATES for state in states(job_id))
 
 

@@ -172,7 +172,7 @@ def check_teachers() -> Iterator[Finding]:
 
             yield Finding(name="detectron2", state="ok", found=_version("detectron2") or "here")
         except Exception as error:  # one built for another torch fails in many ways
-            fix = "Optional. Take the detectron2 and the torchvision that are made for this torch."
+            fix = "Optional. Install the detectron2 and the torchvision that are built for this torch."
             found = f"{_version('detectron2') or 'here'} does not work: {_said(error)}"
             yield Finding(name="detectron2", state="note", found=found, fix=fix)
 

@@ -132,7 +132,7 @@ def _attach(args: argparse.Namespace) -> int:
             print(f"\nThe job continues; `boxless cancel {args.run}` ends it.", file=sys.stderr)
             return 0
         return 0
-    print(f"No Slurm job of {args.run} waits or runs.")
+    print(f"No Slurm job of {args.run} is pending or running.")
     return 1
 
 
@@ -144,7 +144,7 @@ def _cancel(args: argparse.Namespace) -> int:
         (slurm_queue.kill if args.now else slurm_queue.terminate)(job_id)
         print(f"{stage}: Slurm job {job_id} was cancelled")
     if not jobs:
-        print(f"No Slurm job of {args.run} waits or runs.")
+        print(f"No Slurm job of {args.run} is pending or running.")
     return 0 if jobs else 1
 
 

@@ -82,7 +82,7 @@ class Recipe:
             )
         if self._aligns_hidden_cells():
             raise BoxlessError(
-                "student.neck.width_mask is height, which hides columns of upright pictures (a "
+                "student.neck.width_mask is height, which masks columns of upright pictures (a "
                 "fault of SOHO's code); pretrain.pra with region cell cannot align phrases with "
                 "what is hidden. Expected width, pra.region object, or pra.weight 0."
             )

@@ -13,23 +13,23 @@ from sharding.coordination.fatal_errors import is_device_error
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the quota is used up: free some space",
-    errno.EROFS: "the file system is read-only: name a place that can be written",
-    errno.EACCES: "permission is missing: name another place, or change the permissions",
-    errno.EPERM: "permission is missing: name another place, or change the permissions",
+    errno.EROFS: "the file system is read-only: choose a writable location",
+    errno.EACCES: "permission is missing: choose another location, or change the permissions",
+    errno.EPERM: "permission is missing: choose another location, or change the permissions",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
     errno.ENFILE: "too many files are open on this machine",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
-    errno.EIO: "the disk reports a fault: look at the machine's logs",
+    errno.EIO: "the disk reports an error: check the machine's logs",
     errno.EFBIG: "the file would be larger than is allowed: raise the limit (ulimit -f)",
     errno.EAGAIN: "no more processes or threads are allowed: raise the limit (ulimit -u), or take "
     "fewer workers or ranks",
-    errno.ENOMEM: "the memory is used up: take fewer workers or ranks, smaller batches or pictures, "
+    errno.ENOMEM: "the memory is used up: use fewer workers or ranks, smaller batches or pictures, "
     "or raise the limit (ulimit -v, or that of the container)",
-    errno.EEXIST: "a file is in the place of a folder: move it, or name another place",
-    errno.EISDIR: "a folder is in the place of a file: name a file",
-    errno.EADDRINUSE: "another program has the port: name another one",
-    errno.EADDRNOTAVAIL: "the address is none of this machine's: name one of them",
-    errno.ENOTDIR: "a part of the path is a file: name another place",
+    errno.EEXIST: "a file is where a folder is expected: move it, or choose another location",
+    errno.EISDIR: "a folder is where a file is expected: name a file",
+    errno.EADDRINUSE: "another program uses the port: choose another one",
+    errno.EADDRNOTAVAIL: "the address is not one of this machine's: choose one of them",
+    errno.ENOTDIR: "a part of the path is a file: choose another location",
     errno.ESTALE: "the network file system lost the file: check that the server is up",
 }
 """What the machine does not grant, and what to do about it."""

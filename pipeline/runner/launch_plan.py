@@ -181,7 +181,7 @@ def submitted_jobs(run: RunFolder) -> dict[str, str]:
 
 
 def has_active_job(kind: StageKind, run: RunFolder) -> bool:
-    """Whether a Slurm job of the stage waits or runs."""
+    """Whether a Slurm job of the stage is pending or running."""
     return slurm.has_active_job(JobPaths(run.logs(kind.name)))
 
 

@@ -89,7 +89,7 @@ class RunFolder:
         with self._lock("command", fcntl.LOCK_EX) as locked:
             if not locked:
                 raise RunError(
-                    f"another boxless is at work in {self.root}; wait for it, stop it, or give "
+                    f"another boxless command is running in {self.root}; wait for it, stop it, or give "
                     "this one a folder of its own with --run DIR."
                 )
             if wait_for_ranks:
@@ -115,7 +115,7 @@ class RunFolder:
                 print(f"Waiting for another {stage} in {self.root} ...", flush=True)
             time.sleep(1.0)
         raise RunError(
-            f"another {stage} is at work in {self.root}, started by another command or job; wait "
+            f"another {stage} is running in {self.root}, started by another command or job; wait "
             "for it, end it (`boxless cancel`), or give this one a folder of its own with --run."
         )
 
@@ -134,7 +134,7 @@ class RunFolder:
                 print(f"Waiting for ranks of an earlier start in {self.root} ...", flush=True)
             time.sleep(1.0)
         raise RunError(
-            f"ranks of an earlier start are still at work in {self.root}; "
+            f"ranks of an earlier start are still running in {self.root}; "
             "end their processes (python -m pipeline.runner.worker) and run the same command again."
         )
 

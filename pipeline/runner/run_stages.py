@@ -112,7 +112,7 @@ def run_stages(
     """Run the stages called ``names``, those that are due, in order.
 
     Raises RunError when a stage's inputs are missing, UserError or LaunchError when it fails,
-    ValueError where published weights that the student starts from cannot be had, and Stopped after
+    ValueError where published weights that the student starts from cannot be loaded, and Stopped after
     SIGTERM or SIGINT.
     """
     console = Console(highlight=False, soft_wrap=True)
@@ -120,7 +120,7 @@ def run_stages(
     if "finetune" in names and recipe.finetune.task is None:
         console.print("finetune: skipped, as the recipe names no task (finetune.task).")
     if "teach" in names and recipe.distill.teacher != "run":
-        console.print(f"teach: skipped, as distill looks with {recipe.distill.teacher}.")
+        console.print(f"teach: skipped, as distill uses {recipe.distill.teacher}.")
     if dry_run:
         _show_plans(recipe, run, kinds, launch_overrides, console)
         return
@@ -158,8 +158,8 @@ def _has_pictures(run: RunFolder, recipe: Recipe) -> bool:
 def _check_active_jobs(
     recipe: Recipe, run: RunFolder, names: Sequence[str], launch_overrides: LaunchOverrides
 ) -> bool:
-    """Whether a Slurm job of an earlier command waits or runs here, to be followed. RunError when
-    it cannot be: another stage's, or one of other settings."""
+    """Whether a Slurm job of an earlier command is pending or running here, to be followed.
+    RunError when it cannot be: another stage's, or one of other settings."""
     for kind in stages_of(recipe):
         if not has_active_job(kind, run):
             continue
@@ -168,7 +168,7 @@ def _check_active_jobs(
         if kind.name in names and plan.action == "continue" and config.launcher == "slurm":
             return True
         raise RunError(
-            f"the Slurm job {submitted_jobs(run)[kind.name]} of {kind.name} waits or runs in "
+            f"the Slurm job {submitted_jobs(run)[kind.name]} of {kind.name} is pending or running in "
             f"{run.root}, and this command is not the one that started it: {plan.why}. Wait for it "
             f"(`boxless attach {run.root}`), end it (`boxless cancel {run.root}`), or give this "
             "one a folder of its own with --run DIR."

@@ -106,7 +106,7 @@ class StudentApp:
 
 def make_server(app: StudentApp, *, host: str, port: int) -> HTTPServer:
     """A server of the app's page; port 0 takes a free one. `serve_forever` runs it, until the
-    device fails. Raises OSError, with the address, where it cannot be had."""
+    device fails. Raises OSError, with the address, where it cannot be bound."""
     one_at_a_time = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):

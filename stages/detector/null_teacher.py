@@ -1,6 +1,6 @@
 """A teacher that finds no objects, for pictures without boxes to train one from.
 
-A run goes through with it: its object arrays have no rows, so OMVM and PRA have nothing to go by,
+A run goes through with it: its object arrays have no rows, so OMVM and PRA have no targets,
 and the student learns from pictures and captions alone.
 """
 

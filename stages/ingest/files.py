@@ -111,7 +111,7 @@ def size_bytes(root: Path, name: str) -> int:
 
 
 def read_picture(root: Path, name: str) -> bytes:
-    """Bytes of the file `name` below `root`; PictureError where they cannot be had."""
+    """Bytes of the file `name` below `root`; PictureError where they cannot be read."""
     path = _inside(root, name)
     try:
         return read_picture_file(path)

@@ -31,7 +31,7 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the samples come from, and what happens when one cannot be had."""
+    """Where the samples come from, and what happens when one cannot be read."""
 
     sources: tuple[SourceConfig, ...] = ()
     """Sets of object shards of one teacher, mixed; empty for the run's own."""

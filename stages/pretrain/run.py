@@ -206,7 +206,7 @@ def check_start(config: PretrainConfig, student: StudentConfig) -> None:
         raise BoxlessError(
             f"pretrain.itc.start: got cca with student.pretrained_cnn {student.pretrained_cnn} and "
             f"student.pretrained_text {student.pretrained_text}, expected published weights of "
-            "both: random networks agree in nothing"
+            "both: outputs of random networks do not correlate"
         )
 
 

@@ -34,7 +34,7 @@ def check_taught(folder: Path, name: str | None) -> str:
     if name not in known:
         raise BoxlessError(
             f"{folder}: got task {name}, expected one that this student knows: "
-            f"{', '.join(known) or 'none'}; boxless finetune teaches it one"
+            f"{', '.join(known) or 'none'}; boxless finetune trains one"
         )
     return name
 

@@ -138,7 +138,7 @@ def judge(
     if task is None:
         raise BoxlessError(
             f"{loaded.folder}: got a student with {', '.join(known) or 'no task'}, expected "
-            f"{' or '.join(JUDGING)}; boxless finetune teaches it one"
+            f"{' or '.join(JUDGING)}; boxless finetune trains one"
         )
     return _predict(loaded.taught(task), picture, statement)
 

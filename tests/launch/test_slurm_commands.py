@@ -84,7 +84,7 @@ def test_logs_attach_and_cancel(
     for launcher in ("local", "slurm"):
         assert main(["pretrain", "toy-tiny", "--run", run, "--launcher", launcher]) == 2
         said = capfd.readouterr().err
-        assert f"the Slurm job {job_id} of pretrain waits or runs in" in said
+        assert f"the Slurm job {job_id} of pretrain is pending or running in" in said
         assert "boxless attach" in said and "boxless cancel" in said
 
     said = []
@@ -105,7 +105,7 @@ def test_logs_attach_and_cancel(
     assert all((tmp_path / f"saved-{rank}.txt").exists() for rank in (0, 1))
     for command in ("attach", "cancel"):
         assert main([command, run]) == 1
-        assert "waits or runs" in capfd.readouterr().out
+        assert "is pending or running" in capfd.readouterr().out
 
 
 def test_a_second_first_rank_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_a_second_first_rank_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(run_folder, "_WAIT_FOR_RANKS_SECONDS", 1.0)
     run, again = RunFolder(tmp_path), RunFolder(tmp_path)
     with run.sole_writer("pretrain"):
-        with pytest.raises(RunError, match="another pretrain is at work in"):
+        with pytest.raises(RunError, match="another pretrain is running in"):
             with again.sole_writer("pretrain"):
                 raise AssertionError("two writers")
         with again.sole_writer("finetune"):

@@ -16,7 +16,7 @@ from pipeline.runner.run_files import number, read_object
 from pipeline.runner.run_folder import RunFolder
 
 _SAID = {
-    "plain": "plain: words and matching alone (mlm, itm)",
+    "plain": "plain: mlm and itm alone",
     "soho": "soho: with a visual dictionary (mvm)",
     "kdvlp": "kdvlp: with the teacher's objects (omvm, pra)",
     "both": "both: dictionary and objects",
@@ -79,10 +79,10 @@ def _place(name: str) -> int:
 def _note(steps: float | None, num_seeds: int) -> str:
     trained = f"the same {count(int(steps))} steps" if steps else "the same steps"
     return (
-        f"The same student, the same data and {trained}, {num_seeds} seeds each; what differs is "
-        "what it learns from. A dot is a seed, a row of dots a variant, in the order of the "
-        "legend; the thin line is chance. Only objects teach grounding and labels: without them a "
-        "student can but guess there."
+        f"The same student, the same data and {trained}, {num_seeds} seeds each; the objectives "
+        "differ. A dot is a seed, a row of dots a variant, in the order of the legend; the thin "
+        "line is chance. Grounding and labels are trained with objects only: without them these "
+        "scores are near chance."
     )
 
 

@@ -80,7 +80,7 @@ def _page(run: RunFolder, recipe: Recipe) -> Element:
         _header(run, recipe),
         h("nav", {"aria-label": "Parts of this page"}, h("ul", *links)),
         h("main", *(section.element() for section in sections)),
-        h("footer", h("p", f"Written by Boxless {__version__} from what the run left.")),
+        h("footer", h("p", f"Written by Boxless {__version__} from the run folder.")),
     )
     return document(f"{recipe.name} · Boxless", body)
 
@@ -134,7 +134,7 @@ def _progress(run: RunFolder, recipe: Recipe) -> Element | None:
     to_come = [kind.name for kind in stages_of(recipe) if read_done(run, kind) is None]
     if not to_come:
         return None
-    return h("p", {"class": "missing"}, f"Not at its end yet. To come: {', '.join(to_come)}.")
+    return h("p", {"class": "missing"}, f"Not finished. Remaining: {', '.join(to_come)}.")
 
 
 def _recipe_section(run: RunFolder) -> Section:

@@ -124,7 +124,7 @@ def scores_section(run: RunFolder) -> Section:
         return Section(
             name="scores",
             title="Scores",
-            content=(missing("Nothing is scored yet: evaluate has not run to its end."),),
+            content=(missing("No scores yet: evaluate has not finished."),),
         )
     cards = [_card(score) for score in scores if score.key in MEANINGS]
     head = ("Score", "Value", "Chance", "Times chance", "Queries")

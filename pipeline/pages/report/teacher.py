@@ -36,7 +36,7 @@ def teacher_section(run: RunFolder, pictures: Pictures) -> Section:
     columns = [_losses(run), _figures(scores), _by_label(scores)]
     shown = [column for column in columns if column is not None]
     if not shown:
-        shown = [missing("No teacher was trained in this run yet, or it came from elsewhere.")]
+        shown = [missing("No teacher was trained in this run yet, or an existing one is used.")]
     content = (h("div", {"class": "columns"}, *shown), *_boxes(run, pictures))
     return Section(name="teacher", title="Teacher", content=content)
 
@@ -89,7 +89,7 @@ def _by_label(scores: dict[str, Any]) -> Element | None:
 def _boxes(run: RunFolder, pictures: Pictures) -> Sequence[Element]:
     catalog = read_catalog_or_none(run.objects)
     if catalog is None:
-        return [missing("The teacher has not looked at the pictures yet: distill comes next.")]
+        return [missing("No objects yet: distill has not finished.")]
     samples = [sample for sample in pictures.first(_NUM_PICTURES) if sample.objects is not None]
     figures = [boxed_picture(sample, catalog.metadata) for sample in samples]
     drawn = [figure for figure in figures if figure is not None]
@@ -97,9 +97,9 @@ def _boxes(run: RunFolder, pictures: Pictures) -> Sequence[Element]:
         return [missing("No held-out picture can be drawn.")]
     knows_truth = any(sample.info.get("truth", {}).get("boxes") for sample in samples)
     note = (
-        "The first held-out pictures, with the strongest eight objects at most. Where the teacher "
-        "sees several labels at one place, the strongest is drawn; the student learns from all of "
-        "them. The share is the teacher's own certainty."
+        "The first held-out pictures, each with at most eight objects of the highest scores. Where "
+        "the teacher reports several labels for one place, the one of the highest score is drawn; "
+        "the student learns from all of them. The percentage is the teacher's score."
     )
     if knows_truth:
         note += " Dashed: the true boxes. A cross: no true object of that label is there."

@@ -16,11 +16,11 @@ from pipeline.runner.stages.stage_graph import stages_of
 from pipeline.runner.stages.state import read_done, read_started
 
 _WHAT = {
-    "ingest": "packs pictures and captions into tar shards",
+    "ingest": "writes pictures and captions into tar shards",
     "teach": "trains the teacher, a Faster R-CNN",
-    "distill": "lets the teacher look at every picture, once",
+    "distill": "runs the teacher over every picture once",
     "pretrain": "trains the student on whole pictures and captions",
-    "finetune": "teaches the student a task",
+    "finetune": "finetunes the student on a task",
     "evaluate": "scores the student on held-out pictures",
 }
 
@@ -37,7 +37,7 @@ def timeline_section(run: RunFolder, recipe: Recipe) -> Section:
     for kind in kinds:
         state = "" if read_done(run, kind) else "not run yet"
         if not state or read_started(run, kind):
-            state = seconds_in_words(seconds[kind.name]) + (", not at its end" if state else "")
+            state = seconds_in_words(seconds[kind.name]) + (", not finished" if state else "")
         rows.append(_row(kind.name, state, start, seconds[kind.name], total))
         start += seconds[kind.name]
     whole = h("p", {"class": "note"}, "In all ", h("b", seconds_in_words(total)), " of work.")

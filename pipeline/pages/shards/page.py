@@ -123,19 +123,19 @@ def _note(shown: Sequence[Scene | Broken]) -> Element:
     parts = [f"{pictures(len(shown)).capitalize()}."]
     if any(scene.has_objects for scene in scenes):
         parts.append(
-            "Numbers are the rows of the objects array, surest first; beside each name stand the "
-            "best classes of its soft label, and its score. Open a row for them by name."
+            "Numbers are the rows of the objects array, by falling score; beside each name are the "
+            "best classes of its soft label, and its score. Open a row for their names."
         )
     elif any(scene.marks for scene in scenes):
-        parts.append("No teacher has looked at these pictures yet: the boxes are the true ones.")
+        parts.append("These shards have no objects of a teacher: the boxes are the true ones.")
     if any(len(scene.marks) > NUM_TAGGED for scene in scenes):
-        parts.append(f"Boxes behind the first {NUM_TAGGED} are faint until you point at them.")
+        parts.append(f"Boxes after the first {NUM_TAGGED} are faint until you point at them.")
     if any(scene.truth for scene in scenes):
         parts.append("Dotted: true boxes; a cross: no true object of that label is there.")
     if any(_has_phrases(scene) for scene in scenes if scene.has_objects):
         parts.append(
-            "A phrase has the colour and number of the object that it is most like, with the "
-            "similarity, and how many are as like it; dotted, it is like none."
+            "A phrase has the colour and number of the most similar object, with the similarity and "
+            "the number of objects that are as similar; a dotted one is similar to none."
         )
     elif any(_has_phrases(scene) for scene in scenes):
         parts.append("A phrase has the colour and number of the object that it means.")

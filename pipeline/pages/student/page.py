@@ -41,15 +41,13 @@ def page_text(student: str, views: Sequence[View]) -> str:
         h("footer", h("p", f"Written by Boxless {__version__}.")),
     )
     style, script = _STYLE.read_text("utf-8"), _SCRIPT.read_text("utf-8")
-    return html_text(
-        document(f"Inside {student} · Boxless", body, style="\n" + style, script=script)
-    )
+    return html_text(document(f"{student} · Boxless", body, style="\n" + style, script=script))
 
 
 _LEAD = (
-    "What a student makes of a picture and a text, without boxes. Point at a word, tap it, or go "
-    "to it with the arrow keys: light falls on the cells that it attends to and on those that it "
-    "means. A click keeps a word."
+    "Attention and predictions of a student for a picture and a text, without boxes. Point at a "
+    "word, tap it, or go to it with the arrow keys: the cells that it attends to and those aligned "
+    "with it are highlighted. A click keeps a word selected."
 )
 
 
@@ -84,8 +82,8 @@ def _article(view: View) -> Element:
                 h(
                     "p",
                     {"class": "note"},
-                    "By the head that phrase-region alignment trains (pra): "
-                    "without that objective it says nothing.",
+                    "By the head that phrase-region alignment (pra) trains; without that objective "
+                    "these maps have no meaning.",
                 ),
             ),
         ),
@@ -189,7 +187,7 @@ def _guesses(entries: Sequence[Entry]) -> Element | None:
         )
     if not rows:
         return None
-    heading = h("h3", "If the word were hidden, it would say")
+    heading = h("h3", "Predictions if the word is masked")
     return h("div", {"class": "hidden-words"}, heading, h("ol", *rows))
 
 

@@ -74,7 +74,7 @@ from stages.ranks import Ranks, joined_ranks
 
 NO_BOXES = (
     "no picture has true boxes to train a teacher from, so the student will learn from captions "
-    "alone: OMVM and PRA have nothing to go by. A source with boxes (toy, nlvr, or coco with "
+    "alone: OMVM and PRA have no targets. A source with boxes (toy, nlvr, or coco with "
     "ingest.instances) or a teacher from elsewhere (teach.given) changes that."
 )
 AUTOCAST = {

@@ -43,7 +43,7 @@ class Embedder(Protocol):
 
 
 def make_embedder(config: SimilarityConfig) -> Embedder:
-    """The embedder of a kind. Raises ValueError where its model cannot be had, or has no
+    """The embedder of a kind. Raises ValueError where its model cannot be loaded, or has no
     vectors."""
     assert not isinstance(config, LexicalConfig)
     if isinstance(config, SpacyConfig):

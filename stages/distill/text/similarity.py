@@ -40,7 +40,7 @@ class Similarity(Protocol):
 def make_similarity(
     config: DistillConfig, label_names: Sequence[str], attribute_names: Sequence[str]
 ) -> Similarity:
-    """The recipe's. Raises ValueError where its model cannot be had, or has no vectors."""
+    """The recipe's. Raises ValueError where its model cannot be loaded, or has no vectors."""
     if config.similarity.kind == "lexical":
         return LexicalSimilarity(label_names, attribute_names, object_text=config.object_text)
     texts = ObjectTexts(label_names, attribute_names, config.object_text)

@@ -90,7 +90,7 @@ class Batch:
     anchors: torch.Tensor
     """int [B, A]: cells whose codes MVM masks, in the order of their draw; -1 for none."""
     mvm_labels: torch.Tensor
-    """int [B, C]: the code that was hidden; -100 elsewhere."""
+    """int [B, C]: the code that was masked; -100 elsewhere."""
     places: dict[str, torch.Tensor] = field(default_factory=dict)
     """int [k, M] each: where the objectives look, by the names of `Objective.find`; empty for a
     batch that collate did not make."""

@@ -60,11 +60,11 @@ class Omvm(Objective):
         batch.hidden_objects = torch.where(learned, rows, -1)
 
     def find(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """The hidden objects: pair and column."""
+        """The masked objects: pair and column."""
         return {"omvm": (batch.hidden_objects >= 0).nonzero().T}
 
     def output_mask(self, batch: Batch) -> torch.Tensor:
-        """The cells of the hidden objects."""
+        """The cells of the masked objects."""
         rows = batch.hidden_objects
         cells = batch.regions[batch.picture[:, None], rows.clamp(min=0)] > 0
         cells = cells & (rows >= 0)[..., None]
@@ -73,7 +73,7 @@ class Omvm(Objective):
     def score(
         self, student: Student, cells: Cells, hidden: Hidden, batch: Batch
     ) -> ObjectiveOutput:
-        """Label and feature loss, and label accuracy, over the hidden objects."""
+        """Label and feature loss, and label accuracy, over the drawn objects."""
         pair, column = self.places(batch, "omvm")
         row, picture = batch.hidden_objects[pair, column], batch.picture[pair]
         region = batch.regions[picture, row].to(hidden.cells.dtype)

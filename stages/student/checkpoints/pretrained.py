@@ -29,7 +29,7 @@ PREFIXES = ("module.", "backbone.")
 """What wrappers put before torchvision's names: DataParallel, detection code bases, SOHO."""
 VOCABULARY = ("tokenizer.json", "vocab.txt")
 OTHER_TEXT = (
-    "Only BERT's embeddings and layers are taken. RoBERTa and its kin count positions from the "
+    "Only BERT's embeddings and layers are used. RoBERTa and similar models count positions from the "
     "padding index on, have a single token type, so that pictures would have none, and cut text "
     "into pieces that the masks of whole words do not know"
 )

@@ -76,7 +76,7 @@ class SohoNeckConfig:
     PyTorch has it on GPUs only)."""
     width_mask: Literal["width", "height"] = "width"
     """Which size decides the columns that are padding: the picture's width among the padded width,
-    or (released) among the padded height, which hides columns of upright pictures."""
+    or (released) among the padded height, which masks columns of upright pictures."""
     count_captions: bool = False
     """Count a picture's cells once for each of its captions in all statistics (released)."""
     drop_edge: bool = False

@@ -56,7 +56,7 @@ class SafeCheckpointEngine(TorchCheckpointEngine):
         if not _is_sound(beside):
             raise BoxlessError(
                 f"{beside}: got other bytes than were written, expected the same. The last "
-                "checkpoint is sound: look at the disk, then run the same command again"
+                "checkpoint is sound: check the disk, then run the same command again"
             )
         os.replace(beside, path)
 

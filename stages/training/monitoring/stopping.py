@@ -127,7 +127,7 @@ class Watch:
         """What all ranks say of the step, and the keys of this rank's samples in it. Called once a
         step, before the optimizer's: one all-reduce and one read of the device.
 
-        squared_norm: of this rank's gradients; None where they cannot be had. Raises
+        squared_norm: of this rank's gradients; None where they cannot be read. Raises
         DivergenceError on every rank, with the same words, if a loss noted since the last call
         is not finite on any: which objectives, on which keys, of which rank.
         """

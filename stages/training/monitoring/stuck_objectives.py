@@ -14,7 +14,7 @@ WHAT_TO_TRY = {
     "itc": "a larger pretrain.micro_batch_size or itc.start cca",
     "mlm": "a higher pretrain.lr_transformer, or student.pretrained_text",
     "omvm": "a higher pretrain.lr_heads, or the cosine feature loss",
-    "pra": "a look at the teacher's labels and at pra.min_similarity, or region cell",
+    "pra": "checking the teacher's labels and pra.min_similarity, or region cell",
     "mvm": "a lower mvm.temperature",
 }
 

@@ -116,7 +116,7 @@ def test_figures_are_those_of_the_run(page: Page) -> None:
         "60.0 % to 64.0 %",  # the ablation's mean and range
         "right one comes at place 8",
         "71.0 %",
-        "First some that it finds at once",
+        "First some texts whose picture is ranked first",
         "empty caption",
         "broken picture",
         "and 1 more, not drawn",

@@ -328,7 +328,7 @@ def test_one_command_at_a_time(go: Go, tmp_path: Path) -> None:
     assert not run.is_busy()
     with run.locked_for_command():
         assert run.is_busy()
-        with pytest.raises(RunError, match="another boxless is at work"):
+        with pytest.raises(RunError, match="another boxless command is running in"):
             go()
     assert go() == RUN_ALL
 

@@ -33,11 +33,10 @@ def attention_section(run: RunFolder, pictures: Pictures) -> Section | None:
     if not drawn:
         return None
     note = (
-        "Attention is what the Transformer mixes into a token. First of each row: where the whole "
-        "pair, [CLS], gets its picture from, through all layers (attention rollout). Then the "
-        f"{_MOST_WORDS} words that look at the picture most, in the last layer, the mean of its "
-        "heads; the share is what of a word's attention goes to the picture, the rest goes to "
-        "words. Light is scaled to the brightest cell of each map."
+        "First of each row: attention of [CLS] to the picture through all layers (attention "
+        f"rollout). Then the {_MOST_WORDS} words with the most attention to the picture, in the "
+        "last layer, the mean of its heads; the percentage is the share of a word's attention that "
+        "goes to the picture, not to words. Brightness is scaled to the maximum of each map."
     )
     return Section(
         name="attention",

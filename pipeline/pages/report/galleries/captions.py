@@ -27,8 +27,9 @@ def captions_section(run: RunFolder, pictures: Pictures) -> Section | None:
     if not answers:
         return None
     note = (
-        "The student sorts all held-out captions by how well they fit a picture; here are its five "
-        "best. A tick: written for this picture. Others may be true of it too: this is not annotated."
+        "The student ranks all held-out captions by how well they match a picture; these are the "
+        "first five. A tick: written for this picture. Others may be true of it too, which is not "
+        "annotated."
     )
     grid = h("div", {"class": grid_class("answers", pictures)}, *answers)
     content = (h("p", {"class": "note"}, note), grid)

@@ -37,9 +37,9 @@ def codes_section(run: RunFolder, pictures: Pictures) -> Section | None:
     rows = [_code(one, counts, pictures) for one in found["shown"]]
     note = (
         "SOHO's dictionary replaces each cell of a picture by its nearest code. Each row is a "
-        "code, the most used ones first, with cells of held-out pictures that took it: no two of "
-        "one picture, evenly over all, not the best ones. A frame is one cell; half a cell around "
-        "it is shown as well."
+        "code, the most used ones first, with cells of held-out pictures assigned to it: at most "
+        "one a picture, drawn evenly over all, not the best ones. A frame is one cell, shown with "
+        "half a cell around it."
     )
     return Section(
         name="codes",
@@ -73,14 +73,14 @@ def _figures(run: RunFolder, found: dict[str, Any], counts: Sequence[int]) -> li
 def _unused_in_words(counts: Sequence[int], dead: Sequence[int]) -> str:
     unused = [code for code, n in enumerate(counts) if not n]
     words = [
-        f"Dead, as no cell took them for a while when training ended: {_named(dead)}."
+        f"Dead (unused for a while) at the end of training: {_named(dead)}."
         if dead
         else "No code was dead when training ended.",
-        f"No held-out cell took {_named(unused)}."
+        f"No held-out cell is assigned to {_named(unused)}."
         if unused
-        else "Every code was taken by some held-out cell.",
-        "Perplexity says how many codes there would be if all in use were used alike. Its curve, "
-        "and that of dead codes, stand where the student learns.",
+        else "Every code has a held-out cell.",
+        "Perplexity is the number of codes that, all used equally often, would have the same "
+        "entropy. Its curve, and that of dead codes, are with the training curves.",
     ]
     return " ".join(words)
 

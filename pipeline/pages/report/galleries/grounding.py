@@ -39,9 +39,9 @@ def heat_section(run: RunFolder, pictures: Pictures) -> Section:
     every = [phrase for example in examples for phrase in example["phrases"]]
     num_hits = sum(bool(phrase["hit"]) for phrase in every)
     note = (
-        "The student reads the whole caption and sees the picture, without boxes; light falls "
-        "where it looks for the marked phrase. The cross is the cell it points at, dashed the true "
-        f"box. Of {len(every)} phrases kept as examples it hits {num_hits}."
+        "Heat maps of the marked phrases, from the whole caption and the picture, without boxes. "
+        "The cross is the cell with the highest score, the dashed box the true one. The cross is "
+        f"in the true box for {num_hits} of {len(every)} phrases kept as examples."
     )
     if num_hits < len(every):
         note += " Captions with a miss come first."
@@ -106,7 +106,7 @@ def _figure(key: str, phrase: dict[str, Any], pictures: Pictures) -> Element | N
         return None
     hit = bool(phrase["hit"])
     boxes = phrase.get("boxes") or [phrase["box"]]  # an earlier version had one
-    said = f"The student looks for “{phrase['text']}” and {'hits' if hit else 'misses'} it."
+    said = f"Heat map of “{phrase['text']}”: a {'hit' if hit else 'miss'}."
     drawing = h(
         "svg",
         {"viewBox": f"0 0 {small.width} {small.height}", "role": "img", "aria-label": said},

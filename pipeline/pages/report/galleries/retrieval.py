@@ -24,12 +24,12 @@ def gallery_section(run: RunFolder, pictures: Pictures) -> Section:
     """Some texts that it got right and some that it got wrong; a word before evaluate ran."""
     examples = read_object(run.transfer / "evaluate" / "examples.json").get("retrieval") or []
     if not examples:
-        empty = missing("No gallery yet: evaluate has not run to its end.")
+        empty = missing("No gallery yet: evaluate has not finished.")
         return Section(name="gallery", title="Text-to-image retrieval", content=(empty,))
     note = (
-        "The student sorts all held-out pictures by how well they fit a text; here are its five "
-        "best. Green frame: the picture that the text was written for. "
-        "First some that it finds at once, then some of those that it misses."
+        "The student ranks all held-out pictures by how well they match a text; these are the "
+        "first five. Green frame: the picture that the text was written for. "
+        "First some texts whose picture is ranked first, then some whose picture is not."
     )
     queries = [_query(example, pictures) for example in chosen(examples)]
     grid = h("div", {"class": grid_class("queries", pictures)}, *queries)
