@@ -112,8 +112,8 @@ def run_stages(
     """Run the stages called ``names``, those that are due, in order.
 
     Raises RunError when a stage's inputs are missing, UserError or LaunchError when it fails,
-    ValueError where published weights that the student starts from cannot be loaded, and Stopped after
-    SIGTERM or SIGINT.
+    ValueError where published weights that the student starts from cannot be loaded, and Stopped
+    after SIGTERM or SIGINT.
     """
     console = Console(highlight=False, soft_wrap=True)
     kinds = [kind for kind in stages_of(recipe) if kind.name in names]

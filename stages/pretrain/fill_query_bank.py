@@ -22,7 +22,7 @@ def training_pairs(
     stream: ShardStream, collate: Collate, num_pairs: int, *, show: bool
 ) -> Iterator[Batch]:
     """The first micro-batches of the order, one caption a picture, until they have `num_pairs`
-    pictures or the epoch ends; samples that cannot be had are left out. `show`: progress."""
+    pictures or the epoch ends; samples that cannot be read are left out. `show`: progress."""
     source = Batches(stream, replace(collate, captions_per_picture=1, visits_caption_groups=False))
     num = 0
     with Progress("query bank", total=num_pairs, unit="pairs", show=show) as progress:

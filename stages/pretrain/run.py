@@ -116,13 +116,7 @@ def pretrain(
                 faults=faults,
             )
             _store(cache, texts)
-        freeze(net, config)
-        if cache and "projection" in config.frozen:
-            cache.keep_features()
-        average = _average(net, config)
-        momentum = MomentumContrast(net, config.itc) if config.itc.has_momentum else None
-        model = PretrainModel(net, make_objectives(config), average, cache, texts, momentum)
-        net.config.objectives = list(model.objectives)
+        model = _make_model(net, config, cache, texts)
         collate = replace(
             collate, objectives=[one for _, one in model.objectives.values()], fusing=model.fusing
         )
@@ -131,7 +125,7 @@ def pretrain(
         def save(folder: Path) -> None:
             if config.itc.weight:
                 _fill_query_bank(model, stream, collate, student.itc_bank_size)
-            averaged = average.state() if average else None
+            averaged = model.average.state() if model.average else None
             save_student(engine, net, tokenizer, folder, config.save_precision, instead=averaged)
 
         def save_best(step: int) -> None:
@@ -158,6 +152,20 @@ def pretrain(
         ).run()
         save(student_out)
         _store(cache, texts)
+
+
+def _make_model(
+    net: Student, config: PretrainConfig, cache: MapCache | None, texts: TextCache | None
+) -> PretrainModel:
+    """The module that is trained: what the recipe freezes learns nothing from here on."""
+    freeze(net, config)
+    if cache and "projection" in config.frozen:
+        cache.keep_features()
+    average = _average(net, config)
+    momentum = MomentumContrast(net, config.itc) if config.itc.has_momentum else None
+    model = PretrainModel(net, make_objectives(config), average, cache, texts, momentum)
+    net.config.objectives = list(model.objectives)
+    return model
 
 
 def check_batch_norm(student: StudentConfig, world_size: int, device: torch.device) -> None:
@@ -224,7 +232,7 @@ def start_from_data(
     """One pass over the training pictures, with all of their captions, shared out to the ranks, for
     `start_by_cca`. A collective. Raises Stopped, on every rank, where one was asked to stop: it
     leaves its pass, the others at the end of theirs. Raises ShardError for a sample that cannot be
-    had where `faults` says stop; where it says skip, training names it."""
+    read where `faults` says stop; where it says skip, training names it."""
     skipped = SkippedSamples(faults, 0, lambda text: None, section=PretrainConfig.section)
     source = Batches(stream, _all_captions(collate))
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()

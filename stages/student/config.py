@@ -117,6 +117,12 @@ class StudentConfig:
     English noun phrase comes last (ours: the paper's way is not known)."""
 
     def __post_init__(self) -> None:
+        self._check_cnn()
+        self._check_soho()
+        self._check_text()
+        self._check_contrastive()
+
+    def _check_cnn(self) -> None:
         if len(self.widths) != len(self.depths) or not self.widths:
             raise BoxlessError(
                 f"student.widths and student.depths: got {len(self.widths)} and "
@@ -138,10 +144,15 @@ class StudentConfig:
                 f"student.cell_stages: got {list(self.cell_stages)}, expected different numbers from "
                 f"{-num_stages} to -1, and -1 for the last stage at the end"
             )
-        if self.num_person_tags < 0:
+        if self.block not in ("basic", "bottleneck"):
+            raise BoxlessError(f"student.block: got {self.block!r}, expected basic or bottleneck")
+        if not 0 < self.shorter_px <= self.longer_px:
             raise BoxlessError(
-                f"student.num_person_tags: got {self.num_person_tags}, expected 0 or more"
+                f"student.shorter_px: got {self.shorter_px}, expected between 1 and longer_px "
+                f"= {self.longer_px}"
             )
+
+    def _check_soho(self) -> None:
         if self.soho_checkpoint and self.neck.kind != "soho":
             raise BoxlessError(
                 f"student.soho_checkpoint: got {self.soho_checkpoint} with neck.kind "
@@ -152,18 +163,21 @@ class StudentConfig:
                 f"student.cell_stages: got {list(self.cell_stages)} with student.soho_checkpoint, "
                 "expected [-1], of which that checkpoint's projection is"
             )
-        if self.block not in ("basic", "bottleneck"):
-            raise BoxlessError(f"student.block: got {self.block!r}, expected basic or bottleneck")
+
+    def _check_text(self) -> None:
+        if self.num_person_tags < 0:
+            raise BoxlessError(
+                f"student.num_person_tags: got {self.num_person_tags}, expected 0 or more"
+            )
         if self.hidden_size % (4 * self.num_heads) and not self.pretrained_text:
             raise BoxlessError(
                 f"student.hidden_size: got {self.hidden_size}, expected a multiple of "
                 f"4 x num_heads = {4 * self.num_heads}"
             )
-        if not 0 < self.shorter_px <= self.longer_px:
-            raise BoxlessError(
-                f"student.shorter_px: got {self.shorter_px}, expected between 1 and longer_px "
-                f"= {self.longer_px}"
-            )
+        if self.max_tokens < 4:
+            raise BoxlessError(f"student.max_tokens: got {self.max_tokens}, expected at least 4")
+
+    def _check_contrastive(self) -> None:
         for name in ("itc_size", "itc_bank_size", "pra_size"):
             if getattr(self, name) < 0:
                 raise BoxlessError(f"student.{name}: got {getattr(self, name)}, expected 0 or more")
@@ -191,5 +205,3 @@ class StudentConfig:
             raise BoxlessError(
                 f"student.itc_temperature: got {self.itc_temperature}, expected {low} to {high}"
             )
-        if self.max_tokens < 4:
-            raise BoxlessError(f"student.max_tokens: got {self.max_tokens}, expected at least 4")

@@ -66,7 +66,7 @@ def test_a_port_that_is_taken_is_named(job: Job, monkeypatch: pytest.MonkeyPatch
         config = LaunchConfig(
             launcher="torchrun", nodes=2, master_address="127.0.0.1", master_port=port
         )
-        with pytest.raises(UserError, match=f"port {port} of .* cannot be had .*already in use"):
+        with pytest.raises(UserError, match=f"port {port} of .* cannot be bound .*already in use"):
             torchrun.run(job, config)
 
 

@@ -78,8 +78,8 @@ def _settings_and_sources(recipe: Recipe) -> dict[str, str]:
 
 
 def check_published(recipe: Recipe) -> None:
-    """ValueError where published weights that the student starts from cannot be loaded, or do not fit:
-    better now than after days of distilling."""
+    """ValueError where published weights that the student starts from cannot be loaded, or do not
+    fit: better now than after days of distilling."""
     if recipe.student.pretrained_cnn or recipe.student.pretrained_text:
         from stages.student.checkpoints.pretrained import (
             check_pretrained,  # heavy, and seldom needed

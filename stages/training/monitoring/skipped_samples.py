@@ -14,7 +14,7 @@ from stages.training.batches import LoadedBatch
 
 @dataclass(frozen=True, kw_only=True)
 class FaultPolicy:
-    """What happens when a sample cannot be had."""
+    """What happens when a sample cannot be read."""
 
     on_fault: str = "stop"
     """`stop` the run, or `skip` the sample, say so and count it."""
