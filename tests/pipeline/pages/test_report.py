@@ -142,7 +142,7 @@ def test_run_of_which_nothing_ran(tmp_path: Path) -> None:
     page = Page(write_report(empty_run(tmp_path / "run")))
     assert page.sections() == SECTIONS
     assert "cannot be drawn" not in page.text
-    assert "To come: ingest, teach, distill, pretrain, evaluate" in page.text
+    assert "Remaining: ingest, teach, distill, pretrain, evaluate" in page.text
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_pretrain_under_way(tmp_path: Path) -> None:
     shards(run.images, "images")
     metrics(run)
     page = Page(write_report(run))
-    assert "distill comes next" in page.text and "Total loss" in page.text
+    assert "distill has not finished" in page.text and "Total loss" in page.text
     assert "390" in page.text
 
 

@@ -88,7 +88,7 @@ def test_values_of_set_are_yaml() -> None:
         ("pretrain.mvm.weight=1", "pretrain.mvm.weight is 1.0, but student.neck.kind is plain"),
         (
             "student.neck={kind: soho, width_mask: height}",
-            "student.neck.width_mask is height, which hides columns",
+            "student.neck.width_mask is height, which masks columns",
         ),
         ("student.neck.kind=soho2", "student.neck.kind"),
         ("student.neck.dictionary={}", "student.neck.dictionary is not a key"),
