@@ -58,6 +58,10 @@ class TrainingConfig:
     dynamic loss scaling, for GPUs without bf16 (V100, T4); `bf16`; or `fp16` with dynamic loss
     scaling (both with 16-bit weights, float32 ones in the optimizer). `auto` is autocast-bf16 on
     GPUs that have bf16 and fp32 elsewhere; its checkpoints continue on either."""
+    cudnn_benchmark: bool = False
+    """Whether cuDNN tries its algorithms at the first convolution of each shape and keeps the
+    fastest; for GPUs, where pictures have few sizes. Another start may choose others, and a run
+    that continues then differs in last digits."""
     accumulate_precision: str = "fp32"
     """Of gradients summed over micro-batches and ranks in bf16: `fp32`, or `training`, bf16
     itself."""

@@ -26,6 +26,7 @@ from stages.training.batches import (
 )
 from stages.training.checkpoints.save_and_load import load_checkpoint, save_checkpoint
 from stages.training.config import TrainingConfig
+from stages.training.cudnn_benchmark import cudnn_benchmark
 from stages.training.device_copies import DeviceCopies
 from stages.training.loss_scaling import is_lowest, loss_scale, scales_losses
 from stages.training.monitoring.gradient_norms import GradientNorms
@@ -147,6 +148,7 @@ class Loop:
             named_killed_workers(config.section),
             self.stalls,
             float32_products(tf32=config.precision == TF32),
+            cudnn_benchmark(config.cudnn_benchmark),
             Progress(
                 self.title,
                 total=config.num_steps,

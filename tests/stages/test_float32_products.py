@@ -67,20 +67,22 @@ def test_a_device_without_tf32_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_steps_of_training_have_the_products_of_its_precision(
     precision: str, tf32: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loop whose step only looks. Oracle: as above."""
+    """A loop whose step only looks. Oracle: as above; and cuDNN's choice of algorithms is the
+    recipe's inside, and that of before outside."""
     seen = []
 
     def step(self: Loop) -> None:
-        seen.append(_state())
+        seen.append((_state(), torch.backends.cudnn.benchmark))
         self.state.step += 1
 
     monkeypatch.setattr(Loop, "step", step)
     monkeypatch.setattr(Loop, "finish_step", lambda self, progress: None)
     loop = Loop.__new__(Loop)
-    loop.config = TrainingConfig(num_steps=1, precision=precision)
+    loop.config = TrainingConfig(num_steps=1, precision=precision, cudnn_benchmark=tf32)
     loop.title, loop.rank, loop.state = "training", 1, TrainingState()
     loop.engine, loop.stalls, loop.loader = mock.MagicMock(), mock.MagicMock(), mock.MagicMock()
     loop.profile, loop.on_step, loop.log = mock.MagicMock(), None, None
-    before = _state()
+    before = _state(), torch.backends.cudnn.benchmark
     loop.run()
-    assert seen == [(tf32,) * 4] and _state() == before
+    assert seen == [((tf32,) * 4, tf32)]
+    assert (_state(), torch.backends.cudnn.benchmark) == before

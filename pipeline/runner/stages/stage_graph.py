@@ -63,6 +63,7 @@ _SHAPES_NOTHING = {
     "checkpoint_activations",
     "checkpoint_every_steps",
     "checkpoint_steps",
+    "cudnn_benchmark",
     "keep_checkpoints",
     "log_every_steps",
     "log_steps",
