@@ -30,7 +30,7 @@ from torch import nn
 from torch.export import Dim
 
 from pipeline.pages.student.inputs import InputError, open_student
-from stages.folders import replace_folder
+from stages.atomic_folder import replace_folder
 from stages.student.fusion.text_encoder import encode_together
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from stages.folders import replace_folder
+from stages.atomic_folder import replace_folder
 from stages.student.network import Student
 from stages.student.network_config import StudentNetConfig
 from stages.student.processor import StudentProcessor

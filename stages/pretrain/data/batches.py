@@ -20,7 +20,7 @@ from sharding.reading.sample_reader import make_sample
 from sharding.reading.shard_reader import RawSample
 from sharding.reading.stream import ShardStream
 from sharding.tools.verify import Fault
-from stages.folders import replace_folder
+from stages.atomic_folder import replace_folder
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.collate import Collate, Decoded
 from stages.pretrain.data.every_sample import every_sample

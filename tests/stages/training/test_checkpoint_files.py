@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from boxless.errors import BoxlessError
-from stages.folders import replace_folder
+from stages.atomic_folder import replace_folder
 from stages.training.checkpoints.save_and_load import SafeCheckpointEngine
 
 
