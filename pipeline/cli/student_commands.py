@@ -5,6 +5,7 @@ writes it for other tools.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli.arguments import user_path, user_path_or_url, whole_number
@@ -103,7 +104,15 @@ def _add_export(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="PATH",
         help="a new file (soho) or a new folder (onnx, vl-interpret)",
     )
-    _add_examples(export.add_argument_group("examples, for vl-interpret"))
+    export.add_argument(
+        "--int8",
+        action="store_true",
+        help="with --to onnx: weights and activations of 8 bits, with ranges from held-out pictures "
+        "of --shards DIR; prints what that changes of each score on --num others (default: 200)",
+    )
+    _add_examples(
+        export.add_argument_group("examples, for vl-interpret; --shards and --num also for --int8")
+    )
     export.set_defaults(command=_export)
 
 
@@ -111,9 +120,14 @@ def _export(args: argparse.Namespace) -> int:
     from pipeline.export.command import export_soho, export_vl_interpret
     from pipeline.pages.student.inputs import InputError
 
+    if args.int8:
+        return _export_int8(args)
     has_examples = args.picture or args.text or args.shards or args.key
     if args.to != "vl-interpret" and has_examples:
-        raise InputError(f"got examples with --to {args.to}, expected them with --to vl-interpret")
+        raise InputError(
+            f"got examples with --to {args.to}, expected them with --to vl-interpret, or --shards "
+            "with --int8"
+        )
     if args.to == "onnx":
         from pipeline.export.onnx_files import export_onnx
 
@@ -130,6 +144,25 @@ def _export(args: argparse.Namespace) -> int:
         f"VliLmdb('{args.out.absolute()}', read_only=False).preprocess()\"\n"
         f"and in its own folder show them with\n  python run_app.py -d {args.out.absolute()}"
     )
+    return 0
+
+
+def _export_int8(args: argparse.Namespace) -> int:
+    from pipeline.export.int8_export import Int8Config, export_int8
+    from pipeline.pages.student.inputs import InputError
+
+    if args.to != "onnx":
+        raise InputError(f"--int8: got --to {args.to}, expected --to onnx")
+    if args.picture or args.text or args.key or not args.shards or "://" in args.shards:
+        raise InputError(
+            "--int8: expected --shards DIR alone, a folder of image or object shards with held-out "
+            "pictures, as RUN/images, to take ranges and scores from"
+        )
+    more = {"num_scored": args.num} if hasattr(args, "num") else {}
+    report = export_int8(args.student, args.out, Int8Config(shards=Path(args.shards), **more))
+    for line in report.lines():
+        print(line)
+    print(f"{args.out}: {', '.join(report.file_bytes)}, int8.json and the processor.")
     return 0
 
 
