@@ -22,6 +22,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from boxless.errors import BoxlessError
 from sharding.writing.atomic import disk_error, write_text
 from stages.student.folder.renamed import rename_weights
+from stages.training.checkpoints.pruning import remove_old_checkpoints
 from stages.training.checkpoints.zero_resharding import load_parts, load_whole_parts, num_parts
 from stages.training.loss_scaling import set_loss_scaler
 from stages.training.monitoring.gradient_norms import are_weights_finite
@@ -103,15 +104,8 @@ def save_checkpoint(engine: Any, folder: Path, state: dict[str, Any], keep: int)
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
         write_text(folder / LATEST, tag)
-        _remove_old_checkpoints(folder, tag, keep)
+        remove_old_checkpoints(folder, newest=tag, keep=keep)
     torch.distributed.barrier()
-
-
-def _remove_old_checkpoints(folder: Path, newest: str, keep: int) -> None:
-    # A later one is half of a save that was killed: it must not count among the kept.
-    saved = sorted(path for path in folder.glob("step-*") if path.name <= newest)
-    for old in saved[:-keep]:
-        shutil.rmtree(old)
 
 
 def has_checkpoint(folder: Path) -> bool:
