@@ -16,7 +16,7 @@ from pipeline.export.onnx_student import OnnxStudent
 from pipeline.pages.student.inputs import InputError
 from sharding.format.schema import Sample
 from sharding.writing.atomic import write_json
-from stages.folders import replace_folder
+from stages.atomic_folder import replace_folder
 from stages.transfer.evaluation.evaluate import true_captions
 from stages.transfer.predictor import read_split
 
