@@ -310,17 +310,21 @@ class _Lost(Exception):
 
 
 def test_ownership_is_checked_after_the_sync_and_before_each_rename(
-    tmp_path: Path, make_sample: MakeSample
+    tmp_path: Path, make_sample: MakeSample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Oracle: the first check finds the old shard whole; a loss at the second one leaves no
-    manifest beside a tar that is not its own."""
+    """Oracle: both files were synced before; the first check finds the old shard whole; a loss at
+    the second one leaves no manifest beside a tar that is not its own."""
     tar, old = tmp_path / NAME, [make_sample(0)]
     write_shard(tar, old, fingerprint={"is": "old"})
     before = _bytes(tar)
+    synced, fsync = list[int](), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(file) or fsync(file))
     for lost_at in (1, 2):
         calls = list[bool]()
+        synced.clear()
 
         def check_owner() -> None:
+            assert len(synced) >= 2, "tar and manifest are on disk by now"
             calls.append(is_done(tar, {"is": "old"}))
             if len(calls) == lost_at:
                 raise _Lost

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,11 +139,18 @@ def _of(samples: Sequence[Sample], key: str) -> Sample:
     return next(sample for sample in samples if sample.key == key)
 
 
-def open_coco(folder: Path, names: list[str], ids: list[int]) -> CocoJson:
-    """Detections of the category `ids`, with a text file of names."""
+def open_coco(
+    folder: Path, names: list[str], ids: Sequence[int], written: Callable[[int], Any] = int
+) -> CocoJson:
+    """Detections of the category `ids`, written so, with a text file of names."""
     (folder / "names.txt").write_text("\n".join(names))
     rows = [
-        {"image_id": i, "category_id": c, "bbox": [0, 0, 2, 2], "score": 0.5}
+        {
+            "image_id": written(i),
+            "category_id": written(c),
+            "bbox": [0, 0, 2, 2],
+            "score": 0.5,
+        }
         for i, c in enumerate(ids)
     ]
     (folder / "found.json").write_text(json.dumps(rows))
@@ -162,3 +170,17 @@ def test_one_category_outside_the_names_stops_all(tmp_path: Path) -> None:
         open_coco(tmp_path, ["cat", "dog"], [1, 0, 1])
     with pytest.raises(FeaturesError, match="category_id 3; expected .* 1 to 2"):
         open_coco(tmp_path, ["cat", "dog"], [1, 3])
+
+
+@pytest.mark.parametrize("written", [str, float])
+def test_ids_of_detections_are_taken_by_value(
+    written: Callable[[int], Any], tmp_path: Path
+) -> None:
+    """Exporters write 7 as "7" or 7.0. Oracle: ids and labels, by hand; and one category outside
+    the names is the same proof as of whole numbers."""
+    opened = open_coco(tmp_path, ["cat", "dog"], [1, 2, 2], written)
+    records = [opened.read(opened.index.find(str(number))) for number in range(3)]
+    assert [record.id for record in records] == ["0", "1", "2"]
+    assert [record.labels.tolist() for record in records] == [[0], [1], [1]]
+    with pytest.raises(FeaturesError, match="category_id 0; .*start at 0"):
+        open_coco(tmp_path, ["cat", "dog"], [1, 0, 1], written)

@@ -28,7 +28,8 @@ from stages.json_text import parse_json
 
 MAX_ENTRY_BYTES = 1 << 24
 _PIECE_BYTES = 1 << 22
-_CATEGORY = re.compile(rb'"category_id"\s*:\s*(-?\d{1,18})\s*[,}]')
+_CATEGORY = re.compile(rb'"category_id"\s*:\s*"?(-?\d{1,18})(?:\.0+)?"?\s*[,}]')
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
 class CocoJson:
@@ -55,7 +56,7 @@ class CocoJson:
 
     def id_at(self, place: Place) -> str:
         """The image_id of a detection."""
-        return str(self._entry(self._files.read(place)).get("image_id"))
+        return _identity(self._entry(self._files.read(place)).get("image_id")) or ""
 
     def read(self, places: Sequence[Place]) -> Record:
         """The record of all detections of a picture; RowError where one of them is not sound."""
@@ -66,7 +67,7 @@ class CocoJson:
             raise RowError("bbox: a width or height below 0")
         boxes[:, 2:] += boxes[:, :2]
         return Record(
-            id=str(entries[0].get("image_id")),
+            id=_identity(entries[0].get("image_id")) or "",
             boxes=boxes,
             scores=numbers([entry.get("score") for entry in entries], (num,), "score"),
             labels=np.array([self._label(entry.get("category_id")) for entry in entries]),
@@ -86,9 +87,11 @@ class CocoJson:
         return entry
 
     def _label(self, category: Any) -> int:
-        if type(category) is not int or category not in self._labels.of_number:
+        text = _identity(category) or ""
+        number = int(text) if _WHOLE.fullmatch(text) else -1
+        if number not in self._labels.of_number:
             raise RowError(f"category_id: {category!r:.40} is not among the names")
-        return self._labels.of_number[category]
+        return self._labels.of_number[number]
 
 
 def _check_categories(paths: Sequence[Path], labels: Names) -> None:
@@ -105,6 +108,13 @@ def _check_categories(paths: Sequence[Path], labels: Names) -> None:
                 'distill.features.labels, a JSON file {"categories": [{"id": ..., "name": ...}, '
                 "...]} with the ids that the detections have"
             )
+
+
+def _identity(value: Any) -> str | None:
+    """A number or text of JSON as text, by value: 7, 7.0 and "7" are one. None for all else."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return str(value) if type(value) in (int, str) else None
 
 
 def _categories(path: Path) -> Iterator[int]:
@@ -162,8 +172,8 @@ def scan_list(source: BinaryIO) -> Iterator[ScannedRow]:
             text, start, at = text[at:] + piece, start + at, 0
             continue
         image_id = entry.get("image_id") if isinstance(entry, dict) else None
-        if type(image_id) in (int, str):
-            identity = str(image_id).encode("latin-1", "ignore").decode("utf-8", "replace")
+        if (text_id := _identity(image_id)) is not None:
+            identity = text_id.encode("latin-1", "ignore").decode("utf-8", "replace")
             yield ScannedRow(identity, start + at, end - at)
         else:
             yield ScannedRow(None, start + at, end - at, "no image_id")
