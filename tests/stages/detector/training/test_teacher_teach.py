@@ -128,7 +128,7 @@ def test_stopped_while_it_is_scored_it_takes_no_step_again(
 ) -> None:
     """Oracle: a run that nobody stopped; the last checkpoint holds all that training did."""
 
-    def stop(*args: object) -> None:
+    def stop(*args: object, **settings: object) -> None:
         raise Stop
 
     teach(TEACH, seed=3, images=images, out=tmp_path / "whole")
