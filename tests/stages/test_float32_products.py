@@ -42,7 +42,7 @@ def test_products_are_what_is_asked_for_inside(tf32: bool) -> None:
 
 @pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("tf32", True), ("bf16", False)])
 def test_a_teacher_has_the_products_of_its_precision(precision: str, tf32: bool) -> None:
-    """Oracle: as above; kernels that give the same each time, in bf16, which alone is autocast, only
+    """Oracle: as above; kernels that give the same each time, in bf16, the only autocast here, just
     where they did before."""
     before = _state(), torch.backends.cudnn.deterministic
     with in_precision(precision, torch.device("cpu")):
