@@ -94,8 +94,8 @@ def distill(
 
     Any number of processes may do so at once, each returns when all is done. Shards in `out` that
     are done are skipped. A picture that cannot be decoded or detected is a Failure in the manifest.
-    With `show` progress, counts and reasons are printed. Raises DistillError, and ShardError, also
-    where others make shards of other settings in `out`.
+    With `show` progress, counts and reasons are printed. Raises DistillError, also where every
+    picture failed, and ShardError, also where others make shards of other settings in `out`.
     """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
@@ -146,6 +146,7 @@ def distill(
     catalog = read_catalog(out)
     if show:
         _say_counts(catalog, out)
+    _check_something_was_labelled(catalog, out)
     return catalog
 
 
@@ -388,6 +389,26 @@ def _write_about(
     write_json(out / ABOUT, {"about": about, "fingerprint": fingerprint, **accepting})
 
 
+def _check_something_was_labelled(catalog: Catalog, out: Path) -> None:
+    """DistillError where there were pictures and every one failed: nothing can be trained on."""
+    num_failed = sum(shard.num_failed for shard in catalog.shards)
+    if num_failed == 0 or any(shard.num_ok for shard in catalog.shards):
+        return
+    ((reason, count),) = _reasons(catalog, out).most_common(1)
+    raise DistillError(
+        f"{out}: got no labelled picture, as all {num_failed} failed ({count} x {reason}); expected "
+        "objects for some; see to the cause, then run `boxless retry RUN`"
+    )
+
+
+def _reasons(catalog: Catalog, out: Path) -> Counter[str]:
+    """Why pictures failed, and how many."""
+    tars = [out / shard.tar for shard in catalog.shards if shard.num_failed]
+    return Counter(
+        failure.reason for tar in tars for failure in read_manifest_summary(tar).failures
+    )
+
+
 def _say_counts(catalog: Catalog, out: Path) -> None:
     num_ok = sum(shard.num_ok for shard in catalog.shards)
     num_failed = sum(shard.num_failed for shard in catalog.shards)
@@ -396,9 +417,5 @@ def _say_counts(catalog: Catalog, out: Path) -> None:
         f"labelled, {num_failed} failed.",
         flush=True,
     )
-    tars = [out / shard.tar for shard in catalog.shards if shard.num_failed]
-    reasons = Counter(
-        failure.reason for tar in tars for failure in read_manifest_summary(tar).failures
-    )
-    for reason, count in reasons.most_common(_NUM_REASONS_SHOWN):
+    for reason, count in _reasons(catalog, out).most_common(_NUM_REASONS_SHOWN):
         print(f"  {count} x {reason}", flush=True)

@@ -87,6 +87,27 @@ def test_an_error_of_the_device_ends_the_worker_before_anything_is_committed(
     assert tree_of(tmp_path / "out") == tree_of(tmp_path / "undisturbed")
 
 
+def test_where_every_picture_fails_the_stage_does(tmp_path: Path) -> None:
+    """Oracle: an error with the number and the reason, again where the shards are done; a teacher
+    that labels some of the pictures is no error."""
+
+    class Odd(FakeTeacher):
+        def detect(self, prepared: list[Prepared]) -> list[np.ndarray]:
+            raise ValueError("an odd picture")
+
+    shards = plain_shards()
+    write_images(tmp_path / "images", shards)
+    num = sum(map(len, shards.values()))
+    for _ in range(2):
+        with pytest.raises(DistillError, match=f"all {num} failed .{num} x .*an odd picture"):
+            distill(
+                CONFIG,
+                images=tmp_path / "images",
+                object_source=source_of(Odd()),
+                out=tmp_path / "out",
+            )
+
+
 @pytest.mark.parametrize("num", [1, 2])
 def test_an_error_of_the_device_is_no_failure_of_its_batch(num: int) -> None:
     """Oracle: a DistillError for one picture and for several, which go one by one after others."""

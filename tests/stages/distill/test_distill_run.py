@@ -481,16 +481,17 @@ def test_the_screen_tells_where_the_time_went(
     )
 
 
-def test_a_data_set_without_any_sound_picture_is_finished(tmp_path: Path) -> None:
+def test_a_data_set_without_any_sound_picture_is_finished_with_an_error(tmp_path: Path) -> None:
+    """Oracle: every failure is in the catalog, so that `boxless retry` finds it."""
     write_images(tmp_path / "images", {"train-000000.tar": [poisoned("p")]})
-    catalog = distill(
-        CONFIG,
-        images=tmp_path / "images",
-        object_source=source_of(FakeTeacher()),
-        out=tmp_path / "objects",
-    )
-    assert catalog is not None
-    assert catalog.shards[0].num_failed == 1
+    with pytest.raises(DistillError, match="all 1 failed"):
+        distill(
+            CONFIG,
+            images=tmp_path / "images",
+            object_source=source_of(FakeTeacher()),
+            out=tmp_path / "objects",
+        )
+    assert read_catalog(tmp_path / "objects").shards[0].num_failed == 1
 
 
 @pytest.mark.parametrize(
