@@ -23,23 +23,26 @@ _DEVICE_WORDS = (
     "CUSPARSE",
     "NCCL error",
 )
-_MEMORY_WORDS = ("out of memory", "ALLOC_FAILED")
+_MEMORY_WORDS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, of the machine or of its device, was too small."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(one in str(error) for one in _MEMORY_WORDS)
 
 
 def is_device_error(error: BaseException) -> bool:
     """Whether the device is broken for this process. Memory of the device that ran out is no such
     error: the next, smaller batch may fit."""
-    text = str(error)
-    if type(error).__name__ == "OutOfMemoryError" or any(one in text for one in _MEMORY_WORDS):
+    if ran_out_of_memory(error):
         return False
     if any(kind.__name__ in _DEVICE_TYPES for kind in type(error).__mro__):
         return True
-    return isinstance(error, RuntimeError) and any(one in text for one in _DEVICE_WORDS)
+    return isinstance(error, RuntimeError) and any(one in str(error) for one in _DEVICE_WORDS)
 
 
 def ends_worker(error: BaseException) -> bool:
     """Whether an error is no fault of the shard, so that the next one would fail alike."""
-    if isinstance(error, (OSError, MemoryError)) or is_device_error(error):
-        return True
-    is_torchs = isinstance(error, RuntimeError)
-    return is_torchs and any(one in str(error) for one in (*_MEMORY_WORDS, "can't allocate memory"))
+    return isinstance(error, OSError) or ran_out_of_memory(error) or is_device_error(error)

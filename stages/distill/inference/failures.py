@@ -6,13 +6,9 @@ import re
 import traceback
 from dataclasses import dataclass, field
 
-import torch
-
 from boxless.errors import BoxlessError
 from sharding.coordination.fatal_errors import is_device_error
 from sharding.format.schema import Failure
-
-_RAN_OUT = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 
 class DistillError(BoxlessError):
@@ -47,13 +43,6 @@ def out_of_memory(key: str, step: str) -> TeacherFailure:
     """Memory ran out in `step` on the picture `key` alone."""
     reason = f"{step}: memory ran out on this picture alone"
     return TeacherFailure(key=key, reason=reason, ran_out=True)
-
-
-def ran_out(error: Exception) -> bool:
-    """Whether memory, of the machine or of its device, was too small."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _RAN_OUT)
 
 
 def check_device(key: str, error: Exception) -> None:

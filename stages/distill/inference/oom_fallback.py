@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from sharding.coordination.fatal_errors import ran_out_of_memory
 from stages.detector.ops.resize import Prepared
 from stages.distill.inference.failures import (
     DistillError,
     TeacherFailure,
     check_device,
     out_of_memory,
-    ran_out,
     teacher_failure,
 )
 from stages.distill.object_source import Detector
@@ -67,14 +67,14 @@ class OomFallback:
         try:
             seen = self._detector.detect([each.picture for each in batch])
         except Exception as error:
-            if not ran_out(error):
+            if not ran_out_of_memory(error):
                 check_device(batch[0].key, error)
             if len(batch) == 1:
                 key = batch[0].key
-                if ran_out(error):
+                if ran_out_of_memory(error):
                     return [out_of_memory(key, "detect")]
                 return [teacher_failure(key, "detect", error)]
-            if ran_out(error):
+            if ran_out_of_memory(error):
                 return None
         else:
             if len(seen) != len(batch):

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sharding.coordination.fatal_errors import ran_out_of_memory
 from sharding.format.schema import Failure, Sample
 from stages.detector.ops.resize import Prepared
 from stages.distill.inference.batches import plan_batches
@@ -27,7 +28,6 @@ from stages.distill.inference.failures import (
     check_device,
     failure,
     out_of_memory,
-    ran_out,
     teacher_failure,
 )
 from stages.distill.inference.oom_fallback import Keyed, OomFallback
@@ -143,13 +143,13 @@ class InferencePipeline:
         try:
             picture = decode(sample)
         except Exception as error:  # Pillow raises nearly everything on broken bytes
-            if ran_out(error):
+            if ran_out_of_memory(error):
                 return out_of_memory(sample.key, "decode")
             return failure(sample.key, "decode", error)
         try:
             return self._detector.prepare(picture)._replace(prompts=prompts)
         except Exception as error:
-            if ran_out(error):
+            if ran_out_of_memory(error):
                 return out_of_memory(sample.key, "prepare")
             check_device(sample.key, error)
             return teacher_failure(sample.key, "prepare", error)
