@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class PackedFile:
             return file.read(self.num_bytes if most is None else min(most, self.num_bytes))
 
 
-def find_packed(path: Path) -> PackedFile | None:
+def _find_packed(path: Path) -> PackedFile | None:
     """The file that a path leads to inside a tar, or the picture inside a folder of shards; None
     where it leads into neither, or where that has none. Raises ShardError for a damaged tar or
     catalog."""
@@ -50,6 +51,18 @@ def find_packed(path: Path) -> PackedFile | None:
         if path.suffix[1:].lower() in PICTURE_EXTENSIONS and (parent / CATALOG).is_file():
             return _samples(parent, _version(parent / CATALOG)).get(path.stem)
     return None
+
+
+def read_or_unpack(path: Path, read: Callable[[Path], bytes], *, most: int | None = None) -> bytes:
+    """What `read` gives of a path; where nothing is there, the bytes of the packed file, at most
+    `most`. Raises what `read` does, and ShardError as `_find_packed`."""
+    try:
+        return read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        packed = _find_packed(path)
+        if packed is None:
+            raise
+    return packed.read(most)
 
 
 def _version(path: Path) -> tuple[int, int]:

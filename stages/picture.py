@@ -21,7 +21,7 @@ from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlug
 from boxless.errors import BoxlessError
 from sharding.format.image_size import exif_orientation, picture_orientation
 from sharding.user_paths import expand_user
-from stages.packed_files import find_packed
+from stages.packed_files import read_or_unpack
 
 if TYPE_CHECKING:  # ingest needs no torch, whose import takes a worker seconds
     import torch
@@ -174,16 +174,14 @@ def read_picture_file(path: Path) -> bytes:
     """The bytes of a file, or of one in a tar or in shards (stages.packed_files). PictureError
     for a pipe or a device, from which reading would wait or never end; OSError for a file that
     cannot be read."""
-    try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise PictureError("not a file: it is a pipe or a device")
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        packed = find_packed(path)
-        if packed is None:
-            raise
-    return packed.read()
+    return read_or_unpack(path, _read_regular_file)
+
+
+def _read_regular_file(path: Path) -> bytes:
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise PictureError("not a file: it is a pipe or a device")
+        return file.read()
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
@@ -196,7 +194,7 @@ def file_fault(path: Path) -> str | None:
     JPEG, PNG or WebP, whatever its name ends in. That all of it is sound shows only when it is
     decoded."""
     try:
-        kind = _format_of(_first_bytes(path))
+        kind = _format_of(read_or_unpack(path, _first_bytes, most=_LONGEST_SIGNATURE))
     except (FileNotFoundError, NotADirectoryError):
         return "not there"
     except OSError as error:
@@ -207,14 +205,8 @@ def file_fault(path: Path) -> str | None:
 
 
 def _first_bytes(path: Path) -> bytes:
-    try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            return file.read(_LONGEST_SIGNATURE)
-    except (FileNotFoundError, NotADirectoryError):
-        packed = find_packed(path)
-        if packed is None:
-            raise
-    return packed.read(_LONGEST_SIGNATURE)
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        return file.read(_LONGEST_SIGNATURE)
 
 
 def _of_pixels(pixels: np.ndarray | torch.Tensor) -> Image.Image:

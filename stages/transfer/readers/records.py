@@ -11,7 +11,7 @@ from typing import Any
 from boxless.errors import BoxlessError
 from sharding.format.compression import compression_of
 from stages.json_text import RepeatedKeyError, parse_json
-from stages.packed_files import find_packed
+from stages.packed_files import read_or_unpack
 from stages.picture import file_fault
 from stages.student.text.tokenizer import is_blank
 from stages.transfer.example import Example
@@ -228,7 +228,7 @@ def read_text(path: Path) -> str:
     """The text of an annotation file. ReaderError where it cannot be read, is compressed, or is not
     UTF-8."""
     try:
-        data = _read_bytes(path)
+        data = read_or_unpack(path, Path.read_bytes)
     except (OSError, ValueError) as error:
         fault = getattr(error, "strerror", None) or error
         raise ReaderError(f"{path}: {fault}; expected an annotation file") from None
@@ -241,16 +241,6 @@ def read_text(path: Path) -> str:
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ReaderError(f"{path}: not UTF-8 ({error})") from None
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        packed = find_packed(path)
-        if packed is None:
-            raise
-    return packed.read()
 
 
 def _check_texts(source: str, record: Record) -> None:
