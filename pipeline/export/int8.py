@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.export.onnx_files import PAIR, PICTURE, TEXT
+from pipeline.export.onnx_files import PICTURE, TEXT
 from pipeline.export.onnx_student import OnnxStudent, pair_inputs
 from sharding.format.schema import Sample
 
@@ -30,16 +30,14 @@ FUSION_OPERATORS = ("MatMul", "Gemm")
 
 def quantize_folder(
     floats: Path, out: Path, samples: Sequence[Sample], texts: Sequence[str]
-) -> list[str]:
+) -> None:
     """Write the int8 version of each file in `floats`, a folder of export_onnx, into the folder
-    `out`, with ranges from `samples` with the text of each; their names."""
+    `out`, with ranges from `samples` with the text of each."""
     student = OnnxStudent(floats)
-    names = [PICTURE, PAIR] + [TEXT] * student.has_vectors
-    for name in names:
+    for name in student.file_names:
         feeds = _feeds(name, student, samples, texts)
         operators = PICTURE_OPERATORS if name == PICTURE else FUSION_OPERATORS
         _quantize(floats / name, out / name, _Feeds(feeds), operators)
-    return names
 
 
 def _feeds(

@@ -12,11 +12,11 @@ from boxless.errors import BoxlessError
 from pipeline.export.int8 import quantize_folder
 from pipeline.export.int8_report import Int8Report, compare
 from pipeline.export.onnx_files import export_onnx
-from pipeline.export.onnx_student import OnnxStudent
 from pipeline.pages.student.inputs import InputError
 from sharding.format.schema import Sample
 from sharding.writing.atomic import write_json
 from stages.atomic_folder import replace_folder
+from stages.student.processor import StudentProcessor
 from stages.transfer.evaluation.evaluate import true_captions
 from stages.transfer.predictor import read_split
 
@@ -66,7 +66,7 @@ def export_int8(student: Path, out: Path, config: Int8Config, *, show: bool = Tr
 
         def write(temporary: str) -> None:
             target = Path(temporary)
-            OnnxStudent(floats).processor.save_pretrained(target)
+            StudentProcessor.from_pretrained(floats).save_pretrained(target)
             quantize_folder(floats, target, *calibrating)
             reports.append(
                 compare(floats, target, *scored, num_calibrated=len(calibrating[0]), show=show)

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.export.onnx_files import PAIR, PICTURE, TEXT
 from pipeline.export.onnx_student import OnnxStudent, text_passes
 from sharding.format.schema import Sample
 from stages.progress import Progress
@@ -76,13 +75,13 @@ def compare(
         scores_of(student, samples, texts, title=name if show else None)
         for name, student in students.items()
     ]
-    names = [PICTURE, PAIR] + [TEXT] * students["float"].has_vectors
     return Int8Report(
         num_calibrated=num_calibrated,
         num_scored=len(samples),
         scores={name: (value, scores[1][name]) for name, value in scores[0].items()},
         file_bytes={
-            name: (_num_bytes(floats / name), _num_bytes(integers / name)) for name in names
+            name: (_num_bytes(floats / name), _num_bytes(integers / name))
+            for name in students["float"].file_names
         },
         milliseconds=_times(students["float"], students["int8"], samples[0], texts[0]),
     )

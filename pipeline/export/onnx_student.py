@@ -43,6 +43,11 @@ class OnnxStudent:
         """Whether the student has a contrastive head."""
         return self._text is not None
 
+    @property
+    def file_names(self) -> list[str]:
+        """Of the ONNX files that the student has."""
+        return [PICTURE, PAIR] + [TEXT] * self.has_vectors
+
     def picture_inputs(self, image: bytes) -> dict[str, np.ndarray]:
         """What picture.onnx takes of one encoded picture."""
         given = self.processor([image])
