@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stages.detector.net_config import PictureConfig
-from stages.detector.ops.resize import resized_size
+from stages.detector.ops.resize import padded_size, resized_size
 from stages.distill.inference.batches import plan_batches
 
 PICTURE = PictureConfig(shorter_px=600, longer_px=1000)
@@ -78,8 +78,8 @@ def planned_batch(
     """Mean batch as distill plans them, and the share of pixels that are padding."""
     num_batches, pixels, padded = 0, 0, 0
     for sizes in shards:
-        canvases = [tuple(-(-side // bucket_px) * bucket_px for side in size) for size in sizes]
-        num_batches += len(plan_batches([(h, w) for h, w in canvases], most=most))
+        canvases = [padded_size(size, bucket_px) for size in sizes]
+        num_batches += len(plan_batches(canvases, most=most))
         pixels += sum(h * w for h, w in sizes)
         padded += sum(h * w for h, w in canvases)
     return sum(map(len, shards)) / num_batches, 1 - pixels / padded

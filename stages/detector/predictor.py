@@ -43,7 +43,7 @@ from stages.detector.model.faster_rcnn import Detections, FasterRCNN
 from stages.detector.model.test_time_augmentation import View, find_in_views
 from stages.detector.ops.boxes import clip_to, far_corners, is_nonempty
 from stages.detector.ops.pooler import picture_of_boxes
-from stages.detector.ops.resize import Prepared, enlarged, prepare, resized_size, stack
+from stages.detector.ops.resize import Prepared, enlarged, padded_size, prepare, resized_size, stack
 from stages.float32_products import TF32, float32_products
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
@@ -113,8 +113,7 @@ class Teacher:
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the tensor of a picture of that size, in pixels."""
         size = resized_size((height, width), self.model.config.picture)
-        bucket = self._bucket_px
-        return -(-size[0] // bucket) * bucket, -(-size[1] // bucket) * bucket
+        return padded_size(size, self._bucket_px)
 
     def prepare(self, picture: Tensor) -> Prepared:
         """A picture uint8 RGB [H, W, 3], resized. ValueError for a tensor that is no picture."""

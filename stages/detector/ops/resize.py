@@ -76,6 +76,12 @@ def resized_size(size: tuple[int, int], config: PictureConfig) -> tuple[int, int
     return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
 
 
+def padded_size(size: tuple[int, int], bucket_px: int) -> tuple[int, int]:
+    """(height, width) as multiples of `bucket_px`, at least those of `size`, in pixels."""
+    height, width = size
+    return -(-height // bucket_px) * bucket_px, -(-width // bucket_px) * bucket_px
+
+
 def scales(size: tuple[int, int], config: PictureConfig) -> tuple[float, float]:
     """By how much boxes grow, along x and y, in a picture of `size` (height, width) that is
     resized: by what its sides do, or with the rule "floats" by one factor, before rounding."""
