@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.annotations.nlvr import COLORS
 from stages.ingest.files import (
     describe_folder,
     open_folder,
@@ -36,7 +37,6 @@ from stages.json_text import parse_json
 SPLITS = ("train", "dev", "test")
 KEYS = ("sentence", "label", "identifier", "directory", "structured_rep")
 SHAPES = ("circle", "square", "triangle")
-COLOURS = {"Black": "black", "#0099ff": "blue", "Yellow": "yellow"}
 SLOT_STEP_PX = 150  # a box is 100 pixels wide, the gap after it 50
 ORDERS = tuple(itertools.permutations(range(3)))  # slot i of order K shows box ORDERS[K][i]
 
@@ -50,7 +50,7 @@ class NlvrSource:
     """
 
     label_names: Sequence[str] = SHAPES
-    attribute_names: Sequence[str] = tuple(COLOURS.values())
+    attribute_names: Sequence[str] = tuple(COLORS.values())
     warnings: Sequence[str] = ()
 
     def __init__(self, *, root: str, num_orders: int, seed: int, heldout_fraction: float) -> None:
@@ -118,14 +118,14 @@ def place_boxes(
         for thing in boxes[box]:
             said = thing if isinstance(thing, dict) else {}
             place = finite_numbers([said.get(k) for k in ("x_loc", "y_loc", "size")], count=3)
-            known = said.get("type") in SHAPES and str(said.get("color")) in COLOURS
+            known = said.get("type") in SHAPES and str(said.get("color")) in COLORS
             if place is None or not known:
                 notes.append(shown(f"unknown object: {str(thing)[:120]}"))
                 continue
             x, y, size = SLOT_STEP_PX * slot + place[0], place[1], place[2]
             truth["boxes"].append([x, y, x + size, y + size])
             truth["labels"].append(said["type"])
-            truth["attributes"].append(COLOURS[said["color"]])
+            truth["attributes"].append(COLORS[said["color"]])
     return truth, notes
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from boxless.errors import BoxlessError
+from stages.annotations.nlvr import COLORS
 
-COLORS = {"Black": "black", "#0099ff": "blue", "Yellow": "yellow"}
 SHAPES = ("square", "circle", "triangle")
 NUM_BOXES = 3
 BOX_PX = 100
