@@ -128,7 +128,7 @@ class DistillConfig:
         if self.bucket_px > 1 and self.precision == "fp32":
             raise BoxlessError(
                 f"bucket_px is {self.bucket_px} while precision is 'fp32', in which each picture "
-                "runs alone at its own size; expected 1, or precision 'bf16'."
+                "runs alone at its own size; expected 1, or precision 'bf16' or 'tf32'."
             )
         if not self.parser:
             raise BoxlessError(

@@ -397,7 +397,7 @@ def _check_something_was_labelled(catalog: Catalog, out: Path) -> None:
     ((reason, count),) = _reasons(catalog, out).most_common(1)
     raise DistillError(
         f"{out}: got no labelled picture, as all {num_failed} failed ({count} x {reason}); expected "
-        "objects for some; see to the cause, then run `boxless retry RUN`"
+        "objects for some; remove the cause, then run `boxless retry RUN`"
     )
 
 
