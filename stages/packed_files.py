@@ -40,7 +40,7 @@ class PackedFile:
             return file.read(self.num_bytes if most is None else min(most, self.num_bytes))
 
 
-def _find_packed(path: Path) -> PackedFile | None:
+def find_packed(path: Path) -> PackedFile | None:
     """The file that a path leads to inside a tar, or the picture inside a folder of shards; None
     where it leads into neither, or where that has none. Raises ShardError for a damaged tar or
     catalog."""
@@ -55,11 +55,11 @@ def _find_packed(path: Path) -> PackedFile | None:
 
 def read_or_unpack(path: Path, read: Callable[[Path], bytes], *, most: int | None = None) -> bytes:
     """What `read` gives of a path; where nothing is there, the bytes of the packed file, at most
-    `most`. Raises what `read` does, and ShardError as `_find_packed`."""
+    `most`. Raises what `read` does, and ShardError as `find_packed`."""
     try:
         return read(path)
     except (FileNotFoundError, NotADirectoryError):
-        packed = _find_packed(path)
+        packed = find_packed(path)
         if packed is None:
             raise
     return packed.read(most)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from distill_fakes import POISON, FakeTeacher, picture_bytes, shard_of, source_of
 
+from sharding.coordination.fatal_errors import ran_out_of_memory
 from sharding.format.manifest import SampleEntry
 from sharding.format.schema import Failure, Sample
 from stages.detector.device import pick_device
@@ -20,7 +21,7 @@ from stages.detector.ops.resize import Prepared
 from stages.distill.inference import pipeline as flow_file
 from stages.distill.inference.batches import plan_batches
 from stages.distill.inference.decode import decode
-from stages.distill.inference.failures import TeacherFailure, ran_out
+from stages.distill.inference.failures import TeacherFailure
 from stages.distill.inference.stage_timer import Clock
 
 
@@ -214,7 +215,7 @@ def test_a_picture_too_large_is_recorded_and_leaves_the_batches_as_they_are(
     large = sample_of("large", np.full((40, 40, 3), 3, np.uint8))
     samples = [*small[:5], large, *small[5:]]
     teacher = NarrowTeacher(8 * 64, error)
-    assert ran_out(error)
+    assert ran_out_of_memory(error)
     results = list(source_of(teacher, batch_size=8).objects(shard_of(samples)))
     reason = "detect: memory ran out on this picture alone"
     assert results.pop(5) == TeacherFailure(key="large", reason=reason, ran_out=True)
