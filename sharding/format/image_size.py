@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 
 from sharding.format.schema import ShardError
 
@@ -67,17 +68,10 @@ def _size(data: bytes) -> tuple[int, int] | None:
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     """The size in the first frame header: the segments before it are jumped over."""
-    at = 2
-    for _ in range(MAX_JPEG_SEGMENTS):
-        found = _MARKER.search(data, at)
-        if found is None or data[found.end() - 1] in _STOPS:
-            break
-        marker, at = data[found.end() - 1], found.end()
+    for marker, at in _jpeg_segments(data):
         if marker in _FRAMES:
             height, width = struct.unpack_from(">HH", data, at + 3)
             return width, height
-        if marker not in _ALONE:
-            at += struct.unpack_from(">H", data, at)[0]
     raise ShardError("picture: got a JPEG without a frame header, expected one with its size")
 
 
@@ -128,19 +122,25 @@ def _exif(data: bytes) -> bytes:
 
 
 def _jpeg_exif(data: bytes) -> bytes:
+    for marker, at in _jpeg_segments(data):
+        if marker == _APP1 and data[at + 2 : at + 8] == b"Exif\0\0":
+            (length,) = struct.unpack_from(">H", data, at)
+            return data[at + 8 : at + length]
+    return b""
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The marker of each segment with a length before the pixels, and where that length stands.
+    struct.error for a segment that ends with the data."""
     at = 2
     for _ in range(MAX_JPEG_SEGMENTS):
         found = _MARKER.search(data, at)
         if found is None or data[found.end() - 1] in _STOPS:
-            break
+            return
         marker, at = data[found.end() - 1], found.end()
-        if marker in _ALONE:
-            continue
-        (length,) = struct.unpack_from(">H", data, at)
-        if marker == _APP1 and data[at + 2 : at + 8] == b"Exif\0\0":
-            return data[at + 8 : at + length]
-        at += length
-    return b""
+        if marker not in _ALONE:
+            yield marker, at
+            at += struct.unpack_from(">H", data, at)[0]
 
 
 def _chunk(

@@ -109,11 +109,19 @@ class GroundingTask(Task):
             }
         return scores
 
-    def outcomes(
-        self, examples: Sequence[Example], predictions: Mapping[str, Any]
-    ) -> list[Outcome]:
+    def outcome(self, example: Example, prediction: Any) -> Outcome:
         """Right where the point lies in a box."""
-        return [_outcome(example, predictions[example.id]) for example in examples]
+        x, y = prediction["point"]
+        boxes = ", ".join(
+            f"({x1:.2f} {y1:.2f} {x2:.2f} {y2:.2f})" for x1, y1, x2, y2 in example.label
+        )
+        return Outcome(
+            said=f"({x:.2f} {y:.2f})",
+            truth=boxes,
+            right=float(is_hit(prediction["point"], example.label)),
+            point=prediction["point"],
+            boxes=example.label,
+        )
 
     def submission(
         self, examples: Sequence[Example], predictions: Mapping[str, Any]
@@ -121,18 +129,6 @@ class GroundingTask(Task):
         """JSON lines: phrase id, point and boxes (there is no official test server)."""
         lines = (json.dumps({"id": e.id, **predictions[e.id]}) for e in examples)
         return "grounding.jsonl", "".join(line + "\n" for line in lines)
-
-
-def _outcome(example: Example, prediction: Any) -> Outcome:
-    x, y = prediction["point"]
-    boxes = ", ".join(f"({x1:.2f} {y1:.2f} {x2:.2f} {y2:.2f})" for x1, y1, x2, y2 in example.label)
-    return Outcome(
-        said=f"({x:.2f} {y:.2f})",
-        truth=boxes,
-        right=float(is_hit(prediction["point"], example.label)),
-        point=prediction["point"],
-        boxes=example.label,
-    )
 
 
 def _cell_size(batch: TaskBatch, row: int) -> tuple[float, float]:

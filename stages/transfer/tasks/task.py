@@ -146,11 +146,16 @@ class Task(ABC):
     def score(self, examples: Sequence[Example], predictions: Mapping[str, Any]) -> Scores:
         """Scores of labelled examples from predictions by id, as the official script gives them."""
 
-    @abstractmethod
     def outcomes(
         self, examples: Sequence[Example], predictions: Mapping[str, Any]
     ) -> list[Outcome]:
-        """How the prediction of each labelled example turned out, for the task's page."""
+        """How the prediction of each labelled example turned out, for the task's page. A task in
+        which an outcome depends on other examples overrides it."""
+        return [self.outcome(example, predictions[example.id]) for example in examples]
+
+    def outcome(self, example: Example, prediction: Any) -> Outcome:
+        """How the prediction of one labelled example turned out."""
+        raise NotImplementedError
 
     @abstractmethod
     def submission(
@@ -182,22 +187,15 @@ class LabelTask(Task):
             found.append({"label": self.labels[best], "probabilities": dict(zip(self.labels, row))})
         return found
 
-    def outcomes(
-        self, examples: Sequence[Example], predictions: Mapping[str, Any]
-    ) -> list[Outcome]:
+    def outcome(self, example: Example, prediction: Any) -> Outcome:
         """Right where the label is."""
-        found = []
-        for example in examples:
-            label = predictions[example.id]["label"]
-            found.append(
-                Outcome(
-                    said=label,
-                    truth=str(example.label),
-                    right=float(label == example.label),
-                    confidence=predictions[example.id]["probabilities"][label],
-                )
-            )
-        return found
+        label = prediction["label"]
+        return Outcome(
+            said=label,
+            truth=str(example.label),
+            right=float(label == example.label),
+            confidence=prediction["probabilities"][label],
+        )
 
     def largest_class(self, examples: Sequence[Example]) -> float:
         """The share of the commonest label: what a constant answer reaches."""

@@ -99,11 +99,16 @@ class VcrTask(Task):
             "vcr_q_ar": {"value": found.joint, "chance": quarter**2, "num": found.num},
         }
 
-    def outcomes(
-        self, examples: Sequence[Example], predictions: Mapping[str, Any]
-    ) -> list[Outcome]:
+    def outcome(self, example: Example, prediction: Any) -> Outcome:
         """Of the answer alone, whatever the rationale."""
-        return [_outcome(example, predictions[example.id]) for example in examples]
+        said = first_best(prediction[0])
+        truth = example.label[0]
+        return Outcome(
+            said=_last_part(example, said),
+            truth=_last_part(example, truth),
+            right=float(said == truth),
+            confidence=prediction[0][said],
+        )
 
     def submission(
         self, examples: Sequence[Example], predictions: Mapping[str, Any]
@@ -111,17 +116,6 @@ class VcrTask(Task):
         """The leaderboard's CSV."""
         scores = np.array([predictions[example.id] for example in examples])
         return "vcr_test.csv", format_submission([example.id for example in examples], scores)
-
-
-def _outcome(example: Example, prediction: Any) -> Outcome:
-    said = first_best(prediction[0])
-    truth = example.label[0]
-    return Outcome(
-        said=_last_part(example, said),
-        truth=_last_part(example, truth),
-        right=float(said == truth),
-        confidence=prediction[0][said],
-    )
 
 
 def _last_part(example: Example, row: int) -> str:

@@ -100,11 +100,15 @@ class VqaTask(Task):
             )
         return scores
 
-    def outcomes(
-        self, examples: Sequence[Example], predictions: Mapping[str, Any]
-    ) -> list[Outcome]:
+    def outcome(self, example: Example, prediction: Any) -> Outcome:
         """Right as far as the humans agree."""
-        return [_outcome(example, predictions[example.id]) for example in examples]
+        answer, confidence = prediction["best"][0]
+        return Outcome(
+            said=answer,
+            truth=example.label["multiple_choice_answer"],
+            right=question_accuracy(answer, example.label["answers"]),
+            confidence=confidence,
+        )
 
     def submission(
         self, examples: Sequence[Example], predictions: Mapping[str, Any]
@@ -114,16 +118,6 @@ class VqaTask(Task):
             {"question_id": int(e.id), "answer": predictions[e.id]["answer"]} for e in examples
         ]
         return "vqa_results.json", json.dumps(answers)
-
-
-def _outcome(example: Example, prediction: Any) -> Outcome:
-    answer, confidence = prediction["best"][0]
-    return Outcome(
-        said=answer,
-        truth=example.label["multiple_choice_answer"],
-        right=question_accuracy(answer, example.label["answers"]),
-        confidence=confidence,
-    )
 
 
 def _entry(percent: float, chance: float, num: int) -> dict[str, Any]:
