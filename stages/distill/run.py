@@ -11,7 +11,7 @@ import contextlib
 import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ from sharding.format.manifest import is_done, manifest_path, read_manifest
 from sharding.format.manifest_summary import read_manifest_summary
 from sharding.format.schema import EncodedSample, Failure, Sample
 from sharding.reading.sample_reader import OpenTar, read_info
-from sharding.writing.atomic import remove_temporary, sha256_of, write_json
+from sharding.writing.atomic import remove_temporary, write_json
 from sharding.writing.previous_shard import PreviousShard
 from sharding.writing.shard_writer import write_shard
 from stages.detector.device import pick_device
 from stages.distill.config import DistillConfig
-from stages.distill.inference.batches import RULES as BATCH_RULES
+from stages.distill.fingerprint import settings_fingerprint, shard_fingerprints, with_input
 from stages.distill.inference.failures import DistillError
 from stages.distill.inference.pipeline import InferencePipeline
 from stages.distill.inference.stage_timer import DEVICE, Clock
@@ -43,11 +43,9 @@ from stages.distill.text.caption_prompts import PromptSimilarity
 from stages.distill.text.parser_pool import ParserPool
 from stages.distill.text.phrases import Chunker, ParserChunker, make_chunker
 from stages.distill.text.similarity import Similarity, make_similarity
-from stages.library_versions import VERSIONS, accept_other_versions, library_versions
+from stages.library_versions import accept_other_versions
 from stages.progress import Progress
 
-VERSION = "distill/2"
-"""Names the rules of this stage in fingerprints; a change that moves any output raises it."""
 NO_PHRASES = (
     "distill: warning: no caption has a phrase, so pretrain.pra (phrase-region alignment) will have "
     "no targets and learn nothing; set distill.phrases to parser with distill.parser of the "
@@ -55,23 +53,6 @@ NO_PHRASES = (
 )
 ABOUT = "about.json"
 """What `finish` has to know of teacher and settings; each worker would write the same bytes."""
-# Their effect is in the fingerprints of teacher, chunker or similarity, or they belong to the
-# machine; what moves no last digits in fp32 is in _arithmetic.
-_OUTSIDE_THE_FINGERPRINT = (
-    "lease_seconds",
-    "accept_versions",
-    "teacher",
-    "detectron2",
-    "features",
-    "batch_size",
-    "bucket_px",
-    "num_decoders",
-    "phrases",
-    "parser",
-    "similarity",
-    "num_threads",
-    "num_parsers",
-)
 _NUM_REASONS_SHOWN = 8
 NUM_PARSERS_ON_GPUS = 2
 """Processes that parse beside a teacher on a GPU, where the recipe does not say how many."""
@@ -100,28 +81,17 @@ def distill(
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     log = functools.partial(print, flush=True)
-    chunker: Chunker
-    similarity: Similarity
-    if isinstance(object_source, InferencePipeline) and object_source.prompts is not None:
-        chunker, similarity = object_source.prompts, PromptSimilarity()
-    else:
-        chunker = make_chunker(
-            config,
-            object_source.label_names,
-            object_source.attribute_names,
-            log=log if show else lambda text: None,
-        )
-        similarity = make_similarity(
-            config, object_source.label_names, object_source.attribute_names
-        )
-    fingerprint = _fingerprint(config, object_source, chunker, similarity)
+    chunker, similarity = _phrases_and_similarity(
+        config, object_source, log=log if show else lambda text: None
+    )
+    fingerprint = settings_fingerprint(config, object_source, chunker, similarity)
     shards = {shard.tar: shard for shard in _image_catalog(images).shards}
     with (
         _with_parsers(config, chunker) as chunker,
         Worker(
             out,
             {tar: shard.num_ok for tar, shard in shards.items()},
-            _fingerprints(config, fingerprint, list(shards.values()), out, log),
+            shard_fingerprints(config, fingerprint, list(shards.values()), out, log),
             log=log,
             lease_seconds=config.lease_seconds,
             fatal=(DistillError,),
@@ -150,6 +120,17 @@ def distill(
     return catalog
 
 
+def _phrases_and_similarity(
+    config: DistillConfig, object_source: ObjectSource, *, log: Callable[[str], None]
+) -> tuple[Chunker, Similarity]:
+    """What finds phrases, and what compares them with objects: the recipe's, or, where the teacher
+    was asked for the captions' phrases, that teacher's."""
+    if isinstance(object_source, InferencePipeline) and object_source.prompts is not None:
+        return object_source.prompts, PromptSimilarity()
+    names = object_source.label_names, object_source.attribute_names
+    return make_chunker(config, *names, log=log), make_similarity(config, *names)
+
+
 @contextlib.contextmanager
 def _with_parsers(config: DistillConfig, chunker: Chunker) -> Iterator[Chunker | ParserPool]:
     """The chunker, where it is a parser with the processes that the recipe asks for."""
@@ -161,18 +142,6 @@ def _with_parsers(config: DistillConfig, chunker: Chunker) -> Iterator[Chunker |
         return
     with ParserPool(chunker, config.parser, num) as pool:
         yield pool
-
-
-def _fingerprints(
-    config: DistillConfig,
-    fingerprint: dict[str, str],
-    shards: Sequence[ShardEntry],
-    out: Path,
-    log: Callable[[str], None],
-) -> dict[str, dict[str, str]]:
-    """What each shard's manifest has to have for the shard to be done."""
-    wanted = {shard.tar: _with_input(fingerprint, shard) for shard in shards}
-    return accept_other_versions(out, wanted, log=log) if config.accept_versions else wanted
 
 
 def _label_shards(
@@ -205,7 +174,7 @@ def _label_shards(
                     write_shard(
                         out / claim.tar,
                         claim.track(tally.count(labelled, progress, clock)),
-                        fingerprint=_with_input(fingerprint, shards[claim.tar]),
+                        fingerprint=with_input(fingerprint, shards[claim.tar]),
                         check_owner=claim.check_owner,
                     )
         progress.log(f"distill: {num_before} of {len(shards)} shards were done before. {tally}")
@@ -231,7 +200,7 @@ def finish(images: Path, out: Path) -> Catalog:
     except FileNotFoundError as error:
         raise DistillError(f"{out} has no {ABOUT}; run boxless distill first.") from error
     missing = []
-    wanted = {shard.tar: _with_input(run["fingerprint"], shard) for shard in pictures.shards}
+    wanted = {shard.tar: with_input(run["fingerprint"], shard) for shard in pictures.shards}
     if run.get("accept_versions"):
         wanted = accept_other_versions(out, wanted, log=lambda text: None)
     for shard in pictures.shards:
@@ -320,53 +289,6 @@ def _times(num_pictures: int, clock: Clock) -> str:
         f"{num_pictures / clock.passed():.4g} pictures/s in {clock.passed():.4g} s, device busy "
         f"{clock.share(DEVICE):.0%}. Side by side: {parts}"
     )
-
-
-def _fingerprint(
-    config: DistillConfig, object_source: ObjectSource, chunker: Chunker, similarity: Similarity
-) -> dict[str, str]:
-    """What shapes every shard, the input apart."""
-    shaping = {k: v for k, v in asdict(config).items() if k not in _OUTSIDE_THE_FINGERPRINT}
-    return {
-        "distill": sha256_of(shaping),
-        "teacher": object_source.fingerprint,
-        "phrases": chunker.fingerprint,
-        "similarity": similarity.fingerprint,
-        **_arithmetic(config),
-        "rules": VERSION,
-        VERSIONS: library_versions(*_libraries(config)),
-    }
-
-
-def _libraries(config: DistillConfig) -> list[str]:
-    """Whose versions may move the shards' bytes."""
-    libraries = ["torch", "numpy", "Pillow", "spacy"]
-    if config.teacher == "detectron2":
-        libraries += ["detectron2", "torchvision"]
-    if config.teacher == "transformers" or config.similarity.kind in ("bert", "sentence"):
-        libraries += ["transformers"]
-    return libraries
-
-
-def _arithmetic(config: DistillConfig) -> dict[str, str]:
-    """What moves the last digits of a detector's objects, and so the bytes of a shard: a GPU, and,
-    other than in fp32, how many pictures run together, which ones, and what they are padded to.
-    Nothing on the CPU in fp32, or where others' features are joined."""
-    if config.teacher == "features":
-        return {}
-    moving: dict[str, str] = {}
-    if config.precision != "fp32":
-        moving = {"batch_size": str(config.batch_size), "batches": BATCH_RULES}
-    if config.bucket_px > 1:
-        moving["bucket_px"] = str(config.bucket_px)
-    device = pick_device()
-    return (
-        moving if device.type == "cpu" else {**moving, "device": torch.cuda.get_device_name(device)}
-    )
-
-
-def _with_input(fingerprint: dict[str, str], shard: ShardEntry) -> dict[str, str]:
-    return {**fingerprint, "input": shard.manifest_sha256}
 
 
 def _about(object_source: ObjectSource, chunker: Chunker, similarity: Similarity) -> dict[str, Any]:

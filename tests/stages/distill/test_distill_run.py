@@ -35,7 +35,7 @@ from sharding.reading.sample_reader import iterate
 from sharding.tools.verify import verify_paths
 from sharding.writing.shard_writer import write_shard
 from stages.detector.detectron2_config import Detectron2Config
-from stages.distill import label, run
+from stages.distill import fingerprint, label
 from stages.distill.config import DistillConfig
 from stages.distill.inference.failures import DistillError
 from stages.distill.label import select
@@ -218,14 +218,14 @@ def test_the_fingerprint_has_what_moves_last_digits(
     """The device, and in half precision the size of a batch. Oracle: the entries, by hand; on a CPU
     in single precision there is nothing that moves any."""
     in_bf16 = replace(CONFIG, precision="bf16")
-    assert run._arithmetic(CONFIG) == {}
-    assert run._arithmetic(in_bf16) == {"batch_size": "2", "batches": "planned/1"}
+    assert fingerprint._arithmetic(CONFIG) == {}
+    assert fingerprint._arithmetic(in_bf16) == {"batch_size": "2", "batches": "planned/1"}
     in_tf32 = replace(in_bf16, precision="tf32")
-    assert run._arithmetic(in_tf32) == {"batch_size": "2", "batches": "planned/1"}
-    monkeypatch.setattr(run, "pick_device", lambda: torch.device("cuda"))
+    assert fingerprint._arithmetic(in_tf32) == {"batch_size": "2", "batches": "planned/1"}
+    monkeypatch.setattr(fingerprint, "pick_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
-    assert run._arithmetic(CONFIG) == {"device": "NVIDIA A100"}
-    assert run._arithmetic(replace(in_bf16, bucket_px=64)) == {
+    assert fingerprint._arithmetic(CONFIG) == {"device": "NVIDIA A100"}
+    assert fingerprint._arithmetic(replace(in_bf16, bucket_px=64)) == {
         "batch_size": "2",
         "batches": "planned/1",
         "bucket_px": "64",
@@ -247,7 +247,7 @@ def test_finished_shards_of_other_versions_are_accepted_where_the_recipe_says_so
 
     assert num_pictures_looked_at(CONFIG) == 3 + 4 + 5
     before = tree_of(out)
-    monkeypatch.setattr(run, "library_versions", lambda *names: "torch 99.0")
+    monkeypatch.setattr(fingerprint, "library_versions", lambda *names: "torch 99.0")
     (out / "train-000000.tar").unlink()
     assert num_pictures_looked_at(accepting) == 4
     tars = {name: data for name, data in before.items() if name.endswith(".tar")}
