@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from boxless.errors import BoxlessError
-from sharding.format.image_size import exif_orientation, picture_orientation
+from sharding.format.exif_orientation import picture_orientation
 from sharding.user_paths import expand_user
+from stages.exif_orientation import orientation_of, turned, upright
 from stages.packed_files import read_or_unpack
 
 if TYPE_CHECKING:  # ingest needs no torch, whose import takes a worker seconds
@@ -51,17 +52,6 @@ _SIGNATURES = (
 )
 _LONGEST_SIGNATURE = 16
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WebP": "webp"}
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_OTHER_ORIENTATIONS = ("xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-"""Where else Pillow looks for an orientation."""
 _REST = b"rest"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", _REST)
 
@@ -121,12 +111,6 @@ def open_picture(
     return upright(rgb, data)
 
 
-def upright(picture: Image.Image, data: bytes) -> Image.Image:
-    """A picture decoded from `data`, perhaps smaller, turned as its EXIF orientation says."""
-    turn = _TURNS.get(picture_orientation(data))
-    return picture if turn is None else picture.transpose(turn)
-
-
 def upright_picture(
     picture: str | Path | bytes | Image.Image | np.ndarray | torch.Tensor,
 ) -> Image.Image:
@@ -150,24 +134,11 @@ def upright_picture(
         _check_size(*picture.size, max_megapixels=MAX_MEGAPIXELS, min_side_px=1)
         _check_mode(picture)
         try:
-            turn = _TURNS.get(_orientation_of(picture))
-            rgb = picture.convert("RGB")
-            return rgb if turn is None else rgb.transpose(turn)
+            orientation = orientation_of(picture)
+            return turned(picture.convert("RGB"), orientation)
         except Exception as error:  # as in open_picture
             raise PictureError(f"broken picture: {str(error) or type(error).__name__}") from None
     return _of_pixels(picture)
-
-
-def _orientation_of(picture: Image.Image) -> int:
-    """That of the EXIF, as `picture_orientation` reads it from bytes, so that a file and what is
-    opened from it are the same. Pillow would also turn by XMP and by ImageMagick's texts, as
-    browsers do not."""
-    exif = picture.info.get("exif")
-    if isinstance(exif, bytes):
-        return exif_orientation(exif)
-    if any(name in picture.info for name in _OTHER_ORIENTATIONS):
-        return 1
-    return picture.getexif().get(0x0112, 1)
 
 
 def read_picture_file(path: Path) -> bytes:

@@ -17,7 +17,8 @@ from sharding.format.image_size import upright_size
 from sharding.format.manifest import SampleEntry, read_manifest
 from sharding.format.schema import Sample, ShardError
 from sharding.reading.sample_reader import read_sample
-from stages.picture import pixels_alone, upright
+from stages.exif_orientation import upright
+from stages.picture import pixels_alone
 
 _KEPT_BYTES = 16 * 1024
 _MOST_BYTES = 96 * 1024
