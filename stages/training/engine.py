@@ -21,7 +21,7 @@ from boxless.errors import BoxlessError
 from stages.float32_products import check_tf32
 from stages.student.activation_checkpointing import checkpoint_activations
 from stages.student.network import Student
-from stages.training.checkpoints.save_and_load import SafeCheckpointEngine
+from stages.training.checkpoints.verified_files import SafeCheckpointEngine
 from stages.training.config import TrainingConfig
 from stages.training.ds_config import engine_settings
 from stages.training.loss_scaling import set_loss_scaler

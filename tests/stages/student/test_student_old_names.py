@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.student.folder.renamed import rename_weights
 from stages.student.network import Student
-from stages.training.checkpoints.save_and_load import SafeCheckpointEngine
+from stages.training.checkpoints.verified_files import SafeCheckpointEngine
 
 OLD, NEW = "mask_cell", "visual_mask_embedding"
 

@@ -12,7 +12,7 @@ import torch
 
 from boxless.errors import BoxlessError
 from stages.atomic_folder import replace_folder
-from stages.training.checkpoints.save_and_load import SafeCheckpointEngine
+from stages.training.checkpoints.verified_files import SafeCheckpointEngine
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
