@@ -107,65 +107,70 @@ class StudentApp:
 def make_server(app: StudentApp, *, host: str, port: int) -> HTTPServer:
     """A server of the app's page; port 0 takes a free one. `serve_forever` runs it, until the
     device fails. Raises OSError, with the address, where it cannot be bound."""
-    one_at_a_time = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        """GET / is the page, POST /ask a question."""
-
-        timeout = SILENT_SECONDS
-
-        def do_GET(self) -> None:
-            if self.path != "/":
-                self._reply(HTTPStatus.NOT_FOUND, b"not here", "text/plain")
-                return
-            text = page(str(app.student.folder), app.actions)
-            self._reply(HTTPStatus.OK, text.encode(), "text/html; charset=utf-8")
-
-        def do_POST(self) -> None:
-            found: dict[str, Any]
-            try:
-                asked = json.loads(self._body())
-                with one_at_a_time:
-                    status, found = HTTPStatus.OK, app.answer(asked)
-            except TimeoutError:
-                self.close_connection = True
-                return
-            except (ValueError, OSError, RecursionError) as error:
-                status, found = HTTPStatus.BAD_REQUEST, {"error": error_message(error)}
-            except Exception as error:
-                self.log_error("%s", bug_report(error))
-                if is_device_error(error):
-                    server.end_with(error)
-                found = {"error": f"{type(error).__name__}: {error} (the server's log has more)"}
-                status = HTTPStatus.INTERNAL_SERVER_ERROR
-            self._reply(status, json.dumps(found).encode(), "application/json")
-
-        def _body(self) -> bytes:
-            # Of another type a browser sends it for any page, without asking us first.
-            if self.headers.get("Content-Type") != "application/json" or self.path != "/ask":
-                raise BoxlessError("expected POST /ask with application/json")
-            size = int(self.headers.get("Content-Length") or 0)
-            if not 0 < size <= MAX_BYTES:
-                raise BoxlessError(f"got {size} bytes, expected 1 to {MAX_BYTES}")
-            return self.rfile.read(size)
-
-        def _reply(self, status: HTTPStatus, body: bytes, kind: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
     try:
-        server = _Server((host, port), Handler)
-        return server
+        return _Server((host, port), app)
     except OSError as error:
         error.filename = f"{host}:{port}"
         raise
 
 
+class _Handler(BaseHTTPRequestHandler):
+    """GET / is the page, POST /ask a question."""
+
+    server: _Server
+    timeout = SILENT_SECONDS
+
+    def do_GET(self) -> None:
+        if self.path != "/":
+            self._reply(HTTPStatus.NOT_FOUND, b"not here", "text/plain")
+            return
+        text = page(str(self.server.app.student.folder), self.server.app.actions)
+        self._reply(HTTPStatus.OK, text.encode(), "text/html; charset=utf-8")
+
+    def do_POST(self) -> None:
+        found: dict[str, Any]
+        try:
+            asked = json.loads(self._body())
+            with self.server.one_at_a_time:
+                status, found = HTTPStatus.OK, self.server.app.answer(asked)
+        except TimeoutError:
+            self.close_connection = True
+            return
+        except (ValueError, OSError, RecursionError) as error:
+            status, found = HTTPStatus.BAD_REQUEST, {"error": error_message(error)}
+        except Exception as error:
+            self.log_error("%s", bug_report(error))
+            if is_device_error(error):
+                self.server.end_with(error)
+            found = {"error": f"{type(error).__name__}: {error} (the server's log has more)"}
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+        self._reply(status, json.dumps(found).encode(), "application/json")
+
+    def _body(self) -> bytes:
+        # Of another type a browser sends it for any page, without asking us first.
+        if self.headers.get("Content-Type") != "application/json" or self.path != "/ask":
+            raise BoxlessError("expected POST /ask with application/json")
+        size = int(self.headers.get("Content-Length") or 0)
+        if not 0 < size <= MAX_BYTES:
+            raise BoxlessError(f"got {size} bytes, expected 1 to {MAX_BYTES}")
+        return self.rfile.read(size)
+
+    def _reply(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
 class _Server(ThreadingHTTPServer):
-    fatal: Exception | None = None
+    """Answers for `app`, one question at a time."""
+
+    def __init__(self, address: tuple[str, int], app: StudentApp) -> None:
+        super().__init__(address, _Handler)
+        self.app = app
+        self.one_at_a_time = threading.Lock()
+        self.fatal: Exception | None = None
 
     def end_with(self, error: Exception) -> None:
         """End `serve_forever` with an error that every later answer would meet again."""

@@ -251,8 +251,6 @@ def load_transformers(
     Raises TransformersError where the folder holds no detector that can be a teacher, or where its
     labels do not fit.
     """
-    import transformers
-
     folder = Path(config.model)
     if not (folder / "config.json").is_file():
         raise TransformersError(
@@ -260,27 +258,17 @@ def load_transformers(
             "of transformers; download it first."
         )
     try:
-        kind = transformers.AutoConfig.from_pretrained(folder).model_type
-        is_open = kind in (*OWL, *TOKENS)
-        loader = (
-            transformers.AutoModelForZeroShotObjectDetection
-            if is_open
-            else transformers.AutoModelForObjectDetection
-        )
-        model = loader.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder) if is_open else None
-        # Some processors miss a package only when they are used.
-        processor(images=np.zeros((32, 32, 3), np.uint8), return_tensors="pt")
+        model, processor, tokenizer = _load_folder(folder)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise TransformersError(
             f"model: got {type(error).__name__}: {str(error)[:300]} from {config.model}, expected "
             "an object detector or a zero-shot one, with its image processor and tokenizer."
         ) from error
+    is_open = tokenizer is not None
     if config.prompts == "captions":
         if not is_open or caption_labels is None:
             raise TransformersError(
-                f"prompts: got 'captions' for a model of type {kind}, expected 'names', or a "
+                f"prompts: got 'captions' for a model of type {model.config.model_type}, expected 'names', or a "
                 f"zero-shot detector ({', '.join((*OWL, *TOKENS))})"
             )
         names = caption_labels.names
@@ -302,6 +290,25 @@ def load_transformers(
         model.to(device), processor, tokenizer, config, label_names=names,
         fingerprint=fingerprint, caption_labels=caption_labels,
     )  # fmt: skip
+
+
+def _load_folder(folder: Path) -> tuple[Any, Any, Any]:
+    """The detector of a folder, in float32, its image processor, and the tokenizer of a zero-shot
+    one, None of others."""
+    import transformers
+
+    is_open = transformers.AutoConfig.from_pretrained(folder).model_type in (*OWL, *TOKENS)
+    loader = (
+        transformers.AutoModelForZeroShotObjectDetection
+        if is_open
+        else transformers.AutoModelForObjectDetection
+    )
+    model = loader.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder) if is_open else None
+    # Some processors miss a package only when they are used.
+    processor(images=np.zeros((32, 32, 3), np.uint8), return_tensors="pt")
+    return model, processor, tokenizer
 
 
 def _label_names(config: TransformersConfig, model_config: Any, is_open: bool) -> list[str]:

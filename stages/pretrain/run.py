@@ -89,32 +89,20 @@ def pretrain(
         net = _new_student(student, tokenizer, about_of(opened))
         check_cache(config, net)
         collate = _collate(config, student, net, tokenizer, seed)
-        # Finer steps pad less, but leave more groups with a batch that is not full.
-        shape_step_px = 2 * net.grid.cell_px // student.cell_pooling
         stream = open_stream(
             sources,
             config,
             num_visits=_num_visits(config, opened, out),
             seed=seed,
             resize=Resize(shorter_px=student.shorter_px, longer_px=student.longer_px),
-            shape_step_px=shape_step_px,
+            shape_step_px=_shape_step_px(net, student),
         )
         cache = _map_cache(config, net, collate)
         texts = _text_cache(config, net)
         if cache and not config.num_workers:  # workers have no part in this process's cache
             collate = replace(collate, is_cached=cache.__contains__)
-        faults = _fault_policy(config)
         if config.itc.weight and config.itc.start == "cca" and not has_checkpoint(out):
-            start_from_data(
-                net,
-                stream,
-                collate,
-                watch,
-                ridge=config.itc.cca_ridge,
-                cache=cache,
-                text_cache=texts,
-                faults=faults,
-            )
+            start_from_data(net, stream, collate, watch, config, cache=cache, text_cache=texts)
             _store(cache, texts)
         model = _make_model(net, config, cache, texts)
         collate = replace(
@@ -131,11 +119,11 @@ def pretrain(
         def save_best(step: int) -> None:
             save(out / BEST)
 
-        heldout = (
-            heldout_batches(sources, config, collate, seed=seed, shape_step_px=shape_step_px)
-            if config.validate_pictures
-            else []
-        )
+        heldout: Sequence[Batch] = ()
+        if config.validate_pictures:
+            heldout = heldout_batches(
+                sources, config, collate, seed=seed, shape_step_px=_shape_step_px(net, student)
+            )
         Loop(
             engine,
             Batches(stream, collate),
@@ -147,11 +135,17 @@ def pretrain(
             device=current_device(),
             on_step=on_step,
             validation=_validation(model, heldout, save_best),
-            faults=faults,
+            faults=_fault_policy(config),
             counts_flops=cache is None and texts is None,
         ).run()
         save(student_out)
         _store(cache, texts)
+
+
+def _shape_step_px(net: Student, student: StudentConfig) -> int:
+    """Pixels between the shapes of pictures that are put in one micro-batch. Finer steps pad less,
+    but leave more groups with a batch that is not full."""
+    return 2 * net.grid.cell_px // student.cell_pooling
 
 
 def _make_model(
@@ -223,17 +217,18 @@ def start_from_data(
     stream: ShardStream,
     collate: Collate,
     watch: Watch,
+    config: PretrainConfig,
     *,
-    ridge: float,
     cache: MapCache | None,
     text_cache: TextCache | None,
-    faults: FaultPolicy = FaultPolicy(),
 ) -> None:
     """One pass over the training pictures, with all of their captions, shared out to the ranks, for
     `start_by_cca`. A collective. Raises Stopped, on every rank, where one was asked to stop: it
     leaves its pass, the others at the end of theirs. Raises ShardError for a sample that cannot be
-    read where `faults` says stop; where it says skip, training names it."""
-    skipped = SkippedSamples(faults, 0, lambda text: None, section=PretrainConfig.section)
+    read where `data.on_fault` is stop; where it is skip, training names it."""
+    skipped = SkippedSamples(
+        _fault_policy(config), 0, lambda text: None, section=PretrainConfig.section
+    )
     source = Batches(stream, _all_captions(collate))
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     own = range(rank, stream.num_micro_batches, world_size)
@@ -253,7 +248,7 @@ def start_from_data(
     start_by_cca(
         net,
         batches(),
-        ridge=ridge,
+        ridge=config.itc.cca_ridge,
         device=current_device(),
         cache=cache,
         text_cache=text_cache,

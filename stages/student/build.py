@@ -32,18 +32,7 @@ def make_student(
     Raises ValueError where these cannot be reached or do not fit.
     """
     resnet = cnn_config(config)
-    bert = (
-        text_config(config.pretrained_text, config)
-        if config.pretrained_text
-        else BertConfig(
-            hidden_size=config.hidden_size,
-            num_attention_heads=config.num_heads,
-            intermediate_size=config.ffn_size,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.dropout,
-            max_position_embeddings=config.max_tokens,
-        )
-    )
+    bert = _bert_config(config)
     bert.update({"num_hidden_layers": config.num_layers, "vocab_size": vocab_size})
     bert.update({"pad_token_id": pad_id, "type_vocab_size": config.num_token_types})
     student = Student(
@@ -78,6 +67,20 @@ def make_student(
     )
     _load_pretrained(student, config)
     return student
+
+
+def _bert_config(config: StudentConfig) -> BertConfig:
+    """Sizes of the Transformer: the recipe's, or those of the published weights that it names."""
+    if config.pretrained_text:
+        return text_config(config.pretrained_text, config)
+    return BertConfig(
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.ffn_size,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        max_position_embeddings=config.max_tokens,
+    )
 
 
 def _load_pretrained(student: Student, config: StudentConfig) -> None:

@@ -113,21 +113,12 @@ class TeachConfig:
         check(self, {name: (getattr(self, name) >= 0, "0 or more") for name in amounts})
         shares = ("anchor_share", "region_share", "proposal_iou", "anchor_iou_low")
         check(self, {name: (0.0 < getattr(self, name) <= 1.0, "above 0, to 1") for name in shares})
+        self._check_optimizer()
         check(
             self,
             {
                 "freeze_at": (0 <= self.freeze_at <= 5, "0 to 5"),
                 "precision": (self.precision in PRECISIONS, "'fp32', 'tf32', 'bf16' or 'fp16'"),
-                "optimizer": (self.optimizer in ("sgd", "adamw"), "'sgd' or 'adamw'"),
-                "schedule": (self.schedule in ("cosine", "steps"), "'cosine' or 'steps'"),
-                "decay_steps": (
-                    list(self.decay_steps) == sorted(set(self.decay_steps))
-                    and all(0 < step < self.num_steps for step in self.decay_steps)
-                    and bool(self.decay_steps) == (self.schedule == "steps"),
-                    f"rising steps below num_steps, {self.num_steps}, with the schedule 'steps', "
-                    "none with 'cosine'",
-                ),
-                "new_layers_rate": (self.new_layers_rate > 0, "above 0"),
                 "scale_jitter": (
                     bool(self.scale_jitter) and min(self.scale_jitter) > 0,
                     "factors above 0",
@@ -138,9 +129,6 @@ class TeachConfig:
                     and all(factor > 0 for factor in self.late_scale_jitter),
                     "factors above 0 with late_steps, none without",
                 ),
-                "learning_rate": (self.learning_rate > 0, "above 0"),
-                "momentum": (0.0 <= self.momentum < 1.0, "0 to below 1"),
-                "clip_norm": (self.clip_norm > 0, "above 0"),
                 "anchor_iou_high": (
                     self.anchor_iou_low <= self.anchor_iou_high <= 1.0,
                     f"anchor_iou_low, {self.anchor_iou_low}, to 1",
@@ -153,3 +141,23 @@ class TeachConfig:
                 f"{self.net.proposals.min_side_px}, expected False and 0; a teacher of Caffe's kind "
                 "is not trained here but read from a checkpoint (boxless convert)"
             )
+
+    def _check_optimizer(self) -> None:
+        check(
+            self,
+            {
+                "optimizer": (self.optimizer in ("sgd", "adamw"), "'sgd' or 'adamw'"),
+                "schedule": (self.schedule in ("cosine", "steps"), "'cosine' or 'steps'"),
+                "decay_steps": (
+                    list(self.decay_steps) == sorted(set(self.decay_steps))
+                    and all(0 < step < self.num_steps for step in self.decay_steps)
+                    and bool(self.decay_steps) == (self.schedule == "steps"),
+                    f"rising steps below num_steps, {self.num_steps}, with the schedule 'steps', "
+                    "none with 'cosine'",
+                ),
+                "new_layers_rate": (self.new_layers_rate > 0, "above 0"),
+                "learning_rate": (self.learning_rate > 0, "above 0"),
+                "momentum": (0.0 <= self.momentum < 1.0, "0 to below 1"),
+                "clip_norm": (self.clip_norm > 0, "above 0"),
+            },
+        )

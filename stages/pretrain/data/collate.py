@@ -188,19 +188,7 @@ class Collate:
             for caption in self._captions(sample, visit, random)
         ]
         texts = [samples[n].info["captions"][caption] for n, caption in pairs]
-        encoded = self.tokenizer(
-            texts,
-            padding=True,
-            truncation=True,
-            max_length=self.max_tokens,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-        )
-        # transformers' own way to tensors takes longer than the tokenizer.
-        tokens, offsets, special = (
-            torch.from_numpy(np.array(encoded[name]))
-            for name in ("input_ids", "offset_mapping", "special_tokens_mask")
-        )
+        tokens, offsets, special = self._tokenize(texts)
         own_cells_px = canvas_px(pictures.sizes_px, self.pad_px) // self.cell_px * self.cell_px
         seen_px = pictures.sizes_px.minimum(own_cells_px)
         objects: dict[str, Any] = _stack_objects(
@@ -237,6 +225,23 @@ class Collate:
             vectors=None,
             comparisons=None,
             **objects,
+        )
+
+    def _tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, ...]:
+        """Word pieces [B, T], their characters in the text (start, end) [B, T, 2], and 1 where a
+        piece is [CLS], [SEP] or padding [B, T]."""
+        encoded = self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        # transformers' own way to tensors takes longer than the tokenizer.
+        return tuple(
+            torch.from_numpy(np.array(encoded[name]))
+            for name in ("input_ids", "offset_mapping", "special_tokens_mask")
         )
 
 

@@ -127,21 +127,10 @@ def finetune_task(
         config = choose_precision(config)
         data = _data(config, images, out / "data")
         kind = TASKS[str(config.task)]
-        train = _most(kind.read(data, "train"), data.num_train)
-        if not _is_labelled(kind, train):
-            raise ReaderError(
-                f"finetune.data.train: got {data.path('', 'train')}, which has no labels, expected "
-                "a file with them: it is what is trained on"
-            )
-        heldout = _most(kind.read(data, "heldout"), data.num_heldout)
+        train, heldout = _read_examples(kind, data)
         task = kind(kind.prepare(train.examples) | _settings(config, data, student))
         torch.manual_seed(seed)
-        words = new_words(train.examples, load_tokenizer(student), most=config.new_words)
-        net, processor = load_for_task(student, task, words=words)
-        if net.query_bank and config.train_student:
-            net.query_bank.clear()  # its vectors are of the weights that are about to change
-        head = task.make_head(net.config.bert["hidden_size"])
-        task.start_head(head, net)
+        net, head, processor = _load_with_head(student, task, train, config)
         module = TaskModule(net, head, task, train_student=config.train_student)
         groups = group_by_images(train.examples, max_texts=config.max_texts)
         make = _Make(groups=groups, processor=processor, task=task, cell_px=net.grid.cell_px)
@@ -158,6 +147,7 @@ def finetune_task(
             out=out,
         )
         is_scored = _is_labelled(kind, heldout)
+        validation = Validation(run=run.validate, best=task.score_name, save_best=run.save_best)
         Loop(
             engine,
             ExampleBatches(len(groups), make, batch_size=config.micro_batch_size, seed=seed),
@@ -168,9 +158,7 @@ def finetune_task(
             watch=watch,
             device=current_device(),
             on_step=on_step,
-            validation=Validation(run=run.validate, best=task.score_name, save_best=run.save_best)
-            if is_scored
-            else None,
+            validation=validation if is_scored else None,
         ).run()
         run.save("last")
         run.finish(train, heldout, is_scored)
@@ -309,6 +297,19 @@ def load_for_task(
     return net, StudentProcessor.of(net, tokenizer)
 
 
+def _load_with_head(
+    folder: Path, task: Task, train: TaskData, config: FinetuneConfig
+) -> tuple[Student, nn.Module, StudentProcessor]:
+    """The student that finetuning starts from, with the task's new head."""
+    words = new_words(train.examples, load_tokenizer(folder), most=config.new_words)
+    net, processor = load_for_task(folder, task, words=words)
+    if net.query_bank and config.train_student:
+        net.query_bank.clear()  # its vectors are of the weights that are about to change
+    head = task.make_head(net.config.bert["hidden_size"])
+    task.start_head(head, net)
+    return net, head, processor
+
+
 def _data(config: FinetuneConfig, images: Path, out: Path) -> TaskDataConfig:
     """The task's files; the toy world's, written by rank 0, where the recipe names none."""
     if config.data.train is not None:
@@ -333,6 +334,17 @@ def _settings(config: FinetuneConfig, data: TaskDataConfig, student: Path) -> di
         "shortlist": data.shortlist,
         "text_premise": data.text_premise,
     }
+
+
+def _read_examples(kind: type[Task], data: TaskDataConfig) -> tuple[TaskData, TaskData]:
+    """Those to train on, and those to predict. ReaderError where the former have no labels."""
+    train = _most(kind.read(data, "train"), data.num_train)
+    if not _is_labelled(kind, train):
+        raise ReaderError(
+            f"finetune.data.train: got {data.path('', 'train')}, which has no labels, expected "
+            "a file with them: it is what is trained on"
+        )
+    return train, _most(kind.read(data, "heldout"), data.num_heldout)
 
 
 def _is_labelled(kind: type[Task], data: TaskData) -> bool:

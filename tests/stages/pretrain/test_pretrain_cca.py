@@ -204,7 +204,13 @@ def test_a_stop_ends_the_pass_over_the_pictures(monkeypatch: pytest.MonkeyPatch)
     join_ranks()
     with Watch() as watch, pytest.raises(Stopped, match="before the first step"):
         start_from_data(
-            tiny_student(config), stream, collate, watch, ridge=0.1, cache=None, text_cache=None
+            tiny_student(config),
+            stream,
+            collate,
+            watch,
+            PretrainConfig(),
+            cache=None,
+            text_cache=None,
         )
     assert read == [0, 1]
 
@@ -228,5 +234,11 @@ def test_a_sample_that_cannot_be_had_stops_the_pass(monkeypatch: pytest.MonkeyPa
     join_ranks()
     with Watch() as watch, pytest.raises(ShardError, match="train-000.tar: sample dog: broken"):
         start_from_data(
-            tiny_student(config), stream, collate, watch, ridge=0.1, cache=None, text_cache=None
+            tiny_student(config),
+            stream,
+            collate,
+            watch,
+            PretrainConfig(),
+            cache=None,
+            text_cache=None,
         )
