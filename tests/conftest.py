@@ -70,6 +70,7 @@ SLOW = (
     "test_fuzz.py",
     "test_ingest_run.py",
     "test_mixture.py",
+    "test_old_run.py",
     "test_orphans.py",
     "test_remote_store.py",
     "test_stream.py",

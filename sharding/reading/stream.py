@@ -173,12 +173,16 @@ class ShardStream(Dataset[list[Sample]]):
         """What to save in a checkpoint, `position` being that of the next step."""
         return {"position": position, "order": self._order_sha256}
 
+    def has_order_of(self, state: Mapping[str, int | str]) -> bool:
+        """Whether a saved state is one of this very order."""
+        return state.get("order") == self._order_sha256
+
     def position(self, state: Mapping[str, int | str]) -> int:
         """The position of a saved state; ShardError where it is not one of this very order."""
         position = state.get("position")
         if type(position) is not int or position < 0:
             raise ShardError(f"state: got {dict(state)}, expected what ShardStream.state gave")
-        if state.get("order") != self._order_sha256:
+        if not self.has_order_of(state):
             raise ShardError(
                 f"state: got position {position} of order {state.get('order')}, expected one of "
                 f"{self._order_sha256}: shards, splits, weights, seed, micro_batch_size, "

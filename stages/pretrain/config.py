@@ -48,9 +48,10 @@ class PretrainConfig(TrainingConfig):
     """Shards whose samples are mixed with each other."""
     group_by: Literal["resized", "original", "none"] = "resized"
     """Which sizes of pictures must be alike to share a micro-batch: those after resizing; those on
-    disk, which give many more groups and smaller batches (checkpoints of versions before 0.2); or
-    `none`, all share: every micro-batch is full and as mixed as the data, which contrast wants, and
-    pictures are padded more, which costs little where `cnn_cache_mib` spares the CNN."""
+    disk, which give many more groups and smaller batches; or `none`, all share: every micro-batch
+    is full and as mixed as the data, which contrast wants, and pictures are padded more, which
+    costs little where `cnn_cache_mib` spares the CNN. A checkpoint of a version before 0.2
+    continues in the order that it began with."""
     lr_transformer: float = 2e-3
     """Peak AdamW rate of everything but the CNN (both papers' full size: 1e-4)."""
     lr_text: float | None = None

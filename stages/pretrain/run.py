@@ -7,6 +7,7 @@ as if it had not been.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -89,13 +90,16 @@ def pretrain(
         net = _new_student(student, tokenizer, about_of(opened))
         check_cache(config, net)
         collate = _collate(config, student, net, tokenizer, seed)
-        stream = open_stream(
+        open_ordered = functools.partial(
+            open_stream,
             sources,
-            config,
             num_visits=_num_visits(config, opened, out),
             seed=seed,
             resize=Resize(shorter_px=student.shorter_px, longer_px=student.longer_px),
-            shape_step_px=_shape_step_px(net, student),
+        )
+        stream = open_ordered(config, shape_step_px=_shape_step_px(net, student))
+        open_older = functools.partial(
+            open_ordered, replace(config, group_by="original"), shape_step_px=2 * net.grid.cell_px
         )
         cache = _map_cache(config, net, collate)
         texts = _text_cache(config, net)
@@ -126,7 +130,7 @@ def pretrain(
             )
         Loop(
             engine,
-            Batches(stream, collate),
+            Batches(stream, collate, open_older),
             config,
             title="pretrain",
             seed=seed,

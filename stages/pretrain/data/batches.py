@@ -4,7 +4,7 @@ batch."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,25 +38,37 @@ ANY_SHAPE_PX = 2**30
 
 class Batches:
     """`batches[turn]` is the turn's batch: samples read, decoded, collated and masked. A
-    `stages.training.batches.BatchSource`."""
+    `stages.training.batches.BatchSource`.
 
-    def __init__(self, stream: ShardStream, collate: Collate) -> None:
+    open_older: opens the same shards in the order of versions before 0.2, in which their
+        checkpoints continue.
+    """
+
+    def __init__(
+        self,
+        stream: ShardStream,
+        collate: Collate,
+        open_older: Callable[[], ShardStream] | None = None,
+    ) -> None:
         self.stream, self.collate = stream, collate
         self.board = stream.board
+        self._open_older = open_older
 
     def state(self, position: int) -> Mapping[str, Any]:
         """What to save in a checkpoint."""
         return self.stream.state(position)
 
     def position(self, state: Mapping[str, Any]) -> int:
-        """The position of a saved state; ShardError where data or order are others."""
+        """The position of a saved state, from which batches are in its order; ShardError where
+        data or order are others."""
         try:
             return self.stream.position(state)
-        except ShardError as error:
-            raise ShardError(
-                f"{error}. Checkpoints of versions before 0.2 have the order of "
-                "pretrain.group_by=original"
-            ) from error
+        except ShardError:
+            older = self._open_older() if self._open_older else None
+            if older is None or not older.has_order_of(state):
+                raise
+            self.stream, self.board = older, older.board
+            return older.position(state)
 
     def epochs(self, position: int) -> float:
         """How often the first source has been gone through before `position`."""
