@@ -13,7 +13,7 @@ the spread. What every reader gives is compared with what was written before it 
 - Reading, pictures still encoded: ours in the stream's shuffled order, opened again each time, each
   sample checked by CRC-32. Stock in the order of the tars, unchecked. Energon and mosaic shuffled,
   unchecked, opened beforehand.
-- The whole way to padded tensors, through Pillow and one collate for all, and our time's shares.
+- End to end, to padded tensors, through Pillow and one collate for all, and our time's shares.
 - The same in two workers of PyTorch's DataLoader, which live on between rounds; and there without
   the pictures, which take most of it.
 
@@ -136,11 +136,11 @@ def main() -> None:
         for root in roots:
             bench.compare(f"Writing, in {root.parent}", writing_ways(root, samples))
         bench.compare("Reading and decoding objects and json", reading_ways(roots[0], samples))
-        bench.compare("The whole way, pictures decoded", whole_ways(roots[0]))
+        bench.compare("End to end, pictures decoded", whole_ways(roots[0]))
         bench.show_shares(roots[0] / OURS)
         for title, batch in (("pictures decoded", whole_batch), ("objects alone", objects_batch)):
             ways = worker_ways(roots[0], batch)
-            bench.compare(f"The whole way in {NUM_WORKERS} workers, {title}", ways)
+            bench.compare(f"End to end in {NUM_WORKERS} workers, {title}", ways)
 
 
 class Bench:
@@ -173,9 +173,9 @@ class Bench:
             print(f"  {way.name:30}{rate:9,.0f}{megabytes:8,.0f}   {ratio}".rstrip())
 
     def show_shares(self, folder: Path) -> None:
-        """Prints what our whole way spends its time on."""
+        """Prints where the time of our end-to-end reading goes."""
         rounds = [_time_parts(folder) for _ in range(self.rounds + 1)][1:]
-        print(f"\nOur whole way, where the time goes\n{'':24}us a sample   % of all")
+        print(f"\nOurs, end to end, where the time goes\n{'':24}us a sample   % of all")
         for part in rounds[0]:
             micros = statistics.median(times[part] for times in rounds) / self.num_samples * 1e6
             shares = [100 * times[part] / sum(times.values()) for times in rounds]
@@ -355,7 +355,7 @@ def collate(rows: Sequence[Row], pictures: Sequence[np.ndarray]) -> Batch:
 
 
 def _time_parts(folder: Path) -> dict[str, float]:
-    """Seconds of each part of our whole way over all samples."""
+    """Seconds of each part of our end-to-end reading over all samples."""
     parts = dict.fromkeys([*PARTS, "JPEG decode", "collate"], 0.0)
 
     def timed(part: str, function: Callable[..., T]) -> Callable[..., T]:

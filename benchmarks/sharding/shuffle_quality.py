@@ -32,7 +32,7 @@ def main() -> None:
         make_set(Path(folder), options.shards)
         for window in options.windows:
             config = ShuffleConfig(window_num_shards=window)
-            picture = options.out / f"mixing-{window}.png" if options.out else None
+            picture = options.out / f"shuffle-{window}.png" if options.out else None
             ours, *others = measure(Path(folder), config, picture=picture)
             found.append(replace(ours, name=f"window {window}"))
     print("\n".join(lines([*found, *others])))

@@ -26,7 +26,7 @@ def attention_section(run: RunFolder, pictures: Pictures) -> Section | None:
     """Maps of some captions; None where evaluate has left none (it did not run, or is older)."""
     evaluated = read_object(run.transfer / "evaluate" / "examples.json")
     examples = (evaluated.get("attention") or [])[:_NUM_PICTURES]
-    # Where the truth of phrases is known, `heat` shows them with hits and misses already.
+    # Where the truth of phrases is known, `grounding` shows them with hits and misses already.
     with_phrases = not evaluated.get("grounding")
     rows = [_row(example, pictures, with_phrases) for example in examples]
     drawn = [row for row in rows if row is not None]
