@@ -171,6 +171,29 @@ def test_a_wrong_path_in_a_stage_ends_in_words(tmp_path: Path) -> None:
     assert "nowhere" in ended.stderr and "Traceback" not in ended.stderr
 
 
+def test_ctrl_c_while_modules_are_imported_ends_without_a_traceback() -> None:
+    """Oracle: the exit status of a process that SIGINT ended, and nothing on the screen."""
+    code = """
+import os, runpy, signal, sys
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pipeline.cli.student_commands":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+sys.argv = ["boxless", "status", "nowhere"]
+runpy.run_module("boxless", run_name="__main__")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
+
+
 def test_sigterm_stops_the_stage_and_says_so(tmp_path: Path) -> None:
     """A run asked to stop while ingest works ends with 143, and the same command continues it."""
     command = [sys.executable, "-m", "pipeline.cli.main", "ingest", "toy", "--run"]
