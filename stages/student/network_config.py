@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import BertConfig, PreTrainedConfig
 
 from stages.student.folder.auto_classes import NET_MAP, InstalledClass
 from stages.student.folder.renamed import SETTINGS
@@ -85,3 +85,29 @@ class StudentNetConfig(InstalledClass, PreTrainedConfig):
         for name, value in old.items():
             setattr(self, SETTINGS[name], value)
         super().__init__(**kwargs)
+
+    # Under the names by which other tools (DeepSpeed's "auto", peft) ask a model of transformers.
+
+    @property
+    def hidden_size(self) -> int:
+        """The Transformer's width."""
+        return BertConfig(**self.bert).hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """The Transformer's layers."""
+        return BertConfig(**self.bert).num_hidden_layers
+
+    @property
+    def num_attention_heads(self) -> int:
+        """The attention heads of each layer."""
+        return BertConfig(**self.bert).num_attention_heads
+
+    @property
+    def vocab_size(self) -> int:
+        """The word pieces."""
+        return BertConfig(**self.bert).vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.bert["vocab_size"] = value

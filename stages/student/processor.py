@@ -111,6 +111,7 @@ class StudentProcessor(InstalledClass):
         return_tensors: str = "pt",
         padding: bool | str = True,
         truncation: bool = True,
+        max_length: int | None = None,
     ) -> BatchFeature:
         """`pixel_values` [N, 3, H, W] and `sizes_px` [N, 2] of pictures, `input_ids` and
         `token_type_ids` [B, T] of texts; `.to(device)` moves them. One picture or text may stand
@@ -124,7 +125,8 @@ class StudentProcessor(InstalledClass):
 
         images, text: pictures and texts under the names of transformers' processors.
         return_tensors, padding, truncation: theirs, too; texts are always padded to the longest and
-        cut, and tensors PyTorch's: other values are a ValueError.
+        cut, and tensors PyTorch's: other values are a ValueError. max_length: word pieces that
+        texts are cut to, at most the student's max_tokens.
         """
         pictures = _one_of(pictures, images, "pictures", "images")
         texts = _one_of(texts, text, "texts", "text")
@@ -135,7 +137,8 @@ class StudentProcessor(InstalledClass):
         if pictures is not None:
             features |= self._pictures(_as_list(pictures, is_one=_is_picture, what="pictures"))
         if texts is not None:
-            features |= self._texts(_as_list(texts, is_one=_is_text, what="texts"))
+            most = self._most_tokens(max_length)
+            features |= self._texts(_as_list(texts, is_one=_is_text, what="texts"), most)
         return BatchFeature(features)
 
     def _pictures(self, pictures: list[Any]) -> dict[str, torch.Tensor]:
@@ -146,8 +149,27 @@ class StudentProcessor(InstalledClass):
         stacked = stack_pictures(arrays, multiple_px=self.pad_px)
         return {"pixel_values": stacked.pixels, "sizes_px": stacked.sizes_px}
 
-    def _texts(self, texts: list[Any]) -> dict[str, torch.Tensor]:
-        encoded = [self._encode(text) for text in texts]
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        """As of the tokenizer: `decode(input_ids[0], skip_special_tokens=True)`."""
+        return self.tokenizer.decode(*args, **kwargs)
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """As of the tokenizer: the text of each row of `input_ids`."""
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def _most_tokens(self, max_length: int | None) -> int:
+        """ValueError for lengths that the student cannot take, or that hold no word piece."""
+        if max_length is None:
+            return self.max_tokens
+        if not _is_size(max_length) or not 3 <= max_length <= self.max_tokens:
+            raise BoxlessError(
+                f"max_length: got {max_length!r}, expected 3 to {self.max_tokens}, the student's "
+                "max_tokens"
+            )
+        return max_length
+
+    def _texts(self, texts: list[Any], most: int) -> dict[str, torch.Tensor]:
+        encoded = [self._encode(text, most) for text in texts]
         return {
             "input_ids": pad_sequence(
                 [tokens for tokens, _ in encoded],
@@ -157,13 +179,13 @@ class StudentProcessor(InstalledClass):
             "token_type_ids": pad_sequence([types for _, types in encoded], batch_first=True),
         }
 
-    def _encode(self, text: str | Spans) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encode(self, text: str | Spans, most: int) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(text, str):
-            encoded = self.tokenizer(encodable(text), truncation=True, max_length=self.max_tokens)
+            encoded = self.tokenizer(encodable(text), truncation=True, max_length=most)
             tokens = torch.tensor(encoded["input_ids"])
             return tokens, torch.zeros_like(tokens)
         parts = encodable_spans(text)
-        pieces, types = encode_spans(self.tokenizer, parts, max_tokens=self.max_tokens)
+        pieces, types = encode_spans(self.tokenizer, parts, max_tokens=most)
         if max(types) >= self.num_token_types:
             raise BoxlessError(
                 f"texts: got parts {[kind for kind, _ in text]}, expected parts of the "

@@ -75,6 +75,11 @@ def test_the_arguments_of_transformers_processors_are_taken(
     for name, value in (("return_tensors", "np"), ("padding", "max_length"), ("truncation", False)):
         with pytest.raises(ValueError, match=f"{name}: got {value!r}, expected"):
             processor(**given, **{name: value})
+    short = replace(processor, max_tokens=4)
+    assert equal(processor(**given, max_length=4), short(**given))
+    for length in (2, processor.max_tokens + 1):
+        with pytest.raises(ValueError, match=f"max_length: got {length}, expected 3 to"):
+            processor(**given, max_length=length)
     with pytest.raises(ValueError, match="got pictures and images, expected one"):
         processor(picture, **given)
 
@@ -122,3 +127,11 @@ def test_a_picture_that_is_open_is_turned_upright(processor: StudentProcessor) -
     Image.new("RGB", (96, 48), (200, 10, 10)).save(out, "JPEG", exif=exif.tobytes())
     opened = Image.open(io.BytesIO(out.getvalue()))
     assert equal(processor(opened), processor(out.getvalue()))
+
+
+def test_word_pieces_are_decoded_as_by_transformers_processors(processor: StudentProcessor) -> None:
+    """Oracle: the texts that the pieces are of."""
+    texts = ["a red square", "a blue circle"]
+    pieces = processor(texts=texts)["input_ids"]
+    assert processor.batch_decode(pieces, skip_special_tokens=True) == texts
+    assert processor.decode(pieces[0], skip_special_tokens=True) == texts[0]

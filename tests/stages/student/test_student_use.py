@@ -227,12 +227,23 @@ def test_token_embeddings_are_resized_as_in_transformers(change: int, tmp_path: 
     student.save_pretrained(tmp_path)
     for one in (student, Student.from_pretrained(tmp_path).eval()):
         assert len(one.word_embeddings) == size and one.config.bert["vocab_size"] == size
+        assert one.config.vocab_size == size
         num_same = min(size, len(words))
         assert torch.equal(one.word_embeddings[:num_same], words[:num_same])
         # Of weights that lie elsewhere in memory the last digit of a product may differ.
         torch.testing.assert_close(one(**_inputs("a")).logits, before, rtol=0, atol=1e-6)
         assert one.pad_id == tiny_student().pad_id
         assert one.mlm_head(torch.zeros(1, words.shape[1]), one.word_embeddings).shape == (1, size)
+
+
+def test_sizes_are_named_as_in_transformers() -> None:
+    """Oracle: the sizes of the network's own parts."""
+    student = tiny_student()
+    config, layers = student.config, student.fusion.layer
+    assert config.hidden_size == student.word_embeddings.shape[1]
+    assert config.num_hidden_layers == len(layers)
+    assert config.num_attention_heads == layers[0].attention.self.num_attention_heads
+    assert config.vocab_size == len(student.word_embeddings)
 
 
 def test_gradient_checkpointing_is_switched_as_in_transformers() -> None:
