@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.recipe.dataclass_values import RecipeError, build, plain
@@ -132,6 +132,7 @@ trees = st.recursive(
 )
 
 
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(tree=trees)
 def test_what_is_written_is_read_back(tree: Any) -> None:
     """YAML of any plain values reads back as the same values of the same types."""
