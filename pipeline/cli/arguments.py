@@ -1,4 +1,5 @@
-"""Types of command-line arguments, which refuse invalid values with the usage."""
+"""Types of command-line arguments, which refuse invalid values with the usage, and the option that
+several commands share."""
 
 from __future__ import annotations
 
@@ -69,3 +70,14 @@ def positive_number(text: str) -> float:
 
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:37]}...")
+
+
+def add_set_option(command: argparse.ArgumentParser) -> None:
+    """Add `--set` of the values of a recipe, which may be repeated."""
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        help="override a value of the recipe; may be repeated",
+    )

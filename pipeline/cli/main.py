@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from boxless.errors import BoxlessError
 from launch.job import LaunchError, Stopped
 from pipeline import __version__
-from pipeline.cli.arguments import user_path, whole_number
+from pipeline.cli.arguments import add_set_option, user_path, whole_number
 from pipeline.cli.launch_commands import add_launch_commands
 from pipeline.cli.recipe_command import add_recipe_command
 from pipeline.cli.renamed import plain_warnings, with_new_names
@@ -301,13 +301,7 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the run folder (default: runs/NAME of the recipe)",
     )
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY.PATH=VALUE",
-        help="override a value of the recipe; may be repeated",
-    )
+    add_set_option(command)
 
 
 def _add_looking_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from boxless.errors import BoxlessError
+from pipeline.cli.arguments import add_set_option
 
 Commands = argparse._SubParsersAction
 
@@ -19,13 +20,7 @@ def add_recipe_command(commands: Commands[argparse.ArgumentParser]) -> None:
         "merged and checked. With --schema, the JSON schema of recipe files instead.",
     )
     command.add_argument("recipe", nargs="?", help="a built-in recipe's name, or a YAML file")
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY.PATH=VALUE",
-        help="override a value of the recipe; may be repeated",
-    )
+    add_set_option(command)
     command.add_argument("--schema", action="store_true", help="print the JSON schema")
     command.set_defaults(command=_recipe)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from boxless.errors import BoxlessError
 from pipeline.cli.arguments import whole_number
+from pipeline.units import bytes_in_words
 
 Commands = argparse._SubParsersAction
 _TAR_BLOCK = 512
@@ -72,11 +73,11 @@ class Sizing:
         objects = self.pictures * self.sample_bytes(with_objects=True)
         return [
             ("shards", f"{shards:,} of {self.samples_per_shard:,} samples"),
-            ("image shards", _size(images)),
-            ("object shards (pictures included)", _size(objects)),
-            ("manifests of both", _size(2 * self.pictures * _MANIFEST_BYTES)),
-            ("order of samples, memory of a rank", _size(self.pictures * _ORDER_BYTES)),
-            ("shapes, memory-mapped on a node", _size(self.pictures * _MAPPED_BYTES)),
+            ("image shards", bytes_in_words(images)),
+            ("object shards (pictures included)", bytes_in_words(objects)),
+            ("manifests of both", bytes_in_words(2 * self.pictures * _MANIFEST_BYTES)),
+            ("order of samples, memory of a rank", bytes_in_words(self.pictures * _ORDER_BYTES)),
+            ("shapes, memory-mapped on a node", bytes_in_words(self.pictures * _MAPPED_BYTES)),
         ]
 
 
@@ -114,11 +115,3 @@ def _sizing(args: argparse.Namespace) -> int:
     width = max(len(what) for what, _ in rows)
     print("\n".join(f"{what:<{width}}  {much}" for what, much in rows))
     return 0
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} PB"

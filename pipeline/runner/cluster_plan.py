@@ -16,9 +16,9 @@ from launch.paths import JobPaths
 from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.runner.run_files import points, read_lines
 from pipeline.runner.run_folder import RunError, RunFolder
-from pipeline.runner.stages.figures import seconds_in_words
 from pipeline.runner.stages.stage_graph import stages_of
 from pipeline.runner.stages.state import read_done
+from pipeline.units import bytes_in_words, seconds_in_words
 from sharding.format.catalog import read_catalog
 
 STAGES = ("ingest", "distill", "pretrain")
@@ -140,9 +140,9 @@ class ClusterPlan:
         objects = measured.object_bytes * self.num_pictures
         kept = measured.checkpoint_bytes * self.keep_checkpoints
         return [
-            f"storage   image shards {_size(images)} ({_size(measured.image_bytes)} a picture), "
-            f"object shards {_size(objects)} ({_size(measured.object_bytes)} a picture), "
-            f"{self.keep_checkpoints} checkpoints {_size(kept)}"
+            f"storage   image shards {bytes_in_words(images)} ({bytes_in_words(measured.image_bytes)} a picture), "
+            f"object shards {bytes_in_words(objects)} ({bytes_in_words(measured.object_bytes)} a picture), "
+            f"{self.keep_checkpoints} checkpoints {bytes_in_words(kept)}"
         ]
 
     def _network_lines(self) -> list[str]:
@@ -152,8 +152,8 @@ class ClusterPlan:
         # A ring sends and receives 2 (n - 1) / n of the gradients a rank, float32 here.
         reduced = 2 * (ranks - 1) / ranks * self.measured.weight_bytes * self.procs_per_node
         return [
-            f"network   pretraining reads {_size(reading)}/s a node, {_size(reading * self.nodes)}/s "
-            f"in all; gradients {_size(reduced)} a step and node, "
+            f"network   pretraining reads {bytes_in_words(reading)}/s a node, {bytes_in_words(reading * self.nodes)}/s "
+            f"in all; gradients {bytes_in_words(reduced)} a step and node, "
             f"{reduced * 8 / self.step_seconds / 1e9:.3g} Gbit/s when nothing hides them"
         ]
 
@@ -163,9 +163,9 @@ class ClusterPlan:
         lost = between / 2 + self.recovery_seconds
         share = lost / 3600 / self.hours_a_failure
         return [
-            f"checkpoints {_size(self.measured.checkpoint_bytes)} every {self.checkpoint_steps} "
+            f"checkpoints {bytes_in_words(self.measured.checkpoint_bytes)} every {self.checkpoint_steps} "
             f"steps, {seconds_in_words(between)}: "
-            f"{_size(self.measured.checkpoint_bytes / between)}/s on average",
+            f"{bytes_in_words(self.measured.checkpoint_bytes / between)}/s on average",
             f"failures  one in {self.hours_a_failure:.1f} h of {ranks_in_words(self.num_ranks)} "
             f"(7.9 h of 1,024 GPUs), {hours / self.hours_a_failure:.1f} while pretraining; each "
             f"costs {seconds_in_words(lost)} ({self.recovery_seconds:g} s to start again, and half "
@@ -228,12 +228,3 @@ def _pretraining_rate(run: RunFolder) -> float:
 
 def _folder_bytes(folder: Path, pattern: str) -> int:
     return sum(path.stat().st_size for path in folder.rglob(pattern) if path.is_file())
-
-
-def _size(num_bytes: float) -> str:
-    """``1.5 GB``: powers of 1000, as disks and links are sold."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} PB"

@@ -17,7 +17,7 @@ from pipeline.pages.sections import Section, count, figure_list, missing, percen
 from pipeline.pages.thumbnails import Pictures, grid_class
 from pipeline.runner.run_files import number, points, read_lines, read_object
 from pipeline.runner.run_folder import RunFolder
-from pipeline.runner.stages.figures import seconds_in_words
+from pipeline.units import seconds_in_words
 
 _NUM_PICTURES = 8
 _MOST_LABELS = 16

@@ -11,9 +11,9 @@ from pipeline.pages.html import h
 from pipeline.pages.sections import Section
 from pipeline.recipe.recipe import Recipe
 from pipeline.runner.run_folder import RunFolder
-from pipeline.runner.stages.figures import seconds_in_words
 from pipeline.runner.stages.stage_graph import stages_of
 from pipeline.runner.stages.state import read_done, read_started
+from pipeline.units import seconds_in_words
 
 _WHAT = {
     "ingest": "writes pictures and captions into tar shards",

@@ -36,14 +36,6 @@ def in_words(figures: Mapping[str, Any]) -> str:
     )
 
 
-def seconds_in_words(seconds: float) -> str:
-    """``8.2 s``, ``3 min 05 s`` or ``2 h 10 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _counts(folder: Path) -> dict[str, Any]:
     try:
         shards = read_catalog(folder).shards

@@ -20,10 +20,11 @@ from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.runner.launch_plan import submitted_jobs
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.run_stages import plan_stage
-from pipeline.runner.stages.figures import figures_of, in_words, seconds_in_words
+from pipeline.runner.stages.figures import figures_of, in_words
 from pipeline.runner.stages.stage_graph import StageKind, stages_of
 from pipeline.runner.stages.state import read_done, read_started
 from pipeline.runner.status.goodput import goodput_lines, read_goodput
+from pipeline.units import seconds_in_words
 from sharding.coordination.progress import ProgressReader, WorkProgress
 
 _SECONDS_BETWEEN_LOOKS = 1.0
