@@ -56,7 +56,7 @@ def interface_variables(address: str) -> dict[str, str]:
 
 
 def address_towards(host: str) -> str:
-    """This machine's address on the way to ``host``; loopback where there is no way."""
+    """This machine's address on the route to ``host``; loopback where there is no route."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((host, 9))  # UDP: no packet is sent

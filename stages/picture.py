@@ -114,7 +114,7 @@ def open_picture(
 def upright_picture(
     picture: str | Path | bytes | Image.Image | np.ndarray | torch.Tensor,
 ) -> Image.Image:
-    """A picture as people have it, upright, in RGB: a file, its bytes, open, or pixels of uint8
+    """An upright RGB image from a file, its bytes, an open image, or pixels of uint8
     ([H, W, 3], [3, H, W] or [H, W]).
 
     Raises PictureError for what is no picture, naming its file, OSError for a file that cannot be

@@ -211,7 +211,7 @@ class Neck(nn.Module):
     def forward(
         self, features: torch.Tensor, batch: Batch, num_captions: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """features [N or B, ...] -> tokens [B, C, D], inside [B, C], hidden codes [B, C] or
+        """features [N or B, ...] -> tokens [B, C, D], inside [B, C], masked codes [B, C] or
         -100."""
         x = self.conv(F.max_pool2d(features, 2, stride=2))
         rows, columns = x.shape[2:]

@@ -213,7 +213,7 @@ def make_batch(size: Size, model: PretrainModel) -> Batch:
         phrases=torch.zeros(num_pairs, 1, NUM_TOKENS, dtype=torch.bool),
         similarity=torch.zeros(num_pairs, 1, 1),
         mlm_labels=torch.where(hidden, tokens, -100),
-        hidden_objects=torch.full((num_pairs, 1), -1),
+        masked_objects=torch.full((num_pairs, 1), -1),
         anchors=anchors,
         mvm_labels=torch.full((num_pairs, num_cells), -100),
     )

@@ -80,14 +80,14 @@ class Recipe:
                 "pretrain.itm.negatives is itc, but pretrain.itc.weight is 0, so that the "
                 "contrastive head that draws them learns nothing; expected a weight above 0."
             )
-        if self._aligns_hidden_cells():
+        if self._aligns_masked_cells():
             raise BoxlessError(
                 "student.neck.width_mask is height, which masks columns of upright pictures (a "
                 "fault of SOHO's code); pretrain.pra with region cell cannot align phrases with "
-                "what is hidden. Expected width, pra.region object, or pra.weight 0."
+                "what is masked. Expected width, pra.region object, or pra.weight 0."
             )
 
-    def _aligns_hidden_cells(self) -> bool:
+    def _aligns_masked_cells(self) -> bool:
         neck, pra = self.student.neck, self.pretrain.pra
         return bool(
             neck.kind == "soho"

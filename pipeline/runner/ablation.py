@@ -75,7 +75,7 @@ def ablate(
 
 
 def _check_variants(recipe: Recipe, only: Collection[str]) -> None:
-    """Raises BoxlessError that names the variant, so that no other is trained in vain."""
+    """Raises BoxlessError that names the variant, before any other is trained."""
     from stages.pretrain.run import check_start  # torch takes seconds to import
 
     for name in VARIANTS:

@@ -82,7 +82,7 @@ def _is_folder_gone() -> bool:
 
 
 def _refusal(error: BaseException) -> OSError | None:
-    """What the machine does not grant, where that is what `error` says, in whatever words.
+    """The resource that the machine lacks (disk, memory, files), where `error` is about one.
 
     Of a write that fails numpy raises an OSError without a number, safetensors an error of its own
     with the number in its text, and PyTorch a RuntimeError about the rest of its file, after the

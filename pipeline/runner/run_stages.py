@@ -29,7 +29,7 @@ from pipeline.runner.launch_plan import (
 )
 from pipeline.runner.run_folder import RunError, RunFolder
 from pipeline.runner.stages.external_inputs import check_published, external_inputs
-from pipeline.runner.stages.figures import figures_of, in_words, seconds_in_words
+from pipeline.runner.stages.figures import figures_of, in_words
 from pipeline.runner.stages.stage_graph import StageKind, stages_of
 from pipeline.runner.stages.state import (
     StageRecord,
@@ -40,6 +40,7 @@ from pipeline.runner.stages.state import (
     write_done,
     write_started,
 )
+from pipeline.units import seconds_in_words
 from sharding.format.catalog import read_catalog
 from sharding.writing.atomic import write_text
 
@@ -49,7 +50,7 @@ _UNKNOWN = "not made yet"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be done about a stage, why, and all that will shape its output."""
+    """What to do about a stage, why, and all that will shape its output."""
 
     kind: StageKind
     action: Action
@@ -302,7 +303,7 @@ def _show_plans(
 def _check_inputs(
     run: RunFolder, recipe: Recipe, kind: StageKind, console: Console, *, alone: bool
 ) -> None:
-    """RunError unless every input is complete; a word where one is of other settings."""
+    """RunError unless every input is complete; prints a note where one has other settings."""
     for other in stages_of(recipe):
         if other.name not in kind.inputs:
             continue

@@ -52,7 +52,7 @@ def outlive_readers() -> None:
 
 
 class _LastingOutput(io.FileIO):
-    """A descriptor whose writes do not fail for want of a reader or of room."""
+    """A descriptor whose writes do not fail where there is no reader or no space."""
 
     def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
         """As of FileIO; what nobody can read counts as written."""

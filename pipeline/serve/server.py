@@ -178,13 +178,13 @@ class _Server(ThreadingHTTPServer):
         threading.Thread(target=self.shutdown, daemon=True).start()
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """As of the base. Raises an error of the device, which stays until the process ends."""
+        """As the base class. Raises an error of the device, which stays until the process ends."""
         super().serve_forever(poll_interval)
         if self.fatal is not None:
             raise self.fatal
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """As of the base, but that a browser which left before its answer is no fault."""
+        """As the base class, but silent where a browser disconnects before its answer."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 

@@ -108,7 +108,7 @@ def copy_teacher(given: Path, folder: Path) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Takes out what says which teacher is here: in between two, the folder passes for neither."""
+    """Removes the files that identify the teacher, so that half a folder loads as none."""
     for name in (CONFIG, CARD):
         (folder / name).unlink(missing_ok=True)
 

@@ -306,7 +306,7 @@ def _about(object_source: ObjectSource, chunker: Chunker, similarity: Similarity
 def _write_about(
     out: Path, about: dict[str, Any], fingerprint: dict[str, str], *, accept_versions: bool
 ) -> None:
-    """Leave word for `finish`."""
+    """Write the file that `finish` reads."""
     accepting = {"accept_versions": True} if accept_versions else {}
     write_json(out / ABOUT, {"about": about, "fingerprint": fingerprint, **accepting})
 

@@ -133,7 +133,7 @@ def _inside(root: Path, name: str) -> Path:
 
 
 def _nearest(path: Path) -> str:
-    """What does exist on the way to a path that does not."""
+    """The nearest folder that exists above a path that does not, as part of a message."""
     for parent in path.absolute().parents:
         if parent.is_dir():
             return f" (looked in {parent}: {describe_folder(parent)})"

@@ -293,7 +293,7 @@ def _fault_policy(config: PretrainConfig) -> FaultPolicy:
 def _validation(
     model: PretrainModel, heldout: Sequence[Batch], save: Callable[[int], None]
 ) -> Validation | None:
-    """What is measured on held-out batches on the way; None where there are none."""
+    """What is measured on held-out batches during training; None where there are none."""
     if not heldout:
         return None
     retrieves = "itc" in model.objectives
@@ -347,7 +347,7 @@ def _collate(
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
 ) -> Collate:
-    """Without objectives, which are masked for later."""
+    """Without objectives: these are known when the model is."""
     grid = net.grid
     return Collate(
         tokenizer=tokenizer,

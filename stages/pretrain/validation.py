@@ -78,7 +78,7 @@ class HeldOut:
         picture_of: list[torch.Tensor] = []
         with average.in_place() if average else contextlib.nullcontext():
             for batch in self._batches:
-                # Objectives write into a batch what they hid; it must be the same next time.
+                # Objectives write into a batch what they masked; it must be the same next time.
                 moved = _copied(batch.to(self._device))
                 loss, outputs = self._model(moved, is_valid=False)
                 metrics.add(loss, outputs, is_valid=True)

@@ -4,7 +4,7 @@ A training run supplies:
 
 1. a module (`torch.nn.Module`) with
    - `student`, the `Student` inside it;
-   - `forward(batch, is_valid) -> (loss, outputs)`: the loss to go down, a scalar, and by name an
+   - `forward(batch, is_valid) -> (loss, outputs)`: the loss to minimize, a scalar, and by name an
      `ObjectiveOutput` (`monitoring/metrics.py`) of each part of it, the same names for every batch.
      A batch that is not valid fills a rank's round and must leave no trace (its loss is multiplied
      by 0);

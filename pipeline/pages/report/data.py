@@ -28,7 +28,7 @@ def read_catalog_or_none(folder: Path) -> Catalog | None:
 
 
 def data_section(run: RunFolder) -> Section:
-    """Counts by split, and reasons; a word where no shards are there yet."""
+    """Counts by split, and reasons; a note where there are no shards yet."""
     rows: list[list[Part]] = []
     details: list[Element] = []
     for title, folder in (("Images", run.images), ("Objects", run.objects)):

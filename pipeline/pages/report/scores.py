@@ -118,7 +118,7 @@ def score_name(key: str) -> str:
 
 
 def scores_section(run: RunFolder) -> Section:
-    """Large figures and the table; a word where nothing is scored yet."""
+    """Large figures and the table; a note where nothing was scored yet."""
     scores = read_scores(run)
     if not scores:
         return Section(

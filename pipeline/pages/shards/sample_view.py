@@ -153,7 +153,7 @@ def _too_many(number: int) -> list[str]:
 
 
 def _odd_boxes(objects: np.ndarray, size: tuple[int, int]) -> list[str]:
-    """A word where boxes reach beyond the picture: then they may be those of another size."""
+    """A note where boxes reach beyond the picture: they may be those of another size."""
     low, high = objects["box"][:, :2], objects["box"][:, 2:]
     outside = (low < -_OUTSIDE_PX).any(axis=1) | (high > np.array(size) + _OUTSIDE_PX).any(axis=1)
     number = int(outside.sum())

@@ -153,7 +153,7 @@ def _kinds(kinds: Sequence[str]) -> Element:
 
 
 def _guesses(entries: Sequence[Entry]) -> Element | None:
-    """What the student would say if a word were hidden, a row a word."""
+    """What the student would say if a word were masked, a row a word."""
     rows = []
     for number, entry in enumerate(entries):
         if not entry.guesses:

@@ -85,7 +85,7 @@ class Batch:
     """float [B, P, O]: linguistic similarity of phrase and object label."""
     mlm_labels: torch.Tensor
     """int [B, T]: the piece that was masked; -100 elsewhere."""
-    hidden_objects: torch.Tensor
+    masked_objects: torch.Tensor
     """int [B, M]: rows of the objects that OMVM masked; -1 for none."""
     anchors: torch.Tensor
     """int [B, A]: cells whose codes MVM masks, in the order of their draw; -1 for none."""

@@ -219,7 +219,7 @@ class Collate:
             phrases=phrases,
             similarity=similarity,
             mlm_labels=torch.full_like(tokens, -100),
-            hidden_objects=torch.full((len(pairs), 1), -1),
+            masked_objects=torch.full((len(pairs), 1), -1),
             anchors=torch.full((len(pairs), 1), -1),
             mvm_labels=torch.full(masked_cells.shape, -100),
             vectors=None,

@@ -50,7 +50,7 @@ class Itc(Objective):
     def mask(
         self, batch: Batch, tokenizer: PreTrainedTokenizerFast, random: np.random.Generator
     ) -> None:
-        """Nothing is hidden."""
+        """Nothing is masked."""
 
     def find(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The pairs whose text is true of its picture, and the pictures that have such a text."""

@@ -26,7 +26,7 @@ IGNORED = -100
 class Mlm(Objective):
     """Mask word pieces, predict them from the rest of the text and the picture.
 
-    loss = mean over hidden pieces of -log softmax(E g(h) + b)[piece], with h [D] the fusion's
+    loss = mean over masked pieces of -log softmax(E g(h) + b)[piece], with h [D] the fusion's
     output at the piece, g BERT's transform and E [V, D] the word embeddings (SOHO: E h, without
     transform and bias, by `student.mlm_head`). Of the chosen pieces
     80 % become [MASK], 10 % a random ordinary piece, 10 % stay. With `whole_words` (ours; of BERT's
@@ -57,8 +57,8 @@ class Mlm(Objective):
         learned = chosen & batch.matched[:, None] if self.config.matched_only else chosen
         learned = learned.index_fill(0, batch.swapped, False)
         batch.mlm_labels = torch.where(learned, batch.tokens, IGNORED)
-        hidden = torch.where(fate < 0.8, tokenizer.mask_token_id, other)
-        batch.tokens = torch.where(chosen & (fate < 0.9), hidden, batch.tokens)
+        replaced = torch.where(fate < 0.8, tokenizer.mask_token_id, other)
+        batch.tokens = torch.where(chosen & (fate < 0.9), replaced, batch.tokens)
 
     def find(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The chosen pieces: pair and place."""

@@ -32,7 +32,7 @@ class Mvm(Objective):
 
     A pair is drawn with `probability`; all others see their whole picture. `rule` "released" is
     what SOHO's code does: one cell of the grid for the whole batch; where it is visible in a drawn
-    pair, all visible cells of its code are hidden. "share" (ours) draws the cells of each drawn
+    pair, all visible cells of its code are masked. "share" (ours) draws the cells of each drawn
     pair in an order of its own; each brings all cells of its code, until `share` of the picture is
     hidden. A code so large that more than `MOST` of the picture could be hidden is passed over.
     """
@@ -62,11 +62,11 @@ class Mvm(Objective):
         codes, inside = cells.codes[batch.picture], cells.inside[batch.picture]
         seen = inside & (codes >= 0)
         taken = self._taken_of_share if self.config.rule == "share" else self._taken_of_released
-        hidden = taken(codes, seen, batch.anchors)
+        masked = taken(codes, seen, batch.anchors)
         # Mismatched pairs are masked too, even if nothing is learned from them: if only matched
         # pictures had holes, ITM could infer the answer from that.
-        batch.masked_cells = batch.masked_cells | hidden
-        learned = hidden & batch.matched[:, None] if self.config.matched_only else hidden
+        batch.masked_cells = batch.masked_cells | masked
+        learned = masked & batch.matched[:, None] if self.config.matched_only else masked
         batch.mvm_labels = torch.where(learned, codes, IGNORED)
 
     def output_mask(self, batch: Batch) -> torch.Tensor:
@@ -83,12 +83,12 @@ class Mvm(Objective):
         logits = code_logits(hidden.cells[chosen], student.dictionary) / self.config.temperature
         losses = F.cross_entropy(logits, labels, reduction="none")
         one = student.dictionary.started.float()
-        num_hidden = chosen.any(dim=1).sum().float()
+        num_pairs = chosen.any(dim=1).sum().float()
         return ObjectiveOutput(
             loss=mean_loss(losses, epsilon=self.config.mean_epsilon),
             metrics={
                 "accuracy": hit_ratio(logits.argmax(-1) == labels),
-                "hidden_cells": (chosen.sum().float(), num_hidden),
+                "hidden_cells": (chosen.sum().float(), num_pairs),
                 "perplexity": (student.dictionary.perplexity() * one, one),
                 "dead_codes": (student.dictionary.num_dead() * one, one),
             },

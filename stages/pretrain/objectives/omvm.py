@@ -27,9 +27,9 @@ class Omvm(Objective):
 
     v [D] = mean of the fusion's outputs over the object's cells, as `pretrain.regions` weighs them.
     loss = label_weight x (-sum_k q_k log softmax(W g(v))[k]) + feature_weight x |V g(v) - f|^2 / F,
-    mean over hidden objects; q is the teacher's label (one class, or its soft label over the K
+    mean over masked objects; q is the teacher's label (one class, or its soft label over the K
     best classes brought to sum 1), f [F] its feature (`feature_loss` has other distances). That
-    whole objects are hidden, and both losses, are of the paper; every number is ours. An object
+    whole objects are masked, and both losses, are of the paper; every number is ours. An object
     without a cell is none.
     """
 
@@ -42,7 +42,7 @@ class Omvm(Objective):
     def mask(
         self, batch: Batch, tokenizer: PreTrainedTokenizerFast, random: np.random.Generator
     ) -> None:
-        """Draw objects into `batch.hidden_objects`, add their cells to `batch.masked_cells`."""
+        """Draw objects into `batch.masked_objects`, add their cells to `batch.masked_cells`."""
         exists = batch.is_object[batch.picture]
         # The least of exponential draws over weights are a weighted draw without replacement
         # (Efraimidis and Spirakis 2006, doi 10.1016/j.ipl.2005.11.003).
@@ -50,22 +50,22 @@ class Omvm(Objective):
         waits = waits / self._weights(batch)[batch.picture]
         rows = waits.masked_fill(~exists, torch.inf).argsort(dim=1)[:, : self.config.num_objects]
         rows = torch.where(exists.gather(1, rows), rows, -1)
-        hidden = torch.from_numpy(random.random(rows.shape)) < self.config.mask_probability
+        is_masked = torch.from_numpy(random.random(rows.shape)) < self.config.mask_probability
         cells = batch.regions[batch.picture[:, None], rows.clamp(min=0)] > 0
-        cells = cells & (rows >= 0)[..., None] & hidden[..., None]
+        cells = cells & (rows >= 0)[..., None] & is_masked[..., None]
         batch.masked_cells = batch.masked_cells | cells.any(dim=1)
         # Mismatched pairs are masked too, even if nothing is learned from them: if only matched
         # pictures had holes, ITM could infer the answer from that.
         learned = batch.matched[:, None] if self.config.matched_only else torch.tensor(True)
-        batch.hidden_objects = torch.where(learned, rows, -1)
+        batch.masked_objects = torch.where(learned, rows, -1)
 
     def find(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The masked objects: pair and column."""
-        return {"omvm": (batch.hidden_objects >= 0).nonzero().T}
+        return {"omvm": (batch.masked_objects >= 0).nonzero().T}
 
     def output_mask(self, batch: Batch) -> torch.Tensor:
         """The cells of the masked objects."""
-        rows = batch.hidden_objects
+        rows = batch.masked_objects
         cells = batch.regions[batch.picture[:, None], rows.clamp(min=0)] > 0
         cells = cells & (rows >= 0)[..., None]
         return text_and_cells(batch, None, cells.any(dim=1))
@@ -75,7 +75,7 @@ class Omvm(Objective):
     ) -> ObjectiveOutput:
         """Label and feature loss, and label accuracy, over the drawn objects."""
         pair, column = self.places(batch, "omvm")
-        row, picture = batch.hidden_objects[pair, column], batch.picture[pair]
+        row, picture = batch.masked_objects[pair, column], batch.picture[pair]
         region = batch.regions[picture, row].to(hidden.cells.dtype)
         pooled = (region[:, None] @ hidden.cells[pair])[:, 0]
         logits, feature = (single(output) for output in student.object_head(pooled))

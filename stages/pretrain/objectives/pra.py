@@ -44,7 +44,7 @@ class Pra(Objective):
     def mask(
         self, batch: Batch, tokenizer: PreTrainedTokenizerFast, random: np.random.Generator
     ) -> None:
-        """Nothing is hidden: the similarities are the answer."""
+        """Nothing is masked: the similarities are the answer."""
 
     def find(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The phrases that are learned from: pair and row."""

@@ -122,7 +122,7 @@ def guesses(
     predictor: Predictor, inside: ForwardTrace, text: str
 ) -> dict[int, list[tuple[str, float]]]:
     """For each word of one piece, by its place among the words: what the student would put there
-    if it were hidden, with probabilities, the likeliest first. A [MASK] is hidden already."""
+    if it were masked, with probabilities, the likeliest first. A [MASK] is masked already."""
     ids, _ = predictor.read([text])
     places = [
         (number, word.first)

@@ -25,7 +25,7 @@ def test_a_phrase_is_the_mean_of_its_pieces_or_the_last() -> None:
 
 
 def test_a_hidden_cell_is_a_learned_vector_or_zero(tmp_path: Path) -> None:
-    """Oracle: a learned vector has a gradient where cells are hidden, `zero` has none (so
+    """Oracle: a learned vector has a gradient where cells are masked, `zero` has none (so
     that it stays as it starts, at zero); the choice is kept with the student."""
     for kind in ("learned", "zero"):
         student = tiny_student(replace(TINY, visual_mask_embedding=kind))

@@ -85,7 +85,7 @@ def _model(batch: Any) -> PretrainModel:
     batch.top_label = torch.zeros(2, 3, 1, dtype=torch.long)
     batch.top_score = torch.ones(2, 3, 1)
     batch.feature = torch.randn(2, 3, 8)
-    batch.hidden_objects = torch.tensor([[0, 1], [1, -1], [2, 0], [-1, -1]])
+    batch.masked_objects = torch.tensor([[0, 1], [1, -1], [2, 0], [-1, -1]])
     objectives = {
         "itm": (1.0, Itm(ITM)),
         "mlm": (1.0, Mlm(MLM)),

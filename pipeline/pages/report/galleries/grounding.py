@@ -29,7 +29,7 @@ _STOPS = ((0, 10, 12, 40, 165), (0.55, 255, 165, 20, 120), (0.9, 255, 190, 60, 1
 
 
 def heat_section(run: RunFolder, pictures: Pictures) -> Section:
-    """Heat maps of some captions' phrases; a word where the source does not know the truth."""
+    """Heat maps of some captions' phrases; a note where the source has no true boxes."""
     examples = read_object(run.transfer / "evaluate" / "examples.json").get("grounding") or []
     figures = [_figure(key, phrase, pictures) for key, phrase in chosen(examples)]
     drawn = [figure for figure in figures if figure is not None]

@@ -1,4 +1,4 @@
-"""Masked language modelling: the loss, its gradient, what is hidden and how."""
+"""Masked language modelling: the loss, its gradient, what is masked and how."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_words_are_masked_as_transformers_masks_them() -> None:
 
 def test_whole_words_keep_the_share_of_pieces() -> None:
     """Oracle: as many pieces as without, within four standard errors of words of three pieces; a
-    word is hidden whole or not at all."""
+    word is masked whole or not at all."""
     batch = random_batch(8, pictures=1500, captions=2, objects=1, grid=(1, 1))
     batch.tokens[:] = batch.texts[:] = 7
     batch.ordinary[:] = True

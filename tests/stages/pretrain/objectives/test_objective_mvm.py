@@ -1,4 +1,4 @@
-"""Masked visual modelling: the loss, and which cells are hidden by both rules."""
+"""Masked visual modelling: the loss, and which cells are masked by both rules."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_loss_and_gradient_are_those_of_a_loop() -> None:
 
 
 def test_nothing_hidden_costs_nothing_and_keeps_the_graph() -> None:
-    """Oracle: before the dictionary has started nothing is hidden; loss 0, gradients zero."""
+    """Oracle: before the dictionary has started nothing is masked; loss 0, gradients zero."""
     for rule in ("share", "released"):
         batch = random_batch(2, grid=GRID)
         cells = _cells(batch, 2)
@@ -147,7 +147,7 @@ def test_codes_are_hidden_whole_until_the_share_is_reached() -> None:
 
 def test_the_released_rule() -> None:
     """Oracle: sets. All pairs drawn share one cell of the grid; where it is visible exactly the
-    visible cells of its code are hidden; in the padding, or undrawn, nothing; mismatched pairs
+    visible cells of its code are masked; in the padding, or undrawn, nothing; mismatched pairs
     teach too. Drawn about as often as the probability says."""
     config = MvmConfig(rule="released", probability=0.4, matched_only=False)
     num_drawn, in_padding = 0, 0

@@ -1,4 +1,4 @@
-"""Object-guided masked vision modelling: the losses, and which cells are hidden."""
+"""Object-guided masked vision modelling: the losses, and which cells are masked."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_loss_by_hand(soft: bool, label_loss: float) -> None:
     batch.label, batch.top_label = torch.tensor([[1, 0]]), torch.tensor([[[1, 0], [0, 1]]])
     batch.top_score = torch.tensor([[[0.9, 0.1], [0.6, 0.2]]])
     batch.feature = torch.tensor([[[7.0, 7.0], [1.0, 3.0]]])
-    batch.hidden_objects = torch.tensor([[1, -1]])
+    batch.masked_objects = torch.tensor([[1, -1]])
     cells = torch.tensor([[[0, 0, 1, 0], [9, 9, 9, 9], [2 * math.log(3), 0, 3, 2]]])
     config = OmvmConfig(label_weight=2, feature_weight=3, soft_label=soft)
     scored = _score(config, batch, cells, cast(Student, student))
@@ -74,7 +74,7 @@ def test_feature_losses_by_hand(kind: Any, wanted: float) -> None:
     batch = random_batch(0, pictures=1, captions=1, objects=1)
     batch.regions = torch.tensor([[[1.0]]])
     batch.label, batch.top_label = torch.tensor([[0]]), torch.tensor([[[0, 1, 1]]])
-    batch.feature, batch.hidden_objects = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[0]])
+    batch.feature, batch.masked_objects = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[0]])
     config = OmvmConfig(feature_loss=kind, label_weight=0)
     scored = _score(config, batch, torch.tensor([[[0.0, 0, 2, 1]]]), cast(Student, student))
     assert scored.loss.item() == pytest.approx(wanted, rel=1e-6)
@@ -83,7 +83,7 @@ def test_feature_losses_by_hand(kind: Any, wanted: float) -> None:
 
 def _slow(config: OmvmConfig, batch: Batch, cells: torch.Tensor, student: Student) -> torch.Tensor:
     labels, features = [], []
-    for b, rows in enumerate(batch.hidden_objects.tolist()):
+    for b, rows in enumerate(batch.masked_objects.tolist()):
         n = int(batch.picture[b])
         for row in rows:
             if row < 0:
@@ -106,13 +106,13 @@ def _slow(config: OmvmConfig, batch: Batch, cells: torch.Tensor, student: Studen
 
 @pytest.mark.parametrize("soft", [True, False])
 def test_loss_and_gradient_are_those_of_a_loop(soft: bool) -> None:
-    """Oracle: a loop over hidden objects and their cells, which have weights of their own."""
+    """Oracle: a loop over masked objects and their cells, which have weights of their own."""
     student, batch = tiny_student(), random_batch(1, pictures=8)
     batch.regions *= torch.rand(batch.regions.shape)
     config = OmvmConfig(num_objects=2, label_weight=0.7, feature_weight=1.3, soft_label=soft)
     _mask(batch, config)
     cells = _cells(batch)
-    assert (batch.hidden_objects >= 0).sum() > 4
+    assert (batch.masked_objects >= 0).sum() > 4
     fast, slow = _score(config, batch, cells, student).loss, _slow(config, batch, cells, student)
     torch.testing.assert_close(fast, slow)
     wanted = [cells, student.object_head.label.weight, student.object_head.feature.weight]
@@ -129,7 +129,7 @@ def test_gradients_are_those_of_finite_differences(kind: Any, soft: bool) -> Non
     batch = in_double(batch)
     config = OmvmConfig(num_objects=2, feature_loss=kind, soft_label=soft)
     _mask(batch, config)
-    batch.hidden_objects[1] = torch.tensor([0, 2])
+    batch.masked_objects[1] = torch.tensor([0, 2])
     cells = _cells(batch).detach().double().requires_grad_()
     bias = student.object_head.transform.bias
 
@@ -151,18 +151,18 @@ def test_order_and_padding_of_objects_do_not_matter() -> None:
         setattr(batch, name, torch.cat([value, torch.full_like(value[:, :2], -1)], dim=1))
     batch.regions[:, 4:] = 0
     place = order.argsort()
-    batch.hidden_objects = torch.where(
-        batch.hidden_objects >= 0, place[batch.hidden_objects.clamp(min=0)], -1
+    batch.masked_objects = torch.where(
+        batch.masked_objects >= 0, place[batch.masked_objects.clamp(min=0)], -1
     )
     torch.testing.assert_close(_score(config, batch, cells, student).loss, expected)
 
 
 def test_a_picture_without_objects_costs_nothing_and_keeps_the_graph() -> None:
-    """Oracle: no object anywhere: nothing is hidden, the loss is 0 and its gradients are zeros."""
+    """Oracle: no object anywhere: nothing is masked, the loss is 0 and its gradients are zeros."""
     student, batch = tiny_student(), random_batch(3)
     batch.label[:], batch.regions[:] = -1, 0
     _mask(batch, OmvmConfig(mask_probability=1))
-    assert not batch.masked_cells.any() and (batch.hidden_objects == -1).all()
+    assert not batch.masked_cells.any() and (batch.masked_objects == -1).all()
     cells = _cells(batch)
     scored = _score(OmvmConfig(), batch, cells, student)
     scored.loss.backward()
@@ -171,13 +171,13 @@ def test_a_picture_without_objects_costs_nothing_and_keeps_the_graph() -> None:
 
 @pytest.mark.parametrize("num_objects", [1, 2, 9])
 def test_all_cells_of_a_hidden_object_are_masked_and_no_others(num_objects: int) -> None:
-    """Oracle: sets. Hidden objects exist, are distinct and as many as wanted or there are; the
+    """Oracle: sets. Masked objects exist, are distinct and as many as wanted or there are; the
     masked cells are the union of their regions."""
     for seed in range(10):
         batch = random_batch(seed, pictures=5)
         batch.matched[:] = True
         _mask(batch, OmvmConfig(num_objects=num_objects, mask_probability=1), seed)
-        for b, rows in enumerate(batch.hidden_objects.tolist()):
+        for b, rows in enumerate(batch.masked_objects.tolist()):
             n = int(batch.picture[b])
             real = [row for row in rows if row >= 0]
             exist = [row for row, label in enumerate(batch.label[n].tolist()) if label >= 0]
@@ -193,7 +193,7 @@ def test_an_object_without_a_cell_is_not_drawn() -> None:
     batch.matched[:] = True
     batch.regions[:, 1] = 0
     _mask(batch, OmvmConfig(num_objects=4))
-    drawn = batch.hidden_objects[batch.picture == 5]
+    drawn = batch.masked_objects[batch.picture == 5]
     assert (drawn != 1).all() and sorted(drawn[0].tolist()) == [-1, 0, 2, 3]
 
 
@@ -211,8 +211,8 @@ def test_which_objects_are_drawn(draw: Any, shares: tuple[float, float]) -> None
     for row, num_cells in enumerate((1, 2, 3)):
         batch.regions[:, row, :num_cells] = 1 / num_cells
     _mask(batch, OmvmConfig(draw=draw, num_objects=2))
-    first, second = batch.hidden_objects.T
-    assert (first != second).all() and (batch.hidden_objects >= 0).all()
+    first, second = batch.masked_objects.T
+    assert (first != second).all() and (batch.masked_objects >= 0).all()
     for row, share in enumerate(shares):
         got = (first == row).float().mean().item()
         assert abs(got - share) < 4 * math.sqrt(share * (1 - share) / 3000), (row, got)
@@ -225,8 +225,8 @@ def test_how_often_a_drawn_object_is_hidden() -> None:
     batch.label[:], batch.matched[:] = 0, True
     batch.regions[:] = torch.eye(3, batch.regions.shape[-1])
     _mask(batch, OmvmConfig(mask_probability=0.3))
-    assert (batch.hidden_objects >= 0).all()
-    drawn = torch.bincount(batch.hidden_objects[:, 0], minlength=3) / 3000
+    assert (batch.masked_objects >= 0).all()
+    drawn = torch.bincount(batch.masked_objects[:, 0], minlength=3) / 3000
     assert ((drawn - 1 / 3).abs() < 4 * math.sqrt(2 / 9 / 3000)).all()
     hidden = batch.masked_cells.any(dim=1).float().mean().item()
     assert abs(hidden - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 3000)
@@ -241,8 +241,8 @@ def test_masks_do_not_show_which_captions_are_mismatched() -> None:
         batch.matched[:] = matched
         _mask(batch, OmvmConfig(mask_probability=0.9))
         seen.append(batch.masked_cells)
-        assert (batch.hidden_objects >= 0).any() == matched
+        assert (batch.masked_objects >= 0).any() == matched
     assert torch.equal(*seen) and seen[0].any()
     batch.matched[:] = False
     _mask(batch, OmvmConfig(matched_only=False))
-    assert (batch.hidden_objects >= 0).any()
+    assert (batch.masked_objects >= 0).any()
