@@ -115,7 +115,7 @@ def count_samples(
 
 
 def _record_turns(root: Path) -> None:
-    from sharding.order.order import Turn
+    from sharding.order.turns import Turn
     from stages.pretrain.data.batches import Batches
     from stages.training.batches import LoadedBatch
 

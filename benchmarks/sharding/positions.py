@@ -4,7 +4,7 @@
         [--seed 0]
 
 Worlds of so many ranks follow each other, over and over, each with another number of DataLoader
-workers a rank. Every rank takes its turns as sharding.order.order deals them; its workers have the
+workers a rank. Every rank takes its turns as sharding.order.turns deals them; its workers have the
 next ones in hand. After a random number of steps a world is stopped in the middle of one, some
 ranks further than others: that step has no effect, what the workers had in hand is lost, and the
 next world has only the position of the last whole step, and computes the order again. A step is 48
@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sharding.order.order import Order, turns
+from sharding.order.order import Order
+from sharding.order.turns import turns
 
 STEP_SIZE = 48
 LONGEST_STEPS, MOST_WORKERS, PREFETCH = 60, 8, 2

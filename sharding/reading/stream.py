@@ -280,7 +280,7 @@ def positions(start: int, rank: int, world_size: int, end: int | None = None) ->
     """The positions of one rank: start + rank, then every world_size-th, below `end` if given.
 
     Without an end it never ends. Ranks take equally many when world_size divides end - start;
-    sharding.order.order.turns deals in equal numbers always.
+    sharding.order.turns.turns deals in equal numbers always.
     Raises ValueError unless 0 <= rank < world_size and start >= 0.
     """
     if start < 0 or not 0 <= rank < world_size:

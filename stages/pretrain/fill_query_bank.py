@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch.nn import functional as F
 
-from sharding.order.order import Turn
+from sharding.order.turns import Turn
 from sharding.reading.stream import ShardStream
 from stages.pretrain.data.batch import Batch
 from stages.pretrain.data.batches import Batches

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from boxless.errors import BoxlessError
 from sharding.format.resize import Resize
-from sharding.order.order import Turn
+from sharding.order.turns import Turn
 from sharding.reading.dataset_source import OpenSource, open_source
 from sharding.reading.stream import ShardStream
 from stages.pretrain.average import AveragedWeights

@@ -12,7 +12,7 @@ import torch
 
 from sharding.format.resize import Resize
 from sharding.format.schema import ShardError
-from sharding.order.order import Turn
+from sharding.order.turns import Turn
 from sharding.reading.dataset_source import DatasetSource
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batch import Batch

@@ -25,7 +25,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from boxless.errors import BoxlessError
-from sharding.order.order import Turn, turns
+from sharding.order.turns import Turn, turns
 from sharding.reading.watchdog import StatusBoard
 from sharding.tools.verify import Fault
 from stages.training.config import TrainingConfig

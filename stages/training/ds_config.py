@@ -67,7 +67,7 @@ def recipe_settings(config: TrainingConfig, world_size: int) -> dict[str, Any]:
     """What follows from the recipe alone.
 
     Every rank takes the same number of turns a step; where the ranks do not share its micro-batches
-    evenly, some turns count nothing (`sharding.order.order.turns`, `Loop._weight`).
+    evenly, some turns count nothing (`sharding.order.turns.turns`, `Loop._weight`).
     """
     num_turns = -(-config.micro_batches_per_step // world_size)
     settings: dict[str, Any] = {

@@ -44,6 +44,7 @@ from stages.detector.teacher_folder import (
     save_null_teacher,
     save_teacher,
 )
+from stages.detector.training.augmentation import step_random
 from stages.detector.training.config import TeachConfig
 from stages.detector.training.evaluate import score_teacher, scores_in_words
 from stages.detector.training.initial_weights import (
@@ -61,7 +62,7 @@ from stages.detector.training.optimizer import (
     learning_rate,
     set_learning_rate,
 )
-from stages.detector.training.training_set import TrainingSet, step_random
+from stages.detector.training.training_set import TrainingSet
 from stages.detector.training.training_state import (
     State,
     load_checkpoint,

@@ -9,7 +9,6 @@ Letters: B pictures, H x W pixels of the largest of them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from sharding.order.order import Order
 from stages.detector.net_config import PictureConfig
-from stages.detector.ops.resize import enlarged, prepare, resized_size, scales, stack
+from stages.detector.ops.resize import prepare, resized_size, scales, stack
+from stages.detector.training.augmentation import draw_flips, flipped, jittered_size
 from stages.detector.training.config import TeachConfig
 from stages.detector.training.labeled_pictures import LabeledPictures, Truth
 from stages.ranks import Ranks
@@ -33,12 +33,6 @@ class Batch(NamedTuple):
     sizes: list[tuple[int, int]]  # (height, width) in pixels, without padding
     truths: list[Truth]  # boxes in pixels of `pictures`
     num_of_step: int  # pictures of the step on all ranks
-
-
-def step_random(seed: int, step: int, purpose: str) -> torch.Generator:
-    """The random numbers of one step, the same whenever and wherever it is run."""
-    digest = hashlib.sha256(f"{seed} {step} {purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 class TrainingSet:
@@ -73,16 +67,15 @@ class TrainingSet:
         be none. Raises ShardError where a picture's bytes have changed."""
         of_step = [self._shards[shard][place] for shard, place in self._order[step].samples]
         indices = of_step[ranks.rank :: ranks.size]
-        config = self._resize_config(step)
+        config = jittered_size(self.config, seed=self.seed, step=step)
         pictures = [self._picture(index, config) for index in indices]
         sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
         truths = [self._scaled_truth(index, config) for index in indices]
         if self.config.flip:
-            random = step_random(self.seed, step, "flip")
-            is_flipped = torch.rand(len(of_step), generator=random) < 0.5
+            is_flipped = draw_flips(len(of_step), seed=self.seed, step=step)
             for row in torch.nonzero(is_flipped[ranks.rank :: ranks.size]).flatten():
                 pictures[row] = pictures[row].flip(1)
-                truths[row] = _flipped(truths[row], sizes[row][1])
+                truths[row] = flipped(truths[row], sizes[row][1])
         places = [self._labelled.places[index] for index in of_step]
         resized = [resized_size((place.height, place.width), config) for place in places]
         canvas = (max(size[0] for size in resized), max(size[1] for size in resized))
@@ -93,18 +86,6 @@ class TrainingSet:
             truths=[Truth(*(part.to(self.device) for part in truth)) for truth in truths],
             num_of_step=len(of_step),
         )
-
-    def _resize_config(self, step: int) -> PictureConfig:
-        """How the pictures of `step` are resized: one size for all, so that few cells are
-        padding."""
-        config, factors = self.config.net.picture, self.config.scale_jitter
-        if self.config.late_steps and step >= self.config.num_steps - self.config.late_steps:
-            factors = self.config.late_scale_jitter
-        if len(factors) == 1 and factors[0] == 1.0:
-            return config
-        random = step_random(self.seed, step, "scale")
-        factor = factors[int(torch.randint(len(factors), (), generator=random))]
-        return enlarged(config, factor)
 
     def _picture(self, index: int, config: PictureConfig) -> Tensor:
         """A picture, resized: [H, W, 3]. With one size for all steps the cache holds it so, else
@@ -130,9 +111,3 @@ class TrainingSet:
         place, truth = self._labelled.places[index], self._labelled.truth(index)
         scale = scales((place.height, place.width), config)
         return truth._replace(boxes=truth.boxes * torch.tensor(scale * 2))
-
-
-def _flipped(truth: Truth, width: int) -> Truth:
-    """The truth of a picture `width` pixels wide that is mirrored left to right."""
-    x0, y0, x1, y1 = truth.boxes.unbind(1)
-    return truth._replace(boxes=torch.stack([width - x1, y0, width - x0, y1], 1))

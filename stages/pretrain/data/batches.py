@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sharding.format.resize import Resize
 from sharding.format.schema import ShardError
-from sharding.order.order import Turn
+from sharding.order.turns import Turn
 from sharding.reading.dataset_source import DatasetSource, OpenSource
 from sharding.reading.sample_reader import make_sample
 from sharding.reading.shard_reader import RawSample

@@ -1,7 +1,8 @@
-"""Tests of sharding.order.order.turns: any world size with any step size, nobody ever waits."""
+"""Tests of sharding.order.turns: any world size with any step size, nobody ever waits."""
 
 from __future__ import annotations
 
+import doctest
 import itertools
 from collections import Counter
 
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharding.order.order import Order, Turn, turns
+from sharding.order import turns as turns_module
+from sharding.order.order import Order
+from sharding.order.turns import Turn, turns
 
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -160,3 +163,9 @@ def test_worlds_come_and_go_with_their_workers(
                 seen.update((epoch, *sample) for sample in samples if not turn.is_padding)
         position = min(end, position + num_steps * step_size)
     assert set(seen.values()) == {1} and len(seen) == 2 * num_samples
+
+
+def test_the_worked_example_is_true() -> None:
+    """Oracle: the docstring's own numbers."""
+    result = doctest.testmod(turns_module)
+    assert result.attempted == 1 and result.failed == 0

@@ -12,7 +12,7 @@ from pretrain_fixtures import random_batch, toy_collate, toy_samples, toy_tokeni
 
 from sharding.format.resize import Resize
 from sharding.format.schema import Sample
-from sharding.order.order import Turn
+from sharding.order.turns import Turn
 from sharding.reading.dataset_source import DatasetSource, open_source
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batches import Batches, open_stream

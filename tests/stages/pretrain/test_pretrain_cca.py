@@ -14,7 +14,7 @@ from pretrain_fixtures import TINY, random_batch, tiny_student
 from torch.nn import functional as F
 
 from sharding.format.schema import ShardError
-from sharding.order.order import Turn
+from sharding.order.turns import Turn
 from sharding.tools.verify import Fault
 from stages.pretrain.cca import PairStatistics, start_by_cca
 from stages.pretrain.config import PretrainConfig

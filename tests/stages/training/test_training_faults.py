@@ -19,7 +19,7 @@ import torch
 
 from boxless.errors import BoxlessError
 from sharding.format.schema import ShardError
-from sharding.order.order import Turn
+from sharding.order.turns import Turn
 from sharding.reading.watchdog import StatusBoard
 from stages.training import batches
 from stages.training.batches import (

@@ -13,10 +13,11 @@ from stages.detector.model.second_classifier import joined
 from stages.detector.model.test_time_augmentation import View, find_in_views
 from stages.detector.net_config import ChoiceConfig, ProposalConfig, ResNetConfig, TeacherConfig
 from stages.detector.net_json import net_from_json, net_to_json
+from stages.detector.training.augmentation import step_random
 from stages.detector.training.config import TeachConfig
 from stages.detector.training.labeled_pictures import Truth
 from stages.detector.training.losses import detection_losses
-from stages.detector.training.training_set import Batch, step_random
+from stages.detector.training.training_set import Batch
 
 BACKBONE = ResNetConfig(
     stem_width=4,
