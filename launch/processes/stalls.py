@@ -23,7 +23,7 @@ class StallReports:
         self._reported: set[float] = set()
 
     def report(self, beats: list[Beat]) -> None:
-        """Look at what the ranks of this node said last."""
+        """Log ranks that are stopped, and a step that takes too long, by their heartbeats."""
         for beat in stopped(beats):
             if beat.since_seconds not in self._reported:
                 self._reported.add(beat.since_seconds)

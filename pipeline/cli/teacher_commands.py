@@ -1,4 +1,4 @@
-"""Commands over teachers: convert makes one of a checkpoint from elsewhere, teacher looks at
+"""Commands over teachers: convert makes one of a checkpoint from elsewhere, teacher checks
 one."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Width and height of a JPEG, PNG or WebP, from its first bytes, without decoding anything.
 
-A picture from an unknown source is looked at in a few places of a few bytes, so that none costs
+A picture from an unknown source is read in a few places of a few bytes, so that none costs
 more than another, however large it would be when decoded (a decompression bomb).
 
 Layouts: ITU T.81, annex B (JPEG); PNG, 3rd edition, section 11.2.1; RFC 9649 and RFC 6386, 9.1
@@ -24,7 +24,7 @@ def picture_size(data: bytes) -> tuple[int, int]:
     """(width, height) in pixels of the picture in `data`, upright.
 
     Raises ShardError unless it begins as a JPEG, PNG or WebP with at least one pixel and at most
-    MAX_PIXELS. Whether the rest can be decoded is not looked at.
+    MAX_PIXELS. Whether the rest can be decoded is not checked.
     """
     try:
         size = _size(data)

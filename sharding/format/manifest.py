@@ -149,7 +149,7 @@ def read_manifest_bytes(tar: Path) -> bytes:
 def parse_manifest(data: bytes, tar: Path, *, lazily: bool = False) -> Manifest:
     """The manifest of `tar` from the bytes of its file; ShardError if it is invalid.
 
-    lazily: for bytes whose hash the catalog knows. Each sample is looked at when it is asked for,
+    lazily: for bytes whose hash the catalog knows. Each sample is checked when it is asked for,
     and ShardError comes then: one of many workers needs few of them.
     """
     path = manifest_path(tar)
@@ -234,7 +234,7 @@ class _Entries(Sequence[SampleEntry]):
 
 
 def _entry(raw: dict[str, Any]) -> SampleEntry:
-    """A sample of the file: types, bounds and members are sound; places are not looked at."""
+    """A sample of the file: types, bounds and members are sound; places are not checked."""
     entry = SampleEntry(
         raw["key"],
         raw["width"],

@@ -200,7 +200,7 @@ def decode_objects(data: bytes) -> np.ndarray:
     """The objects array [O] in the bytes of a .npy file.
 
     Only arrays of object_dtype are read, nothing is unpickled, and nothing is allocated beyond the
-    length of `data` whatever its header claims; ShardError otherwise. Values are not looked at:
+    length of `data` whatever its header claims; ShardError otherwise. Values are not checked:
     see check_objects.
     """
     source = io.BytesIO(data)

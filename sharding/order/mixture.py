@@ -77,7 +77,7 @@ class Mixture:
     orders: one a set. weights: micro-batches of each in a cycle, at least 1. seed: of the places
     inside cycles, >= 0. Raises ValueError for other weights and seeds.
 
-    Memory and the first look into a cycle: 8 bytes a set and position of a cycle, so weights that
+    Memory and the first access to a cycle: 8 bytes a set and position of a cycle, so weights that
     add up to thousands are fine and to billions are not.
     """
 

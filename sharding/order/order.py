@@ -82,7 +82,7 @@ from sharding.format.resize import Resize
 _SHARDS, _SAMPLES, _MICRO_BATCHES = range(3)
 # Windows whose permuted samples are kept: the current one and those that carried samples into it.
 _NUM_WINDOWS_KEPT = 16
-# How many are looked at at once, which bounds the memory of going over all of them.
+# How many are read at a time, which bounds the memory of going over all of them.
 _NUM_SAMPLES_AT_ONCE, _NUM_WINDOWS_AT_ONCE = 1 << 18, 1 << 12
 # Entries of the table from shape to group: 8192 x 8192 steps.
 _MOST_SHAPES = 1 << 26
@@ -109,7 +109,7 @@ class Plan(Protocol):
 
     @property
     def num_micro_batches(self) -> int:
-        """Positions after which the plan comes round: an Order's epoch, a Mixture's cycle."""
+        """Positions after which the plan repeats: an Order's epoch, a Mixture's cycle."""
 
     def __getitem__(self, position: int) -> MicroBatch:
         """The micro-batch at `position`; IndexError below 0, there is no end above."""

@@ -137,7 +137,7 @@ def _in_steps(sequence: SampleSequence, step_size: int) -> SampleSequence:
 
 
 def _drift(sequence: SampleSequence, sizes: Sequence[Sequence[int]], shares: np.ndarray) -> float:
-    """ShuffleQuality.drift, looked at after each micro-batch."""
+    """ShuffleQuality.drift, measured after each micro-batch."""
     had = np.cumsum(batch_shares(sequence, sizes), axis=0)
     due = np.arange(1, len(had) + 1)[:, None] * shares
     return float(np.abs(had - due).max())

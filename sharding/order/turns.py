@@ -24,7 +24,7 @@ def turns(
 
     A step is `step_size` positions, whatever the world size; its ranks take them in turn, so rank r
     of R has positions r, r + R, ... of each step. Every rank has ceil(step_size / R) turns a step,
-    so none is ever waited for. Turns that find no position left in their step (R does not divide
+    so no rank waits for another. Turns that find no position left in their step (R does not divide
     step_size, or `end` cuts the last step) are padding: they repeat one of the step's positions,
     so that there is data to go through, and must count for nothing. Step 5 from 10 on, three ranks:
 

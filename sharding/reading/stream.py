@@ -129,7 +129,7 @@ class ShardStream(Dataset[list[Sample]]):
 
     @property
     def num_micro_batches(self) -> int:
-        """Positions after which the plan comes round: an epoch, or a cycle of weighted sources."""
+        """Positions after which the plan repeats: an epoch, or a cycle of weighted sources."""
         return self.plan.num_micro_batches
 
     def __len__(self) -> int:

@@ -245,7 +245,7 @@ def index_folder(
     none has.
 
     split_of: the split of a tar, by its name. on_shard: called after each tar with the numbers done
-    and in all. Raises ShardError, once all tars have been looked at, if some cannot be indexed; and
+    and in all. Raises ShardError, once all tars have been read, if some cannot be indexed; and
     if there is no sample, if only some have objects, if a key is in two tars, or if the folder has
     a catalog that a stage wrote.
     """

@@ -199,7 +199,7 @@ def verify_paths(
 
 
 class _Folder:
-    """Shards of one folder to look at, by name, held against each other and against its catalog.
+    """Shards of one folder to verify, by name, compared with each other and with its catalog.
 
     catalog: None for tars that were named one by one. faults: of the folder as a whole.
     """

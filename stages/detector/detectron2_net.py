@@ -50,7 +50,7 @@ def load_net(config: Detectron2Config, device: torch.device) -> Detectron2Net:
     """The net of `config`, with its weights, on `device`.
 
     Raises Detectron2Error where detectron2 is not here, where the config cannot be read or its
-    net has no part that looks at boxes, and where the weights do not fit it; CheckpointError for
+    net has no box head, and where the weights do not fit it; CheckpointError for
     a file that holds no weights.
     """
     if config.config_file.endswith(".py") and os.environ.get(ALLOW_CODE) != "1":
@@ -130,7 +130,7 @@ def _from_yaml(path: Path) -> Detectron2Net:
 
 
 def _from_python(path: Path) -> Detectron2Net:
-    """The same of a lazy config, which says how to look at pictures in `dataloader.test`."""
+    """The same of a lazy config, which says how pictures are prepared in `dataloader.test`."""
     transforms = importlib.import_module("detectron2.data.transforms")
     config = importlib.import_module("detectron2.config")
     cfg = config.LazyConfig.load(str(path))
@@ -152,7 +152,7 @@ def _from_python(path: Path) -> Detectron2Net:
 
 
 def _check_kind(model: Any, config_file: str) -> None:
-    """Detectron2Error unless `model` proposes boxes and looks at upright ones with a box head."""
+    """Detectron2Error unless `model` proposes upright boxes and has a box head for them."""
     modeling = importlib.import_module("detectron2.modeling")
     heads = importlib.import_module("detectron2.modeling.roi_heads")
     rotated = importlib.import_module("detectron2.modeling.roi_heads.rotated_fast_rcnn")
@@ -202,7 +202,7 @@ def _load_weights(model: Any, path: Path, config_file: str) -> None:
             f"weights: got {path}, which does not fit {config_file} ({found}); expected a "
             "finished detector trained with that config, not a backbone alone."
         )
-    # Not strict for the sake of the counters: all else was looked at above.
+    # Not strict for the sake of the counters: all else was checked above.
     model.load_state_dict(
         {key: torch.tensor(weights[key]) for key in expected if key in weights}, strict=False
     )

@@ -173,7 +173,7 @@ def _look(heads: Any, levels: dict[str, Tensor], proposals: Any) -> tuple[Tensor
     boxes = proposals.proposal_boxes.tensor
     total = torch.zeros(1, device=boxes.device)
     for head, predictor in stages:
-        # A cascade's later stages look at the boxes of the one before.
+        # A cascade's later stages take the boxes of the one before.
         refined = structures.Boxes(boxes)
         refined.clip(proposals.image_size)
         proposals = structures.Instances(proposals.image_size, proposal_boxes=refined)

@@ -38,10 +38,10 @@ class PictureConfig:
     resize: "pillow", Pillow's bilinear filter on bytes, each side rounded by itself, then
         normalised, as detectron2; or "floats", normalised first, then interpolated between four
         pixels, with one factor for both sides, as py-faster-rcnn and bottom-up attention.
-    inference_scales: ours; objects are looked for in the picture at these times its size, beginning
-        with 1, and what is found is a mean over them (`test_time_augmentation.py`).
-    inference_mirror: ours; the picture is looked at mirrored too, at each size. Each view costs as
-        much as the first, and more, as each looks at the proposals of all.
+    inference_scales: ours; the net runs on the picture at these times its size, beginning with 1,
+        and what is found is a mean over them (`test_time_augmentation.py`).
+    inference_mirror: ours; the net also runs on the mirrored picture, at each size. Each view costs
+        as much as the first, and more, as each scores the proposals of all.
     """
 
     shorter_px: int = 96
@@ -79,7 +79,7 @@ class PictureConfig:
 
     @property
     def num_views(self) -> int:
-        """How often a picture is looked at to find its objects."""
+        """Views of a picture at inference."""
         return len(self.inference_scales) * (1 + self.inference_mirror)
 
 
@@ -262,7 +262,7 @@ class ProposalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BoxConfig:
-    """What looks at a proposal: pooling, box head, predictors.
+    """What classifies a proposal: pooling, box head, predictors.
 
     pooling: "align" (RoIAlign, aligned) or "pool" (the older RoIPool, a maximum a bin).
     num_bins: side, in bins, of what is taken from a box.
@@ -369,7 +369,7 @@ BackboneConfig = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """The net and how it looks at a picture; kept with the weights in a teacher's folder.
+    """The net and how a picture is prepared for it; kept with the weights in a teacher's folder.
 
     picture, backbone, proposals, boxes, choice: its parts, in this order.
     inclusive_boxes: boxes are Caffe's, whose last pixel counts: a width is x1 - x0 + 1, and a

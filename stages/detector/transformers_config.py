@@ -25,7 +25,7 @@ class TransformersConfig:
         an object knows its phrases, which are also the similarity of phrases and objects, and its
         label is a content word of the corpus's captions.
     max_caption_labels: the commonest content words that are labels, with prompts "captions".
-    labels_per_prompt: names or phrases that the zero-shot kind looks for at once; the pieces'
+    labels_per_prompt: names or phrases in one prompt of the zero-shot kind; the pieces'
         objects are merged.
     score_threshold: objects scoring this or less (0 to 1) are not reported.
     iou: overlap above which the better of two objects of a class pushes out the other.

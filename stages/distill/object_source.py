@@ -53,7 +53,7 @@ class ObjectSource(Named, Protocol):
 
 
 class Detector(Named, Protocol):
-    """A teacher that looks at pictures; what it sees in one depends on no other."""
+    """A teacher that runs on pictures; what it finds in one depends on no other."""
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of what the net gets for a picture of that size, in pixels. Pictures of

@@ -94,7 +94,7 @@ def _is_above_zero(value: object) -> bool:
 
 
 class Losses:
-    """What did not become samples: failures and notes of the manifests that were looked at.
+    """What did not become samples: failures and notes of the manifests that were read.
 
     num_failed: of all shards, by their catalog; num_unread: of those whose reasons are not
     known, as their manifests were not opened or cannot be read.

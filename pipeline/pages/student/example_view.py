@@ -109,7 +109,7 @@ def kinds_of(num_layers: int, num_heads: int) -> list[str]:
 
 
 def _attention(inside: ForwardTrace, phrases: Sequence[Sequence[int]]) -> torch.Tensor:
-    """What entries look at, of cells only: [M, E, C]. A phrase looks as its words do on average."""
+    """What entries attend to, of cells only: [M, E, C]; for a phrase the mean over its words."""
     attention = inside.attention
     heads = torch.cat([attention.mean(dim=1, keepdim=True), attention], dim=1).flatten(0, 1)
     every = torch.cat([rollout(attention)[None], heads])

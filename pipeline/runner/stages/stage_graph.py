@@ -91,7 +91,7 @@ def _without_settings_of_the_machine(values: dict[str, Any]) -> dict[str, Any]:
 
 def stages_of(recipe: Recipe) -> tuple[StageKind, ...]:
     """Every stage of the recipe, in running order; finetune only where it names a task, teach only
-    where distill looks with the run's own teacher."""
+    where distill uses the run's own teacher."""
     task = recipe.finetune.task
     has_teacher = recipe.distill.teacher == "run"
     teach = ("teach",) if has_teacher else ()
@@ -124,7 +124,7 @@ def stages_of(recipe: Recipe) -> tuple[StageKind, ...]:
         StageKind(
             name="pretrain",
             parts=("seed", "student", "pretrain"),
-            # Shards from elsewhere are none of the run's: the orchestrator looks at them itself.
+            # Shards from elsewhere are none of the run's: the orchestrator checks them itself.
             inputs=() if recipe.pretrain.data.sources else ("distill",),
             folders=("pretrain", "student"),
             outputs=("student/config.json", "student/*"),

@@ -61,7 +61,7 @@ def progress_readers(run: RunFolder) -> dict[str, ProgressReader]:
 
 
 def show_status(run: RunFolder) -> None:
-    """Print the table and the workers. In a terminal the workers are looked at again every second
+    """Print the table and the workers. In a terminal the workers are read again every second
     for as long as shards are made; Ctrl-C ends it. Workers of other machines are first watched for
     some seconds."""
     console, readers = Console(), progress_readers(run)

@@ -38,7 +38,7 @@ _REASON = re.compile(r"WeightsUnpickler error: *(.*)")
 def read_torch(path: Path) -> Any:
     """What torch.save put into `path`, whichever of its two formats.
 
-    Tensors are on the CPU, and stay in the file until they are looked at where the format allows;
+    Tensors are on the CPU, and stay in the file until they are read where the format allows;
     numpy's arrays are `pickled_arrays.Array`. Raises CheckpointError for a file that is cut off, is
     none of torch's or asks for more than tensors and plain containers; OSError where it cannot be
     opened.

@@ -30,7 +30,7 @@ from stages.detector.ops.boxes import iou
 # there are few kernels to start.
 BLOCK_BOXES_CPU = 256
 BLOCK_BOXES = 2048
-# Steps from one look at whether all is settled to the next: a look waits for a device.
+# Steps between two checks for convergence: a check waits for the device.
 STEPS_A_LOOK_CPU = 1
 STEPS_A_LOOK = 4
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 DEVICE = "device"
-"""The part in which a teacher looks at pictures: what should be going on all the time."""
+"""The part in which a teacher runs, which should be nearly all of the time."""
 
 
 class Clock:

@@ -2,5 +2,5 @@
 
 A picture's way: its key or image_id becomes an id (ids), the id a place in a file (index), the
 bytes there a record (the file named after its format), the record an array of objects (objects).
-Nothing here looks at a picture.
+Nothing here decodes a picture.
 """

@@ -46,7 +46,7 @@ def attention_section(run: RunFolder, pictures: Pictures) -> Section | None:
 
 
 def most_looking(words: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The words that look at the picture most, in the order of the caption."""
+    """The words that attend to the picture most, in the order of the caption."""
     ranked = sorted(words, key=lambda word: -float(word["share"]))[:_MOST_WORDS]
     return sorted(ranked, key=lambda word: int(word["start"]))
 
