@@ -37,9 +37,7 @@ class StageKind:
 
     def recipe_parts(self, recipe: Recipe) -> dict[str, Any]:
         """The part of the recipe that shapes its output, as plain values."""
-        return _without_settings_of_the_machine(
-            {part: plain(getattr(recipe, part)) for part in self.parts}
-        )
+        return _comparable({part: plain(getattr(recipe, part)) for part in self.parts})
 
     def recorded_parts(self, recorded: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         """The same part as a record has it, in which a key that is younger than the record has its
@@ -53,7 +51,7 @@ class StageKind:
             else values
             for part, values in recorded.items()
         }
-        return _without_settings_of_the_machine(filled)
+        return _comparable(filled)
 
 
 # Keys of any part that say how often, how fast or with how much memory a stage works, not what
@@ -79,6 +77,24 @@ _SHAPES_NOTHING = {
     "validate_steps",
     "wandb_project",
 }
+
+
+_HALF = ("bf16", "fp16")
+"""Precisions of training whose weights are not float32."""
+
+
+def _comparable(values: dict[str, Any]) -> dict[str, Any]:
+    """Parts of a recipe, so that those that shape the same output are equal. Float32 weights are
+    saved as such under either `save_precision`, whose default was "training" before 0.2."""
+    values = _without_settings_of_the_machine(values)
+    return {
+        part: {**fields, "save_precision": "fp32"}
+        if isinstance(fields, dict)
+        and "save_precision" in fields
+        and fields.get("precision") not in _HALF
+        else fields
+        for part, fields in values.items()
+    }
 
 
 def _without_settings_of_the_machine(values: dict[str, Any]) -> dict[str, Any]:

@@ -40,11 +40,11 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
-def recipe_of(run: RunFolder) -> Recipe:
-    """Its recipe, the warnings of old names apart."""
+def recipe_of(path: Path) -> Recipe:
+    """A recipe, the warnings of old names apart."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return load_recipe(str(run.recipe))
+        return load_recipe(str(path))
 
 
 def heldout(kind: str) -> list[Sample]:
@@ -69,9 +69,11 @@ def test_the_recipe_is_read_and_each_old_name_is_named_with_its_new_one() -> Non
     assert recipe.student.visual_mask_embedding == "learned"
 
 
-def test_every_stage_counts_as_complete(run: RunFolder) -> None:
-    """Also the corpus, which is generated again for this, is still the same."""
-    recipe = recipe_of(run)
+@pytest.mark.parametrize("written", ["run/recipe.yaml", "recipe.yaml"])
+def test_every_stage_counts_as_complete(written: str, run: RunFolder) -> None:
+    """By the run's own recipe and by the one that it was started with, whose other values are
+    today's defaults. Also the corpus, which is generated again for this, is still the same."""
+    recipe = recipe_of(DATA / written)
     plans = [plan_stage(run, recipe, kind, look_outside=True) for kind in stages_of(recipe)]
     assert {plan.kind.name: plan.why for plan in plans if plan.action != "skip"} == {}
     assert len(plans) == 5
@@ -83,7 +85,7 @@ def test_a_stage_that_was_stopped_is_continued(run: RunFolder) -> None:
     record = json.loads((folder / "stage.json").read_text())
     (folder / "stage.json").unlink()
     (folder / "started.json").write_text(json.dumps({**record, "finished": "", "outputs": {}}))
-    recipe = recipe_of(run)
+    recipe = recipe_of(run.recipe)
     [kind] = [kind for kind in stages_of(recipe) if kind.name == "pretrain"]
     assert plan_stage(run, recipe, kind, look_outside=True).action == "continue"
 
@@ -129,7 +131,7 @@ def test_the_student_scores_as_it_did() -> None:
 def test_pretraining_continues(run: RunFolder, more_steps: int) -> None:
     """Oracle: without another step the student that is written again has the old one's weights;
     with one, the next step of the same order, from whose loss the log goes on."""
-    recipe = recipe_of(run)
+    recipe = recipe_of(run.recipe)
     student = run.root / "student"
     before = load_file(student / "model.safetensors")
     shutil.rmtree(student)
