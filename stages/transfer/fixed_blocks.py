@@ -10,12 +10,14 @@ no number depends on a row's place in its block or on the other rows. Letters: T
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
+
+from stages.cpu_threads import cpu_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +61,7 @@ def fixed_blocks(
     return blocks
 
 
-@contextmanager
-def fixed_threads(num_threads: int) -> Iterator[None]:
+def fixed_threads(num_threads: int) -> AbstractContextManager[None]:
     """Compute with so many CPU threads, or, where the recipe leaves that open (0), with one:
     PyTorch's own choice depends on the machine and on the number of ranks."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads or 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return cpu_threads(num_threads or 1)

@@ -33,6 +33,7 @@ from torch import nn
 from boxless.errors import BoxlessError
 from sharding.format.catalog import catalog_sha256, read_catalog
 from sharding.writing.atomic import sha256_file, sha256_of, write_json, write_text
+from stages.cpu_threads import cpu_threads
 from stages.detector.device import pick_device
 from stages.detector.model.faster_rcnn import FasterRCNN
 from stages.detector.net_config import ResNetConfig
@@ -145,7 +146,7 @@ def teach(config: TeachConfig, *, seed: int, images: Path, out: Path) -> None:
         )
         check_tf32("teach.precision", config.precision)
         job = Job(config, names, heldout, out, fingerprint, ranks)
-        with _cpu_threads(config.num_threads):
+        with cpu_threads(config.num_threads):
             _train_and_score(TrainingSet(labelled, config, seed=seed, device=pick_device()), job)
 
 
@@ -265,17 +266,6 @@ def _dropout_of(training_set: TrainingSet, step: int, ranks: Ranks) -> Iterator[
         random = step_random(training_set.seed, step, f"dropout {ranks.rank}")
         torch.manual_seed(random.initial_seed())
         yield
-
-
-@contextlib.contextmanager
-def _cpu_threads(num_threads: int) -> Iterator[None]:
-    """PyTorch's threads inside the block, 0 for its own choice; as before after it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _train(
