@@ -63,11 +63,14 @@ def read_json_object(
     except RepeatedKeyError as error:
         raise SourceError(f"{field} ({path}), {error}; expected each key once") from None
     except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors
-        raise SourceError(f"{field} ({path}) is not JSON ({error}); expected {expected}") from None
+        raise SourceError(
+            f"{field} ({path}) is not JSON ({error}{_likely_cause(data)}); expected {expected}"
+        ) from None
     if not isinstance(content, dict):
+        hint = "; a file of results names no pictures" if isinstance(content, list) else ""
         raise SourceError(
             f"{field} ({path}) holds a JSON {type(content).__name__}; expected an object, "
-            f"{expected}"
+            f"{expected}{hint}"
         )
     for key in keys:
         if not isinstance(content.get(key), list):
@@ -76,6 +79,18 @@ def read_json_object(
                 got = f"{key!r} is a {type(content[key]).__name__}"
             raise SourceError(f"{field} ({path}): got {got}; expected a list {key!r}: {expected}")
     return content
+
+
+def _likely_cause(data: bytes) -> str:
+    """Why a file that should be JSON is none, where its bytes say so; begins with ": "."""
+    text = data.strip()
+    if not text:
+        return ": the file is empty; copy or download it again"
+    if text.startswith(b"<"):
+        return ": it is a web page, as servers send in place of a file; download it again"
+    if text.startswith((b"{", b"[")) and not text.endswith((b"}", b"]")):
+        return ": it is cut short; copy or download it again"
+    return ""
 
 
 def list_pictures(root: Path) -> list[str]:

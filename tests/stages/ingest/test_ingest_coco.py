@@ -309,7 +309,10 @@ BOXES = {
     ("captions", "reported"),
     [
         ("no json", "is not JSON"),
-        ([1, 2], "holds a JSON list; expected an object"),
+        ("", "is not JSON .*: the file is empty; copy or download it again"),
+        ("<!DOCTYPE html>\n<html>", "is not JSON .*: it is a web page, .*download it again"),
+        (json.dumps(SOUND)[:-9], "is not JSON .*: it is cut short; copy or download it again"),
+        ([1, 2], "holds a JSON list; expected an object, .*a file of results names no pictures"),
         ({"photos": []}, "got keys photos; expected a list 'images'"),
         ({**SOUND, "annotations": {}}, 'expected a list "annotations"'),
         ({"images": [], "annotations": []}, '"images" is empty'),

@@ -143,8 +143,8 @@ def _feature(value: Any, size: int) -> np.ndarray:
 def scan_list(source: BinaryIO) -> Iterator[ScannedRow]:
     """Every entry of a JSON list, with its image_id.
 
-    What follows an entry that is cut short or is no JSON cannot be distinguished from it, so the
-    last thing given is then a fault. Raises FeaturesError where the file is no list at all.
+    Raises FeaturesError where the file is no list, is cut short or is no JSON from some byte on: as
+    a picture's detections may stand anywhere, those of every picture may then be incomplete.
     """
     decoder = json.JSONDecoder()
     # As latin-1 every byte is one character, so places in the text are places in the file; what
@@ -166,9 +166,11 @@ def scan_list(source: BinaryIO) -> Iterator[ScannedRow]:
         except (ValueError, RecursionError) as error:
             piece = source.read(_PIECE_BYTES).decode("latin-1")
             if not piece or len(text) - at > MAX_ENTRY_BYTES:
-                left = f"cut short or no JSON from here on ({str(error)[:60]})"
-                yield ScannedRow(None, start + at, len(text) - at, left)
-                return
+                raise FeaturesError(
+                    f"path is {source.name!r}, which is cut short or no JSON from byte "
+                    f"{start + at} on ({str(error)[:60]}), so any picture may lack detections; "
+                    "copy the file again"
+                ) from None
             text, start, at = text[at:] + piece, start + at, 0
             continue
         image_id = entry.get("image_id") if isinstance(entry, dict) else None
