@@ -4,7 +4,7 @@ Any Faster, Mask, Keypoint or Cascade R-CNN of detectron2 goes: only the parts t
 run, by the steps of its `GeneralizedRCNN.inference` and the `forward` of its heads
 (https://github.com/facebookresearch/detectron2, detectron2/modeling/meta_arch/rcnn.py and
 roi_heads/), because those throw away which proposal a detection comes from, and features are the
-proposal's. `detect.py` documents the rows of the arrays; stock detectron2 has no
+proposal's. `predictor.py` documents the rows of the arrays; stock detectron2 has no
 attributes. A cascade's feature is its last stage's, its scores are the mean of its stages'.
 
 Each picture runs alone: detectron2 pads pictures of unequal size, which moves their features.

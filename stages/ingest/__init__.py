@@ -1,6 +1,7 @@
 """Ingest: raw corpora become image shards.
 
-Data flow: a source (`toy`, `coco`, `nlvr`, `webdataset`) lists pictures with their captions,
-`sample` reads each, `pictures` checks its bytes, `truth` fits its boxes, and `run` writes it into a
-shard, or writes down why not.
+Data flow: a source (`sources/`, one file a kind of corpus) lists pictures with their captions,
+`sample.py` reads each, `stages/picture.py` checks its bytes, `truth.py` fits its boxes, `splits.py`
+and `evaluation_pictures.py` choose its split, and `run.py` writes it into a shard, or its failure
+with the reason into the manifest.
 """

@@ -1,7 +1,7 @@
 """Converts a checkpoint of another project to a teacher's folder.
 
 `read_checkpoint` opens the file, whichever of detectron2's and torch's kinds it is, `weights.py`
-makes a net of ours of it, and `folder.py` writes it down with the names of its labels, which the
+makes a net of ours of it, and `teacher_folder.py` writes it with the names of its labels, which the
 weights do not hold, and a card that says where it is from.
 """
 
