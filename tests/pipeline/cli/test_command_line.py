@@ -194,6 +194,28 @@ runpy.run_module("boxless", run_name="__main__")
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
 
 
+def test_names_of_files_are_in_utf8_under_every_locale() -> None:
+    """Oracle: the argument and the encodings that a process in UTF-8 mode has; what it prints stays
+    in the terminal's encoding."""
+    code = """
+import sys
+from boxless.__main__ import name_files_in_utf8
+name_files_in_utf8()
+print(sys.getfilesystemencoding(), sys.stdout.encoding, ascii(sys.argv[1]))
+"""
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "gr\u00f6\u00dfe"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONIOENCODING"} | locale,
+        timeout=300,
+    )
+    expected = ["utf-8", "ascii", ascii("gr\u00f6\u00dfe")]
+    assert ended.stdout.split() == expected, ended.stderr
+
+
 def test_sigterm_stops_the_stage_and_says_so(tmp_path: Path) -> None:
     """A run asked to stop while ingest works ends with 143, and the same command continues it."""
     command = [sys.executable, "-m", "pipeline.cli.main", "ingest", "toy", "--run"]
