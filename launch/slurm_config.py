@@ -38,6 +38,7 @@ _SHORT_OPTIONS = {
     "o": "output", "p": "partition", "q": "qos", "t": "time", "x": "exclude",
 }  # fmt: skip
 _OPTION_VALUE = re.compile(r"[\w.,:;=+*@%/&|!?<>()\[\]{}~^ -]*", re.ASCII)
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")  # all but a tab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +92,28 @@ class SlurmConfig:
 
     def __post_init__(self) -> None:
         for name, value in self._texts().items():
+            # `--set launch.slurm.qos="$QOS"` with QOS not set. In extra "" is an option alone.
+            if not value and not name.startswith("extra."):
+                raise BoxlessError(f"{name} is empty; expected a value, or null to leave it out.")
             if not _OPTION_VALUE.fullmatch(value):
                 raise BoxlessError(
                     f"{name} is {value!r}; expected one line without quotes, `#`, `$`, backslash "
                     "or backquote."
                 )
         for line in self.setup_lines:
-            if "\n" in line or "\r" in line:
-                raise BoxlessError(f"setup_lines has {line!r}; expected one line an item.")
+            if _CONTROL_CHARACTER.search(line):
+                raise BoxlessError(
+                    f"setup_lines has {line!r}; expected one line an item, without control "
+                    "characters."
+                )
         if self.array_limit is not None and self.array_limit < 1:
             raise BoxlessError(f"array_limit is {self.array_limit}; expected 1 or more, or null.")
+        for mount in self.container_mounts:
+            if "," in mount:
+                raise BoxlessError(
+                    f"container_mounts has {mount!r}; expected one mount an item, as a comma "
+                    "begins the next one."
+                )
         if self.container_mounts and self.container_image is None:
             raise BoxlessError("container_mounts needs container_image; got mounts of no image.")
         self._check_extra()

@@ -215,7 +215,8 @@ def _container(config: LaunchConfig) -> list[str]:
         return []
     mounts = ",".join(slurm.container_mounts)
     if slurm.container_runtime == "pyxis":
-        return [f"--container-image={slurm.container_image}", f"--container-mounts={mounts}"]
+        binds = [f"--container-mounts={mounts}"] if mounts else []
+        return [f"--container-image={slurm.container_image}", *binds]
     nvidia = ["--nv"] if config.gpus_per_node or slurm.gres else []
     binds = ["--bind", mounts] if mounts else []
     return ["apptainer", "exec", *nvidia, *binds, slurm.container_image]

@@ -53,7 +53,8 @@ def load_net(config: Detectron2Config, device: torch.device) -> Detectron2Net:
     net has no box head, and where the weights do not fit it; CheckpointError for
     a file that holds no weights.
     """
-    if config.config_file.endswith(".py") and os.environ.get(ALLOW_CODE) != "1":
+    # By the same rule as what is run below: Path("evil.py/") is a file evil.py, too.
+    if Path(config.config_file).suffix == ".py" and os.environ.get(ALLOW_CODE) != "1":
         raise Detectron2Error(
             f"config_file: got {config.config_file}, a Python program, which would run with your "
             "rights; expected YAML, or the option --allow-code on the command line where you "

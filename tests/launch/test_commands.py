@@ -191,6 +191,33 @@ def test_scheduler_values_that_could_become_lines_or_commands_are_refused(
 
 
 @pytest.mark.parametrize(
+    "key", ["partition", "account", "qos", "mem", "exclude", "container_image"]
+)
+def test_an_empty_scheduler_value_is_refused(key: str) -> None:
+    """As of a shell variable that is not set: `#SBATCH --partition` would take the next word."""
+    with pytest.raises(ValueError, match=f"{key} is empty; expected a value, or null"):
+        SlurmConfig(**{key: ""})
+    assert SlurmConfig(extra={"spread-job": ""}).options["spread-job"] == ""
+
+
+@pytest.mark.parametrize("line", ["a\nb", "a\rb", "a\0b", "a\x1bb", "a\x85b", "a\u2028b"])
+def test_setup_lines_with_control_characters_are_refused(line: str) -> None:
+    with pytest.raises(ValueError, match="setup_lines has .*expected one line an item"):
+        SlurmConfig(setup_lines=("module load cuda", line))
+    assert SlurmConfig(setup_lines=("if true; then\techo \u00fc; fi",)).setup_lines
+
+
+def test_two_mounts_in_one_item_are_refused() -> None:
+    with pytest.raises(ValueError, match="container_mounts has '/a,b:/c'; expected one mount"):
+        SlurmConfig(container_image="img.sqsh", container_mounts=("/a,b:/c",))
+
+
+def test_pyxis_is_given_no_empty_mounts() -> None:
+    config = LaunchConfig(launcher="slurm", slurm=SlurmConfig(container_image="img.sqsh"))
+    assert "--container-mounts" not in slurm.script(JOB, config)
+
+
+@pytest.mark.parametrize(
     ("option", "words"),
     [
         ("nodes", "launch.nodes"),

@@ -45,15 +45,16 @@ def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ALLOW_CODE, "1")
 
 
+@pytest.mark.parametrize("ending", ["", "/", "/."])
 def test_a_program_runs_only_where_the_user_said_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: a file that the program would write is not there; the message names the option."""
     monkeypatch.delenv(ALLOW_CODE)
     program = tmp_path / "config.py"
     program.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(Detectron2Error, match="^config_file: got .*--allow-code"):
-        load_net(Detectron2Config(config_file=str(program), weights="w.pkl"), CPU)
+        load_net(Detectron2Config(config_file=f"{program}{ending}", weights="w.pkl"), CPU)
     assert not (tmp_path / "ran").exists()
 
 
