@@ -77,19 +77,28 @@ def absolute_paths(values: dict[str, Any]) -> dict[str, Any]:
 
 def _change(values: Any, keys: list[str], change: Any) -> None:
     """Apply `change` to the texts at a dotted place, also in lists; what is missing or something
-    else is left for the recipe's checks. RecipeError for an empty text, which would mean the folder
-    where the command is given."""
+    else is left for the recipe's checks. RecipeError for a text that is no path."""
     for place, holder in _holders(values, keys[:-1]):
-        held = holder.get(keys[-1])
-        if held == "":
-            raise RecipeError(
-                f"{place}{keys[-1]} is empty; expected a path, or leave it out (a variable that is "
-                "not set?)"
-            )
+        name, held = f"{place}{keys[-1]}", holder.get(keys[-1])
         if isinstance(held, str):
-            holder[keys[-1]] = change(held)
+            holder[keys[-1]] = change(_checked(name, held))
         elif isinstance(held, list):
-            holder[keys[-1]] = [change(one) if isinstance(one, str) else one for one in held]
+            holder[keys[-1]] = [
+                change(_checked(f"{name}[{number}]", one)) if isinstance(one, str) else one
+                for number, one in enumerate(held)
+            ]
+
+
+def _checked(name: str, text: str) -> str:
+    """The text. RecipeError where it is empty, which would mean the folder where the command is
+    given, or has a null byte, which no path can have."""
+    if not text:
+        raise RecipeError(
+            f"{name} is empty; expected a path, or leave it out (a variable that is not set?)"
+        )
+    if "\0" in text:
+        raise RecipeError(f"{name} is {text!r}; expected a path, without null bytes")
+    return text
 
 
 def _holders(values: Any, keys: list[str], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

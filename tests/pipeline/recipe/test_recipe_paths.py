@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.cli.arguments import user_path
 from pipeline.recipe import paths
+from pipeline.recipe.dataclass_values import RecipeError
 from pipeline.recipe.recipe import Recipe, load_recipe
 
 
@@ -90,6 +91,22 @@ OTHERS = {
     "ingest.split_of_word",
     "launch.slurm.exclude",
 }
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ('ingest.root=""', "ingest.root is empty; expected a path"),
+        ('ingest.exclude=["a.json", ""]', r"ingest.exclude\[1\] is empty; expected a path"),
+        ('teach.given="a\\0b"', r"teach.given is .*; expected a path, without null bytes"),
+        ('distill.parser="a\\0b"', r"distill.parser is .*; expected a path, without null bytes"),
+    ],
+)
+def test_texts_that_are_no_paths_are_refused(setting: str, message: str) -> None:
+    """An empty one would be the folder where the command is given; the kernel refuses null bytes
+    only when the stage opens the file."""
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("coco", ['ingest.root="pictures"', setting])
 
 
 def test_every_field_that_is_named_like_a_path_is_one_of_the_lists() -> None:
