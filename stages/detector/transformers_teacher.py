@@ -268,8 +268,8 @@ def load_transformers(
     if config.prompts == "captions":
         if not is_open or caption_labels is None:
             raise TransformersError(
-                f"prompts: got 'captions' for a model of type {model.config.model_type}, expected 'names', or a "
-                f"zero-shot detector ({', '.join((*OWL, *TOKENS))})"
+                f"prompts: got 'captions' for a model of type {model.config.model_type}, expected "
+                f"'names', or a zero-shot detector ({', '.join((*OWL, *TOKENS))})"
             )
         names = caption_labels.names
     else:

@@ -197,21 +197,8 @@ def test_a_stop_ends_the_pass_over_the_pictures(monkeypatch: pytest.MonkeyPatch)
             return LoadedBatch(turn=turn, batch=random_batch(0, pictures=2))
 
     monkeypatch.setattr("stages.pretrain.run.Batches", Signalling)
-    config = replace(TINY, itc_size=3, itc_pooling="mean")
-    stream: Any = SimpleNamespace(num_micro_batches=100)
-    collate = Collate.__new__(Collate)
-    monkeypatch.setattr("stages.pretrain.run.replace", lambda collate, **_: collate)
-    join_ranks()
-    with Watch() as watch, pytest.raises(Stopped, match="before the first step"):
-        start_from_data(
-            tiny_student(config),
-            stream,
-            collate,
-            watch,
-            PretrainConfig(),
-            cache=None,
-            text_cache=None,
-        )
+    with pytest.raises(Stopped, match="before the first step"):
+        _start_over(100, monkeypatch)
     assert read == [0, 1]
 
 
@@ -227,16 +214,21 @@ def test_a_sample_that_cannot_be_had_stops_the_pass(monkeypatch: pytest.MonkeyPa
             return LoadedBatch(turn=turn, batch=None, faults=(fault,))
 
     monkeypatch.setattr("stages.pretrain.run.Batches", Broken)
+    with pytest.raises(ShardError, match="train-000.tar: sample dog: broken"):
+        _start_over(3, monkeypatch)
+
+
+def _start_over(num_micro_batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`start_from_data` of a tiny student on so many micro-batches of the `Batches` that a test has
+    put into `stages.pretrain.run`."""
     monkeypatch.setattr("stages.pretrain.run.replace", lambda collate, **_: collate)
-    config = replace(TINY, itc_size=3, itc_pooling="mean")
-    stream: Any = SimpleNamespace(num_micro_batches=3)
-    collate = Collate.__new__(Collate)
+    stream: Any = SimpleNamespace(num_micro_batches=num_micro_batches)
     join_ranks()
-    with Watch() as watch, pytest.raises(ShardError, match="train-000.tar: sample dog: broken"):
+    with Watch() as watch:
         start_from_data(
-            tiny_student(config),
+            tiny_student(replace(TINY, itc_size=3, itc_pooling="mean")),
             stream,
-            collate,
+            Collate.__new__(Collate),
             watch,
             PretrainConfig(),
             cache=None,
