@@ -19,6 +19,7 @@ import numpy as np
 from boxless.errors import BoxlessError
 from sharding.format import shapes as shapes_files
 from sharding.format.key_digests import KeyDigests
+from sharding.format.likely_cause import likely_cause
 from sharding.format.manifest import (
     Manifest,
     manifest_path,
@@ -176,8 +177,8 @@ def parse_catalog(data: bytes, where: str) -> Catalog:
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ShardError(
-            f"{where}: got {type(error).__name__}: {error}, expected a catalog of schema {SCHEMA} "
-            f"and kind {' or '.join(KINDS)}; run the stage that writes it again"
+            f"{where}: got {type(error).__name__}: {error}{likely_cause(data)}, expected a catalog of "
+            f"schema {SCHEMA} and kind {' or '.join(KINDS)}; run the stage that writes it again"
         ) from error
 
 
@@ -232,10 +233,12 @@ def load_manifest(tar: Path, shard: ShardEntry) -> Manifest:
 def check_manifest(data: bytes, shard: ShardEntry, where: str) -> None:
     """ShardError naming `where` unless these are the bytes of the manifest that the catalog saw."""
     if (got := hashlib.sha256(data).hexdigest()) != shard.manifest_sha256:
+        cause = likely_cause(data) or (
+            ": the shard has been written again since; run the stage that writes the folder to its "
+            "end, and start again with its new catalog"
+        )
         raise ShardError(
-            f"{where}: got SHA-256 {got}, expected {shard.manifest_sha256} of {NAME}: the shard "
-            "has been written again since; run the stage that writes the folder to its end, and "
-            "start again with its new catalog"
+            f"{where}: got SHA-256 {got}, expected {shard.manifest_sha256} of {NAME}{cause}"
         )
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sharding.format.likely_cause import likely_cause
 from sharding.format.schema import (
     IMAGE_EXTENSIONS,
     JSON,
@@ -161,7 +162,7 @@ def parse_manifest(data: bytes, tar: Path, *, lazily: bool = False) -> Manifest:
     # Whatever a damaged or hostile file makes the parser stumble over; deep nesting recurses.
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ShardError(
-            f"{path}: got {type(error).__name__}: {error}, expected a manifest of "
+            f"{path}: got {type(error).__name__}: {error}{likely_cause(data)}, expected a manifest of "
             f"schema {SCHEMA}; run the stage that writes the shard again"
         ) from error
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sharding.format.compression import compression_of
+from sharding.format.likely_cause import likely_cause
 from sharding.user_paths import expand_user
 from stages.ingest.sources.source import Failure, Picture, SourceError, safe_key, shown
 from stages.json_text import RepeatedKeyError, parse_json
@@ -53,18 +53,13 @@ def read_json_object(
             f"{field} is {path!r}, which is {got}; expected {expected}{_nearest(file)}"
         )
     data = file.read_bytes()
-    if kind := compression_of(data):
-        raise SourceError(
-            f"{field} ({path}) is compressed by {kind.name}; unpack it by {kind.unpack_command} first, "
-            f"expected {expected}"
-        )
     try:
         content = parse_json(data, object_hook=object_hook)
     except RepeatedKeyError as error:
         raise SourceError(f"{field} ({path}), {error}; expected each key once") from None
     except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors
         raise SourceError(
-            f"{field} ({path}) is not JSON ({error}{_likely_cause(data)}); expected {expected}"
+            f"{field} ({path}) is not JSON ({error}{likely_cause(data)}); expected {expected}"
         ) from None
     if not isinstance(content, dict):
         hint = "; a file of results names no pictures" if isinstance(content, list) else ""
@@ -79,18 +74,6 @@ def read_json_object(
                 got = f"{key!r} is a {type(content[key]).__name__}"
             raise SourceError(f"{field} ({path}): got {got}; expected a list {key!r}: {expected}")
     return content
-
-
-def _likely_cause(data: bytes) -> str:
-    """Why a file that should be JSON is none, where its bytes say so; begins with ": "."""
-    text = data.strip()
-    if not text:
-        return ": the file is empty; copy or download it again"
-    if text.startswith(b"<"):
-        return ": it is a web page, as servers send in place of a file; download it again"
-    if text.startswith((b"{", b"[")) and not text.endswith((b"}", b"]")):
-        return ": it is cut short; copy or download it again"
-    return ""
 
 
 def list_pictures(root: Path) -> list[str]:

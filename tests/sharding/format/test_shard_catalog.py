@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -164,6 +165,35 @@ def test_what_is_no_catalog_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "catalog.json").write_bytes(data)
     with pytest.raises(ShardError, match="expected a catalog"):
         read_catalog(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data, cause",
+    [
+        (b" \n", "the file is empty; copy or download it again"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><html>", "it is a web page, .*download it again"),
+        (b'<?xml version="1.0"?><Error>', "it is a web page, .*download it again"),
+        (gzip.compress(b"{}"), "compressed by gzip; unpack it by gzip -d first"),
+        (b'{"schema": "boxless/catalog/1", "shards": [', "it is cut short"),
+    ],
+    ids=["empty", "page", "error of a store", "compressed", "cut"],
+)
+def test_what_stands_in_place_of_a_catalog_or_a_manifest_is_named(
+    tmp_path: Path, make_folder: MakeFolder, data: bytes, cause: str
+) -> None:
+    """Oracle: the cause by hand, in the catalog's error, the manifest's, and where the manifest is
+    not the one of the catalog: then it has not been written again."""
+    folder = make_folder(tmp_path, [2])
+    (shard,) = read_catalog(folder).shards
+    manifest_path(folder / shard.tar).write_bytes(data)
+    with pytest.raises(ShardError, match=f"train-000000.tar.json: got .*: .*{cause}"):
+        read_manifest(folder / shard.tar)
+    with pytest.raises(ShardError, match=f"train-000000.tar.json: got .*: .*{cause}") as caught:
+        load_manifest(folder / shard.tar, shard)
+    assert "written again" not in str(caught.value)
+    (folder / "catalog.json").write_bytes(data)
+    with pytest.raises(ShardError, match=f"catalog.json: got .*: .*{cause}.*, expected a catalog"):
+        read_catalog(folder)
 
 
 def test_a_catalog_comes_from_bytes_too(tmp_path: Path, make_folder: MakeFolder) -> None:
