@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.asyn import sync
 
 from boxless.errors import BoxlessError
+from sharding.format.likely_cause import is_web_page
 from sharding.format.schema import ShardError
 
-# Attempts at a remote read, timeouts of each and of all, and the first pause between attempts.
+# Attempts at a remote read, the timeout of each, for how long new ones begin, and the first and the
+# longest pause.
 NUM_ATTEMPTS = 5
 ATTEMPT_SECONDS = 60.0
 RETRY_SECONDS = 180.0
 PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 15.0
 # What may follow a URL: nothing that a server or fsspec takes for more than a name.
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9_.,=+@-]+")
+_NOT_SATISFIABLE = 416  # of HTTP: the file ends before the range begins
 _PERMANENT_ERRORS = (
     FileNotFoundError,
     IsADirectoryError,
@@ -51,20 +56,25 @@ class ShortRead(OSError):
     """A server answered with fewer bytes than requested."""
 
 
+class WebPage(OSError):
+    """A server answered with a page for people in place of a file."""
+
+
 class RangeReader:
     """Reads ranges of the files below a URL by fsspec, many at once.
 
     Each process makes connections of its own.
 
-    What fails on the way is requested again a few times, for a bounded time. Stalled and slow
-    answers are cut off by time where the file system is one of fsspec's asynchronous ones (http,
-    s3, gs, abfs and most others).
+    What fails on the way is requested again, with a note: NUM_ATTEMPTS times, or for RETRY_SECONDS
+    where a store that has answered before does not. A pause that the store asks for (Retry-After,
+    in seconds) is kept. Stalled and slow answers are cut off by time where the file system is one
+    of fsspec's asynchronous ones (http, s3, gs, abfs and most others).
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._process: int | None = None
-        self._serves_ranges = False
+        self._serves_ranges = self._has_answered = False
         self._connect()
 
     def fetch_file(self, name: str) -> bytes | Exception:
@@ -90,25 +100,45 @@ class RangeReader:
         """The bytes of each range, of the right number, or why they cannot be read."""
         answers: dict[int, bytes | Exception] = {}
         places = list(range(len(ranges)))
-        for seconds in _attempts():
+        end = time.monotonic() + RETRY_SECONDS
+        for number in itertools.count(1):
             self._connect()
-            answers |= zip(places, self._fetch_once([ranges[place] for place in places], seconds))
+            answers |= zip(places, self._fetch_once([ranges[place] for place in places]))
+            if any(isinstance(answers[place], bytes) for place in places):
+                self._has_answered = True
             places = [place for place in places if is_transient(answers[place])]
-            if not places:
+            failed = [answers[place] for place in places]
+            is_last = number >= NUM_ATTEMPTS and not (
+                self._has_answered and any(map(_is_outage, failed))
+            )
+            pause = max([_pause(number), *map(_requested_pause, failed)])
+            if not places or is_last or pause >= end - time.monotonic():
                 break
+            self._note(ranges[places[0]], answers[places[0]], pause)
+            time.sleep(pause)
         return [answers[place] for place in range(len(ranges))]
 
-    def _fetch_once(self, ranges: Sequence[Range], seconds: float) -> list[bytes | Exception]:
+    def _note(self, one: Range, error: bytes | Exception, pause: float) -> None:
+        """Says why nothing seems to happen; printed by the process that reads."""
+        got = str(error) or type(error).__name__
+        print(
+            f"WARNING: {self._url}/{one.name}: got {got.removeprefix('got ')}; trying again in "
+            f"{pause:.1f} s",
+            flush=True,
+        )
+
+    def _fetch_once(self, ranges: Sequence[Range]) -> list[bytes | Exception]:
         """One request of all ranges, at the same time."""
         if self._filesystem.async_impl:
-            calls = [self._cat(one, seconds) for one in ranges]
+            calls = [self._cat(one) for one in ranges]
             answers = sync(self._filesystem.loop, _gather, calls)
         else:
             answers = [self._cat_blocking(one) for one in ranges]
         return [_of_right_length(one, answer) for one, answer in zip(ranges, answers)]
 
-    async def _cat(self, one: Range, seconds: float) -> bytes:
-        return await asyncio.wait_for(self._filesystem._cat_file(*self._place(one)), seconds)
+    async def _cat(self, one: Range) -> bytes:
+        request = self._filesystem._cat_file(*self._place(one))
+        return await asyncio.wait_for(request, ATTEMPT_SECONDS)
 
     def _cat_blocking(self, one: Range) -> bytes | Exception:
         try:
@@ -143,7 +173,7 @@ class RangeReader:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without connections: the process that unpickles makes its own."""
-        return {"_url": self._url, "_process": None, "_serves_ranges": self._serves_ranges}
+        return {**vars(self), "_process": None, "_filesystem": None}
 
 
 async def _gather(calls: Sequence[Any]) -> list[Any]:
@@ -151,7 +181,17 @@ async def _gather(calls: Sequence[Any]) -> list[Any]:
 
 
 def _of_right_length(one: Range, answer: bytes | Exception) -> bytes | Exception:
-    if isinstance(answer, Exception) or one.num_bytes in (None, len(answer)):
+    if getattr(answer, "status", None) == _NOT_SATISFIABLE:
+        return ShortRead(f"got no bytes from byte {one.offset} on: the shard is cut short")
+    if isinstance(answer, Exception) or one.num_bytes == len(answer):
+        return answer
+    # No file that is read whole (JSON, arrays) begins so, and a shard's bytes have another number.
+    if is_web_page(answer):
+        return WebPage(
+            f"got a web page of {len(answer)} bytes, as servers send in place of a file that they "
+            "do not give: a page to log in, or of a proxy"
+        )
+    if one.num_bytes is None:
         return answer
     got = f"got {len(answer)} bytes, expected {one.num_bytes} from byte {one.offset} on: "
     if len(answer) > one.num_bytes:
@@ -170,15 +210,18 @@ def is_transient(answer: bytes | Exception) -> bool:
     return status in (408, 429) or not (isinstance(status, int) and 400 <= status < 500)
 
 
-def _attempts() -> Iterator[float]:
-    """The seconds that each attempt may take; pauses, ever longer, before all but the first."""
-    end = time.monotonic() + RETRY_SECONDS
-    for number in range(NUM_ATTEMPTS):
-        left = end - time.monotonic()
-        if number:
-            pause = PAUSE_SECONDS * 2 ** (number - 1)
-            if pause >= left:
-                return
-            time.sleep(pause)
-            left -= pause
-        yield min(ATTEMPT_SECONDS, left)
+def _is_outage(answer: bytes | Exception) -> bool:
+    """Whether the store itself does not answer as it should: what it gives may be a bad shard."""
+    return not isinstance(answer, ShortRead)
+
+
+def _pause(number: int) -> float:
+    """Seconds after attempt `number`, from 1; ever longer."""
+    return min(PAUSE_SECONDS * 2.0 ** (number - 1), LONGEST_PAUSE_SECONDS)
+
+
+def _requested_pause(answer: bytes | Exception) -> float:
+    """Seconds that the store asks to be left alone, bounded; 0 where it does not say."""
+    headers = getattr(answer, "headers", None)
+    text = headers.get("Retry-After", "") if isinstance(headers, Mapping) else ""
+    return min(float(text), ATTEMPT_SECONDS) if text.isdecimal() else 0.0

@@ -52,6 +52,12 @@ def open_store(folder: str | Path, *, cache: Cache | None) -> Store:
             f"{folder}: got a URL that reads through something else, expected the place of the "
             "shards themselves, as s3://bucket/folder"
         )
+    if protocol in ("http", "https") and any(mark in path for mark in "?#"):
+        raise ShardError(
+            f"{folder}: got a URL with a query, behind which no names of files can stand, expected "
+            "that of the folder alone; where the store wants a signature, reach it by its own "
+            "protocol, as s3://bucket/folder, or copy the folder here"
+        )
     if not separator:
         return LocalStore(expand_user(folder))
     if protocol in ("file", "local"):

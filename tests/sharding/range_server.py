@@ -13,9 +13,10 @@ from typing import Any
 
 class RangeServer(ThreadingHTTPServer):
     """`url` serves `folder`. `misbehave(name, number)` says what happens to the number-th request
-    (from 0 on) for a file: None is a right answer, "500", "403" and "404" such a status, "cut" an
-    end of the connection half way, "short" an answer that is three bytes short and says so, "stall"
-    no answer, "no ranges" the whole file. `num_requests` counts them by file."""
+    (from 0 on) for a file: None is a right answer, a number such a status ("429" asks for a pause
+    of a second), "cut" an end of the connection half way, "stall half way" none, "short" an answer
+    that is three bytes short and says so, "stall" no answer, "no ranges" the whole file, "page" a
+    web page, "redirect" the right answer elsewhere. `num_requests` counts them by file."""
 
     daemon_threads = True
 
@@ -46,11 +47,18 @@ class _Handler(BaseHTTPRequestHandler):
             number = self.server.num_requests[name]
             self.server.num_requests[name] += 1
         fault = self.server.misbehave(name, number)
-        path = self.server.folder / name
+        path = self.server.folder / name.removeprefix("moved/")
         if fault == "stall":
             self.server.closing.wait()
-        elif fault in ("500", "403", "404"):
-            self.send_error(int(fault))
+        elif fault and fault.isdecimal():
+            self._send_status(int(fault))
+        elif fault == "page":
+            self._send_page()
+        elif fault == "redirect" and not name.startswith("moved/"):
+            self.send_response(302)
+            self.send_header("Location", f"/moved/{name}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         elif not path.is_file():
             self.send_error(404)
         else:
@@ -72,7 +80,25 @@ class _Handler(BaseHTTPRequestHandler):
             data = data[:-3]
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
+        self.wfile.write(data[: len(data) // 2] if fault in ("cut", "stall half way") else data)
+        if fault == "stall half way":
+            self.wfile.flush()
+            self.server.closing.wait()
+
+    def _send_status(self, status: int) -> None:
+        self.send_response(status)
+        if status == 429:
+            self.send_header("Retry-After", "1")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _send_page(self) -> None:
+        page = b"\n<!DOCTYPE html><html><body>Please log in</body></html>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""
