@@ -50,6 +50,8 @@ from stages.student.vision.soho_neck import SohoNeck, cells_inside_released, pad
 from stages.student.vision.visual_dictionary import Dictionary
 
 SOHO_NORM_EPS = 1e-5
+TRACED = ("output_attentions", "output_hidden_states")
+"""What transformers' models give on request, and `trace_attention` of this one."""
 
 
 class Student(InstalledClass, PreTrainedModel):
@@ -193,13 +195,21 @@ class Student(InstalledClass, PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         write_module(Path(save_directory))
 
+    def _upload_modified_files(
+        self, working_dir: str | os.PathLike[Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in transformers, whose `save_pretrained(push_to_hub=True)` calls it."""
+        write_module(Path(working_dir))
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        sizes_px: torch.Tensor,
-        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        sizes_px: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         return_dict: bool | None = None,
+        **others: Any,
     ) -> StudentOutput | tuple[Any, ...]:
         """What `StudentProcessor` makes of pictures and texts -> do they belong together?
 
@@ -207,9 +217,11 @@ class Student(InstalledClass, PreTrainedModel):
         token_type_ids [B, T]. As many pictures as texts are pairs; one picture is looked at by all
         texts. Other pairings, and what pretraining needs, go by `encode_image` and `fuse`. With
         `return_dict` False a tuple: the output's values in order. Raises ValueError on other
-        numbers of pictures and texts, on none, and on tensors of other shapes.
+        numbers of pictures and texts, on none, on tensors of other shapes, and on what else
+        transformers' models can be asked for (`others`).
         """
-        self._check_inputs(pixel_values, sizes_px, input_ids)
+        self._check_others(others)
+        pixel_values, sizes_px, input_ids = self._checked(pixel_values, sizes_px, input_ids)
         cells = self.encode_image(pixel_values, sizes_px)
         numbers = torch.arange(len(input_ids), device=input_ids.device)
         picture = numbers.clamp(max=len(pixel_values) - 1)
@@ -224,10 +236,27 @@ class Student(InstalledClass, PreTrainedModel):
         )
         return output.to_tuple() if return_dict is False else output
 
-    def _check_inputs(
-        self, pixel_values: torch.Tensor, sizes_px: torch.Tensor, input_ids: torch.Tensor
-    ) -> None:
-        """What costs no waiting for a GPU."""
+    def _check_others(self, others: dict[str, Any]) -> None:
+        """ValueError for what `forward` does not do; null and false ask for nothing."""
+        asked = {name: others.get(name, getattr(self.config, name, None)) for name in TRACED}
+        for name, value in {**others, **asked}.items():
+            if value is None or value is False:
+                continue
+            instead = (
+                "stages.student.attention_trace.trace_attention gives attention and hidden states"
+                if name in TRACED
+                else "padding is known by the tokenizer's pad id, and a loss is the caller's"
+            )
+            got = value if isinstance(value, (bool, str)) else f"a {type(value).__name__}"
+            raise BoxlessError(
+                f"{name}: got {got}, expected only what StudentProcessor makes; {instead}"
+            )
+
+    def _checked(
+        self, pixel_values: object, sizes_px: object, input_ids: object
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The inputs; ValueError on what can be seen without waiting for a GPU."""
+        checked = []
         for name, value, shape in (
             ("pixel_values", pixel_values, "[N, 3, H, W]"),
             ("sizes_px", sizes_px, "[N, 2]"),
@@ -238,18 +267,21 @@ class Student(InstalledClass, PreTrainedModel):
                 raise BoxlessError(
                     f"{name}: got {got}, expected a tensor {shape}, as StudentProcessor makes it"
                 )
-        num_pictures, num_texts = len(pixel_values), len(input_ids)
+            checked.append(value)
+        pixels, sizes, tokens = checked
+        num_pictures, num_texts = len(pixels), len(tokens)
         if num_texts == 0 or num_pictures not in (1, num_texts):
             raise BoxlessError(
                 f"got {num_pictures} pictures and {num_texts} texts, expected one picture, or one "
                 "for each text; `encode_image` and `fuse` take any pairing"
             )
         longest = self.embeddings.position_ids.shape[1]
-        if input_ids.shape[1] > longest:
+        if tokens.shape[1] > longest:
             raise BoxlessError(
-                f"input_ids: got {input_ids.shape[1]} word pieces, expected at most {longest}; "
+                f"input_ids: got {tokens.shape[1]} word pieces, expected at most {longest}; "
                 "StudentProcessor cuts texts to max_tokens"
             )
+        return pixels, sizes, tokens
 
     def encode_image(
         self,

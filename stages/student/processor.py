@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerFast
+from transformers.utils import PushToHubMixin
 
 from boxless.errors import BoxlessError
 from sharding.user_paths import expand_user
@@ -40,7 +41,7 @@ Picture = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentProcessor(InstalledClass):
+class StudentProcessor(InstalledClass, PushToHubMixin):
     """`processor(pictures, texts)` -> what `Student.forward` takes.
 
     shorter_px, longer_px: how pictures are resized (as in StudentConfig); pad_px: the multiple that
@@ -87,8 +88,19 @@ class StudentProcessor(InstalledClass):
         sizes = {name: settings[name] for name in SIZES}
         return cls(tokenizer=load_tokenizer(path.parent), **sizes)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write preprocessor_config.json and the tokenizer's files into the folder."""
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        push_to_hub: bool = False,
+        *,
+        repo_id: str | None = None,
+        **of_hub: Any,
+    ) -> None:
+        """Write preprocessor_config.json and the tokenizer's files into the folder.
+
+        push_to_hub: upload them as well, to `repo_id`, or a repository of the folder's name.
+        of_hub: what else transformers' `push_to_hub` takes.
+        """
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(str(folder))
         settings = {
@@ -100,6 +112,8 @@ class StudentProcessor(InstalledClass):
         }
         write_json(Path(folder) / FILE, settings)
         write_module(Path(folder))
+        if push_to_hub:
+            self.push_to_hub(repo_id or Path(folder).resolve().name, **of_hub)
 
     def __call__(
         self,

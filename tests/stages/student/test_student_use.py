@@ -216,6 +216,55 @@ def test_return_dict_false_gives_a_tuple() -> None:
     assert all(torch.equal(a, b) for a, b in zip(named.values(), plain))
 
 
+@pytest.mark.parametrize(
+    "given", ["output_attentions", "output_hidden_states", "labels", "attention_mask", "config"]
+)
+def test_what_forward_does_not_do_is_refused_by_name(given: str) -> None:
+    """Oracle: by hand, the name and what to do instead; false and null, as transformers passes
+    them, ask for nothing, and what is missing is named."""
+    student, inputs = tiny_student().eval(), _inputs()
+    wanted = student(**inputs).logits
+    off = student(**inputs, labels=None, output_attentions=False, output_hidden_states=None)
+    assert torch.equal(off.logits, wanted)
+    others = {} if given == "config" else {given: torch.ones(1, 4)}
+    if given == "config":
+        given = student.config.output_hidden_states = "output_hidden_states"
+    instead = "trace_attention" if given.startswith("output") else "pad id"
+    with pytest.raises(BoxlessError, match=f"^{given}: .*expected only what .*{instead}"):
+        student(**inputs, **others)
+    with pytest.raises(BoxlessError, match="^pixel_values: got NoneType, expected a tensor"):
+        tiny_student()(input_ids=inputs["input_ids"])
+
+
+def test_what_is_pushed_to_a_hub_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: of each way to push, the files of a folder that was saved without; a stub takes the
+    place of the hub."""
+    student, pushed = tiny_student(), []
+    processor = StudentProcessor.of(student, toy_tokenizer())
+
+    class Hub:
+        def create_repo(self, repo_id: str, **_: Any) -> Any:
+            return type("Repository", (), {"repo_id": repo_id})
+
+        def create_commit(self, repo_id: str, operations: Any, **_: Any) -> None:
+            pushed.append((repo_id, {operation.path_in_repo for operation in operations}))
+
+    for module in ("utils.hub", "modeling_utils"):
+        monkeypatch.setattr(f"transformers.{module}.hf_api", Hub)
+    card = type("Card", (), {"save": staticmethod(lambda path: Path(path).touch())})
+    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *_, **__: card)
+    for number, part in enumerate((student, processor)):
+        part.save_pretrained(tmp_path / f"saved-{number}")
+        files = {path.name for path in (tmp_path / f"saved-{number}").iterdir()}
+        part.save_pretrained(tmp_path / f"both-{number}", push_to_hub=True)
+        part.save_pretrained(tmp_path / "c", push_to_hub=True, repo_id="me/named")
+        part.push_to_hub("me/pushed")
+        names, found = zip(*pushed)
+        assert names == (f"both-{number}", "me/named", "me/pushed")
+        assert all(one - {"README.md"} == files for one in found)
+        pushed.clear()
+
+
 @pytest.mark.parametrize("change", [5, -3])
 def test_token_embeddings_are_resized_as_in_transformers(change: int, tmp_path: Path) -> None:
     """Oracle: rows of before, bit for bit; scores of pictures and texts unchanged to the last
