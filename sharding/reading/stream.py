@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
 from multiprocessing.util import get_temp_dir
 from typing import Any, TypeVar
 
@@ -201,8 +202,8 @@ class ShardStream(Dataset[list[Sample]]):
             return
         self._guarded_process = os.getpid()
         parent = parent_process()
-        assert parent is not None and parent.pid is not None, "a worker has a parent"
-        threading.Thread(target=_end_without, args=(parent.pid,), daemon=True).start()
+        assert parent is not None, "a worker has a parent"
+        threading.Thread(target=_end_without, args=(parent,), daemon=True).start()
 
 
 def _whole(name: str, value: object) -> int:
@@ -268,8 +269,11 @@ def _as_sample(raw: RawSample) -> Sample:
     return make_sample(raw.members, raw.entry)
 
 
-def _end_without(parent: int) -> None:
-    while os.getppid() == parent:
+def _end_without(parent: BaseProcess) -> None:
+    # A worker of a fork server is the server's child, and of those that are forked each holds its
+    # older siblings' pipe to the parent open, which is_alive() looks at.
+    is_child = os.getppid() == parent.pid
+    while os.getppid() == parent.pid if is_child else parent.is_alive():
         time.sleep(_ORPHAN_SECONDS)
     # Tensors are handed over through a socket in a folder that only an orderly exit removes.
     shutil.rmtree(get_temp_dir(), ignore_errors=True)
