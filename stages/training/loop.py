@@ -4,6 +4,7 @@ on the way. `stages.training` describes what it is given."""
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -303,14 +304,20 @@ class Loop:
         self.engine.eval()
         values = dict(self.validation.run(self.state.step))
         if self.validation.best is not None:
-            value, best = values[self.validation.best], self.state.best
-            is_higher = best is None or value > best
-            if is_higher if self.validation.higher_is_better else best is None or value < best:
+            value = values[self.validation.best]
+            if self._is_better(value, higher=self.validation.higher_is_better):
                 self.state.best = value
                 if self.validation.save_best:
                     self.validation.save_best(self.state.step)
         self.engine.train()
         return {f"validation/{name}": float(value) for name, value in values.items()}
+
+    def _is_better(self, value: float, *, higher: bool) -> bool:
+        """Than the best so far. NaN is not, and anything is better than it."""
+        best = self.state.best
+        if math.isnan(value):
+            return False
+        return best is None or math.isnan(best) or (value > best if higher else value < best)
 
     def _state(self, saved: dict[str, Any] | None) -> TrainingState:
         """Where to continue, with what a checkpoint says."""

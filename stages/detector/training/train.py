@@ -290,6 +290,11 @@ def _train(
             progress.advance(loss=figures["loss"])
             num_steps, seconds = step + 1, time.monotonic() - began
             is_last = num_steps == config.num_steps
+            is_saved = num_steps % config.checkpoint_every_steps == 0 or is_last
+            every = config.evaluate_every_steps
+            is_scored = every > 0 and (num_steps % every == 0 or is_last)
+            if is_saved or is_scored:
+                _check_weights(model, num_steps)
             if num_steps % config.log_every_steps == 0 or is_last:
                 line = {
                     "step": num_steps,
@@ -299,13 +304,11 @@ def _train(
                 }
                 metrics.write(json.dumps(line) + "\n")
                 metrics.flush()
-            if config.evaluate_every_steps and (
-                num_steps % config.evaluate_every_steps == 0 or is_last
-            ):
+            if is_scored:
                 _keep_best(model, num_steps, seconds, job)
             if not is_first:
                 continue
-            if num_steps % config.checkpoint_every_steps == 0 or is_last:
+            if is_saved:
                 os.fsync(metrics.fileno())
                 state = State(
                     fingerprint,
@@ -316,6 +319,18 @@ def _train(
                 )
                 save_checkpoint(out / CHECKPOINT, model, optimizer, state)
     return time.monotonic() - began
+
+
+def _check_weights(model: FasterRCNN, num_steps: int) -> None:
+    """Raises TeachError where a weight or a statistic is not finite: none such is saved, and all
+    ranks, which have the same, raise it."""
+    odd = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if odd:
+        raise TeachError(
+            f"step {num_steps}: got weights that are not finite ({', '.join(odd[:3])}), expected "
+            "none: they are not saved, and the last checkpoint is sound; lower "
+            "teach.learning_rate or raise teach.warmup_steps"
+        )
 
 
 def _keep_best(model: FasterRCNN, num_steps: int, seconds: float, job: Job) -> None:

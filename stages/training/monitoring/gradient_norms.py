@@ -89,9 +89,10 @@ class GradientNorms:
 
 @torch.no_grad()
 def are_weights_finite(module: nn.Module) -> torch.Tensor:
-    """Whether every weight is, bool []; under ZeRO 3 of this rank's share."""
+    """Whether every weight and statistic is, bool []; under ZeRO 3 of this rank's share."""
     weights = [
         getattr(parameter, "ds_tensor", parameter).detach() for parameter in module.parameters()
     ]
+    weights += [buffer for buffer in module.buffers() if buffer.is_floating_point()]
     norms = torch.stack([torch.linalg.vector_norm(w, dtype=torch.float32) for w in weights])
     return norms.isfinite().all()

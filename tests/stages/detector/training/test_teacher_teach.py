@@ -260,6 +260,23 @@ def test_a_loss_that_is_not_finite_stops_it(images: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "model.safetensors").exists()
 
 
+def test_weights_that_are_not_finite_are_not_saved(images: Path, tmp_path: Path) -> None:
+    """Oracle: a step whose losses and gradients were finite, and whose weights are not: the message
+    names it, and neither a checkpoint nor a best nor a teacher holds them."""
+    config = dataclasses.replace(
+        TEACH,
+        learning_rate=1e38,
+        warmup_steps=0,
+        clip_norm=1e30,
+        checkpoint_every_steps=1,
+        evaluate_every_steps=1,
+    )
+    for _ in range(2):  # started again it begins at step 0
+        with pytest.raises(TeachError, match="step 1: got weights that are not finite .*lower"):
+            teach(config, seed=0, images=images, out=tmp_path)
+        assert not list(tmp_path.glob("*.safetensors"))
+
+
 def test_without_heldout_boxes_there_is_a_teacher_and_no_score(tmp_path: Path) -> None:
     """Oracle: scores.json with null; unlabelled pictures are left out of training, pictures of
     mixed sizes and one without objects are not."""
