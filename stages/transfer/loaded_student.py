@@ -33,9 +33,9 @@ class LoadedStudent:
 
     @cached_property
     def network(self) -> Student:
-        """In evaluation mode. Raises ValueError where the folder has no weights."""
+        """In float32, in evaluation mode. Raises ValueError where the folder has no weights."""
         _ = self.fingerprint  # of the weights that are read here, not of later ones
-        return Student.from_pretrained(str(self.folder)).eval()
+        return Student.from_pretrained(str(self.folder), dtype=torch.float32).eval()
 
     @cached_property
     def fingerprint(self) -> str:

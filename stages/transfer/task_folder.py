@@ -50,14 +50,14 @@ class TaskStudent:
 
     @classmethod
     def load(cls, folder: Path, name: str | None = None) -> TaskStudent:
-        """From a student folder. `name`: the task, where the folder knows several. Raises
-        ValueError where it does not know it."""
+        """From a student folder, in float32. `name`: the task, where the folder knows several.
+        Raises ValueError where it does not know it."""
         known = taught_tasks(folder)
         name = known[0] if name is None and len(known) == 1 else check_taught(folder, name)
         return cls.with_head(
             folder,
             name,
-            student=Student.from_pretrained(str(folder)).eval(),
+            student=Student.from_pretrained(str(folder), dtype=torch.float32).eval(),
             processor=StudentProcessor.from_pretrained(folder),
         )
 

@@ -53,6 +53,32 @@ def test_a_student_saved_in_16_bits_is_scored_and_finetuned_in_float32(
         assert {weight.dtype for weight in network.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_student_saved_in_16_bits_is_used_in_float32(
+    folder: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Oracle: the answers of the same weights saved in float32, to the last digit, of all uses of a
+    student; a search keeps its index."""
+    half, whole = (
+        Path(shutil.copytree(folder / "student", tmp_path / n)) for n in ("half", "whole")
+    )
+    student = tiny_student().to(dtype)
+    student.save_pretrained(half)
+    student.float().save_pretrained(whole)
+    picture, pictures = folder / "pictures/0.jpg", folder / "pictures"
+    got, wanted = (
+        [
+            use.match(student, picture, ["a red circle", "a blue square"]),
+            use.search(student, pictures, "a red circle", tmp_path / "index"),
+            use.answer(student, picture, "what is red?"),
+            use.judge(student, picture, "a circle is red"),
+            use.point(student, picture, "a red circle", "red circle"),
+        ]
+        for student in (half, whole)
+    )
+    assert got == wanted
+
+
 def test_search_leaves_out_what_is_no_picture_and_says_so(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
