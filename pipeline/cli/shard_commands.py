@@ -191,11 +191,14 @@ def _add_index(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _index(args: argparse.Namespace) -> int:
+    from sharding.format.tar_names import other_tars
     from sharding.tools.index import catalog_lines, index_folder
 
     with shown_progress("index", "shards") as on_shard:
         catalog = index_folder(args.folder, on_shard=on_shard)
     print("\n".join(catalog_lines(catalog)))
+    for other in other_tars(args.folder):
+        print(f"warning: not indexed, as it is not named *.tar: {other}")
     return 0
 
 

@@ -120,7 +120,8 @@ def _check_keys(folder: Path, keys: KeyDigests[str]) -> None:
         key = read_manifest(folder / second).samples[row].key
         raise ShardError(
             f"{folder}: got key {key!r} in {first} and in {second}, expected every key once in the "
-            "data set; make the source's keys unique"
+            "data set; make the source's keys unique (where they start over in each tar of others, "
+            "ingest them, by the source webdataset and ingest.prefix_keys_by_tar: true)"
         )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sharding.format.compression import compression_of
+from sharding.format.likely_cause import is_web_page
 from sharding.format.schema import ShardError
 
 BLOCK_BYTES = 512
@@ -34,6 +35,9 @@ FIRST_DOT = (
     "dots before the extension"
 )
 
+BAD_NAME = "a member whose name is refused"
+"""The key of the note on one, in the manifests of the tars of others; its reason has the name."""
+
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,6}) ")
 # Headers that say something of the next one, and the most bytes they may take.
@@ -51,6 +55,11 @@ REFUSED_TYPES = {
     b"S": "a sparse file",
     b"M": "a part of a file in several volumes",
 }
+
+
+_EXPECTED_FILES = "regular files and folders only"
+_WEB_PAGE = ("a web page, as servers send in place of a file", "a tar; download it again")
+_NOT_SPARSE = "; pack the files again, without tar's --sparse (-S)"
 
 
 @dataclass(frozen=True)
@@ -158,12 +167,23 @@ def scan(
     raise _error(position, f"more than {MAX_MEMBERS} members", "fewer; split the tar into several")
 
 
+def printable_name(name: str) -> str:
+    """A name out of a header that was not checked, as a text that can be printed."""
+    return name if name.isprintable() else repr(name)
+
+
 def _error(position: int, got: str, expected: str) -> ShardError:
     return ShardError(f"byte {position}: got {got}, expected {expected}")
 
 
 def _block(read: Callable[[int, int], bytes], position: int, num_bytes: int, before: str) -> bytes:
     """The header block at `position`; ShardError where the tar ends before its end mark."""
+    if not num_bytes:
+        raise _error(
+            0,
+            f"the end of the file after {before}",
+            "a tar: the file is empty; copy or download it again",
+        )
     if position >= num_bytes:
         raise _error(
             num_bytes,
@@ -171,6 +191,8 @@ def _block(read: Callable[[int, int], bytes], position: int, num_bytes: int, bef
             "another member or the end mark of zeros: the tar is cut between two members",
         )
     if position + BLOCK_BYTES > num_bytes:
+        if position == 0 and is_web_page(read(0, num_bytes)):
+            raise _error(0, *_WEB_PAGE)
         raise _error(
             num_bytes,
             f"the end of the file in the header at byte {position}, after {before}",
@@ -189,6 +211,8 @@ def _parse(block: bytes, position: int, before: str, *, pass_over: bool) -> _Hea
         )
     # The sum of all bytes, the checksum's own eight counted as spaces.
     if _number(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        if position == 0 and is_web_page(block):
+            raise _error(0, *_WEB_PAGE)
         raise _error(
             position,
             "no header (its checksum does not hold)",
@@ -202,7 +226,8 @@ def _parse(block: bytes, position: int, before: str, *, pass_over: bool) -> _Hea
     is_passed_over = pass_over and header_type in (*NO_FILE_TYPES, LONG_LINK)
     if header_type not in SERVED_TYPES and not is_passed_over:
         what = REFUSED_TYPES.get(header_type, f"a member of type {header_type!r}")
-        raise _error(position, f"{what}, {name!r}", "regular files and folders only")
+        fix = {b"S": _NOT_SPARSE, b"M": "; join the volumes by tar --multi-volume first"}
+        raise _error(position, f"{what}, {name!r}", _EXPECTED_FILES + fix.get(header_type, ""))
     num_bytes = _number(block[124:136])
     if num_bytes is None:
         raise _error(position, f"{name!r} with size {block[124:136]!r}", "a number of bytes")
@@ -246,7 +271,9 @@ def _given_name(header: _Header, data: bytes, position: int) -> str:
     fields = _pax_fields(data, position)
     for field in fields:
         if field == b"size" or field.startswith(b"GNU.sparse."):
-            raise _error(position, f"pax field {field!r}", "plain files with their size in place")
+            fix = _NOT_SPARSE if field.startswith(b"GNU.sparse.") else ""
+            expected = f"plain files with their size in place{fix}"
+            raise _error(position, f"pax field {field!r}", expected)
     if header.type == b"g" and b"path" in fields:
         raise _error(position, "one pax path for all members", "a name for each")
     return fields.get(b"path", b"").decode("utf-8", "backslashreplace")
@@ -298,5 +325,6 @@ def _check_end(read: Callable[[int, int], bytes], position: int, num_bytes: int)
             raise _error(
                 offset + len(piece) - len(rest),
                 f"data behind the end mark at byte {position}",
-                "nothing but zeros there",
+                "nothing but zeros there; tars that were joined by cat are parted by "
+                "tar --extract --ignore-zeros, to be packed again",
             )

@@ -36,7 +36,8 @@ from sharding.format.manifest import (
     read_manifest,
 )
 from sharding.format.schema import JSON, OBJECTS, Failure, Note, ShardError, check_key
-from sharding.format.tar_scan import APART, FIRST_DOT, Member, scan
+from sharding.format.tar_names import other_tars
+from sharding.format.tar_scan import APART, BAD_NAME, FIRST_DOT, Member, printable_name, scan
 from sharding.reading.sample_reader import OpenTar, make_sample
 from sharding.reading.sequential_reader import SequentialReader
 from sharding.tools.threads import map_in_threads
@@ -62,8 +63,9 @@ def index_tar(tar: Path, *, fingerprint: Mapping[str, str] | None = None) -> Man
     """The manifest of a tar that has none, made from its bytes; it is not written.
 
     fingerprint: instead of {"index": VERSION, "tar": the tar's SHA-256}.
-    Raises ShardError, naming the byte, if the tar is cut or damaged, or holds anything but
-    regular files with harmless names: then no sample of it can be trusted.
+    Raises ShardError, naming the byte, if the tar is cut or damaged: then no sample of it can be
+    trusted. Links, devices and members whose names are refused (absolute and parent paths, what
+    cannot be printed) are left out, with a note.
     """
     try:
         source = SequentialReader(OpenTar(tar))
@@ -88,10 +90,12 @@ def _results(source: SequentialReader) -> Iterator[SampleEntry | Failure | Note]
     # Members of no sample, as macOS' "._0.jpg", may stand between those of one.
     of_no_sample: list[str] = []
     no_files: list[tuple[str, str]] = []
+    bad_names: list[str] = []
     headers = scan(
         source.read,
         source.num_bytes,
         on_no_file=lambda name, kind: no_files.append((name, kind)),
+        on_bad_name=bad_names.append,
     )
     named = _with_stem(headers, of_no_sample.append)
     for stem, members in itertools.groupby(named, key=lambda member: member.stem):
@@ -110,7 +114,9 @@ def _results(source: SequentialReader) -> Iterator[SampleEntry | Failure | Note]
     for name in of_no_sample:
         yield Note(key=name, reason="left out: of no sample")
     for name, kind in no_files:
-        yield Note(key=name, reason=f"left out: {kind}")
+        yield Note(key=printable_name(name), reason=f"left out: {kind}")
+    for fault in bad_names:
+        yield Note(key=BAD_NAME, reason=f"left out: {fault}")
 
 
 def _with_stem(members: Iterator[Member], on_other: Callable[[str], None]) -> Iterator[Member]:
@@ -258,8 +264,16 @@ def index_folder(
             f"{folder}: got {', '.join(lost[:NUM_REFUSED_SHOWN])}, no file or a link that points "
             "nowhere; bring these tars, or remove their names"
         )
-    if not tars or not all(tar.name.isprintable() for tar in tars):
-        raise ShardError(f"{folder}: got no tars, or odd names, expected shards as 00000.tar")
+    if not tars:
+        others = "; ".join(other_tars(folder)[:NUM_REFUSED_SHOWN])
+        raise ShardError(
+            f"{folder}: got no tars{f' but {others}' if others else ''}, expected shards as "
+            "00000.tar, not in subfolders"
+        )
+    if odd := [tar.name for tar in tars if not tar.name.isprintable()]:
+        raise ShardError(
+            f"{folder}: got odd names, as {odd[0]!r}, expected shards as 00000.tar: rename them"
+        )
     if (folder / NAME).exists() and read_catalog(folder).metadata != ABOUT:
         raise ShardError(
             f"{folder}: got the {NAME} of a stage, expected tars that others wrote; to repair a "

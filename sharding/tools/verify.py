@@ -26,7 +26,7 @@ from sharding.format.schema import (
     check_sample,
 )
 from sharding.format.shapes import manifest_shapes
-from sharding.format.tar_scan import BLOCK_BYTES, scan
+from sharding.format.tar_scan import BAD_NAME, BLOCK_BYTES, Member, printable_name, scan
 from sharding.reading.sample_reader import OpenTar, check_crc32, make_sample
 from sharding.reading.sequential_reader import SequentialReader
 from sharding.tools.threads import map_in_threads
@@ -110,7 +110,7 @@ def _header_cause(
     """
     end, offset, length = place
     try:
-        for member in scan(source.read, source.num_bytes, start=end):
+        for member in _members(source, end, accounted):
             if member.offset >= offset:
                 got = (f"{member.key}.{member.extension}", member.offset, member.num_bytes)
                 if got == (name, offset, length):
@@ -123,10 +123,27 @@ def _header_cause(
         return f"{name}: got a damaged header ({error}), expected one of the member"
 
 
+def _members(source: OpenTar, start: int, accounted: set[str]) -> Iterator[Member]:
+    """The files from the header at `start` on; ShardError as `scan`, and for a link, a device or a
+    refused name that the manifest does not note."""
+
+    def check_noted(key: str, got: str) -> None:
+        if key not in accounted:
+            raise ShardError(f"got {got}, which the manifest does not note")
+
+    return scan(
+        source.read,
+        source.num_bytes,
+        start=start,
+        on_no_file=lambda name, kind: check_noted(printable_name(name), f"{kind}, {name!r}"),
+        on_bad_name=lambda fault: check_noted(BAD_NAME, fault.removeprefix("got ")),
+    )
+
+
 def _rest_cause(source: OpenTar, end: int, accounted: set[str]) -> str | None:
     """What is wrong after the last sample, where the end of the tar must be."""
     try:
-        for member in scan(source.read, source.num_bytes, start=end):
+        for member in _members(source, end, accounted):
             if not accounted & {member.key, member.name}:
                 return f"got {member.name!r} after byte {end}, expected the end of the tar"
     except ShardError as error:

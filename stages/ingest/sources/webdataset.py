@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from boxless.errors import BoxlessError
+from sharding.format.tar_names import other_tars
 from sharding.format.tar_scan import APART, FIRST_DOT
 from sharding.writing.atomic import canonical_json
-from stages.ingest.files import PICTURE_SUFFIXES, describe_folder, open_folder
+from stages.ingest.files import NUM_NAMES_SHOWN, PICTURE_SUFFIXES, describe_folder, open_folder
 from stages.ingest.sources.source import (
     DroppedRecords,
     Failure,
@@ -56,14 +57,21 @@ class WebdatasetSource:
         folder = open_folder(root, field="ingest.root", expected=expected)
         tars = sorted(folder.glob("*.tar"))
         if not any(tar.is_file() for tar in tars):
+            others = "; ".join(other_tars(folder)[:NUM_NAMES_SHOWN])
             raise SourceError(
                 f"ingest.root is {root!r}, where no *.tar is ({describe_folder(folder)}); expected "
-                f"{expected} (not in subfolders)"
+                f"{expected} (not in subfolders){f'; {others}' if others else ''}"
             )
         self._split = functools.partial(draw_split, seed=seed, heldout_fraction=heldout_fraction)
         self._prefix_keys = prefix_keys
         self.dropped = DroppedRecords()
         self.warnings: list[str] = []
+        if others := other_tars(folder):
+            self.dropped.add("files that are not named *.tar", others[0], count=len(others))
+            self.warnings.append(
+                f"{len(others)} files of {folder.name} look like tars and are not read, as they are "
+                f"not named *.tar: {shown('; '.join(others[:NUM_NAMES_SHOWN]))}"
+            )
         self._inputs = [i for tar in tars for i in self._read_tar(tar)]
         self._warn_of_repeated_keys()
 

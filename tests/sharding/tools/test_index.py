@@ -3,6 +3,7 @@ write."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -249,6 +250,46 @@ def test_members_that_no_sample_has_are_noted_and_never_listed(tmp_path: Path) -
     assert failure.key == "d_a" and failure.reason.startswith("duplicate")
 
 
+@pytest.mark.parametrize("name", ["../x.jpg", "/etc/x.jpg", "x\ny.jpg"])
+def test_a_name_that_is_refused_costs_only_its_own_member(tmp_path: Path, name: str) -> None:
+    """Oracle: the samples around it, as ingest takes them; a note has the name; verify, full, has
+    no fault, and one where the note is missing."""
+    odd = {"a.jpg": picture(), "a.txt": TEXT, name: b"x", "b.jpg": picture(), "b.txt": TEXT}
+    manifest = _index(tmp_path, odd)
+    assert [entry.key for entry in manifest.samples] == ["a", "b"] and not manifest.failures
+    (note,) = manifest.notes
+    assert note.key == "a member whose name is refused" and repr(name) in note.reason
+    assert note.reason.isprintable()
+    manifest_path(tmp_path / NAME).write_bytes(manifest_bytes(replace(manifest, notes=())))
+    (fault,) = verify_shard(tmp_path / NAME, full=True)
+    assert fault.key == "b" and "which the manifest does not note" in fault.cause
+
+
+def test_links_that_are_noted_are_no_fault(tmp_path: Path) -> None:
+    """Oracle: a link between samples and one at the end, one with a name that cannot be printed:
+    two samples, three notes, and nothing for verify to find."""
+    tar = tmp_path / NAME
+    with tarfile.open(tar, "w") as archive:
+        for name, data in (("a.jpg", picture()), ("a.txt", TEXT), ("l\n.jpg", None)):
+            _add(archive, name, data)
+        for name, data in (("m.jpg", None), ("b.jpg", picture()), ("b.txt", TEXT), ("n", None)):
+            _add(archive, name, data)
+    assert index_folder(tmp_path).num_ok == 2
+    assert [note.key for note in read_manifest(tar).notes] == [repr("l\n.jpg"), "m.jpg", "n"]
+    assert verify_paths([tmp_path], full=True) == []
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes | None) -> None:
+    """A file of these bytes, or a symbolic link that points nowhere."""
+    info = tarfile.TarInfo(name)
+    if data is None:
+        info.type, info.linkname = tarfile.SYMTYPE, "nowhere"
+        archive.addfile(info)
+    else:
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+
+
 def test_what_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: bounds lowered to just below what is there; at the bound it is a sample."""
     members = {"a.jpg": picture(), "a.json": _meta("a"), "a.cls": bytes(9999)}
@@ -297,7 +338,11 @@ def test_folders_that_are_no_set_are_refused(
     tmp_path: Path, make_folder: Callable[..., Path], make_sample: Callable[..., Sample]
 ) -> None:
     """Oracle: no tars; no samples; objects in some; a key in two tars; a stage's own catalog."""
-    with pytest.raises(ShardError, match="no tars"):
+    with pytest.raises(ShardError, match="no tars, expected"):
+        index_folder(tmp_path)
+    (tmp_path / "A.TAR").write_bytes(b"x")
+    (tmp_path / "b.tgz").write_bytes(gzip.compress(b"x"))
+    with pytest.raises(ShardError, match="no tars but 'A.TAR': rename.*'b.tgz': .*by gzip -d"):
         index_folder(tmp_path)
     write_tar(tmp_path / "0.tar", {"a.txt": TEXT})
     with pytest.raises(ShardError, match="0 samples"):
@@ -309,7 +354,7 @@ def test_folders_that_are_no_set_are_refused(
         index_folder(tmp_path)
     write_tar(tmp_path / "2.tar", {"a.jpg": picture(), "a.txt": TEXT})
     manifest_path(tmp_path / "2.tar").unlink()
-    with pytest.raises(ShardError, match="'a' in 1.tar and in 2.tar"):
+    with pytest.raises(ShardError, match="'a' in 1.tar and in 2.tar.*prefix_keys_by_tar"):
         index_folder(tmp_path)
     with pytest.raises(ShardError, match="of a stage"):
         index_folder(make_folder(tmp_path / "ours", [2]))

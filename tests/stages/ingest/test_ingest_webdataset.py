@@ -234,9 +234,22 @@ def test_wrong_paths_stop_at_once(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="ingest.root is .*not there; expected a folder with"):
         run(tmp_path)
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.tar.gz").write_bytes(b"")
-    with pytest.raises(SourceError, match=r"where no \*.tar is \(it holds a.tar.gz\)"):
+    (tmp_path / "in" / "a.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(SourceError, match=r"where no \*.tar is \(it holds a.tar.gz\).*gzip -d"):
         run(tmp_path)
+
+
+def test_what_only_looks_like_a_tar_is_counted(tmp_path: Path) -> None:
+    """Oracle: one file in capitals and one that is compressed, beside a sound tar: a count, and a
+    warning with both names."""
+    write_tar(tmp_path / "in/0.tar", [entry("a", "one")])
+    for name in ("B.TAR", "c.tar.zst", "notes.txt"):
+        (tmp_path / "in" / name).write_bytes(b"\x28\xb5\x2f\xfd" if name[0] == "c" else b"x")
+    source = WebdatasetSource(root=str(tmp_path / "in"), seed=0, heldout_fraction=0.0)
+    assert [picture.key for picture in source.pictures()] == ["a"]
+    assert dict(source.dropped) == {"files that are not named *.tar": 2}
+    (warning,) = source.warnings
+    assert "'B.TAR': rename it" in warning and "'c.tar.zst': it is compressed by zstd" in warning
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "./a.jpg", "x/y.z/a.seg.PNG", "a", "x.d/.hidden"])
