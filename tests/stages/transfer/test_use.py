@@ -57,8 +57,8 @@ def test_a_student_saved_in_16_bits_is_scored_and_finetuned_in_float32(
 def test_a_student_saved_in_16_bits_is_used_in_float32(
     folder: Path, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    """Oracle: the answers of the same weights saved in float32, to the last digit, of all uses of a
-    student; a search keeps its index."""
+    """Oracle: the answers of the same weights saved in float32, nearer than 16 bits can be, of all
+    uses of a student; a search keeps its index."""
     half, whole = (
         Path(shutil.copytree(folder / "student", tmp_path / n)) for n in ("half", "whole")
     )
@@ -67,16 +67,16 @@ def test_a_student_saved_in_16_bits_is_used_in_float32(
     student.float().save_pretrained(whole)
     picture, pictures = folder / "pictures/0.jpg", folder / "pictures"
     got, wanted = (
-        [
-            use.match(student, picture, ["a red circle", "a blue square"]),
-            use.search(student, pictures, "a red circle", tmp_path / "index"),
-            use.answer(student, picture, "what is red?"),
-            use.judge(student, picture, "a circle is red"),
-            use.point(student, picture, "a red circle", "red circle"),
-        ]
+        {
+            **dict(use.match(student, picture, ["a red circle", "a blue square"])),
+            **dict(use.search(student, pictures, "a red circle", tmp_path / "index")),
+            **dict(use.answer(student, picture, "what is red?")["best"]),
+            **use.judge(student, picture, "a circle is red")["probabilities"],
+            "x": use.point(student, picture, "a red circle", "red circle")["point"][0],
+        }
         for student in (half, whole)
     )
-    assert got == wanted
+    assert len(got) == 11 and got == pytest.approx(wanted, rel=1e-6)
 
 
 def test_search_leaves_out_what_is_no_picture_and_says_so(

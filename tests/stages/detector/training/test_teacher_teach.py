@@ -266,6 +266,7 @@ def test_weights_that_are_not_finite_are_not_saved(images: Path, tmp_path: Path)
     config = dataclasses.replace(
         TEACH,
         learning_rate=1e38,
+        weight_decay=1e6,
         warmup_steps=0,
         clip_norm=1e30,
         checkpoint_every_steps=1,
