@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,19 @@ def test_copies_in_other_processes_open_their_own_files(
     got = [copy[position] for position in range(5)]
     for one, two in zip(itertools.chain(*got), itertools.chain(*expected), strict=True):
         assert _same(one, two)
+
+
+def test_workers_of_a_fork_server_read_to_the_end(tmp_path: Path, make_folder: MakeFolder) -> None:
+    """They are children of the server, not of the rank. Oracle: the stream itself; longer than it
+    takes a worker to look for its parent."""
+    stream = _stream(make_folder(tmp_path, COUNTS))
+    order = positions(0, 0, 1, stream.num_micro_batches)
+    loader = _loader(stream, order, 1, multiprocessing_context="forkserver", prefetch_factor=1)
+    keys = []
+    for batch in loader:
+        keys.append([sample.key for sample in batch])
+        time.sleep(0.2)
+    assert keys == [[sample.key for sample in batch] for batch in stream]
 
 
 def test_few_files_are_open_at_once(

@@ -31,7 +31,9 @@ from stages.training.batches import (
 )
 from stages.training.config import TrainingConfig
 from stages.training.engine import Engine
+from stages.training.loop import Loop, TrainingState, Validation
 from stages.training.monitoring import stopping
+from stages.training.monitoring.gradient_norms import are_weights_finite
 from stages.training.monitoring.stopping import Stopped, Watch
 from stages.training.optimizer import AdamwSgd, adamw_rule, parameter_groups
 
@@ -296,3 +298,31 @@ def test_an_error_for_the_user_leaves_a_worker_as_it_is(num_workers: int) -> Non
     loader = load_batches(source, config, 0, 0, 1)
     with pytest.raises(ShardError, match="^train-000000.tar: sample 7: .* expected one$"):
         next(received(loader, "pretrain"))
+
+
+def test_a_validation_that_is_not_a_number_is_no_best() -> None:
+    """Oracle: by hand, the steps that are kept; a first NaN would never be beaten."""
+    nan = float("nan")
+    for higher, wanted in ((False, [1, 3]), (True, [1, 4])):
+        kept: list[int] = []
+        scores = [nan, 3.0, nan, 2.0, 4.0]
+        loop = Loop.__new__(Loop)
+        loop.engine, loop.state = mock.MagicMock(), TrainingState()
+        loop.validation = Validation(
+            run=lambda step: {"score": scores[step]},
+            best="score",
+            higher_is_better=higher,
+            save_best=kept.append,
+        )
+        for loop.state.step in range(5):
+            loop.validate()
+        assert kept == wanted
+
+
+def test_statistics_that_are_not_finite_are_not_saved() -> None:
+    """Oracle: by hand; a forward pass moves them, whatever its gradients are."""
+    norm = torch.nn.BatchNorm2d(3)
+    assert are_weights_finite(norm)
+    assert norm.running_var is not None
+    norm.running_var[1] = torch.inf
+    assert not are_weights_finite(norm)
