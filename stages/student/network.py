@@ -24,7 +24,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
 from boxless.errors import BoxlessError
 from stages.student.folder.auto_classes import InstalledClass, write_module
-from stages.student.folder.errors import check_loaded, loading, student_folder
+from stages.student.folder.errors import check_finite, check_loaded, loading, student_folder
 from stages.student.folder.renamed import KEY_MAPPING
 from stages.student.fusion.last_layer import OutputPlaces, run_last_layer
 from stages.student.fusion.one_picture import FirstInputs, first_outputs
@@ -171,8 +171,8 @@ class Student(InstalledClass, PreTrainedModel):
         cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         """As in transformers, with ~ expanded. Raises ValueError for a folder that is not there, or
-        is no whole student's; weights may be missing only of parts that values of the config among
-        the arguments add."""
+        is no whole student's, or whose weights are not finite; weights may be missing only of parts
+        that values of the config among the arguments add."""
         if kwargs.get("state_dict") is not None:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         folder = student_folder(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
@@ -185,6 +185,7 @@ class Student(InstalledClass, PreTrainedModel):
         # transformers would save under the old names again.
         student._weight_conversions = []
         check_loaded(folder, () if is_changed else info["missing_keys"])
+        check_finite(folder, student.state_dict())
         return (student, info) if gives_info else student
 
     def save_pretrained(

@@ -12,7 +12,7 @@ from torch import nn
 
 from boxless.errors import BoxlessError
 from sharding.writing.atomic import write_json
-from stages.student.folder.errors import loading, read_settings
+from stages.student.folder.errors import check_finite, loading, read_settings
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor
 from stages.transfer.tasks import TASKS
@@ -77,6 +77,7 @@ class TaskStudent:
                 f"{_shapes(head.state_dict())}; it is of an earlier version: boxless finetune "
                 "teaches the task again"
             )
+        check_finite(folder / "tasks" / name / HEAD, weights)
         head.load_state_dict(weights)
         return cls(task=task, student=student, head=head.eval(), processor=processor)
 

@@ -21,6 +21,7 @@ from transformers import (
 from boxless.errors import BoxlessError
 from stages.student.checkpoints.torch_file import read_checkpoint
 from stages.student.config import StudentConfig
+from stages.student.folder.errors import check_finite
 from stages.student.text.tokenizer import load_tokenizer
 from stages.student.vision.resnet import config_of_torchvision, from_torchvision, resnet_config
 
@@ -83,6 +84,7 @@ def load_cnn(name: str, resnet: ResNetModel) -> None:
         found = ResNetModel.from_pretrained(name)
     except OSError as error:
         _unreachable("pretrained_cnn", name, error)
+    check_finite(f"student.pretrained_cnn: {name}", found.state_dict())
     resnet.load_state_dict(found.state_dict())
 
 
@@ -118,11 +120,13 @@ def text_config(name: str, config: StudentConfig) -> BertConfig:
 
 
 def load_bert(name: str) -> BertModel:
-    """BERT without its pooler. Raises ValueError where it cannot be reached."""
+    """BERT without its pooler. Raises ValueError where it cannot be reached, or is not finite."""
     try:
-        return BertModel.from_pretrained(name, add_pooling_layer=False)
+        bert = BertModel.from_pretrained(name, add_pooling_layer=False)
     except OSError as error:
         _unreachable("pretrained_text", name, error)
+    check_finite(f"student.pretrained_text: {name}", bert.state_dict())
+    return bert
 
 
 def published_tokenizer(name: str) -> PreTrainedTokenizerFast:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from boxless.errors import BoxlessError
@@ -61,6 +62,22 @@ def check_loaded(folder: str, missing: Collection[str]) -> None:
         raise BoxlessError(
             f"{folder}: got no weights of {len(missing)} parameters ({names} ...), expected those of "
             f"every part that config.json has; {_COPY}"
+        )
+
+
+def check_finite(place: str | Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """BoxlessError where a weight is not finite: every answer would be NaN. `place`: whose weights
+    they are."""
+    odd = [
+        name
+        for name, weight in weights.items()
+        if weight.is_floating_point() and not weight.is_meta and not weight.isfinite().all()
+    ]
+    if odd:
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+        raise BoxlessError(
+            f"{place}: got numbers that are not finite in {', '.join(odd[:3])}{more}, expected none; "
+            "take weights of an earlier step, or train again with a lower rate"
         )
 
 

@@ -95,6 +95,20 @@ def test_weights_that_do_not_fit_are_refused(folder: Path) -> None:
         Student.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "number"), [(WEIGHTS, torch.nan), (WEIGHTS, torch.inf), (HEAD, torch.nan)]
+)
+def test_weights_that_are_not_finite_are_refused(file: str, number: float, folder: Path) -> None:
+    """Every answer would be NaN, without a word."""
+    weights = load_file(folder / file)
+    name = sorted(weights)[0]
+    weights[name].view(-1)[0] = number
+    save_file(weights, folder / file, metadata={"format": "pt"})
+    place = folder if file == WEIGHTS else folder / file
+    with pytest.raises(BoxlessError, match=rf"{place}: got numbers that are not finite in {name}"):
+        TaskStudent.load(folder)
+
+
 def test_parts_that_the_caller_adds_may_be_new(sound: Path) -> None:
     """As in transformers: a value of the config among the arguments."""
     assert Student.from_pretrained(sound, itc_size=8).contrastive_head is not None
