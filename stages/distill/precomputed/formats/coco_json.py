@@ -29,6 +29,8 @@ from stages.json_text import parse_json
 MAX_ENTRY_BYTES = 1 << 24
 _PIECE_BYTES = 1 << 22
 _CATEGORY = re.compile(rb'"category_id"\s*:\s*"?(-?\d{1,18})(?:\.0+)?"?\s*[,}]')
+_COCO_GAPS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71})
+"""Numbers up to 80 that none of COCO's categories, 1 to 90, has."""
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -43,6 +45,8 @@ class CocoJson:
         self._labels, self._size = labels, config.feature_size
         paths = find_files(config.path, field="path")
         _check_categories(paths, labels)
+        if not str(config.labels).endswith(".json"):
+            _check_gaps(paths, labels)
         self.index = index_files(
             paths,
             scan_list,
@@ -108,6 +112,22 @@ def _check_categories(paths: Sequence[Path], labels: Names) -> None:
                 'distill.features.labels, a JSON file {"categories": [{"id": ..., "name": ...}, '
                 "...]} with the ids that the detections have"
             )
+
+
+def _check_gaps(paths: Sequence[Path], labels: Names) -> None:
+    """FeaturesError where a text file has COCO's 80 names and the detections, as far as can be
+    seen, COCO's own ids, from 1 to 90: from the 12th on each would get a label after its own."""
+    if len(labels.names) != 80 or (labels.names[0], labels.names[-1]) != ("person", "toothbrush"):
+        return
+    found = {number for path in paths for number in _categories(path)}
+    if found and max(found) >= min(_COCO_GAPS) and not found & _COCO_GAPS:
+        raise FeaturesError(
+            f"path is {str(paths[0])!r}, with the category_id {max(found)} and none of "
+            f"{', '.join(map(str, sorted(_COCO_GAPS)))}, as COCO's own ids have it; expected the "
+            "lines of labels, 1 to 80. Give, as distill.features.labels, COCO's "
+            'instances_val2017.json, or another JSON file {"categories": [{"id": ..., "name": '
+            "...}, ...]} with the ids that the detections have"
+        )
 
 
 def _identity(value: Any) -> str | None:

@@ -33,9 +33,12 @@ from test_features_formats import (
 )
 
 from sharding.format.schema import Failure, check_objects
+from stages.distill.precomputed.config import FeaturesConfig
 from stages.distill.precomputed.formats.arrays import from_base64, read_npz
+from stages.distill.precomputed.formats.coco_json import CocoJson
 from stages.distill.precomputed.formats.record import FeaturesError, RowError
 from stages.distill.precomputed.formats.uniter_lmdb import _corners, find_package, read_msgpack
+from stages.distill.precomputed.names import read_names
 
 IDS = ("1", "2", "3")
 
@@ -168,6 +171,28 @@ def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
         json.dumps({"label_to_idx": {"yolk": 1}, "attribute_to_idx": {"tall": 1}})
     )
     assert "is not among the names" in reason_of(written, seen, num_top=1)
+
+
+def test_coco_s_own_ids_are_not_the_lines_of_its_80_names(tmp_path: Path) -> None:
+    """COCO's categories have the numbers 1 to 90. Oracle: its list: 13 is the stop sign, which
+    stands in line 12; ids that fill the gaps, or lie before them, are lines."""
+    names, path = tmp_path / "names.txt", tmp_path / "bbox.json"
+    names.write_text("\n".join(["person", *(f"thing {n}" for n in range(2, 80)), "toothbrush"]))
+    config = FeaturesConfig(format="coco-json", path=str(path), labels=str(names))
+
+    def open_ids(*ids: int) -> CocoJson:
+        box = {"image_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5}
+        path.write_text(json.dumps([{**box, "category_id": number} for number in ids]))
+        labels = read_names(str(names), field="labels", section="label")
+        return CocoJson(config, labels, folder=None, show=False)
+
+    for of_coco in ((13,), (1, 3, 44, 80)):
+        with pytest.raises(
+            FeaturesError, match=f"category_id {of_coco[-1]} and none of 12, .*JSON"
+        ):
+            open_ids(*of_coco)
+    for lines in ((1, 11), (1, 12, 80)):
+        open_ids(*lines)
 
 
 def test_what_the_recipe_asks_for_and_the_file_lacks(tmp_path: Path) -> None:
