@@ -57,6 +57,8 @@ import numpy as np
 from boxless.errors import BoxlessError
 from sharding.order.order import MicroBatch, Plan
 
+LONGEST_CYCLE = 10_000_000
+"""The largest sum of weights: a cycle lies in memory."""
 _NUM_CYCLES_KEPT = 4
 
 
@@ -77,8 +79,8 @@ class Mixture:
     orders: one a set. weights: micro-batches of each in a cycle, at least 1. seed: of the places
     inside cycles, >= 0. Raises ValueError for other weights and seeds.
 
-    Memory and the first access to a cycle: 8 bytes a set and position of a cycle, so weights that
-    add up to thousands are fine and to billions are not.
+    Memory and the first access to a cycle: 8 bytes a set and position of a cycle, so a sum of
+    weights above `LONGEST_CYCLE` is refused.
     """
 
     def __init__(self, orders: Sequence[Plan], weights: Sequence[int], seed: int) -> None:
@@ -89,6 +91,11 @@ class Mixture:
             )
         if seed < 0:
             raise BoxlessError(f"seed: got {seed}, expected at least 0")
+        if sum(map(int, weights)) > LONGEST_CYCLE:
+            raise BoxlessError(
+                f"weights: got {list(weights)}, expected a sum of at most {LONGEST_CYCLE}; only "
+                "their ratios count, so divide all by the same number"
+            )
         self._orders = tuple(orders)
         self._weights = np.asarray(weights, np.int64)
         self._seed = seed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from boxless.errors import BoxlessError
+from sharding.order.mixture import LONGEST_CYCLE
 from stages.training.config import check_share
 
 ON_FAULT = ("stop", "skip")
@@ -55,6 +56,12 @@ class DataConfig:
         if len({source.weight is None for source in self.sources}) > 1:
             raise BoxlessError(
                 "sources: got some with a weight and some without, expected all alike"
+            )
+        total = sum(source.weight or 0 for source in self.sources)
+        if total > LONGEST_CYCLE:
+            raise BoxlessError(
+                f"sources: got weights whose sum is {total}, expected at most {LONGEST_CYCLE}; only "
+                "their ratios count, so divide all by the same number"
             )
 
 

@@ -184,6 +184,11 @@ class PraConfig:
             raise BoxlessError(
                 f"pra.target_temperature: got {self.target_temperature}, expected above 0"
             )
+        if self.min_similarity is not None and not -1 <= self.min_similarity <= 1:
+            raise BoxlessError(
+                f"pra.min_similarity: got {self.min_similarity}, expected a cosine, -1 to 1, or "
+                "null; above 1 no phrase would be learned from"
+            )
         check_weight("pra.weight", self.weight)
 
 
