@@ -59,9 +59,10 @@ def _refuse_long_integers(value: Any, path: str) -> None:
 
 @functools.cache
 def adapter(hint: Any) -> TypeAdapter[Any]:
-    """What reads values of the type: keys that a dataclass does not have are errors."""
+    """What reads values of the type: keys that a dataclass does not have are errors, and so are
+    numbers that are not finite, which pass through bounds or train nothing."""
     for cls in set(dataclasses_in(hint)):
-        with_config(ConfigDict(extra="forbid"))(cls)
+        with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(cls)
     return TypeAdapter(hint)
 
 

@@ -184,3 +184,33 @@ def test_an_integer_of_more_than_64_bits_is_refused(setting: str) -> None:
     """Arrays, files and C count with 64 bits; later it would be an OverflowError."""
     with pytest.raises(RecipeError, match=f"{setting} is 1180591620717411303424; expected a whole"):
         load_recipe("toy", [f"{setting}={2**70}"])
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e400"])
+@pytest.mark.parametrize(
+    "field", ["pretrain.pra.min_similarity", "pretrain.pra.weight", "teach.learning_rate"]
+)
+def test_a_number_that_is_not_finite_is_refused(field: str, value: str) -> None:
+    """Oracle: by hand, the path and what was expected; NaN is below no bound and above none."""
+    with pytest.raises(RecipeError, match=f"^{field} is -?(NaN|Infinity); expected a number"):
+        load_recipe("toy-tiny", [f"{field}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("pretrain.pra.min_similarity=1.01", "got 1.01, expected a cosine, -1 to 1, or null"),
+        ("pretrain.pra.min_similarity=-2", "got -2.0, expected a cosine"),
+        (
+            "pretrain.data.sources=[{folder: a, weight: 9999999}, {folder: b, weight: 2}]",
+            "weights whose sum is 10000001, expected at most 10000000; .*divide all",
+        ),
+        ("pretrain.data.sources=[{folder: a, weight: 0}]", "weight: got 0, expected at least 1"),
+    ],
+)
+def test_extremes_that_train_nothing_or_fill_the_memory_are_refused(
+    setting: str, message: str
+) -> None:
+    """Oracle: by hand; a cycle of weighted sources lies in memory, 8 bytes a position."""
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("toy-tiny", [setting])
