@@ -210,16 +210,21 @@ def _parameter(tensor: object, *others: object) -> object:
     return tensor
 
 
-def tensor_array(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor as an array in C order; bfloat16, which numpy lacks, as float32.
-
-    Shares memory where it can. Raises ValueError for one that is not dense, not on the CPU, or has
-    more elements than its storage: strides of 0 make terabytes out of four bytes.
-    """
+def check_dense(tensor: torch.Tensor) -> None:
+    """ValueError for a tensor that is not dense, not on the CPU, or has more elements than its
+    storage: strides of 0 make terabytes out of four bytes as soon as it is copied."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         raise BoxlessError(f"a tensor {tensor.layout} on {tensor.device}, not a plain one")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise BoxlessError(f"a tensor {tuple(tensor.shape)} of more numbers than the file has")
+
+
+def tensor_array(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor as an array in C order; bfloat16, which numpy lacks, as float32.
+
+    Shares memory where it can. Raises ValueError as `check_dense`.
+    """
+    check_dense(tensor)
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()

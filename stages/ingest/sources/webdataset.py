@@ -57,10 +57,10 @@ class WebdatasetSource:
         folder = open_folder(root, field="ingest.root", expected=expected)
         tars = sorted(folder.glob("*.tar"))
         if not any(tar.is_file() for tar in tars):
-            others = "; ".join(other_tars(folder)[:NUM_NAMES_SHOWN])
+            hints = "; ".join(other_tars(folder)[:NUM_NAMES_SHOWN])
             raise SourceError(
                 f"ingest.root is {root!r}, where no *.tar is ({describe_folder(folder)}); expected "
-                f"{expected} (not in subfolders){f'; {others}' if others else ''}"
+                f"{expected} (not in subfolders){f'; {hints}' if hints else ''}"
             )
         self._split = functools.partial(draw_split, seed=seed, heldout_fraction=heldout_fraction)
         self._prefix_keys = prefix_keys
@@ -68,9 +68,10 @@ class WebdatasetSource:
         self.warnings: list[str] = []
         if others := other_tars(folder):
             self.dropped.add("files that are not named *.tar", others[0], count=len(others))
+            listed = "; ".join(others[:NUM_NAMES_SHOWN])
             self.warnings.append(
                 f"{len(others)} files of {folder.name} look like tars and are not read, as they are "
-                f"not named *.tar: {shown('; '.join(others[:NUM_NAMES_SHOWN]))}"
+                f"not named *.tar: {shown(listed)}"
             )
         self._inputs = [i for tar in tars for i in self._read_tar(tar)]
         self._warn_of_repeated_keys()
