@@ -62,7 +62,7 @@ teach: ## image shards with boxes -> a Faster R-CNN teacher
 distill: ## image shards -> object shards, labelled by the teacher
 pretrain: ## object shards -> student
 finetune: ## student + task data -> task scores
-evaluate: ## student on held-out pictures -> scores, each beside chance
+evaluate: ## student on held-out pictures -> scores, each with its chance level
 run: ## all stages in order, each skipped when complete, and the report
 $(STAGES) run: .venv/ready
 	$(BOXLESS) $@ $(RECIPE) $(settings) $(launching)
@@ -133,7 +133,7 @@ bench: .venv/ready ## shards written and read, beside stock webdataset, Energon 
 detector: .venv/ready ## a full-size teacher, beside detectron2 where that is installed
 	.venv/bin/python -m benchmarks.detector.teacher
 
-parts: .venv/ready ## RoIAlign, NMS and the choice of boxes, beside plain ways
+parts: .venv/ready ## RoIAlign, NMS and the choice of boxes, compared with plain implementations
 	.venv/bin/python -m benchmarks.detector.teacher_parts
 
 extraction: .venv/ready ## how busy distill keeps its device, beside one step after the other
@@ -158,7 +158,7 @@ retrieval: .venv/ready ## pairs a second of the retrieval matrix of RUN's studen
 curves: .venv/ready ## loss curves under ZeRO 0 to 3, bf16, accumulation and 1, 2, 4 ranks: the same?
 	.venv/bin/python -m benchmarks.training.loss_curves
 
-fuzz: .venv/ready ## what reads bytes from anybody, ten minutes of it (pip install atheris first)
+fuzz: .venv/ready ## fuzz the readers of untrusted files for ten minutes (pip install atheris first)
 	.venv/bin/python -m tests.fuzz.fuzz_readers --seconds 60
 
 docs: .venv/docs-ready ## build the documentation site: build/site/index.html

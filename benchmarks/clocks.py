@@ -1,6 +1,6 @@
 """Two ways to time a benchmark.
 
-"wall" is the time that goes by. "cpu" counts what the processor spent on this process: on a machine
+"wall" is wall-clock time. "cpu" counts what the processor spent on this process: on a machine
 that others use, and with one thread, about what an idle core would take.
 """
 

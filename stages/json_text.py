@@ -13,7 +13,7 @@ _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[][{},:\n]', re.DOTALL)
 
 
 class RepeatedKeyError(BoxlessError):
-    """A key that stands twice in an object, with different values. `line`, from 1, is that of the
+    """A key that occurs twice in an object, with different values. `line`, from 1, is that of the
     second one."""
 
     def __init__(self, key: str, line: int) -> None:
@@ -28,7 +28,7 @@ def parse_json(
     object_hook: Callable[[dict[str, Any]], Any] | None = None,
     parse_constant: Callable[[str], Any] | None = None,
 ) -> Any:
-    """As `json.loads`; RepeatedKeyError (a ValueError) for a key that stands twice in an object
+    """As `json.loads`; RepeatedKeyError (a ValueError) for a key that occurs twice in an object
     with different values, of which `json.loads` takes the last. Raises what that raises, too."""
     if isinstance(text, bytes):
         text = text.decode(json.detect_encoding(text), "surrogatepass")

@@ -1,6 +1,6 @@
 """Versions of libraries in fingerprints, and finished shards made with other versions.
 
-Versions stand in a shard's fingerprint under `VERSIONS`, apart from everything that a recipe or an
+Versions are in a shard's fingerprint under `VERSIONS`, apart from everything that a recipe or an
 input decides, so that a shard that differs in nothing else can be detected and, where the recipe
 says `accept_versions`, kept.
 """
@@ -21,7 +21,7 @@ VERSIONS = "versions"
 
 
 def library_versions(*libraries: str) -> str:
-    """Names and installed versions, as they stand in a fingerprint."""
+    """Names and installed versions, as they are in a fingerprint."""
     return ", ".join(f"{name} {_version(name)}" for name in sorted(set(libraries)))
 
 

@@ -1,7 +1,8 @@
 """Decodes and validates pictures, by one rule for every stage.
 
-A picture is a whole JPEG, PNG or WebP of a fitting size. It is upright: the EXIF orientation that a
-camera noted is applied, so that width, height and boxes are those of the picture that people see.
+A valid picture is a complete JPEG, PNG or WebP of a size within the limits. It is upright: the EXIF
+orientation that a camera noted is applied, so that width, height and boxes are those of the picture
+that people see.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 def file_fault(path: Path) -> str | None:
     """What keeps a file from being a picture, by its first bytes; None where they are those of a
-    JPEG, PNG or WebP, whatever its name ends in. That all of it is sound shows only when it is
+    JPEG, PNG or WebP, whatever its name ends in. That all of it is valid shows only when it is
     decoded."""
     try:
         kind = _format_of(read_or_unpack(path, _first_bytes, most=_LONGEST_SIGNATURE))

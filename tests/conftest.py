@@ -80,7 +80,7 @@ SLOW = (
     "test_encoder_inputs.py",
     "test_finetune_ranks.py",
     "test_distill_parser.py",
-    "test_pretrain_average.py",
+    "test_weight_ema.py",
     "test_pretrain_engine.py",
     "test_pretrain_run.py",
     "test_pretrain_validation.py",
@@ -101,7 +101,7 @@ SLOW = (
     "test_training_*.py",
     "test_transfer_*.py",
     "test_transformers_teacher.py",
-    "test_use.py",
+    "test_inference.py",
 )
 """Files that take more than a few seconds, marked `slow`: `make test-fast` leaves them out."""
 

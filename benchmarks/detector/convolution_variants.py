@@ -7,7 +7,7 @@
 Two bodies of a C4 net with random weights: the backbone on one picture of 600 x 800 pixels, and
 the last blocks of res5 on 128 boxes. Each runs as the teacher runs it in "fp32" (channels last),
 channels first, through torch.compile (for this one shape; another shape compiles again) and in
-bfloat16. Ways take turns; printed are the least milliseconds of each, how many times as long as
+bfloat16. Variants take turns; printed are the least milliseconds of each, how many times as long as
 ours it took, how far its answer is from ours, of the largest, and the seconds that compiling took.
 """
 
@@ -31,8 +31,8 @@ NUM_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 OURS = "ours: fp32, channels last"
 
 
-class Way(NamedTuple):
-    """A way to run a body; `precision` as in `detect.in_precision`."""
+class Variant(NamedTuple):
+    """How a body is run; `precision` as in `detect.in_precision`."""
 
     name: str
     precision: str
@@ -41,7 +41,7 @@ class Way(NamedTuple):
 
 
 def main() -> None:
-    """Time both bodies in every way."""
+    """Time every variant of both bodies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--depth", type=int, choices=NUM_BLOCKS, default=101)
@@ -79,29 +79,29 @@ def main() -> None:
 def compare(
     title: str, body: nn.Module, given: Tensor, device: torch.device, num_repeats: int, clock: Clock
 ) -> None:
-    """Print what each way of running `body` on `given` takes."""
+    """Print the time of each variant of `body` on `given`."""
     print(title)
-    body, given = calm(body.eval()).to(device), given.to(device)
+    body, given = small_branches(body.eval()).to(device), given.to(device)
     last = copy.deepcopy(body).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     given_last = given.contiguous(memory_format=torch.channels_last)
     compiled = torch.compile(last, dynamic=False)
-    ways = [
-        Way(OURS, "fp32", last, given_last),
-        Way("channels first", "fp32", body, given),
-        Way("torch.compile", "fp32", compiled, given_last),
-        Way("bfloat16", "bf16", last, given_last),
+    variants = [
+        Variant(OURS, "fp32", last, given_last),
+        Variant("channels first", "fp32", body, given),
+        Variant("torch.compile", "fp32", compiled, given_last),
+        Variant("bfloat16", "bf16", last, given_last),
     ]
     answers: dict[str, Tensor] = {}
 
-    def look(way: Way) -> None:
-        with in_precision(way.precision, device):
-            answers[way.name] = way.run(way.given).float()
+    def look(variant: Variant) -> None:
+        with in_precision(variant.precision, device):
+            answers[variant.name] = variant.run(variant.given).float()
 
-    first = {way.name: seconds(lambda: look(way), clock) for way in ways}
-    taken: dict[str, list[float]] = {way.name: [] for way in ways}
+    first = {variant.name: seconds(lambda: look(variant), clock) for variant in variants}
+    taken: dict[str, list[float]] = {variant.name: [] for variant in variants}
     for _ in range(num_repeats):
-        for way in ways:
-            taken[way.name].append(seconds(lambda: look(way), clock))
+        for variant in variants:
+            taken[variant.name].append(seconds(lambda: look(variant), clock))
     expected = answers[OURS]
     least = {name: min(some) for name, some in taken.items()}
     for name, answer in answers.items():
@@ -113,7 +113,7 @@ def compare(
         )
 
 
-def calm(body: nn.Module) -> nn.Module:
+def small_branches(body: nn.Module) -> nn.Module:
     """`body` with the last convolution of each branch made small, so that sums do not grow."""
     for name, layer in body.named_modules():
         if name.endswith("conv3"):

@@ -3,15 +3,15 @@
     python -m benchmarks.detector.extraction [--pictures 240] [--device-ms 20] [--decoders 2]
         [--rounds 3]
 
-Both ways run the whole of `boxless distill`: reading, decoding, resizing, looking, selecting,
-phrases, writing with checksums. The plain way looks at a picture only when the one before is
-written, as the loops do that users copy from each other. Ways take turns within a round; printed
-are medians over the rounds, and where the flow's time went. What both write is compared first.
+Both variants run all of `boxless distill`: reading, decoding, resizing, looking, selecting,
+phrases, writing with checksums. The sequential loop looks at a picture only when the one before is
+written, as most public extraction scripts do. Variants take turns within a round; printed are
+medians over the rounds, and where the pipeline's time went. What both write is compared first.
 
 - photographs: 480 x 640 pixels in JPEG, resized to 600 x 800; 5 captions each, found by the
   lexicon; 36 objects with 2048 features. The device is a pretended one: a sleep of so many
   milliseconds a picture, which like a real one leaves the CPU to others.
-- toy: the toy world's scenes and its net, with random weights, on this machine's CPU. Here nothing
+- toy: toy scenes and its net, with random weights, on this machine's CPU. Here nothing
   can be gained but by a second core, as the device is the CPU itself.
 """
 
@@ -95,7 +95,7 @@ class SleepingDetector:
 
 
 class OneAfterTheOther(InferencePipeline):
-    """The plain way: every step of a picture in the caller's thread."""
+    """The sequential loop: every step of a picture in the caller's thread."""
 
     def objects(self, samples: ShardSamples) -> Iterator[np.ndarray | Failure]:
         """As ObjectSource.objects."""
@@ -133,31 +133,31 @@ def main() -> None:
 def compare(
     root: Path, name: str, make: Callable[[], Detector], options: argparse.Namespace
 ) -> None:
-    """Run both ways in turn, and print what they took."""
-    ways: dict[str, type[InferencePipeline]] = {
+    """Run both variants in turn, and print what they took."""
+    variants: dict[str, type[InferencePipeline]] = {
         "one after the other": OneAfterTheOther,
         "flow": InferencePipeline,
     }
-    rates: dict[str, list[float]] = {way: [] for way in ways}
-    shares: dict[str, list[float]] = {way: [] for way in ways}
+    rates: dict[str, list[float]] = {variant: [] for variant in variants}
+    shares: dict[str, list[float]] = {variant: [] for variant in variants}
     trees = {}
     print(f"\n{name}")
     for number in range(options.rounds):
-        for way, kind in ways.items():
+        for variant, kind in variants.items():
             object_source = kind(make(), batch_size=1, num_decoders=options.decoders)
-            out = root / f"{name}-{way}-{number}"
+            out = root / f"{name}-{variant}-{number}"
             catalog = distill(
                 CONFIG, images=root / name, object_source=object_source, out=out, show=False
             )
             num_pictures = sum(shard.num_ok for shard in catalog.shards)
-            rates[way].append(num_pictures / object_source.clock.passed())
-            shares[way].append(object_source.clock.share(DEVICE))
-            trees[way] = {path.name: sha256_file(path) for path in out.iterdir()}
-    assert trees["flow"] == trees["one after the other"], "the two ways wrote different shards"
-    for way in ways:
+            rates[variant].append(num_pictures / object_source.clock.passed())
+            shares[variant].append(object_source.clock.share(DEVICE))
+            trees[variant] = {path.name: sha256_file(path) for path in out.iterdir()}
+    assert trees["flow"] == trees["one after the other"], "the two variants wrote different shards"
+    for variant in variants:
         print(
-            f"  {way:20} {statistics.median(rates[way]):7.1f} pictures/s, device busy "
-            f"{statistics.median(shares[way]):4.0%}"
+            f"  {variant:20} {statistics.median(rates[variant]):7.1f} pictures/s, device busy "
+            f"{statistics.median(shares[variant]):4.0%}"
         )
     ratios = [flow / plain for flow, plain in zip(rates["flow"], rates["one after the other"])]
     print(f"  ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
@@ -192,7 +192,7 @@ def write_photographs(folder: Path, num_pictures: int) -> None:
 
 
 def toy_teacher() -> Teacher:
-    """The toy world's net, as initialised."""
+    """The toy net, as initialised."""
     torch.manual_seed(0)
     model = FasterRCNN(TeacherConfig(), num_labels=len(LABELS), num_attributes=len(ATTRIBUTES))
     return Teacher(model, label_names=LABELS, attribute_names=ATTRIBUTES, fingerprint="toy")

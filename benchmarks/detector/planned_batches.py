@@ -18,7 +18,7 @@ import numpy as np
 
 from stages.detector.net_config import PictureConfig
 from stages.detector.ops.resize import padded_size, resized_size
-from stages.distill.inference.batches import plan_batches
+from stages.distill.inference.batch_plan import plan_batches
 
 PICTURE = PictureConfig(shorter_px=600, longer_px=1000)
 NUM_SHARDS = 20

@@ -318,7 +318,7 @@ def measure_peaks(device: torch.device, clock: Clock) -> dict[str, float]:
     square = torch.randn(2048, 2048, device=device)
     feature = torch.randn(64, 512, 14, 14, device=device).to(memory_format=torch.channels_last)
     weight = torch.randn(512, 512, 3, 3, device=device).to(memory_format=torch.channels_last)
-    ways = {
+    variants = {
         "matrix product": (lambda: square @ square, 2 * 2048**3),
         "3x3 convolution": (
             lambda: functional.conv2d(feature, weight, padding=1),
@@ -326,8 +326,8 @@ def measure_peaks(device: torch.device, clock: Clock) -> dict[str, float]:
         ),
     }
     return {
-        name: work / min(seconds(way, clock) for _ in range(8))
-        for name, (way, work) in ways.items()
+        name: work / min(seconds(variant, clock) for _ in range(8))
+        for name, (variant, work) in variants.items()
     }
 
 

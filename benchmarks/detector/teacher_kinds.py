@@ -31,8 +31,8 @@ import torch
 from sharding.format.catalog import read_catalog
 from sharding.format.schema import Sample
 from sharding.reading.sample_reader import iterate
+from stages.detector.evaluation.evaluate import LEAST_IOU, average_precision
 from stages.detector.ops.boxes import iou
-from stages.detector.training.evaluate import LEAST_IOU, average_precision
 from stages.detector.training.labeled_pictures import NO_ATTRIBUTE, Truth
 
 HEADER = f"{'teacher':24s}{'objects':>9}{'AP50':>9}{'recall':>9}{'pointing':>10}{'grounding':>11}"

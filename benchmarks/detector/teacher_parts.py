@@ -5,9 +5,9 @@
         [--clock wall]
 
 Sizes are those of a 600 x 1000 picture: a map of 38 x 63 cells of stride 16, 1000 proposals, 1600
-labels. Every part is run beside its plain ways, in turn, so that a busy machine slows all of them;
+labels. Every part is run beside plain implementations, in turn, so that a busy machine slows all;
 printed are the least milliseconds of each and how many times as long as ours it took, after a check
-that all answers agree. torchvision's operators are among the plain ways where torchvision is
+that all answers agree. torchvision's operators are among them where torchvision is
 installed and works. `--device cuda` needs a GPU.
 """
 
@@ -32,11 +32,11 @@ from stages.detector.ops.roi_pool import roi_pool
 
 HEIGHT_PX, WIDTH_PX, STRIDE_PX = 600, 1000, 16
 NUM_LABELS = 1600
-Ways = dict[str, Callable[[], Tensor]]
+Variants = dict[str, Callable[[], Tensor]]
 
 
 def main() -> None:
-    """Run every part and print a line a way."""
+    """Run every part and print a line a variant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0 leaves PyTorch's choice")
@@ -48,20 +48,20 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     device, ops = torch.device(options.device), find_torchvision_ops()
-    for title, ways in (
-        ("RoIAlign, 1000 boxes, 14 x 14 bins, 1024 channels", align_ways(1024, 1, ops, device)),
+    for title, variants in (
+        ("RoIAlign, 1000 boxes, 14 x 14 bins, 1024 channels", align_variants(1024, 1, ops, device)),
         (
             "RoIAlign, 1000 boxes, every other of 14 x 14 bins, 2560 channels",
-            align_ways(2560, 2, ops, device),
+            align_variants(2560, 2, ops, device),
         ),
-        ("RoIPool, 300 boxes, 14 x 14 bins, 1024 channels", pool_ways(ops, device)),
-        ("NMS 0.7, 1000 of 6000 boxes, few overlap", nms_ways(6000, 0.35, ops, device)),
-        ("NMS 0.7, 1000 of 12000 boxes, few overlap", nms_ways(12000, 0.35, ops, device)),
-        ("NMS 0.7, 1000 of 12000 boxes, most overlap", nms_ways(12000, 0.12, ops, device)),
-        ("bottom-up attention's scores, 300 proposals", score_ways(ops, device)),
-        ("detections, 1000 proposals, above 0.05", detection_ways(ops, device)),
+        ("RoIPool, 300 boxes, 14 x 14 bins, 1024 channels", pool_variants(ops, device)),
+        ("NMS 0.7, 1000 of 6000 boxes, few overlap", nms_variants(6000, 0.35, ops, device)),
+        ("NMS 0.7, 1000 of 12000 boxes, few overlap", nms_variants(12000, 0.35, ops, device)),
+        ("NMS 0.7, 1000 of 12000 boxes, most overlap", nms_variants(12000, 0.12, ops, device)),
+        ("bottom-up attention's scores, 300 proposals", score_variants(ops, device)),
+        ("detections, 1000 proposals, above 0.05", detection_variants(ops, device)),
     ):
-        compare(title, ways, options.repeats, CLOCKS[options.clock])
+        compare(title, variants, options.repeats, CLOCKS[options.clock])
 
 
 def find_torchvision_ops() -> ModuleType | None:
@@ -72,18 +72,18 @@ def find_torchvision_ops() -> ModuleType | None:
         return None
 
 
-def compare(title: str, ways: Ways, num_repeats: int, clock: Clock) -> None:
-    """Print the time of each way; the first is ours, and the others must agree with it."""
+def compare(title: str, variants: Variants, num_repeats: int, clock: Clock) -> None:
+    """Print the time of each variant; the first is ours, and the others must agree with it."""
     print(title)
-    answers = {name: way() for name, way in ways.items()}
-    ours = next(iter(ways))
+    answers = {name: variant() for name, variant in variants.items()}
+    ours = next(iter(variants))
     for name, answer in answers.items():
         torch.testing.assert_close(answer, answers[ours], atol=1e-4, rtol=1e-4, msg=name)
     del answers
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+    taken: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(num_repeats):
-        for name, way in ways.items():
-            taken[name].append(seconds(way, clock))
+        for name, variant in variants.items():
+            taken[name].append(seconds(variant, clock))
     least = {name: min(some) for name, some in taken.items()}
     for name, some in least.items():
         print(f"  {name:38}{some * 1000:9.1f} ms{some / least[ours]:8.1f} x")
@@ -113,13 +113,13 @@ def feature_map(num_channels: int, device: torch.device) -> Tensor:
     return torch.randn(shape).contiguous(memory_format=torch.channels_last).to(device)
 
 
-def align_ways(
+def align_variants(
     num_channels: int, bin_step: int, ops: ModuleType | None, device: torch.device
-) -> Ways:
+) -> Variants:
     """RoIAlign with as many samples as a bin spans cells."""
     feature, boxes = feature_map(num_channels, device), proposals(1000).to(device)
     index = torch.zeros(len(boxes), dtype=torch.long, device=device)
-    ways: Ways = {
+    variants: Variants = {
         "ours": lambda: roi_align(
             feature,
             boxes,
@@ -131,13 +131,13 @@ def align_ways(
         )
     }
     if bin_step == 1:
-        ways["cells looked up sample by sample"] = lambda: _align_by_samples(feature, boxes)
+        variants["cells looked up sample by sample"] = lambda: _align_by_samples(feature, boxes)
     if ops is not None:
         with_index = torch.cat([index[:, None], boxes], 1)
-        ways["torchvision"] = lambda: ops.roi_align(
+        variants["torchvision"] = lambda: ops.roi_align(
             feature, with_index, (14, 14), 1 / STRIDE_PX, 0, aligned=True
         )[:, :, ::bin_step, ::bin_step]
-    return ways
+    return variants
 
 
 def _align_by_samples(feature: Tensor, boxes: Tensor) -> Tensor:
@@ -166,28 +166,32 @@ def _align_by_samples(feature: Tensor, boxes: Tensor) -> Tensor:
     return torch.cat(pooled)
 
 
-def pool_ways(ops: ModuleType | None, device: torch.device) -> Ways:
+def pool_variants(ops: ModuleType | None, device: torch.device) -> Variants:
     """RoIPool as Caffe's nets have it."""
     feature, boxes = feature_map(1024, device), proposals(300).to(device)
     index = torch.zeros(len(boxes), dtype=torch.long, device=device)
-    ways: Ways = {"ours": lambda: roi_pool(feature, boxes, index, stride=STRIDE_PX, num_bins=14)}
+    variants: Variants = {
+        "ours": lambda: roi_pool(feature, boxes, index, stride=STRIDE_PX, num_bins=14)
+    }
     if ops is not None:
         with_index = torch.cat([index[:, None], boxes], 1)
-        ways["torchvision"] = lambda: ops.roi_pool(feature, with_index, (14, 14), 1 / STRIDE_PX)
-    return ways
+        variants["torchvision"] = lambda: ops.roi_pool(feature, with_index, (14, 14), 1 / STRIDE_PX)
+    return variants
 
 
-def nms_ways(num_boxes: int, spread: float, ops: ModuleType | None, device: torch.device) -> Ways:
+def nms_variants(
+    num_boxes: int, spread: float, ops: ModuleType | None, device: torch.device
+) -> Variants:
     """The suppression of proposals; the fewer remain, the longer is the search for 1000."""
     boxes, scores = clustered(num_boxes, 100, spread).to(device), torch.randn(num_boxes).to(device)
     groups = torch.zeros(num_boxes, dtype=torch.long, device=device)
-    ways: Ways = {
+    variants: Variants = {
         "ours": lambda: nms(boxes, scores, groups, threshold=0.7, max_kept=1000),
         "a loop over kept boxes": lambda: _nms_by_loop(boxes, scores, 0.7)[:1000],
     }
     if ops is not None:
-        ways["torchvision"] = lambda: ops.nms(boxes, scores, 0.7)[:1000]
-    return ways
+        variants["torchvision"] = lambda: ops.nms(boxes, scores, 0.7)[:1000]
+    return variants
 
 
 def _nms_by_loop(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
@@ -206,7 +210,7 @@ def made_up_probabilities(num_proposals: int) -> Tensor:
     return (like + 1.2 * torch.randn(num_proposals, NUM_LABELS)).softmax(1)
 
 
-def score_ways(ops: ModuleType | None, device: torch.device) -> Ways:
+def score_variants(ops: ModuleType | None, device: torch.device) -> Variants:
     """Each of 300 proposals' best score among the labels in which it survives."""
     boxes, scores = clustered(300, 60, 0.2).to(device), made_up_probabilities(300).to(device)
 
@@ -219,7 +223,7 @@ def score_ways(ops: ModuleType | None, device: torch.device) -> Ways:
 
     # Boxes a pixel wider and compared by >= are ours; torchvision's are neither.
     wider = boxes + boxes.new_tensor([0, 0, 1, 1])
-    ways: Ways = {
+    variants: Variants = {
         "ours, all that reach 0.2": lambda: best_surviving_scores(
             boxes, scores, iou=0.3, floor=0.2
         ),
@@ -228,13 +232,13 @@ def score_ways(ops: ModuleType | None, device: torch.device) -> Ways:
         ),
     }
     if ops is not None:
-        ways["torchvision, label by label"] = lambda: label_by_label(
+        variants["torchvision, label by label"] = lambda: label_by_label(
             lambda _, column: ops.nms(wider, column, 0.3)
         )
-    return ways
+    return variants
 
 
-def detection_ways(ops: ModuleType | None, device: torch.device) -> Ways:
+def detection_variants(ops: ModuleType | None, device: torch.device) -> Variants:
     """detectron2's choice of 100 among 1000 proposals, each with a box a label, regressed."""
     proposed, scores = clustered(1000, 60, 0.2).to(device), made_up_probabilities(1000).to(device)
     deltas = (torch.randn(1000, NUM_LABELS, 4) / 2).to(device)
@@ -246,7 +250,7 @@ def detection_ways(ops: ModuleType | None, device: torch.device) -> Ways:
         boxes = decode(proposed[proposal], deltas[proposal, label], weights)
         return proposal[detections(boxes, scores[proposal, label], label, choice)]
 
-    ways: Ways = {"ours": ours}
+    variants: Variants = {"ours": ours}
     if ops is not None:
 
         def by_torchvision() -> Tensor:
@@ -255,8 +259,8 @@ def detection_ways(ops: ModuleType | None, device: torch.device) -> Ways:
             some, some_scores = boxes[proposal, label], scores[proposal, label]
             return proposal[ops.batched_nms(some, some_scores, label, 0.5)[:100]]
 
-        ways["all boxes, torchvision's batched_nms"] = by_torchvision
-    return ways
+        variants["all boxes, torchvision's batched_nms"] = by_torchvision
+    return variants
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ import torch
 import yaml
 
 from sharding.format.catalog import read_catalog
+from stages.detector.evaluation.evaluate import score_teacher, scores_in_words
 from stages.detector.net_config import TeacherConfig
 from stages.detector.net_json import net_from_json, net_to_json
 from stages.detector.predictor import Teacher
 from stages.detector.teacher_folder import load_teacher
-from stages.detector.training.evaluate import score_teacher, scores_in_words
 from stages.detector.training.labeled_pictures import LabeledPictures
 
 PARTS = ("picture", "proposals", "choice")  # those that no weights depend on

@@ -1,7 +1,7 @@
 """A cluster of three nodes, made of namespaces on this machine by a script outside the repository.
 
 The script has the commands ``up N``, ``down``, ``ctl CMD``, ``node nK CMD``, ``kill``, ``start``,
-``cut`` and ``heal nK``; it keeps its state in the folder NSBASE, and stands beside the
+``cut`` and ``heal nK``; it keeps its state in the folder NSBASE, and is beside the
 ``slurm.conf.in`` of its Slurm. Needs root and Slurm; ssh between the nodes needs openssh-server.
 """
 

@@ -38,12 +38,16 @@ def main() -> int:
         parser.error(f"{args.cluster} does not exist; expected a script for a small cluster")
     folder = Path(tempfile.mkdtemp(prefix="boxless-array-"))
     folder.chmod(0o755)
-    calm, array = RunFolder(folder / "calm"), RunFolder(folder / "array")
+    undisturbed, array = RunFolder(folder / "undisturbed"), RunFolder(folder / "array")
     cluster = Cluster(args.cluster)
     try:
-        subprocess.run([*_command("ingest", calm, args.pictures), "--launcher=local"], check=True)
-        shutil.copytree(calm.root, array.root)
-        subprocess.run([*_command("distill", calm, args.pictures), "--launcher=local"], check=True)
+        subprocess.run(
+            [*_command("ingest", undisturbed, args.pictures), "--launcher=local"], check=True
+        )
+        shutil.copytree(undisturbed.root, array.root)
+        subprocess.run(
+            [*_command("distill", undisturbed, args.pictures), "--launcher=local"], check=True
+        )
         cluster("up", "3")
         if not cluster.wait_until_idle():
             parser.error("the cluster did not start: namespaces may be forbidden here")
@@ -52,7 +56,7 @@ def main() -> int:
         seconds = time.monotonic() - began
     finally:
         cluster.down()
-    differing = differences(calm.objects, array.objects)
+    differing = differences(undisturbed.objects, array.objects)
     print(
         f"disturbed after {num_there} of {-(-args.pictures // PICTURES_A_SHARD)} shards, done after "
         f"{seconds:.0f} s: {len(differing)} files differ {differing[:5]}"
@@ -88,12 +92,12 @@ def disturb(cluster: Cluster, run: RunFolder, num_pictures: int) -> int:
     return num_there
 
 
-def differences(calm: Path, other: Path) -> list[str]:
+def differences(undisturbed: Path, other: Path) -> list[str]:
     """Files that are only in one of two folders of shards, or differ; records of the run itself
     (how long it took) are left out."""
     names = {
         str(path.relative_to(folder))
-        for folder in (calm, other)
+        for folder in (undisturbed, other)
         for path in folder.rglob("*")
         if path.is_file() and path.name != "stage.json"
     }
@@ -101,7 +105,7 @@ def differences(calm: Path, other: Path) -> list[str]:
     def content(path: Path) -> bytes | None:
         return path.read_bytes() if path.exists() else None
 
-    return sorted(name for name in names if content(calm / name) != content(other / name))
+    return sorted(name for name in names if content(undisturbed / name) != content(other / name))
 
 
 def _command(stage: str, run: RunFolder, num_pictures: int) -> list[str]:

@@ -116,8 +116,8 @@ def count_samples(
 
 def _record_turns(root: Path) -> None:
     from sharding.order.turns import Turn
-    from stages.pretrain.data.batches import Batches
-    from stages.training.batches import LoadedBatch
+    from stages.pretrain.data.batch_source import Batches
+    from stages.training.data_loader import LoadedBatch
 
     plain = Batches.__getitem__
     of_all = {

@@ -142,7 +142,7 @@ def _older_tar(folder: Path) -> None:
 
 
 def _same_key_in_two_shards(folder: Path) -> None:
-    """Both are sound in themselves, and so is the catalog, but for a key (write_catalog refuses
+    """Both are intact in themselves, and so is the catalog, but for a key (write_catalog refuses
     it)."""
     key = read_manifest(folder / "train-000000.tar").samples[0].key
     first, *others = iterate(folder / DAMAGED)

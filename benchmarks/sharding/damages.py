@@ -45,7 +45,7 @@ from sharding.tools.repair import repair
 from sharding.tools.verify import Fault, verify_paths
 from sharding.writing.atomic import canonical_json
 
-STALL_SECONDS = 0.55  # of waiting until the watch speaks; recipes have a minute
+STALL_SECONDS = 0.55  # until the watchdog reports; recipes have a minute
 PATIENCE_SECONDS = 1.5  # of waiting for stock webdataset
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.sharding.shards [--samples 400] [--rounds 5] [--folders /dev/shm /tmp]
 
 One run, the same samples for all: 36 objects with 2048 half-precision features each, a JPEG of
-about 100 kB that decodes, a small json. Every round runs all ways one after the other, in one
+about 100 kB that decodes, a small json. Every round runs all variants one after the other, in one
 process; the first round is dropped. Printed are medians, and of the rounds' ratios the median and
 the spread. What every reader gives is compared with what was written before it is timed.
 
@@ -88,7 +88,7 @@ HOW_TO_INSTALL = {
 WRITE_WANTED, READ_WANTED = 3, 5
 NUM_WORKERS = 2
 MEMORY = Path("/dev/shm")
-# Where our reading does what, in the order of a sample's way.
+# Where our reading does what, in the order in which a sample passes.
 PARTS = {
     "read": "sharding.reading.sample_reader.OpenTar.read_into",
     "check": "sharding.reading.local_store.check_crc32",
@@ -98,8 +98,8 @@ PARTS = {
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of doing something with all samples. wanted: how many times as fast ours is to be."""
+class Variant:
+    """One implementation. wanted: how many times as fast as it ours has to be."""
 
     name: str
     run: Callable[[], object]
@@ -134,17 +134,17 @@ def main() -> None:
             for folder in options.folders
         ]
         for root in roots:
-            bench.compare(f"Writing, in {root.parent}", writing_ways(root, samples))
-        bench.compare("Reading and decoding objects and json", reading_ways(roots[0], samples))
-        bench.compare("End to end, pictures decoded", whole_ways(roots[0]))
+            bench.compare(f"Writing, in {root.parent}", writing_variants(root, samples))
+        bench.compare("Reading and decoding objects and json", reading_variants(roots[0], samples))
+        bench.compare("End to end, pictures decoded", end_to_end_variants(roots[0]))
         bench.show_shares(roots[0] / OURS)
         for title, batch in (("pictures decoded", whole_batch), ("objects alone", objects_batch)):
-            ways = worker_ways(roots[0], batch)
-            bench.compare(f"End to end in {NUM_WORKERS} workers, {title}", ways)
+            variants = worker_variants(roots[0], batch)
+            bench.compare(f"End to end in {NUM_WORKERS} workers, {title}", variants)
 
 
 class Bench:
-    """Times ways of going through `samples`, in rounds."""
+    """Times variants of going through `samples`, in rounds."""
 
     def __init__(self, samples: Sequence[Sample], rounds: int) -> None:
         self.num_samples, self.rounds = len(samples), rounds
@@ -159,18 +159,18 @@ class Bench:
             f"{os.cpu_count()} cores"
         )
 
-    def compare(self, title: str, ways: Sequence[Way]) -> None:
-        """Prints a table of ways, the first of which is ours."""
-        _time_all(ways)
-        rounds = [_time_all(ways) for _ in range(self.rounds)]
+    def compare(self, title: str, variants: Sequence[Variant]) -> None:
+        """Prints a table of variants, the first of which is ours."""
+        _time_all(variants)
+        rounds = [_time_all(variants) for _ in range(self.rounds)]
         print(f"\n{title}\n{'':32}samples/s    MB/s   ours is as many times as fast")
-        for way, seconds in zip(ways, zip(*rounds)):
+        for variant, seconds in zip(variants, zip(*rounds)):
             rate = self.num_samples / statistics.median(seconds)
             megabytes = rate * (self.picture_bytes + self.objects_bytes) / 1e6
             ratios = [theirs / ours[0] for theirs, ours in zip(seconds, rounds)]
-            wanted = f", at least {way.wanted} wanted" if way.wanted else ""
-            ratio = f"{_spread(ratios)}{wanted}" if way is not ways[0] else ""
-            print(f"  {way.name:30}{rate:9,.0f}{megabytes:8,.0f}   {ratio}".rstrip())
+            wanted = f", at least {variant.wanted} expected" if variant.wanted else ""
+            ratio = f"{_spread(ratios)}{wanted}" if variant is not variants[0] else ""
+            print(f"  {variant.name:30}{rate:9,.0f}{megabytes:8,.0f}   {ratio}".rstrip())
 
     def show_shares(self, folder: Path) -> None:
         """Prints where the time of our end-to-end reading goes."""
@@ -186,13 +186,13 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):5.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def _time_all(ways: Sequence[Way]) -> list[float]:
-    """Seconds of each way, one after the other."""
-    return [_seconds(way.run) for way in ways]
+def _time_all(variants: Sequence[Variant]) -> list[float]:
+    """Seconds of each variant, one after the other."""
+    return [_seconds(variant.run) for variant in variants]
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    # What an earlier way left behind, in Python and on its way to the disk, is not this one's.
+    # What an earlier variant left behind, in Python and on its way to the disk, is not this one's.
     gc.collect()
     os.sync()
     began = time.perf_counter()
@@ -200,8 +200,8 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def writing_ways(root: Path, samples: Sequence[Sample]) -> list[Way]:
-    """Ways to write the samples into folders under `root`."""
+def writing_variants(root: Path, samples: Sequence[Sample]) -> list[Variant]:
+    """Variants to write the samples into folders under `root`."""
     for name in (OURS, ONE_NPY, NPY_A_FIELD):
         (root / name).mkdir()
     one_npy = [as_one_npy(sample) for sample in samples]
@@ -210,17 +210,21 @@ def writing_ways(root: Path, samples: Sequence[Sample]) -> list[Way]:
     def stock(name: str, members: Sequence[dict[str, Any]], synced: bool = False) -> None:
         write_stock(root / name, members, synced=synced)
 
-    ways = [
-        Way(NAMES[OURS], functools.partial(write_ours, root / OURS, samples)),
-        Way(f"{NAMES[ONE_NPY]}, synced", functools.partial(stock, ONE_NPY, one_npy, synced=True)),
-        Way(NAMES[ONE_NPY], functools.partial(stock, ONE_NPY, one_npy), WRITE_WANTED),
-        Way(NAMES[NPY_A_FIELD], functools.partial(stock, NPY_A_FIELD, npy_a_field), WRITE_WANTED),
-        Way("SHA-256 of it alone", functools.partial(hash_all, samples)),
+    variants = [
+        Variant(NAMES[OURS], functools.partial(write_ours, root / OURS, samples)),
+        Variant(
+            f"{NAMES[ONE_NPY]}, synced", functools.partial(stock, ONE_NPY, one_npy, synced=True)
+        ),
+        Variant(NAMES[ONE_NPY], functools.partial(stock, ONE_NPY, one_npy), WRITE_WANTED),
+        Variant(
+            NAMES[NPY_A_FIELD], functools.partial(stock, NPY_A_FIELD, npy_a_field), WRITE_WANTED
+        ),
+        Variant("SHA-256 of it alone", functools.partial(hash_all, samples)),
     ]
     write = functools.partial(write_mosaic, root / MOSAIC, samples)
     if is_installed(NAMES[MOSAIC], write):
-        ways.append(Way(NAMES[MOSAIC], write))
-    return ways
+        variants.append(Variant(NAMES[MOSAIC], write))
+    return variants
 
 
 def hash_all(samples: Sequence[Sample]) -> None:
@@ -241,8 +245,8 @@ def is_installed(name: str, use: Callable[[], object]) -> bool:
     return True
 
 
-def reading_ways(root: Path, samples: Sequence[Sample]) -> list[Way]:
-    """Ways to read what writing_ways wrote; each is seen to give just that first."""
+def reading_variants(root: Path, samples: Sequence[Sample]) -> list[Variant]:
+    """Variants to read what writing_variants wrote; each is checked first."""
     readers: list[tuple[str, Reader, int | None]] = [
         (NAMES[OURS], functools.partial(read_ours, root / OURS), None),
         (NAMES[ONE_NPY], functools.partial(read_stock, root / ONE_NPY), READ_WANTED),
@@ -258,7 +262,7 @@ def reading_ways(root: Path, samples: Sequence[Sample]) -> list[Way]:
     for _, read, _ in readers:
         check_same(read(), samples)
     return [
-        Way(name, functools.partial(go_through, read), wanted) for name, read, wanted in readers
+        Variant(name, functools.partial(go_through, read), wanted) for name, read, wanted in readers
     ]
 
 
@@ -280,8 +284,8 @@ def go_through(read: Reader) -> None:
         pass
 
 
-def whole_ways(root: Path) -> list[Way]:
-    """Ways from shards to batches of tensors, pictures decoded, in this process."""
+def end_to_end_variants(root: Path) -> list[Variant]:
+    """Variants from shards to batches of tensors, pictures decoded, in this process."""
 
     def ours() -> None:
         stream = open_ours(root / OURS)
@@ -293,13 +297,13 @@ def whole_ways(root: Path) -> list[Way]:
             pass
 
     return [
-        Way(NAMES[OURS], ours),
-        *(Way(NAMES[name], functools.partial(stock, name)) for name in (ONE_NPY, NPY_A_FIELD)),
+        Variant(NAMES[OURS], ours),
+        *(Variant(NAMES[name], functools.partial(stock, name)) for name in (ONE_NPY, NPY_A_FIELD)),
     ]
 
 
-def worker_ways(root: Path, batch: Callable[[Sequence[Row]], Batch]) -> list[Way]:
-    """Ways from shards to batches of tensors in workers, which wait for the next round."""
+def worker_variants(root: Path, batch: Callable[[Sequence[Row]], Batch]) -> list[Variant]:
+    """Variants from shards to batches of tensors in workers, which wait for the next round."""
     settings: dict[str, Any] = {
         "batch_size": None,
         "num_workers": NUM_WORKERS,
@@ -318,7 +322,7 @@ def worker_ways(root: Path, batch: Callable[[Sequence[Row]], Batch]) -> list[Way
         batches = open_stock(root / name).batched(MICRO_BATCH_SIZE, collation_fn=batch)
         loaders[name] = DataLoader(batches, **settings)
     return [
-        Way(NAMES[name], functools.partial(go_through, loader.__iter__))
+        Variant(NAMES[name], functools.partial(go_through, loader.__iter__))
         for name, loader in loaders.items()
     ]
 

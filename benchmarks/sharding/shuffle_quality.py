@@ -4,7 +4,7 @@
 
 A set of so many shards of 1000 samples, by its catalog alone; eight ranks of four workers, 32
 samples a micro-batch, webdataset's shuffle buffer of 1000 samples. `boxless shuffle-quality FOLDER`
-does it for shards of your own; what the figures mean stands in
+does it for shards of your own; what the figures mean is in
 `sharding.order.shuffle_quality.ShuffleQuality`.
 """
 

@@ -50,12 +50,12 @@ class Counts:
     given_up: int = 0
     failed_writers: int = 0
     unfinished: int = 0
-    unsound: int = 0
+    invalid: int = 0
 
     @property
     def num_wrong(self) -> int:
         """Rounds and writers that did not end as they should."""
-        return self.failed_writers + self.unfinished + self.unsound
+        return self.failed_writers + self.unfinished + self.invalid
 
     def __str__(self) -> str:
         return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in vars(self).items())
@@ -82,7 +82,7 @@ def play_round(root: Path, random_moments: random.Random, counts: Counts) -> Non
     judge(out, counts)
     said = "".join(path.read_text() for path in root.glob("*.log"))
     counts.takeovers += said.count("Took over")
-    counts.given_up += said.count("Gave up")
+    counts.given_up += said.count("Lost the claim")
     counts.rounds += 1
 
 
@@ -91,7 +91,7 @@ def judge(out: Path, counts: Counts) -> None:
     if not is_done(out / TAR, FINGERPRINT):
         counts.unfinished += 1
     elif verify_shard(out / TAR, full=True):
-        counts.unsound += 1
+        counts.invalid += 1
 
 
 def _fork(work: Callable[[], None]) -> int:

@@ -31,9 +31,9 @@ from stages.ingest.config import IngestConfig
 from stages.ingest.run import ingest
 from stages.pretrain import run as pretrain_run
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.data.batches import Batches
+from stages.pretrain.data.batch_source import Batches
 from stages.student.config import StudentConfig
-from stages.training.batches import LoadedBatch
+from stages.training.data_loader import LoadedBatch
 from stages.training.monitoring.metrics import read_metrics
 
 STUDENT = StudentConfig(
@@ -71,8 +71,8 @@ def main() -> int:
     )
     with tempfile.TemporaryDirectory() as root:
         objects = make_objects(Path(root))
-        calm, drill = Path(root, "calm"), Path(root, "drill")
-        train(config, objects, calm, options.worlds[0])
+        undisturbed, drill = Path(root, "undisturbed"), Path(root, "drill")
+        train(config, objects, undisturbed, options.worlds[0])
         starts = [0]
         chance = random.Random(options.seed)
         for number, world_size in enumerate(options.worlds):
@@ -84,11 +84,11 @@ def main() -> int:
             fate = "to the end" if is_last else f"killed; its last checkpoint is step {starts[-1]}"
             print(f"{world_size} ranks from step {starts[-2]}: {fate}", flush=True)
         wrong = count(drill, starts, config)
-        return wrong + compare(calm, drill)
+        return wrong + compare(undisturbed, drill)
 
 
 def make_objects(root: Path) -> Path:
-    """Toy scenes as object shards, of a teacher that sees nothing."""
+    """Toy scenes as object shards, of a teacher that finds no objects."""
     recipe = IngestConfig(
         source="toy", num_train=NUM_SCENES, num_heldout=4, samples_per_shard=SCENES_A_SHARD
     )
@@ -229,9 +229,9 @@ def count(root: Path, starts: list[int], config: PretrainConfig) -> int:
     return int(repeats + losses > 0)
 
 
-def compare(calm: Path, drill: Path) -> int:
+def compare(undisturbed: Path, drill: Path) -> int:
     """Print the largest difference of the losses from the undisturbed run's; 1 if above 1e-3."""
-    mine, theirs = (read_metrics(r / "pretrain" / "metrics.jsonl") for r in (drill, calm))
+    mine, theirs = (read_metrics(r / "pretrain" / "metrics.jsonl") for r in (drill, undisturbed))
     assert [line["step"] for line in mine] == [line["step"] for line in theirs]
     most = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(mine, theirs))
     print(f"losses of {len(mine)} steps: at most {most:.1e} from the undisturbed run's, relative")

@@ -1,5 +1,5 @@
-"""A pretraining step of ours beside the released SOHO's, on the same work, and what each saving
-brings.
+"""A pretraining step of ours compared with the released SOHO's, on the same work, and the share of
+each saving.
 
     python -m benchmarks.training.soho_step [--rounds 5] [--threads 2] [--size res18|tiny] [--parts]
     python -m benchmarks.training.soho_step --size r101 [--device cuda] [--precision bf16]
@@ -9,7 +9,7 @@ no optimizer. `benchmarks/training/soho_released.py` works as the released code 
 waste. Both have the same weights and masks and are checked first, without dropout, to give the same
 loss and the same gradients. They take turns within a round; printed are medians over the rounds,
 seconds of the clock and of all threads (CPU), and the median and the spread of the rounds' ratios.
---parts leaves out one waste of the released way at a time.
+--parts leaves out one waste of the released code at a time.
 
 Size r101 is ResNet-101 and 12 layers, ours alone, beside its arithmetic: what torch counts, against
 what this device reaches in the same run on a plain large matrix product.
@@ -130,7 +130,7 @@ class Took(NamedTuple):
 
 
 def main() -> None:
-    """Check that both ways give the same, then time them."""
+    """Check that both variants give the same, then time them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -152,13 +152,13 @@ def main() -> None:
         return
     released = ReleasedSoho(model.student, Waste()).train()
     check_same(model, released, batch)
-    ways: dict[str, nn.Module] = {"released": released}
+    variants: dict[str, nn.Module] = {"released": released}
     if options.parts:
         for waste in fields(Waste):
             less = Waste(**{waste.name: False})
-            ways[f"without {waste.name}"] = ReleasedSoho(model.student, less).train()
-    ways["ours"] = model
-    show_ratios(ways, batch, options.rounds)
+            variants[f"without {waste.name}"] = ReleasedSoho(model.student, less).train()
+    variants["ours"] = model
+    show_ratios(variants, batch, options.rounds)
 
 
 def make_model(size: Size, device: torch.device) -> PretrainModel:
@@ -270,11 +270,11 @@ def without_dropout(net: nn.Module) -> Iterator[None]:
         part.p = p
 
 
-def show_ratios(ways: dict[str, nn.Module], batch: Batch, num_rounds: int) -> None:
-    """Prints each way's seconds and its share of the released way's, over interleaved rounds."""
-    took: dict[str, list[Took]] = {name: [] for name in ways}
+def show_ratios(variants: dict[str, nn.Module], batch: Batch, num_rounds: int) -> None:
+    """Prints each variant's seconds and its ratio to the released code, over interleaved rounds."""
+    took: dict[str, list[Took]] = {name: [] for name in variants}
     for number in range(num_rounds + 1):  # the first is for warming up
-        for name, net in ways.items():
+        for name, net in variants.items():
             net.zero_grad(set_to_none=True)
             seconds = measured(lambda: forward(net, batch).backward(), batch.pixels.device)
             if number:
@@ -317,10 +317,10 @@ def show_use(model: PretrainModel, batch: Batch, precision: str, num_rounds: int
     )
 
 
-def measured(way: Callable[[], object], device: torch.device) -> Took:
-    """How long `way` took, to the end of what it started on the device."""
+def measured(variant: Callable[[], object], device: torch.device) -> Took:
+    """How long `variant` took, to the end of what it started on the device."""
     began, began_cpu = time.perf_counter(), time.process_time()
-    way()
+    variant()
     if device.type == "cuda":
         torch.cuda.synchronize()
     return Took(time.perf_counter() - began, time.process_time() - began_cpu)

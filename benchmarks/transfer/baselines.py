@@ -3,7 +3,7 @@
     python -m benchmarks.transfer.baselines FOLDER --cnn THIN50 --text MINILM \\
         [--scores RUN/transfer/evaluate/scores.json] [--minutes 5] [--train 2800] [--dev 400]
 
-FOLDER is as the recipe `photos` wants it. On the dev pictures with all their captions, R@1, 5 and
+FOLDER is as the recipe `photos` expects it. On the dev pictures with all their captions, R@1, 5 and
 10 both ways: chance; linear CCA of the two frozen networks' mean vectors; two linear heads on the
 same, trained by InfoNCE; and a small dual encoder (frozen CNN whose grid is pooled by attention,
 the text network trained, InfoNCE over 128 pairs) after so many `--minutes` of one thread, 0 for

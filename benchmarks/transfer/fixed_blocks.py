@@ -2,8 +2,8 @@
 
     python -m benchmarks.transfer.fixed_blocks --student TASK_RUN/student --images RUN/images
 
-`--student` may stand several times; each is a student that was taught a task, on whose toy files it
-is measured. Both ways take turns on the same examples; times are CPU seconds of one thread, the
+`--student` may be repeated; each is a student that was taught a task, on whose toy files it
+is measured. Both variants take turns on the same examples; times are CPU seconds of one thread, the
 least of the rounds. The last column is the largest difference of the heads' outputs.
 """
 
@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and print a line a student."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--student", type=Path, action="append", required=True)
-    parser.add_argument("--images", type=Path, required=True, help="the toy world's image shards")
+    parser.add_argument(
+        "--images", type=Path, required=True, help="the toy data set's image shards"
+    )
     parser.add_argument("--groups", type=int, default=30, help="sets of pictures measured")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(arguments)
@@ -60,14 +62,14 @@ def _measure(taught: TaskStudent, args: argparse.Namespace) -> None:
             for group in groups
         ]
     seconds, outputs = [float("inf")] * 2, [torch.empty(0)] * 2
-    ways: tuple[Callable[[TaskBatch], torch.Tensor], ...] = (
+    variants: tuple[Callable[[TaskBatch], torch.Tensor], ...] = (
         lambda batch: task.logits_in_blocks(net, head, batch),
         lambda batch: task.logits(net, head, batch),
     )
     for _ in range(args.rounds):
-        for number, way in enumerate(ways):
+        for number, variant in enumerate(variants):
             start = time.process_time()
-            found = [way(batch).flatten() for batch in batches]
+            found = [variant(batch).flatten() for batch in batches]
             seconds[number] = min(seconds[number], time.process_time() - start)
             outputs[number] = torch.cat(found)
     both = torch.stack(outputs).nan_to_num(neginf=0)

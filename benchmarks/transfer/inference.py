@@ -201,7 +201,7 @@ class EndToEnd:
 
 
 def main() -> None:
-    """Time every way, and show the parts of each."""
+    """Time every variant, and show the parts of each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -216,38 +216,40 @@ def main() -> None:
     file = io.BytesIO()
     Image.fromarray(picture.numpy()).save(file, "JPEG", quality=90)
     tokens = torch.randint(200, VOCAB_SIZE, (1, NUM_TOKENS))
-    ways: dict[str, ByRegions | EndToEnd] = {
+    variants: dict[str, ByRegions | EndToEnd] = {
         f"{number} proposals": ByRegions(size, picture, number, options.regions)
         for number in options.proposals
     }
     for name, config in size.students.items():
-        ways[name] = EndToEnd(config)
-        ways[f"{name}, compiled"] = EndToEnd(config, is_compiled=True)
+        variants[name] = EndToEnd(config)
+        variants[f"{name}, compiled"] = EndToEnd(config, is_compiled=True)
     print(f"CPU, {options.threads} threads, torch {torch.__version__}, {options.rounds} rounds")
     with torch.inference_mode():
-        show_ratios(ways, lambda way: way.score(file.getvalue(), tokens), options.rounds)
+        show_ratios(
+            variants, lambda variant: variant.score(file.getvalue(), tokens), options.rounds
+        )
         peak = max(measure_peaks(CPU, wall_clock).values())
-        for name, way in ways.items():
-            show_parts(name, way, lambda: way.score(file.getvalue(), tokens), peak)
+        for name, variant in variants.items():
+            show_parts(name, variant, lambda: variant.score(file.getvalue(), tokens), peak)
 
 
 def show_ratios(
-    ways: dict[str, ByRegions | EndToEnd],
+    variants: dict[str, ByRegions | EndToEnd],
     run: Callable[[ByRegions | EndToEnd], object],
     num_rounds: int,
 ) -> None:
     """Prints medians, and of each student how many times as long each detector takes."""
-    took: dict[str, list[Took]] = {name: [] for name in ways}
+    took: dict[str, list[Took]] = {name: [] for name in variants}
     for number in range(num_rounds + 1):  # the first is for warming up
-        for name, way in ways.items():
-            seconds = measured(lambda: run(way), CPU)
+        for name, variant in variants.items():
+            seconds = measured(lambda: run(variant), CPU)
             if number:
                 took[name].append(seconds)
     for name, all_took in took.items():
         clock, cpu = (statistics.median(one[i] for one in all_took) for i in (0, 1))
         print(f"{name:29} {clock:7.2f} s, CPU {cpu:7.2f} s")
-        for other, way in ways.items():
-            if isinstance(way, ByRegions) and not isinstance(ways[name], ByRegions):
+        for other, variant in variants.items():
+            if isinstance(variant, ByRegions) and not isinstance(variants[name], ByRegions):
                 ratios = [
                     sorted(a[i] / b[i] for a, b in zip(took[other], all_took)) for i in (0, 1)
                 ]
@@ -262,15 +264,15 @@ def show_ratios(
 
 
 def show_parts(
-    name: str, way: ByRegions | EndToEnd, run: Callable[[], object], peak: float
+    name: str, variant: ByRegions | EndToEnd, run: Callable[[], object], peak: float
 ) -> None:
     """Prints where one pass goes, in seconds of all threads, and its arithmetic beside `peak`
     (floating point operations a second); what is compiled does the same arithmetic."""
-    with stopwatch(way.parts(), time.process_time) as seconds:
+    with stopwatch(variant.parts(), time.process_time) as seconds:
         whole = measured(run, CPU).cpu
-    found = f", {way.num_found} regions" if isinstance(way, ByRegions) else ""
+    found = f", {variant.num_found} regions" if isinstance(variant, ByRegions) else ""
     print(f"{name}{found}: CPU {whole:.2f} s")
-    if isinstance(way, ByRegions) or not way.is_compiled:
+    if isinstance(variant, ByRegions) or not variant.is_compiled:
         with FlopCounterMode(display=False) as counter:
             run()
         work = counter.get_total_flops()

@@ -27,9 +27,9 @@ import torch
 from PIL import Image
 
 from stages.transfer.example import Example
+from stages.transfer.inference import SUFFIXES
 from stages.transfer.loaded_student import LoadedStudent
 from stages.transfer.retrieval_matrix import row_scorer
-from stages.transfer.use import SUFFIXES
 
 WORDS = "a the dog man woman red blue green circle square runs sits beside under left right of and".split()
 

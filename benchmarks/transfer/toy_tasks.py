@@ -1,10 +1,10 @@
-"""Every downstream task in the toy world, over some seeds: pretrained students side by side, beside
-the same network without pretraining, and beside chance.
+"""Every downstream task on the toy data set, over some seeds: pretrained students, compared with
+the same network without pretraining and with chance.
 
     python -m benchmarks.transfer.toy_tasks --student kdvlp=RUN/student --images RUN/images
         --out DIR
 
-`--student NAME=FOLDER` may stand several times, as for the students of `boxless ablation`. Settings
+`--student NAME=FOLDER` may be repeated, as for the students of `boxless ablation`. Settings
 are those of `finetune` in the recipe toy. A task, seed and student that is done is not done again,
 and one that was stopped continues. The last lines are a table over the seeds.
 """
@@ -75,7 +75,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--student", action="append", required=True, metavar="NAME=FOLDER", help="pretrained"
     )
-    parser.add_argument("--images", type=Path, required=True, help="the toy world's image shards")
+    parser.add_argument(
+        "--images", type=Path, required=True, help="the toy data set's image shards"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", choices=TASK_NAMES, default=TASK_NAMES)
     parser.add_argument("--seeds", type=int, default=3)

@@ -183,7 +183,7 @@ def _srun(job: Job, config: LaunchConfig) -> str:
     own = ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"]
     if config.min_nodes and config.min_nodes < config.nodes:
         own = ["--no-kill", "--kill-on-bad-exit=0", f"--cpus-per-task={cpus}"]
-    # Bash in the job fills in what is not known before: these words stand in double quotes.
+    # Bash in the job fills in what is not known before: these words are in double quotes.
     return " ".join([*own, *map(_word, [*_container(config), *words])])
 
 

@@ -15,7 +15,7 @@ STOPPED_SECONDS = 15.0
 
 
 class StallReports:
-    """Says on stderr, once each, which rank of a start stands still; ``title`` is the job's."""
+    """Says on stderr, once each, which rank of a start is stalled; ``title`` is the job's."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -45,7 +45,7 @@ class StallReports:
         slowest = min(beats, key=lambda beat: beat.step)
         log(
             f"{self._title}: no step for {silent:.0f} s on {socket.gethostname()}; rank "
-            f"{slowest.rank} stands at step {slowest.step}; Python stacks and the last collectives "
+            f"{slowest.rank} is at step {slowest.step}; Python stacks and the last collectives "
             "are in the ranks' logs"
         )
         for beat in beats:

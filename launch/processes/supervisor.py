@@ -1,5 +1,5 @@
 """Runs the ranks of one node to their end: passes signals on, notices failures, hangs and lost
-nodes, and starts ranks again as long as training gets on.
+nodes, and restarts ranks as long as training makes progress.
 
 Two ways lead to a restart. Where the launcher restarts ranks itself (torchrun), the supervisor only
 counts; where the launcher has ended, it is started again. What no restart can help (a recipe that

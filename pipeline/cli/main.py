@@ -20,6 +20,7 @@ from boxless.errors import BoxlessError
 from launch.job import LaunchError, Stopped
 from pipeline import __version__
 from pipeline.cli.arguments import add_set_option, user_path, whole_number
+from pipeline.cli.inference_commands import add_inference_commands
 from pipeline.cli.launch_commands import add_launch_commands
 from pipeline.cli.recipe_command import add_recipe_command
 from pipeline.cli.renamed import plain_warnings, with_new_names
@@ -27,7 +28,6 @@ from pipeline.cli.shard_commands import add_shard_commands
 from pipeline.cli.sizing import add_sizing_command
 from pipeline.cli.student_commands import add_student_commands
 from pipeline.cli.teacher_commands import add_teacher_commands
-from pipeline.cli.use_commands import add_use_commands
 from pipeline.runner.error_messages import bug_report, error_message, is_for_the_user
 from pipeline.runner.run_folder import RunFolder
 from pipeline.runner.standard_streams import open_closed_streams, replace_unencodable
@@ -42,7 +42,7 @@ STAGES = {
     "distill": "image shards -> object shards, labelled by the teacher",
     "pretrain": "object shards -> student",
     "finetune": "student + task data -> task scores",
-    "evaluate": "student on held-out pictures -> scores, each beside chance",
+    "evaluate": "student on held-out pictures -> scores, each with its chance level",
 }
 
 
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nStopped. Run the same command to continue.", file=sys.stderr)
         return 128 + number
     except LaunchError as error:
-        _show_error(error.state, f"{error.tail}\n\nThe whole log: {error.log}")
+        _show_error(error.state, f"{error.tail}\n\nThe full log: {error.log}")
         return 1
     except BrokenPipeError:  # as in `boxless status | head`
         sys.stderr.close()
@@ -187,6 +187,7 @@ def _check_launch(args: argparse.Namespace) -> int:
 
 
 def command_line_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; docs/generate/cli_reference.py makes the site's page from it."""
     parser = argparse.ArgumentParser(
         prog="boxless",
         description="Pretrain vision-language models end to end, with object knowledge distilled "
@@ -211,7 +212,7 @@ def command_line_parser() -> argparse.ArgumentParser:
     add_shard_commands(commands)
     add_teacher_commands(commands)
     add_student_commands(commands)
-    add_use_commands(commands)
+    add_inference_commands(commands)
     add_sizing_command(commands)
     _add_evaluate_options(commands.choices["evaluate"])
     return parser

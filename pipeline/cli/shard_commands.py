@@ -10,7 +10,7 @@ import argparse
 import json
 
 from pipeline.cli.arguments import user_path, user_path_or_url, whole_number
-from pipeline.cli.shown_progress import shown_progress
+from pipeline.cli.progress_bar import progress_bar
 
 Commands = argparse._SubParsersAction
 _SHUFFLE_NUMBERS = {
@@ -97,7 +97,7 @@ def _add_verify(commands: Commands[argparse.ArgumentParser]) -> None:
 def _verify(args: argparse.Namespace) -> int:
     from sharding.tools.verify import verify_paths
 
-    with shown_progress("verify", "shards", show=not args.json) as on_shard:
+    with progress_bar("verify", "shards", show=not args.json) as on_shard:
         faults = verify_paths(args.paths, full=not args.fast, on_shard=on_shard)
     if args.json:
         found = [{"tar": f.tar, "key": f.key, "cause": f.cause} for f in faults]
@@ -129,7 +129,7 @@ def _add_repair(commands: Commands[argparse.ArgumentParser]) -> None:
 def _repair(args: argparse.Namespace) -> int:
     from sharding.tools.repair import lines, repair
 
-    with shown_progress("repair", "shards") as on_shard:
+    with progress_bar("repair", "shards") as on_shard:
         report = repair(args.folder, dry_run=args.dry_run, on_shard=on_shard)
     print("\n".join(lines(report)))
     return 0
@@ -170,7 +170,7 @@ def _repack(args: argparse.Namespace) -> int:
         seed=args.shuffle,
         split=args.split,
     )
-    with shown_progress("repack", "shards") as on_shard:
+    with progress_bar("repack", "shards") as on_shard:
         catalog = repack(args.sources, args.out, config, on_shard=on_shard)
     num_samples = sum(shard.num_ok for shard in catalog.shards)
     num_failed = sum(shard.num_failed for shard in catalog.shards)
@@ -194,7 +194,7 @@ def _index(args: argparse.Namespace) -> int:
     from sharding.format.tar_names import other_tars
     from sharding.tools.index import catalog_lines, index_folder
 
-    with shown_progress("index", "shards") as on_shard:
+    with progress_bar("index", "shards") as on_shard:
         catalog = index_folder(args.folder, on_shard=on_shard)
     print("\n".join(catalog_lines(catalog)))
     for other in other_tars(args.folder):

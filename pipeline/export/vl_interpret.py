@@ -33,7 +33,7 @@ _MAP_BYTES = 1 << 40  # address space that LMDB reserves, not disk
 
 
 def write_database(out: Path, predictor: Predictor, examples: Iterable[Example]) -> int:
-    """Write a new folder `out` that is whole or absent; returns the number of examples.
+    """Write a new folder `out`, atomically; returns the number of examples.
 
     Raises InputError where a package is missing or there are no examples, and what reading the
     examples raises.
@@ -77,7 +77,7 @@ def _package(name: str) -> Any:
 
 
 def example_of(predictor: Predictor, example: Example, number: int) -> dict[str, Any]:
-    """One example as VL-InterpreT wants it; arrays are float32 and uint8.
+    """One example in VL-InterpreT's format; arrays are float32 and uint8.
 
     `image` [64 R, 64 S, 3] is what the student saw, with its padding, enlarged so that a cell is 64
     pixels; `tokens` text first, then IMG_0 to IMG_(RS-1) row by row, with their `img_coords`

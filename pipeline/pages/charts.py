@@ -80,7 +80,7 @@ def line_chart(
 
 
 def score_bar(value: float, chance: float | None) -> Element:
-    """A bar from 0 to 100 % with a mark at chance; for the eye only, the number stands beside."""
+    """A bar from 0 to 100 % with a mark at chance; for the eye only, the number is beside it."""
     mark = h("i", {"class": "chance", "style": _left(chance)}) if chance else None
     bar = h("b", {"style": f"width:{100 * min(max(value, 0.0), 1.0):.1f}%"})
     return h("div", {"class": "bar", "aria-hidden": "true"}, bar, mark)

@@ -92,7 +92,7 @@ def _ticks(bins: Sequence[Bin], end: float, step: float) -> list[Element]:
     for place in range(0, len(bins), stride):
         x = (place + 0.5) * step if single else place * step
         if not single and x > _WIDTH - _TICK_PX:
-            continue  # the end stands there
+            continue  # the end is there
         anchor = "middle" if single else "start" if place == 0 else "middle"
         found.append(_text(x, anchor, f"{bins[place].start:g}"))
     if not single:

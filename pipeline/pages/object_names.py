@@ -1,6 +1,6 @@
 """Names of objects' labels and attributes, from the catalog of the shards.
 
-A catalog may be of any origin, or missing: a class whose name is not known goes by its number.
+A catalog may be of any origin, or missing: a class whose name is not known is shown by its number.
 """
 
 from __future__ import annotations

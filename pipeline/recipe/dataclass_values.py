@@ -31,7 +31,7 @@ def build(hint: Any, value: Any, path: str = "") -> Any:
     """The value of type ``hint`` that the plain ``value`` describes.
 
     ``hint``: a dataclass, or an annotated union of dataclasses selected by ``kind``. ``path``
-    is where the value stands in the recipe, for messages. Raises RecipeError.
+    is where the value is in the recipe, for messages. Raises RecipeError.
     """
     text = json.dumps(value, default=repr)
     _refuse_long_integers(value, path)
@@ -224,7 +224,7 @@ def _kinds(hint: Any) -> dict[Any, Any]:
 
 def _under(path: str, message: str, fields: typing.Container[str]) -> str:
     """``message`` with the dotted path before the field that it begins with; part of the path may
-    stand there already."""
+    are there already."""
     first = message.split(" ", 1)[0].strip(":,'")
     above = first.rpartition(".")[0]
     if above and f".{path}".endswith(f".{above}"):

@@ -2,7 +2,7 @@
 
 ``load_recipe`` takes the name of a built-in recipe (``pipeline/recipes/NAME.yaml``) or a file, lays
 it over the recipe that its ``base:`` names, lays ``--set a.b=c`` over both, and checks the lot.
-Each stage's part is a dataclass that stands beside the stage, and is documented there.
+Each stage's part is a dataclass beside the stage, documented there.
 """
 
 from __future__ import annotations

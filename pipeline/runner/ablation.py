@@ -101,9 +101,9 @@ def trained(recipe: Recipe, run: RunFolder) -> Scores:
 def variant_recipe(recipe: Recipe, name: str, seed: int) -> Recipe:
     """The recipe with another seed, with or without dictionary and objects, all else the same.
 
-    The settings of both are the recipe's own. Where it has no dictionary, recipe soho-toy's stands
-    in, with both-toy's weight of mvm; where it learns nothing from objects, both-toy's weights of
-    omvm and pra.
+    The settings of both are the recipe's own. Where it has no dictionary, soho-toy's is used, with
+    both-toy's weight of mvm; where it learns nothing from objects, both-toy's weights of omvm and
+    pra.
     """
     variant, own, usual = VARIANTS[name], recipe.pretrain, load_recipe("both-toy").pretrain
     dictionary = own if own.mvm.weight else usual

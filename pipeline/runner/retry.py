@@ -1,6 +1,6 @@
 """``boxless retry RUN``: runs again only what failed in the stages that write shards.
 
-A shard with failures is requested again; its writer takes over what was sound, byte for byte
+A shard with failures is requested again; its writer takes over what was intact, byte for byte
 (``sharding.writing.previous_shard``), so the result is what a run without the failures would have
 left. What was asked for stays asked until it is done: killed half-way, the same command continues.
 """

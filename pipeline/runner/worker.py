@@ -1,7 +1,7 @@
 """One rank of one stage: what every launcher starts, as ``python -m pipeline.runner.worker STAGE
 RUN``.
 
-With a third word, ``joined``, it is one that came to a stage under way, on any machine: no
+With a third word, ``joined``, the worker joined a running stage, on any machine: no
 orchestrator waits for it.
 
 It reads the resolved recipe from the run folder and calls the stage. Its log is opened before
@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 
 from launch.logs import LOG_FOLDER_VARIABLE, open_log, record_failure
-from launch.processes.freed_memory import keep_freed_memory
 from launch.processes.heartbeat import Heartbeat, exit_after_parent
 from launch.processes.marked_processes import end_with_parent
 from pipeline.runner.error_messages import error_message, is_for_the_user
@@ -26,6 +25,7 @@ from pipeline.runner.standard_streams import (
     outlive_readers,
     replace_unencodable,
 )
+from stages.freed_memory import keep_freed_memory
 
 JOINED = "joined"
 _SECONDS_TO_SAVE = 60.0  # after the parent ended

@@ -23,7 +23,7 @@ from pipeline.runner.error_messages import bug_report, error_message
 from pipeline.serve.page import NEEDED, page
 from sharding.coordination.fatal_errors import is_device_error
 from stages.student.text.tokenizer import is_blank
-from stages.transfer import use
+from stages.transfer import inference
 from stages.transfer.loaded_student import LoadedStudent
 from stages.transfer.task_folder import taught_tasks
 
@@ -45,7 +45,7 @@ class StudentApp:
         self.index = index or (pictures / ".boxless-index" if pictures else None)
         self.actions = ["match", "point"]
         self.actions += ["answer"] if "vqa" in taught else []
-        self.actions += ["judge"] if taught & {*use.JUDGING} else []
+        self.actions += ["judge"] if taught & {*inference.JUDGING} else []
         self.actions += ["search"] if pictures else []
 
     def load(self) -> None:
@@ -73,28 +73,32 @@ class StudentApp:
                 picture.write_bytes(_decoded(request.get("picture")))
                 phrase = str(request.get("phrase") or "")
                 found = self._of_picture(action, picture, text, phrase)
-        unread = use.unread_note(self.student, text.splitlines() if action == "match" else [text])
+        unread = inference.unread_note(
+            self.student, text.splitlines() if action == "match" else [text]
+        )
         note = " ".join(filter(None, (unread, found.get("note"))))
         return {**found, "note": note} if note else found
 
     def _of_picture(self, action: str, picture: Path, text: str, phrase: str) -> dict[str, Any]:
         if action == "match":
             texts = [line.strip() for line in text.splitlines() if not is_blank(line)]
-            return {"rows": _rows(use.match(self.student, picture, texts))}
+            return {"rows": _rows(inference.match(self.student, picture, texts))}
         if action == "answer":
-            return {"rows": _rows(use.answer(self.student, picture, text)["best"])}
+            return {"rows": _rows(inference.answer(self.student, picture, text)["best"])}
         if action == "judge":
-            found = use.judge(self.student, picture, text)["probabilities"]
+            found = inference.judge(self.student, picture, text)["probabilities"]
             return {"rows": _rows(sorted(found.items(), key=lambda item: -item[1]))}
-        found = use.point(self.student, picture, text, phrase)
+        found = inference.point(self.student, picture, text, phrase)
         drawn = picture.with_name("drawn.png")
-        use.draw_point(picture, found, drawn)
+        inference.draw_point(picture, found, drawn)
         return {"rows": [], "picture": _data_uri(drawn.read_bytes())}
 
     def _search(self, text: str) -> dict[str, Any]:
         assert self.pictures and self.index, "search is among the actions"
         faults: list[str] = []
-        found = use.search(self.student, self.pictures, text, self.index, on_fault=faults.append)
+        found = inference.search(
+            self.student, self.pictures, text, self.index, on_fault=faults.append
+        )
         rows = _rows(found[:NUM_FOUND])
         for row in rows:
             small = thumbnail((self.pictures / row["text"]).read_bytes(), longest_px=LONGEST_PX)

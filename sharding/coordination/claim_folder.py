@@ -226,5 +226,5 @@ def _describe_worker(state: WorkerState, monitor: LivenessMonitor) -> str:
         return f"{name}, whose process has ended"
     silent = f"{monitor.silent_seconds(state):.0f} s"
     if state.record is not None and state.record.is_stalled:
-        return f"{name}, which stopped its heartbeat because its work stood still, {silent} ago"
+        return f"{name}, which stopped its heartbeat because its work stalled, {silent} ago"
     return f"{name}, whose last new heartbeat was {silent} ago"

@@ -307,7 +307,8 @@ class Claim:
         is_lost = isinstance(error, (ClaimLost, TempFileRemoved))
         if is_lost:
             worker._log(
-                f"Gave up {self.tar}: this worker was silent for so long that another took it over."
+                f"Lost the claim of {self.tar}: this worker's heartbeat was silent for longer than its "
+                "lease, and another worker took it over."
             )
         is_fatal = isinstance(error, worker._fatal) or (
             isinstance(error, Exception) and ends_worker(error)

@@ -3,7 +3,7 @@
 The file is rewritten in place every few seconds with an increasing counter. An observer remembers
 the file's content and, by its own monotonic clock, since when it has not changed; after a lease
 without a change the worker is considered dead (LivenessMonitor). No file times and no clock of
-another machine take part, so clocks may differ by any amount. A worker whose own work stands still
+another machine take part, so clocks may differ by any amount. A worker whose own work is stalled
 for `stall_seconds` stops its counter itself, so that a hang is treated as a death.
 
 Besides, the worker holds a lock (flock) on its file: on the same machine a killed worker is known
@@ -101,7 +101,7 @@ class LivenessMonitor:
         self._moved: set[str] = set()
 
     def silent_seconds(self, state: WorkerState) -> float:
-        """For how long the worker's counter has stood still while this process watched."""
+        """For how long the worker's counter has not changed while this process watched."""
         now = time.monotonic()
         last = self._last_change.get(state.token)
         if last is None or last[0] != state.content:

@@ -211,7 +211,7 @@ def shapes_of_split(shapes: np.ndarray, catalog: Catalog, split: str) -> np.ndar
 
 
 def _check_entry(shard: ShardEntry) -> None:
-    """ValueError unless types and counts are sound and the tar's name stays in the folder."""
+    """ValueError unless types and counts are valid and the tar's name stays in the folder."""
     texts = (shard.tar, shard.split, shard.manifest_sha256)
     numbers = (shard.bytes, shard.num_input, shard.num_ok, shard.num_failed)
     if not all(isinstance(text, str) for text in texts) or (

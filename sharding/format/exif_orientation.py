@@ -60,7 +60,7 @@ def _jpeg_exif(data: bytes) -> bytes:
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """The marker of each segment with a length before the pixels, and where that length stands.
+    """The marker of each segment with a length before the pixels, and where that length is.
     struct.error for a segment that ends with the data."""
     at = 2
     for _ in range(MAX_JPEG_SEGMENTS):

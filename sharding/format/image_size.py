@@ -29,7 +29,7 @@ def picture_size(data: bytes) -> tuple[int, int]:
     try:
         size = _size(data)
     except (struct.error, IndexError) as error:
-        raise ShardError(f"picture: got {len(data)} bytes, expected a whole header") from error
+        raise ShardError(f"picture: got {len(data)} bytes, expected a complete header") from error
     if size is None:
         raise ShardError(f"picture: got {data[:8]!r}, expected the start of a JPEG, PNG or WebP")
     width, height = size

@@ -235,7 +235,7 @@ class _Entries(Sequence[SampleEntry]):
 
 
 def _entry(raw: dict[str, Any]) -> SampleEntry:
-    """A sample of the file: types, bounds and members are sound; places are not checked."""
+    """A sample of the file: types, bounds and members are valid; places are not checked."""
     entry = SampleEntry(
         raw["key"],
         raw["width"],
@@ -249,7 +249,7 @@ def _entry(raw: dict[str, Any]) -> SampleEntry:
     )
     check_key(entry.key)
     extensions = tuple(entry.members)
-    if extensions not in _OURS and not _are_sound(extensions):
+    if extensions not in _OURS and not _are_valid(extensions):
         raise ShardError(
             f"sample {entry.key}: got members {extensions}, expected a picture with json or txt, "
             f"and perhaps {OBJECTS}"
@@ -264,7 +264,7 @@ def _entry(raw: dict[str, Any]) -> SampleEntry:
     return entry
 
 
-def _are_sound(extensions: Collection[str]) -> bool:
+def _are_valid(extensions: Collection[str]) -> bool:
     """Whether these may be the members of a sample of any origin."""
     others = set(extensions).difference(PICTURE_EXTENSIONS)
     return (

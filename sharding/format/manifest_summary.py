@@ -16,7 +16,7 @@ from boxless.errors import BoxlessError
 from sharding.format.manifest import Manifest, manifest_path, read_manifest
 from sharding.format.schema import Failure, Note, ShardError
 
-# Inside a JSON text the quotes would stand behind backslashes.
+# Inside a JSON text the quotes would be escaped.
 _SAMPLES = b',"samples":['
 _PIECE_BYTES = 1 << 12
 

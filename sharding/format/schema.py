@@ -219,5 +219,5 @@ def decode_objects(data: bytes) -> np.ndarray:
             f"objects: got shape {shape} of {dtype.itemsize} bytes a row over {payload} bytes, "
             "expected one row an object and nothing after the rows"
         )
-    # A copy, for an array that owns its memory and can be written to (torch wants that).
+    # A copy, for an array that owns its memory and can be written to (torch requires that).
     return np.frombuffer(data, dtype=dtype, offset=source.tell()).copy()

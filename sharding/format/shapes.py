@@ -70,8 +70,8 @@ def open_shapes(path: Path, *, num_samples: int, sha256: str) -> np.ndarray:
     # ValueError: mmap refuses an empty file.
     except (OSError, ValueError) as error:
         raise ShardError(
-            f"{path}: got {error}, expected the shapes of {num_samples} samples; bring the file "
-            "back or have the folder's catalog written again"
+            f"{path}: got {error}, expected the shapes of {num_samples} samples; restore the "
+            "file or have the folder's catalog written again"
         ) from error
     return parse_shapes(mapped, num_samples=num_samples, sha256=sha256, where=str(path))
 

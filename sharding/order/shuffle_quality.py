@@ -197,6 +197,6 @@ def draw(path: Path, methods: Sequence[ShuffleMethod], sizes: Sequence[Sequence[
         some = np.linspace(0, len(shards) - 1, min(len(shards), _NUM_POINTS)).astype(int)
         panel.plot(moments[some], rank[shards[some]], ",", color="tab:blue")
         panel.set(title=way.name, xlabel="place in the epoch", xlim=(0, 1))
-    panels[0].set_ylabel("shards, as the way comes to them")
+    panels[0].set_ylabel("shards, in order of first use")
     with replacing(path) as out:
         figure.savefig(out, format="png", dpi=150)

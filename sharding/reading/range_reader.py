@@ -45,7 +45,7 @@ class Range(NamedTuple):
 
 
 NO_RANGES = "the server does not support ranges"
-"""In the cause of every sample of such a server: its shards may be sound."""
+"""In the cause of every sample of such a server: its shards may be intact."""
 
 
 class RangesUnsupported(BoxlessError):

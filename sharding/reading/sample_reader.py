@@ -41,7 +41,7 @@ class OpenTar:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise ShardError(
-                f"{path}: got {error.strerror}, expected a tar to read; bring it back or run the "
+                f"{path}: got {error.strerror}, expected a tar to read; restore it or run the "
                 "stage that writes it again"
             ) from error
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
@@ -199,7 +199,7 @@ def as_bytes(payload: np.ndarray | bytes) -> bytes:
 
 
 def make_sample(members: Members, entry: SampleEntry) -> Sample:
-    """The sample that members are of; ShardError if json or objects are not sound.
+    """The sample that members are of; ShardError if json or objects are not valid.
 
     What others wrote is brought into our form: captions from the json's "captions" or "caption",
     or from the txt member; size and image_id from the manifest; extension jpeg is jpg.

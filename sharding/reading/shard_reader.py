@@ -151,7 +151,7 @@ class ShardReader:
             data = self._read_file(store, name)
         except ShardError as error:
             raise ShardError(
-                f"{error}, expected the shard's manifest; bring it back or run the stage that "
+                f"{error}, expected the shard's manifest; restore it or run the stage that "
                 "writes it again"
             ) from error
         check_manifest(data, entry, f"{store.where}/{name}")
@@ -175,7 +175,7 @@ class ShardReader:
         self._make_cache()
 
 
-def sound(result: T | Fault) -> T:
+def check_result(result: T | Fault) -> T:
     """What was read, if it was; ShardError naming shard, key and cause if it is a Fault."""
     if isinstance(result, Fault):
         key = f"sample {result.key}: " if result.key is not None else ""

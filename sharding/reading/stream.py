@@ -42,7 +42,7 @@ from sharding.order.visits import VisitOrder
 from sharding.reading.cache import Cache
 from sharding.reading.dataset_source import DatasetSource, OpenSource, open_source
 from sharding.reading.sample_reader import make_sample
-from sharding.reading.shard_reader import RawSample, ShardReader, sound
+from sharding.reading.shard_reader import RawSample, ShardReader, check_result
 from sharding.reading.watchdog import StatusBoard
 from sharding.tools.verify import Fault
 from sharding.writing.atomic import sha256_of
@@ -54,7 +54,7 @@ _ORPHAN_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What came of a position: its epoch, the samples that are sound, and what is wrong with the
+    """What came of a position: its epoch, the samples that are valid, and what is wrong with the
     others, which are left out."""
 
     position: int
@@ -64,7 +64,8 @@ class Reading:
 
 
 class ShardStream(Dataset[list[Sample]]):
-    """stream[position] is the list of samples of plan[position], each checked by its CRC-32.
+    """Shards in training order, a map-style dataset: stream[position] is the list of samples of
+    micro-batch `position`, each checked by its CRC-32.
 
     sources: folders of finished shards, see DatasetSource.
     seed, micro_batch_size, window_num_shards, shape_step_px, resize: of the order, see
@@ -143,10 +144,10 @@ class ShardStream(Dataset[list[Sample]]):
 
     def __getitem__(self, position: int) -> list[Sample]:
         """The samples at `position`; ShardError on damage, IndexError below 0."""
-        return [sound(result) for result in self.results(position, _as_sample)[1]]
+        return [check_result(result) for result in self.results(position, _as_sample)[1]]
 
     def read(self, position: int) -> Reading:
-        """The sound samples at `position` and the faults of the others; IndexError below 0."""
+        """The valid samples at `position` and the faults of the others; IndexError below 0."""
         micro_batch, results = self.results(position, _as_sample)
         return Reading(
             position=position,

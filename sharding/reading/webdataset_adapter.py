@@ -1,6 +1,6 @@
 """The training order as an iterable of webdataset samples, for webdataset's own stages.
 
-    samples = Samples(stream, start=0, rank=rank, world_size=world_size)
+    samples = WebdatasetAdapter(stream, start=0, rank=rank, world_size=world_size)
     loader = DataLoader(samples.decode("pil").map(augment).to_tuple("jpg;png", "json"), ...)
 
 Each sample is a dict of "__key__", "__url__" (path or URL of its shard) and the bytes of its
@@ -19,7 +19,7 @@ from webdataset.compat import FluidInterface
 from webdataset.pipeline import DataPipeline
 
 from sharding.reading.sample_reader import as_bytes
-from sharding.reading.shard_reader import RawSample, sound
+from sharding.reading.shard_reader import RawSample, check_result
 from sharding.reading.stream import ShardStream, positions
 
 
@@ -54,7 +54,7 @@ class _Dealt(IterableDataset):
         rank, world_size = self._rank + number * self._world_size, self._world_size * num_workers
         for position in positions(self._start, rank, world_size, self._end):
             for result in self._stream.results(position, _as_dict)[1]:
-                yield sound(result)
+                yield check_result(result)
 
 
 def _as_dict(raw: RawSample) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def index_tar(tar: Path, *, fingerprint: Mapping[str, str] | None = None) -> Man
 def _results(source: SequentialReader) -> Iterator[SampleEntry | Failure | Note]:
     """The samples, failures and notes of a tar's inputs."""
     keys, stems = set[str](), set[str]()
-    # Members of no sample, as macOS' "._0.jpg", may stand between those of one.
+    # Members of no sample, as macOS' "._0.jpg", may be between those of one.
     of_no_sample: list[str] = []
     no_files: list[tuple[str, str]] = []
     bad_names: list[str] = []
@@ -207,7 +207,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _check_sample(payloads: Mapping[str, bytes], entry: SampleEntry) -> None:
-    """ShardError unless reading gives a sound sample with a caption, and nothing absurdly deep."""
+    """ShardError unless reading gives a valid sample with a caption, and nothing absurdly deep."""
     arrays = {name: np.frombuffer(data, np.uint8) for name, data in payloads.items()}
     sample = make_sample(arrays, entry)
     if _is_deep(sample.info):
@@ -246,7 +246,7 @@ def index_folder(
 ) -> Catalog:
     """Writes a manifest beside every tar of `folder` that has none, and catalog.json.
 
-    A manifest that is there stays, after its tar has been held against it: so to run again does
+    A manifest that is there stays, after its tar has been checked against it: so to run again does
     no harm, and never covers up damage. Kind "objects" if every sample has objects, "images" if
     none has.
 
@@ -262,7 +262,7 @@ def index_folder(
     if lost := [tar.name for tar in tars if not tar.is_file()]:
         raise ShardError(
             f"{folder}: got {', '.join(lost[:NUM_REFUSED_SHOWN])}, no file or a link that points "
-            "nowhere; bring these tars, or remove their names"
+            "nowhere; add these tars, or remove their names"
         )
     if not tars:
         others = "; ".join(other_tars(folder)[:NUM_REFUSED_SHOWN])
@@ -337,8 +337,8 @@ def _index_tars(tars: Sequence[Path], on_shard: Callable[[int, int], None]) -> t
     if refused:
         shown = "\n".join(refused[:NUM_REFUSED_SHOWN])
         raise ShardError(
-            f"{len(refused)} of {len(tars)} tars cannot be indexed; move them away or bring sound "
-            f"ones, then run again (the others need not be read again):\n{shown}"
+            f"{len(refused)} of {len(tars)} tars cannot be indexed; move them away or "
+            f"replace them, then run again (the others need not be read again):\n{shown}"
         )
     return num_samples, num_with_objects
 
@@ -351,7 +351,7 @@ def _counts(tar: Path) -> tuple[int, int] | ShardError:
             if SequentialReader(OpenTar(tar)).sha256() != manifest.sha256:
                 raise ShardError(
                     f"{tar}: got other bytes than its manifest says: damaged or replaced since; "
-                    f"bring the tar back, or remove {manifest_path(tar).name} to index it again"
+                    f"restore the tar, or remove {manifest_path(tar).name} to index it again"
                 )
         else:
             manifest = index_tar(tar)

@@ -291,7 +291,7 @@ class _Index:
         self._shard_of.append(len(self._tars) - 1)
 
     def check_keys(self) -> None:
-        """ShardError naming the first key, in their order, that stands in the sources twice."""
+        """ShardError naming the first key, in their order, that is in the sources twice."""
         for (first, _), (second, row), *_ in self._keys.repeated():
             raise ShardError(
                 f"{second}: got key {read_manifest(second).samples[row].key!r}, which {first} has "

@@ -3,12 +3,12 @@
 Every byte is read. What becomes of a shard:
 
     left         its manifest says what the tar holds, to the last byte
-    rebuilt      the tar is sound in itself, but its manifest is missing, broken or another tar's:
+    rebuilt      the tar is intact in itself, but its manifest is missing, broken or another tar's:
                  a new one is made from the tar
     quarantined  everything else: tar and manifest are moved to quarantine/, with NAME.reason.txt
     missing      the catalog lists it, and neither tar nor manifest is there
 
-A tar is sound in itself if its headers are consecutive up to the end mark and every sample is
+A tar is intact in itself if its headers are consecutive up to the end mark and every sample is
 whole. Where catalog.json counts it, size and number of samples must agree. A tar that has exactly
 the members of its manifest but other bytes is damaged: which of the two is right cannot be known.
 
@@ -226,7 +226,7 @@ def _places(manifest: Manifest) -> list[tuple[str, dict[str, tuple[int, int]]]]:
 
 
 def _split(manifest: Manifest, catalog: Catalog | None, entry: ShardEntry | None) -> str | None:
-    """The split under which the catalog may list a sound shard: its old one, else by its name."""
+    """The split under which the catalog may list a valid shard: its old one, else by its name."""
     if catalog is None:
         return None
     wanted = catalog.kind == "objects"
@@ -346,7 +346,7 @@ def lines(report: Report) -> list[str]:
     """What was done and what to do next, for people."""
     could = "would be " if report.dry_run else ""
     text = [
-        f"{report.folder}: {report.num('left')} shards sound, {report.num('rebuilt')} {could}given "
+        f"{report.folder}: {report.num('left')} shards intact, {report.num('rebuilt')} {could}given "
         f"a new manifest, {report.num('quarantined')} {could}moved to {QUARANTINE}/, "
         f"{report.num('missing')} missing."
     ]

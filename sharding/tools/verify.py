@@ -42,7 +42,7 @@ class Fault:
 
 
 def verify_shard(tar: Path, *, full: bool) -> list[Fault]:
-    """The faults of one shard, none if it is sound.
+    """The faults of one shard, none if it is intact.
 
     Fast: the manifest parses and names this tar, and the tar has its size. Full: besides, the
     tar's SHA-256, every header where the manifest says and none that it does not account for,
@@ -75,7 +75,7 @@ def _describe_headers(tar: Path) -> str:
         num_members = sum(1 for _ in scan(source.read, source.num_bytes))
     except ShardError as error:
         return f"its headers say: {error}"
-    return f"its headers are sound, {num_members} members: the tar is not the one of the manifest"
+    return f"its headers are intact, {num_members} members: the tar is not the one of the manifest"
 
 
 def _full_causes(source: OpenTar, manifest: Manifest) -> Iterator[tuple[str | None, str]]:
@@ -162,7 +162,7 @@ def _sample_cause(payloads: Mapping[str, np.ndarray], entry: SampleEntry) -> str
 
 
 def check_entry(sample: Sample, entry: SampleEntry) -> None:
-    """ShardError unless a sample is sound and of the size that its entry says."""
+    """ShardError unless a sample is intact and of the size that its entry says."""
     # The pictures of others may be webp, which our own shards never hold.
     check_sample(replace(sample, extension=IMAGE_EXTENSIONS[0]))
     if sample.objects is not None:
@@ -182,7 +182,7 @@ def verify_paths(
 ) -> list[Fault]:
     """The faults of tars, of folders of shards, and of run folders that hold such folders.
 
-    A folder of shards is held against its catalog.json and its file of shapes as well, and no key
+    A folder of shards is checked against its catalog.json and its file of shapes, too, and no key
     may be in two of its shards. Holds 8 bytes a sample of a folder.
 
     paths: one, or several. full: read the tars, too, every byte.
@@ -266,7 +266,7 @@ class _Folder:
     def _catalog_causes(
         self, catalog: Catalog, tar: Path, manifest: Manifest
     ) -> Iterator[tuple[str | None, str]]:
-        """(key or None, cause) where a shard that is sound disagrees with its folder's catalog."""
+        """(key or None, cause) where a shard that is intact disagrees with its folder's catalog."""
         shard = self._shards[tar.name]
         got = (manifest.tar_bytes, manifest.num_input, manifest.num_ok, manifest.num_failed)
         expected = (shard.bytes, shard.num_input, shard.num_ok, shard.num_failed)

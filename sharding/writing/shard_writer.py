@@ -127,7 +127,7 @@ def _commit(
     version: tuple[int, int] | None,
     check_owner: Callable[[], None],
 ) -> Manifest:
-    """Give both files their names; the manifest that stands beside the tar afterwards.
+    """Give both files their names; the manifest that is beside the tar afterwards.
 
     version: of the manifest that was there when writing began.
     """
@@ -168,7 +168,7 @@ def _version(path: Path) -> tuple[int, int] | None:
 
 
 class _TarStream:
-    """The tar being written: where it stands and the SHA-256 of all before.
+    """The tar being written: its position and the SHA-256 of all before.
 
     Hashing takes longer than all else and leaves Python's lock free, so it has a thread of its
     own. A few samples at a time go to the disk, past the file's buffer, and to that thread.

@@ -83,7 +83,7 @@ def parse_caption(line: str) -> MarkedCaption:
 
 
 def parse_boxes(text: str, note: Callable[[str], None]) -> PictureBoxes:
-    """A file of Annotations. `note` is called with each object that has no sound box, but for those
+    """A file of Annotations. `note` is called with each object that has no valid box, but for those
     that the file marks as having none. BoxlessError for other files."""
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise BoxlessError("a document type in it; expected plain XML")

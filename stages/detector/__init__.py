@@ -6,7 +6,7 @@ A picture goes through the files in this order: `ops/resize.py` -> `model/plain_
 `model/res5_head.py` and `model/second_classifier.py` (features, classes, boxes, attributes) ->
 `model/postprocess.py` and `ops/nms.py` -> `predictor.py` (one array of objects a picture).
 `model/faster_rcnn.py` joins the parts and `net_config.py` has their sizes and kinds.
-`teacher_folder.py` keeps a teacher on disk, `training/` trains and scores it.
+`teacher_folder.py` keeps a teacher on disk, `training/` trains one, `evaluation/` scores it.
 
 Weights from elsewhere: `checkpoints/convert.py` -> `torch_files.py` or `pickles.py` (a file's
 arrays) -> `weights.py` (a net of ours), by the rules of `families.py`.

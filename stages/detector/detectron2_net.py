@@ -37,7 +37,7 @@ class Detectron2Error(BoxlessError):
 
 
 class Detectron2Net(NamedTuple):
-    """A net of detectron2 and how it wants its pictures."""
+    """A net of detectron2 and the format of its input pictures."""
 
     model: Any  # GeneralizedRCNN in eval mode, with weights
     resizing: Any  # an augmentation: ResizeShortestEdge

@@ -32,7 +32,7 @@ class Card:
         if not self.license.strip() or len(self.license.splitlines()) > 1:
             raise BoxlessError(
                 f"license: got {self.license!r}, expected a line of text, such as the name of a "
-                "license and where it stands; say 'unknown' where you do not know"
+                "license and where to find it; say 'unknown' where you do not know"
             )
 
 

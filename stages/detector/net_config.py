@@ -1,6 +1,6 @@
 """The settings of a teacher's net, in the order in which they apply to a picture.
 
-The values that stand here are those of the toy world.
+The defaults are those of the toy data set.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ C4_STRIDE_PX = 16
 
 
 def check(config: object, valid: Mapping[str, tuple[bool, str]]) -> None:
-    """ValueError for the first field of `valid` {name: (is sound, what is expected)} that is
+    """ValueError for the first field of `valid` {name: (is valid, what is expected)} that is
     not."""
-    for name, (is_sound, expected) in valid.items():
-        if not is_sound:
+    for name, (is_valid, expected) in valid.items():
+        if not is_valid:
             raise BoxlessError(f"{name}: got {getattr(config, name)!r}, expected {expected}")
 
 

@@ -44,7 +44,7 @@ from stages.detector.model.test_time_augmentation import View, find_in_views
 from stages.detector.ops.boxes import clip_to, far_corners, is_nonempty
 from stages.detector.ops.pooler import picture_of_boxes
 from stages.detector.ops.resize import Prepared, enlarged, padded_size, prepare, resized_size, stack
-from stages.float32_products import TF32, float32_products
+from stages.tf32 import TF32, allow_tf32
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
@@ -249,7 +249,7 @@ def in_precision(precision: str, device: torch.device) -> Iterator[None]:
                     enabled=True, benchmark=False, deterministic=True, allow_tf32=is_tf32
                 )
             )
-        inside.enter_context(float32_products(tf32=is_tf32))
+        inside.enter_context(allow_tf32(is_tf32))
         yield
 
 

@@ -89,7 +89,7 @@ def save_teacher(
 
 
 def save_null_teacher(folder: Path) -> None:
-    """Writes the folder of a teacher that sees nothing."""
+    """Writes the folder of a teacher that finds no objects."""
     data = safetensors.torch.save({})
     _empty(folder)
     write_bytes(folder / WEIGHTS, data)
@@ -173,7 +173,7 @@ def _card(values: dict[str, Any]) -> Card:
 
 def _names(names: Any) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BoxlessError("names that are no list of text")
+        raise BoxlessError("names that are not a list of text")
     return names
 
 
@@ -192,7 +192,7 @@ def _check_fingerprint(folder: Path, about: About) -> None:
 def _fingerprint(
     weights: str, net: dict[str, Any], labels: list[str], attributes: list[str]
 ) -> str:
-    """SHA-256 over everything that decides what the teacher sees; `weights` is their file's."""
+    """SHA-256 over everything that decides what the teacher detects; `weights` is their file's."""
     return sha256_of(
         {
             "schema": SCHEMA,

@@ -6,9 +6,9 @@ decoder's last hidden state; of OWL-ViT and OWLv2, which have no decoder, the cl
 the image token. Candidates above the threshold are suppressed within their label, and the best
 stay.
 
-The zero-shot kind is asked for the names in pieces, each a text of its own ("a. b. c."); a piece
-longer than the model's text goes by halves. A name's score in Grounding DINO is the largest over
-its tokens. With prompts "captions" it is asked for a picture's own phrases, and the arrays have one
+The zero-shot kind is prompted with the names in pieces, each a text of its own ("a. b. c."); a
+piece longer than the model's text is halved. A name's score in Grounding DINO is the largest over
+its tokens. With prompts "captions" the prompts are a picture's own phrases, and the arrays have one
 more field, `by_prompt`, the score of each phrase.
 
 Pictures go through the model one by one, so what is seen in one depends on no other.
@@ -316,7 +316,7 @@ def _label_names(config: TransformersConfig, model_config: Any, is_open: bool) -
     if config.labels is None and is_open:
         raise TransformersError(
             f"labels: got null, expected a text file with one name a line: {model_config.model_type}"
-            " looks for what it is asked for."
+            " detects only what it is prompted with."
         )
     own = [model_config.id2label[number] for number in range(len(model_config.id2label))]
     if config.labels is None:

@@ -12,7 +12,7 @@ from sharding.format.catalog import ShardEntry
 from sharding.writing.atomic import sha256_of
 from stages.detector.device import pick_device
 from stages.distill.config import DistillConfig
-from stages.distill.inference.batches import RULES as BATCH_RULES
+from stages.distill.inference.batch_plan import RULES as BATCH_RULES
 from stages.distill.object_source import ObjectSource
 from stages.distill.text.phrases import Chunker
 from stages.distill.text.similarity import Similarity

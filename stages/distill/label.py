@@ -41,7 +41,7 @@ class _Parsing:
     """Samples whose captions are parsed together, with what the teacher has for each.
 
     objects: those chosen, by key; none of a sample that failed. scores: by key, of the samples
-    whose teacher was asked for the phrases. phrases: gives, once it is called, those of all
+    whose teacher was prompted with the phrases. phrases: gives, once it is called, those of all
     captions.
     """
 

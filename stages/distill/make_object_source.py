@@ -12,7 +12,7 @@ from stages.detector.transformers_config import TransformersConfig
 from stages.distill.config import DistillConfig
 from stages.distill.inference.pipeline import InferencePipeline
 from stages.distill.object_source import Detector, ObjectSource
-from stages.float32_products import check_tf32
+from stages.tf32 import check_tf32
 
 
 def make_object_source(
@@ -44,7 +44,7 @@ def make_object_source(
 
 
 def _prompted(config: DistillConfig, model: TransformersConfig, images: Path) -> InferencePipeline:
-    """A detector that is asked for the phrases of each picture's captions."""
+    """A detector that is prompted with the phrases of each picture's captions."""
     from stages.detector.transformers_teacher import load_transformers
     from stages.distill.text.caption_prompts import CaptionPrompts, caption_labels
     from stages.distill.text.phrases import make_chunker

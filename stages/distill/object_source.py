@@ -18,27 +18,27 @@ from stages.distill.shard_samples import ShardSamples
 
 
 class Named(Protocol):
-    """What a teacher says of itself.
-
-    label_names, attribute_names: by number, synonyms with commas between, no background; no
-    attribute names where it knows none. feature_size, num_top: lengths of a feature and of a soft
-    label. fingerprint: names weights and settings, all that shapes what it gives.
-    """
+    """What a teacher says of itself."""
 
     @property
-    def label_names(self) -> Sequence[str]: ...
+    def label_names(self) -> Sequence[str]:
+        """By number, synonyms with commas between, without background."""
 
     @property
-    def attribute_names(self) -> Sequence[str]: ...
+    def attribute_names(self) -> Sequence[str]:
+        """By number; none of a teacher without attributes."""
 
     @property
-    def feature_size(self) -> int: ...
+    def feature_size(self) -> int:
+        """The length of an object's feature."""
 
     @property
-    def num_top(self) -> int: ...
+    def num_top(self) -> int:
+        """The length of a soft label."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Identifies weights and settings, all that shapes the objects."""
 
 
 class ObjectSource(Named, Protocol):

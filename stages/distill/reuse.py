@@ -39,7 +39,7 @@ def _reused(
     whole shard would take its size in memory."""
     for place in places:
         kept = previous.sample(samples.entries[place].key)
-        assert kept is not None, f"{samples.entries[place].key} was sound a moment ago"
+        assert kept is not None, f"{samples.entries[place].key} was valid a moment ago"
         labeller.note_reused()
         yield kept
 

@@ -124,7 +124,7 @@ def _phrases_and_similarity(
     config: DistillConfig, object_source: ObjectSource, *, log: Callable[[str], None]
 ) -> tuple[Chunker, Similarity]:
     """What finds phrases, and what compares them with objects: the recipe's, or, where the teacher
-    was asked for the captions' phrases, that teacher's."""
+    was prompted with the captions' phrases, that teacher's."""
     if isinstance(object_source, InferencePipeline) and object_source.prompts is not None:
         return object_source.prompts, PromptSimilarity()
     names = object_source.label_names, object_source.attribute_names

@@ -3,7 +3,7 @@
 COCO's Karpathy val and test, and Flickr30k's val and test, are what retrieval is scored on; half of
 Visual Genome's pictures are COCO's, some of them from those splits (`coco_id` in its image_data
 says which). A student that was pretrained on them is not comparable. `ingest.exclude` names the
-lists; a picture of the train split that stands in one is a failure with that reason.
+lists; a picture of the train split that is in one is a failure with that reason.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _COCO_VAL2014 = re.compile(r"(?:COCO_val2014_)?\d{12}")
 _FLICKR_NAME = re.compile(r"([1-9]\d{3,11})(?:_[0-9a-f]{4,16})?")
 
 Identity = tuple[str, int]
-"""What a picture is known by, wherever it stands: ("coco", id) or ("flickr", id)."""
+"""What a picture is known by, whatever its file name: ("coco", id) or ("flickr", id)."""
 
 
 def identities(fields: Mapping[str, Any]) -> Iterator[Identity]:

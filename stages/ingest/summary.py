@@ -56,7 +56,7 @@ def _print_dropped(console: Console, dropped: DroppedRecords) -> None:
 
 
 def _print_reasons(console: Console, title: str, findings: Iterable[Failure | Note]) -> None:
-    """A row a kind of reason (what stands before the colon), the most frequent first."""
+    """A row a kind of reason (the text before the colon), the most frequent first."""
     by_kind: dict[str, list[Failure | Note]] = collections.defaultdict(list)
     for finding in findings:
         by_kind[finding.reason.partition(":")[0]].append(finding)

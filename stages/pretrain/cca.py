@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from boxless.errors import BoxlessError
-from stages.pretrain.caches.map_cache import MapCache
+from stages.pretrain.caches.cnn_cache import CnnCache
 from stages.pretrain.caches.text_cache import TextCache
 from stages.pretrain.data.batch import Batch
 from stages.student.heads import weighted_mean
@@ -115,7 +115,7 @@ def start_by_cca(
     *,
     ridge: float,
     device: torch.device,
-    cache: MapCache | None = None,
+    cache: CnnCache | None = None,
     text_cache: TextCache | None = None,
 ) -> None:
     """Set the grid's projection and the heads that compare pictures with texts by one pass over

@@ -18,7 +18,7 @@ from stages.pretrain.objectives.config import (
 )
 from stages.training.config import TrainingConfig, check_choice, check_weight
 
-WHOLE_WEIGHTS = ("fp32", "tf32", "autocast-bf16", "autocast-fp16")
+FULL_WEIGHTS = ("fp32", "tf32", "autocast-bf16", "autocast-fp16")
 """Precisions in which the weights themselves are float32."""
 
 
@@ -49,7 +49,7 @@ class PretrainConfig(TrainingConfig):
     group_by: Literal["resized", "original", "none"] = "resized"
     """Which sizes of pictures must be alike to share a micro-batch: those after resizing; those on
     disk, which give many more groups and smaller batches; or `none`, all share: every micro-batch
-    is full and as mixed as the data, which contrast wants, and pictures are padded more, which
+    is full and as mixed as the data, which the contrastive loss needs, and has more padding, which
     costs little where `cnn_cache_mib` spares the CNN. A checkpoint of a version before 0.2
     continues in the order that it began with."""
     lr_transformer: float = 2e-3
@@ -140,9 +140,9 @@ class PretrainConfig(TrainingConfig):
                 raise BoxlessError(
                     f"average_samples: got {self.average_samples}, expected at least 1, or null"
                 )
-            self._check_whole_weights(f"average_samples: got {self.average_samples}")
+            self._check_full_weights(f"average_samples: got {self.average_samples}")
         if self.itc.has_momentum:
-            self._check_whole_weights(
+            self._check_full_weights(
                 f"itc.queue_size: got {self.itc.queue_size}, itc.soft_targets "
                 f"{self.itc.soft_targets},"
             )
@@ -155,11 +155,11 @@ class PretrainConfig(TrainingConfig):
         """Contrast, where canonical correlation analysis has found its weights."""
         return frozenset({"itc"} if self.itc.start == "cca" else ())
 
-    def _check_whole_weights(self, field: str) -> None:
-        """Raises ValueError, naming `field`, where no rank has whole float32 weights."""
-        if self.precision not in WHOLE_WEIGHTS or self.zero_stage == 3:
+    def _check_full_weights(self, field: str) -> None:
+        """Raises ValueError, naming `field`, where no rank has full float32 weights."""
+        if self.precision not in FULL_WEIGHTS or self.zero_stage == 3:
             raise BoxlessError(
                 f"{field} with precision {self.precision} and zero_stage {self.zero_stage}, "
-                f"expected {' or '.join(WHOLE_WEIGHTS)} and 0, 1 or 2, where every rank has whole "
+                f"expected {' or '.join(FULL_WEIGHTS)} and 0, 1 or 2, where every rank has full "
                 "float32 weights; null or 0 for none"
             )

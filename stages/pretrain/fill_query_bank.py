@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sharding.order.turns import Turn
 from sharding.reading.stream import ShardStream
 from stages.pretrain.data.batch import Batch
-from stages.pretrain.data.batches import Batches
+from stages.pretrain.data.batch_source import Batches
 from stages.pretrain.data.collate import Collate
 from stages.pretrain.model import PretrainModel
 from stages.progress import Progress
@@ -41,7 +41,7 @@ def fill_query_bank(model: PretrainModel, batches: Iterator[Batch], device: torc
     """Give the bank of the model's student the vectors of the first true pairs of `batches`, by
     the average of weights where there is one. Rows that no pair is left for stay empty.
 
-    Every rank goes through all batches, as ZeRO 3 wants, and has the same vectors.
+    Every rank goes through all batches, as ZeRO 3 requires, and has the same vectors.
     """
     bank, average, was_training = model.student.query_bank, model.average, model.training
     assert bank is not None, "called with a bank"

@@ -1,6 +1,6 @@
 """The student with its objectives, as one module for DeepSpeed.
 
-The forward pass is the whole way from a batch to the loss.
+The forward pass goes from a batch to the loss.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from stages.pretrain.average import AveragedWeights
-from stages.pretrain.caches.map_cache import MapCache
+from stages.pretrain.caches.cnn_cache import CnnCache
 from stages.pretrain.caches.text_cache import TextCache
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batch import Batch
@@ -23,6 +22,7 @@ from stages.pretrain.objectives.mvm import Mvm
 from stages.pretrain.objectives.objective import Objective, output_mask_of
 from stages.pretrain.objectives.omvm import Omvm
 from stages.pretrain.objectives.pra import Pra
+from stages.pretrain.weight_ema import WeightEma
 from stages.student.fusion.last_layer import OutputPlaces
 from stages.student.network import Student
 from stages.student.outputs import Cells, Hidden
@@ -42,8 +42,8 @@ class PretrainModel(nn.Module):
         self,
         student: Student,
         objectives: dict[str, tuple[float, Objective]],
-        average: AveragedWeights | None = None,
-        cache: MapCache | None = None,
+        average: WeightEma | None = None,
+        cache: CnnCache | None = None,
         text_cache: TextCache | None = None,
         momentum: MomentumContrast | None = None,
     ) -> None:
@@ -69,8 +69,8 @@ class PretrainModel(nn.Module):
     def forward(
         self, batch: Batch, is_valid: bool = True
     ) -> tuple[torch.Tensor, dict[str, ObjectiveOutput]]:
-        """See every picture once, fuse every pair once, score every objective. A visual dictionary
-        learns from a batch that is valid.
+        """Encode every picture once, fuse every pair once, compute every objective's loss. A visual
+        dictionary learns from valid batches alone.
 
         In training losses are sums over the mean number of labels that `begin_step` was given.
         """

@@ -1,6 +1,6 @@
 """`boxless pretrain`: trains a student on object shards. One rank of it.
 
-The order of samples is arithmetic on a position (`sharding.order.order`), the position stands in
+The order of samples is arithmetic on a position (`sharding.order.order`), the position is in
 the checkpoint, and everything random comes from (seed, position): a run that was stopped continues
 as if it had not been.
 """
@@ -21,16 +21,15 @@ from transformers import PreTrainedTokenizerFast
 from boxless.errors import BoxlessError
 from sharding.format.resize import Resize
 from sharding.order.turns import Turn
-from sharding.reading.dataset_source import OpenSource, open_source
+from sharding.reading.dataset_source import DatasetSource, OpenSource, open_source
 from sharding.reading.stream import ShardStream
-from stages.pretrain.average import AveragedWeights
-from stages.pretrain.caches.map_cache import MapCache
-from stages.pretrain.caches.stored_tensors import StoredTensors, maps_name, texts_name
+from stages.pretrain.caches.cnn_cache import CnnCache
+from stages.pretrain.caches.disk_cache import DiskCache, maps_name, texts_name
 from stages.pretrain.caches.text_cache import TextCache
 from stages.pretrain.cca import start_by_cca
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batch import Batch
-from stages.pretrain.data.batches import (
+from stages.pretrain.data.batch_source import (
     Batches,
     about_of,
     make_tokenizer,
@@ -44,6 +43,7 @@ from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.momentum_contrast import MomentumContrast
 from stages.pretrain.optimizer import freeze, make_optimizer
 from stages.pretrain.validation import HeldOut, heldout_batches
+from stages.pretrain.weight_ema import WeightEma
 from stages.progress import Progress
 from stages.student.build import make_student
 from stages.student.config import StudentConfig
@@ -90,18 +90,9 @@ def pretrain(
         net = _new_student(student, tokenizer, about_of(opened))
         check_cache(config, net)
         collate = _collate(config, student, net, tokenizer, seed)
-        open_ordered = functools.partial(
-            open_stream,
-            sources,
-            num_visits=_num_visits(config, opened, out),
-            seed=seed,
-            resize=Resize(shorter_px=student.shorter_px, longer_px=student.longer_px),
-        )
-        stream = open_ordered(config, shape_step_px=_shape_step_px(net, student))
-        open_older = functools.partial(
-            open_ordered, replace(config, group_by="original"), shape_step_px=2 * net.grid.cell_px
-        )
-        cache = _map_cache(config, net, collate)
+        visits = _num_visits(config, opened, out)
+        stream, open_older = _open_streams(config, student, net, sources, visits, seed)
+        cache = _cnn_cache(config, net, collate)
         texts = _text_cache(config, net)
         if cache and not config.num_workers:  # workers have no part in this process's cache
             collate = replace(collate, is_cached=cache.__contains__)
@@ -146,6 +137,29 @@ def pretrain(
         _store(cache, texts)
 
 
+def _open_streams(
+    config: PretrainConfig,
+    student: StudentConfig,
+    net: Student,
+    sources: Sequence[DatasetSource],
+    visits: list[np.ndarray] | None,
+    seed: int,
+) -> tuple[ShardStream, Callable[[], ShardStream]]:
+    """The training shards in this version's order, and a function that opens them in the order of
+    versions before 0.2, for their checkpoints."""
+    open_ordered = functools.partial(
+        open_stream,
+        sources,
+        num_visits=visits,
+        seed=seed,
+        resize=Resize(shorter_px=student.shorter_px, longer_px=student.longer_px),
+    )
+    open_older = functools.partial(
+        open_ordered, replace(config, group_by="original"), shape_step_px=2 * net.grid.cell_px
+    )
+    return open_ordered(config, shape_step_px=_shape_step_px(net, student)), open_older
+
+
 def _shape_step_px(net: Student, student: StudentConfig) -> int:
     """Pixels between the shapes of pictures that are put in one micro-batch. Finer steps pad less,
     but leave more groups with a batch that is not full."""
@@ -153,7 +167,7 @@ def _shape_step_px(net: Student, student: StudentConfig) -> int:
 
 
 def _make_model(
-    net: Student, config: PretrainConfig, cache: MapCache | None, texts: TextCache | None
+    net: Student, config: PretrainConfig, cache: CnnCache | None, texts: TextCache | None
 ) -> PretrainModel:
     """The module that is trained: what the recipe freezes learns nothing from here on."""
     freeze(net, config)
@@ -223,7 +237,7 @@ def start_from_data(
     watch: Watch,
     config: PretrainConfig,
     *,
-    cache: MapCache | None,
+    cache: CnnCache | None,
     text_cache: TextCache | None,
 ) -> None:
     """One pass over the training pictures, with all of their captions, shared out to the ranks, for
@@ -305,24 +319,24 @@ def _validation(
     )
 
 
-def _average(net: Student, config: PretrainConfig) -> AveragedWeights | None:
+def _average(net: Student, config: PretrainConfig) -> WeightEma | None:
     if config.average_samples is None:
         return None
-    return AveragedWeights(
+    return WeightEma(
         net,
         horizon=config.average_samples,
         samples_per_step=config.micro_batch_size * config.micro_batches_per_step,
     )
 
 
-def _map_cache(config: PretrainConfig, net: Student, collate: Collate) -> MapCache | None:
+def _cnn_cache(config: PretrainConfig, net: Student, collate: Collate) -> CnnCache | None:
     if not config.cnn_cache_mib:
         return None
     stored = None
     if config.cnn_cache_folder is not None:
         folder = Path(config.cnn_cache_folder) / maps_name(net, collate.view_settings)
-        stored = StoredTensors(folder)
-    return MapCache(config.cnn_cache_mib * 2**20, stored)
+        stored = DiskCache(folder)
+    return CnnCache(config.cnn_cache_mib * 2**20, stored)
 
 
 def _text_cache(config: PretrainConfig, net: Student) -> TextCache | None:
@@ -330,11 +344,11 @@ def _text_cache(config: PretrainConfig, net: Student) -> TextCache | None:
         return None
     stored = None
     if config.text_cache_folder is not None:
-        stored = StoredTensors(Path(config.text_cache_folder) / texts_name(net))
+        stored = DiskCache(Path(config.text_cache_folder) / texts_name(net))
     return TextCache(config.text_cache_mib * 2**20, stored)
 
 
-def _store(maps: MapCache | None, texts: TextCache | None) -> None:
+def _store(maps: CnnCache | None, texts: TextCache | None) -> None:
     for cache in (maps, texts):
         if cache:
             cache.store()

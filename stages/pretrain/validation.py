@@ -16,7 +16,7 @@ from sharding.order.turns import Turn
 from sharding.reading.dataset_source import DatasetSource
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batch import Batch
-from stages.pretrain.data.batches import Batches, open_stream
+from stages.pretrain.data.batch_source import Batches, open_stream
 from stages.pretrain.data.collate import Collate
 from stages.pretrain.data_config import AugmentConfig
 from stages.pretrain.model import PretrainModel
@@ -60,7 +60,7 @@ class HeldOut:
     batches, and R@1 among all of their pictures and texts where an objective compares them. With
     an average of weights it is that which is measured.
 
-    Every rank goes through all batches, as ZeRO 3 wants, and has the same values.
+    Every rank goes through all batches, as ZeRO 3 requires, and has the same values.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A copy of trainable weights that follows them slowly."""
+"""An exponential moving average of trainable weights, in float32."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 class WeightCopy(nn.Module):
     """The learning weights of `network` as float32 buffers, which checkpoints hold. Every rank has
-    whole weights, so all ranks keep the same copy."""
+    the full weights, so all ranks keep the same copy."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

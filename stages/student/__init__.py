@@ -1,6 +1,7 @@
 """The student, a CNN and a Transformer, shared by pretraining and transfer.
 
 network.py    the network: `encode_image` (CNN), `fuse` (Transformer), and its heads (heads.py)
+pretrained_model.py   what transformers asks of a model: initial weights, loading, saving
 processor.py  pictures and texts -> its inputs
 vision        the CNN, the grid of cells, SOHO's neck and visual dictionary
 text          tokenizer, token types

@@ -82,7 +82,7 @@ class StudentConfig:
     soho_checkpoint: str | None = None
     """A checkpoint of the released SOHO code (`soho_res18_*.pth`) to start from."""
     visual_mask_embedding: Literal["learned", "zero"] = "learned"
-    """What stands in for masked cells: a vector that is `learned` (SOHO), or `zero` as UNITER has
+    """What replaces masked cells: a vector that is `learned` (SOHO), or `zero` as UNITER has
     it, of whose code KD-VLP's is."""
     pra_temperature: float = 0.1
     """Divides cosine similarities of phrase and region (ours: the paper's value is not known)."""

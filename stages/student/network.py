@@ -5,9 +5,6 @@ Letters: N pictures, B picture-text pairs, T word pieces, C cells, D hidden size
 
 from __future__ import annotations
 
-import inspect
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,16 +13,11 @@ from transformers import (
     AutoConfig,
     AutoModel,
     BertConfig,
-    PreTrainedModel,
     ResNetConfig,
-    initialization,
 )
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
 from boxless.errors import BoxlessError
-from stages.student.folder.auto_classes import InstalledClass, write_module
-from stages.student.folder.errors import check_finite, check_loaded, loading, student_folder
-from stages.student.folder.renamed import KEY_MAPPING
 from stages.student.fusion.last_layer import OutputPlaces, run_last_layer
 from stages.student.fusion.one_picture import FirstInputs, first_outputs
 from stages.student.fusion.text_encoder import encode_texts
@@ -41,6 +33,7 @@ from stages.student.heads import (
 )
 from stages.student.network_config import StudentNetConfig
 from stages.student.outputs import Cells, Hidden, StudentOutput
+from stages.student.pretrained_model import StudentPreTrainedModel
 from stages.student.query_bank import QueryBank
 from stages.student.text.token_types import IMAGE_TOKEN_TYPE
 from stages.student.vision.grid import Grid, cells_inside, sine_positions
@@ -54,14 +47,8 @@ TRACED = ("output_attentions", "output_hidden_states")
 """What transformers' models give on request, and `trace_attention` of this one."""
 
 
-class Student(InstalledClass, PreTrainedModel):
+class Student(StudentPreTrainedModel):
     """CNN grid, text embeddings, fusion, and a head for each objective."""
-
-    config_class = StudentNetConfig
-    main_input_name = "pixel_values"
-    supports_gradient_checkpointing = True
-    # What `from_pretrained` leaves in float32 of a student saved in half precision.
-    _keep_in_fp32_modules_strict = ["dictionary", "running_mean", "running_var"]
 
     def __init__(self, config: StudentNetConfig) -> None:
         super().__init__(config)
@@ -111,20 +98,6 @@ class Student(InstalledClass, PreTrainedModel):
         )
         self.post_init()
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """BERT's rule (`config.initializer_range`) for the Transformer and the heads, He's for the
-        CNN. Also fills the buffers that no checkpoint holds, as BERT's own models do."""
-        super()._init_weights(module)
-        if isinstance(module, nn.Conv2d):
-            initialization.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, BertEmbeddings):
-            initialization.copy_(module.position_ids, torch.arange(module.position_ids.shape[1]))
-            initialization.zeros_(module.token_type_ids)
-        elif isinstance(module, QueryBank):
-            initialization.zeros_(module.get_buffer("pictures"))
-            initialization.zeros_(module.get_buffer("texts"))
-
     @property
     def word_embeddings(self) -> torch.Tensor:
         """The word embedding matrix [V, D], which the MLM head shares."""
@@ -139,69 +112,6 @@ class Student(InstalledClass, PreTrainedModel):
     def query_bank(self) -> QueryBank | None:
         """The contrastive head's bank of training pairs, where it has one."""
         return self.contrastive_head.bank if self.contrastive_head else None
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The word embeddings, as transformers asks for them."""
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Put `value` in the place of the word embeddings."""
-        self.embeddings.word_embeddings = value
-
-    @torch.no_grad()
-    def resize_token_embeddings(
-        self,
-        new_num_tokens: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        mean_resizing: bool = True,
-    ) -> nn.Embedding:
-        """As in transformers: rows of words are added at the end, or removed there, in the word
-        embeddings and in the MLM head's bias."""
-        words = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        if isinstance(self.mlm_head, MlmHead):
-            bias = self.mlm_head.bias.new_zeros(words.num_embeddings)
-            num_same = min(len(bias), len(self.mlm_head.bias))
-            bias[:num_same] = self.mlm_head.bias[:num_same]
-            self.mlm_head.bias = nn.Parameter(bias)
-        self.config.bert["vocab_size"] = words.num_embeddings
-        return words
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        """As in transformers, with ~ expanded. Raises ValueError for a folder that is not there, or
-        is no whole student's, or whose weights are not finite; weights may be missing only of parts
-        that values of the config among the arguments add."""
-        if kwargs.get("state_dict") is not None:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        folder = student_folder(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-        gives_info = kwargs.pop("output_loading_info", False)
-        is_changed = bool(inspect.signature(StudentNetConfig.__init__).parameters.keys() & kwargs)
-        kwargs["key_mapping"] = {**KEY_MAPPING, **(kwargs.get("key_mapping") or {})}
-        with loading(folder):
-            loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
-        student, info = loaded
-        # transformers would save under the old names again.
-        student._weight_conversions = []
-        check_loaded(folder, () if is_changed else info["missing_keys"])
-        check_finite(folder, student.state_dict())
-        return (student, info) if gives_info else student
-
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[Any], *args: Any, **kwargs: Any
-    ) -> None:
-        """As in transformers; the Auto classes can open the folder
-        (stages.student.folder.auto_classes)."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        write_module(Path(save_directory))
-
-    def _upload_modified_files(
-        self, working_dir: str | os.PathLike[Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """As in transformers, whose `save_pretrained(push_to_hub=True)` calls it."""
-        write_module(Path(working_dir))
-        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def forward(
         self,
@@ -286,7 +196,7 @@ class Student(InstalledClass, PreTrainedModel):
 
     def encode_image(
         self,
-        pixels: torch.Tensor,
+        pixel_values: torch.Tensor,
         sizes_px: torch.Tensor,
         *,
         num_texts: torch.Tensor | None = None,
@@ -294,23 +204,23 @@ class Student(InstalledClass, PreTrainedModel):
         features: torch.Tensor | None = None,
         fills_canvas: bool | None = None,
     ) -> Cells:
-        """Run the CNN: pixels [N, 3, H, W] and each picture's height, width [N, 2] -> cells.
+        """Run the CNN: pixel_values [N, 3, H, W] and each picture's height, width [N, 2] -> cells.
 
-        uint8 pixels are normalised here, on the device; floats are so already. `num_texts` [N], how
-        many texts look at each picture (0: it counts nothing), where a dictionary shall learn from
-        them; None where it shall not. `maps`: what `encode_maps` gave for them before; None to run
-        the CNN. `features`: what `grid.cells_of` gave of those before. `fills_canvas`: whether
-        every picture fills the tensor, up to whole cells; None to look, for which a GPU is waited
-        for.
+        pixel_values: uint8, normalised here on the device, or floats that are normalised already.
+        num_texts [N]: how many texts each picture is paired with (0: it does not count), where the
+        visual dictionary learns from them; None where it does not learn. maps: what `encode_maps`
+        gave for the pictures before; None to run the CNN. features: what `grid.cells_of` gave for
+        those maps. fills_canvas: whether every picture fills the tensor, up to whole cells; None to
+        find out, which synchronises with the GPU.
         """
         soho = self.neck.config if self.neck else None
         if maps is not None:
             features = self.grid.cells_of(maps.to(self.dtype))
         elif features is None:
-            features = self.grid(*self._pictures(pixels, sizes_px), fills_canvas)
+            features = self.grid(*self._pictures(pixel_values, sizes_px), fills_canvas)
         rows, columns = features.shape[1:3]
         if soho and soho.width_mask == "height":
-            inside = cells_inside_released(sizes_px, rows, columns, pixels.shape[2])
+            inside = cells_inside_released(sizes_px, rows, columns, pixel_values.shape[2])
         else:
             grid = self.grid
             inside = cells_inside(sizes_px, rows, columns, cell_px=grid.cell_px, pad_px=grid.pad_px)
@@ -319,20 +229,20 @@ class Student(InstalledClass, PreTrainedModel):
         mixed, codes = self.neck(features, inside, num_texts)
         return Cells(features=mixed, inside=inside, rows=rows, columns=columns, codes=codes)
 
-    def encode_maps(self, pixels: torch.Tensor, sizes_px: torch.Tensor) -> torch.Tensor:
+    def encode_maps(self, pixel_values: torch.Tensor, sizes_px: torch.Tensor) -> torch.Tensor:
         """What the CNN makes of pictures as in `encode_image`, before the projection to cells:
         [N, X, R, S]."""
-        return self.grid.maps(*self._pictures(pixels, sizes_px))
+        return self.grid.maps(*self._pictures(pixel_values, sizes_px))
 
     def _pictures(
-        self, pixels: torch.Tensor, sizes_px: torch.Tensor
+        self, pixel_values: torch.Tensor, sizes_px: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the grid takes: normalised pixels, and sizes where padding is to stay blank."""
+        """The grid's inputs: normalised pixel_values, and sizes where padding is to stay blank."""
         soho = self.neck.config if self.neck else None
-        if pixels.dtype == torch.uint8:
-            pixels = normalise(pixels, sizes_px)
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = normalise(pixel_values, sizes_px)
         is_blank = soho is None or soho.keep_padding_blank
-        return pixels.to(self.dtype), sizes_px if is_blank else None
+        return pixel_values.to(self.dtype), sizes_px if is_blank else None
 
     def fuse(
         self,
@@ -376,7 +286,7 @@ class Student(InstalledClass, PreTrainedModel):
     @property
     def can_match_inputs(self) -> bool:
         """Whether `match_inputs` is for this network: in evaluation mode, with several layers,
-        whose weights are whole (under ZeRO 3 they are empty until a layer is called)."""
+        whose weights are not partitioned (under ZeRO 3 they are empty until a layer is called)."""
         return (
             len(self.fusion.layer) > 1
             and not self.training
@@ -403,12 +313,16 @@ class Student(InstalledClass, PreTrainedModel):
         """The contrastive head's unit vectors of pictures: [N, E]. Raises ValueError without it."""
         return self._contrastive().embed_pictures(cells.features, cells.inside)
 
-    def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
+    def encode_texts(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Texts [B, T] through the Transformer alone, without cells: the outputs of the layers in
         `config.itc_text_layers` side by side, [B, T, L x D], zeros at padding. The last D are the
         last layer's."""
         return encode_texts(
-            self.embeddings, self.fusion, tokens, tokens != self.pad_id, self.config.itc_text_layers
+            self.embeddings,
+            self.fusion,
+            input_ids,
+            input_ids != self.pad_id,
+            self.config.itc_text_layers,
         )
 
     def last_layer(self, encoded: torch.Tensor) -> torch.Tensor:
@@ -416,13 +330,13 @@ class Student(InstalledClass, PreTrainedModel):
         return encoded[..., -self.fusion.config.hidden_size :]
 
     def embed_texts(
-        self, tokens: torch.Tensor, encoded: torch.Tensor | None = None
+        self, input_ids: torch.Tensor, encoded: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The contrastive head's unit vectors of texts [B, T], from `encode_texts` of them (None:
         it is called): [B, E]. Raises ValueError without the head."""
         head = self._contrastive()
-        encoded = self.encode_texts(tokens) if encoded is None else encoded
-        return head.embed_texts(encoded, tokens != self.pad_id)
+        encoded = self.encode_texts(input_ids) if encoded is None else encoded
+        return head.embed_texts(encoded, input_ids != self.pad_id)
 
     def align(self, cells: Cells, *, picture: torch.Tensor, input_ids: torch.Tensor) -> Hidden:
         """What phrases and cells are compared in, by `pra_level`, of pairs as in `fuse`."""

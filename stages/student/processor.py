@@ -128,7 +128,7 @@ class StudentProcessor(InstalledClass, PushToHubMixin):
         max_length: int | None = None,
     ) -> BatchFeature:
         """`pixel_values` [N, 3, H, W] and `sizes_px` [N, 2] of pictures, `input_ids` and
-        `token_type_ids` [B, T] of texts; `.to(device)` moves them. One picture or text may stand
+        `token_type_ids` [B, T] of texts; `.to(device)` moves them. One picture or text may be given
         without a list.
 
         A picture is a file's path, its bytes, an open PIL picture, or an array or tensor of uint8,

@@ -12,7 +12,7 @@ A training run supplies:
      a step with the rank's valid batches of it and the number of those of all ranks;
    - `end_step()`, called on every rank after each optimizer step;
 2. an optimizer: `AdamwSgd([*parameter_groups(...), ...])` (`optimizer.py`);
-3. a source of batches (`batches.py`, `BatchSource`): `source[turn]` is a pure function of
+3. a source of batches (`data_loader.py`, `BatchSource`): `source[turn]` is a pure function of
    `turn.position`, called in worker processes. `ExampleBatches` makes one of numbered examples. A
    batch has `keys`, which name its samples in errors, and `to(device)`;
 4. a `TrainingConfig` (`config.py`), the recipe's part with the fields that it adds;

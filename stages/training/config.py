@@ -71,7 +71,7 @@ class TrainingConfig:
     checkpoint_activations: tuple[str, ...] = ()
     """`cnn`, `transformer` or both: layers that run again in the backward pass, to save memory."""
     ds_config: str | None = None
-    """A JSON file of DeepSpeed's settings; what the recipe says must not stand otherwise in it."""
+    """A JSON file of DeepSpeed's settings; it must not contradict the recipe."""
     checkpoint_steps: int = 100
     """Steps from one checkpoint to the next."""
     keep_checkpoints: int = 2

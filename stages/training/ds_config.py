@@ -106,7 +106,7 @@ def zero_stage(config: TrainingConfig) -> int:
 
 
 def read_settings(path: Path, section: str) -> dict[str, Any]:
-    """The file as it stands. Raises ValueError where it is not there or is no JSON object."""
+    """The content of the file. Raises ValueError where it is not there or is no JSON object."""
     try:
         settings = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -18,9 +18,9 @@ from deepspeed.runtime.engine import BFLOAT16, ZERO_OPTIMIZATION, DeepSpeedEngin
 from torch import nn
 
 from boxless.errors import BoxlessError
-from stages.float32_products import check_tf32
 from stages.student.activation_checkpointing import checkpoint_activations
 from stages.student.network import Student
+from stages.tf32 import check_tf32
 from stages.training.checkpoints.verified_files import SafeCheckpointEngine
 from stages.training.config import TrainingConfig
 from stages.training.ds_config import engine_settings
@@ -47,7 +47,7 @@ class Engine(DeepSpeedEngine):
 def _import_muon_uncompiled() -> None:
     """Under ZeRO DeepSpeed imports its Muon to see that our optimizer is another, and Muon's
     decorators import PyTorch's compiler: seconds of every rank's start, for functions that are
-    never called. So they are imported here, as they stand."""
+    never called. So they are imported here, unchanged."""
     compiled = compiler.compile
     compiler.compile = lambda *_, **__: lambda function: function
     try:
@@ -119,7 +119,7 @@ def make_engine(
 ) -> Engine:
     """The engine around `module`, whose `student` checkpoints activations as the recipe says.
 
-    The module is made whole on every rank and only then cut up by ZeRO 3: the largest is less than
+    The full module is made on every rank and only then partitioned by ZeRO 3: the largest is below
     a gigabyte, and one that starts from published weights is then the same on all ranks.
     """
     assert isinstance(module.student, Student)

@@ -15,20 +15,20 @@ import torch
 
 from sharding.format.schema import ShardError
 from sharding.reading.watchdog import StallWatch
-from stages.float32_products import TF32, float32_products
 from stages.progress import Progress
 from stages.student.vision.batch_norm import average_statistics
-from stages.training.batches import (
+from stages.tf32 import TF32, allow_tf32
+from stages.training.checkpoints.save_and_load import load_checkpoint, save_checkpoint
+from stages.training.config import TrainingConfig
+from stages.training.cudnn_benchmark import cudnn_benchmark
+from stages.training.data_loader import (
     BatchSource,
     LoadedBatch,
     load_batches,
     named_killed_workers,
     received,
 )
-from stages.training.checkpoints.save_and_load import load_checkpoint, save_checkpoint
-from stages.training.config import TrainingConfig
-from stages.training.cudnn_benchmark import cudnn_benchmark
-from stages.training.device_copies import DeviceCopies
+from stages.training.device_prefetch import DevicePrefetcher
 from stages.training.loss_scaling import is_lowest, loss_scale, scales_losses
 from stages.training.monitoring.gradient_norms import GradientNorms
 from stages.training.monitoring.metrics import METRICS, MetricAccumulator, MetricsLog, read_metrics
@@ -38,6 +38,7 @@ from stages.training.monitoring.step_flops import StepFlops
 from stages.training.monitoring.stopping import DivergenceError, Stopped, Watch, of_all_ranks
 from stages.training.monitoring.stuck_objectives import passes_due_step, stuck_objectives
 from stages.training.schedule import rate_factor
+from stages.training.training_state import TrainingState
 
 NOTICES = "notices.log"
 
@@ -46,7 +47,7 @@ NOTICES = "notices.log"
 class Validation:
     """What a run is measured by on the way, every `validate_steps` steps and at the end.
 
-    run: step -> values by name; a collective, with the module in evaluation mode. They stand in the
+    run: step -> values by name; a collective, with the module in evaluation mode. They are in the
         metrics as `validation/NAME`.
     best: the value by which one step is better than another; None for none.
     save_best: called with the step, on every rank, when its value is the best so far.
@@ -56,24 +57,6 @@ class Validation:
     best: str | None = None
     higher_is_better: bool = True
     save_best: Callable[[int], None] | None = None
-
-
-@dataclass(kw_only=True)
-class TrainingState:
-    """How far a run is: what its checkpoints hold beside weights and optimizer."""
-
-    step: int = 0
-    """Optimizer steps done."""
-    position: int = 0
-    """The next micro-batch."""
-    skipped_samples: int = 0
-    """Of all ranks, since the start."""
-    nonfinite_steps: int = 0
-    """Steps that left the weights because a gradient was not finite."""
-    best: float | None = None
-    """The best value of the validation's criterion so far."""
-    unvalidated: dict[str, float] | None = None
-    """The line of metrics of this step, which is to be validated yet."""
 
 
 class Loop:
@@ -108,14 +91,14 @@ class Loop:
         out.mkdir(parents=True, exist_ok=True)
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
-        self.state = self._state(load_checkpoint(engine, out))
+        self.state = TrainingState.of_saved(load_checkpoint(engine, out), source)
         self.stalls = StallWatch(source.board, after_seconds=faults.stall_seconds, log=self._log)
         self.loader = load_batches(source, config, self.state.position, self.rank, self.world_size)
         self.skipped = SkippedSamples(
             faults, self.state.skipped_samples, self._log, section=config.section
         )
         self.last_batch: Any = None
-        self.copies = DeviceCopies(device)
+        self.prefetcher = DevicePrefetcher(device)
         self.log = (
             MetricsLog(
                 out,
@@ -148,7 +131,7 @@ class Loop:
         with (
             named_killed_workers(config.section),
             self.stalls,
-            float32_products(tf32=config.precision == TF32),
+            allow_tf32(config.precision == TF32),
             cudnn_benchmark(config.cudnn_benchmark),
             Progress(
                 self.title,
@@ -211,16 +194,16 @@ class Loop:
         # All of them first: their numbers of labels are needed for the first one's loss.
         all_loaded = [self._next_batch() for _ in range(num_turns)]
         batches = [self._batch_of(loaded) for loaded in all_loaded]
-        self.copies.start(batches[0][0])
+        self.prefetcher.start(batches[0][0])
         self.engine.module.begin_step(
             [batch for batch, is_valid in batches if is_valid], self.config.micro_batches_per_step
         )
         for turn, (loaded, (batch, is_valid)) in enumerate(zip(all_loaded, batches)):
             torch.manual_seed(self.seed * 1_000_003 + loaded.turn.position)
             with self._counted(batch, is_valid):
-                loss, outputs = self.engine(self.copies.take(batch), is_valid)
+                loss, outputs = self.engine(self.prefetcher.take(batch), is_valid)
                 if turn + 1 < num_turns:
-                    self.copies.start(batches[turn + 1][0])
+                    self.prefetcher.start(batches[turn + 1][0])
                 self.watch.note(loss, outputs, batch.keys)
                 self.engine.backward(loss * self._weight if is_valid else loss * 0.0)
             if turn == num_turns - 1:
@@ -282,20 +265,13 @@ class Loop:
         raise DivergenceError(
             f"step {step}: for {self.nonfinite_in_a_row} steps in a row a gradient is not finite. "
             f"This one is of {of_all_ranks(', '.join(keys))}. No weight was changed by them; the "
-            "last checkpoint is sound. Try a lower rate, a precision of more range, or look at "
+            "last checkpoint is intact. Try a lower rate, a precision of more range, or look at "
             "these samples"
         )
 
     def save(self) -> None:
         """A checkpoint of this step. A collective."""
-        state = {
-            "step": self.state.step,
-            "skipped": self.state.skipped_samples,
-            "nonfinite_steps": self.state.nonfinite_steps,
-            "best": self.state.best,
-            "unvalidated": self.state.unvalidated,
-            "data": dict(self.source.state(self.state.position)),
-        }
+        state = self.state.as_saved(self.source)
         save_checkpoint(self.engine, self.out, state, self.config.keep_checkpoints)
 
     def validate(self) -> dict[str, float]:
@@ -318,19 +294,6 @@ class Loop:
         if math.isnan(value):
             return False
         return best is None or math.isnan(best) or (value > best if higher else value < best)
-
-    def _state(self, saved: dict[str, Any] | None) -> TrainingState:
-        """Where to continue, with what a checkpoint says."""
-        if saved is None:
-            return TrainingState()
-        return TrainingState(
-            step=saved["step"],
-            position=self.source.position(saved["data"]),
-            skipped_samples=saved["skipped"],
-            nonfinite_steps=saved.get("nonfinite_steps", 0),
-            best=saved.get("best"),
-            unvalidated=saved.get("unvalidated"),
-        )
 
     def _is_reported(self, step: int) -> bool:
         """Whether `step`, counted from 1, has a line of metrics."""

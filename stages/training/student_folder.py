@@ -13,8 +13,8 @@ from stages.atomic_folder import replace_folder
 from stages.student.network import Student
 from stages.student.network_config import StudentNetConfig
 from stages.student.processor import StudentProcessor
+from stages.training.checkpoints.full_state_dict import full_state_dict
 from stages.training.checkpoints.save_and_load import check_weights
-from stages.training.checkpoints.whole_weights import whole_weights
 
 
 def save_student(
@@ -34,7 +34,7 @@ def save_student(
     of the network's (an average of them).
     """
     check_weights(engine)
-    state = whole_weights(engine, student, precision)
+    state = full_state_dict(engine, student, precision)
     state.update(instead or {})
     if torch.distributed.get_rank() == 0:
         # A student that no rank has a hand in, whatever DeepSpeed made of ours.

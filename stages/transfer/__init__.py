@@ -8,5 +8,5 @@ finetuning  training a task, and its predictions
 evaluation  scores without a task's head: retrieval, phrase grounding
 probes      attention and dictionary of a student, for the report
 toy_tasks   files of every task, made from a run's own pictures
-use.py      a student as functions: match, search, answer, judge, point
+inference.py   a student as functions: match, search, answer, judge, point
 """

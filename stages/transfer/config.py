@@ -43,7 +43,7 @@ class FinetuneConfig(TrainingConfig):
     turn, on files made from the run's image shards, beside the same network without pretraining;
     or null for none."""
     data: TaskDataConfig = field(default_factory=TaskDataConfig)
-    """The task's files; all null makes them from the run's image shards: those of the toy world for
+    """The task's files; all null makes them from the run's image shards: those of toy data for
     every task, those of the corpus NLVR for `nlvr`."""
     num_steps: int = 400
     micro_batch_size: int = 16

@@ -15,6 +15,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
+from stages.freed_memory import keep_freed_memory
 from stages.student.fusion.one_picture import FirstInputs
 from stages.student.network import Student
 from stages.student.outputs import Cells
@@ -31,8 +32,6 @@ KEPT_BYTES = 1 << 29
 it is computed anew for each picture."""
 BEHIND = -1e4
 """Added to the score of what is on no shortlist."""
-LARGEST_BLOCK_BYTES = 31 << 20
-"""glibc learns from blocks up to 32 MiB."""
 RowScorer = Callable[[tuple[Example, ...]], dict[str, list[float]]]
 
 
@@ -79,7 +78,7 @@ class AllTexts:
         self._num = passes.num
         self._passes = passes.of()
         self._kept: dict[int, FirstInputs] = {}
-        _keep_freed_memory()
+        keep_freed_memory()
 
     @torch.no_grad()
     def log_odds(self, cells: Cells) -> torch.Tensor:
@@ -105,16 +104,6 @@ class AllTexts:
         return inputs
 
 
-def _keep_freed_memory() -> None:
-    """Let the C library keep what is freed for the tensors that follow.
-
-    glibc returns to the system what is free beyond twice the largest block that was ever freed, and
-    a pass would wait for new pages, for a quarter of its time. One large block, which nobody
-    touches, costs nothing.
-    """
-    torch.empty(LARGEST_BLOCK_BYTES, dtype=torch.uint8)
-
-
 def row_scorer(student: Student, processor: StudentProcessor, texts: Sequence[str]) -> RowScorer:
     """A function from a picture's example to its row: the log odds of all texts [M], by its id."""
     known = AllTexts(student, TextPasses(student, processor.tokenizer, texts))
@@ -137,7 +126,7 @@ def shortlist_scorer(
 ) -> RowScorer:
     """As `row_scorer`, the matching head running only on pairs whose text is among the `num_best`
     of the picture by the contrastive head, or whose picture is among those of the text. A row is
-    the contrastive head's logits plus those log odds; what is on neither list stands behind
+    the contrastive head's logits plus those log odds; what is on neither list is ranked behind
     (`BEHIND`).
 
     Which pairs these are depends on all pictures, so the CNN runs twice a picture: here, and in the

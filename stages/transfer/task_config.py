@@ -9,7 +9,7 @@ from boxless.errors import BoxlessError
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDataConfig:
-    """The ORIGINAL files of a task. All null: the toy world's, made in the run folder."""
+    """The ORIGINAL files of a task. All null: the toy data set's, made in the run folder."""
 
     train: str | None = None
     """The training annotations: VQA's questions, a .json or .jsonl of the others, Karpathy's file,
@@ -46,7 +46,7 @@ class TaskDataConfig:
     """Retrieval: folds whose recalls are averaged (COCO 1k: 5)."""
     shortlist: int = 0
     """Retrieval with a contrastive head: candidates of a picture, and of a text, that the matching
-    head scores (ALBEF: 128 or 256); what that loses stands beside the scores. 0 scores all
+    head scores (ALBEF: 128 or 256); what that loses is given beside the scores. 0 scores all
     pairs."""
     max_missing: int = 0
     """Examples that may lack their picture; they are counted and left out."""

@@ -11,7 +11,7 @@ import torch
 from pretrain_fixtures import TINY, tiny_student, toy_samples, toy_tokenizer, write_objects
 
 from benchmarks.training.frozen_ablation import FrozenScorer
-from stages.ranks import Ranks
+from stages.distributed import Ranks
 from stages.transfer.config import EvaluateConfig
 from stages.transfer.evaluation.evaluate import _score
 from stages.transfer.predictor import Predictor

@@ -33,4 +33,4 @@ def test_the_drill_sees_a_tar_beside_another_writers_manifest(tmp_path: Path) ->
     assert counts.num_wrong == 1
     (tmp_path / "b" / TAR).replace(tmp_path / "a" / TAR)
     two_writers.judge(tmp_path / "a", counts)
-    assert counts.unsound == 1
+    assert counts.invalid == 1

@@ -27,7 +27,7 @@ NOT_RUN = {
     "attach|cancel|logs|doctor": "of a cluster or machine: tests/launch, tests/pipeline/cli",
     "serve": "does not end: tests/pipeline/pages/test_serve.py",
     "convert|teacher": "needs a checkpoint: tests/pipeline/cli/test_teacher_commands.py",
-    "answer|judge|point": "needs a student of that task: tests/stages/transfer/test_use.py",
+    "answer|judge|point": "needs a student of that task: tests/stages/transfer/test_inference.py",
     "export": "tests/pipeline/export",
     "--help|--version": "ends the process: tests/pipeline/cli/test_command_line.py",
 }

@@ -1,4 +1,4 @@
-"""All that reads bytes from anybody, a function each, and sound bytes to begin from.
+"""All readers of untrusted bytes, a function each, and valid bytes to begin from.
 
 A reader may raise REFUSALS and nothing else; what it accepts has to hold what it promises, which
 the functions here assert.

@@ -191,9 +191,7 @@ def test_a_slow_rank_is_named_where_nothing_is_started_again(
     local.run(make_job(tmp_path, "slow"), LaunchConfig())
     thread.join()
     said = capfd.readouterr().err
-    assert (
-        f" s on {socket.gethostname()}; rank 0 stands at step 1" in said and "test: no st" in said
-    )
+    assert f" s on {socket.gethostname()}; rank 0 is at step 1" in said and "test: no st" in said
     assert num_starts(tmp_path) == 1
 
 

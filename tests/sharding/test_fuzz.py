@@ -1,4 +1,4 @@
-"""Bytes from anybody, by hypothesis: each reader gives a sound result or refuses them, in bounds.
+"""Untrusted bytes, by hypothesis: each reader gives a valid result or refuses them, in bounds.
 
 The longer search, guided by coverage, is tests.fuzz.fuzz_readers.
 """

@@ -82,7 +82,7 @@ def _reasons(title: str, folder: Path, catalog: Catalog) -> list[Element]:
 
 
 def _counts(caption: str, reasons: Counter[str]) -> Element | None:
-    """A table of reasons; a reason is what stands before its colon where there are too many."""
+    """A table of reasons; a reason is the text before its colon where there are too many."""
     if not reasons:
         return None
     if len(reasons) > _MOST_REASONS:

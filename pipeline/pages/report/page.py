@@ -1,6 +1,6 @@
 """Assembles report/index.html of a run: one page without network, scripts or other files.
 
-Scores come first, then the parts follow the way of the data. What a run has not left yet is said
+Scores come first, then the parts in the order of the data flow. What a run has not left yet is said
 in a word; a file of it that is damaged costs its own part of the page only.
 """
 

@@ -68,7 +68,7 @@ MEANINGS = {
     ),
 }
 _TRIVIAL = {"center": "the picture's center", "largest": "the largest box"}
-"""Constant answers that a score may stand beside, in words."""
+"""Constant answers that a score is compared with, in words."""
 _ORDER = (
     "nlvr_accuracy",
     "image_to_text_r1",

@@ -56,7 +56,7 @@ class _Line:
 
 @dataclass(frozen=True, kw_only=True)
 class _Tile:
-    """What stands in one field of the sheet; `scene` is None for a damaged sample."""
+    """The content of one field of the sheet; `scene` is None for a damaged sample."""
 
     key: str
     facts: str

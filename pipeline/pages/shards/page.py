@@ -1,6 +1,6 @@
 """The HTML page of `boxless view`: one file that needs no network, and works without scripts.
 
-Each picture stands with its objects beside it and its captions; pointing at an object anywhere
+Each picture has its objects beside it and its captions; pointing at an object anywhere
 shows it everywhere (page.js).
 """
 

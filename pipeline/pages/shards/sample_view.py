@@ -97,7 +97,7 @@ class Scene:
 
 def scene_of(whole: Whole, names: Names, *, min_score: float, longest_px: int) -> Scene:
     """What to draw of a sample; ShardError where there is nothing to draw, as its picture, captions
-    or objects are not sound."""
+    or objects are not valid."""
     sample = whole.sample
     texts = captions_of(sample)
     if sample.objects is not None:
@@ -197,7 +197,7 @@ def _cut(box: Sequence[float], size: tuple[int, int]) -> Box:
 
 
 class _Truth:
-    """A sample's true objects as stages.ingest.truth writes them; none where they are not sound."""
+    """A sample's true objects as stages.ingest.truth writes them; none where they are not valid."""
 
     def __init__(self, raw: object, size: tuple[int, int]) -> None:
         self.boxes: tuple[Box, ...] = ()

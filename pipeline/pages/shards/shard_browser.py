@@ -191,7 +191,7 @@ def _of_tar(where: str, folder: str, name: str) -> ShardBrowser:
     try:
         catalog = parse_catalog(store.read_file(CATALOG), f"{store.where}/{CATALOG}")
     except ShardError as error:
-        words = [f"Names are missing, classes go by number: {error}."]
+        words = [f"Names are missing, classes are shown by number: {error}."]
         return ShardBrowser(where, store, [entry], about={}, words=words)
     if entry.manifest_sha256 in {other.manifest_sha256 for other in catalog.shards}:
         words = []
@@ -230,7 +230,9 @@ def _of_folder(where: str, folder: str) -> ShardBrowser:
 def _unfinished(where: str, store: Store, folder: Path) -> ShardBrowser:
     """The shards of a folder without a catalog that have manifests."""
     entries = []
-    words = [f"Not finished, there is no {CATALOG} yet: names are missing, classes go by number."]
+    words = [
+        f"Not finished, there is no {CATALOG} yet: names are missing, classes are shown by number."
+    ]
     for path in sorted(folder.glob("*.tar.json")):
         try:
             data = store.read_file(path.name)

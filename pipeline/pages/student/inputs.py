@@ -76,7 +76,7 @@ class ExampleInputs:
             if isinstance(found, Broken):
                 raise InputError(
                     f"{found.key} in {found.shard}: got a damaged sample ({found.reason}), "
-                    "expected a whole one; name others with --key"
+                    "expected an intact one; name others with --key"
                 )
             yield from _of_sample(found.sample)
 

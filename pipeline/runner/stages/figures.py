@@ -48,7 +48,7 @@ def _counts(folder: Path) -> dict[str, Any]:
 
 
 def _scores(path: Path) -> dict[str, Any]:
-    """The value of each score; what stands beside it (chance, baseline), and recalls beyond the
+    """The value of each score; what is beside it (chance, baseline), and recalls beyond the
     first, are for the report."""
     try:
         scores = _read_json(path.read_text("utf-8"))

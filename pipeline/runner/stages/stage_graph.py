@@ -23,7 +23,7 @@ class StageKind:
     inputs: tuple[str, ...]
     """Stages whose output it reads."""
     folders: tuple[str, ...]
-    """What it writes, in the run folder; its record stands in the first."""
+    """What it writes, in the run folder; its record is in the first."""
     outputs: tuple[str, ...]
     """Patterns of the files, in the run folder, that make it complete; the first has to match."""
     is_shards: bool = False
@@ -32,7 +32,7 @@ class StageKind:
     """Whether its output took so long to compute that it is backed up, not overwritten."""
 
     def folder(self, run: RunFolder) -> Path:
-        """Where its record stands."""
+        """The folder of its record."""
         return run.root / self.folders[0]
 
     def recipe_parts(self, recipe: Recipe) -> dict[str, Any]:

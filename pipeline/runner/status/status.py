@@ -1,6 +1,6 @@
 """``boxless status RUN``: a table of the progress of each stage; live while shards are written.
 
-Below the table stands who is making shards: every worker, on whatever machine, with its shard.
+Below the table are the workers, on any machine, each with its shard.
 """
 
 from __future__ import annotations

@@ -99,7 +99,9 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
         if array is None
     ]
     if odd or not arrays:
-        got = f"{len(odd)} values that are no arrays, as {', '.join(odd[:5])}" if odd else "nothing"
+        got = (
+            f"{len(odd)} values that are not arrays, as {', '.join(odd[:5])}" if odd else "nothing"
+        )
         raise CheckpointError(
             f"{path}: got {got}, expected the state_dict of a detector, or a dict that holds it as "
             "'model'"

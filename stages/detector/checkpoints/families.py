@@ -24,7 +24,7 @@ from stages.detector.net_config import (
 class Family:
     """How checkpoints of one origin process a picture, and how their weights are read.
 
-    name: as on the command line. about: which checkpoints it fits, and where its values stand.
+    name: as on the command line. about: which checkpoints it fits, and where its values are from.
     picture, choice, inclusive_boxes: of the net. backbone, proposals, boxes: of the net, but for
         widths, depths and counts, which follow from the weights.
     pyramid_proposals, pyramid_boxes: the two of them where the checkpoint is a pyramid; None where

@@ -46,7 +46,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def _entries(path: Path) -> list[str]:
-    """The names as they stand."""
+    """The names as they are in the file."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

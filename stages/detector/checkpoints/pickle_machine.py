@@ -131,35 +131,43 @@ class PickleMachine:
         return function(*arguments)
 
     def mark(self) -> None:
+        """MARK."""
         self.marked.append(self.stack)
         self.stack = []
 
     def pop(self) -> None:
+        """POP: the top of the stack, or a mark."""
         if self.stack:
             self.stack.pop()
         else:
             self._pop_mark()
 
     def call(self) -> None:
+        """REDUCE and NEWOBJ."""
         arguments = self.stack.pop()
         self.stack[-1] = self._call(self.stack[-1], arguments)
 
     def call_marked(self) -> None:
+        """OBJ."""
         function, *arguments = self._pop_mark()
         self._push(self._call(function, tuple(arguments)))
 
     def call_named(self) -> None:
+        """INST."""
         function = self._find(self._line().decode(), self._line().decode())
         self._push(self._call(function, tuple(self._pop_mark())))
 
     def name(self) -> None:
+        """GLOBAL."""
         self._push(self._find(self._line().decode(), self._line().decode()))
 
     def name_of_stack(self) -> None:
+        """STACK_GLOBAL."""
         name, module = self.stack.pop(), self.stack.pop()
         self._push(self._find(module, name))
 
     def fill(self) -> None:
+        """BUILD: give the state to an array or a dtype."""
         state = self.stack.pop()
         stand_in = self.stack[-1]
         if type(stand_in) not in (Array, Dtype) or not isinstance(state, tuple):
@@ -171,38 +179,46 @@ class PickleMachine:
         stand_in.__setstate__(state)
 
     def integer_line(self) -> None:
+        """INT."""
         line = self._line()
         known = {b"00": False, b"01": True}
         self._push(known[line] if line in known else _integer(line))
 
     def long_line(self) -> None:
+        """LONG."""
         self._push(_integer(self._line().removesuffix(b"L")))
 
     def long(self, form: str) -> None:
+        """LONG1 and LONG4; `form` is that of the length, as struct has it."""
         raw = self._sized(form)
         if len(raw) > _MAX_INTEGER_BYTES:
             raise BoxlessError(f"an integer of {len(raw)} bytes")
         self._push(int.from_bytes(raw, "little", signed=True))
 
     def string_line(self) -> None:
+        """STRING."""
         line = self._line().strip()  # as Python 2 shows text: in quotes, with backslashes
         if len(line) < 2 or line[:1] not in (b"'", b'"') or line[:1] != line[-1:]:
             raise BoxlessError("text without quotes")
         self._push(codecs.escape_decode(line[1:-1])[0].decode("latin1"))
 
     def append(self) -> None:
+        """APPEND."""
         item = self.stack.pop()
         self._container(list).append(item)
 
     def append_marked(self) -> None:
+        """APPENDS."""
         items = self._pop_mark()
         self._container(list).extend(items)
 
     def set_item(self) -> None:
+        """SETITEM."""
         value, key = self.stack.pop(), self.stack.pop()
         self._container(dict)[checked_key(key)] = value
 
     def set_marked(self) -> None:
+        """SETITEMS."""
         items = self._pop_mark()
         self._container(dict).update(_pairs(items))
 
@@ -214,14 +230,17 @@ class PickleMachine:
         return self.stack[-1]
 
     def tuple_of(self, num: int) -> None:
+        """TUPLE1 to TUPLE3."""
         if len(self.stack) < num:
             raise IndexError("an empty stack")
         self.stack[-num:] = [tuple(self.stack[-num:])]
 
     def keep(self, index: int) -> None:
+        """PUT, BINPUT, LONG_BINPUT and MEMOIZE."""
         self.memo[index] = self.stack[-1]
 
     def protocol(self) -> None:
+        """PROTO. Raises CheckpointError for a protocol that is not known."""
         number = self._bytes(1)[0]
         if number > MAX_PROTOCOL:
             raise CheckpointError(

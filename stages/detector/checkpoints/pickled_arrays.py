@@ -65,7 +65,9 @@ class Array:
             raise BoxlessError("an array without a dtype")
         if dtype.dtype.hasobject:
             if not isinstance(data, list) or len(data) != math.prod(self.shape) or is_fortran:
-                raise BoxlessError(f"an array of objects {self.shape} that has not so many")
+                raise BoxlessError(
+                    f"an array of objects of shape {self.shape} with another number of items"
+                )
             self.items = data
             return
         # Python 2's text is bytes: read as latin1, it goes back to what it was.
@@ -76,7 +78,7 @@ class Array:
 def _reconstruct(kind: object, shape: object, code: object) -> Array:
     """numpy's `_reconstruct`, of plain arrays alone: always empty until its state comes."""
     if kind is not Array:
-        raise BoxlessError("an array of a class of its own")
+        raise BoxlessError("an array of a subclass")
     return Array()
 
 
@@ -108,9 +110,7 @@ def _array(raw: object, dtype: Dtype, shape: tuple[int, ...], order: str) -> np.
     if not isinstance(raw, bytes):
         raise BoxlessError(f"an array of {type(raw).__name__}, not of bytes")
     if math.prod(shape) * dtype.dtype.itemsize != len(raw):
-        raise BoxlessError(
-            f"an array {shape} of {dtype.dtype} in {len(raw)} bytes, which are not so many"
-        )
+        raise BoxlessError(f"an array {shape} of {dtype.dtype} in {len(raw)} bytes, another number")
     flat = np.frombuffer(raw, dtype.dtype).astype(dtype.dtype.newbyteorder("="))
     return np.asarray(flat.reshape(shape, order="F" if order == "F" else "C"), order="C")
 
@@ -123,7 +123,7 @@ def checked_shape(shape: object) -> tuple[int, ...]:
         and all(type(size) is int and 0 <= size < 1 << 62 for size in shape)
     ):
         return shape
-    raise BoxlessError("a shape that is none")
+    raise BoxlessError("an invalid shape")
 
 
 def _encode(text: object, encoding: object = "") -> bytes:
@@ -153,16 +153,16 @@ def checked_key(key: object) -> Any:
 def _storage_of_bytes(raw: object) -> torch.TypedStorage:
     """torch.storage._load_from_bytes: a storage in torch.save's format, onto the CPU."""
     if not isinstance(raw, bytes):
-        raise BoxlessError("a tensor's numbers that are not bytes")
+        raise BoxlessError("a tensor whose storage is not bytes")
     if raw.startswith(ZIP_HEAD):  # torch.save's older format is not compressed
-        raise BoxlessError("a tensor's numbers in an archive, which torch does not write here")
+        raise BoxlessError("a tensor whose storage is an archive, which torch does not write here")
     try:
         check_legacy(io.BytesIO(raw), len(raw))
         storage = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, as what is in there
-        raise BoxlessError(f"a tensor's numbers that torch cannot read: {error}") from error
+        raise BoxlessError(f"a tensor whose storage torch cannot read: {error}") from error
     if not isinstance(storage, torch.TypedStorage):
-        raise BoxlessError("a tensor's numbers that are no storage")
+        raise BoxlessError("a tensor whose storage is of another type")
     return storage
 
 
@@ -172,7 +172,7 @@ def _tensor(
     """torch._utils._rebuild_tensor (and _v2): a dense tensor inside its storage."""
     size, stride = checked_shape(size), checked_shape(stride)
     if not isinstance(storage, torch.TypedStorage) or type(offset) is not int:
-        raise BoxlessError("a tensor without its numbers")
+        raise BoxlessError("a tensor without storage")
     check_extent(storage._untyped_storage.nbytes(), storage.dtype, offset, size, stride)
     tensor = torch.empty(0, dtype=storage.dtype).set_(
         storage._untyped_storage, offset, size, stride

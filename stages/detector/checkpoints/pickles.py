@@ -48,7 +48,7 @@ def _read(data: bytes | mmap.mmap, where: str) -> Any:
         return _plain(PickleMachine(data).run(), num_bytes=len(data))
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from error
-    # What an unsound program meets: an empty stack, a memo without it, wrong numbers of arguments,
+    # What an invalid program meets: an empty stack, a memo without it, wrong numbers of arguments,
     # text that is none. RuntimeError is torch's, of a tensor that does not fit its storage.
     except (
         LookupError,
@@ -60,7 +60,7 @@ def _read(data: bytes | mmap.mmap, where: str) -> Any:
     ) as error:
         words = f"{type(error).__name__}: {error}"[:300]
         raise CheckpointError(
-            f"{where}: got no sound pickle of arrays ({words}); {HINT}"
+            f"{where}: got no valid pickle of arrays ({words}); {HINT}"
         ) from error
 
 

@@ -53,7 +53,7 @@ def read_torch(path: Path) -> Any:
                 check_legacy(file, path.stat().st_size)
         with torch.serialization.safe_globals(_STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    # What torch raises for an unsound file is of many kinds, and advises to read it unsafely.
+    # What torch raises for an invalid file is of many kinds, and advises to read it unsafely.
     except Exception as error:
         asked = _ASKED.search(str(error))
         if asked:
@@ -66,8 +66,8 @@ def read_torch(path: Path) -> Any:
         reason = _REASON.search(str(error)) or re.match("(.*)", str(error))
         assert reason is not None
         raise CheckpointError(
-            f"{path}: got no sound file of torch.save ({type(error).__name__}: {reason[1][:200]}), "
-            "expected a whole one; fetch it again, and compare its size with where it is from"
+            f"{path}: got no valid file of torch.save ({type(error).__name__}: {reason[1][:200]}), "
+            "expected a complete one; fetch it again, and compare its size with where it is from"
         ) from error
 
 
@@ -77,7 +77,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: got no sound safetensors file ({error}), expected a whole one; fetch it "
+            f"{path}: got no valid safetensors file ({error}), expected a complete one; fetch it "
             "again, and compare its size with where it is from"
         ) from error
 

@@ -173,7 +173,9 @@ class _Arrays:
             if names
         ]
         if faults:
-            raise self.error("; ".join(faults), "the weights of one Faster R-CNN, whole and finite")
+            raise self.error(
+                "; ".join(faults), "the weights of one Faster R-CNN, complete and finite"
+            )
 
 
 def _read(

@@ -1,6 +1,6 @@
 """The small backbone: plain 3x3 convolutions with batch normalisation, one level out.
 
-It stands where the ResNets of the full-size teachers go: whatever the net, a backbone maps
+It takes the place of the ResNets of full-size teachers: whatever the net, a backbone maps
 pictures to a list of levels, fine to coarse.
 """
 

@@ -1,1 +1,1 @@
-"""Trains and scores the Faster R-CNN (`boxless teach`)."""
+"""Trains the Faster R-CNN (`boxless teach`)."""

@@ -1,6 +1,6 @@
 """The recipe's `teach` part: the teacher's net and how it is trained.
 
-The values that stand here are those of the toy world.
+The defaults are those of the toy data set.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from boxless.errors import BoxlessError
 from sharding.format.catalog import read_catalog
 from sharding.reading.local_store import LocalStore
 from sharding.reading.sample_reader import OpenTar, make_sample
-from sharding.reading.shard_reader import ShardReader, sound
+from sharding.reading.shard_reader import ShardReader, check_result
 from sharding.reading.watchdog import StatusBoard
 from stages.picture import open_picture
 
@@ -93,7 +93,7 @@ class LabeledPictures:
         (result,) = self._shards.read(
             [(place.shard, place.sample)], lambda raw: make_sample(raw.members, raw.entry)
         )
-        return torch.from_numpy(np.array(open_picture(sound(result).image)))
+        return torch.from_numpy(np.array(open_picture(check_result(result).image)))
 
     def _read_truths(self, shard: int, tar: OpenTar) -> None:
         manifest = self._shards.manifest(shard)

@@ -26,7 +26,7 @@ from stages.detector.training.config import TeachConfig
 from stages.detector.training.labeled_pictures import NO_ATTRIBUTE, Truth
 from stages.detector.training.matching import OBJECT, match, sample
 from stages.detector.training.training_set import Batch
-from stages.ranks import Ranks
+from stages.distributed import Ranks
 
 
 class Regions(NamedTuple):

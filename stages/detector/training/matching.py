@@ -40,7 +40,7 @@ def match(overlap: Tensor, *, low: float, high: float, best_always: bool) -> tup
 def sample(verdict: Tensor, *, num: int, share: float, random: torch.Generator) -> Tensor:
     """Indices of at most `num` candidates for the loss, drawn by `random` (a CPU generator).
 
-    At most `num * share` of them are OBJECT, the rest BACKGROUND; the objects stand first.
+    At most `num * share` of them are OBJECT, the rest BACKGROUND; the objects come first.
     """
     order = torch.randperm(len(verdict), generator=random).to(verdict.device)
     shuffled = verdict[order]

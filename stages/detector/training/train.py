@@ -16,13 +16,10 @@ differs by the order of sums.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import math
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +27,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from boxless.errors import BoxlessError
 from sharding.format.catalog import catalog_sha256, read_catalog
 from sharding.writing.atomic import sha256_file, sha256_of, write_json, write_text
 from stages.cpu_threads import cpu_threads
 from stages.detector.device import pick_device
+from stages.detector.evaluation.evaluate import score_teacher, scores_in_words
 from stages.detector.model.faster_rcnn import FasterRCNN
 from stages.detector.net_config import ResNetConfig
 from stages.detector.null_teacher import NullTeacher
@@ -45,23 +42,19 @@ from stages.detector.teacher_folder import (
     save_null_teacher,
     save_teacher,
 )
-from stages.detector.training.augmentation import step_random
 from stages.detector.training.config import TeachConfig
-from stages.detector.training.evaluate import score_teacher, scores_in_words
 from stages.detector.training.initial_weights import (
     freeze,
     load_initial_weights,
     weights_file,
 )
 from stages.detector.training.labeled_pictures import LabeledPictures
-from stages.detector.training.loss_scale import LEAST, LossScale, start_of
-from stages.detector.training.losses import detection_losses
+from stages.detector.training.loss_scaling import LossScale, start_of
 from stages.detector.training.norms.frozen_norm import folded
 from stages.detector.training.norms.synced_norm import sync_norms
 from stages.detector.training.optimizer import (
     build_optimizer,
     learning_rate,
-    set_learning_rate,
 )
 from stages.detector.training.training_set import TrainingSet
 from stages.detector.training.training_state import (
@@ -70,32 +63,22 @@ from stages.detector.training.training_state import (
     read_state,
     save_checkpoint,
 )
-from stages.float32_products import TF32, check_tf32, float32_products
+from stages.detector.training.training_step import TeachError, take_step
+from stages.distributed import Ranks, joined_ranks
 from stages.progress import Progress
-from stages.ranks import Ranks, joined_ranks
+from stages.tf32 import TF32, allow_tf32, check_tf32
 
 NO_BOXES = (
     "no picture has true boxes to train a teacher from, so the student will learn from captions "
     "alone: OMVM and PRA have no targets. A source with boxes (toy, nlvr, or coco with "
     "ingest.instances) or a teacher from elsewhere (teach.given) changes that."
 )
-AUTOCAST = {
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
-"""What convolutions and linear layers compute in, by `teach.precision`."""
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 METRICS, SCORES = "metrics.jsonl", "scores.json"
 
 
-class TeachError(BoxlessError):
-    """Training cannot start or continue; the text says what was got and what to do."""
-
-
 class Names(NamedTuple):
-    """What the pictures' truth speaks of, by number."""
+    """Names of the labels and attributes in the ground truth, by number."""
 
     labels: list[str]
     attributes: list[str]
@@ -202,72 +185,6 @@ def build_model(config: TeachConfig, names: Names, seed: int) -> tuple[FasterRCN
     return model, initialized
 
 
-def take_step(
-    model: FasterRCNN,
-    optimizer: torch.optim.Optimizer,
-    training_set: TrainingSet,
-    ranks: Ranks,
-    scale: LossScale,
-    step: int,
-) -> dict[str, float]:
-    """One optimizer step on the batch of `step`; returns its losses by name, their weighted sum
-    and the L2 norm of the gradients before clipping, of all ranks. A collective.
-
-    Raises TeachError, before the weights change, if one of these is not finite; in fp16 gradients
-    may be so, and then leave the weights.
-    """
-    config = training_set.config
-    batch = training_set.batch(step, ranks)
-    precision = AUTOCAST[config.precision]
-    with (
-        torch.autocast(
-            batch.pictures.device.type, precision, enabled=precision is not torch.float32
-        ),
-        _dropout_of(training_set, step, ranks),
-    ):
-        randoms = [step_random(training_set.seed, step, f"sample {key}") for key in batch.keys]
-        losses = detection_losses(model, batch, config, randoms, ranks)
-    weights = {"attribute": config.attribute_weight}
-    total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
-    optimizer.zero_grad(set_to_none=True)
-    (total * scale.factor).backward()
-    ranks.add_gradients(model.parameters())
-    for parameter in model.parameters():
-        if scale.factor != 1.0 and parameter.grad is not None:
-            parameter.grad /= scale.factor
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-    summed = ranks.total(torch.stack([*losses.values(), total]).float())
-    figures = dict(zip((*losses, "loss"), summed.tolist()))
-    figures["gradient_norm"] = norm.item()
-    is_finite = math.isfinite(figures["gradient_norm"])
-    may_overflow = config.precision == "fp16" and scale.factor > LEAST
-    if not math.isfinite(figures["loss"]) or not (is_finite or may_overflow):
-        raise TeachError(
-            f"step {step}: got losses {figures} on pictures {', '.join(batch.keys)}, expected "
-            "finite numbers; lower teach.learning_rate or raise teach.warmup_steps"
-        )
-    if is_finite:
-        set_learning_rate(optimizer, step, config)
-        optimizer.step()
-    if config.precision == "fp16":
-        scale.note(is_finite)
-    return figures
-
-
-@contextlib.contextmanager
-def _dropout_of(training_set: TrainingSet, step: int, ranks: Ranks) -> Iterator[None]:
-    """What dropout draws inside the block is a function of (seed, step, rank), so that a training
-    that is gone on with draws the same; another number of ranks draws others."""
-    if not training_set.config.net.boxes.second_classifier:
-        yield
-        return
-    on_gpu = [training_set.device] if training_set.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=on_gpu):
-        random = step_random(training_set.seed, step, f"dropout {ranks.rank}")
-        torch.manual_seed(random.initial_seed())
-        yield
-
-
 def _train(
     model: FasterRCNN, optimizer: torch.optim.Optimizer, training_set: TrainingSet, job: Job
 ) -> float:
@@ -283,7 +200,7 @@ def _train(
             "teach", total=config.num_steps, unit="steps", start=state.num_steps, show=is_first
         ) as progress,
         open(out / METRICS if is_first else os.devnull, "a", encoding="utf-8") as metrics,
-        float32_products(tf32=config.precision == TF32),
+        allow_tf32(config.precision == TF32),
     ):
         for step in range(state.num_steps, config.num_steps):
             figures = take_step(model, optimizer, training_set, job.ranks, scale, step)
@@ -328,7 +245,7 @@ def _check_weights(model: FasterRCNN, num_steps: int) -> None:
     if odd:
         raise TeachError(
             f"step {num_steps}: got weights that are not finite ({', '.join(odd[:3])}), expected "
-            "none: they are not saved, and the last checkpoint is sound; lower "
+            "none: they are not saved, and the last checkpoint is intact; lower "
             "teach.learning_rate or raise teach.warmup_steps"
         )
 
@@ -363,7 +280,7 @@ def _keep_best(model: FasterRCNN, num_steps: int, seconds: float, job: Job) -> N
 def _continue_from(job: Job, model: FasterRCNN, optimizer: torch.optim.Optimizer) -> State:
     """Restores the checkpoint of this very training, if there is one, and says how far it is.
 
-    metrics.jsonl is cut to the steps that the checkpoint holds, so that no step stands twice. Every
+    metrics.jsonl is cut to the steps that the checkpoint holds, so that no step is twice. Every
     rank has read the checkpoint when it returns.
     """
     out = job.out

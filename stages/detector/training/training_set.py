@@ -21,7 +21,7 @@ from stages.detector.ops.resize import prepare, resized_size, scales, stack
 from stages.detector.training.augmentation import draw_flips, flipped, jittered_size
 from stages.detector.training.config import TeachConfig
 from stages.detector.training.labeled_pictures import LabeledPictures, Truth
-from stages.ranks import Ranks
+from stages.distributed import Ranks
 
 
 class Batch(NamedTuple):

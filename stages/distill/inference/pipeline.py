@@ -22,7 +22,7 @@ import numpy as np
 from sharding.coordination.fatal_errors import ran_out_of_memory
 from sharding.format.schema import Failure, Sample
 from stages.detector.ops.resize import Prepared
-from stages.distill.inference.batches import plan_batches
+from stages.distill.inference.batch_plan import plan_batches
 from stages.distill.inference.decode import decode
 from stages.distill.inference.failures import (
     check_device,
@@ -73,22 +73,27 @@ class InferencePipeline:
 
     @property
     def label_names(self) -> Sequence[str]:
+        """The detector's names of labels, by number."""
         return self._detector.label_names
 
     @property
     def attribute_names(self) -> Sequence[str]:
+        """The detector's names of attributes, by number."""
         return self._detector.attribute_names
 
     @property
     def feature_size(self) -> int:
+        """The length of an object's feature."""
         return self._detector.feature_size
 
     @property
     def num_top(self) -> int:
+        """The length of a soft label."""
         return self._detector.num_top
 
     @property
     def fingerprint(self) -> str:
+        """The detector's fingerprint."""
         return self._detector.fingerprint
 
     @property

@@ -37,7 +37,7 @@ class Clock:
                 self._seconds[part] += self._now(without) - began
 
     def _now(self, without: str | None) -> float:
-        """A clock that stands still during `without`."""
+        """A clock that is paused during `without`."""
         return time.perf_counter() - (self._seconds[without] if without else 0.0)
 
     def seconds(self, part: str) -> float:

@@ -42,7 +42,7 @@ class FeaturesConfig:
     pattern: a regular expression that the features' ids match as a whole, with one group, to which
         `id` is then applied, as "nlvr2_(.*)" for UNITER's names; null takes all of them.
     duplicates: where rows of one id say different things: "refuse" the picture, or take the
-        "first" sound one. Rows that say the same are one row in any case.
+        "first" valid one. Rows that say the same are one row in any case.
     """
 
     format: str

@@ -225,7 +225,7 @@ def _write_part(path: Path, part: Part) -> None:
 
 
 def _read_part(path: Path) -> Part | None:
-    """The part that was kept, None where there is none or it is not sound."""
+    """The part that was kept, None where there is none or it is not valid."""
     try:
         with np.load(path, allow_pickle=False) as kept:
             arrays = {name: kept[name] for name in _ARRAYS}

@@ -113,7 +113,7 @@ class PrecomputedObjects:
 
     def objects(self, samples: Iterable[Sample]) -> Iterator[np.ndarray | Failure]:
         """The objects of each sample, in order; a Failure where the files have no features of it
-        ("no features") or no sound ones ("features: " and the reason)."""
+        ("no features") or no valid ones ("features: " and the reason)."""
         for sample in samples:
             yield self._see(sample)
 
@@ -173,7 +173,7 @@ class PrecomputedObjects:
             return Failure(key=sample.key, reason=f"features: {error}")
 
     def _record(self, compared: str, places: list) -> Record:
-        """The one record of an id; RowError where the sound ones among its rows do not agree."""
+        """The one record of an id; RowError where the valid ones among its rows do not agree."""
         groups = [[place] for place in places] if self._reader.is_row_a_picture else [places]
         # Reasons, not errors: an error raised again from a list in its own frame is a cycle, which
         # would hold the row's arrays and the reader's open file until the collector comes by.

@@ -99,7 +99,7 @@ def _scale(record: Record, width: int, height: int) -> np.ndarray:
     scale = math.sqrt(theirs[0] * theirs[1] / (width * height))
     off = max(abs(width * scale - theirs[0]), abs(height * scale - theirs[1]))
     if off > SIZE_TOLERANCE_PX:
-        turned = ", which is it turned by a quarter" if theirs == (height, width) else ""
+        turned = ", which is the picture rotated by 90 degrees" if theirs == (height, width) else ""
         raise RowError(
             f"size: made from {theirs[0]} x {theirs[1]} pixels{turned}, the picture has "
             f"{width} x {height}: another shape, so another picture or a cut one"

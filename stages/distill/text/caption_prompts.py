@@ -49,7 +49,7 @@ class CaptionPrompts:
 
 
 class PromptSimilarity:
-    """A Similarity for objects that were asked for by phrase; it compares no words."""
+    """A Similarity for objects that were detected by phrase; it compares no words."""
 
     name = "prompts"
     fingerprint = "prompts/1"

@@ -37,7 +37,7 @@ class Lexicon:
       blue car". A word right behind a label is no modifier of the next: it is the verb in "man
       riding horse".
     - else the content word behind an attribute: the block of "a yellow block" where no label is
-      called block. Not where the attribute stands behind a label, as in "a dog running fast".
+      called block. Not where the attribute follows a label, as in "a dog running fast".
     """
 
     def __init__(self, label_names: Sequence[str], attribute_names: Sequence[str]) -> None:

@@ -87,9 +87,9 @@ def read_captions(path: str) -> CaptionFile:
 
 
 def _read_coco(images: list[Any], annotations: list[Any], path: str) -> CaptionFile:
-    sound, broken = _sound_entries(images, _coco_fault, name_key="file_name", path=path)
+    valid, broken = _valid_entries(images, _coco_fault, name_key="file_name", path=path)
     captions, dropped = _captions_by_id(annotations, path)
-    listed = {id_of(image["id"]) for image in sound}
+    listed = {id_of(image["id"]) for image in valid}
     if listed.isdisjoint(captions):
         raise SourceError(
             f"ingest.captions ({path}): not one of its {len(images)} images has one of its "
@@ -103,7 +103,7 @@ def _read_coco(images: list[Any], annotations: list[Any], path: str) -> CaptionF
             file_names=(image["file_name"],),
             captions=tuple(captions.get(str(id_of(image["id"])), ())),
         )
-        for image in sound
+        for image in valid
     ]
     kept, duplicates = _without_duplicates(entries)
     orphans = [(key, len(texts)) for key, texts in captions.items() if key not in listed]
@@ -120,10 +120,10 @@ def _captions_by_id(
     annotations: list[Any], path: str
 ) -> tuple[dict[str, list[str]], DroppedRecords]:
     """({image id: captions}, captions of no picture). A caption that is no text is a blank one, so
-    that the others keep their numbers; SourceError where no entry is sound."""
+    that the others keep their numbers; SourceError where no entry is valid."""
     captions: dict[str, list[str]] = {}
     dropped = DroppedRecords()
-    num_sound, first = 0, ""
+    num_valid, first = 0, ""
     for i, annotation in enumerate(annotations):
         fault = _annotation_fault(annotation)
         image_id = id_of(annotation.get("image_id")) if isinstance(annotation, dict) else None
@@ -131,9 +131,9 @@ def _captions_by_id(
             captions.setdefault(image_id, []).append(clean_caption(annotation.get("caption")))
         else:
             dropped.add("broken entry of captions", f"annotations[{i}] {fault}")
-        num_sound += not fault
+        num_valid += not fault
         first = first or (fault and f"annotations[{i}] {fault}")
-    if first and not num_sound:
+    if first and not num_valid:
         raise SourceError(f"ingest.captions ({path}): {first}")
     return captions, dropped
 
@@ -153,27 +153,27 @@ def _annotation_fault(annotation: Any) -> str:
     return ""
 
 
-def _sound_entries(
+def _valid_entries(
     images: list[Any], fault_of: Callable[[Any], str], *, name_key: str, path: str
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """The sound entries of `images`, and (name, reason) of the others; SourceError where none is.
+    """The valid entries of `images`, and (name, reason) of the others; SourceError where none is.
 
     fault_of: what is wrong with an entry, "" for nothing. A broken entry is named by its file name,
     where it has one.
     """
-    sound, broken = [], []
+    valid, broken = [], []
     for i, image in enumerate(images):
         fault = fault_of(image)
         if not fault:
-            sound.append(image)
+            valid.append(image)
             continue
         name = image.get(name_key) if isinstance(image, dict) else None
         reason = shown(f"broken entry: images[{i}] {fault}")
         broken.append((name if _is_file_name(name) else f"images-{i}", reason))
-    if not sound:
+    if not valid:
         fault = broken[0][1].removeprefix("broken entry: ")
         raise SourceError(f"ingest.captions ({path}): {fault}")
-    return sound, broken
+    return valid, broken
 
 
 def _coco_fault(image: Any) -> str:
@@ -200,8 +200,8 @@ def _is_file_name(name: object) -> TypeGuard[str]:
 
 
 def _read_karpathy(images: list[Any], path: str) -> CaptionFile:
-    sound, broken = _sound_entries(images, _karpathy_fault, name_key="filename", path=path)
-    kept, duplicates = _without_duplicates([_karpathy_image(image) for image in sound])
+    valid, broken = _valid_entries(images, _karpathy_fault, name_key="filename", path=path)
+    kept, duplicates = _without_duplicates([_karpathy_image(image) for image in valid])
     return CaptionFile(
         images=kept,
         failed=[*broken, *duplicates],

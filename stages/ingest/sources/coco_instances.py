@@ -112,13 +112,13 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _category_names(categories: list[Any], dropped: DroppedRecords, path: str) -> dict[str, str]:
-    """{id: name} by rising id, of two with one id the first; SourceError where none is sound."""
+    """{id: name} by rising id, of two with one id the first; SourceError where none is valid."""
     pairs: dict[int, str] = {}
     faults = []
     for i, category in enumerate(categories):
         number = id_of(category.get("id")) if isinstance(category, dict) else None
-        sound = number is not None and (number.isdigit() or isinstance(category["id"], int))
-        if not sound or not isinstance(category.get("name"), str) or not category["name"].strip():
+        valid = number is not None and (number.isdigit() or isinstance(category["id"], int))
+        if not valid or not isinstance(category.get("name"), str) or not category["name"].strip():
             faults.append(f"categories[{i}] is {str(category)[:80]}")
             dropped.add("broken category", faults[-1])
         elif pairs.setdefault(int(number or 0), shown(category["name"])) != category["name"]:
@@ -134,7 +134,7 @@ def _category_names(categories: list[Any], dropped: DroppedRecords, path: str) -
 def _listed_images(
     images: list[Any], dropped: DroppedRecords, path: str
 ) -> dict[str, dict[str, Any]]:
-    """{id: entry}, of two with one id the first; SourceError where none is sound."""
+    """{id: entry}, of two with one id the first; SourceError where none is valid."""
     listed: dict[str, dict[str, Any]] = {}
     faults = []
     for i, image in enumerate(images):

@@ -76,8 +76,8 @@ class Flickr30kEntitiesSource:
                 f"{annotations} has no {', '.join(SPLIT_FILES)}: the split is drawn"
             )
         self._inputs = self._list_inputs()
-        sound = [i for i in self._inputs if isinstance(i, Picture)]
-        if not any(picture.size_bytes >= 0 for picture in sound):
+        valid = [i for i in self._inputs if isinstance(i, Picture)]
+        if not any(picture.size_bytes >= 0 for picture in valid):
             raise SourceError(
                 f"ingest.root is {root!r}, where not one picture is that {annotations} knows "
                 f"({describe_folder(self._root)}); expected pictures ID.jpg of Flickr30k"

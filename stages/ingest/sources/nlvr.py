@@ -69,7 +69,7 @@ class NlvrSource:
             first = shown(self._pictures[0].origin) if self._pictures else "there is no example"
             raise SourceError(
                 f"ingest.root is {root!r}: {', '.join(file.name for file in files)} is there, but "
-                f"not one picture (the first: {first}); expected a whole clone"
+                f"not one picture (the first: {first}); expected a complete clone"
             )
 
     def pictures(self) -> Sequence[Picture | Failure]:
@@ -143,9 +143,9 @@ def _find_corpus(root: str) -> Path:
 
 
 def _read_examples(file: Path, dropped: DroppedRecords) -> Iterator[dict[str, Any]]:
-    """The sound examples of a split; broken lines are counted and named, SourceError where none of
-    several is sound."""
-    num_sound, first = 0, ""
+    """The valid examples of a split; broken lines are counted and named, SourceError where none of
+    several is valid."""
+    num_valid, first = 0, ""
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -160,12 +160,12 @@ def _read_examples(file: Path, dropped: DroppedRecords) -> Iterator[dict[str, An
                     "that the NLVR corpus has there"
                 )
             else:
-                num_sound += 1
+                num_valid += 1
                 yield example
                 continue
             first = first or fault
             dropped.add("broken line of examples", fault.removeprefix(f"{file.parent}/"))
-    if first and not num_sound:
+    if first and not num_valid:
         raise SourceError(first)
 
 

@@ -33,7 +33,7 @@ class PhraseFile:
 
 def read_phrases(path: str) -> PhraseFile:
     """The phrases of a file; broken lines are counted and named, SourceError where none is
-    sound."""
+    valid."""
     file = expand_user(path)
     if not file.is_file():
         got = "a folder" if file.is_dir() else "not there"
@@ -45,7 +45,7 @@ def read_phrases(path: str) -> PhraseFile:
                 _read_line(line, number, found)
     if not found.of_image:
         first = "; ".join(names[0] for names in found.dropped.examples.values()) or "it is empty"
-        raise SourceError(f"ingest.phrases ({path}): no sound line ({first}); expected {EXPECTED}")
+        raise SourceError(f"ingest.phrases ({path}): no valid line ({first}); expected {EXPECTED}")
     return found
 
 
@@ -66,7 +66,7 @@ def _read_line(line: bytes, number: int, found: PhraseFile) -> None:
 
 
 def _phrase(phrase: Sequence[Any]) -> dict[str, Any]:
-    """One phrase as a sample's truth has it; ValueError or TypeError where it is not sound."""
+    """One phrase as a sample's truth has it; ValueError or TypeError where it is not valid."""
     start, end, chain, kind, rows = phrase
     whole = [start, end, *rows]
     if not all(type(value) is int and value >= 0 for value in whole) or not start < end:

@@ -29,7 +29,7 @@ class SourceError(BoxlessError):
 class Picture:
     """One input of a corpus, before its bytes are read.
 
-    key: unique in the dataset, as `sharding.format.schema.check_key` wants it.
+    key: unique in the dataset, as `sharding.format.schema.check_key` requires.
     split: "train", "heldout" or "test".
     read: gives the file's bytes; raises PictureError where there are none. Called from threads.
     captions: sentences about the picture; blank ones are dropped later, with a note.

@@ -1,11 +1,11 @@
-"""The toy world: scenes of coloured shapes with captions and complete ground truth.
+"""The toy data set: scenes of coloured shapes with captions and complete ground truth.
 
 A scene is a pure function of (seed, split, number), so shards are the same bytes wherever they are
 made. Train and held-out scenes share no set of objects.
 
 A scene holds two to five objects on a textured ground. An object is a shape in a colour, small or
 large; no two objects of a scene share both shape and colour, so "the red circle" means one object.
-A caption names two or three objects and how the first two stand to each other.
+A caption names two or three objects and the relation of the first two.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class ToySource:
     def pictures(self) -> Sequence[Picture | Failure]:
         """All scenes, train first; drawing waits until a picture is read.
 
-        A scene whose objects (shapes, colours and sizes, wherever they stand) are already in the
+        A scene whose objects (shapes, colours and sizes, wherever they are) are already in the
         other split is drawn again from the next number, so that the splits share no scene.
         """
         taken_by: dict[frozenset[tuple[str, str, str]], str] = {}
@@ -96,9 +96,9 @@ class ToySource:
         return pictures
 
     def fingerprint(self) -> str:
-        """Names the world: sizes, seed and the version of this drawing code."""
-        world = f"toy/1 {self.num_train} {self.num_heldout} {self.seed}"
-        return hashlib.sha256(world.encode()).hexdigest()
+        """Names the data set: sizes, seed and the version of this drawing code."""
+        name = f"toy/1 {self.num_train} {self.num_heldout} {self.seed}"
+        return hashlib.sha256(name.encode()).hexdigest()
 
     def _picture(self, split: str, number: int, objects: list[ToyObject]) -> Picture:
         captions = write_captions(objects, _random(self.seed, split, number, "captions"))
@@ -198,7 +198,7 @@ def _phrase(o: ToyObject, random: np.random.Generator) -> str:
 
 
 def _relation(a: ToyObject, b: ToyObject) -> str:
-    """How `a` stands to `b`, along the axis on which their centres are farther apart."""
+    """The relation of `a` to `b`, along the axis on which their centres are farther apart."""
     dx, dy = a.centre[0] - b.centre[0], a.centre[1] - b.centre[1]
     if abs(dx) > abs(dy):
         return "left of" if dx < 0 else "right of"

@@ -79,8 +79,8 @@ class VisualGenomeSource:
             num_attributes,
         )
         self._inputs = self._list_inputs(objects)
-        sound = [i for i in self._inputs if isinstance(i, Picture)]
-        if not any(picture.size_bytes >= 0 for picture in sound):
+        valid = [i for i in self._inputs if isinstance(i, Picture)]
+        if not any(picture.size_bytes >= 0 for picture in valid):
             raise SourceError(
                 f"ingest.root is {root!r}, where not one picture is that {annotations} describes "
                 f"({describe_folder(self._root)}); expected pictures ID.jpg of Visual Genome"
@@ -218,7 +218,7 @@ class VisualGenomeSource:
             if isinstance(entry, dict):
                 yield entry
             else:
-                self.dropped.add(f"entries of {name} that are no objects", str(entry)[:80])
+                self.dropped.add(f"entries of {name} that are not objects", str(entry)[:80])
 
 
 def _truth(

@@ -87,7 +87,7 @@ class WebdatasetSource:
     def _read_tar(self, tar: Path) -> Iterator[Picture | Failure]:
         if not tar.is_file():
             kind = "a link that points nowhere" if tar.is_symlink() else "no file"
-            reason = f"missing tar: {tar.name} is {kind}; bring the tar, or remove its name"
+            reason = f"missing tar: {tar.name} is {kind}; add the tar, or remove its name"
             yield Failure(key=safe_key(tar.name), reason=shown(reason))
             return
         found = list_members(tar)

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 import torch
 
-from stages.pretrain.caches.stored_tensors import StoredTensors
+from stages.pretrain.caches.disk_cache import DiskCache
 
 
 class TensorCache:
@@ -16,7 +16,7 @@ class TensorCache:
     stored: a folder beside, whose tensors are cached too, and to which `store` adds new ones.
     """
 
-    def __init__(self, limit_bytes: int, stored: StoredTensors | None = None) -> None:
+    def __init__(self, limit_bytes: int, stored: DiskCache | None = None) -> None:
         self._bytes_left = limit_bytes
         self._tensors: dict[Hashable, torch.Tensor] = {}
         self._stored = stored

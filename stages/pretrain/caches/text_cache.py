@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stages.pretrain.caches.stored_tensors import StoredTensors
+from stages.pretrain.caches.disk_cache import DiskCache
 from stages.pretrain.caches.tensor_cache import TensorCache
 from stages.student.network import Student
 
@@ -18,7 +18,7 @@ class TextCache:
     them beside, from which encodings are read, and to which `store` adds new ones.
     """
 
-    def __init__(self, limit_bytes: int, stored: StoredTensors | None = None) -> None:
+    def __init__(self, limit_bytes: int, stored: DiskCache | None = None) -> None:
         self._cache = TensorCache(limit_bytes, stored)
 
     def store(self) -> None:

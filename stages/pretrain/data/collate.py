@@ -299,7 +299,7 @@ def _stack_objects(
 
     said = np.array([[sample.info["height"], sample.info["width"]] for sample in samples])
     scale = torch.from_numpy((sizes_px.numpy() / said).astype(np.float32)).flip(1).repeat(1, 2)
-    # A foreign teacher's box may stick out, and pooling may drop an edge. PRA wants no cell that
+    # A foreign teacher's box may stick out, and pooling may drop an edge. PRA needs no cell that
     # attention leaves out.
     seen = seen_px.flip(1)
     limits = torch.cat([seen - 1, seen], 1)

@@ -31,7 +31,7 @@ class Itc(Objective):
 
     Texts are read as they are, before ITM deals out other ones and MLM masks them. Those that the
     source calls false of their picture are left out. Only what a micro-batch holds is compared, so
-    the loss is the same on any number of ranks; it wants large micro-batches.
+    the loss is the same on any number of ranks; it needs large micro-batches.
 
     As ALBEF in training, with `queue_size` or `soft_targets` above 0 (stages.pretrain.
     momentum_contrast): b is compared with the vectors that a momentum copy makes of the

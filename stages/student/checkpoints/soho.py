@@ -34,7 +34,7 @@ RENAMED = (
     (r"fusion\.", "language.bert.encoder."),
     (r"itm_head\.classify\.", "head.match_class."),
 )
-"""The beginning of our names, and what stands there in SOHO's."""
+"""The beginning of our names, and SOHO's names for the same."""
 RESNET = "grid.resnet."
 OURS_ALONE = ("object_head.", "neck.dictionary.age", "neck.dictionary.started")
 TIED = ("mask_l_fc.weight", "language.bert.embeddings.word_embeddings.weight")

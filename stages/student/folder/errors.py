@@ -23,7 +23,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         values = parse_json(path.read_bytes())
     except ValueError as error:  # of JSON, or of its encoding
-        raise BoxlessError(f"{path}: got no whole JSON ({error}); {_COPY}") from None
+        raise BoxlessError(f"{path}: got no valid JSON ({error}); {_COPY}") from None
     if not isinstance(values, dict):
         raise BoxlessError(f"{path}: got a {type(values).__name__}, expected an object; {_COPY}")
     return values

@@ -17,7 +17,7 @@ _OLD = re.compile(rf"(?<![^./])(?:{'|'.join(WEIGHTS)})$")
 def rename_weights(values: Any) -> None:
     """Put a checkpoint's mappings by weights' names under today's names, in place and in order.
 
-    `values`: dicts and lists, nested. A name may stand behind those of modules, with dots or, as
+    `values`: dicts and lists, nested. A name may follow those of modules, with dots or, as
     in copies of weights, with slashes.
     """
     if isinstance(values, list):

@@ -44,7 +44,7 @@ def _wordpiece(vocab: dict[str, int]) -> Tokenizer:
 
 
 def _inner_letters(tokenizer: Tokenizer, captions: Iterable[str]) -> list[str]:
-    """Every letter that stands within a word, as a piece ("##a"), sorted.
+    """Every letter within a word, as a piece ("##a"), sorted.
 
     The trainer would number these in the order of a hash table, another one in every process, and
     that number decides between pairs of equal count. Given as special pieces they have their
@@ -98,7 +98,7 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
             return PreTrainedTokenizerFast.from_pretrained(str(folder))
         except Exception as error:  # transformers and tokenizers raise nearly everything
             raise BoxlessError(
-                f"{folder}: got tokenizer files that cannot be read ({error}), expected a whole "
+                f"{folder}: got tokenizer files that cannot be read ({error}), expected a complete "
                 "tokenizer.json and tokenizer_config.json; copy them again from where they came"
             ) from None
     if (folder / "preprocessor_config.json").exists():

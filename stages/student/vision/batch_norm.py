@@ -23,7 +23,7 @@ Policy = Literal["local", "sync", "frozen"]
 
 class BatchNorm(nn.BatchNorm2d):
     """nn.BatchNorm2d whose statistics are float32 under any precision: in 16 bits a moving average
-    with momentum 0.1 soon stands still."""
+    with momentum 0.1 soon stops changing."""
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         return _apply_but_keep_statistics(self, super()._apply, fn, recurse)

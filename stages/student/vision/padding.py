@@ -51,7 +51,7 @@ class Canvases:
     def keep(self, maps: torch.Tensor) -> torch.Tensor:
         """maps [N, D, h, w], zero beyond each picture's canvas from here on, in place.
 
-        In place costs no memory where it stands between a BatchNorm, whose output is not kept for
+        In place costs no memory between a BatchNorm, whose output is not kept for
         the backward pass, and a ReLU.
         """
         rows, columns = maps.shape[2:]

@@ -81,7 +81,7 @@ class Dictionary(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """Follow the module to another device, never to another precision: bf16 has 8 bits, and a
-        moving average with decay 0.99 would stand still."""
+        moving average with decay 0.99 would stop changing."""
         kept = {name: buffer.dtype for name, buffer in self.named_buffers()}
 
         def place(tensor: torch.Tensor) -> torch.Tensor:

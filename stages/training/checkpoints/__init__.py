@@ -1,1 +1,1 @@
-"""Saves, loads and prunes training checkpoints, gathers whole weights, and reshards ZeRO."""
+"""Saves, loads and prunes training checkpoints, gathers full weights, and reshards ZeRO."""

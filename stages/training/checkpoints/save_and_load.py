@@ -29,7 +29,7 @@ def check_weights(engine: Any) -> None:
     if any_rank(~are_finite, are_finite.device):
         raise DivergenceError(
             "got weights that are not finite, expected none: they are not saved, and the last "
-            "checkpoint is sound. Try a lower rate, or a precision of more range"
+            "checkpoint is intact. Try a lower rate, or a precision of more range"
         )
 
 

@@ -43,10 +43,10 @@ class SafeCheckpointEngine(TorchCheckpointEngine):
             if cause is not None:
                 raise OSError(cause.errno, cause.strerror, path) from error
             raise
-        if not _is_sound(beside):
+        if not _is_intact(beside):
             raise BoxlessError(
                 f"{beside}: got other bytes than were written, expected the same. The last "
-                "checkpoint is sound: check the disk, then run the same command again"
+                "checkpoint is intact: check the disk, then run the same command again"
             )
         os.replace(beside, path)
 
@@ -58,7 +58,7 @@ class SafeCheckpointEngine(TorchCheckpointEngine):
         return loaded
 
 
-def _is_sound(path: str) -> bool:
+def _is_intact(path: str) -> bool:
     """Whether all parts of a file of torch.save, a zip archive, have the checksums noted in it."""
     try:
         with zipfile.ZipFile(path) as archive:

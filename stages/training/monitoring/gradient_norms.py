@@ -1,7 +1,7 @@
 """Gradient norms, in all and of each part of the network, before clipping.
 
 Read between the last backward pass of a step and the optimizer's step. DeepSpeed then holds the
-mean gradient over ranks and micro-batches, whole or cut by ZeRO.
+mean gradient over ranks and micro-batches, partitioned by ZeRO or not.
 """
 
 from __future__ import annotations

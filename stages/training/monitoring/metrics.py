@@ -1,7 +1,7 @@
 """Logs metrics: `metrics.jsonl`, TensorBoard, Weights & Biases, and sums over ranks.
 
 A run that continues from a checkpoint first drops the lines that
-were written after it, so that no step stands twice.
+were written after it, so that no step is there twice.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class MetricsLog:
 
 def _wandb_run(folder: Path, title: str, project: str) -> Any:
     """The folder's run in a project of Weights & Biases: a new one, or the one that it began
-    earlier, whose id stands in the folder."""
+    earlier, whose id is in the folder."""
     try:
         wandb = importlib.import_module("wandb")
     except ImportError:

@@ -7,7 +7,7 @@ import re
 import torch
 
 PRODUCTS = {"fp32": "fp32", "tf32": "tf32"}
-"""What a precision multiplies in, 16 bits where nothing stands here."""
+"""What a precision multiplies in, 16 bits where nothing is given here."""
 PEAKS: dict[str, dict[str, float]] = {
     "H100 NVL": {"16 bits": 835.0, "tf32": 417.5, "fp32": 60.0},
     "H100 PCIe": {"16 bits": 756.0, "tf32": 378.0, "fp32": 51.0},

@@ -9,7 +9,7 @@ import torch
 
 from sharding.format.schema import ShardError
 from sharding.reading.range_reader import NO_RANGES
-from stages.training.batches import LoadedBatch
+from stages.training.data_loader import LoadedBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ class SkippedSamples:
             text = f"{fault.tar}: sample {fault.key}: {fault.cause}"
             if NO_RANGES in fault.cause:  # as for every other sample: there is nothing to skip to
                 raise ShardError(
-                    f"{text}. No step was taken with it; the last checkpoint is sound."
+                    f"{text}. No step was taken with it; the last checkpoint is intact."
                 )
             if self._policy.on_fault == "stop":
                 raise ShardError(
-                    f"{text}. No step was taken with it; the last checkpoint is sound. Repair the "
+                    f"{text}. No step was taken with it; the last checkpoint is intact. Repair the "
                     f"shard (boxless verify, boxless repair), or set {self._section}.data."
                     "on_fault=skip"
                 )

@@ -26,7 +26,7 @@ DATA_PATIENCE_SECONDS = 15.0
 
 
 class DivergenceError(BoxlessError):
-    """Losses, gradients or weights are not finite; the last checkpoint is sound."""
+    """Losses, gradients or weights are not finite; the last checkpoint is intact."""
 
 
 class Stopped(Exception):
@@ -94,7 +94,7 @@ class Watch:
         if time.monotonic() - max(self._waiting_since, self._signalled_at) > DATA_PATIENCE_SECONDS:
             raise Stopped(
                 f"stopped by a signal, and no data came for {DATA_PATIENCE_SECONDS:.0f} s; the last "
-                "checkpoint is sound"
+                "checkpoint is intact"
             )
 
     @property
@@ -155,7 +155,7 @@ def _raise_for_losses(step: int, noted: Sequence[StepLosses], are_finite: torch.
     bad = [one for one, is_finite in zip(noted, are_finite.tolist()) if not is_finite]
     raise DivergenceError(
         f"step {step}: the loss is not finite. {of_all_ranks('; '.join(map(_message, bad)))}. No "
-        "optimizer stepped; the last checkpoint is sound. Try a lower rate or look at these samples"
+        "optimizer stepped; the last checkpoint is intact. Try a lower rate or look at these samples"
     )
 
 

@@ -14,7 +14,7 @@ import torch
 
 from sharding.format.schema import Sample
 from sharding.writing.atomic import write_json
-from stages.ranks import Ranks, joined_ranks
+from stages.distributed import Ranks, joined_ranks
 from stages.transfer.config import EvaluateConfig
 from stages.transfer.evaluation.grounding import ground, label_objects
 from stages.transfer.evaluation.retrieval import captions_found, gallery, score_matrix

@@ -15,8 +15,8 @@ import torch
 from sharding.format.resize import Resize
 from sharding.format.schema import Sample
 from stages.annotations.true_phrases import boxes_of_phrase
+from stages.distributed import Ranks
 from stages.progress import Progress
-from stages.ranks import Ranks
 from stages.student.heads import weighted_mean
 from stages.student.vision.grid import cells_of_boxes
 from stages.transfer.predictor import Predictor

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from sharding.format.schema import Sample
+from stages.distributed import Ranks
 from stages.progress import Progress
-from stages.ranks import Ranks
 from stages.transfer.predictor import Predictor
 from stages.transfer.retrieval_matrix import BEHIND, AllTexts, TextPasses, log_odds, shortlisted
 
@@ -34,7 +34,7 @@ def score_matrix(
 
     The matching head's log odds; with a contrastive head, its logits, to which `itm_weight` times
     those log odds are added where the text is among the `shortlist` best of the picture or the
-    picture among those of the text (all others then stand behind). The CNN runs once a picture. No
+    picture among those of the text (all others are ranked behind). The CNN runs once a picture. No
     score depends on what is computed beside it, nor on the number of ranks, which share the
     pictures out and all have all scores. `query_bank`: the contrastive head's logits are
     normalised by the student's bank of training pairs, where it has one. A collective.

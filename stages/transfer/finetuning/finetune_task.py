@@ -24,8 +24,8 @@ from stages.student.network import Student
 from stages.student.processor import StudentProcessor
 from stages.student.text.token_types import add_person_tags
 from stages.student.text.tokenizer import load_tokenizer
-from stages.training.batches import ExampleBatches
-from stages.training.checkpoints.whole_weights import whole_weights
+from stages.training.checkpoints.full_state_dict import full_state_dict
+from stages.training.data_loader import ExampleBatches
 from stages.training.engine import choose_precision, current_device, join_ranks, make_engine
 from stages.training.loop import Loop, Validation
 from stages.training.monitoring.metrics import ObjectiveOutput
@@ -196,7 +196,7 @@ class _Run:
         """Copies of student and head with each weight by itself in memory, as they are after
         loading: DeepSpeed packs weights, by the number of ranks, and kernels add up in another
         order where a weight begins elsewhere. Under ZeRO 3 the network itself, as no rank has
-        whole weights."""
+        the full weights."""
         if self.engine.zero_optimization_partition_weights():
             return self.module.student, self.module.head
         return copy.deepcopy(self.module.student), copy.deepcopy(self.module.head)
@@ -219,7 +219,7 @@ class _Run:
     def save(self, name: str) -> None:
         """The student with the task's head, as a folder."""
         precision = self.config.save_precision
-        weights = whole_weights(self.engine, self.module.head, precision)
+        weights = full_state_dict(self.engine, self.module.head, precision)
         save_student(
             self.engine,
             self.module.student,
@@ -311,7 +311,7 @@ def _load_with_head(
 
 
 def _data(config: FinetuneConfig, images: Path, out: Path) -> TaskDataConfig:
-    """The task's files; the toy world's, written by rank 0, where the recipe names none."""
+    """The task's files; the toy data set's, written by rank 0, where the recipe names none."""
     if config.data.train is not None:
         return config.data
     files: dict[str, Any] | None = None
@@ -348,7 +348,7 @@ def _read_examples(kind: type[Task], data: TaskDataConfig) -> tuple[TaskData, Ta
 
 
 def _is_labelled(kind: type[Task], data: TaskData) -> bool:
-    """Whether the answers are known; retrieval's are which texts stand with which picture."""
+    """Whether the answers are known; retrieval's are which texts belong to which picture."""
     return kind.name == "retrieval" or all(e.label is not None for e in data.examples)
 
 

@@ -116,7 +116,7 @@ def read_json_lines(path: Path) -> Iterator[Record]:
             raise _repeated(where, error) from None
         except (ValueError, RecursionError) as error:
             raise ReaderError(
-                f"{where}: not whole JSON ({error}); expected one object a line, got {_short(line)}"
+                f"{where}: not valid JSON ({error}); expected one object a line, got {_short(line)}"
             ) from None
         if not isinstance(values, dict):
             raise ReaderError(f"{where}: got {_short(values)}, expected an object")
@@ -133,7 +133,7 @@ def read_json(path: Path) -> Record:
         raise _repeated(f"{path}:{error.line}", error) from None
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
-        raise ReaderError(f"{path}:{line}: not whole JSON ({error})") from None
+        raise ReaderError(f"{path}:{line}: not valid JSON ({error})") from None
     if not isinstance(values, dict):
         raise ReaderError(f"{path}: got {_short(values)}, expected an object")
     _check_texts(text, Record(str(path), values))

@@ -37,7 +37,7 @@ class Scene:
 
 
 def scene_of(number: int, sample: Sample) -> Scene:
-    """A sample of the toy world as a scene. ValueError where it does not carry the truth about
+    """A sample of the toy data set as a scene. ValueError where it does not carry the truth about
     it."""
     truth = sample.info.get("truth", {})
     if not {"boxes", "labels", "attributes", "phrases"} <= truth.keys():

@@ -22,7 +22,7 @@ def write_task_files(task: str, images: Path, out: Path) -> dict[str, Any]:
     """Write the files of a task from image shards into `out`; where they are, as fields of
     `TaskDataConfig`.
 
-    The shards are those of the toy world, or, for the task nlvr, of the corpus NLVR too. Raises
+    The shards are those of the toy data set, or, for the task nlvr, of the corpus NLVR too. Raises
     ValueError where the samples do not carry the truth about their scenes.
     """
     values: dict[str, Any] = {}

@@ -29,7 +29,7 @@ from pipeline.serve.page import page
 from pipeline.serve.server import StudentApp, make_server
 from stages.student.network import Student
 from stages.student.processor import StudentProcessor
-from stages.transfer import use
+from stages.transfer import inference
 from stages.transfer.task_folder import save_head
 from stages.transfer.tasks import TASKS
 
@@ -45,12 +45,16 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudentApp:
     (folder / "config.json").write_text("{}")
     (folder / "tasks" / "vqa" / "task.json").write_text("{}")
     Image.new("RGB", (8, 6), "red").save(tmp_path / "red.png")
-    monkeypatch.setattr(use, "unread_note", lambda s, texts: "cut" if "long" in texts else None)
-    monkeypatch.setattr(use, "match", lambda s, p, texts: [(t, len(t) / 10) for t in texts])
-    monkeypatch.setattr(use, "answer", lambda s, p, t: {"best": [("red", 0.9), ("blue", 0.1)]})
-    monkeypatch.setattr(use, "search", _search)
     monkeypatch.setattr(
-        use, "point", lambda s, p, t, f: {"point": [0.5, 0.5], "boxes": [[0, 0, 1, 1]]}
+        inference, "unread_note", lambda s, texts: "cut" if "long" in texts else None
+    )
+    monkeypatch.setattr(inference, "match", lambda s, p, texts: [(t, len(t) / 10) for t in texts])
+    monkeypatch.setattr(
+        inference, "answer", lambda s, p, t: {"best": [("red", 0.9), ("blue", 0.1)]}
+    )
+    monkeypatch.setattr(inference, "search", _search)
+    monkeypatch.setattr(
+        inference, "point", lambda s, p, t, f: {"point": [0.5, 0.5], "boxes": [[0, 0, 1, 1]]}
     )
     return StudentApp(folder, tmp_path, None)
 
@@ -117,7 +121,7 @@ def test_an_error_of_the_device_ends_the_server(
     def fail(*_: Any) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(use, "match", fail)
+    monkeypatch.setattr(inference, "match", fail)
     with make_server(app, host="127.0.0.1", port=0) as server, ThreadPoolExecutor(1) as pool:
         served = pool.submit(server.serve_forever)
         address = f"http://127.0.0.1:{server.server_address[1]}/"
@@ -174,7 +178,7 @@ def test_the_student_is_read_once(
         loads.append(path)
         return read(path, **options)
 
-    expected = use.match(folder, tmp_path / "red.png", ["a", "red"])
+    expected = inference.match(folder, tmp_path / "red.png", ["a", "red"])
     monkeypatch.setattr(Student, "from_pretrained", counted)
     student = StudentApp(folder, tmp_path, tmp_path / "index")
     student.load()
@@ -213,7 +217,7 @@ def test_an_error_that_nobody_foresaw_is_answered(
     def fail(*_: object) -> None:
         raise RuntimeError("unforeseen")
 
-    monkeypatch.setattr(use, "match", fail)
+    monkeypatch.setattr(inference, "match", fail)
     asked = {"action": "match", "text": "a", "picture": _picture()}
     assert _ask(address, asked)["error"].startswith("RuntimeError: unforeseen")
     assert "Traceback" in capfd.readouterr().err

@@ -350,7 +350,7 @@ def test_without_a_catalog_classes_go_by_number(tmp_path: Path) -> None:
     (folder / "catalog.json").unlink()
     for shard in (folder, folder / TAR):
         page = page_of(tmp_path, shard)
-        assert "class 0" in page.text and "classes go by number" in page.text
+        assert "class 0" in page.text and "classes are shown by number" in page.text
         assert "circle" not in page.text.replace(CAPTION, "").replace("a red circle", "")
 
 

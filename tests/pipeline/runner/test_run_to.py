@@ -30,7 +30,7 @@ def test_stages_end_where_asked(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Oracle: by hand; asked to end with finetune, a recipe of the toy world without a task takes
+    """Oracle: by hand; asked to end with finetune, a recipe of toy data without a task takes
     all, and other recipes stay as they are."""
     asked: list[tuple[list[str], str | None]] = []
 

@@ -148,7 +148,8 @@ def test_a_worker_that_was_taken_for_dead_gives_up_and_goes_on(
 
         wrote = work(out, before_each=lose, log=said.append)
     assert said == [
-        f"Gave up {min(TARS)}: this worker was silent for so long that another took it over."
+        f"Lost the claim of {min(TARS)}: this worker's heartbeat was silent for longer than its "
+        "lease, and another worker took it over."
     ]
     assert wrote[-1] == min(TARS) and sorted(wrote) == sorted(TARS)
     assert tree(out) == whole
@@ -282,8 +283,8 @@ def test_a_worker_whose_work_stands_still_loses_its_claim(tmp_path: Path) -> Non
             assert len(wrote) == len(TARS)
         go_on.set()
         assert first.result(60) == []
-    assert any("work stood still" in line for line in lines)
-    assert any(line.startswith("Gave up") for line in lines)
+    assert any("work stalled" in line for line in lines)
+    assert any(line.startswith("Lost the claim") for line in lines)
 
 
 def test_a_shard_whose_tar_comes_into_sight_later_counts_as_done(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def test_a_sound_folder_is_left_as_it_is(folder: Path) -> None:
     assert _files(folder) == before
     assert report.num("left") == 3 and report.catalog == ""
     assert lines(report) == [
-        f"{folder}: 3 shards sound, 0 given a new manifest, 0 moved to quarantine/, 0 missing."
+        f"{folder}: 3 shards intact, 0 given a new manifest, 0 moved to quarantine/, 0 missing."
     ]
 
 

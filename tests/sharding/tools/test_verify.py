@@ -263,7 +263,7 @@ def test_a_tar_of_another_size_tells_what_its_headers_say(
     assert "after 'picture-00005.objects.npy'" in fault.cause and "cut between" in fault.cause
     shutil.copy(folder / "train-000000.tar", folder / NAME)
     (fault,) = verify_shard(folder / NAME, full=True)
-    assert "its headers are sound, 12 members: the tar is not the one" in fault.cause
+    assert "its headers are intact, 12 members: the tar is not the one" in fault.cause
 
 
 def test_a_key_in_two_shards_is_found(

@@ -229,7 +229,7 @@ def test_visual_genome_regions_are_captions_with_boxes(tmp_path: Path) -> None:
         "9": ["unknown picture: image_data.json does not list it"],
     }
     assert catalog.metadata["dropped"] == {
-        "entries of region_descriptions.json that are no objects": 1,
+        "entries of region_descriptions.json that are not objects": 1,
         "objects without a name or a box": 1,
     }
 

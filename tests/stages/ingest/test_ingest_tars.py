@@ -63,7 +63,7 @@ def test_a_tar_that_is_gone_is_counted(tmp_path: Path) -> None:
     catalog = run(tmp_path)
     (reported,) = reasons(tmp_path / "out", catalog).values()
     assert reported == [
-        "missing tar: 00001.tar is a link that points nowhere; bring the tar, or remove its name"
+        "missing tar: 00001.tar is a link that points nowhere; add the tar, or remove its name"
     ]
     with pytest.raises(ShardError, match="00001.tar, no file or a link that points nowhere"):
         index_folder(tmp_path / "in")

@@ -1,4 +1,4 @@
-"""The toy world: what is drawn, said and true of it."""
+"""The toy data set: what is drawn, said and true of it."""
 
 from __future__ import annotations
 

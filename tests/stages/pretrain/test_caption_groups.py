@@ -15,7 +15,7 @@ from sharding.format.schema import Sample
 from sharding.order.turns import Turn
 from sharding.reading.dataset_source import DatasetSource, open_source
 from stages.pretrain.config import PretrainConfig
-from stages.pretrain.data.batches import Batches, open_stream
+from stages.pretrain.data.batch_source import Batches, open_stream
 from stages.pretrain.data.caption_groups import caption_group, count_captions, num_visits
 from stages.pretrain.objectives.config import ItmConfig
 from stages.pretrain.objectives.itm import Itm

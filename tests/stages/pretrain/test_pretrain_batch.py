@@ -27,7 +27,7 @@ from sharding.format.schema import Sample, object_dtype
 from sharding.reading.dataset_source import DatasetSource
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batch import Batch
-from stages.pretrain.data.batches import open_stream
+from stages.pretrain.data.batch_source import open_stream
 from stages.pretrain.model import PretrainModel, make_objectives
 from stages.pretrain.objectives.config import ItmConfig, PraConfig, RegionConfig
 from stages.pretrain.objectives.objective import Objective

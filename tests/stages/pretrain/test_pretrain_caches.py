@@ -9,8 +9,8 @@ import pytest
 import torch
 from pretrain_fixtures import TINY, random_batch, tiny_student
 
-from stages.pretrain.caches.map_cache import MapCache
-from stages.pretrain.caches.stored_tensors import StoredTensors, maps_name, texts_name
+from stages.pretrain.caches.cnn_cache import CnnCache
+from stages.pretrain.caches.disk_cache import DiskCache, maps_name, texts_name
 from stages.pretrain.caches.text_cache import TextCache
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.data.batch import Batch
@@ -45,7 +45,7 @@ def test_maps_are_those_of_the_cnn(
     """Oracle: the CNN, run on each batch; to 16 bits' rounding. What came before is not computed
     again: of the second batch one picture is new."""
     student = tiny_student(replace(FROZEN, cell_stages=cell_stages)).eval()
-    cache = MapCache(2**20)
+    cache = CnnCache(2**20)
     computed: list[int] = []
     maps = student.encode_maps
 
@@ -65,7 +65,7 @@ def test_maps_are_those_of_the_cnn(
     assert computed == [3, 1]
 
 
-def test_stored_tensors_serve_the_next_start(
+def test_the_disk_cache_serve_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: the CNN, which the second start does not run for known views. A file cut short is
@@ -74,7 +74,7 @@ def test_stored_tensors_serve_the_next_start(
     maps = student.encode_maps
     batches = [_batch([0, 1]), _batch([2, 3])]
     wanted = [maps(batch.pixels, batch.sizes_px) for batch in batches]
-    first = MapCache(2**20, StoredTensors(tmp_path))
+    first = CnnCache(2**20, DiskCache(tmp_path))
     for batch in batches:
         first.maps(student, batch)
         first.store()
@@ -88,19 +88,19 @@ def test_stored_tensors_serve_the_next_start(
 
     monkeypatch.setattr(student, "encode_maps", counted)
     for limit in (2**20, 0):
-        second = MapCache(limit, StoredTensors(tmp_path))
+        second = CnnCache(limit, DiskCache(tmp_path))
         assert all(view in second for batch in batches for view in batch.views)
         for batch, right in zip(batches, wanted):
             torch.testing.assert_close(second.maps(student, batch), right, rtol=2e-3, atol=2e-3)
     assert not computed
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:100])
-    third = MapCache(2**20, StoredTensors(tmp_path))
+    third = CnnCache(2**20, DiskCache(tmp_path))
     third.maps(student, batches[0])
     assert computed == [2]
 
 
-def test_stored_tensors_are_of_one_cnn_and_one_way_to_see() -> None:
+def test_the_disk_cache_are_of_one_cnn_and_one_way_to_see() -> None:
     """Oracle: names differ where weights, stages or what is seen differ, and only there."""
     student, other = tiny_student(FROZEN), tiny_student(FROZEN)
     view_settings = {"shorter_px": 48, "augment": None}
@@ -119,7 +119,7 @@ def test_stored_tensors_are_of_one_cnn_and_one_way_to_see() -> None:
 def test_a_full_cache_computes_anew() -> None:
     """Oracle: the CNN. There is room for nothing."""
     student = tiny_student(FROZEN).eval()
-    batch, cache = _batch([0, 3]), MapCache(8)
+    batch, cache = _batch([0, 3]), CnnCache(8)
     for _ in range(2):
         wanted = student.encode_maps(batch.pixels, batch.sizes_px)
         torch.testing.assert_close(cache.maps(student, batch), wanted)
@@ -150,7 +150,7 @@ def test_stored_texts_serve_the_next_start(tmp_path: Path, monkeypatch: pytest.M
     student = tiny_student(FROZEN).eval()
     tokens = random_batch(2, pictures=4).texts
     wanted = student.encode_texts(tokens)
-    first = TextCache(2**20, StoredTensors(tmp_path))
+    first = TextCache(2**20, DiskCache(tmp_path))
     first.encode(student, tokens[:5])
     first.store()
     first.encode(student, tokens)
@@ -164,7 +164,7 @@ def test_stored_texts_serve_the_next_start(tmp_path: Path, monkeypatch: pytest.M
     assert texts_name(student) != name
     monkeypatch.setattr(student, "encode_texts", None)
     for limit in (2**20, 0):
-        second = TextCache(limit, StoredTensors(tmp_path))
+        second = TextCache(limit, DiskCache(tmp_path))
         torch.testing.assert_close(second.encode(student, tokens), wanted, rtol=2e-3, atol=2e-3)
 
 

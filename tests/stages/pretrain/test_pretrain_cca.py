@@ -23,7 +23,7 @@ from stages.pretrain.objectives.config import ItcConfig
 from stages.pretrain.run import check_start, start_from_data
 from stages.student.config import StudentConfig
 from stages.student.vision.neck_config import SohoNeckConfig
-from stages.training.batches import LoadedBatch
+from stages.training.data_loader import LoadedBatch
 from stages.training.engine import join_ranks
 from stages.training.monitoring.stopping import Stopped, Watch
 

@@ -23,7 +23,7 @@ from stages.pretrain.data_config import DataConfig, SourceConfig
 from stages.pretrain.objectives.config import ItcConfig
 from stages.student.network import Student
 from stages.student.text.tokenizer import load_tokenizer
-from stages.training.batches import LONGEST_TMPDIR, load_batches
+from stages.training.data_loader import LONGEST_TMPDIR, load_batches
 
 NUM_TRAIN = 2 * SHARD_SIZE + 2
 RUN = SHORT_RUN

@@ -15,7 +15,7 @@ from pretrain_fixtures import TINY, tiny_student, toy_samples, toy_tokenizer, wr
 from transformers import PreTrainedTokenizerFast
 
 from sharding.reading.dataset_source import DatasetSource, open_source
-from stages.pretrain.data.batches import make_tokenizer
+from stages.pretrain.data.batch_source import make_tokenizer
 from stages.student.build import make_student
 from stages.student.extend_vocabulary import extend
 from stages.student.network import Student

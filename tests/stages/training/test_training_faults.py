@@ -21,15 +21,15 @@ from boxless.errors import BoxlessError
 from sharding.format.schema import ShardError
 from sharding.order.turns import Turn
 from sharding.reading.watchdog import StatusBoard
-from stages.training import batches
-from stages.training.batches import (
+from stages.training import data_loader
+from stages.training.config import TrainingConfig
+from stages.training.data_loader import (
     ExampleBatches,
     LoadedBatch,
     load_batches,
     named_killed_workers,
     received,
 )
-from stages.training.config import TrainingConfig
 from stages.training.engine import Engine
 from stages.training.loop import Loop, TrainingState, Validation
 from stages.training.monitoring import stopping
@@ -149,7 +149,7 @@ def test_a_worker_that_is_killed_is_an_error_with_its_fix(
     assert worker.pid is not None
     if broken is not None:
         loads = mock.Mock(side_effect=broken)
-        monkeypatch.setattr("stages.training.batches.ForkingPickler.loads", loads)
+        monkeypatch.setattr("stages.training.data_loader.ForkingPickler.loads", loads)
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(BoxlessError, match="pretrain.num_workers: a worker was killed.*fewer"):
         list(loaded)
@@ -185,14 +185,14 @@ def test_a_batch_that_cannot_be_handed_over_is_an_error_with_its_fix(
 ) -> None:
     """Oracle: the worker's pickler fails as it does where shared memory or files run out (PyTorch
     would drop the batch and wait); the rank raises, naming limit, field and fix."""
-    plain = batches.ForkingPickler.dumps
+    plain = data_loader.ForkingPickler.dumps
 
     def failing(item: Any) -> Any:
         if isinstance(item, LoadedBatch):
             raise error
         return plain(item)
 
-    monkeypatch.setattr(batches.ForkingPickler, "dumps", failing)
+    monkeypatch.setattr(data_loader.ForkingPickler, "dumps", failing)
     loader = load_batches(_source(), CONFIG, 0, 0, 1)
     with pytest.raises(ValueError, match=rf"pretrain.num_workers: .*{limit}.*num_workers=0"):
         list(received(loader, "pretrain"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pretrain_fixtures import TINY, tiny_student, toy_samples, toy_tokenizer, write_objects
 
-from stages.ranks import Ranks
+from stages.distributed import Ranks
 from stages.transfer.config import EvaluateConfig
 from stages.transfer.evaluation.evaluate import _score, scores_in_words
 from stages.transfer.predictor import Predictor, read_split

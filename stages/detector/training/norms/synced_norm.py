@@ -1,6 +1,6 @@
 """BatchNorm over the pictures of all ranks.
 
-torch.nn.SyncBatchNorm does so on GPUs only, and wants a picture on every rank.
+torch.nn.SyncBatchNorm does so on GPUs only, and requires a picture on every rank.
 Letters: B pictures of this rank, C channels.
 """
 

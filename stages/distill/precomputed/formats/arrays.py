@@ -47,7 +47,7 @@ def read_npz(
     """Those of the arrays `wanted` that the .npz file `data` has.
 
     read_object: what reads the pickle of an array of objects, by the array's name; other arrays of
-    objects raise RowError, as anything does that is not sound.
+    objects raise RowError, as anything does that is not valid.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -64,7 +64,7 @@ def read_npz(
     except RowError:
         raise
     except Exception as error:  # zipfile raises nearly everything on broken bytes
-        raise RowError(f"no sound .npz ({type(error).__name__}: {_first_line(error)})") from None
+        raise RowError(f"no valid .npz ({type(error).__name__}: {_first_line(error)})") from None
 
 
 def read_npy(data: bytes, name: str, read_object: Callable[[bytes], Any] | None) -> Any:

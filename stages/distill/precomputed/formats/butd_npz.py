@@ -59,7 +59,7 @@ class ButdNpz:
         return Path(self._names[place.offset]).name.removesuffix(ENDING)
 
     def read(self, places: Sequence[Place]) -> Record:
-        """The record in the file at the one place; RowError where it is not sound."""
+        """The record in the file at the one place; RowError where it is not valid."""
         (place,) = places
         data = _bytes_of(self._root / self._names[place.offset])
         found = read_npz(data, _ARRAYS, read_object={"info": _read_info})

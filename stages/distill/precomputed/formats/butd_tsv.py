@@ -55,7 +55,7 @@ class ButdTsv:
         self.id_at = self._rows.id_at
 
     def read(self, places: Sequence[Place]) -> Record:
-        """The record of the one row; RowError where it is not sound."""
+        """The record of the one row; RowError where it is not valid."""
         (place,) = places
         identity, fields = self._rows.row(place)
         expected = NUM_BUTD_COLUMNS if self._is_unlabelled else NUM_LXMERT_COLUMNS

@@ -3,7 +3,7 @@
 https://cocodataset.org/#format-results: [{"image_id": number or text, "category_id": number,
 "bbox": [x, y, width, height], "score": number}], pixels of the original picture from 0, x + width
 being where the box ends. `feature` may come with each: a list of numbers, or base64 of f4 [D]. The
-file is gone through once by pieces, and each picture's detections, wherever they stand, are then
+file is gone through once by pieces, and each picture's detections, wherever they are, are then
 read by their place.
 """
 
@@ -63,7 +63,7 @@ class CocoJson:
         return _identity(self._entry(self._files.read(place)).get("image_id")) or ""
 
     def read(self, places: Sequence[Place]) -> Record:
-        """The record of all detections of a picture; RowError where one of them is not sound."""
+        """The record of all detections of a picture; RowError where one of them is not valid."""
         entries = [self._entry(row) for row in dict.fromkeys(map(self._files.read, places))]
         num = len(entries)
         boxes = numbers([entry.get("bbox") for entry in entries], (num, 4), "bbox")
@@ -164,7 +164,7 @@ def scan_list(source: BinaryIO) -> Iterator[ScannedRow]:
     """Every entry of a JSON list, with its image_id.
 
     Raises FeaturesError where the file is no list, is cut short or is no JSON from some byte on: as
-    a picture's detections may stand anywhere, those of every picture may then be incomplete.
+    a picture's detections may be anywhere, those of every picture may then be incomplete.
     """
     decoder = json.JSONDecoder()
     # As latin-1 every byte is one character, so places in the text are places in the file; what

@@ -71,22 +71,22 @@ def _equal(a: object, b: object) -> bool:
 
 
 class Reader(Protocol):
-    """An opened file, or files, of one format.
-
-    index: the places of all ids. fingerprint: of the files. is_row_a_picture: a row has all of a
-    picture's objects, so two rows of an id are one too many; else a row is one object.
-    """
+    """An opened file, or files, of one format."""
 
     is_row_a_picture: bool
+    """A row has all of a picture's objects, so two rows of an id are one too many; else a row is
+    one object."""
 
     @property
-    def index(self) -> Index: ...
+    def index(self) -> Index:
+        """The places of all ids."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Identifies the content of the files."""
 
     def id_at(self, place: Place) -> str:
         """The id at a place as the file spells it, cut short where it is long."""
 
     def read(self, places: Sequence[Place]) -> Record:
-        """The record of a picture from its places; RowError where they say nothing sound."""
+        """The record of a picture from its places; RowError where they say nothing valid."""

@@ -68,7 +68,7 @@ class UniterLmdb:
         return self._name(self._keys[place.offset])
 
     def read(self, places: Sequence[Place]) -> Record:
-        """The record of the one key; RowError where its value is not sound."""
+        """The record of the one key; RowError where its value is not valid."""
         (place,) = places
         key = self._keys[place.offset]
         with self._environment.begin() as transaction:

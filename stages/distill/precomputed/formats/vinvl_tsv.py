@@ -69,7 +69,7 @@ class VinvlTsv:
             )
 
     def read(self, places: Sequence[Place]) -> Record:
-        """The record of the one row, and of its predictions; RowError where one is not sound."""
+        """The record of the one row, and of its predictions; RowError where one is not valid."""
         (place,) = places
         identity, fields = self._rows.row(place)
         if self._predictions is None:

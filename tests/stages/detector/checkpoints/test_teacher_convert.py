@@ -293,7 +293,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "safetensors cut off": (
         lambda path: path.write_bytes(safetensors.torch.save({"a": torch.ones(9)})[:-4]),
-        "no sound safetensors",
+        "no valid safetensors",
     ),
     "safetensors that lie": (
         lambda path: path.write_bytes(
@@ -302,7 +302,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
             + b'{"a":{"dtype":"F32","shape":[99],"data_offsets":[0,396]}} '
             + bytes(4)
         ),
-        "no sound safetensors",
+        "no valid safetensors",
     ),
 }
 

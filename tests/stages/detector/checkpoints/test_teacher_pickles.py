@@ -1,4 +1,4 @@
-"""Pickles from anybody: Python's own machine is the oracle for those that are sound; all others are
+"""Untrusted pickles: Python's own machine is the oracle for those that are valid; all others are
 refused by a CheckpointError, and a file that hostile ones would make is never there."""
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "an array without numbers": (EMPTY_ARRAY + b".", "without its numbers"),
     "another class of array": (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\n(K\x00tU\x01btR.",
-        "class of its own",
+        "a subclass",
     ),
     "too few numbers": (
         EMPTY_ARRAY + b"(K\x01K\x09\x85" + FLOAT32 + b"\x89U\x04aaaatb.",
@@ -266,11 +266,11 @@ BAD: dict[str, tuple[bytes, str]] = {
         + b"J\xff\xff\xff\x7ft"
         + FLOAT32
         + b"\x89U\x00tb.",
-        "no sound pickle",
+        "no valid pickle",
     ),
     "a negative shape": (
         EMPTY_ARRAY + b"(K\x01J\xff\xff\xff\xff\x85" + FLOAT32 + b"\x89U\x00tb.",
-        "a shape that is none",
+        "an invalid shape",
     ),
     "objects in bytes": (
         EMPTY_ARRAY + b"(K\x01K\x01\x85cnumpy\ndtype\n(U\x02O8K\x00K\x01tR\x89U\x08aaaaaaaatb.",
@@ -304,9 +304,9 @@ BAD: dict[str, tuple[bytes, str]] = {
         "repeatedly",
     ),
     "nothing": (b"", "cut off"),
-    "no stack": (b".", "no sound pickle"),
-    "no memo": (b"h\x07.", "no sound pickle"),
-    "no mark": (b"e.", "no sound pickle"),
+    "no stack": (b".", "no valid pickle"),
+    "no memo": (b"h\x07.", "no valid pickle"),
+    "no mark": (b"e.", "no valid pickle"),
     "another protocol": (b"\x80\x09N.", "protocol 9"),
     "more after its end": (b"N.N.", "2 bytes after"),
     "no instruction": (b"\xfe", "0xfe"),

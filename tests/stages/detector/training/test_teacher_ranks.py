@@ -15,7 +15,7 @@ from teach_ranks import SEED, TeachRanks
 from teacher_scenes import TEACH, write_scenes
 
 from stages.detector.training import train as train_file
-from stages.detector.training.loss_scale import SOUND_STEPS_TO_DOUBLE, START, LossScale
+from stages.detector.training.loss_scaling import SOUND_STEPS_TO_DOUBLE, START, LossScale
 from stages.detector.training.train import teach
 
 
@@ -71,7 +71,7 @@ def test_fp16_trains_and_goes_on(
 ) -> None:
     """Oracle: the first loss of float32, to the rounding of 16 bits; stopped with a loss scale that
     has moved, it ends with the weights of a run that nobody stopped."""
-    monkeypatch.setattr("stages.detector.training.loss_scale.SOUND_STEPS_TO_DOUBLE", 2)
+    monkeypatch.setattr("stages.detector.training.loss_scaling.SOUND_STEPS_TO_DOUBLE", 2)
     config = dataclasses.replace(TEACH, precision="fp16")
     for precision in ("fp32", "fp16"):
         own = dataclasses.replace(TEACH, precision=precision)

@@ -33,8 +33,9 @@ from stages.detector.teacher_folder import TeacherError, load_teacher
 from stages.detector.training import train as teach_file
 from stages.detector.training.config import TeachConfig
 from stages.detector.training.labeled_pictures import NO_ATTRIBUTE, LabeledPictures
-from stages.detector.training.train import TeachError, learning_rate, teach
+from stages.detector.training.train import learning_rate, teach
 from stages.detector.training.training_set import TrainingSet
+from stages.detector.training.training_step import TeachError
 
 CPU = torch.device("cpu")
 WHOLE = [

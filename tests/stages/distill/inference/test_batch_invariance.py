@@ -31,7 +31,7 @@ from stages.detector.net_config import (
 )
 from stages.detector.predictor import Teacher, in_precision, largest
 from stages.distill.config import DistillConfig
-from stages.distill.inference.batches import plan_batches
+from stages.distill.inference.batch_plan import plan_batches
 from stages.distill.inference.decode import decode
 from stages.distill.run import distill
 

@@ -19,7 +19,7 @@ from sharding.format.schema import Failure, Sample
 from stages.detector.device import pick_device
 from stages.detector.ops.resize import Prepared
 from stages.distill.inference import pipeline as flow_file
-from stages.distill.inference.batches import plan_batches
+from stages.distill.inference.batch_plan import plan_batches
 from stages.distill.inference.decode import decode
 from stages.distill.inference.failures import TeacherFailure
 from stages.distill.inference.stage_timer import Clock
@@ -92,7 +92,7 @@ def test_batches_are_planned_over_a_shard(monkeypatch: pytest.MonkeyPatch) -> No
     assert plan_batches(sizes, most=1) == [[place] for place in range(8)]
     assert plan_batches(sizes, most=8) == [[0, 2, 4, 7], [1, 5, 6], [3]]
     assert plan_batches([], most=2) == []
-    monkeypatch.setattr("stages.distill.inference.batches.MOST_PLANNED", 5)
+    monkeypatch.setattr("stages.distill.inference.batch_plan.MOST_PLANNED", 5)
     assert plan_batches(sizes, most=2) == [[0, 2], [1], [3], [4], [5, 6], [7]]
 
 

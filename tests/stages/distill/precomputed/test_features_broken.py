@@ -260,7 +260,7 @@ def test_boxes_of_a_resized_picture(tmp_path: Path) -> None:
     by_hand = seen.boxes[order] * np.array([shrunk, 1, shrunk, 1])
     assert np.allclose(objects["box"], by_hand, atol=1e-4)
     turned = replace(seen, width=seen.height, height=seen.width)
-    assert "turned by a quarter" in reason_of(write_lxmert(tmp_path, [turned]), seen)
+    assert "rotated by 90 degrees" in reason_of(write_lxmert(tmp_path, [turned]), seen)
 
 
 def test_boxes_just_over_the_border_are_cut_at_it(tmp_path: Path) -> None:
@@ -419,7 +419,7 @@ def test_msgpack_of_anything_but_numbers_is_refused() -> None:
 
 def test_an_npz_takes_no_more_than_it_has() -> None:
     """Headers that claim other shapes and kinds, and files that are no zip."""
-    with pytest.raises(RowError, match="no sound .npz"):
+    with pytest.raises(RowError, match="no valid .npz"):
         read_npz(b"PK\x03\x04 and no more", ["x"])
     text = np.array(["a"])
     with pytest.raises(RowError, match="x: dtype <U1, expected numbers"):

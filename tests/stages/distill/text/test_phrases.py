@@ -180,7 +180,7 @@ def test_parser_that_is_not_there_is_an_error_with_the_fix() -> None:
 
 
 def test_toy_captions() -> None:
-    """Oracle: the toy world's own truth about where its phrases are."""
+    """Oracle: the toy data set's own truth about where its phrases are."""
     source = ToySource(num_train=40, num_heldout=10, seed=3)
     chunker = LexiconChunker(source.label_names, source.attribute_names)
     for picture in source.pictures():

@@ -183,7 +183,7 @@ def test_a_file_cut_short(name: str, tmp_path: Path) -> None:
     data = path.read_bytes().rstrip()[:-9]
     path.write_bytes(data)
     last = data.count(b"\n") + 1
-    with pytest.raises(ReaderError, match=rf"rows\.json:{last}: not whole JSON"):
+    with pytest.raises(ReaderError, match=rf"rows\.json:{last}: not valid JSON"):
         form.read(path)
 
 

@@ -218,7 +218,7 @@ def test_a_line_cut_short_is_named(tmp_path: Path) -> None:
     with open(tmp_path / "a.jsonl", "a") as out:
         out.write(json.dumps(SNLI)[:40])
     _picture(tmp_path, "1.jpg")
-    with pytest.raises(ReaderError, match=r"a\.jsonl:2: not whole JSON"):
+    with pytest.raises(ReaderError, match=r"a\.jsonl:2: not valid JSON"):
         read_snli_ve(tmp_path / "a.jsonl", tmp_path)
 
 

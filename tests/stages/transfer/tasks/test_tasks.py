@@ -1,4 +1,4 @@
-"""The downstream tasks end to end on the toy world's files: read, trained, scored, saved,
+"""The downstream tasks end to end on the toy data set's files: read, trained, scored, saved,
 loaded."""
 
 from __future__ import annotations

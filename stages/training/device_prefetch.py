@@ -1,7 +1,7 @@
-"""Micro-batches on their way to a GPU, one ahead of the network.
+"""Prefetches micro-batches to a GPU, one ahead of the network.
 
-From a process's plain memory a copy would wait for all that the GPU still has to do, and the
-process with it. From pinned memory, and on a stream of its own, it runs beside the network.
+A copy from pageable memory blocks the process until the GPU has done all that was queued. From
+pinned memory, and on a stream of its own, it overlaps with the network.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 
-class DeviceCopies:
-    """Copies micro-batches to `device`; on a processor they are where they have to be."""
+class DevicePrefetcher:
+    """Copies micro-batches to `device`, the next one while the network runs. On a CPU nothing is
+    copied ahead."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -20,7 +21,7 @@ class DeviceCopies:
         self._started: tuple[Any, Any] | None = None
 
     def start(self, batch: Any) -> None:
-        """Begin to copy `batch`, which is to be taken next; nothing is waited for."""
+        """Begin to copy `batch`, which `take` is called with next. Does not block."""
         if self._stream is None:
             return
         pinned = batch.map_tensors(torch.Tensor.pin_memory)
@@ -28,7 +29,7 @@ class DeviceCopies:
             self._started = batch, pinned.to(self._device)
 
     def take(self, batch: Any) -> Any:
-        """The copy of `batch`, for what the current stream does from now on."""
+        """`batch` on the device, for use on the current stream."""
         if self._stream is None:
             return batch.to(self._device)
         if self._started is None or self._started[0] is not batch:

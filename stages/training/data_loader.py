@@ -312,7 +312,7 @@ def _killed(section: str) -> str:
         f"{section}.num_workers: a worker was killed (SIGKILL), most likely as the memory ran out "
         "(`dmesg` says so). Expected room for two batches a worker beside the rank: take fewer "
         f"workers, lower {section}.micro_batch_size, or give the job more memory. The last "
-        "checkpoint is sound"
+        "checkpoint is intact"
     )
 
 
@@ -321,7 +321,7 @@ def _cannot_hand_over(reason: str, section: str) -> str:
         f"{section}.num_workers: a worker could not hand a batch over: {reason}. Expected room for "
         "two batches a worker: give the container more (docker run --shm-size=8g, or --ipc=host; "
         f"`ulimit -n 65536` for files), lower {section}.micro_batch_size, or read in the rank "
-        f"itself with {section}.num_workers=0. The last checkpoint is sound"
+        f"itself with {section}.num_workers=0. The last checkpoint is intact"
     )
 
 

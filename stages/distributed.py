@@ -1,5 +1,5 @@
-"""The processes that do one thing together without DeepSpeed, such as training a teacher: pictures
-are shared out to them, and sums over them stand for sums over all."""
+"""torch.distributed for stages that run without DeepSpeed, such as training a teacher: pictures are
+divided among ranks, and results are summed or gathered."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from boxless.errors import BoxlessError
 from pipeline.cli.main import main
 from stages.student.processor import StudentProcessor
-from stages.transfer import use
+from stages.transfer import inference
 from stages.transfer.finetuning.finetune_task import load_for_task
 from stages.transfer.loaded_student import LoadedStudent
 from stages.transfer.predictor import Predictor
@@ -68,11 +68,11 @@ def test_a_student_saved_in_16_bits_is_used_in_float32(
     picture, pictures = folder / "pictures/0.jpg", folder / "pictures"
     got, wanted = (
         {
-            **dict(use.match(student, picture, ["a red circle", "a blue square"])),
-            **dict(use.search(student, pictures, "a red circle", tmp_path / "index")),
-            **dict(use.answer(student, picture, "what is red?")["best"]),
-            **use.judge(student, picture, "a circle is red")["probabilities"],
-            "x": use.point(student, picture, "a red circle", "red circle")["point"][0],
+            **dict(inference.match(student, picture, ["a red circle", "a blue square"])),
+            **dict(inference.search(student, pictures, "a red circle", tmp_path / "index")),
+            **dict(inference.answer(student, picture, "what is red?")["best"]),
+            **inference.judge(student, picture, "a circle is red")["probabilities"],
+            "x": inference.point(student, picture, "a red circle", "red circle")["point"][0],
         }
         for student in (half, whole)
     )
@@ -85,7 +85,7 @@ def test_search_leaves_out_what_is_no_picture_and_says_so(
     """Oracle: the sound pictures as in a folder without the others, each of which is named; a
     damaged file of the index is made again."""
     pictures = Path(shutil.copytree(folder / "pictures", tmp_path / "pictures"))
-    found = use.search(folder / "student", pictures, "a red circle", tmp_path / "index")
+    found = inference.search(folder / "student", pictures, "a red circle", tmp_path / "index")
     (pictures / "cut.jpg").write_bytes((pictures / "0.jpg").read_bytes()[:300])
     (pictures / "empty.png").touch()
     (pictures / "folder.jpg").mkdir()
@@ -96,7 +96,9 @@ def test_search_leaves_out_what_is_no_picture_and_says_so(
     faults: list[str] = []
     asked = (folder / "student", pictures, "a red circle", tmp_path / "index")
     done: list[tuple[int, int]] = []
-    searched = use.search(*asked, on_fault=faults.append, on_picture=lambda *now: done.append(now))
+    searched = inference.search(
+        *asked, on_fault=faults.append, on_picture=lambda *now: done.append(now)
+    )
     assert searched == found and done == [(number, 7) for number in range(1, 8)]
     assert [Path(fault.partition(": ")[0]).name for fault in faults] == [
         "cut.jpg",
@@ -110,7 +112,7 @@ def test_search_leaves_out_what_is_no_picture_and_says_so(
     for name in ("0.jpg", "1.jpg", "2.jpg"):
         (pictures / name).unlink()
     with pytest.raises(BoxlessError, match="no picture that can be read; the first: .*cut.jpg"):
-        use.search(*asked)
+        inference.search(*asked)
 
 
 def test_an_index_names_the_weights_that_were_read(folder: Path, tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_a_phrase_that_the_student_does_not_read_is_refused(folder: Path) -> Non
     picture = folder / "pictures" / "0.jpg"
     for caption, phrase in (("red " * 300 + "circle", "circle"), ("a   circle", "  ")):
         with pytest.raises(BoxlessError, match="of which the student reads nothing"):
-            use.point(folder / "student", picture, caption, phrase)
+            inference.point(folder / "student", picture, caption, phrase)
 
 
 @pytest.mark.parametrize("blank", ["", " \n", "\u00a0\u200b"])
@@ -139,11 +141,11 @@ def test_a_text_of_blanks_is_refused(folder: Path, tmp_path: Path, blank: str) -
     use, and of the command."""
     student, picture = folder / "student", folder / "pictures" / "0.jpg"
     for name, ask in (
-        ("text", lambda: use.match(student, picture, ["a", blank])),
-        ("text", lambda: use.search(student, folder / "pictures", blank, tmp_path)),
-        ("question", lambda: use.answer(student, picture, blank)),
-        ("statement", lambda: use.judge(student, picture, blank)),
-        ("phrase", lambda: use.point(student, picture, f"a{blank}b", blank)),
+        ("text", lambda: inference.match(student, picture, ["a", blank])),
+        ("text", lambda: inference.search(student, folder / "pictures", blank, tmp_path)),
+        ("question", lambda: inference.answer(student, picture, blank)),
+        ("statement", lambda: inference.judge(student, picture, blank)),
+        ("phrase", lambda: inference.point(student, picture, f"a{blank}b", blank)),
     ):
         with pytest.raises(BoxlessError, match=f"{name}: got "):
             ask()
@@ -155,11 +157,11 @@ def test_a_student_that_was_read_once_gives_the_same(folder: Path, tmp_path: Pat
     student, picture = folder / "student", folder / "pictures" / "0.jpg"
     loaded = LoadedStudent(student)
     for ask in (
-        lambda one: use.match(one, picture, ["a", "a red circle"]),
-        lambda one: use.search(one, folder / "pictures", "a", tmp_path / "index"),
-        lambda one: use.answer(one, picture, "what color?"),
-        lambda one: use.judge(one, picture, "there is a circle"),
-        lambda one: use.point(one, picture, "a red circle", "red"),
+        lambda one: inference.match(one, picture, ["a", "a red circle"]),
+        lambda one: inference.search(one, folder / "pictures", "a", tmp_path / "index"),
+        lambda one: inference.answer(one, picture, "what color?"),
+        lambda one: inference.judge(one, picture, "there is a circle"),
+        lambda one: inference.point(one, picture, "a red circle", "red"),
     ):
         assert ask(loaded) == ask(student)
 
@@ -168,43 +170,44 @@ def test_search_agrees_with_match_and_keeps_an_index(folder: Path, tmp_path: Pat
     """Oracle: each picture matched alone; the second search does not look at a picture again, and a
     picture that changed is looked at."""
     student, pictures, index = folder / "student", folder / "pictures", tmp_path / "index"
-    found = use.search(student, pictures, "a red circle", index)
+    found = inference.search(student, pictures, "a red circle", index)
     alone = {
-        f"{n}.jpg": use.match(student, pictures / f"{n}.jpg", ["a red circle"]) for n in range(3)
+        f"{n}.jpg": inference.match(student, pictures / f"{n}.jpg", ["a red circle"])
+        for n in range(3)
     }
     assert {name: score for name, score in found} == {n: v[0][1] for n, v in alone.items()}
     times = {path: path.stat().st_mtime_ns for path in index.iterdir()}
-    assert use.search(student, pictures, "a red circle", index) == found and len(times) == 3
+    assert inference.search(student, pictures, "a red circle", index) == found and len(times) == 3
     assert {path: path.stat().st_mtime_ns for path in index.iterdir()} == times
 
 
 def test_answers_and_judgements_are_distributions(folder: Path) -> None:
     """Oracle: the answers that the head knows; probabilities that sum to one."""
     picture = folder / "pictures" / "0.jpg"
-    said = use.answer(folder / "student", picture, "what color is the circle?")
+    said = inference.answer(folder / "student", picture, "what color is the circle?")
     assert said["answer"] in ("red", "blue") and said["best"][0][0] == said["answer"]
-    judged = use.judge(folder / "student", picture, "there is a red circle")
+    judged = inference.judge(folder / "student", picture, "there is a red circle")
     assert sum(judged["probabilities"].values()) == pytest.approx(1)
     with pytest.raises(ValueError, match="expected one that this student knows: snli_ve, vqa"):
-        use.judge(folder / "student", picture, "x", task="nlvr")
+        inference.judge(folder / "student", picture, "x", task="nlvr")
     with pytest.raises(ValueError, match=r"got no config\.json, expected the folder of a student"):
-        use.judge(folder / "pictures", picture, "x")
+        inference.judge(folder / "pictures", picture, "x")
 
 
 def test_a_student_that_was_taught_no_task_judges_nothing(tmp_path: Path) -> None:
     """Oracle: the tasks that it would need, in the message."""
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="with no task, expected nlvr or snli_ve; boxless fine"):
-        use.judge(tmp_path, tmp_path / "0.jpg", "x")
+        inference.judge(tmp_path, tmp_path / "0.jpg", "x")
 
 
 def test_what_is_not_read_of_a_long_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: the tokenizer's own count: a text that it cuts, and the words behind the cut."""
     longest = StudentProcessor.from_pretrained(folder / "student").max_tokens
     fits = " ".join(["red"] * (longest - 2))
-    assert use.unread_note(folder / "student", ["a", fits]) is None
-    assert use.unread_note(folder / "student", ["half a character: \ud83d"]) is None
-    note = use.unread_note(folder / "student", ["a", f"{fits} circle"])
+    assert inference.unread_note(folder / "student", ["a", fits]) is None
+    assert inference.unread_note(folder / "student", ["half a character: \ud83d"]) is None
+    note = inference.unread_note(folder / "student", ["a", f"{fits} circle"])
     assert note and note.endswith('it did not read "circle".')
     picture = str(folder / "pictures" / "0.jpg")
     assert main(["match", str(folder / "student"), picture, f"{fits} circle"]) == 0

@@ -11,7 +11,7 @@ import pytest
 BLOCK = 48 * 1024 * 1024
 PROGRAM = f"""
 import resource
-from launch.processes.freed_memory import keep_freed_memory
+from stages.freed_memory import keep_freed_memory
 
 if KEEP:
     keep_freed_memory()

@@ -9,7 +9,7 @@ from stages.progress import Progress
 
 
 @contextlib.contextmanager
-def shown_progress(
+def progress_bar(
     title: str, unit: str, *, show: bool = True
 ) -> Iterator[Callable[[int, int], None]]:
     """A callback for (number done, number of all) that shows progress and the time left."""

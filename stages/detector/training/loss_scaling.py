@@ -1,7 +1,7 @@
 """Loss scaling for fp16, so that small gradients do not become zero.
 
 The rule is that of torch.amp.GradScaler: halved by a step whose gradients are not finite, which
-leaves the weights, and doubled after so many sound ones.
+leaves the weights, and doubled after so many finite ones.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from stages.student.checkpoints.pretrained import published_tokenizer
 from stages.student.config import StudentConfig
 from stages.student.text.token_types import add_person_tags
 from stages.student.text.tokenizer import load_tokenizer, train_tokenizer
-from stages.training.batches import LoadedBatch
+from stages.training.data_loader import LoadedBatch
 
 ONE_TEACHER = ("label_names", "attribute_names", "feature_size", "num_top", "teacher")
 """What the catalogs of sources that are mixed must agree on."""
@@ -38,7 +38,7 @@ ANY_SHAPE_PX = 2**30
 
 class Batches:
     """`batches[turn]` is the turn's batch: samples read, decoded, collated and masked. A
-    `stages.training.batches.BatchSource`.
+    `stages.training.data_loader.BatchSource`.
 
     open_older: opens the same shards in the order of versions before 0.2, in which their
         checkpoints continue.

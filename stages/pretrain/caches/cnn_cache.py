@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from stages.pretrain.caches.stored_tensors import StoredTensors
+from stages.pretrain.caches.disk_cache import DiskCache
 from stages.pretrain.caches.tensor_cache import TensorCache
 from stages.pretrain.data.batch import Batch
 from stages.student.network import Student
@@ -17,7 +17,7 @@ AT_ONCE_CPU = 4
 """Pictures that a CPU's caches have room for: larger batches take longer a picture."""
 
 
-class MapCache:
+class CnnCache:
     """The CNN's maps of pictures that were seen before, by view.
 
     For a CNN that does not learn, and views that come again. Maps are kept in 16 bits, each without
@@ -27,7 +27,7 @@ class MapCache:
     numbers and need no projection.
     """
 
-    def __init__(self, limit_bytes: int, stored: StoredTensors | None = None) -> None:
+    def __init__(self, limit_bytes: int, stored: DiskCache | None = None) -> None:
         self._cache = TensorCache(limit_bytes, stored)
         self._keeps_features = False
 

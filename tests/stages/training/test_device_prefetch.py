@@ -11,7 +11,7 @@ import pytest
 import torch
 from pretrain_fixtures import random_batch
 
-from stages.training.device_copies import DeviceCopies
+from stages.training.device_prefetch import DevicePrefetcher
 
 GPU = torch.device("cuda", 0)
 
@@ -74,7 +74,7 @@ def test_a_copy_runs_on_its_own_stream_before_it_is_used(done: list[str]) -> Non
     """Oracle: the order by CUDA's rules: pin, copy on the side stream, let the main stream wait for
     it, tell the allocator who reads the memory; the next copy begins before the first is done with,
     and one that was not begun is made when it is taken."""
-    copies, first, second = DeviceCopies(GPU), Pixels("a", done), Pixels("b", done)
+    copies, first, second = DevicePrefetcher(GPU), Pixels("a", done), Pixels("b", done)
     copies.start(first)
     assert done == ["pin a", "on side:", "copy pinned a", "back"]
     done.clear()
@@ -95,7 +95,7 @@ def test_a_copy_runs_on_its_own_stream_before_it_is_used(done: list[str]) -> Non
 
 def test_on_a_processor_nothing_is_copied() -> None:
     """Oracle: the same tensors, whether a copy was begun or not."""
-    copies, batch = DeviceCopies(torch.device("cpu")), random_batch(0)
+    copies, batch = DevicePrefetcher(torch.device("cpu")), random_batch(0)
     copies.start(batch)
     assert copies.take(batch).pixels is batch.pixels
 
@@ -104,7 +104,7 @@ def test_on_a_processor_nothing_is_copied() -> None:
 def test_copies_are_equal_on_a_gpu() -> None:
     """Six batches in turn, the next one begun while one is computed with. Oracle: their own
     tensors."""
-    copies, batches = DeviceCopies(GPU), [random_batch(seed) for seed in range(6)]
+    copies, batches = DevicePrefetcher(GPU), [random_batch(seed) for seed in range(6)]
     copies.start(batches[0])
     for place, batch in enumerate(batches):
         there = copies.take(batch)

@@ -16,7 +16,7 @@ from sharding.writing.atomic import sha256_of, write_bytes
 from stages.student.network import Student
 
 
-class StoredTensors:
+class DiskCache:
     """Tensors by name in safetensors files under `folder`, all of one network and one way to make
     its inputs.
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stages.distributed import Ranks, joined_ranks
 from stages.pretrain.momentum_contrast import gather_rows
-from stages.ranks import Ranks, joined_ranks
 
 
 def on_two_ranks(work: Callable[[Ranks], Any], folder: Path) -> list[Any]:

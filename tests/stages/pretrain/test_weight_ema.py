@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from stages.pretrain.average import AveragedWeights
 from stages.pretrain.config import PretrainConfig
+from stages.pretrain.weight_ema import WeightEma
 
 
 def _net() -> nn.Sequential:
@@ -22,7 +22,7 @@ def _net() -> nn.Sequential:
 def test_the_average_is_that_of_a_loop() -> None:
     """Oracle: the recursion written out; decay (1 + k) / (10 + k) until it reaches exp(-4 / 8)."""
     net = _net()
-    average = AveragedWeights(net, horizon=8, samples_per_step=4)
+    average = WeightEma(net, horizon=8, samples_per_step=4)
     wanted = net[0].weight.detach().clone()
     for k in range(12):
         with torch.no_grad():
@@ -37,7 +37,7 @@ def test_the_average_is_that_of_a_loop() -> None:
 def test_the_network_has_the_average_for_a_while() -> None:
     """Oracle: in the block the average's values, after it, also by an error, the network's own."""
     net = _net()
-    average = AveragedWeights(net, horizon=100, samples_per_step=1)
+    average = WeightEma(net, horizon=100, samples_per_step=1)
     with torch.no_grad():
         net[0].weight += 1
     own, kept = net[0].weight.detach().clone(), average.state()["0.weight"].clone()
@@ -50,7 +50,7 @@ def test_the_network_has_the_average_for_a_while() -> None:
 def test_a_copy_goes_on_from_its_state() -> None:
     """Oracle: an average that was never stopped."""
     nets = [_net(), _net()]
-    averages = [AveragedWeights(net, horizon=50, samples_per_step=5) for net in nets]
+    averages = [WeightEma(net, horizon=50, samples_per_step=5) for net in nets]
     with torch.no_grad():
         for step in range(3):
             nets[0][0].weight += step

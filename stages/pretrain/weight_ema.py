@@ -15,7 +15,7 @@ from torch import nn
 from stages.pretrain.weight_copy import WeightCopy
 
 
-class AveragedWeights(WeightCopy):
+class WeightEma(WeightCopy):
     """The average of the learning weights of `network`.
 
     After each step average += (1 - d) x (weight - average), d = min(exp(-`samples_per_step` /

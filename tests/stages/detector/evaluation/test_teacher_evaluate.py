@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from sharding.format.schema import object_dtype
-from stages.detector.training.coco_metrics import SCORES
-from stages.detector.training.evaluate import (
+from stages.detector.evaluation.coco_metrics import SCORES
+from stages.detector.evaluation.evaluate import (
     _attribute_accuracy,
     average_precision,
     score_teacher,
     scores_in_words,
 )
 from stages.detector.training.labeled_pictures import NO_ATTRIBUTE, Truth
-from stages.ranks import Ranks
+from stages.distributed import Ranks
 
 Row = tuple[list[float], float, int]
 LEFT, RIGHT = [0.0, 0, 10, 10], [20.0, 0, 30, 10]

@@ -10,9 +10,10 @@ import torch
 
 from boxless.errors import BoxlessError
 from stages.detector.predictor import in_precision
-from stages.float32_products import check_tf32, float32_products
+from stages.tf32 import allow_tf32, check_tf32
 from stages.training.config import TrainingConfig
-from stages.training.loop import Loop, TrainingState
+from stages.training.loop import Loop
+from stages.training.training_state import TrainingState
 
 
 def _state() -> tuple[Any, ...]:
@@ -31,9 +32,9 @@ def test_products_are_what_is_asked_for_inside(tf32: bool) -> None:
     """Oracle: PyTorch's four answers agree inside; outside they are those of before, after an error
     too."""
     before = _state()
-    with pytest.raises(KeyError), float32_products(tf32=tf32):
+    with pytest.raises(KeyError), allow_tf32(tf32):
         assert _state() == (tf32,) * 4
-        with float32_products(tf32=not tf32):
+        with allow_tf32(not tf32):
             assert _state() == (not tf32,) * 4
         assert _state() == (tf32,) * 4
         raise KeyError

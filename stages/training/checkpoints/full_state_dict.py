@@ -1,7 +1,7 @@
-"""Gathers a network's whole weights from an engine.
+"""Gathers the full state dict of a network from a DeepSpeed engine.
 
-ZeRO 3 leaves each rank a piece of every weight, and training in 16 bits keeps float32 weights in
-the optimizer, cut by ZeRO as well.
+ZeRO 3 partitions every weight over the ranks, and training in 16 bits keeps float32 weights in the
+optimizer, partitioned by ZeRO too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 
 @torch.no_grad()
-def whole_weights(engine: Any, network: nn.Module, precision: str) -> dict[str, torch.Tensor]:
+def full_state_dict(engine: Any, network: nn.Module, precision: str) -> dict[str, torch.Tensor]:
     """The state of `network`, a part of the engine's module, weight by weight in the memory of rank
     0; empty elsewhere. A collective.
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from boxless.errors import BoxlessError
 from pipeline.cli.arguments import MAX_PORT, positive_number, user_path, whole_number
-from pipeline.cli.shown_progress import shown_progress
+from pipeline.cli.progress_bar import progress_bar
 
 Commands = argparse._SubParsersAction
 DEFAULT_INDEX = ".boxless-index"
 NUM_MEASURED = 256
 
 
-def add_use_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+def add_inference_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the commands to the command line's parser."""
     _add_match(commands)
     _add_search(commands)
@@ -148,14 +148,14 @@ def _add_command(
 
 
 def _warn_of_unread(student: Path, texts: Sequence[str]) -> None:
-    from stages.transfer.use import unread_note
+    from stages.transfer.inference import unread_note
 
     if note := unread_note(student, texts):
         print(f"warning: {note}", file=sys.stderr)
 
 
 def _match(args: argparse.Namespace) -> int:
-    from stages.transfer.use import match
+    from stages.transfer.inference import match
 
     _warn_of_unread(args.student, args.text)
 
@@ -165,13 +165,13 @@ def _match(args: argparse.Namespace) -> int:
 
 
 def _search(args: argparse.Namespace) -> int:
-    from stages.transfer.use import search
+    from stages.transfer.inference import search
 
     _warn_of_unread(args.student, [args.text])
     index = args.index or args.pictures / DEFAULT_INDEX
     faults: list[str] = []
     # In a file or a pipe the results stand alone.
-    with shown_progress("search", "pictures", show=sys.stdout.isatty()) as on_picture:
+    with progress_bar("search", "pictures", show=sys.stdout.isatty()) as on_picture:
         found = search(
             args.student,
             args.pictures,
@@ -188,7 +188,7 @@ def _search(args: argparse.Namespace) -> int:
 
 
 def _answer(args: argparse.Namespace) -> int:
-    from stages.transfer.use import answer
+    from stages.transfer.inference import answer
 
     _warn_of_unread(args.student, [args.question])
     for text, score in answer(args.student, args.picture, args.question)["best"]:
@@ -197,7 +197,7 @@ def _answer(args: argparse.Namespace) -> int:
 
 
 def _judge(args: argparse.Namespace) -> int:
-    from stages.transfer.use import judge
+    from stages.transfer.inference import judge
 
     _warn_of_unread(args.student, [args.statement])
     found = judge(args.student, args.picture, args.statement, args.task)
@@ -207,7 +207,7 @@ def _judge(args: argparse.Namespace) -> int:
 
 
 def _point(args: argparse.Namespace) -> int:
-    from stages.transfer.use import draw_point, point
+    from stages.transfer.inference import draw_point, point
 
     if args.out and args.out.suffix.lower() != ".png":
         raise BoxlessError(f"--out: got {args.out}, expected a name that ends in .png")

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from stages.detector.evaluation.coco_metrics import coco_scores
 from stages.detector.ops.boxes import iou
 from stages.detector.predictor import Teacher
-from stages.detector.training.coco_metrics import coco_scores
 from stages.detector.training.labeled_pictures import NO_ATTRIBUTE, LabeledPictures, Truth
+from stages.distributed import Ranks
 from stages.progress import Progress
-from stages.ranks import Ranks
 
 LEAST_IOU = 0.5
 NUM_COMMONEST = 20  # labels of the score over the commonest

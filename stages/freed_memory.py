@@ -1,4 +1,4 @@
-"""Freed memory that a process keeps, so that it need not ask the kernel for it again."""
+"""Lets malloc keep freed memory, so that a process need not ask the kernel for it again."""
 
 from __future__ import annotations
 

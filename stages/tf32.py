@@ -1,4 +1,4 @@
-"""How NVIDIA's GPUs multiply float32: in full, or as TF32 (since Ampere).
+"""TF32: whether NVIDIA's GPUs (since Ampere) may use it for products of float32 tensors.
 
 TF32 rounds what is multiplied to 10 bits of mantissa, as many as float16 has, keeps the range of
 float32 and adds up in float32. PyTorch's own default is TF32 in convolutions and not in matrix
@@ -19,7 +19,7 @@ TF32 = "tf32"
 
 
 @contextlib.contextmanager
-def float32_products(*, tf32: bool) -> Iterator[None]:
+def allow_tf32(is_allowed: bool) -> Iterator[None]:
     """Inside, matrix products and convolutions of float32 tensors are TF32, or full float32.
 
     The setting is the process's, not the thread's. By PyTorch's older functions, after which its
@@ -28,8 +28,8 @@ def float32_products(*, tf32: bool) -> Iterator[None]:
     """
     cudnn = torch.backends.cudnn
     before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    cudnn.allow_tf32 = tf32
+    torch.set_float32_matmul_precision("high" if is_allowed else "highest")
+    cudnn.allow_tf32 = is_allowed
     try:
         yield
     finally:

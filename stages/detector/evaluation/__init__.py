@@ -1,0 +1,1 @@
+"""Scores teachers on pictures with true boxes: AP50, attribute accuracy, COCO's metrics."""
