@@ -18,10 +18,15 @@ LARGEST = 1e18
 
 def user_path(text: str) -> Path:
     """A path with ~ expanded, which shells do not do in `--run=~/x`. An empty one, as of a variable
-    that is not set, would mean the folder where the command is given."""
+    that is not set, would mean the folder where the command is given; a URL would lose a slash and
+    mean a place below it."""
     if not text:
         raise argparse.ArgumentTypeError(
             "got an empty path, expected a name (. means the folder where you are)"
+        )
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"got the URL {_shown(text)}, expected a path on this machine: copy the files here first"
         )
     return expand_user(text)
 

@@ -8,6 +8,7 @@ elsewhere.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ FILES = (
     "evaluate.student",
     "launch.hostfile",
 )
-"""Always paths, or URLs."""
+"""Always paths."""
+URLS = ("pretrain.data.sources.folder",)
+"""Of these, those that may be URLs."""
 NAMES = (
     "teach.initial_weights",
     "distill.parser",
@@ -62,6 +65,8 @@ NAMES = (
 """Paths, or names of something published: a path where it begins as one, or is there."""
 MOUNTS = ("launch.slurm.container_mounts",)
 """`SOURCE:TARGET` of a container: the source is a path of this machine."""
+
+_NUMBER_IN_LIST = re.compile(r"\[\d+\]")
 
 
 def absolute_paths(values: dict[str, Any]) -> dict[str, Any]:
@@ -91,13 +96,19 @@ def _change(values: Any, keys: list[str], change: Any) -> None:
 
 def _checked(name: str, text: str) -> str:
     """The text. RecipeError where it is empty, which would mean the folder where the command is
-    given, or has a null byte, which no path can have."""
+    given, has a null byte, which no path can have, or is a URL where only paths can be read."""
     if not text:
         raise RecipeError(
             f"{name} is empty; expected a path, or leave it out (a variable that is not set?)"
         )
     if "\0" in text:
         raise RecipeError(f"{name} is {text!r}; expected a path, without null bytes")
+    place = _NUMBER_IN_LIST.sub("", name)
+    if "://" in text and place in FILES and place not in URLS:
+        raise RecipeError(
+            f"{name} is {text!r}, a URL; expected a path on this machine: copy the files here first "
+            f"({', '.join(URLS)} alone may be URLs)"
+        )
     return text
 
 

@@ -34,6 +34,21 @@ def test_the_home_of_an_unknown_user_is_a_name(monkeypatch: pytest.MonkeyPatch) 
     assert user_path("~no-such-user-7f/x") == Path("~no-such-user-7f/x")
 
 
+@pytest.mark.parametrize(
+    "command", ["verify URL", "index URL", "repair URL", "ingest toy --run URL"]
+)
+def test_a_url_in_place_of_a_path_is_said_to_be_one(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A path takes two slashes for one, so that `http:/host` was said to be missing."""
+    with pytest.raises(SystemExit) as ended:
+        main([part.replace("URL", "http://host/set") for part in command.split()])
+    assert ended.value.code == 2
+    assert (
+        "got the URL 'http://host/set', expected a path on this machine" in capsys.readouterr().err
+    )
+
+
 def test_a_folder_of_shards_or_its_url() -> None:
     """~ is expanded in what is no URL. Oracle: by hand."""
     assert user_path_or_url("~no-such-user-7f") == "~no-such-user-7f"

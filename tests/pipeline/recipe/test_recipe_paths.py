@@ -99,6 +99,8 @@ OTHERS = {
         ('ingest.root=""', "ingest.root is empty; expected a path"),
         ('ingest.exclude=["a.json", ""]', r"ingest.exclude\[1\] is empty; expected a path"),
         ('teach.given="a\\0b"', r"teach.given is .*; expected a path, without null bytes"),
+        ('ingest.captions="https://a/c.json"', "ingest.captions is .*, a URL; expected a path on"),
+        ('ingest.exclude=["a.json", "s3://b/c"]', r"ingest.exclude\[1\] is .*, a URL; .* copy"),
         ('distill.parser="a\\0b"', r"distill.parser is .*; expected a path, without null bytes"),
     ],
 )
