@@ -30,7 +30,11 @@ from pipeline.cli.student_commands import add_student_commands
 from pipeline.cli.teacher_commands import add_teacher_commands
 from pipeline.runner.error_messages import bug_report, error_message, is_for_the_user
 from pipeline.runner.run_folder import RunFolder
-from pipeline.runner.standard_streams import open_closed_streams, replace_unencodable
+from pipeline.runner.standard_streams import (
+    flush_output,
+    open_closed_streams,
+    replace_unencodable,
+)
 from sharding.coordination.fatal_errors import is_device_error
 
 if TYPE_CHECKING:
@@ -52,10 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
     open_closed_streams()
     replace_unencodable()
     given = with_new_names(sys.argv[1:] if arguments is None else arguments)
-    args = command_line_parser().parse_args(given)
     try:
-        with plain_warnings():
-            return args.command(args)
+        try:
+            args = command_line_parser().parse_args(given)
+            with plain_warnings():
+                return args.command(args)
+        finally:  # of --help, too, which leaves by SystemExit
+            flush_output()
     except (KeyboardInterrupt, Stopped) as error:
         number = error.signal_number if isinstance(error, Stopped) else signal.SIGINT
         print("\nStopped. Run the same command to continue.", file=sys.stderr)

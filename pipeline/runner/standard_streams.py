@@ -32,6 +32,18 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))
 
 
+def flush_output() -> None:
+    """Write what stdout still holds. Raises OSError where that cannot be, and drops it then: at its
+    exit Python would write it once more, and show the error as an exception that it ignores."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)
+        raise
+
+
 def outlive_readers() -> None:
     """Discard what is written to stdout and stderr once nobody can read them: training does not end
     with the terminal, the `| head` or the log's disk that its progress goes to."""

@@ -68,3 +68,26 @@ def test_streams_that_are_closed_stay_free_of_files(closed: str, tmp_path: Path)
     )
     assert ended.returncode == 0, ended.stderr
     assert int((tmp_path / "number").read_text()) > 2
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+def test_output_that_cannot_be_written_is_said_in_words(is_full: bool) -> None:
+    """Little output stays in Python's buffer until its exit. Oracle: a full device's error and fix,
+    and nothing of a reader that has gone; no exception that Python ignored."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    out = os.open("/dev/full", os.O_WRONLY) if is_full else writer
+    ended = subprocess.run(
+        [sys.executable, "-m", "boxless", "--version"],
+        stdout=out,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        timeout=300,
+    )
+    said = "boxless: error: No space left on device; the disk is full: free some space"
+    assert ended.stderr.startswith(said) if is_full else ended.stderr == ""
+    assert "ignored" not in ended.stderr and ended.returncode == (2 if is_full else 1)
+    for descriptor in {out, writer}:
+        os.close(descriptor)
