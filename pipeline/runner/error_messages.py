@@ -97,7 +97,9 @@ def _refusal(error: BaseException) -> OSError | None:
         number = int(found[1])
         return OSError(number, os.strerror(number)) if number in _REMEDIES else None
     if isinstance(error, MemoryError):
-        return OSError(errno.ENOMEM, str(error) or os.strerror(errno.ENOMEM))
+        # Of a DataLoader's worker it has a whole traceback as its text.
+        first = (str(error).splitlines() or [os.strerror(errno.ENOMEM)])[0]
+        return OSError(errno.ENOMEM, first.rstrip(". ")[:200])
     for words, number in _IN_OTHER_WORDS.items():
         if isinstance(error, RuntimeError) and words in str(error):
             return OSError(number, str(error).splitlines()[0].rstrip(". ")[:200])

@@ -163,8 +163,8 @@ def received(loader: DataLoader[Any], section: str) -> Iterator[LoadedBatch]:
     """The loader's batches.
 
     Raises BoxlessError, naming the limit and what to do, where workers cannot be started or one
-    could not hand a batch over, and a worker's own BoxlessError as it is. The workers end with the
-    iterator, whatever they are at.
+    could not hand a batch over, and a worker's own BoxlessError, OSError or MemoryError as it is.
+    The workers end with the iterator, whatever they are at.
     """
     try:
         batches = iter(loader)
@@ -231,9 +231,10 @@ class _NotHandedOver:
 
 @dataclass(frozen=True)
 class _Raised:
-    """What the source raised for the user; from DataLoader it would come as a traceback's text."""
+    """What the source raised for the user, or of the machine's limits; from DataLoader it would
+    come as a traceback's text, without the number that says what it is."""
 
-    error: BoxlessError
+    error: BoxlessError | OSError | MemoryError
 
 
 class _Plain(Dataset[LoadedBatch]):
@@ -258,7 +259,9 @@ class _Packed(Dataset[bytes]):
     def __getitem__(self, turn: Turn) -> bytes:
         try:
             batch = self._source[turn]
-        except BoxlessError as error:
+        except (BoxlessError, OSError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno is None:
+                raise
             return bytes(ForkingPickler.dumps(_Raised(error)))
         try:
             return bytes(ForkingPickler.dumps(batch))

@@ -98,6 +98,10 @@ def test_a_full_disk_is_reported_in_words_whoever_wrote(library: str, tmp_path: 
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
         (RuntimeError("can't start new thread"), "ulimit -u"),
         (MemoryError(), "memory is used up.*ulimit -v"),
+        (
+            MemoryError("Caught MemoryError in DataLoader worker process 0.\nOriginal Traceback"),
+            "process 0; the memory is used up",
+        ),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory is used up"),
         (
             RuntimeError(

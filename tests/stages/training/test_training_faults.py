@@ -300,6 +300,23 @@ def test_an_error_for_the_user_leaves_a_worker_as_it_is(num_workers: int) -> Non
         next(received(loader, "pretrain"))
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error", "/x/a.tar"), MemoryError("8 GiB")], ids=str
+)
+def test_what_the_machine_refuses_a_worker_keeps_its_number(error: Exception) -> None:
+    """Oracle: the error that the source raised; PyTorch raises its class with a traceback as the
+    only argument, and neither the file nor what to do about it is known then."""
+
+    def refused(rows: Any) -> Numbers:
+        raise error
+
+    source = ExampleBatches(10, refused, batch_size=4, seed=1)
+    with pytest.raises(type(error)) as caught:
+        next(received(load_batches(source, CONFIG, 0, 0, 1), "pretrain"))
+    assert str(caught.value) == str(error)
+    assert getattr(caught.value, "filename", None) == getattr(error, "filename", None)
+
+
 def test_a_validation_that_is_not_a_number_is_no_best() -> None:
     """Oracle: by hand, the steps that are kept; a first NaN would never be beaten."""
     nan = float("nan")
