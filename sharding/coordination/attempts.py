@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from sharding.writing.atomic import naming
+
 FAILURES = ".failures"
 MAX_FAILURES = 2
 # A killed worker says little of its shard: it may have been preempted, or its node lost.
@@ -36,8 +38,9 @@ def record_failure(folder: Path, tar: str, attempt: FailedAttempt) -> None:
     line = json.dumps(fields).encode() + b"\n"
     descriptor = os.open(folder / (tar + FAILURES), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(descriptor, line)
-        os.fsync(descriptor)
+        with naming(folder / (tar + FAILURES)):
+            os.write(descriptor, line)
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

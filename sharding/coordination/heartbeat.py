@@ -27,6 +27,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sharding.writing.atomic import naming
+
 LEASE_SECONDS = 60.0
 STALL_SECONDS = 900.0
 PREFIX = "worker-"
@@ -277,8 +279,9 @@ class Heartbeat:
             )
             data = json.dumps(asdict(record)).encode().ljust(_RECORD_BYTES)
             assert len(data) == _RECORD_BYTES, record
-            os.pwrite(self._descriptor, data, 0)
-            os.fsync(self._descriptor)  # over a network: now
+            with naming(self.path):
+                os.pwrite(self._descriptor, data, 0)
+                os.fsync(self._descriptor)  # over a network: now
 
     def stop(self) -> None:
         """End the heartbeat and take the file away; never raises."""

@@ -45,8 +45,9 @@ class NewFile:
 
     def sync(self) -> None:
         """Bring what was written to the disk."""
-        self.out.flush()
-        os.fsync(self.out.fileno())
+        with naming(self.path):
+            self.out.flush()
+            os.fsync(self.out.fileno())
 
     def rename(self) -> None:
         """Give the file its name. Still open, as the lock is held until the temporary name is gone.
@@ -76,6 +77,18 @@ class NewFile:
                 self._temp.unlink(missing_ok=True)
         finally:
             _close(self.out)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an OSError of the block the name of the file that is written there: a write and fsync
+    know only its descriptor."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def disk_error(error: BaseException | None) -> OSError | None:
@@ -156,7 +169,8 @@ def sync_folder(folder: Path) -> None:
     """Makes renames and removals in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -21,7 +21,6 @@ import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 from zlib_ng import zlib_ng
 
@@ -49,6 +48,7 @@ from sharding.writing.atomic import (
     NewFile,
     TempFileRemoved,
     canonical_json,
+    naming,
     sha256_file,
     sync_folder,
 )
@@ -93,7 +93,7 @@ def write_shard(
     failures: list[Failure] = []
     notes: list[Note] = []
     with ThreadPoolExecutor(1) as hasher, NewFile(tar) as new_tar:
-        stream = _TarStream(new_tar.out, hasher)
+        stream = _TarStream(new_tar, hasher)
         for result in results:
             if isinstance(result, Failure):
                 failures.append(result)
@@ -174,9 +174,9 @@ class _TarStream:
     own. A few samples at a time go to the disk, past the file's buffer, and to that thread.
     """
 
-    def __init__(self, out: BinaryIO, hasher: ThreadPoolExecutor) -> None:
+    def __init__(self, new_tar: NewFile, hasher: ThreadPoolExecutor) -> None:
         self.position = 0
-        self._out, self._hasher = out, hasher
+        self._new_tar, self._hasher = new_tar, hasher
         self._digest = hashlib.sha256()
         self._held: list[bytes] = []
         self._num_bytes_held = 0
@@ -199,7 +199,8 @@ class _TarStream:
     def _flush(self) -> None:
         self._hashing.result()
         self._hashing = self._hasher.submit(self._hash, self._held)
-        _write_all(self._out.fileno(), self._held, self._num_bytes_held)
+        with naming(self._new_tar.path):
+            _write_all(self._new_tar.out.fileno(), self._held, self._num_bytes_held)
         self._held, self._num_bytes_held = [], 0
 
     def _hash(self, pieces: list[bytes]) -> None:
