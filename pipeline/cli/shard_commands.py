@@ -191,8 +191,8 @@ def _add_index(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from sharding.format.tar_names import other_tars
     from sharding.tools.index import catalog_lines, index_folder
+    from sharding.tools.tar_names import other_tars
 
     with progress_bar("index", "shards") as on_shard:
         catalog = index_folder(args.folder, on_shard=on_shard)

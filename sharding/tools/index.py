@@ -36,10 +36,10 @@ from sharding.format.manifest import (
     read_manifest,
 )
 from sharding.format.schema import JSON, OBJECTS, Failure, Note, ShardError, check_key
-from sharding.format.tar_names import other_tars
 from sharding.format.tar_scan import APART, BAD_NAME, FIRST_DOT, Member, printable_name, scan
 from sharding.reading.sample_reader import OpenTar, make_sample
 from sharding.reading.sequential_reader import SequentialReader
+from sharding.tools.tar_names import other_tars
 from sharding.tools.threads import map_in_threads
 from sharding.tools.verify import check_entry
 from sharding.writing.atomic import remove_stale, write_bytes

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from boxless.errors import BoxlessError
-from sharding.format.tar_names import other_tars
 from sharding.format.tar_scan import APART, FIRST_DOT
+from sharding.tools.tar_names import other_tars
 from sharding.writing.atomic import canonical_json
 from stages.ingest.files import NUM_NAMES_SHOWN, PICTURE_SUFFIXES, describe_folder, open_folder
 from stages.ingest.sources.source import (
