@@ -69,17 +69,21 @@ class StudentProcessor(InstalledClass, PushToHubMixin):
         )
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **of_auto_classes: object) -> StudentProcessor:
-        """From a student folder; what the Auto classes pass beside it changes nothing. Raises
-        ValueError where that has no such file, or a broken one."""
-        path = expand_user(folder) / FILE
+    def from_pretrained(
+        cls, folder: str | Path, *, subfolder: str = "", **others: object
+    ) -> StudentProcessor:
+        """From a student folder, or the `subfolder` of one. `others`: values in place of the
+        folder's own, as `max_tokens`; what else the Auto classes pass changes nothing. Raises
+        ValueError where there is no such file, or a broken one, and for a value that cannot be."""
+        path = expand_user(folder) / (subfolder or "") / FILE
         if not path.is_file():
             raise BoxlessError(
                 f"{path}: got no such file, expected a folder that a student is in; for one that "
                 "an earlier Boxless saved, StudentProcessor.of(student, load_tokenizer(FOLDER))"
                 ".save_pretrained(FOLDER) writes it"
             )
-        settings = read_settings(path)
+        given = {name: others[name] for name in SIZES if name in others}
+        settings = {**read_settings(path), **given}
         wrong = [name for name in SIZES if not _is_size(settings.get(name))]
         if wrong:
             raise BoxlessError(

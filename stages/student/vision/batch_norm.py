@@ -108,8 +108,8 @@ def _over_this_rank(norm: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
         mean, var = mean.clone(), var.clone()
     elif norm.training:
         count.add_(1)
-    return F.batch_norm(
-        x,
+    normalised = F.batch_norm(
+        x.float() if x.dtype == torch.float64 else x,  # which PyTorch mixes with no other
         mean,
         var,
         norm.weight.float(),
@@ -118,6 +118,7 @@ def _over_this_rank(norm: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
         momentum=norm.momentum or 0.0,
         eps=norm.eps,
     )
+    return normalised.to(x.dtype)
 
 
 def _apply_but_keep_statistics(

@@ -155,6 +155,25 @@ def test_half_precision_folders(folder: Path, tmp_path: Path, dtype: torch.dtype
 
 
 @torch.no_grad()
+def test_double_precision_runs_through() -> None:
+    """Oracle: the logits in float32, as near as its statistics, which stay in it."""
+    student, inputs = tiny_student().eval(), _inputs()
+    wanted = student(**inputs).logits
+    got = student.double()(**inputs).logits
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got.float(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_processor_takes_other_values_and_a_subfolder(folder: Path) -> None:
+    """Oracle: by hand; other values were passed over without a word."""
+    processor = StudentProcessor.from_pretrained(folder.parent, subfolder=folder.name, max_tokens=5)
+    assert processor(_picture(), TEXTS)["input_ids"].shape[1] == 5
+    assert processor.shorter_px == StudentProcessor.from_pretrained(folder).shorter_px
+    with pytest.raises(BoxlessError, match="no whole number above 0 for max_tokens"):
+        StudentProcessor.from_pretrained(folder, max_tokens=0)
+
+
+@torch.no_grad()
 def test_a_student_in_several_files(tmp_path: Path) -> None:
     """Oracle: the logits of the student that was saved, to the bit."""
     student = tiny_student()
