@@ -56,14 +56,22 @@ def forwarded_signals(
             signal.signal(number, handler)
 
 
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
+
+
 def state_of(returncode: int) -> str:
     """``ended with exit status 3``, ``stopped by SIGTERM`` or ``killed by SIGKILL (out of
-    memory?)``."""
+    memory?)``; of a crash, what to do."""
     if returncode == 128 + signal.SIGTERM:
         return "stopped by a SIGTERM that was not sent by this command"
     if returncode >= 0:
         return f"ended with exit status {returncode}"
     hint = " (out of memory?)" if returncode == -signal.SIGKILL else ""
+    if -returncode in _CRASHES:
+        hint = (
+            " (a crash in a compiled library or the driver, not in Python: the stack in the log says "
+            "where; run the same command to continue, and if it comes again, update that library)"
+        )
     return f"killed by {signal.Signals(-returncode).name}{hint}"
 
 

@@ -344,13 +344,21 @@ def _file_names(tars: Iterable[str]) -> set[str]:
 
 def _describe_skipped(out: Path, shards: Mapping[str, Sequence[FailedAttempt]]) -> str:
     listed = "\n".join(
-        f"  {tar}: {len(attempts)} attempts, the last: {attempts[-1].worker}: {attempts[-1].reason}"
+        f"  {tar}: {len(attempts)} attempts, the last: {_describe_attempt(attempts[-1])}"
         for tar, attempts in sorted(shards.items())
     )
     return (
         f"{out}: got {len(shards)} shards that failed repeatedly, expected all to be written; "
         f"the others are done. Fix what the reasons name and run the stage again:\n{listed}"
     )
+
+
+def _describe_attempt(attempt: FailedAttempt) -> str:
+    if attempt.kind == "error":
+        return f"{attempt.worker}: {attempt.reason}"
+    # Its reason begins with the worker's name.
+    hint = "; killed (out of memory?) or crashed, see its log" if attempt.kind == "died" else ""
+    return attempt.reason + hint
 
 
 def _describe_shards(tars: Collection[str]) -> str:

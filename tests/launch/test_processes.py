@@ -274,7 +274,8 @@ def test_the_first_failure_is_the_one_that_is_reported(tmp_path: Path) -> None:
     [
         (3, "ended with exit status 3"),
         (-9, "killed by SIGKILL (out of memory?)"),
-        (-11, "killed by SIGSEGV"),
+        (-11, "killed by SIGSEGV (a crash in a compiled library"),
+        (-7, "killed by SIGBUS (a crash in a compiled library"),
         (143, "stopped by a SIGTERM"),
     ],
 )

@@ -27,7 +27,8 @@ from claim_workers import (
     work,
 )
 
-from sharding.coordination import heartbeat, work_queue
+from sharding.coordination import claims, heartbeat, work_queue
+from sharding.coordination.attempts import FailedAttempt
 from sharding.coordination.claim_folder import ClaimFolder
 from sharding.coordination.claims import ShardsFailed, Worker
 from sharding.coordination.work_queue import FOLDER, request_rewrites, rewrite_requests
@@ -217,6 +218,16 @@ def test_a_shard_that_fails_twice_is_set_aside_and_listed(tmp_path: Path) -> Non
     assert 2 <= len(tried) <= 6  # one that comes when the others have gone starts over
     assert work(tmp_path) == [bad]
     assert not list((tmp_path / FOLDER).glob("*.failures"))
+
+
+def test_a_shard_at_which_workers_died_says_so_once(tmp_path: Path) -> None:
+    """Oracle: the line by hand, of a death as ClaimFolder records it."""
+    ended = FailedAttempt(kind="died", worker="node:7", reason="node:7, whose process has ended")
+    text = claims._describe_skipped(tmp_path, {"train-000002.tar": [ended] * 5})
+    assert text.endswith(
+        "\n  train-000002.tar: 5 attempts, the last: node:7, whose process has ended; killed (out of "
+        "memory?) or crashed, see its log"
+    )
 
 
 def test_workers_that_start_together_try_anew_what_an_earlier_run_set_aside(
