@@ -17,7 +17,8 @@ def likely_cause(data: bytes) -> str:
         return ": the file is empty; copy or download it again"
     if is_web_page(text):
         return ": it is a web page, as servers send in place of a file; download it again"
-    if text.startswith((b"{", b"[")) and not text.endswith((b"}", b"]")):
+    end = {b"{": b"}", b"[": b"]"}.get(text[:1])
+    if end and not text.endswith(end):
         return ": it is cut short; copy or download it again"
     return ""
 

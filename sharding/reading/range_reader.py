@@ -189,7 +189,8 @@ def _of_right_length(one: Range, answer: bytes | Exception) -> bytes | Exception
     if is_web_page(answer):
         return WebPage(
             f"got a web page of {len(answer)} bytes, as servers send in place of a file that they "
-            "do not give: a page to log in, or of a proxy"
+            "do not give: a page to log in, or of a proxy; look at it in a browser, and give the "
+            "store's own address"
         )
     if one.num_bytes is None:
         return answer

@@ -175,8 +175,9 @@ def test_what_is_no_catalog_is_refused(tmp_path: Path, data: bytes) -> None:
         (b'<?xml version="1.0"?><Error>', "it is a web page, .*download it again"),
         (gzip.compress(b"{}"), "compressed by gzip; unpack it by gzip -d first"),
         (b'{"schema": "boxless/catalog/1", "shards": [', "it is cut short"),
+        (b'{"schema": "boxless/catalog/1", "shards": []', "it is cut short"),
     ],
-    ids=["empty", "page", "error of a store", "compressed", "cut"],
+    ids=["empty", "page", "error of a store", "compressed", "cut", "cut at a bracket"],
 )
 def test_what_stands_in_place_of_a_catalog_or_a_manifest_is_named(
     tmp_path: Path, make_folder: MakeFolder, data: bytes, cause: str
