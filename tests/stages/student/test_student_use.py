@@ -42,10 +42,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_lines_of_the_guide(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Oracle: the first Python in docs/students.md, five lines, prints the probabilities that the
+    """Oracle: the first Python in docs/students.md, six lines, prints the probabilities that the
     parts give when called by hand."""
     code = re.search(r"```python\n(.*?)```", DOCS.read_text(), re.S)
-    assert code and code[1].count("\n") == 5
+    assert code and code[1].count("\n") == 6
     (folder.parent / "runs/toy").mkdir(parents=True)
     folder.rename(folder.parent / "runs/toy/student")
     _picture().save(folder.parent / "scene.jpg")
