@@ -33,6 +33,9 @@ _PERMANENT_ERRORS = (
     NotADirectoryError,
     PermissionError,
     ValueError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
 )
 
 
@@ -56,7 +59,11 @@ class ShortRead(OSError):
     """A server answered with fewer bytes than requested."""
 
 
-class WebPage(OSError):
+class PastTheEnd(ShortRead):
+    """The file ends before the range begins, the server says."""
+
+
+class WebPage(ShortRead):
     """A server answered with a page for people in place of a file."""
 
 
@@ -66,9 +73,9 @@ class RangeReader:
     Each process makes connections of its own.
 
     What fails on the way is requested again, with a note: NUM_ATTEMPTS times, or for RETRY_SECONDS
-    where a store that has answered before does not. A pause that the store asks for (Retry-After,
-    in seconds) is kept. Stalled and slow answers are cut off by time where the file system is one
-    of fsspec's asynchronous ones (http, s3, gs, abfs and most others).
+    where a store that has answered before does not. A pause that the store asks for (Retry-After)
+    is kept up to ATTEMPT_SECONDS. Stalled and slow answers are cut off by time where the file
+    system is one of fsspec's asynchronous ones (http, s3, gs, abfs and most others).
     """
 
     def __init__(self, url: str) -> None:
@@ -109,7 +116,7 @@ class RangeReader:
             places = [place for place in places if is_transient(answers[place])]
             failed = [answers[place] for place in places]
             is_last = number >= NUM_ATTEMPTS and not (
-                self._has_answered and any(map(_is_outage, failed))
+                self._has_answered and any(map(is_outage, failed))
             )
             pause = max([_pause(number), *map(_requested_pause, failed)])
             if not places or is_last or pause >= end - time.monotonic():
@@ -182,7 +189,7 @@ async def _gather(calls: Sequence[Any]) -> list[Any]:
 
 def _of_right_length(one: Range, answer: bytes | Exception) -> bytes | Exception:
     if getattr(answer, "status", None) == _NOT_SATISFIABLE:
-        return ShortRead(f"got no bytes from byte {one.offset} on: the shard is cut short")
+        return PastTheEnd(f"got no bytes from byte {one.offset} on: the shard is cut short")
     if isinstance(answer, Exception) or one.num_bytes == len(answer):
         return answer
     # No file that is read whole (JSON, arrays) begins so, and a shard's bytes have another number.
@@ -205,15 +212,16 @@ def _of_right_length(one: Range, answer: bytes | Exception) -> bytes | Exception
 
 def is_transient(answer: bytes | Exception) -> bool:
     """Whether another attempt may help: not with what is missing, forbidden or misspelled."""
-    if not isinstance(answer, Exception) or isinstance(answer, _PERMANENT_ERRORS):
+    if not isinstance(answer, Exception) or isinstance(answer, (*_PERMANENT_ERRORS, PastTheEnd)):
         return False
     status = getattr(answer, "status", None)
     return status in (408, 429) or not (isinstance(status, int) and 400 <= status < 500)
 
 
-def _is_outage(answer: bytes | Exception) -> bool:
-    """Whether the store itself does not answer as it should: what it gives may be a bad shard."""
-    return not isinstance(answer, ShortRead)
+def is_outage(answer: bytes | Exception) -> bool:
+    """Whether the store itself does not answer as it should. Too few bytes, or a page in place of a
+    file, may be all that it ever gives."""
+    return is_transient(answer) and not isinstance(answer, ShortRead)
 
 
 def _pause(number: int) -> float:

@@ -11,7 +11,7 @@ from sharding.format.manifest import SampleEntry
 from sharding.format.schema import ShardError
 from sharding.reading.cache import Cache
 from sharding.reading.local_store import LocalStore
-from sharding.reading.range_reader import Range, RangeReader, ShortRead, is_transient
+from sharding.reading.range_reader import Range, RangeReader, ShortRead, is_outage, is_transient
 from sharding.reading.sample_reader import Members, check_crc32, span_of, split_span
 from sharding.reading.store import SampleRequest, Store, StoreOutage, StoreUnavailable
 from sharding.user_paths import expand_user
@@ -54,7 +54,7 @@ def open_store(folder: str | Path, *, cache: Cache | None) -> Store:
         )
     if protocol in ("http", "https") and any(mark in path for mark in "?#"):
         raise ShardError(
-            f"{folder}: got a URL with a query, behind which no names of files can stand, expected "
+            f"{folder}: got a URL with a query, behind which no file names can follow, expected "
             "that of the folder alone; where the store wants a signature, reach it by its own "
             "protocol, as s3://bucket/folder, or copy the folder here"
         )
@@ -134,7 +134,7 @@ def _range(wanted: SampleRequest) -> Range:
 
 
 def _unavailable(answer: Exception) -> type[StoreUnavailable]:
-    return StoreOutage if is_transient(answer) else StoreUnavailable
+    return StoreOutage if is_outage(answer) else StoreUnavailable
 
 
 def _describe_error(error: Exception) -> str:

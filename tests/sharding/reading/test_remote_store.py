@@ -191,6 +191,19 @@ def test_what_stays_wrong_is_named(server: RangeServer, fault: str, cause: str) 
     assert all(re.search(cause, found.cause) for found in reading.faults)
 
 
+@pytest.mark.parametrize("fault, num_requests", [("416", 1), ("page", 2), ("short", 2)])
+def test_a_bad_answer_for_one_shard_is_no_outage(
+    server: RangeServer, fault: str, num_requests: int
+) -> None:
+    """Oracle: a reader that waits for its store ends with the shard's samples as faults, after as
+    many requests as are made of a store that never answered; one where no other can help."""
+    server.misbehave = lambda name, number: fault if name == TAR else None
+    stream = _stream(server.url, micro_batch_size=11, shape_step_px=64, waits_for_store=True)
+    server.num_requests.clear()
+    assert len(stream.read(0).faults) == 6
+    assert server.num_requests[TAR] == 6 * num_requests
+
+
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
