@@ -7,12 +7,15 @@ from pathlib import Path
 
 from sharding.format.compression import compression_of
 
-_LIKE_A_TAR = re.compile(r".+\.(?:tar|tgz|tbz2?|txz|tzst|tar\.[a-z0-9]{1,4})", re.IGNORECASE)
+# Not tar.json, tar.idx or tar.md5, which lie beside tars.
+_LIKE_A_TAR = re.compile(
+    r".+\.(?:tar|tgz|tbz2?|txz|tzst|tar\.(?:gz|bz2|xz|zst|lz4|lzma|z))", re.IGNORECASE
+)
 
 
 def other_tars(folder: Path) -> list[str]:
-    """What stands in `folder` like a tar but is passed over, as its name is not `*.tar`: each as
-    "NAME: what to do", sorted."""
+    """Files of `folder` that look like tars but are not read, as they are not named `*.tar`: each
+    as "NAME: what to do", sorted."""
     names = sorted(
         path.name
         for path in folder.iterdir()

@@ -35,6 +35,7 @@ from sharding.format.schema import Sample, ShardError, encode_objects
 from sharding.reading.sample_reader import iterate
 from sharding.tools import index
 from sharding.tools.index import catalog_lines, index_folder, index_tar, split_of_name
+from sharding.tools.tar_names import other_tars
 from sharding.tools.verify import verify_paths, verify_shard
 from sharding.writing.shard_writer import write_shard
 
@@ -320,6 +321,7 @@ def test_indexing_again_keeps_what_is_sound_and_covers_no_damage(tmp_path: Path)
     seen: list[tuple[int, int]] = []
     index_folder(tmp_path, on_shard=lambda *done: seen.append(done))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert other_tars(tmp_path) == [], "manifests are no tars under another name"
     before = {path: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.glob("*.tar.json")}
     index_folder(tmp_path)
     assert before == {path: (path.read_bytes(), path.stat().st_ino) for path in before}
