@@ -33,15 +33,18 @@ def open_closed_streams() -> None:
 
 
 def flush_output() -> None:
-    """Write what stdout still holds. Raises OSError where that cannot be, and drops it then: at its
-    exit Python would write it once more, and show the error as an exception that it ignores."""
+    """Write what stdout still holds. Where that cannot be, drop it, as Python would try again at
+    its exit and show the error as an exception that it ignores; and raise OSError, but not in place
+    of another error that is on its way."""
+    error_on_its_way = sys.exc_info()[0] not in (None, SystemExit)
     try:
         sys.stdout.flush()
     except OSError:
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, sys.stdout.fileno())
         os.close(nothing)
-        raise
+        if not error_on_its_way:
+            raise
 
 
 def outlive_readers() -> None:

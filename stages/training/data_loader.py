@@ -262,6 +262,8 @@ class _Packed(Dataset[bytes]):
         except (BoxlessError, OSError, MemoryError) as error:
             if isinstance(error, OSError) and error.errno is None:
                 raise
+            if isinstance(error, OSError):  # some kinds of it cannot be pickled
+                error = OSError(error.errno, error.strerror, error.filename)
             return bytes(ForkingPickler.dumps(_Raised(error)))
         try:
             return bytes(ForkingPickler.dumps(batch))

@@ -289,11 +289,11 @@ class Loop:
         return {f"validation/{name}": float(value) for name, value in values.items()}
 
     def _is_better(self, value: float, *, higher: bool) -> bool:
-        """Than the best so far. NaN is not, and anything is better than it."""
+        """Than the best so far. The first is, and every number is better than NaN."""
         best = self.state.best
-        if math.isnan(value):
-            return False
-        return best is None or math.isnan(best) or (value > best if higher else value < best)
+        if best is None or math.isnan(best):
+            return best is None or not math.isnan(value)
+        return value > best if higher else value < best
 
     def _is_reported(self, step: int) -> bool:
         """Whether `step`, counted from 1, has a line of metrics."""

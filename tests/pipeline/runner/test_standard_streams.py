@@ -70,6 +70,22 @@ def test_streams_that_are_closed_stay_free_of_files(closed: str, tmp_path: Path)
     assert int((tmp_path / "number").read_text()) > 2
 
 
+def test_output_that_cannot_be_written_hides_no_error() -> None:
+    """Oracle: the error that was on its way when the disk was full, alone."""
+    code = (
+        "from pipeline.runner.standard_streams import flush_output\n"
+        "try:\n    print('x')\n    raise ValueError('the cause')\nfinally:\n    flush_output()\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", code]
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env
+        )
+    assert ended.stderr.rstrip().endswith("ValueError: the cause")
+    assert "No space" not in ended.stderr
+
+
 @pytest.mark.parametrize("is_full", [True, False])
 def test_output_that_cannot_be_written_is_said_in_words(is_full: bool) -> None:
     """Little output stays in Python's buffer until its exit. Oracle: a full device's error and fix,

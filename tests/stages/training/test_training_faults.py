@@ -317,10 +317,26 @@ def test_what_the_machine_refuses_a_worker_keeps_its_number(error: Exception) ->
     assert getattr(caught.value, "filename", None) == getattr(error, "filename", None)
 
 
-def test_a_validation_that_is_not_a_number_is_no_best() -> None:
-    """Oracle: by hand, the steps that are kept; a first NaN would never be beaten."""
+def test_errors_of_the_machine_of_any_kind_leave_a_worker() -> None:
+    """Oracle: number and file of an OSError that cannot be pickled."""
+
+    class Refused(OSError):
+        def __init__(self, place: str, reason: str, number: int, more: object) -> None:
+            super().__init__(number, reason, place)
+
+    def refused(rows: Any) -> Numbers:
+        raise Refused("/x/a.tar", "Input/output error", errno.EIO, object())
+
+    source = ExampleBatches(10, refused, batch_size=4, seed=1)
+    with pytest.raises(OSError, match="Input/output error: '/x/a.tar'"):
+        next(received(load_batches(source, CONFIG, 0, 0, 1), "pretrain"))
+
+
+def test_every_validation_is_better_than_one_that_is_not_a_number() -> None:
+    """Oracle: by hand, the steps that are kept: the first, so that there is a best, and no later
+    NaN."""
     nan = float("nan")
-    for higher, wanted in ((False, [1, 3]), (True, [1, 4])):
+    for higher, wanted in ((False, [0, 1, 3]), (True, [0, 1, 4])):
         kept: list[int] = []
         scores = [nan, 3.0, nan, 2.0, 4.0]
         loop = Loop.__new__(Loop)
