@@ -224,7 +224,7 @@ def _kinds(hint: Any) -> dict[Any, Any]:
 
 def _under(path: str, message: str, fields: typing.Container[str]) -> str:
     """``message`` with the dotted path before the field that it begins with; part of the path may
-    are there already."""
+    be there already."""
     first = message.split(" ", 1)[0].strip(":,'")
     above = first.rpartition(".")[0]
     if above and f".{path}".endswith(f".{above}"):

@@ -57,7 +57,7 @@ import numpy as np
 from boxless.errors import BoxlessError
 from sharding.order.order import MicroBatch, Plan
 
-LONGEST_CYCLE = 10_000_000
+LONGEST_CYCLE = 100_000_000
 """The largest sum of weights: a cycle lies in memory."""
 _NUM_CYCLES_KEPT = 4
 
@@ -93,8 +93,8 @@ class Mixture:
             raise BoxlessError(f"seed: got {seed}, expected at least 0")
         if sum(map(int, weights)) > LONGEST_CYCLE:
             raise BoxlessError(
-                f"weights: got {list(weights)}, expected a sum of at most {LONGEST_CYCLE}; only "
-                "their ratios count, so divide all by the same number"
+                f"weights: got {list(weights)}, expected a sum of at most {LONGEST_CYCLE}; divide "
+                "all by the same number"
             )
         self._orders = tuple(orders)
         self._weights = np.asarray(weights, np.int64)

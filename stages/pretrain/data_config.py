@@ -60,8 +60,8 @@ class DataConfig:
         total = sum(source.weight or 0 for source in self.sources)
         if total > LONGEST_CYCLE:
             raise BoxlessError(
-                f"sources: got weights whose sum is {total}, expected at most {LONGEST_CYCLE}; only "
-                "their ratios count, so divide all by the same number"
+                f"sources: got weights whose sum is {total}, expected at most {LONGEST_CYCLE}; divide "
+                "all by the same number"
             )
 
 

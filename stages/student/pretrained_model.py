@@ -26,6 +26,9 @@ class StudentPreTrainedModel(InstalledClass, PreTrainedModel):
     config_class = StudentNetConfig
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
+    # `forward` takes other arguments only to refuse them; with them transformers' Trainer would
+    # leave the division by the accumulated batches to it.
+    accepts_loss_kwargs = False
     # What `from_pretrained` leaves in float32 of a student saved in half precision.
     _keep_in_fp32_modules_strict = ["dictionary", "running_mean", "running_var"]
     embeddings: BertEmbeddings

@@ -89,7 +89,7 @@ def _check_zip(path: Path) -> None:
             num_bytes = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
         raise CheckpointError(
-            f"{path}: got an archive without its end ({error}), expected a whole file of "
+            f"{path}: got an archive without its end ({error}), expected a complete file of "
             "torch.save: it is cut off; fetch it again"
         ) from error
     if num_bytes > path.stat().st_size:

@@ -280,8 +280,8 @@ def _keep_best(model: FasterRCNN, num_steps: int, seconds: float, job: Job) -> N
 def _continue_from(job: Job, model: FasterRCNN, optimizer: torch.optim.Optimizer) -> State:
     """Restores the checkpoint of this very training, if there is one, and says how far it is.
 
-    metrics.jsonl is cut to the steps that the checkpoint holds, so that no step is twice. Every
-    rank has read the checkpoint when it returns.
+    metrics.jsonl is cut to the steps that the checkpoint holds, so that no step is there twice.
+    Every rank has read the checkpoint when it returns.
     """
     out = job.out
     state = read_state(out / CHECKPOINT)

@@ -29,6 +29,7 @@ OR_FILE = ", or a ResNet's .pth in torchvision's layout"
 PREFIXES = ("module.", "backbone.")
 """What wrappers put before torchvision's names: DataParallel, detection code bases, SOHO."""
 VOCABULARY = ("tokenizer.json", "vocab.txt")
+_DOWNLOAD = "download these weights again, or take others"
 OTHER_TEXT = (
     "Only BERT's embeddings and layers are used. RoBERTa and similar models count positions from the "
     "padding index on, have a single token type, so that pictures would have none, and cut text "
@@ -84,7 +85,7 @@ def load_cnn(name: str, resnet: ResNetModel) -> None:
         found = ResNetModel.from_pretrained(name)
     except OSError as error:
         _unreachable("pretrained_cnn", name, error)
-    check_finite(f"student.pretrained_cnn: {name}", found.state_dict())
+    check_finite(f"student.pretrained_cnn: {name}", found.state_dict(), _DOWNLOAD)
     resnet.load_state_dict(found.state_dict())
 
 
@@ -125,7 +126,7 @@ def load_bert(name: str) -> BertModel:
         bert = BertModel.from_pretrained(name, add_pooling_layer=False)
     except OSError as error:
         _unreachable("pretrained_text", name, error)
-    check_finite(f"student.pretrained_text: {name}", bert.state_dict())
+    check_finite(f"student.pretrained_text: {name}", bert.state_dict(), _DOWNLOAD)
     return bert
 
 

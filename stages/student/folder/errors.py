@@ -65,7 +65,11 @@ def check_loaded(folder: str, missing: Collection[str]) -> None:
         )
 
 
-def check_finite(place: str | Path, weights: Mapping[str, torch.Tensor]) -> None:
+def check_finite(
+    place: str | Path,
+    weights: Mapping[str, torch.Tensor],
+    advice: str = "take weights of an earlier step, or train again with a lower rate",
+) -> None:
     """BoxlessError where a weight is not finite: every answer would be NaN. `place`: whose weights
     they are."""
     odd = [
@@ -77,7 +81,7 @@ def check_finite(place: str | Path, weights: Mapping[str, torch.Tensor]) -> None
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
         raise BoxlessError(
             f"{place}: got numbers that are not finite in {', '.join(odd[:3])}{more}, expected none; "
-            "take weights of an earlier step, or train again with a lower rate"
+            f"{advice}"
         )
 
 

@@ -202,8 +202,8 @@ def test_a_number_that_is_not_finite_is_refused(field: str, value: str) -> None:
         ("pretrain.pra.min_similarity=1.01", "got 1.01, expected a cosine, -1 to 1, or null"),
         ("pretrain.pra.min_similarity=-2", "got -2.0, expected a cosine"),
         (
-            "pretrain.data.sources=[{folder: a, weight: 9999999}, {folder: b, weight: 2}]",
-            "weights whose sum is 10000001, expected at most 10000000; .*divide all",
+            "pretrain.data.sources=[{folder: a, weight: 99999999}, {folder: b, weight: 2}]",
+            "weights whose sum is 100000001, expected at most 100000000; .*divide all",
         ),
         ("pretrain.data.sources=[{folder: a, weight: 0}]", "weight: got 0, expected at least 1"),
     ],
