@@ -71,8 +71,8 @@ class TextPasses:
 
 class AllTexts:
     """All texts of a matrix, to be scored with one picture after the other by the matching head.
-    The student has to stay as it is, in evaluation mode. From then on malloc keeps the process's freed
-    memory (`stages.freed_memory`): passes allocate the same tensors again."""
+    The student has to stay as it is, in evaluation mode. From then on malloc keeps freed memory in
+    the process (`stages.freed_memory`), as passes allocate the same tensors again."""
 
     def __init__(self, student: Student, passes: TextPasses) -> None:
         self._student = student
