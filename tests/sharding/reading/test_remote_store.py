@@ -105,9 +105,12 @@ def test_the_cache_spares_the_server(server: RangeServer) -> None:
 
 @pytest.mark.parametrize("context, num_workers", [("fork", 2), ("spawn", 1)])
 def test_the_workers_of_a_rank_share_its_cache_and_board(
-    server: RangeServer, context: str, num_workers: int
+    server: RangeServer, context: str, num_workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Oracle: the server's count: what workers read, the rank need not; its board saw them all."""
+    # On a busy machine half a second is too short for an answer, and a repeated request counts.
+    monkeypatch.setattr(range_reader, "ATTEMPT_SECONDS", 60.0)
+    monkeypatch.setattr(range_reader, "RETRY_SECONDS", 60.0)
     stream = _stream(server.url)
     first = _epoch(stream, num_workers=num_workers, multiprocessing_context=context)
     before = server.num_requests[TAR]
