@@ -40,11 +40,16 @@ def flush_output() -> None:
     try:
         sys.stdout.flush()
     except OSError:
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, sys.stdout.fileno())
-        os.close(nothing)
+        _discard(sys.stdout.fileno())
         if not error_on_its_way:
             raise
+
+
+def _discard(descriptor: int) -> None:
+    """Send what is written to the descriptor from here on to /dev/null."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, descriptor)
+    os.close(nothing)
 
 
 def outlive_readers() -> None:
@@ -75,9 +80,7 @@ class _LastingOutput(io.FileIO):
             return super().write(data)
         except OSError as error:
             if error.errno in _READER_GONE:
-                nothing = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nothing, self.fileno())
-                os.close(nothing)
+                _discard(self.fileno())
             elif error.errno not in NO_ROOM:
                 raise
             return len(data)

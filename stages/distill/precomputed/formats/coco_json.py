@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,9 +44,10 @@ class CocoJson:
     ) -> None:
         self._labels, self._size = labels, config.feature_size
         paths = find_files(config.path, field="path")
-        _check_categories(paths, labels)
+        ids = {path: set(_categories(path)) for path in paths}
+        _check_categories(ids, labels)
         if not str(config.labels).endswith(".json"):
-            _check_gaps(paths, labels)
+            _check_gaps(ids, labels)
         self.index = index_files(
             paths,
             scan_list,
@@ -98,12 +99,12 @@ class CocoJson:
         return self._labels.of_number[number]
 
 
-def _check_categories(paths: Sequence[Path], labels: Names) -> None:
+def _check_categories(ids: Mapping[Path, set[int]], labels: Names) -> None:
     """FeaturesError where a detection's category is not among the names: one is the proof that
     the names are not the file's, and so that the labels of all others are wrong."""
     numbers_ = sorted(labels.of_number)
-    for path in paths:
-        odd = sorted(set(_categories(path)) - set(numbers_))
+    for path, found in ids.items():
+        odd = sorted(found - set(numbers_))
         if odd:
             start = " Ids that start at 0 are not the lines of a text file." if odd[0] == 0 else ""
             raise FeaturesError(
@@ -114,15 +115,15 @@ def _check_categories(paths: Sequence[Path], labels: Names) -> None:
             )
 
 
-def _check_gaps(paths: Sequence[Path], labels: Names) -> None:
+def _check_gaps(ids: Mapping[Path, set[int]], labels: Names) -> None:
     """FeaturesError where a text file has COCO's 80 names and the detections, as far as can be
     seen, COCO's own ids, from 1 to 90: from the 12th on each would get a label after its own."""
     if len(labels.names) != 80 or (labels.names[0], labels.names[-1]) != ("person", "toothbrush"):
         return
-    found = {number for path in paths for number in _categories(path)}
+    found: set[int] = set().union(*ids.values())
     if found and max(found) >= min(_COCO_GAPS) and not found & _COCO_GAPS:
         raise FeaturesError(
-            f"path is {str(paths[0])!r}, with the category_id {max(found)} and none of "
+            f"path is {str(next(iter(ids)))!r}, with the category_id {max(found)} and none of "
             f"{', '.join(map(str, sorted(_COCO_GAPS)))}, as COCO's own ids have it; expected the "
             "lines of labels, 1 to 80. Give, as distill.features.labels, COCO's "
             'instances_val2017.json, or another JSON file {"categories": [{"id": ..., "name": '
