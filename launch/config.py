@@ -25,8 +25,8 @@ class LaunchConfig:
     """Pretraining continues with as few nodes when others are lost; null waits for all of them."""
     procs_per_node: int = 1
     """Ranks on each node: one a GPU, or one a core or two on CPU. Pretrain has them on all nodes,
-    distill and evaluate on one; other stages are one process unless ``--procs-per-node`` is
-    given."""
+    teach, distill and evaluate on one; other stages are one process unless ``--procs-per-node``
+    is given."""
     master_address: str | None = None
     """Where ranks of several nodes meet: the first node. Slurm finds it by itself."""
     master_port: int | None = None

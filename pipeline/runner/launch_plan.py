@@ -1,8 +1,9 @@
 """Decides how a stage is started: which launcher, how many ranks, and the job.
 
-Pretrain has the ranks of the recipe's ``launch``. The other stages are one process by default, here
-or, where the recipe says slurm, in a job of their own; ingest and distill share their shards among
-as many workers as the command line asks for, under slurm as an array of tasks.
+Pretrain has the ranks of the recipe's ``launch``; teach, distill and evaluate have those of one
+node. The other stages are one process by default, here or, where the recipe says slurm, in a job of
+their own; ingest and distill share their shards among as many workers as the command line asks for,
+under slurm as an array of tasks.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ PRETRAIN_MODULES = (
 )
 """What a rank of pretrain imports: all that takes long."""
 
-_SHARED_STAGES = ("distill", "evaluate")
+_SHARED_STAGES = ("teach", "distill", "evaluate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +83,9 @@ def launch_config(
 ) -> LaunchConfig:
     """How ``kind`` is launched; ``alone`` when it was asked for by its own name.
 
-    Pretrain takes all ranks of the recipe, distill and evaluate its processes of one node, as what
-    they write does not depend on how many there are. Beyond that, a stage is shared when asked.
+    Pretrain takes all ranks of the recipe; teach, distill and evaluate its processes of one node,
+    as what they write does not depend on how many there are (but for the rounding of sums in
+    teach). Beyond that, a stage is shared when asked.
 
     RecipeError where the launcher cannot start so many ranks.
     """

@@ -403,11 +403,11 @@ def test_a_changed_given_teacher_is_seen(go: Go, tmp_path: Path) -> None:
         ("pretrain", LaunchOverrides(procs_per_node=4), False, "torchrun", 4),
         ("pretrain", LaunchOverrides(launcher="local"), True, "local", 1),
         ("pretrain", LaunchOverrides(launcher="slurm", nodes=2), True, "slurm", 4),
-        ("teach", LaunchOverrides(), False, "local", 1),
+        ("teach", LaunchOverrides(), False, "torchrun", 2),
         ("teach", LaunchOverrides(procs_per_node=4), False, "torchrun", 4),
-        ("teach", LaunchOverrides(launcher="slurm", nodes=2), False, "slurm", 2),
+        ("teach", LaunchOverrides(launcher="slurm", nodes=2), False, "slurm", 4),
         ("evaluate", LaunchOverrides(procs_per_node=2), True, "torchrun", 2),
-        ("teach", LaunchOverrides(launcher="slurm"), True, "slurm", 1),
+        ("teach", LaunchOverrides(launcher="slurm"), True, "slurm", 2),
         ("ingest", LaunchOverrides(procs_per_node=2), True, "torchrun", 2),
         ("ingest", LaunchOverrides(procs_per_node=2), False, "torchrun", 2),
         ("distill", LaunchOverrides(procs_per_node=4), False, "torchrun", 4),
@@ -432,8 +432,8 @@ def test_a_changed_given_teacher_is_seen(go: Go, tmp_path: Path) -> None:
 def test_how_a_stage_is_launched(
     stage: str, asked: LaunchOverrides, alone: bool, launcher: str, ranks: int
 ) -> None:
-    """toy says torchrun with two ranks: they are pretrain's, distill's and evaluate's; others share
-    only when asked, in a whole run too."""
+    """toy says torchrun with two ranks: they are those of pretrain, teach, distill and evaluate;
+    others share only when asked, in a whole run too."""
     from pipeline.runner.launch_plan import launch_config
 
     recipe = load_recipe("toy", merge=asked.merged)

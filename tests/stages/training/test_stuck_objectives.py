@@ -46,12 +46,12 @@ def test_too_little_to_compare_names_nothing() -> None:
     assert stuck_objectives([]) == []
 
 
-def test_the_report_that_is_due_is_the_first_past_a_tenth() -> None:
-    """Oracle: by hand, 95 steps, reports each 3: of steps 3, 6, 9, 12 the last passes 9.5."""
-    assert [passes_due_step(s - 3, s, 95) for s in (3, 6, 9, 12, 15)] == [
-        False,
-        False,
-        False,
-        True,
-        False,
-    ]
+def test_the_report_that_is_due_is_the_first_a_fifth_after_the_warmup() -> None:
+    """Oracle: by hand, 95 steps, reports each 3: of steps 24, 27, 30, 33 the third passes 28.5."""
+    due = [passes_due_step(s - 3, s, 95, warmup=0.1) for s in (24, 27, 30, 33)]
+    assert due == [False, False, True, False]
+
+
+def test_a_run_that_is_all_warmup_is_looked_at_in_its_end() -> None:
+    """Oracle: a warmup of 0.9 leaves no fifth after it; the last report is the one."""
+    assert [passes_due_step(s - 5, s, 10, warmup=0.9) for s in (5, 10)] == [False, True]
