@@ -67,6 +67,7 @@ run: ## all stages in order, each skipped when complete, and the report
 $(STAGES) run: .venv/ready
 	$(BOXLESS) $@ $(RECIPE) $(settings) $(launching)
 
+ablation: RECIPE := kdvlp-toy
 ablation: .venv/ready ## plain, SOHO, KD-VLP and both: the same steps, three seeds
 	$(BOXLESS) ablation $(RECIPE) $(settings)
 

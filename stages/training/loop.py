@@ -382,7 +382,7 @@ class Loop:
         self.reported_step, self.reported_at = step, time.monotonic()
         if self.log:
             self.log.write(dict(line))
-            if passes_due_step(previous, step, self.config.num_steps, self.config.warmup):
+            if passes_due_step(previous, step, self.config.num_steps):
                 lines = read_metrics(self.out / METRICS)
                 for sentence in stuck_objectives(lines, self.config.solved_at_start):
                     self._log(f"{sentence} of {self.config.num_steps}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-SHARE_OF_RUN = 0.2
-"""How much of a run may pass after the warmup before an objective should have moved. (In recipe
-`toy` matching begins to learn between a tenth and a quarter of the run.)"""
+SHARE_OF_RUN = 0.1
+"""How much of a run may pass before an objective should have moved."""
+FEWEST_STEPS = 400
+"""Steps that may pass in any case. In recipe `toy` matching, the last to move, does so after 150 to
+250, whatever the length of the run."""
 SMALLEST_FALL = 0.02
 """Fall of a loss, as a share of its first value, from which it counts as learning."""
 WHAT_TO_TRY = {
@@ -20,12 +22,10 @@ WHAT_TO_TRY = {
 }
 
 
-def passes_due_step(before: int, now: int, num_steps: int, warmup: float) -> bool:
+def passes_due_step(before: int, now: int, num_steps: int) -> bool:
     """Whether the step at which all should have moved lies after `before` and not after `now`.
-
-    warmup: the share of the run in which the learning rate rises.
-    """
-    return before < min(1.0, warmup + SHARE_OF_RUN) * num_steps <= now
+    A shorter run has none."""
+    return before < max(SHARE_OF_RUN * num_steps, FEWEST_STEPS) <= now
 
 
 def stuck_objectives(

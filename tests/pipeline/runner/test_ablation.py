@@ -23,16 +23,16 @@ def parts(recipe: Recipe) -> tuple[str, float, float, float]:
 
 
 def test_variants_have_dictionary_and_objects_or_not() -> None:
-    """Oracle: written by hand. A recipe's own weights and dictionary are kept; toy, which has no
-    dictionary, gets that of soho-toy."""
-    toy = load_recipe("toy", ["pretrain.pra.weight=0.5"])
+    """Oracle: written by hand. A recipe's own weights and dictionary are kept; kdvlp-toy,
+    which has no dictionary, gets that of soho-toy."""
+    toy = load_recipe("kdvlp-toy", ["pretrain.pra.weight=0.5"])
     assert [parts(variant_recipe(toy, name, 0)) for name in ("plain", "soho", "kdvlp", "both")] == [
         ("plain", 0.0, 0.0, 0.0),
         ("soho", 0.1, 0.0, 0.0),
         ("plain", 0.0, 1.0, 0.5),
         ("soho", 0.1, 1.0, 0.5),
     ]
-    only_pra = load_recipe("toy", ["pretrain.omvm.weight=0"])
+    only_pra = load_recipe("kdvlp-toy", ["pretrain.omvm.weight=0"])
     assert parts(variant_recipe(only_pra, "kdvlp", 0)) == ("plain", 0.0, 0.0, 1.0)
     soho = load_recipe("soho-toy")
     assert variant_recipe(toy, "soho", 0).student == soho.student

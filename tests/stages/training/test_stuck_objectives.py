@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.objectives.config import ItcConfig
 from stages.training.monitoring.stuck_objectives import passes_due_step, stuck_objectives
@@ -46,12 +48,14 @@ def test_too_little_to_compare_names_nothing() -> None:
     assert stuck_objectives([]) == []
 
 
-def test_the_report_that_is_due_is_the_first_a_fifth_after_the_warmup() -> None:
-    """Oracle: by hand, 95 steps, reports each 3: of steps 24, 27, 30, 33 the third passes 28.5."""
-    due = [passes_due_step(s - 3, s, 95, warmup=0.1) for s in (24, 27, 30, 33)]
-    assert due == [False, False, True, False]
-
-
-def test_a_run_that_is_all_warmup_is_looked_at_in_its_end() -> None:
-    """Oracle: a warmup of 0.9 leaves no fifth after it; the last report is the one."""
-    assert [passes_due_step(s - 5, s, 10, warmup=0.9) for s in (5, 10)] == [False, True]
+@pytest.mark.parametrize(
+    ("num_steps", "steps", "due"),
+    [(95_000, (9400, 9500, 9600), 9500), (480, (390, 400, 410), 400), (330, (300, 330), None)],
+)
+def test_the_report_that_is_due_is_the_first_past_a_tenth_and_400_steps(
+    num_steps: int, steps: tuple[int, ...], due: int | None
+) -> None:
+    """Oracle: by hand; a run of fewer steps has none."""
+    before = (steps[0] - 10, *steps)
+    found = [now for old, now in zip(before, steps) if passes_due_step(old, now, num_steps)]
+    assert found == ([due] if due else [])
