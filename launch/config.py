@@ -11,8 +11,6 @@ from launch.slurm_config import SlurmConfig
 
 LauncherName = Literal["local", "torchrun", "deepspeed", "slurm"]
 DEFAULT_PORT = 29500
-SHAREABLE_STAGES = ("ingest", "teach", "distill", "finetune", "evaluate")
-"""Those whose work several ranks of one node can share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +25,8 @@ class LaunchConfig:
     """Pretraining continues with as few nodes when others are lost; null waits for all of them."""
     procs_per_node: int = 1
     """Ranks on each node: one a GPU, or one a core or two on CPU. Pretrain has them on all nodes,
-    the `shared_stages` on one; other stages are one process unless ``--procs-per-node`` is
+    distill and evaluate on one; other stages are one process unless ``--procs-per-node`` is
     given."""
-    shared_stages: tuple[str, ...] = ("distill", "evaluate")
-    """Stages that have `procs_per_node` ranks of one node, as they write the same with any number.
-    With teach too its pictures are shared, which pays from about 8 of a step for each CPU core on;
-    the weights differ in the last digits."""
     master_address: str | None = None
     """Where ranks of several nodes meet: the first node. Slurm finds it by itself."""
     master_port: int | None = None
@@ -67,12 +61,6 @@ class LaunchConfig:
     """The earlier name of slurm.account."""
 
     def __post_init__(self) -> None:
-        others = set(self.shared_stages) - set(SHAREABLE_STAGES)
-        if others:
-            raise BoxlessError(
-                f"shared_stages has {', '.join(sorted(others))}; expected some of "
-                f"{', '.join(SHAREABLE_STAGES)}."
-            )
         self._check_numbers()
         self._check_launcher()
         for name, value in self.env.items():

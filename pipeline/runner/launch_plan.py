@@ -1,9 +1,8 @@
 """Decides how a stage is started: which launcher, how many ranks, and the job.
 
-Pretrain has the ranks of the recipe's ``launch``; its ``shared_stages`` have those of one node. The
-other stages are one process by default, here or, where the recipe says slurm, in a job of their
-own; ingest and distill share their shards among as many workers as the command line asks for, under
-slurm as an array of tasks.
+Pretrain has the ranks of the recipe's ``launch``. The other stages are one process by default, here
+or, where the recipe says slurm, in a job of their own; ingest and distill share their shards among
+as many workers as the command line asks for, under slurm as an array of tasks.
 """
 
 from __future__ import annotations
@@ -48,6 +47,8 @@ PRETRAIN_MODULES = (
 )
 """What a rank of pretrain imports: all that takes long."""
 
+_SHARED_STAGES = ("distill", "evaluate")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOverrides:
@@ -81,8 +82,8 @@ def launch_config(
 ) -> LaunchConfig:
     """How ``kind`` is launched; ``alone`` when it was asked for by its own name.
 
-    Pretrain takes all ranks of the recipe, its shared stages the processes of one node. Beyond
-    that, a stage is shared when asked.
+    Pretrain takes all ranks of the recipe, distill and evaluate its processes of one node, as what
+    they write does not depend on how many there are. Beyond that, a stage is shared when asked.
 
     RecipeError where the launcher cannot start so many ranks.
     """
@@ -90,7 +91,7 @@ def launch_config(
     if kind.name == "pretrain":
         return given
     launcher = overrides.launcher or ("slurm" if given.launcher == "slurm" else "local")
-    is_shared = kind.name in given.shared_stages and overrides.launcher != "local"
+    is_shared = kind.name in _SHARED_STAGES and overrides.launcher != "local"
     own = given.procs_per_node if is_shared else 1
     nodes, procs_per_node = overrides.nodes or 1, overrides.procs_per_node or own
     if not alone and launcher == "torchrun":
