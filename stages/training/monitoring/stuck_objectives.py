@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 SHARE_OF_RUN = 0.1
 """How much of a run may pass before an objective should have moved."""
 FEWEST_STEPS = 400
-"""Steps that may pass in any case. In recipe `toy` matching, the last to move, does so after 150 to
-250, whatever the length of the run."""
+"""Steps that may pass in any case. In the toy recipes matching, the last to move, does so after 150
+to 300, whatever the length of the run."""
 SMALLEST_FALL = 0.02
 """Fall of a loss, as a share of its first value, from which it counts as learning."""
 WHAT_TO_TRY = {

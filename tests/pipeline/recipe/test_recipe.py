@@ -54,6 +54,16 @@ def test_recipes_of_the_papers_sizes_have_no_settings_of_the_toy(name: str) -> N
         assert recipe.distill.precision == "bf16"
 
 
+@pytest.mark.parametrize("name", ["kdvlp-toy", "soho-toy", "both-toy"])
+def test_toy_recipes_share_all_but_the_student_and_its_training(name: str) -> None:
+    """Oracle: toy's own teacher and shards; the contrastive loss is toy's alone, of no paper."""
+    recipe, toy = load_recipe(name), load_recipe("toy")
+    for part in ("seed", "ingest", "teach", "distill", "launch"):
+        assert getattr(recipe, part) == getattr(toy, part), part
+    assert toy.pretrain.itc.weight > 0 and toy.student.itc_size > 0
+    assert recipe.pretrain.itc.weight == 0 and recipe.student.itc_size == 0
+
+
 def test_base_is_laid_under_and_overrides_over(tmp_path: Path) -> None:
     """Grandparent, parent, file and --set: the nearest wins, key by key."""
     (tmp_path / "old.yaml").write_text("base: toy\nseed: 3\ningest: {num_train: 7, num_heldout: 8}")
