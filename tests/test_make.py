@@ -51,7 +51,7 @@ def test_help_is_the_default_and_lists_every_target() -> None:
             ["distill", "LAUNCHER=slurm", "NODES=4", "PROCS=2"],
             "boxless distill toy --launcher slurm --nodes 4 --procs-per-node 2",
         ),
-        (["ablation"], "boxless ablation toy"),
+        (["ablation"], "boxless ablation kdvlp-toy"),
         (["status"], "boxless status runs/toy"),
         (["report", "RECIPE=mine/deep.yaml"], "boxless report runs/deep"),
         (["report", "RUN=here"], "boxless report here"),
