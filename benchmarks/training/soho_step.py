@@ -8,7 +8,8 @@ Forward and backward of 2 pictures of 608 x 800 with 4 captions of 16 word piece
 no optimizer. `benchmarks/training/soho_released.py` works as the released code does, with its
 waste. Both have the same weights and masks and are checked first, without dropout, to give the same
 loss and the same gradients. They take turns within a round; printed are medians over the rounds,
-seconds of the clock and of all threads (CPU), and the median and the spread of the rounds' ratios.
+seconds of the clock and of all threads (CPU), the median and the spread of the rounds' ratios, and
+the arithmetic that torch counts, of convolutions and matrix products.
 --parts leaves out one waste of the released code at a time.
 
 Size r101 is ResNet-101 and 12 layers, ours alone, beside its arithmetic: what torch counts, against
@@ -279,7 +280,8 @@ def show_ratios(variants: dict[str, nn.Module], batch: Batch, num_rounds: int) -
             seconds = measured(lambda: forward(net, batch).backward(), batch.pixels.device)
             if number:
                 took[name].append(seconds)
-    print(f"{'':20} clock s    CPU s   of the released: clock (spread), CPU (spread)")
+    print(f"{'':20} clock s    CPU s   of the released: clock (spread), CPU (spread)   work")
+    work = {name: gigaflops(net, batch) for name, net in variants.items()}
     for name, all_took in took.items():
         shares = [sorted(a[i] / b[i] for a, b in zip(all_took, took["released"])) for i in (0, 1)]
         clock, cpu = (statistics.median(one[i] for one in all_took) for i in (0, 1))
@@ -289,7 +291,15 @@ def show_ratios(variants: dict[str, nn.Module], batch: Batch, num_rounds: int) -
                 f"{statistics.median(share):.2f} ({share[0]:.2f} to {share[-1]:.2f})"
                 for share in shares
             )
+            + f"   {work[name]:.0f} GFLOP, {work[name] / work['released']:.2f}"
         )
+
+
+def gigaflops(net: nn.Module, batch: Batch) -> float:
+    """Additions and multiplications of a forward and backward pass, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        forward(net, batch).backward()
+    return counter.get_total_flops() / 1e9
 
 
 def show_use(model: PretrainModel, batch: Batch, precision: str, num_rounds: int) -> None:
@@ -297,9 +307,7 @@ def show_use(model: PretrainModel, batch: Batch, precision: str, num_rounds: int
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model.to(dtype)
     batch.pixels = batch.pixels.to(dtype)
-    with FlopCounterMode(display=False) as counter:
-        forward(model, batch).backward()
-    work = counter.get_total_flops()
+    work = 1e9 * gigaflops(model, batch)
     device = batch.pixels.device
     side = 8192 if device.type == "cuda" else 1024
     square = torch.randn(side, side, device=device, dtype=dtype)
