@@ -281,7 +281,7 @@ def show_ratios(variants: dict[str, nn.Module], batch: Batch, num_rounds: int) -
             if number:
                 took[name].append(seconds)
     print(f"{'':20} clock s    CPU s   of the released: clock (spread), CPU (spread)   work")
-    work = {name: gigaflops(net, batch) for name, net in variants.items()}
+    work = {name: flops(net, batch) for name, net in variants.items()}
     for name, all_took in took.items():
         shares = [sorted(a[i] / b[i] for a, b in zip(all_took, took["released"])) for i in (0, 1)]
         clock, cpu = (statistics.median(one[i] for one in all_took) for i in (0, 1))
@@ -291,15 +291,15 @@ def show_ratios(variants: dict[str, nn.Module], batch: Batch, num_rounds: int) -
                 f"{statistics.median(share):.2f} ({share[0]:.2f} to {share[-1]:.2f})"
                 for share in shares
             )
-            + f"   {work[name]:.0f} GFLOP, {work[name] / work['released']:.2f}"
+            + f"   {work[name] / 1e9:.0f} GFLOP, {work[name] / work['released']:.2f}"
         )
 
 
-def gigaflops(net: nn.Module, batch: Batch) -> float:
+def flops(net: nn.Module, batch: Batch) -> int:
     """Additions and multiplications of a forward and backward pass, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
         forward(net, batch).backward()
-    return counter.get_total_flops() / 1e9
+    return counter.get_total_flops()
 
 
 def show_use(model: PretrainModel, batch: Batch, precision: str, num_rounds: int) -> None:
@@ -307,7 +307,7 @@ def show_use(model: PretrainModel, batch: Batch, precision: str, num_rounds: int
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model.to(dtype)
     batch.pixels = batch.pixels.to(dtype)
-    work = 1e9 * gigaflops(model, batch)
+    work = flops(model, batch)
     device = batch.pixels.device
     side = 8192 if device.type == "cuda" else 1024
     square = torch.randn(side, side, device=device, dtype=dtype)
